@@ -1,0 +1,1 @@
+"""The stages after training: generated pairs, standard augmentation, image quality, and the U-Net that is the judge."""

@@ -1,0 +1,86 @@
+"""The augment stage: standard augmentation with torchio, done once, on a CPU, into a shard.
+
+A copy is flipped with some probability, rotated, and a random crop of it is resized to full size: linear
+interpolation for the image, nearest for the mask.
+"""
+
+import json
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hvae_hpc.evaluation.generate import SHOWN
+from hvae_hpc.preprocess.shards import Pairs, read_dataset, write_pairs
+from hvae_hpc.resources import Outcome, Workplace
+from hvae_hpc.rundir import PAIRS, SAMPLES, write_arrays
+from hvae_hpc.stages import AugmentConfig
+from hvae_hpc.training.batches import generator_for, to_tensors
+from hvae_hpc.training.loop import choose_device
+from hvae_hpc.training.train import read_split
+
+
+def augment_pairs(config: AugmentConfig, workplace: Workplace) -> Outcome | None:
+    """Make moved copies of the split's training pairs; they go to ``pairs.h5``.
+
+    Returns:
+        Their number as a metric; None where it was asked to leave.
+    """
+    choose_device(workplace)
+    split = read_split(workplace.data, config.split)
+    real = read_dataset(workplace.data, split.train)
+    data = to_tensors(real, config.image_px)
+    images, masks = [], []
+    for copy in range(config.n_pairs):
+        if workplace.stopped():
+            return None
+        row = copy % len(data)
+        image, mask = move_pair(data.images[row], data.masks[row], config, copy)
+        images.append(image)
+        masks.append(mask)
+    rows = [copy % len(data) for copy in range(config.n_pairs)]
+    pairs = Pairs(
+        images=np.stack(images),
+        masks=np.stack(masks),
+        case_ids=tuple(real.case_ids[row] for row in rows),
+        slice_index=real.slice_index[rows],
+        spacing_mm=np.full((len(rows), 2), np.nan),  # a resized crop has no one spacing
+        source_sha256=tuple(real.source_sha256[row] for row in rows),
+    )
+    write_pairs(workplace.folder / PAIRS, pairs, {"source_cases": json.dumps(split.train)})
+    write_arrays(workplace.folder / SAMPLES, images=pairs.images[:SHOWN], masks=pairs.masks[:SHOWN])
+    return Outcome(metrics={"pairs": float(len(pairs))}, details={"train_cases": list(split.train)})
+
+
+def move_pair(image: Tensor, mask: Tensor, config: AugmentConfig, copy: int) -> tuple[Any, Any]:
+    """Return one moved copy as arrays: image (H, W) float32 in [0, 1], mask (H, W) uint8.
+
+    Args:
+        image, mask: (1, H, W).
+        config: how far.
+        copy: its number, which with the seed decides its moves.
+    """
+    import torchio  # seconds of import, for this stage alone
+
+    draw = torch.rand(5, generator=generator_for(config.seed, "augment", copy)).tolist()
+    height, width = image.shape[1:]
+    subject = torchio.Subject(
+        image=torchio.ScalarImage(tensor=image[..., None]),
+        mask=torchio.LabelMap(tensor=mask[..., None].to(torch.uint8)),
+    )
+    steps = []
+    if draw[0] < config.flip:
+        steps.append(torchio.Flip(axes=(1,)))  # axis 1 is the column: left-right
+    degrees = (2 * draw[1] - 1) * config.rotate_deg
+    rotation = {"scales": (1, 1, 1), "degrees": (0, 0, degrees), "translation": (0, 0, 0)}
+    steps.append(torchio.Affine(**rotation, image_interpolation="linear", default_pad_value=0))
+    side = config.crop_min + (1 - config.crop_min) * draw[2]
+    rows, columns = round(height * side), round(width * side)
+    top, left = round(draw[3] * (height - rows)), round(draw[4] * (width - columns))
+    steps.append(torchio.Crop((top, height - rows - top, left, width - columns - left, 0, 0)))
+    steps.append(torchio.Resize((height, width, 1), image_interpolation="linear"))
+    moved = torchio.Compose(steps)(subject)
+    image_out = moved.image.data[0, :, :, 0].clamp(0, 1).float().numpy()
+    mask_out = (moved.mask.data[0, :, :, 0] > 0).to(torch.uint8).numpy()
+    return image_out, mask_out

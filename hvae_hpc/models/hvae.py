@@ -1,0 +1,239 @@
+"""The joint Hamiltonian VAE of image and mask; with no leapfrog steps it is the VAE on the same network.
+
+A pair y = (x, m) is encoded to q(z0|y) = N(mu, diag s^2). K leapfrog steps with tempering move z0 and a
+momentum rho along the potential U = -log p(x, m|z) + |z|^2 / 2, each with determinant alpha_k^d, and
+the bound is taken at the end of the path (Caterini et al. 2018, Algorithm 1; Kebaili et al. 2023,
+equations 3 and 4):
+
+    ELBO(y) = E[log p(x, m|z_K) - |z_K|^2 / 2 - |rho_K|^2 / 2] + sum_i log s_i + d
+
+With mass "posterior" the leaps are made in whitened coordinates u, z = mu + s u: the same as a mass matrix
+diag(1 / s^2) in z, and the only form in which one step size suits every direction.
+"""
+
+import math
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hvae_hpc.model_configs import HVAEConfig
+from hvae_hpc.models.blocks import Batch, Decoder, Encoder, Loss, Phase
+
+LOG_2PI = math.log(2 * math.pi)
+
+
+class Path(NamedTuple):
+    """Where the flow went, all float32.
+
+    Attributes:
+        q_0, q_k: (B, d) position at the start and the end, in the coordinates of the leaps.
+        z_0, z_k: (B, d) latent variables at the start and the end.
+        momentum: (B, d) rho_K.
+        log_likelihood_0: (B,) log p(x, m|z_0), nats.
+        image_log_likelihood, mask_log_likelihood: (B,) at z_K, nats; the mask's is weighted.
+        energy_change: (B,) change of U + |rho|^2 / 2 over the leaps, tempering left out, nats.
+    """
+
+    q_0: Tensor
+    q_k: Tensor
+    z_0: Tensor
+    z_k: Tensor
+    momentum: Tensor
+    log_likelihood_0: Tensor
+    image_log_likelihood: Tensor
+    mask_log_likelihood: Tensor
+    energy_change: Tensor
+
+
+class HVAE(nn.Module):
+    """The model with its bound; ``encoder`` and ``decoder`` are attributes that tests may replace.
+
+    Args:
+        config: see there; ``n_leapfrog = 0`` is the VAE.
+        image_size: height and width, px.
+    """
+
+    def __init__(self, config: HVAEConfig, image_size: tuple[int, int]) -> None:
+        super().__init__()
+        self.config = config
+        link = "mean" if config.image_likelihood == "gaussian" else "logits"
+        self.encoder = Encoder(config.network, image_size)
+        self.decoder = Decoder(config.network, image_size, image_link=link)
+        # softplus(raw) + floor = sigma_x and step_size_max * sigmoid(raw) = eps, at the start as configured.
+        if config.learn_sigma_x:
+            self.raw_sigma_x = nn.Parameter(torch.tensor(math.log(math.expm1(config.sigma_x - config.sigma_x_floor))))
+        if config.n_leapfrog and config.learn_step_size:
+            share = config.step_size / config.step_size_max
+            self.raw_step_size = nn.Parameter(torch.tensor(math.log(share / (1 - share))))
+        if config.n_leapfrog and config.tempering == "free":
+            alpha = config.sqrt_beta_0 ** (1 / config.n_leapfrog)
+            self.raw_alphas = nn.Parameter(torch.full((config.n_leapfrog,), math.log(alpha / (1 - alpha))))
+
+    def phases(self) -> tuple[Phase, ...]:
+        """One phase: the bound."""
+        return (Phase("elbo", self),)
+
+    def draw(self, n: int, share: float, generator: torch.Generator) -> dict[str, Tensor]:
+        """Draw what a forward of n pairs needs beside the pairs.
+
+        Args:
+            n: pairs.
+            share: of the training that is done, in [0, 1]; it sets the KL weight and switches the flow on.
+            generator: on the CPU.
+
+        Returns:
+            noise (n, d), kl_weight (), and, where the flow is on, momentum (n, d).
+        """
+        config = self.config
+        weight = min(1.0, share / config.kl_warm_up) if config.kl_warm_up > 0 else 1.0
+        drawn = {"noise": self._normal(n, generator), "kl_weight": torch.tensor(weight)}
+        if config.n_leapfrog and share >= config.flow_from:
+            drawn["momentum"] = self._normal(n, generator)
+        return drawn
+
+    def _normal(self, n: int, generator: torch.Generator) -> Tensor:
+        return torch.randn(n, self.config.network.latent_size, generator=generator)
+
+    def sigma_x(self) -> Tensor | float:
+        """Standard deviation of the image's Gaussian, in units of the image range."""
+        if self.config.learn_sigma_x:
+            return self.config.sigma_x_floor + F.softplus(self.raw_sigma_x)
+        return self.config.sigma_x
+
+    def step_size(self) -> Tensor | float:
+        """The leapfrog's eps."""
+        if self.config.learn_step_size:
+            return self.config.step_size_max * torch.sigmoid(self.raw_step_size)
+        return self.config.step_size
+
+    def alphas(self) -> list[Tensor | float]:
+        """The factor alpha_k on the momentum after each step; their product is sqrt(beta_0)."""
+        config, k_max = self.config, self.config.n_leapfrog
+        if config.tempering == "none":
+            return [1.0] * k_max
+        if config.tempering == "free":
+            return list(torch.sigmoid(self.raw_alphas).unbind())
+        inverse = 1 / config.sqrt_beta_0
+        roots = [1 / (inverse + (1 - inverse) * (k / k_max) ** 2) for k in range(k_max + 1)]  # sqrt(beta_k)
+        return [before / after for before, after in pairwise(roots)]
+
+    def sqrt_beta_0(self) -> Tensor | float:
+        """Square root of the inverse temperature that the momentum starts at."""
+        product: Tensor | float = 1.0
+        for alpha in self.alphas():
+            product = product * alpha
+        return product
+
+    def encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return q(z0|y)'s mean and standard deviation, (B, d) each."""
+        mean, log_var = self.encoder(torch.cat([batch["image"], batch["mask"]], dim=1))
+        return mean, torch.exp(0.5 * log_var)
+
+    def log_likelihood(self, z: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return log p(x|z) and lambda_m log p(m|z), (B,) each, nats, constants included."""
+        parameter, mask_logits = self.decoder(z)
+        image = batch["image"]
+        if self.config.image_likelihood == "gaussian":
+            sigma = torch.as_tensor(self.sigma_x(), dtype=parameter.dtype, device=parameter.device)
+            image_nats = -0.5 * ((image - parameter) / sigma) ** 2 - torch.log(sigma) - 0.5 * LOG_2PI
+        else:
+            image_nats = -F.binary_cross_entropy_with_logits(parameter, image, reduction="none")
+        mask_nats = -F.binary_cross_entropy_with_logits(mask_logits, batch["mask"], reduction="none")
+        return image_nats.flatten(1).sum(1), self.config.mask_weight * mask_nats.flatten(1).sum(1)
+
+    def leap(self, batch: Batch, mean: Tensor, scale: Tensor) -> Path:
+        """Follow the flow from z0 = mean + scale * noise.
+
+        K leaps take K + 1 gradients: the force at a step's end is the force at the next one's start, and the last
+        evaluation also gives log p(x, m|z_K).
+        """
+        z_0 = mean + scale * batch["noise"]
+        whitened = self.config.mass == "posterior"
+
+        def latent(q: Tensor) -> Tensor:
+            return mean + scale * q if whitened else q
+
+        def potential(q: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+            z = latent(q)
+            image_nats, mask_nats = self.log_likelihood(z, batch)
+            energy = 0.5 * (z * z).sum(1) - image_nats - mask_nats
+            return energy.sum(), (
+                energy,
+                image_nats,
+                mask_nats,
+            )  # pairs do not touch, so the sum's gradient is each one's
+
+        slope = torch.func.grad(potential, has_aux=True)
+        eps = self.step_size()
+        q = q_0 = batch["noise"] if whitened else z_0
+        momentum = batch["momentum"] / self.sqrt_beta_0()
+        gradient, (energy, image_nats, mask_nats) = slope(q)
+        log_likelihood_0 = image_nats + mask_nats
+        energy_change = torch.zeros_like(energy)
+        for alpha in self.alphas():
+            before = energy + 0.5 * (momentum * momentum).sum(1)
+            half_way = momentum - 0.5 * eps * gradient
+            q = q + eps * half_way
+            gradient, (energy, image_nats, mask_nats) = slope(q)
+            momentum = half_way - 0.5 * eps * gradient
+            energy_change = energy_change + energy + 0.5 * (momentum * momentum).sum(1) - before
+            momentum = alpha * momentum
+        return Path(q_0, q, z_0, latent(q), momentum, log_likelihood_0, image_nats, mask_nats, energy_change)
+
+    def forward(self, batch: Batch, phase: str = "elbo") -> Loss:
+        """Return minus the bound per pixel, and its parts in nats per pair.
+
+        Args:
+            batch: ``image`` and ``mask`` (B, 1, H, W) and what :meth:`draw` made; with a momentum the flow is on.
+            phase: "elbo", the only one.
+        """
+        mean, scale = self.encode(batch)
+        log_scale = torch.log(scale).sum(1)
+        analytic_kl = 0.5 * (mean * mean + scale * scale - 1).sum(1) - log_scale
+        pixels = batch["image"][0].numel()
+        if "momentum" not in batch:
+            z = mean + scale * batch["noise"]
+            image_nats, mask_nats = self.log_likelihood(z, batch)
+            kl = analytic_kl
+            log_weight = image_nats + mask_nats + log_scale + 0.5 * _square(batch["noise"]) - 0.5 * _square(z)
+            terms = {}
+        else:
+            path = self.leap(batch, mean, scale)
+            image_nats, mask_nats = path.image_log_likelihood, path.mask_log_likelihood
+            kl = 0.5 * _square(path.z_k) + 0.5 * _square(path.momentum) - log_scale - mean.shape[1]
+            log_weight = (
+                image_nats + mask_nats + log_scale - 0.5 * _square(path.z_k) - 0.5 * _square(path.momentum)
+                + 0.5 * _square(batch["noise"]) + 0.5 * _square(batch["momentum"])
+            )  # fmt: skip
+            terms = {
+                "elbo_gain": image_nats + mask_nats - kl - (path.log_likelihood_0 - analytic_kl),
+                "moved": ((path.z_k - path.z_0) / scale).square().mean(1).sqrt(),
+                "energy_change": path.energy_change,
+                "acceptance": torch.exp(-path.energy_change.clamp(min=0.0)),
+                "step_size": torch.as_tensor(self.step_size()),
+                "sqrt_beta_0": torch.as_tensor(self.sqrt_beta_0()),
+            }
+        bound = image_nats + mask_nats - batch["kl_weight"] * kl
+        terms |= {
+            "elbo": image_nats + mask_nats - kl,
+            "image": image_nats,
+            "mask": mask_nats,
+            "kl": kl,
+            "kl_weight": batch["kl_weight"],
+            "sigma_x": torch.as_tensor(self.sigma_x()),
+            "log_weight": log_weight,
+        }
+        return Loss(-bound.mean() / pixels, {name: term.detach() for name, term in terms.items()})
+
+    def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn latent variables (B, d) into the image's mean and the mask's probability, (B, 1, H, W) each."""
+        parameter, mask_logits = self.decoder(z)
+        image = parameter if self.config.image_likelihood == "gaussian" else torch.sigmoid(parameter)
+        return image, torch.sigmoid(mask_logits)
+
+
+def _square(x: Tensor) -> Tensor:
+    return (x * x).sum(1)

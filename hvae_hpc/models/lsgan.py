@@ -1,0 +1,110 @@
+"""The least-squares GAN (Mao et al. 2017) of image and mask; its generator is the HVAE's decoder.
+
+The discriminator sees image and mask together and its score is squared per pair, with targets 0 for generated and
+1 for real, and 1 for the generator:
+
+    L_D = 1/2 E[(D(real) - 1)^2] + 1/2 E[D(G(z))^2],    L_G = 1/2 E[(D(G(z)) - 1)^2]
+
+The generator's mask is thresholded before the discriminator sees it, with the soft mask's gradient
+(straight-through), because soft against hard would give it away.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from hvae_hpc.model_configs import LSGANConfig, MovesConfig
+from hvae_hpc.models.blocks import Batch, Decoder, Loss, Phase
+from hvae_hpc.models.moves import apply_moves, draw_moves
+
+AUGMENTATION = MovesConfig(flip=0.5, rotate_deg=10.0, scale=0.1, shift=0.1)
+BRIGHTNESS, CONTRAST = 0.2, 0.3  # largest additive and relative change of the image channel
+
+
+class Discriminator(nn.Module):
+    """Scores a pair: (B, 2, H, W) -> (B,)."""
+
+    def __init__(self, config: LSGANConfig) -> None:
+        super().__init__()
+        wrap = spectral_norm if config.spectral_norm else nn.Identity()
+        layers: list[nn.Module] = []
+        before = 2
+        for channels in config.discriminator_channels:
+            layers += [wrap(nn.Conv2d(before, channels, 4, stride=2, padding=1)), nn.LeakyReLU(0.2)]
+            before = channels
+        self.layers = nn.Sequential(*layers)
+        self.score = wrap(nn.Linear(before, 1))
+
+    def forward(self, pair: Tensor) -> Tensor:
+        """Return one score per pair, float32."""
+        return self.score(self.layers(pair).mean((2, 3))).float()[:, 0]
+
+
+class LSGAN(nn.Module):
+    """Generator and discriminator with their two objectives.
+
+    Args:
+        config: see there.
+        image_size: height and width, px.
+    """
+
+    def __init__(self, config: LSGANConfig, image_size: tuple[int, int]) -> None:
+        super().__init__()
+        self.config = config
+        self.aspect = image_size[0] / image_size[1]
+        self.decoder = Decoder(config.network, image_size)
+        self.discriminator = Discriminator(config)
+
+    def phases(self) -> tuple[Phase, ...]:
+        """The discriminator's phase, then the generator's."""
+        return (Phase("discriminator", self.discriminator), Phase("generator", self.decoder))
+
+    def draw(self, n: int, share: float, generator: torch.Generator) -> dict[str, Tensor]:
+        """Draw z for n pairs and, where the pairs are augmented, the moves and tones of real and generated ones."""
+        del share
+        drawn = {"noise": torch.randn(n, self.config.network.latent_size, generator=generator)}
+        if self.config.differentiable_augmentation:
+            for side in ("real", "fake"):
+                drawn[f"{side}_moves"] = draw_moves(n, AUGMENTATION, generator, self.aspect)
+                drawn[f"{side}_tones"] = torch.rand(n, 2, generator=generator) * 2 - 1
+        return drawn
+
+    def _seen(self, pair: Tensor, batch: Batch, side: str) -> Tensor:
+        """What the discriminator sees of a pair: moved, and with another brightness and contrast of the image alone."""
+        if not self.config.differentiable_augmentation:
+            return pair
+        image, mask = apply_moves(pair, batch[f"{side}_moves"]).chunk(2, dim=1)
+        brightness, contrast = batch[f"{side}_tones"][:, :, None, None, None].unbind(1)
+        average = image.mean((1, 2, 3), keepdim=True)
+        image = (image - average) * (1 + CONTRAST * contrast) + average + BRIGHTNESS * brightness
+        return torch.cat([image, mask], dim=1)
+
+    def _fake(self, batch: Batch) -> Tensor:
+        image, probability = self.decode(batch["noise"])
+        hard = (probability > 0.5).to(probability.dtype)
+        return torch.cat([image, probability + (hard - probability).detach()], dim=1)
+
+    def forward(self, batch: Batch, phase: str = "discriminator") -> Loss:
+        """Return one phase's objective.
+
+        Args:
+            batch: ``image`` and ``mask`` (B, 1, H, W) and what :meth:`draw` made.
+            phase: "discriminator" or "generator".
+        """
+        if phase == "generator":
+            score = self.discriminator(self._seen(self._fake(batch), batch, "fake"))
+            loss = 0.5 * ((score - 1) ** 2).mean()
+            return Loss(loss, {"generator": loss.detach()})
+        with torch.no_grad():
+            fake = self._fake(batch)
+        real = torch.cat([batch["image"], batch["mask"]], dim=1)
+        score_real = self.discriminator(self._seen(real, batch, "real"))
+        score_fake = self.discriminator(self._seen(fake, batch, "fake"))
+        loss = 0.5 * ((score_real - 1) ** 2).mean() + 0.5 * (score_fake**2).mean()
+        terms = {"discriminator": loss, "score_real": score_real, "score_fake": score_fake}
+        return Loss(loss, {name: term.detach() for name, term in terms.items()})
+
+    def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn latent variables (B, d) into images and mask probabilities, (B, 1, H, W) each."""
+        image, mask_logits = self.decoder(z)
+        return image, torch.sigmoid(mask_logits)

@@ -1,0 +1,248 @@
+"""A run's folder: the names of all files in it, atomic writes, checked reads.
+
+``runs/<stage>/<label>-<run_id>/`` holds config.json and, once the run is done, metrics.json, which is
+the only mark of done. Nothing is ever seen half-written under its final name: files are written under
+a temporary name in the same folder, flushed to the disk and renamed.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hvae_hpc.config import dump, load, read_json
+from hvae_hpc.errors import UserError
+from hvae_hpc.identity import canonical_json
+
+CONFIG = "config.json"
+METRICS = "metrics.json"
+LOG = "log.jsonl"
+SNAPSHOT = "snapshot.pt"
+PAIRS = "pairs.h5"
+SAMPLES = "samples.npz"
+LOCK = ".lock"
+RESULT_SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where, when and with what a run was made: recorded, never hashed.
+
+    Attributes:
+        code_sha: hash of the package's own files (:func:`hvae_hpc.identity.code_sha`).
+        versions: library name to version.
+        device: "cpu" or the GPU's name.
+        host: the node's name.
+        job_id: SLURM's ``<array>_<element>``, or "" for a local process.
+        attempt: 1 for the first start, more after interruptions.
+        started_at: seconds since 1970 of this attempt's start.
+        wall_s: seconds this attempt took.
+        peak_memory_mib: largest resident set of the process so far, MiB.
+        threads: CPU threads that torch was pinned to.
+        notes: what else a reader must know ("compile failed: ...").
+    """
+
+    code_sha: str
+    versions: dict[str, str]
+    device: str
+    host: str
+    job_id: str
+    attempt: int
+    started_at: float
+    wall_s: float
+    peak_memory_mib: float
+    threads: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What metrics.json holds.
+
+    Attributes:
+        schema: version of this format.
+        run_id, stage, config, parents: what was asked; parents maps a role to a run id or a data hash.
+        parent_results: role to :func:`result_stamp` of each parent run that was read. A parent that is
+            made anew has another stamp, so this run is then made anew as well.
+        metrics: name to number, for the whole run.
+        per_case: case id to name to number.
+        provenance: see there.
+        details: what is neither (lists of case ids, counts by name), plain data.
+    """
+
+    schema: int
+    run_id: str
+    stage: str
+    config: dict[str, Any]
+    parents: dict[str, str]
+    parent_results: dict[str, str]
+    metrics: dict[str, float]
+    per_case: dict[str, dict[str, float]]
+    provenance: Provenance
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write a file so that readers see the whole of it or nothing, also after a crash."""
+    content = data.encode() if isinstance(data, str) else data
+    write_atomic_by(path, lambda temporary: temporary.write_bytes(content))
+
+
+def write_atomic_by(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let ``write`` make a file under a temporary name, then give it its final one.
+
+    Args:
+        path: the final name; its folder is made if need be.
+        write: is called with the temporary name, in the same folder.
+
+    Raises:
+        UserError: the disk refused (full, quota, no permission); the final name is as it was before.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error}); what was there before is untouched"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems cannot sync a folder
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_arrays(path: Path, **arrays: Any) -> None:
+    """Write numpy arrays as a compressed .npz, atomically."""
+    import numpy  # for the stages that make arrays; everybody else does without
+
+    buffer = io.BytesIO()
+    numpy.savez_compressed(buffer, **arrays)
+    write_atomic(path, buffer.getvalue())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain data as indented JSON, atomically.
+
+    Raises:
+        ValueError: a NaN or an infinity is in it.
+    """
+    write_atomic(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def write_result(folder: Path, result: RunResult) -> None:
+    """Write metrics.json: from now on the run is done.
+
+    Raises:
+        UserError: a metric is not finite; it names the metric.
+    """
+    for name, value in result.metrics.items():
+        if not abs(value) < float("inf"):
+            raise UserError(f"{folder}: metric {name} is {value}; a run with a non-finite metric is not done")
+    write_json(folder / METRICS, dump(result))
+
+
+def read_result(folder: Path, run_id: str) -> RunResult | None:
+    """Read a run's metrics.json; None where there is none.
+
+    Raises:
+        UserError: it is there but cannot be believed: truncated, another schema, another run's.
+    """
+    path = folder / METRICS
+    if not path.exists():
+        return None
+    data = read_json(path)
+    if isinstance(data, dict) and data.get("schema") != RESULT_SCHEMA:
+        raise UserError(
+            f"{path}: schema {data.get('schema')}, expected {RESULT_SCHEMA}; delete the folder to make it anew"
+        )
+    result = load(RunResult, data, str(path))
+    if result.run_id != run_id:
+        raise UserError(f"{path}: is run {result.run_id}, expected {run_id}; delete the folder to make it anew")
+    return result
+
+
+def result_stamp(result: RunResult) -> str:
+    """Return 12 digits that name this making of a run: a second making has another stamp."""
+    return hashlib.sha256(canonical_json(dump(result)).encode()).hexdigest()[:12]
+
+
+def write_config(folder: Path, config: dict[str, Any]) -> None:
+    """Write config.json, or check that the one that is there says the same.
+
+    Raises:
+        UserError: another config is there, which a run id never allows.
+    """
+    path = folder / CONFIG
+    if path.exists():
+        there = read_json(path)
+        if there != config:
+            key = next(k for k in sorted({*there, *config}) if there.get(k) != config.get(k))
+            raise UserError(
+                f"{path}: has {key} = {there.get(key)!r}, this run asks {config.get(key)!r}; "
+                "delete the folder or use a new one"
+            )
+        return
+    write_json(path, config)
+
+
+def append_log(folder: Path, record: dict[str, Any]) -> None:
+    """Add one line to log.jsonl; a line cut short by a crash is closed off first."""
+    line = json.dumps({"time": round(time.time(), 3), **record}, allow_nan=True) + "\n"
+    with open(folder / LOG, "ab+") as file:
+        if file.seek(0, os.SEEK_END) > 0:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                line = "\n" + line
+        file.write(line.encode())
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """Read log.jsonl; lines that a crash cut short are left out."""
+    records = []
+    with contextlib.suppress(FileNotFoundError):
+        for line in (folder / LOG).read_bytes().splitlines():
+            with contextlib.suppress(ValueError):
+                records.append(json.loads(line))
+    return records
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[bool]:
+    """Hold a run's folder for one writer; yields False where another process holds it.
+
+    The lock dies with its process, also after kill -9.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what a killed writer left behind; only for the holder of the folder's lock."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)

@@ -1,0 +1,227 @@
+"""The main command: a sweep file to tables, on this machine or as SLURM arrays.
+
+``python -m hvae_hpc.sweep --partition gpu`` runs the paper's experiment on the data sets in ./shards. The same command,
+run again, makes only what is missing.
+"""
+
+import argparse
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from hvae_hpc.config import find_toml, load, read_toml
+from hvae_hpc.errors import UserError, run_command
+from hvae_hpc.jobs import dag, slurm
+from hvae_hpc.jobs.status import read_states
+from hvae_hpc.plan import Plan, plan_path, write_plan
+from hvae_hpc.preprocess.manifest import MANIFEST, read_manifest
+from hvae_hpc.resources import Resources
+from hvae_hpc.stages import CONFIGS
+
+SWEEPS = Path(__file__).parent / "jobs" / "sweeps"
+SITES = Path(__file__).parent / "jobs" / "sites"
+OWN_SWEEP = Path("sweep.toml")
+
+EXAMPLES = """examples:
+  python -m hvae_hpc.sweep demo                    try it: phantoms, small sizes, local processes
+  python -m hvae_hpc.sweep --plan                  show what the paper's experiment would run
+  python -m hvae_hpc.sweep --partition gpu         submit it as SLURM arrays; the shell may close
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; returns its exit code."""
+    options = _parse(argv)
+    sweep = read_sweep(options.sweep)
+    runs_folder = options.runs or Path(sweep.runs)
+    resources = read_site(options.site)
+    if not options.plan:
+        _check_where(options)
+        _make_phantoms(sweep, options)
+    plan = dag.make_plan(sweep, find_data(sweep, options.data), runs_folder, resources)
+    states = read_states(plan)
+    missing = [run_id for run_id, state in states.items() if not state.done]
+    _describe(sweep, plan, missing)
+    for run_id in missing:
+        if states[run_id].reason:
+            print(f"  to be made anew: {plan.runs[run_id].stage} {plan.runs[run_id].label}: {states[run_id].reason}")
+    if options.plan:
+        print("nothing was done (--plan)")
+        return 0
+    write_plan(plan, plan_path(plan))
+    if options.partition:
+        return _submit(plan, missing, options.partition)
+    return _run_here(plan, missing, options.workers)
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m hvae_hpc.sweep",
+        description="Train the generators, evaluate every arm with every seed, make the tables.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("sweep", nargs="?", help="name or .toml file (default: ./sweep.toml if there, else table1)")
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        default=[],
+        metavar="NAME=DIR",
+        help="where a data set's shards lie (default: ./shards/NAME)",
+    )
+    parser.add_argument("--runs", type=Path, metavar="DIR", help="the runs folder (default: ./runs)")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--partition", metavar="P", help="submit SLURM arrays to this partition")
+    where.add_argument("--local", action="store_true", help="run here, also where sbatch is")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="local processes at a time (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--site",
+        type=Path,
+        metavar="FILE",
+        help="resources by stage (default: $HVAE_HPC_SITE, else one GPU for what trains)",
+    )
+    parser.add_argument("--plan", action="store_true", help="show what would run, and do nothing")
+    options = parser.parse_args(argv)
+    if options.workers < 1:
+        raise UserError(f"--workers is {options.workers}, expected 1 or more")
+    return options
+
+
+def read_sweep(name: str | None) -> dag.SweepConfig:
+    """Read the sweep that the command names: a file, a name of the library, ./sweep.toml, or table1."""
+    if name is None:
+        name = str(OWN_SWEEP) if OWN_SWEEP.is_file() else "table1"
+    path = find_toml(name, SWEEPS)
+    return load(dag.SweepConfig, read_toml(path, SWEEPS), str(path))
+
+
+def read_site(path: Path | None) -> dict[str, Resources]:
+    """Return every stage's resources: the defaults under the site file."""
+    if path is None and os.environ.get("HVAE_HPC_SITE"):
+        path = Path(os.environ["HVAE_HPC_SITE"])
+    default = read_toml(SITES / "default.toml", SITES)
+    own = read_toml(path, SITES) if path else {}
+    unknown = sorted(set(own) - set(default))
+    if unknown:
+        raise UserError(f"{path}: unknown stage {unknown[0]!r}; expected {', '.join(default)}")
+    return {
+        stage: load(Resources, {**default[stage], **own.get(stage, {})}, f"{path or 'site'}: {stage}")
+        for stage in CONFIGS
+    }
+
+
+def find_data(sweep: dag.SweepConfig, options: Sequence[str]) -> list[dag.DataSet]:
+    """Return the sweep's data sets with their manifests.
+
+    Raises:
+        UserError: one is not packed; it says which command packs it.
+    """
+    folders = {name: Path(sweep.shards) / name for name in sweep.data}
+    for option in options:
+        name, sign, given = option.partition("=")
+        if not sign or name not in folders:
+            raise UserError(f"--data {option}: expected NAME=DIR with NAME one of {', '.join(folders)}")
+        folders[name] = Path(given)
+    found = []
+    for name, folder in folders.items():
+        if not (folder / MANIFEST).is_file():
+            cases = sweep.split.train + sweep.split.test
+            pack = f"python -m hvae_hpc.preprocess {name} --out {folder}"
+            raise UserError(
+                f"data set {name}: no {MANIFEST} in {folder}; pack yours with: {pack} --raw DIR"
+                f"  (or try phantoms: {pack} --phantom {cases})"
+            )
+        found.append(dag.DataSet(name=name, folder=folder, manifest=read_manifest(folder)))
+    return found
+
+
+def _check_where(options: argparse.Namespace) -> None:
+    if slurm.is_available() and not options.partition and not options.local:
+        raise UserError("this is a SLURM machine; give --partition P to submit, or --local to run here")
+    if options.partition:
+        slurm.check_partition(options.partition)
+
+
+def _make_phantoms(sweep: dag.SweepConfig, options: argparse.Namespace) -> None:
+    """Make and pack phantoms of the data sets that are missing, where the sweep asks for it."""
+    if not sweep.phantoms:
+        return
+    given = {option.partition("=")[0] for option in options.data}
+    for name in sweep.data:
+        folder = Path(sweep.shards) / name
+        if name in given or (folder / MANIFEST).is_file():
+            continue
+        from hvae_hpc.preprocess.__main__ import main as preprocess
+
+        raw = folder.parent.parent / "phantoms" / name
+        arguments = [name, "--phantom", str(sweep.phantoms), "--raw", str(raw), "--out", str(folder), "--local"]
+        if preprocess([*arguments, "--workers", str(options.workers)]):
+            raise UserError(f"data set {name}: the phantoms could not be packed; see above")
+
+
+def _describe(sweep: dag.SweepConfig, plan: Plan, missing: Sequence[str]) -> None:
+    print(f"sweep {sweep.name}: {sweep.about}" if sweep.about else f"sweep {sweep.name}")
+    for name, data in plan.data.items():
+        print(f"  data {name}: {data['folder']} (content {data['content_hash'][:12]})")
+    every = Counter(run.stage for run in plan.runs.values())
+    todo = Counter(plan.runs[run_id].stage for run_id in missing)
+    for stage, number in every.items():
+        print(f"  {stage:8} {number:5} runs, {number - todo[stage]:5} done, {todo[stage]:5} to make")
+    print(f"  runs folder: {plan.runs_folder}")
+
+
+def _submit(plan: Plan, missing: Sequence[str], partition: str) -> int:
+    from hvae_hpc.jobs.launcher import submit
+
+    if not missing:
+        print("submitted nothing: every run is done")
+        return 0
+    record = submit(plan, missing, partition)
+    for name, job in record["jobs"].items():
+        print(f"  job {job}: {name}")
+    queued = len(record["queued"])
+    print(f"submitted {len(record['submitted'])} runs in {len(record['jobs'])} jobs; {queued} runs were queued already")
+    if record["jobs"]:
+        print(f"logs: {record['folder']}")
+    print(f"tables, at any time: python -m hvae_hpc.results {plan.runs_folder} --partial")
+    return 0
+
+
+def _run_here(plan: Plan, missing: Sequence[str], workers: int) -> int:
+    from hvae_hpc.jobs.local import run_locally
+
+    on_cpu = {stage: _for_this_machine(resources) for stage, resources in plan.resources.items()}
+    plan = Plan(**{**plan.__dict__, "resources": on_cpu})
+    plan_file = plan_path(plan)
+    write_plan(plan, plan_file)
+    reports = run_locally(plan, plan_file, missing, workers) if missing else {}
+    bad = [report for report in reports.values() if report.state != "done"]
+    if bad:
+        first = plan.runs[bad[0].run_id]
+        raise UserError(
+            f"{len(bad)} of {len(missing)} runs were not made; first: {first.stage} {first.label}: {bad[0].message}; "
+            f"mend that and give the same command again (log: {plan_file.with_suffix('.log')})"
+        )
+    from hvae_hpc.results.__main__ import write_results
+
+    write_results(plan.runs_folder, plan.sweep, False, None)
+    return 0
+
+
+def _for_this_machine(resources: Resources) -> Resources:
+    """Let a stage use a GPU that is here, and do without where there is none: nobody was asked for one."""
+    from dataclasses import replace
+
+    return resources if Path("/dev/nvidia0").exists() else replace(resources, gpus=0)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,89 @@
+"""Pairs on the device, and which of them a step takes.
+
+The clock is images seen. Which images a step takes, how they are moved, and the noise are functions of (seed,
+images_seen), so that a training goes on from a checkpoint without anything of a loader being saved.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hvae_hpc.errors import UserError
+from hvae_hpc.preprocess.shards import Pairs
+
+
+def generator_for(seed: int, purpose: str, index: int) -> torch.Generator:
+    """Return a CPU generator that is a function of its arguments alone."""
+    digest = hashlib.sha256(f"{seed}:{purpose}:{index}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+@lru_cache(maxsize=4)
+def _permutation(n: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(n, generator=generator_for(seed, "order", epoch))
+
+
+def images_of_step(n: int, seed: int, images_seen: int, batch_size: int) -> Tensor:
+    """Return the indices (batch_size,) of the images after the first ``images_seen``.
+
+    The stream is one random order of all n images after the other, so every image is seen equally often, to within one,
+    at any time; a batch may cross from one order to the next.
+    """
+    positions = range(images_seen, images_seen + batch_size)
+    parts = []
+    for epoch in range(positions[0] // n, positions[-1] // n + 1):
+        start, stop = max(positions[0] - epoch * n, 0), min(positions[-1] + 1 - epoch * n, n)
+        parts.append(_permutation(n, seed, epoch)[start:stop])
+    return torch.cat(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairTensors:
+    """Pairs in memory: images and masks (N, 1, H, W) float32, in [0, 1] and {0, 1}."""
+
+    images: Tensor
+    masks: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width, px."""
+        return int(self.images.shape[2]), int(self.images.shape[3])
+
+    def to(self, device: torch.device) -> "PairTensors":
+        """Return them on a device."""
+        return PairTensors(images=self.images.to(device), masks=self.masks.to(device))
+
+
+def to_tensors(pairs: Pairs, image_px: int) -> PairTensors:
+    """Make tensors of packed pairs, shrunk by area averaging where asked.
+
+    Args:
+        pairs: as read from shards.
+        image_px: side of the shrunk images; 0 for as packed.
+
+    Raises:
+        UserError: the packed images are not square, or smaller than asked.
+    """
+    images = torch.from_numpy(pairs.images)[:, None].float()
+    masks = torch.from_numpy(pairs.masks)[:, None].float()
+    height, width = images.shape[2:]
+    if image_px and (height, width) != (image_px, image_px):
+        if height != width or height < image_px:
+            raise UserError(
+                f"image_px is {image_px}, the packed images are {height}x{width}; only square, larger images are shrunk"
+            )
+        images = F.interpolate(images, (image_px, image_px), mode="area")
+        masks = (F.interpolate(masks, (image_px, image_px), mode="area") >= 0.5).float()
+    return PairTensors(images=images.contiguous(), masks=masks.contiguous())
+
+
+def join(first: PairTensors, second: PairTensors) -> PairTensors:
+    """Return the pairs of both, the first ones first."""
+    return PairTensors(images=torch.cat([first.images, second.images]), masks=torch.cat([first.masks, second.masks]))

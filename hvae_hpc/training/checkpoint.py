@@ -1,0 +1,80 @@
+"""Checkpoints: all that a training needs to go on, written atomically, verified when read, two kept.
+
+A file's name says how far the training was and the SHA-256 of its bytes, so a damaged one is known before it is
+loaded, and the one before it is taken. A snapshot is something else: the weights to use, without what trained them.
+"""
+
+import hashlib
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hvae_hpc.errors import UserError
+from hvae_hpc.rundir import append_log, write_atomic
+
+KEPT = 2
+
+
+def save_checkpoint(folder: Path, images_seen: int, state: dict[str, Any]) -> Path:
+    """Write a checkpoint and remove all but the newest two.
+
+    Raises:
+        UserError: the disk refused; the earlier checkpoints are still there.
+    """
+    buffer = io.BytesIO()
+    torch.save({"images_seen": images_seen, **state}, buffer)
+    content = buffer.getvalue()
+    path = folder / f"checkpoint-{images_seen:012d}-{hashlib.sha256(content).hexdigest()[:16]}.pt"
+    write_atomic(path, content)
+    for old in find_checkpoints(folder)[KEPT:]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def find_checkpoints(folder: Path) -> list[Path]:
+    """Return a run's checkpoints, the newest first."""
+    return sorted(folder.glob("checkpoint-*.pt"), reverse=True)
+
+
+def load_checkpoint(folder: Path) -> dict[str, Any] | None:
+    """Return the newest undamaged checkpoint's state with its ``images_seen``; None where there is none.
+
+    A damaged checkpoint is named in the log and passed over.
+    """
+    for path in find_checkpoints(folder):
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest()[:16] == path.stem.rsplit("-", 1)[1]:
+            state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            return state
+        append_log(folder, {"event": "checkpoint_damaged", "file": path.name})
+    return None
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove all checkpoints: the run is done."""
+    for path in find_checkpoints(folder):
+        path.unlink(missing_ok=True)
+
+
+def save_snapshot(path: Path, state: dict[str, Any]) -> None:
+    """Write weights to use, atomically."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomic(path, buffer.getvalue())
+
+
+def load_snapshot(path: Path) -> dict[str, Any]:
+    """Read what :func:`save_snapshot` wrote, tensors on the CPU.
+
+    Raises:
+        UserError: missing or damaged.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged zip, pickle or storage each raise something else
+        raise UserError(
+            f"{path}: cannot be read ({type(error).__name__}); delete its folder to train it anew"
+        ) from error
+    return state

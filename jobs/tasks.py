@@ -1,0 +1,293 @@
+"""What one process does with runs: a SLURM array element, or a local worker that is told one run after the other.
+
+The first lines make the signals that mean "leave" (USR2 before a time limit, TERM at a preemption, INT) set a
+flag, before anything slow is imported; the training loop looks at the flag between steps, saves and leaves.
+"""
+
+import signal
+
+_LEAVE: list[int] = []
+
+
+def _note_signal(number: int, frame: object) -> None:
+    _LEAVE.append(number)
+
+
+def install_signal_handlers() -> None:
+    """Make USR2, TERM and INT ask for a checkpoint and an end."""
+    for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _note_signal)
+
+
+if __name__ == "__main__":
+    install_signal_handlers()
+
+import argparse  # noqa: E402
+import json  # noqa: E402
+import os  # noqa: E402
+import platform  # noqa: E402
+import queue  # noqa: E402
+import resource  # noqa: E402
+import sys  # noqa: E402
+import threading  # noqa: E402
+import time  # noqa: E402
+import traceback  # noqa: E402
+from collections.abc import Callable, Sequence  # noqa: E402
+from dataclasses import dataclass  # noqa: E402
+from importlib.metadata import version  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any, Literal  # noqa: E402
+
+from hvae_hpc.config import dump  # noqa: E402
+from hvae_hpc.errors import UserError, run_command  # noqa: E402
+from hvae_hpc.identity import code_sha  # noqa: E402
+from hvae_hpc.jobs.status import judge, read_parents  # noqa: E402
+from hvae_hpc.plan import Plan, read_plan  # noqa: E402
+from hvae_hpc.resources import Outcome, Workplace  # noqa: E402
+from hvae_hpc.rundir import (  # noqa: E402
+    METRICS,
+    RESULT_SCHEMA,
+    Provenance,
+    RunResult,
+    append_log,
+    locked,
+    read_log,
+    remove_temporaries,
+    result_stamp,
+    write_config,
+    write_result,
+)
+
+LEFT_EARLY = 75  # exit code (sysexits' "temporary failure"): saved, to be gone on with
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """How an attempt at a run ended.
+
+    Attributes:
+        state: "busy" is another process at the same run, "blocked" a parent that is missing.
+        message: one line for people.
+    """
+
+    run_id: str
+    state: Literal["done", "stopped", "failed", "blocked", "busy"]
+    message: str
+    wall_s: float
+
+
+def leave_asked() -> bool:
+    """Tell whether a signal asked this process to save and leave."""
+    return bool(_LEAVE)
+
+
+def execute(plan: Plan, run_id: str, stopped: Callable[[], bool] = leave_asked) -> Report:
+    """Make one run, or go on with it; never raises for what went wrong inside it."""
+    started = time.time()
+    folder = plan.folder(run_id)
+
+    def report(state: Literal["done", "stopped", "failed", "blocked", "busy"], message: str) -> Report:
+        return Report(run_id=run_id, state=state, message=message, wall_s=time.time() - started)
+
+    try:
+        with locked(folder) as mine:
+            if not mine:
+                return report("busy", "another process is at it")
+            try:
+                parents = read_parents(plan, run_id)
+            except UserError as error:
+                return report("blocked", str(error))
+            if judge(plan, run_id, {role: result_stamp(result) for role, result in parents.items()}).done:
+                return report("done", "was done already")
+            outcome = _work(plan, run_id, stopped, started, parents)
+            return report("stopped", "saved and left") if outcome is None else report("done", _headline(outcome))
+    except UserError as error:
+        return report("failed", _record_failure(folder, str(error)))
+    except Exception as error:  # a bug in one run must not take the others of this process along
+        traceback.print_exc()
+        return report(
+            "failed", _record_failure(folder, f"{type(error).__name__}: {error} (a bug: traceback in the log)")
+        )
+
+
+def _work(
+    plan: Plan, run_id: str, stopped: Callable[[], bool], started: float, parents: dict[str, RunResult]
+) -> Outcome | None:
+    run, folder = plan.runs[run_id], plan.folder(run_id)
+    remove_temporaries(folder)
+    (folder / METRICS).unlink(missing_ok=True)  # of an earlier making; from here on the run is not done
+    write_config(folder, dump(run.config))
+    attempt = 1 + sum(record.get("event") == "started" for record in read_log(folder))
+    append_log(folder, {"event": "started", "attempt": attempt, "host": platform.node(), "job_id": job_id()})
+    data = Path(plan.data[run.config.data]["folder"])
+    _check_data(data, run.parents["data"])
+    resources = plan.resources[run.stage]
+    workplace = Workplace(
+        folder=folder,
+        data=data,
+        parents={role: plan.folder(parent) for role, parent in plan.parents(run_id).items()},
+        resources=resources,
+        stopped=stopped,
+    )
+    outcome = stage_function(run.stage)(run.config, workplace)
+    if outcome is None:
+        append_log(folder, {"event": "stopped"})
+        return None
+    notes = list(outcome.notes)
+    if code_sha() != plan.code_sha:
+        notes.append(f"the package changed after the sweep was planned ({plan.code_sha} to {code_sha()})")
+    provenance = Provenance(
+        code_sha=code_sha(),
+        versions={name: version(name) for name in ("torch", "numpy", "h5py")},
+        device=outcome.device,
+        host=platform.node(),
+        job_id=job_id(),
+        attempt=attempt,
+        started_at=round(started, 3),
+        wall_s=round(time.time() - started, 3),
+        peak_memory_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        threads=resources.threads,
+        notes=tuple(notes),
+    )
+    result = RunResult(
+        schema=RESULT_SCHEMA,
+        run_id=run_id,
+        stage=run.stage,
+        config=dump(run.config),
+        parents=dict(run.parents),
+        parent_results={role: result_stamp(parent) for role, parent in parents.items()},
+        metrics=outcome.metrics,
+        per_case=outcome.per_case,
+        provenance=provenance,
+        details=outcome.details,
+    )
+    write_result(folder, result)
+    for path in folder.glob("checkpoint-*.pt"):  # what training kept to go on from
+        path.unlink(missing_ok=True)
+    return outcome
+
+
+def stage_function(stage: str) -> Callable[[Any, Workplace], Outcome | None]:
+    """Import and return what a stage does; only here, because a process pays for what it imports."""
+    if stage == "train":
+        from hvae_hpc.training.train import train_generator
+
+        return train_generator
+    if stage == "generate":
+        from hvae_hpc.evaluation.generate import generate_pairs
+
+        return generate_pairs
+    if stage == "augment":
+        from hvae_hpc.evaluation.augment import augment_pairs
+
+        return augment_pairs
+    if stage == "quality":
+        from hvae_hpc.evaluation.quality import measure_quality
+
+        return measure_quality
+    from hvae_hpc.evaluation.segment import segment
+
+    return segment
+
+
+def job_id() -> str:
+    """Return SLURM's ``<array>_<element>`` or job id; "" outside SLURM."""
+    array, element = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{element}" if array and element else os.environ.get("SLURM_JOB_ID", "")
+
+
+def _check_data(folder: Path, content_hash: str) -> None:
+    from hvae_hpc.preprocess.manifest import read_manifest
+
+    found = read_manifest(folder).content_hash
+    if found != content_hash:
+        raise UserError(
+            f"{folder}: was repacked (content {found[:12]}, this run reads {content_hash[:12]}); "
+            "give the sweep command again"
+        )
+
+
+def _record_failure(folder: Path, message: str) -> str:
+    line = " ".join(message.split())
+    try:
+        append_log(folder, {"event": "failed", "reason": line})
+    except OSError:  # a full disk is one of the failures to tell of
+        print(f"{folder}: the failure could not be logged", file=sys.stderr)
+    return line
+
+
+def _headline(outcome: Outcome) -> str:
+    for name, unit in (
+        ("dice", ""),
+        ("psnr_mean", " dB PSNR"),
+        ("rejected", " draws rejected"),
+        ("elbo", " nats ELBO"),
+    ):
+        if name in outcome.metrics:
+            value = outcome.metrics[name]
+            return f"Dice {value:.3f}" if name == "dice" else f"{value:.4g}{unit}"
+    return ""
+
+
+def run_element(plan_file: Path, array: int) -> int:
+    """Do the runs of one SLURM array element; a run that fails does not stop the others.
+
+    Returns:
+        0 where all are done, 1 where one failed or is blocked, 75 where a signal asked to leave.
+    """
+    plan, more = read_plan(plan_file)
+    element = more["arrays"][array]["elements"][int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))]
+    states = []
+    for run_id in element:
+        if leave_asked():
+            return LEFT_EARLY
+        report = execute(plan, run_id)
+        states.append(report.state)
+        run = plan.runs[run_id]
+        print(
+            f"{report.state}: {run.stage} {run.label} ({run_id}), {report.wall_s:.1f} s: {report.message}", flush=True
+        )
+        if report.state == "stopped":
+            return LEFT_EARLY
+    return 0 if all(state == "done" for state in states) else 1
+
+
+def serve(plan_file: Path) -> int:
+    """Do the runs whose ids come line by line on standard input; answer each with a line of JSON.
+
+    When the input ends, so does this process, after a checkpoint: a worker never outlives the sweep that started it.
+    """
+    plan, _ = read_plan(plan_file)
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library prints must not get among the answers
+    wanted: queue.Queue[str | None] = queue.Queue()
+
+    def listen() -> None:
+        for line in sys.stdin:
+            wanted.put(line.strip())
+        _LEAVE.append(0)
+        wanted.put(None)
+
+    threading.Thread(target=listen, daemon=True).start()
+    while not leave_asked():
+        try:
+            run_id = wanted.get(timeout=0.5)  # so that a signal between two runs is noticed
+        except queue.Empty:
+            continue
+        if run_id is None:
+            break
+        print(json.dumps(dump(execute(plan, run_id))), file=answers, flush=True)
+    return 0
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parse the command line that the launcher wrote."""
+    parser = argparse.ArgumentParser(prog="python -m hvae_hpc.jobs.tasks")
+    parser.add_argument("--plan", type=Path, required=True)
+    parser.add_argument("--array", type=int, help="number of the array in the plan; without it, serve standard input")
+    options = parser.parse_args(argv)
+    return serve(options.plan) if options.array is None else run_element(options.plan, options.array)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

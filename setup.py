@@ -1,0 +1,34 @@
+"""Installs hvae_hpc with its console script; development installs add ``-c constraints.txt``."""
+
+from setuptools import find_packages, setup
+
+# The stage folders jobs, preprocess and results hang in the package by symbolic links (their bare names are
+# far too common to be import names), so setuptools finds and copies them as hvae_hpc.jobs and so on.
+setup(
+    name="hvae_hpc",
+    version="0.1.0",
+    description="Do synthetic image+mask pairs improve tumour segmentation? Generators, U-Net evaluation and tables on SLURM.",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=find_packages(include=["hvae_hpc", "hvae_hpc.*"]),
+    package_data={
+        "hvae_hpc.jobs": ["sweeps/*.toml", "sites/*.toml"],
+        "hvae_hpc.preprocess": ["recipes/*.toml"],
+        "hvae_hpc.results": ["published/*"],
+    },
+    install_requires=[
+        "torch>=2.9",
+        "torchio>=0.20",
+        "nibabel>=5.2",
+        "submitit>=1.5.3,<1.6",  # the launcher uses names of submitit that are not public
+        "h5py>=3.10",
+        "numpy>=1.26",
+        "scipy>=1.11",
+        "pandas>=2.2",
+        "matplotlib>=3.8",
+    ],
+    extras_require={
+        "dev": ["pytest", "pytest-timeout", "ruff", "mypy", "scikit-image", "pandas-stubs", "scipy-stubs", "build"],
+    },
+    entry_points={"console_scripts": ["hvae-hpc = hvae_hpc.cli:main"]},
+)

@@ -1,0 +1,278 @@
+"""The identities that make the flow a flow and the bound a bound, all through the product's own forward.
+
+The decoder is replaced by a linear-Gaussian one where the evidence p(y) is then known, and nothing else is.
+"""
+
+import math
+
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hvae_hpc.model_configs import HVAEConfig, NetworkConfig
+from hvae_hpc.models.hvae import HVAE
+
+D, SIDE = 2, 2  # latent size and image side of the linear-Gaussian model
+SIGMA = 0.4
+TINY = NetworkConfig(channels=(4, 8), attention_levels=(1,), attention_heads=2, latent_size=3)
+
+
+class LinearDecoder(nn.Module):
+    """x = A z + b, or tanh of that; the mask is a fair coin per pixel."""
+
+    def __init__(self, nonlinear: bool = False) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        self.a = nn.Parameter(torch.randn(SIDE * SIDE, D, generator=generator, dtype=torch.float64))
+        self.b = nn.Parameter(torch.randn(SIDE * SIDE, generator=generator, dtype=torch.float64))
+        self.nonlinear = nonlinear
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        x = z @ self.a.T + self.b
+        x = (torch.tanh(x) if self.nonlinear else x).reshape(-1, 1, SIDE, SIDE)
+        return x, torch.zeros_like(x)
+
+
+class FixedEncoder(nn.Module):
+    """The same Gaussian for every pair."""
+
+    def __init__(self, mean: Tensor, deviation: Tensor) -> None:
+        super().__init__()
+        self.mean, self.log_var = mean, 2 * deviation.log()
+
+    def forward(self, pair: Tensor) -> tuple[Tensor, Tensor]:
+        return self.mean.expand(len(pair), -1), self.log_var.expand(len(pair), -1)
+
+
+def linear_model(nonlinear: bool = False, **settings: object) -> HVAE:
+    config = HVAEConfig(
+        network=NetworkConfig(channels=(4,), attention_levels=(), attention_heads=1, latent_size=D),
+        sigma_x=SIGMA,
+        learn_sigma_x=False,
+        flow_from=0.1,
+        **settings,  # type: ignore[arg-type]
+    )
+    model = HVAE(config, (SIDE, SIDE)).double()
+    decoder = LinearDecoder(nonlinear)
+    precision = torch.eye(D, dtype=torch.float64) + decoder.a.detach().T @ decoder.a.detach() / SIGMA**2
+    # Wider than the posterior, so that the weights have a finite variance, and off its mean.
+    deviation = 1.5 * torch.linalg.inv(precision).diagonal().sqrt()
+    model.decoder = decoder  # type: ignore[assignment]
+    model.encoder = FixedEncoder(posterior_mean(decoder) + 0.2 * deviation, deviation)  # type: ignore[assignment]
+    return model
+
+
+def observed() -> Tensor:
+    return torch.tensor([0.3, 0.9, -0.2, 0.5], dtype=torch.float64).reshape(1, 1, SIDE, SIDE)
+
+
+def posterior_mean(decoder: LinearDecoder) -> Tensor:
+    a = decoder.a.detach()
+    precision = torch.eye(D, dtype=torch.float64) + a.T @ a / SIGMA**2
+    return torch.linalg.solve(precision, a.T @ (observed().flatten() - decoder.b.detach()) / SIGMA**2)
+
+
+def evidence(decoder: LinearDecoder) -> float:
+    a = decoder.a.detach()
+    covariance = a @ a.T + SIGMA**2 * torch.eye(SIDE * SIDE, dtype=torch.float64)
+    image = torch.distributions.MultivariateNormal(decoder.b.detach(), covariance).log_prob(observed().flatten())
+    return float(image) + SIDE * SIDE * math.log(0.5)
+
+
+def batch_of(model: HVAE, n: int, seed: int = 0) -> dict[str, Tensor]:
+    drawn = model.draw(n, 1.0, torch.Generator().manual_seed(seed))
+    y = observed().expand(n, -1, -1, -1)
+    return {"image": y, "mask": torch.zeros_like(y), **{name: value.double() for name, value in drawn.items()}}
+
+
+FLOWS = [
+    pytest.param({"n_leapfrog": 0}, id="K=0"),
+    pytest.param({"n_leapfrog": 1, "step_size": 0.3, "tempering": "fixed", "sqrt_beta_0": 0.7}, id="K=1,fixed"),
+    pytest.param({"n_leapfrog": 3, "step_size": 0.2, "tempering": "none"}, id="K=3,none"),
+    pytest.param({"n_leapfrog": 3, "step_size": 0.4, "tempering": "free", "sqrt_beta_0": 0.8}, id="K=3,free"),
+    pytest.param({"n_leapfrog": 5, "step_size": 0.3, "tempering": "fixed", "sqrt_beta_0": 0.6}, id="K=5,fixed"),
+    pytest.param(
+        {"n_leapfrog": 3, "step_size": 0.05, "tempering": "fixed", "sqrt_beta_0": 0.8, "mass": "identity"},
+        id="K=3,identity",
+    ),
+]
+
+
+@pytest.mark.parametrize("settings", FLOWS)
+def test_the_mean_importance_weight_is_the_evidence(settings: dict[str, object]) -> None:
+    model = linear_model(**settings)
+    with torch.no_grad():
+        log_weight = model(batch_of(model, 400_000)).terms["log_weight"]
+    ratio = torch.exp(log_weight - evidence(model.decoder))  # type: ignore[arg-type]
+    error = float(ratio.std() / math.sqrt(len(ratio)))
+    assert error < 0.01
+    assert float(ratio.mean()) == pytest.approx(1.0, abs=4 * error)
+
+
+@pytest.mark.parametrize("settings", FLOWS)
+def test_the_elbo_is_the_mean_log_weight_and_lies_below_the_log_evidence(settings: dict[str, object]) -> None:
+    model = linear_model(**settings)
+    with torch.no_grad():
+        loss = model(batch_of(model, 400_000))
+    elbo, log_weight = loss.terms["elbo"], loss.terms["log_weight"]
+    error = float((elbo - log_weight).std() / math.sqrt(len(elbo)))
+    assert float(elbo.mean()) == pytest.approx(float(log_weight.mean()), abs=4 * error + 1e-9)
+    assert float(elbo.mean()) < evidence(model.decoder)  # type: ignore[arg-type]
+    assert float(loss.total) == pytest.approx(-float(elbo.mean()) / SIDE**2)
+
+
+def leap(model: HVAE, noise: Tensor, momentum: Tensor):  # noqa: ANN201 (a Path)
+    batch = batch_of(model, len(noise)) | {"noise": noise, "momentum": momentum}
+    mean, scale = model.encode(batch)
+    return model.leap(batch, mean, scale)
+
+
+def test_without_tempering_the_flow_runs_back_to_where_it_came_from() -> None:
+    model = linear_model(nonlinear=True, n_leapfrog=4, step_size=0.3, tempering="none")
+    start = torch.randn(2, 8, D, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    there = leap(model, start[0], start[1])
+    back = leap(model, there.q_k, -there.momentum)
+    torch.testing.assert_close(back.q_k, start[0])
+    torch.testing.assert_close(back.momentum, -start[1])
+
+
+@pytest.mark.parametrize("tempering", ["fixed", "free"])
+def test_the_jacobian_of_the_flow_is_that_of_the_tempering_alone(tempering: str) -> None:
+    model = linear_model(nonlinear=True, n_leapfrog=3, step_size=0.3, tempering=tempering, sqrt_beta_0=0.7)
+
+    def flow(start: Tensor) -> Tensor:
+        # leap divides the drawn momentum by sqrt(beta_0), so rho_0 is what is handed in
+        path = leap(model, start[None, :D], start[None, D:] * model.sqrt_beta_0())
+        return torch.cat([path.q_k[0], path.momentum[0]])
+
+    start = torch.randn(2 * D, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian(flow, start)
+    expected = D * sum(math.log(float(alpha)) for alpha in model.alphas())
+    assert float(torch.linalg.slogdet(jacobian)[1]) == pytest.approx(expected, abs=1e-10)
+    assert expected == pytest.approx(D * math.log(0.7))
+
+
+def energy_error(n_leapfrog: int, step_size: float) -> float:
+    model = linear_model(nonlinear=True, n_leapfrog=n_leapfrog, step_size=step_size, tempering="none")
+    start = torch.randn(2, 64, D, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    return float(leap(model, start[0], start[1]).energy_change.abs().mean())
+
+
+def test_the_energy_error_falls_as_the_step_squared_over_a_fixed_path() -> None:
+    errors = [energy_error(4 * factor, 0.2 / factor) for factor in (4, 8, 16)]
+    assert errors[0] / errors[1] == pytest.approx(4, rel=0.1)
+    assert errors[1] / errors[2] == pytest.approx(4, rel=0.1)
+
+
+def test_the_energy_error_falls_as_the_step_cubed_over_fixed_steps() -> None:
+    errors = [energy_error(3, 0.1 / factor) for factor in (4, 8, 16)]
+    assert errors[0] / errors[1] == pytest.approx(8, rel=0.1)
+    assert errors[1] / errors[2] == pytest.approx(8, rel=0.1)
+
+
+def real_batch(model: HVAE, n: int = 4, share: float = 1.0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    image = torch.rand(n, 1, 8, 8, generator=generator)
+    return {"image": image, "mask": (image > 0.7).float(), **model.draw(n, share, generator)}
+
+
+def real_model(**settings: object) -> HVAE:
+    torch.manual_seed(0)
+    return HVAE(HVAEConfig(network=TINY, **settings), (8, 8))  # type: ignore[arg-type]
+
+
+def test_no_leapfrog_steps_is_the_vae_exactly() -> None:
+    vae, hvae = real_model(n_leapfrog=0), real_model(n_leapfrog=3)
+    hvae.load_state_dict(vae.state_dict(), strict=False)
+    batch = real_batch(vae)
+    assert "momentum" not in batch
+    mean, scale = vae.encode(batch)
+    z = mean + scale * batch["noise"]
+    image, logits = vae.decoder(z)
+    likelihood = torch.distributions.Normal(image, vae.sigma_x()).log_prob(batch["image"]).sum((1, 2, 3))
+    likelihood += torch.distributions.Bernoulli(logits=logits).log_prob(batch["mask"]).sum((1, 2, 3))
+    kl = torch.distributions.kl_divergence(torch.distributions.Normal(mean, scale), torch.distributions.Normal(0, 1))
+    expected = likelihood - kl.sum(1)
+    torch.testing.assert_close(vae(batch).terms["elbo"], expected, rtol=1e-5, atol=1e-3)
+    # The HVAE before its flow is switched on is that same VAE.
+    torch.testing.assert_close(hvae(batch).terms["elbo"], vae(batch).terms["elbo"], rtol=0, atol=0)
+
+
+def test_the_flow_is_switched_on_at_its_share_of_the_training_and_the_kl_rises_before() -> None:
+    model = real_model(n_leapfrog=2, kl_warm_up=0.2, flow_from=0.5)
+    drawn = [model.draw(2, share, torch.Generator()) for share in (0.0, 0.1, 0.2, 0.49, 0.5)]
+    assert [float(d["kl_weight"]) for d in drawn] == pytest.approx([0.0, 0.5, 1.0, 1.0, 1.0])
+    assert ["momentum" in d for d in drawn] == [False, False, False, False, True]
+
+
+def test_a_pair_knows_nothing_of_the_others_in_its_batch() -> None:
+    model = real_model(n_leapfrog=2, sigma_x=0.5).double()
+    batch = {name: value.double() for name, value in real_batch(model, n=3).items()}
+
+    def bounds(image: Tensor) -> Tensor:
+        mean, scale = model.encode({**batch, "image": image})
+        path = model.leap({**batch, "image": image}, mean, scale)
+        return path.image_log_likelihood + path.momentum.sum(1)
+
+    jacobian = torch.autograd.functional.jacobian(bounds, batch["image"])  # (3, 3, 1, 8, 8)
+    for i in range(3):
+        for j in range(3):
+            size = float(jacobian[i, j].abs().max())
+            assert (size > 1e-3) if i == j else (size == 0.0)
+
+
+def test_gradients_go_through_the_inner_gradient() -> None:
+    model = linear_model(nonlinear=True, n_leapfrog=2, step_size=0.3, tempering="free", sqrt_beta_0=0.8)
+    batch = batch_of(model, 3)
+
+    def total(a: Tensor, raw_step: Tensor, raw_alphas: Tensor) -> Tensor:
+        weights = {"decoder.a": a, "raw_step_size": raw_step, "raw_alphas": raw_alphas}
+        return torch.func.functional_call(model, weights, (batch,)).total
+
+    decoder: LinearDecoder = model.decoder  # type: ignore[assignment]
+    weights = [w.detach().clone().requires_grad_() for w in (decoder.a, model.raw_step_size, model.raw_alphas)]
+    assert torch.autograd.gradcheck(total, weights)
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_the_compiled_forward_gives_eager_s_loss_and_gradients(share: float) -> None:
+    eager = real_model(n_leapfrog=2, sigma_x=0.5)
+    compiled = torch.compile(eager, backend="aot_eager", fullgraph=True, dynamic=False)
+    batch = real_batch(eager, share=share)
+    results = []
+    for forward in (eager, compiled):
+        eager.zero_grad()
+        loss = forward(batch)
+        loss.total.backward()
+        results.append([loss.total.detach(), *(p.grad.clone() for p in eager.parameters() if p.grad is not None)])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_the_schedules_multiply_to_the_initial_temperature() -> None:
+    for tempering in ("fixed", "free"):
+        model = real_model(n_leapfrog=4, tempering=tempering, sqrt_beta_0=0.75)
+        assert float(model.sqrt_beta_0()) == pytest.approx(0.75)
+    assert float(real_model(n_leapfrog=4, tempering="none").sqrt_beta_0()) == 1.0
+
+
+def test_the_mask_weight_enters_the_potential_as_it_enters_the_loss() -> None:
+    heavy = real_model(n_leapfrog=2, mask_weight=20.0, sigma_x=0.5)
+    light = real_model(n_leapfrog=2, mask_weight=1.0, sigma_x=0.5)
+    light.load_state_dict(heavy.state_dict())
+    batch = real_batch(heavy)
+    assert torch.allclose(heavy.log_likelihood(batch["noise"], batch)[1], 20 * light.log_likelihood(batch["noise"], batch)[1])
+    ends = []
+    for model in (heavy, light):
+        mean, scale = model.encode(batch)
+        ends.append(model.leap(batch, mean, scale).z_k)
+    assert not torch.allclose(*ends)
+
+
+def test_sigma_and_step_start_as_configured() -> None:
+    config = HVAEConfig(network=TINY, sigma_x=0.2, step_size=0.25, step_size_max=0.6)
+    model = HVAE(config, (8, 8))
+    assert float(model.sigma_x()) == pytest.approx(0.2)
+    assert float(model.step_size()) == pytest.approx(0.25)
+
