@@ -41,18 +41,14 @@ def _dispatch(argv: Sequence[str]) -> int:
 
 def status(argv: Sequence[str]) -> int:
     """Print, per sweep and stage, how many runs are done, and the last failure of each run that is not."""
-    from hvae_hpc.jobs.status import read_states
-    from hvae_hpc.plan import read_plan
+    from hvae_hpc.plan import find_plans, read_plan, read_states
     from hvae_hpc.rundir import read_log
 
     parser = argparse.ArgumentParser(prog="hvae-hpc status", description="What is done, from the runs' own files.")
     parser.add_argument("runs", type=Path, nargs="?", default=Path("runs"), help="the runs folder (default: ./runs)")
     folder = parser.parse_args(argv).runs
-    plans = sorted(folder.glob("plans/*.json"))
-    if not plans:
-        raise UserError(f"{folder}: no plan of a sweep in it; give the folder that a sweep printed as its runs folder")
-    for path in plans:
-        plan, _ = read_plan(path)
+    for path in find_plans(folder):
+        plan = read_plan(path)
         states = read_states(plan)
         every = Counter(run.stage for run in plan.runs.values())
         done = Counter(plan.runs[run_id].stage for run_id, state in states.items() if state.done)

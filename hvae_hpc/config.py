@@ -132,11 +132,15 @@ def read_json(path: Path) -> Any:
         UserError: it is missing, or not JSON (a truncated file, say).
     """
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(path.read_bytes(), parse_constant=_refuse_constant)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except ValueError as error:
         raise UserError(f"{path}: not valid JSON ({error}); it may be truncated, make it anew") from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number")
 
 
 @cache

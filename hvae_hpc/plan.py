@@ -1,21 +1,28 @@
-"""The plan: all runs that a sweep expects, in one file that everything later reads.
+"""The plan: all runs that a sweep expects, in one file that everything later reads; and which of them are done.
 
-It is written before anything starts: tasks find their runs in it, status and tables what is missing.
+It is written before anything starts: tasks find their runs in it, status and tables what is missing. Done is read
+from the runs' own files, never from anybody's memory: a run is done when its metrics.json is valid, its parents are
+done, and it was made from just these makings of them. So a parent that was deleted and made anew takes
+along what hangs on it.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hvae_hpc.config import dump, load, read_json
 from hvae_hpc.errors import UserError
 from hvae_hpc.identity import content_hash
 from hvae_hpc.resources import Resources
-from hvae_hpc.rundir import write_json
-from hvae_hpc.stages import CONFIGS, Run
+from hvae_hpc.rundir import RunResult, read_result, result_stamp, write_json
+from hvae_hpc.stages import CONFIGS, Run, Stage
+
+C = TypeVar("C")
 
 PLAN_SCHEMA = 1
+PLANS = "plans"
+AGAIN = "give the sweep command again to make it anew"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,11 +31,13 @@ class Plan:
 
     Attributes:
         sweep: the sweep's name.
-        runs_folder: absolute.
+        runs_folder: where the runs' folders lie.
         code_sha: of the package that planned.
-        data: name to folder and content hash.
+        data: data set to ``folder`` and ``content_hash``.
         resources: stage to what it may use.
         runs: run id to run, parents before children.
+        arrays: of a submission: for each SLURM array its ``name``, ``stage``, ``elements`` (lists of run ids) and
+            ``after`` (numbers of the arrays that it waits for).
     """
 
     sweep: str
@@ -37,77 +46,161 @@ class Plan:
     data: Mapping[str, dict[str, str]]
     resources: Mapping[str, Resources]
     runs: Mapping[str, Run]
+    arrays: tuple[dict[str, Any], ...] = ()
 
     def folder(self, run_id: str) -> Path:
         """The run's folder."""
-        return self.runs_folder / self.runs[run_id].folder
+        run = self.runs[run_id]
+        return self.runs_folder / run.stage / f"{run.label}-{run_id}"
 
     def parents(self, run_id: str) -> dict[str, str]:
         """Role to run id of a run's parents that are runs."""
         return {role: parent for role, parent in self.runs[run_id].parents.items() if role != "data"}
 
+    def configs(self, kind: type[C]) -> list[C]:
+        """Return the configs of one stage's runs, in the plan's order."""
+        return [run.config for run in self.runs.values() if isinstance(run.config, kind)]
 
-def plan_path(plan: Plan) -> Path:
+
+@dataclass(frozen=True, kw_only=True)
+class _RunEntry:
+    stage: Stage
+    run_id: str
+    config: dict[str, Any]
+    parents: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PlanFile:
+    schema: int
+    sweep: str
+    runs_folder: str
+    code_sha: str
+    data: dict[str, dict[str, str]]
+    resources: dict[str, Resources]
+    runs: tuple[_RunEntry, ...]
+    arrays: tuple[dict[str, Any], ...] = field(default_factory=tuple)
+
+
+def plan_path(runs_folder: Path, sweep: str) -> Path:
     """Where the plan of a sweep lies: ``RUNS/plans/<sweep>.json``."""
-    return plan.runs_folder / "plans" / f"{plan.sweep}.json"
+    return runs_folder / PLANS / f"{sweep}.json"
 
 
-def write_plan(plan: Plan, path: Path, **more: Any) -> None:
-    """Write a plan; ``more`` is kept beside it."""
-    runs = [
-        {
-            "stage": run.stage,
-            "run_id": run_id,
-            "folder": run.folder,
-            "config": dump(run.config),
-            "parents": dump(run.parents),
-        }
-        for run_id, run in plan.runs.items()
-    ]
-    write_json(
-        path,
-        {
-            "schema": PLAN_SCHEMA,
-            "sweep": plan.sweep,
-            "runs_folder": str(plan.runs_folder),
-            "code_sha": plan.code_sha,
-            "data": dump(plan.data),
-            "resources": dump(plan.resources),
-            "runs": runs,
-            **more,
-        },
-    )
-
-
-def read_plan(path: Path) -> tuple[Plan, dict[str, Any]]:
-    """Read a plan and what was kept beside it.
+def find_plans(runs_folder: Path) -> list[Path]:
+    """Return the plans of all sweeps in a runs folder, by name.
 
     Raises:
-        UserError: it is missing, truncated or of another schema.
+        UserError: the folder or the plans are not there.
+    """
+    if not runs_folder.is_dir():
+        raise UserError(f"{runs_folder}: no such folder; expected the runs folder of a sweep")
+    plans = sorted((runs_folder / PLANS).glob("*.json"))
+    if not plans:
+        raise UserError(
+            f"{runs_folder}: no plan of a sweep in it; give the folder that a sweep printed as its runs folder"
+        )
+    return plans
+
+
+def write_plan(plan: Plan, path: Path) -> None:
+    """Write a plan, atomically."""
+    entries = tuple(
+        _RunEntry(stage=run.stage, run_id=run_id, config=dump(run.config), parents=dict(run.parents))
+        for run_id, run in plan.runs.items()
+    )
+    file = _PlanFile(
+        schema=PLAN_SCHEMA,
+        sweep=plan.sweep,
+        runs_folder=str(plan.runs_folder),
+        code_sha=plan.code_sha,
+        data=dict(plan.data),
+        resources=dict(plan.resources),
+        runs=entries,
+        arrays=plan.arrays,
+    )
+    write_json(path, dump(file))
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan and check that its runs are distinct, have their parents, and read the same data.
+
+    Raises:
+        UserError: it is missing, truncated, of another schema, or does not hold together.
     """
     data = read_json(path)
-    if not isinstance(data, dict) or data.get("schema") != PLAN_SCHEMA:
-        raise UserError(f"{path}: not a plan of schema {PLAN_SCHEMA}; give the sweep command again to make it anew")
-    runs = {}
-    for entry in data["runs"]:
-        config = load(CONFIGS[entry["stage"]], entry["config"], f"{path}: {entry['run_id']}")
-        run = Run(stage=entry["stage"], config=config, parents=entry["parents"])
-        if run.run_id != entry["run_id"]:
-            raise UserError(
-                f"{path}: run {entry['run_id']} is {run.run_id} for this code; give the sweep command again"
-            )
-        runs[run.run_id] = run
-    plan = Plan(
-        sweep=data["sweep"],
-        runs_folder=Path(data["runs_folder"]),
-        code_sha=data["code_sha"],
-        data=data["data"],
-        resources={stage: load(Resources, value, f"{path}: {stage}") for stage, value in data["resources"].items()},
+    if isinstance(data, dict) and data.get("schema") != PLAN_SCHEMA:
+        raise UserError(f"{path}: schema {data.get('schema')!r}, expected {PLAN_SCHEMA}; {AGAIN}")
+    file = load(_PlanFile, data, str(path))
+    runs: dict[str, Run] = {}
+    for entry in file.runs:
+        config = load(CONFIGS[entry.stage], entry.config, f"{path}: {entry.stage} {entry.run_id}")
+        run = Run(stage=entry.stage, config=config, parents=entry.parents)
+        what = f"{path}: {run.stage} {run.label}"
+        if entry.run_id in runs:
+            raise UserError(f"{what} ({entry.run_id}) stands in it twice; {AGAIN}")
+        if config.data not in file.data:
+            raise UserError(f"{what} reads {config.data!r}, expected one of {', '.join(file.data)}; {AGAIN}")
+        content = file.data[config.data].get("content_hash")
+        if entry.parents.get("data") != content:
+            raise UserError(f"{what} reads other data than the plan's {config.data} ({content}); {AGAIN}")
+        lost = [parent for role, parent in entry.parents.items() if role != "data" and parent not in runs]
+        if lost:
+            raise UserError(f"{what} has a parent {lost[0]} that does not stand before it; {AGAIN}")
+        runs[entry.run_id] = run
+    return Plan(
+        sweep=file.sweep,
+        runs_folder=Path(file.runs_folder),
+        code_sha=file.code_sha,
+        data=file.data,
+        resources=file.resources,
         runs=runs,
+        arrays=file.arrays,
     )
-    return plan, {key: value for key, value in data.items() if key not in ("schema", "runs")}
 
 
 def plan_id(plan: Plan) -> str:
-    """Return 12 digits that follow from the plan's runs and resources, for the names of what is submitted."""
+    """Return 12 digits that follow from all that the plan says, for the names of what is submitted."""
     return content_hash([plan.sweep, list(plan.runs), dump(plan.resources), dump(plan.data), plan.code_sha])[:12]
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """How a run stands.
+
+    Attributes:
+        result: its metrics.json where it is done, else None.
+        reason: why it is not, for people; "" where there simply is nothing yet.
+        stamp: names this making of the run; "" where it is not done.
+    """
+
+    result: RunResult | None = None
+    reason: str = ""
+    stamp: str = ""
+
+    @property
+    def done(self) -> bool:
+        """Whether it need not be made."""
+        return self.result is not None
+
+
+def read_states(plan: Plan) -> dict[str, State]:
+    """Return every run's state, in the plan's order (parents before children)."""
+    states: dict[str, State] = {}
+    for run_id in plan.runs:
+        stamps = {role: states[parent].stamp for role, parent in plan.parents(run_id).items()}
+        states[run_id] = read_state(plan, run_id, stamps)
+    return states
+
+
+def read_state(plan: Plan, run_id: str, parent_stamps: Mapping[str, str]) -> State:
+    """Return one run's state, given its parents' stamps ("" for a parent that is not done)."""
+    try:
+        result = read_result(plan.folder(run_id), run_id)
+    except UserError as error:
+        return State(reason=str(error))
+    if result is None:
+        return State()
+    if result.parent_results != dict(parent_stamps):
+        return State(reason="what it was made from was made anew, or is gone")
+    return State(result=result, stamp=result_stamp(result))

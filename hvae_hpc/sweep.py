@@ -9,13 +9,13 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from hvae_hpc.config import find_toml, load, read_toml
 from hvae_hpc.errors import UserError, run_command
 from hvae_hpc.jobs import dag, slurm
-from hvae_hpc.jobs.status import read_states
-from hvae_hpc.plan import Plan, plan_path, write_plan
+from hvae_hpc.plan import Plan, plan_path, read_states, write_plan
 from hvae_hpc.preprocess.manifest import MANIFEST, read_manifest
 from hvae_hpc.resources import Resources
 from hvae_hpc.stages import CONFIGS
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     if options.plan:
         print("nothing was done (--plan)")
         return 0
-    write_plan(plan, plan_path(plan))
+    write_plan(plan, plan_path(plan.runs_folder, plan.sweep))
     if options.partition:
         return _submit(plan, missing, options.partition)
     return _run_here(plan, missing, options.workers)
@@ -198,9 +198,8 @@ def _submit(plan: Plan, missing: Sequence[str], partition: str) -> int:
 def _run_here(plan: Plan, missing: Sequence[str], workers: int) -> int:
     from hvae_hpc.jobs.local import run_locally
 
-    on_cpu = {stage: _for_this_machine(resources) for stage, resources in plan.resources.items()}
-    plan = Plan(**{**plan.__dict__, "resources": on_cpu})
-    plan_file = plan_path(plan)
+    plan = replace(plan, resources={stage: _for_this_machine(value) for stage, value in plan.resources.items()})
+    plan_file = plan_path(plan.runs_folder, plan.sweep)
     write_plan(plan, plan_file)
     reports = run_locally(plan, plan_file, missing, workers) if missing else {}
     bad = [report for report in reports.values() if report.state != "done"]
@@ -218,8 +217,6 @@ def _run_here(plan: Plan, missing: Sequence[str], workers: int) -> int:
 
 def _for_this_machine(resources: Resources) -> Resources:
     """Let a stage use a GPU that is here, and do without where there is none: nobody was asked for one."""
-    from dataclasses import replace
-
     return resources if Path("/dev/nvidia0").exists() else replace(resources, gpus=0)
 
 

@@ -203,6 +203,12 @@ def _check_sizes(sweep: SweepConfig, data: DataSet) -> None:
         for name, settings in sweep.generators.items():
             levels = len(settings.model.network.channels)
             require_halvings(f"generators.{name}.model.network.channels of {levels} levels", size, levels - 1)
+            halvings = len(getattr(settings.model, "discriminator_channels", ()))
+            if min(size) < 2**halvings:
+                raise ValueError(
+                    f"images of {size[0]}x{size[1]} px, expected at least {2**halvings} for the {halvings} levels of "
+                    f"generators.{name}.model.discriminator_channels; have fewer levels"
+                )
     except ValueError as error:
         raise UserError(f"sweep {sweep.name}, data set {data.name}: {error}") from error
 

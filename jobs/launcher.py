@@ -5,11 +5,14 @@ parents; every run checks its own parents when it starts. The plan is written be
 everything an element needs, so the shell may close, and no pickle is made.
 """
 
+import contextlib
+import io
 import json
 import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +85,7 @@ def submit(plan: Plan, run_ids: Sequence[str], partition: str) -> dict[str, Any]
     record: dict[str, Any] = {"submitted": wanted, "queued": sorted(queued), "jobs": {}, "folder": folder}
     if not wanted:
         return record
-    write_plan(plan, folder / "plan.json", arrays=arrays)
+    write_plan(replace(plan, arrays=tuple(arrays)), folder / "plan.json")
     ids: list[str] = []
     try:
         for number, array in enumerate(arrays):
@@ -168,7 +171,8 @@ def _sbatch(executor: Any, command: Sequence[str], elements: int | None) -> str:
     # The shell makes the step ignore the signals until Python has its handlers: what is ignored stays so over exec.
     step = "sh -c " + shlex.quote("trap '' USR2 TERM; exec " + shlex.join(command))
     try:
-        return str(executor._submit_command(step).job_id)
+        with contextlib.redirect_stderr(io.StringIO()):  # submitit passes sbatch's complaint on, and raises it as well
+            return str(executor._submit_command(step).job_id)
     except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as error:
         said = " ".join(str(error).split())[-300:]
         raise UserError(f"sbatch refused {executor.parameters['job_name']}: {said}") from error

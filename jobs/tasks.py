@@ -25,33 +25,29 @@ if __name__ == "__main__":
 import argparse  # noqa: E402
 import json  # noqa: E402
 import os  # noqa: E402
-import platform  # noqa: E402
 import queue  # noqa: E402
-import resource  # noqa: E402
 import sys  # noqa: E402
 import threading  # noqa: E402
 import time  # noqa: E402
 import traceback  # noqa: E402
 from collections.abc import Callable, Sequence  # noqa: E402
 from dataclasses import dataclass  # noqa: E402
-from importlib.metadata import version  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any, Literal  # noqa: E402
 
 from hvae_hpc.config import dump  # noqa: E402
 from hvae_hpc.errors import UserError, run_command  # noqa: E402
-from hvae_hpc.identity import code_sha  # noqa: E402
-from hvae_hpc.jobs.status import judge, read_parents  # noqa: E402
-from hvae_hpc.plan import Plan, read_plan  # noqa: E402
+from hvae_hpc.jobs.provenance import host, job_id, make_provenance  # noqa: E402
+from hvae_hpc.plan import AGAIN, Plan, read_plan, read_state  # noqa: E402
 from hvae_hpc.resources import Outcome, Workplace  # noqa: E402
 from hvae_hpc.rundir import (  # noqa: E402
     METRICS,
     RESULT_SCHEMA,
-    Provenance,
     RunResult,
     append_log,
     locked,
     read_log,
+    read_result,
     remove_temporaries,
     result_stamp,
     write_config,
@@ -94,10 +90,10 @@ def execute(plan: Plan, run_id: str, stopped: Callable[[], bool] = leave_asked) 
             if not mine:
                 return report("busy", "another process is at it")
             try:
-                parents = read_parents(plan, run_id)
+                parents = _read_parents(plan, run_id)
             except UserError as error:
                 return report("blocked", str(error))
-            if judge(plan, run_id, {role: result_stamp(result) for role, result in parents.items()}).done:
+            if read_state(plan, run_id, {role: result_stamp(result) for role, result in parents.items()}).done:
                 return report("done", "was done already")
             outcome = _work(plan, run_id, stopped, started, parents)
             return report("stopped", "saved and left") if outcome is None else report("done", _headline(outcome))
@@ -110,15 +106,29 @@ def execute(plan: Plan, run_id: str, stopped: Callable[[], bool] = leave_asked) 
         )
 
 
+def _read_parents(plan: Plan, run_id: str) -> dict[str, RunResult]:
+    """Return role to result of a run's parents; a missing one is a UserError that names it."""
+    results = {}
+    for role, parent in plan.parents(run_id).items():
+        result = read_result(plan.folder(parent), parent)
+        if result is None:
+            run = plan.runs[parent]
+            raise UserError(f"blocked: needs {run.stage} {run.label} ({parent}), which has no metrics.json")
+        results[role] = result
+    return results
+
+
 def _work(
     plan: Plan, run_id: str, stopped: Callable[[], bool], started: float, parents: dict[str, RunResult]
 ) -> Outcome | None:
     run, folder = plan.runs[run_id], plan.folder(run_id)
+    if run.run_id != run_id:
+        raise UserError(f"the package now names this run {run.run_id}; {AGAIN}")
     remove_temporaries(folder)
     (folder / METRICS).unlink(missing_ok=True)  # of an earlier making; from here on the run is not done
     write_config(folder, dump(run.config))
     attempt = 1 + sum(record.get("event") == "started" for record in read_log(folder))
-    append_log(folder, {"event": "started", "attempt": attempt, "host": platform.node(), "job_id": job_id()})
+    append_log(folder, {"event": "started", "attempt": attempt, "host": host(), "job_id": job_id()})
     data = Path(plan.data[run.config.data]["folder"])
     _check_data(data, run.parents["data"])
     resources = plan.resources[run.stage]
@@ -133,22 +143,6 @@ def _work(
     if outcome is None:
         append_log(folder, {"event": "stopped"})
         return None
-    notes = list(outcome.notes)
-    if code_sha() != plan.code_sha:
-        notes.append(f"the package changed after the sweep was planned ({plan.code_sha} to {code_sha()})")
-    provenance = Provenance(
-        code_sha=code_sha(),
-        versions={name: version(name) for name in ("torch", "numpy", "h5py")},
-        device=outcome.device,
-        host=platform.node(),
-        job_id=job_id(),
-        attempt=attempt,
-        started_at=round(started, 3),
-        wall_s=round(time.time() - started, 3),
-        peak_memory_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        threads=resources.threads,
-        notes=tuple(notes),
-    )
     result = RunResult(
         schema=RESULT_SCHEMA,
         run_id=run_id,
@@ -158,7 +152,7 @@ def _work(
         parent_results={role: result_stamp(parent) for role, parent in parents.items()},
         metrics=outcome.metrics,
         per_case=outcome.per_case,
-        provenance=provenance,
+        provenance=make_provenance(outcome, plan.code_sha, resources, attempt, started),
         details=outcome.details,
     )
     write_result(folder, result)
@@ -188,12 +182,6 @@ def stage_function(stage: str) -> Callable[[Any, Workplace], Outcome | None]:
     from hvae_hpc.evaluation.segment import segment
 
     return segment
-
-
-def job_id() -> str:
-    """Return SLURM's ``<array>_<element>`` or job id; "" outside SLURM."""
-    array, element = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    return f"{array}_{element}" if array and element else os.environ.get("SLURM_JOB_ID", "")
 
 
 def _check_data(folder: Path, content_hash: str) -> None:
@@ -235,8 +223,8 @@ def run_element(plan_file: Path, array: int) -> int:
     Returns:
         0 where all are done, 1 where one failed or is blocked, 75 where a signal asked to leave.
     """
-    plan, more = read_plan(plan_file)
-    element = more["arrays"][array]["elements"][int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))]
+    plan = read_plan(plan_file)
+    element = plan.arrays[array]["elements"][int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))]
     states = []
     for run_id in element:
         if leave_asked():
@@ -257,7 +245,7 @@ def serve(plan_file: Path) -> int:
 
     When the input ends, so does this process, after a checkpoint: a worker never outlives the sweep that started it.
     """
-    plan, _ = read_plan(plan_file)
+    plan = read_plan(plan_file)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints must not get among the answers
     wanted: queue.Queue[str | None] = queue.Queue()

@@ -5,7 +5,6 @@ The decoder is replaced by a linear-Gaussian one where the evidence p(y) is then
 
 import math
 
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -122,7 +121,7 @@ def test_the_elbo_is_the_mean_log_weight_and_lies_below_the_log_evidence(setting
     assert float(loss.total) == pytest.approx(-float(elbo.mean()) / SIDE**2)
 
 
-def leap(model: HVAE, noise: Tensor, momentum: Tensor):  # noqa: ANN201 (a Path)
+def leap(model: HVAE, noise: Tensor, momentum: Tensor):
     batch = batch_of(model, len(noise)) | {"noise": noise, "momentum": momentum}
     mean, scale = model.encode(batch)
     return model.leap(batch, mean, scale)
@@ -262,7 +261,9 @@ def test_the_mask_weight_enters_the_potential_as_it_enters_the_loss() -> None:
     light = real_model(n_leapfrog=2, mask_weight=1.0, sigma_x=0.5)
     light.load_state_dict(heavy.state_dict())
     batch = real_batch(heavy)
-    assert torch.allclose(heavy.log_likelihood(batch["noise"], batch)[1], 20 * light.log_likelihood(batch["noise"], batch)[1])
+    assert torch.allclose(
+        heavy.log_likelihood(batch["noise"], batch)[1], 20 * light.log_likelihood(batch["noise"], batch)[1]
+    )
     ends = []
     for model in (heavy, light):
         mean, scale = model.encode(batch)
@@ -275,4 +276,3 @@ def test_sigma_and_step_start_as_configured() -> None:
     model = HVAE(config, (8, 8))
     assert float(model.sigma_x()) == pytest.approx(0.2)
     assert float(model.step_size()) == pytest.approx(0.25)
-

@@ -17,7 +17,7 @@ from hvae_hpc.resources import Outcome, Workplace
 from hvae_hpc.rundir import PAIRS, SAMPLES, write_arrays
 from hvae_hpc.stages import AugmentConfig
 from hvae_hpc.training.batches import generator_for, to_tensors
-from hvae_hpc.training.loop import choose_device
+from hvae_hpc.training.device import choose_device
 from hvae_hpc.training.train import read_split
 
 

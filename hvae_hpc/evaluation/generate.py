@@ -16,7 +16,7 @@ from hvae_hpc.resources import Outcome, Workplace
 from hvae_hpc.rundir import CONFIG, PAIRS, SAMPLES, write_arrays
 from hvae_hpc.stages import GenerateConfig, TrainConfig
 from hvae_hpc.training.batches import generator_for
-from hvae_hpc.training.loop import choose_device, device_name
+from hvae_hpc.training.device import choose_device, device_name
 from hvae_hpc.training.train import load_generator
 
 DRAWN_AT_ONCE = 64

@@ -15,7 +15,7 @@ from hvae_hpc.resources import Outcome, Workplace
 from hvae_hpc.rundir import PAIRS
 from hvae_hpc.stages import QualityConfig
 from hvae_hpc.training.batches import generator_for
-from hvae_hpc.training.loop import choose_device
+from hvae_hpc.training.device import choose_device
 from hvae_hpc.training.train import read_cases, read_split
 
 

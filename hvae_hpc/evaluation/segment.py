@@ -19,7 +19,8 @@ from hvae_hpc.resources import Outcome, Workplace
 from hvae_hpc.rundir import PAIRS, SAMPLES, write_arrays
 from hvae_hpc.stages import SegmentConfig
 from hvae_hpc.training.batches import PairTensors, join, to_tensors
-from hvae_hpc.training.loop import build, choose_device, device_name, train
+from hvae_hpc.training.device import build, choose_device, device_name
+from hvae_hpc.training.loop import train
 from hvae_hpc.training.train import read_split
 
 SHOWN = 6

@@ -22,22 +22,23 @@ BRIGHTNESS, CONTRAST = 0.2, 0.3  # largest additive and relative change of the i
 
 
 class Discriminator(nn.Module):
-    """Scores a pair: (B, 2, H, W) -> (B,)."""
+    """Scores a pair: (B, 2, H, W) -> (B,); it knows where in the image things are."""
 
-    def __init__(self, config: LSGANConfig) -> None:
+    def __init__(self, config: LSGANConfig, image_size: tuple[int, int]) -> None:
         super().__init__()
+        height, width = image_size
         wrap = spectral_norm if config.spectral_norm else nn.Identity()
         layers: list[nn.Module] = []
         before = 2
         for channels in config.discriminator_channels:
             layers += [wrap(nn.Conv2d(before, channels, 4, stride=2, padding=1)), nn.LeakyReLU(0.2)]
-            before = channels
+            before, height, width = channels, height // 2, width // 2
         self.layers = nn.Sequential(*layers)
-        self.score = wrap(nn.Linear(before, 1))
+        self.score = wrap(nn.Linear(before * height * width, 1))
 
     def forward(self, pair: Tensor) -> Tensor:
         """Return one score per pair, float32."""
-        return self.score(self.layers(pair).mean((2, 3))).float()[:, 0]
+        return self.score(self.layers(pair).flatten(1)).float()[:, 0]
 
 
 class LSGAN(nn.Module):
@@ -53,7 +54,7 @@ class LSGAN(nn.Module):
         self.config = config
         self.aspect = image_size[0] / image_size[1]
         self.decoder = Decoder(config.network, image_size)
-        self.discriminator = Discriminator(config)
+        self.discriminator = Discriminator(config, image_size)
 
     def phases(self) -> tuple[Phase, ...]:
         """The discriminator's phase, then the generator's."""

@@ -17,7 +17,8 @@ from hvae_hpc.rundir import SNAPSHOT
 from hvae_hpc.stages import SplitConfig, TrainConfig
 from hvae_hpc.training.batches import PairTensors, to_tensors
 from hvae_hpc.training.checkpoint import load_snapshot, save_snapshot
-from hvae_hpc.training.loop import build, choose_device, device_name, train
+from hvae_hpc.training.device import build, choose_device, device_name
+from hvae_hpc.training.loop import train
 
 
 def read_split(data: Path, config: SplitConfig) -> Split:

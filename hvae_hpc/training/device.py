@@ -1,0 +1,63 @@
+"""Where and how a network runs: the device, its threads, the initial weights, and the compiled forward."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from hvae_hpc.errors import UserError
+from hvae_hpc.models.blocks import Batch, Loss
+from hvae_hpc.resources import Workplace
+from hvae_hpc.rundir import append_log
+from hvae_hpc.training.batches import generator_for
+
+
+def choose_device(workplace: Workplace) -> torch.device:
+    """Pin the threads and return the device that the run's resources name.
+
+    Raises:
+        UserError: a GPU was asked for and torch sees none.
+    """
+    torch.set_num_threads(workplace.resources.threads)
+    torch.backends.cudnn.allow_tf32 = False  # precision "fp32" means float32
+    torch.backends.cudnn.benchmark = True
+    if workplace.resources.gpus == 0 or workplace.resources.device == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError('torch sees no GPU on this node, the site file says gpus = 1; give gpus = 0 or device = "cpu"')
+    return torch.device("cuda")  # the first of those that SLURM made visible
+
+
+def device_name(device: torch.device) -> str:
+    """Return "cpu" or the GPU's name."""
+    return "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
+
+
+def build(make: Callable[[], nn.Module], seed: int, device: torch.device) -> nn.Module:
+    """Make a network whose initial weights are a function of the seed, and put it on the device."""
+    torch.manual_seed(generator_for(seed, "weights", 0).initial_seed())
+    return make().to(device, memory_format=torch.channels_last)  # what CPU and GPU convolutions are fastest in
+
+
+class CompiledForward:
+    """A model's forward, compiled where asked; a compilation that fails runs eager, says so, and is noted."""
+
+    def __init__(self, model: nn.Module, compiled: bool, folder: Path) -> None:
+        self.model = model
+        self.compiled = torch.compile(model, fullgraph=True, dynamic=False) if compiled else None
+        self.folder = folder
+        self.notes: list[str] = []
+
+    def __call__(self, batch: Batch, phase: str) -> Loss:
+        """Return the phase's loss."""
+        if self.compiled is not None:
+            try:
+                return self.compiled(batch, phase)  # type: ignore[no-any-return]
+            except torch._dynamo.exc.TorchDynamoException as error:
+                reason = " ".join(str(error).split())[:200]
+                self.notes.append(f"torch.compile failed, ran eager: {type(error).__name__}: {reason}")
+                append_log(self.folder, {"event": "compile_failed", "reason": reason})
+                print(f"{self.folder.name}: {self.notes[-1]}", flush=True)
+                self.compiled = None
+        return self.model(batch, phase)  # type: ignore[no-any-return]

@@ -1,0 +1,112 @@
+"""The command ``python -m hvae_hpc.preprocess``: pack a data set here or as a SLURM job."""
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hvae_hpc.errors import UserError, run_command
+from hvae_hpc.preprocess.manifest import Manifest
+from hvae_hpc.preprocess.pack import find_cases, pack
+from hvae_hpc.preprocess.phantom import write_phantoms
+from hvae_hpc.preprocess.recipe import LIBRARY, Recipe, load_recipe
+
+MINUTES_PER_JOB = 240
+"""Time limit of a packing job: 1,251 BraTS cases take some 10 minutes of one core; disks can be slow."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; see ``--help``."""
+    options = _parse(argv)
+    recipe = load_recipe(options.recipe)
+    raw = options.raw or Path("phantoms") / recipe.name
+    out = options.out or Path("shards") / recipe.name
+    if options.raw is None and not options.phantom:
+        raise UserError("--raw is missing; give the folder with the NIfTI files, or --phantom 8 to try made-up cases")
+    if not options.phantom:
+        find_cases(recipe, raw)  # a wrong path is better said now than in a job's log
+    if options.partition:
+        return _submit(options, recipe, raw, out)
+    if shutil.which("sbatch") and not options.local:
+        raise UserError("this machine has SLURM: give --partition NAME to pack as a job, or --local to pack here")
+    if options.phantom:
+        made = write_phantoms(recipe.name, raw, options.phantom, options.seed, options.workers, _say)
+        _say(f"{made} phantom cases made in {raw}, {options.phantom - made} were there")
+    found = len(find_cases(recipe, raw))
+    manifest = pack(recipe, raw, out, options.workers, options.skip_bad, _say)
+    print(_summarise(manifest, found))
+    print(f"packed data: {out}\nnext:        python -m hvae_hpc.sweep --data {recipe.name}={out} --plan")
+    return 0
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    names = ", ".join(sorted(path.stem for path in LIBRARY.glob("*.toml")))
+    parser = argparse.ArgumentParser(
+        prog="python -m hvae_hpc.preprocess",
+        description="Pack a folder of NIfTI scans into image+mask pairs (HDF5 shards and manifest.json).",
+        epilog="example: python -m hvae_hpc.preprocess brats2021 --raw /data/BraTS2021 --workers 8\n"
+        "to try:  python -m hvae_hpc.preprocess brats2021 --phantom 8",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("recipe", help=f"{names}, or a TOML file of your own")
+    parser.add_argument("--raw", type=Path, metavar="DIR", help="folder with the NIfTI files")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write (shards/RECIPE)")
+    parser.add_argument("--phantom", type=int, default=0, metavar="N", help="first make N made-up cases in --raw")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the made-up cases (0)")
+    parser.add_argument(
+        "--workers", type=int, default=_cores(), metavar="N", help="processes (as many as cores, up to 16)"
+    )
+    parser.add_argument("--skip-bad", action="store_true", help="leave cases out that cannot be packed, and list them")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--partition", metavar="P", help="pack as one job on this SLURM partition")
+    where.add_argument("--local", action="store_true", help="pack here, also where there is SLURM")
+    options = parser.parse_args(argv)
+    for name, least in (("workers", 1), ("phantom", 0)):
+        if getattr(options, name) < least:
+            raise UserError(f"--{name} is {getattr(options, name)}, expected {least} or more")
+    return options
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _cores() -> int:
+    """Return the cores this process may use: on a cluster not all of the node's."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 16)  # beyond this the disk is the limit
+
+
+def _submit(options: argparse.Namespace, recipe: Recipe, raw: Path, out: Path) -> int:
+    from hvae_hpc.jobs.launcher import submit_command  # brings submitit; packing here does without
+
+    name = options.recipe if not options.recipe.endswith(".toml") else str(Path(options.recipe).resolve())
+    argv = [sys.executable, "-m", "hvae_hpc.preprocess", name, "--raw", str(raw.resolve()), "--out", str(out.resolve())]
+    argv += ["--phantom", str(options.phantom), "--seed", str(options.seed), "--workers", str(options.workers)]
+    argv += ["--skip-bad"] * options.skip_bad + ["--local"]
+    logs = out.resolve() / "logs"
+    job = submit_command(f"pack-{recipe.name}", argv, options.partition, options.workers, MINUTES_PER_JOB, logs)
+    print(f"job {job} packs {raw} into {out}; its log: {logs}")
+    print(f"when it is done: python -m hvae_hpc.sweep --data {recipe.name}={out} --plan")
+    return 0
+
+
+def _summarise(manifest: Manifest, found: int) -> str:
+    areas = sorted(area for case in manifest.cases for area in case.tumour_px)
+    spacings = sorted({case.spacing_mm for case in manifest.cases})
+    shown = ", ".join(" x ".join(f"{side:g}" for side in spacing) for spacing in spacings[:3])
+    lines = [
+        f"cases:       {found} found, {len(manifest.cases)} packed, {len(manifest.skipped)} skipped",
+        *(f"  skipped {entry.case_id}: {entry.reason}" for entry in manifest.skipped),
+        f"pairs:       {len(areas)} of {' x '.join(map(str, manifest.size_px))} px, {manifest.modality}",
+        f"tumour:      {areas[0]} to {areas[-1]} px, median {areas[len(areas) // 2]}",
+        f"spacing:     {shown} mm (row x column){f' and {len(spacings) - 3} more' if len(spacings) > 3 else ''}",
+        f"content:     {manifest.content_hash[:12]}",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,79 @@
+"""Work on many cases in several processes, with results in order and memory bounded."""
+
+import contextlib
+import itertools
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from hvae_hpc.errors import UserError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
+
+
+def map_in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
+    """Apply a function to all items and yield the results in the items' order.
+
+    At most two results per worker are held or under way, however slow their reader is.
+
+    Args:
+        function: a module's function, or a partial of one; its exceptions are raised here.
+        items: can be pickled.
+        workers: processes; 1 works in this one.
+
+    Raises:
+        UserError: a worker was killed from outside, by the system's memory limit most likely.
+    """
+    if workers <= 1:
+        yield from map(function, items)
+        return
+    # spawn: a forked child inherits locks of threads (SimpleITK, OpenMP) that it does not have.
+    context = multiprocessing.get_context("spawn")
+    waiting = iter(items)
+    queue: deque[Future[R]] = deque()
+    with _one_thread_each(), ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
+        try:
+            queue.extend(pool.submit(function, item) for item in itertools.islice(waiting, 2 * workers))
+            while queue:
+                yield queue.popleft().result()
+                queue.extend(pool.submit(function, item) for item in itertools.islice(waiting, 1))
+        except BrokenProcessPool as error:
+            raise UserError("a worker process was killed (out of memory?); use fewer --workers") from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Let the processes started meanwhile use one thread each: the workers are the parallelism."""
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    # A parent killed outright cannot tell its workers, and they would wait for work for ever.
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,92 @@
+"""A volume -> 2D pairs: crop in plane, choose slices, scale intensities to [0, 1].
+
+A pair's rows are the volume's second axis and its columns the first. For "LPS" volumes that is the
+radiological view: anterior at the top, the patient's left on the viewer's right.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hvae_hpc.errors import UserError
+from hvae_hpc.identity import content_hash
+from hvae_hpc.preprocess.recipe import Recipe, SlicesConfig
+from hvae_hpc.preprocess.shards import Pairs
+from hvae_hpc.preprocess.volumes import Volume
+
+
+def cut_pairs(volume: Volume, recipe: Recipe, case_id: str) -> Pairs:
+    """Cut a case's volume into pairs.
+
+    Raises:
+        UserError: no slice has enough tumour inside the crop.
+    """
+    rows, columns = recipe.grid.size_px
+    tumour = crop_plane(volume.tumour, volume.centre_px, columns, rows)
+    areas = np.count_nonzero(tumour, axis=(0, 1))
+    chosen = choose_slices(areas, recipe.slices)
+    if not chosen:
+        label = list(volume.sources)[-1]
+        raise UserError(
+            f"{label}: the largest tumour slice has {areas.max()} px inside the crop of {rows} x {columns}, "
+            f"expected at least {recipe.slices.min_px}; leave the case out or enlarge grid.size_px"
+        )
+    image = crop_plane(volume.image[:, :, chosen], volume.centre_px, columns, rows)
+    images = scale_intensity(image, volume.window)
+    count = len(chosen)
+    return Pairs(
+        images=np.ascontiguousarray(images.transpose(2, 1, 0)),
+        masks=np.ascontiguousarray(tumour[:, :, chosen].transpose(2, 1, 0), dtype=np.uint8),
+        case_ids=(case_id,) * count,
+        slice_index=np.asarray(chosen, dtype=np.int32) + np.int32(volume.first_slice),
+        spacing_mm=np.tile(volume.spacing_mm[[1, 0]], (count, 1)),
+        source_sha256=(content_hash(volume.sources),) * count,
+    )
+
+
+def choose_slices(areas: NDArray[np.int_], config: SlicesConfig) -> list[int]:
+    """Return the indices of the slices to take, given each slice's tumour area (Z,), px.
+
+    Of equal areas the lower index wins.
+    """
+    enough = [int(index) for index in np.flatnonzero(areas >= config.min_px)]
+    if config.choose == "all":
+        return enough
+    return sorted(enough, key=lambda index: (-int(areas[index]), index))[: config.count]
+
+
+def crop_plane(volume: NDArray[Any], centre_px: tuple[float, float], columns: int, rows: int) -> NDArray[Any]:
+    """Crop the first two axes around a centre, and fill with 0 what lies outside.
+
+    Args:
+        volume: (X, Y, Z).
+        centre_px: x and y; a crop that cannot be centred on it to the voxel lies half a voxel lower.
+        columns, rows: size of the crop along x and y.
+
+    Returns:
+        (columns, rows, Z).
+    """
+    cropped = np.zeros((columns, rows, *volume.shape[2:]), volume.dtype)
+    to: list[slice] = []
+    of: list[slice] = []
+    for centre, size, length in zip(centre_px, (columns, rows), volume.shape[:2], strict=True):
+        start = int(np.floor(centre - (size - 1) / 2))
+        low, high = max(start, 0), min(start + size, length)
+        of.append(slice(low, max(low, high)))
+        to.append(slice(low - start, max(low, high) - start))
+    cropped[tuple(to)] = volume[tuple(of)]
+    return cropped
+
+
+def scale_intensity(image: NDArray[Any], window: tuple[float, float]) -> NDArray[np.float32]:
+    """Map window[0] to 0 and window[1] to 1, clip to [0, 1].
+
+    A percentile's window lies above 0, so its background of 0 stays 0.
+
+    Args:
+        image: any shape, in the unit of the window.
+        window: low, high.
+    """
+    low, high = window
+    return np.asarray(np.clip((image.astype(np.float32) - np.float32(low)) / np.float32(high - low), 0, 1))

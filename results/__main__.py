@@ -1,0 +1,97 @@
+"""The command that turns a runs folder into tables and figures: ``python -m hvae_hpc.results RUNS``."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from hvae_hpc.errors import UserError, run_command
+from hvae_hpc.rundir import write_atomic
+
+_DESCRIPTION = """\
+Make Tables 1 and 2 and the figures of every sweep in a runs folder, beside the published numbers.
+The tables are printed; all files go to RUNS/results/<sweep>/."""
+_EXAMPLE = """\
+example:
+  python -m hvae_hpc.results runs --sweep table1 --partial
+
+A sweep with missing runs is refused; with --partial it is shown with the counts of what is there."""
+
+
+def write_results(runs: Path, sweep: str, partial: bool = False, out: Path | None = None) -> list[Path]:
+    """Print one sweep's tables and write them and the figures.
+
+    Args:
+        runs: the runs folder.
+        sweep: the sweep's name.
+        partial: show what is there where runs are missing.
+        out: the folder for ``<sweep>/``; None for ``RUNS/results``.
+
+    Returns:
+        The written files.
+
+    Raises:
+        UserError: no such plan, or runs are missing and partial is off.
+    """
+    # pandas and matplotlib take a second that --help and a wrong path need not wait for.
+    from hvae_hpc.plan import plan_path, read_plan
+    from hvae_hpc.results.collect import collect, name_some
+    from hvae_hpc.results.figures import write_figures
+    from hvae_hpc.results.tables import build_table1, build_table2, render_csv, render_markdown, render_text
+
+    plan = replace(read_plan(plan_path(runs, sweep)), runs_folder=runs)  # which may have been moved since
+    collected = collect(plan, partial)
+    folder = (out or runs / "results") / sweep
+    paths = []
+    for name, table in (("table1", build_table1(plan, collected)), ("table2", build_table2(plan, collected))):
+        if table is None:
+            continue
+        print(render_text(table))
+        for ending, text in (("md", render_markdown(table)), ("csv", render_csv(table))):
+            paths.append(folder / f"{name}.{ending}")
+            write_atomic(paths[-1], text)
+    if collected.missing:
+        print(f"missing, {len(collected.missing)} of {len(plan.runs)} runs:\n{name_some(collected.missing)}")
+    figures, remarks = write_figures(plan, collected, folder)
+    for line in remarks:
+        print(line)
+    paths += figures
+    print(f"{len(paths)} files are in {folder}: {', '.join(path.name for path in paths)}")
+    return paths
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parse the arguments and make each sweep's results; a sweep that is refused does not stop the others."""
+    options = _parser().parse_args(argv)
+    from hvae_hpc.plan import find_plans
+
+    names = [path.stem for path in find_plans(options.runs)]
+    if options.sweep is not None and options.sweep not in names:
+        raise UserError(f"{options.runs}: has no sweep {options.sweep!r}, expected one of {', '.join(names)}")
+    code = 0
+    for name in [options.sweep] if options.sweep is not None else names:
+        try:
+            write_results(options.runs, name, options.partial, options.out)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            code = 2
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m hvae_hpc.results",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("runs", type=Path, metavar="RUNS", help="the runs folder of one or more sweeps")
+    parser.add_argument("--sweep", metavar="NAME", help="only this sweep")
+    parser.add_argument("--partial", action="store_true", help="go on where runs are missing")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write to DIR/<sweep>/ instead")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,160 @@
+"""A made-up sweep with made-up results, for the tests of the tables and figures."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hvae_hpc import plan as plan_module
+from hvae_hpc.config import dump
+from hvae_hpc.model_configs import HVAEConfig, OptimConfig, UNetConfig
+from hvae_hpc.plan import Plan, plan_path
+from hvae_hpc.rundir import Provenance, RunResult, read_result, result_stamp, write_json, write_result
+from hvae_hpc.stages import (
+    ArmConfig,
+    GenerateConfig,
+    QualityConfig,
+    Run,
+    SegmentConfig,
+    SplitConfig,
+    TrainConfig,
+)
+
+SPLIT = SplitConfig(train=20, test=12)
+FAKE_MEDIAN = 0.5
+HASHES = {"brats2021": "b" * 64, "hecktor2022": "c" * 64, "lgg": "d" * 64}
+GENERATORS = ("vae", "hvae", "lsgan")
+DOSES = (100, 200, 300, 500)
+PAPER_ARMS = (
+    ArmConfig(name="reference"),
+    *(ArmConfig(name=f"standard-x{f}", n_standard=20 * (f - 1)) for f in (2, 3, 5)),
+    *(ArmConfig(name=f"{g}+{n}", generator=g, n_synthetic=n) for g in GENERATORS for n in DOSES),
+)
+SMALL_ARMS = (PAPER_ARMS[0], PAPER_ARMS[3], *(arm for arm in PAPER_ARMS if arm.n_synthetic in (100, 300)))
+
+
+def fake_dice(run: Run) -> float:
+    """Return a made-up Dice that depends on arm and seed."""
+    config: Any = run.config
+    gain = {"": 0.0, "lsgan": 0.03, "vae": 0.07, "hvae": 0.1}.get(config.arm.generator, 0.0)
+    dose = config.arm.n_synthetic
+    noise = np.random.default_rng([config.seed, len(config.arm.name), dose]).normal(0, 0.012)
+    base = 0.6 if config.data == "brats2021" else 0.45
+    standard = 0.11 * (config.arm.n_standard / 80) ** 0.5
+    return float(base + gain * (dose / 300) ** 0.5 - 0.05 * max(0, dose - 300) / 200 + standard + noise)
+
+
+def make_runs(
+    data: tuple[str, ...] = ("brats2021",),
+    arms: tuple[ArmConfig, ...] = SMALL_ARMS,
+    seeds: int = 3,
+    sources: tuple[str, ...] = (*GENERATORS, "real", "mean"),
+) -> list[Run]:
+    optim = OptimConfig(images=320)
+    runs = []
+    for name in data:
+        role = {"data": HASHES[name]}
+        common: dict[str, Any] = {"data": name, "split": SPLIT, "image_px": 64}
+        made = {}
+        for generator in dict.fromkeys(arm.generator for arm in arms if arm.generator):
+            train = Run(
+                stage="train",
+                config=TrainConfig(**common, generator=generator, model=HVAEConfig(), optim=optim),
+                parents=role,
+            )
+            config = GenerateConfig(**common, generator=generator)
+            made[generator] = Run(stage="generate", config=config, parents={**role, "train": train.run_id})
+            runs += [train, made[generator]]
+        for source in sources:
+            roles = {**role, "generate": made[source].run_id} if source in made else role
+            runs.append(Run(stage="quality", config=QualityConfig(**common, source=source), parents=roles))
+        for arm in arms:
+            roles = {**role, "generate": made[arm.generator].run_id} if arm.generator else role
+            for seed in range(seeds):
+                segment = SegmentConfig(**common, arm=arm, unet=UNetConfig(), optim=optim, seed=seed)
+                runs.append(Run(stage="segment", config=segment, parents=roles))
+    return runs
+
+
+def write_plan(folder: Path, runs: list[Run], sweep: str = "small", changes: Mapping[str, Any] | None = None) -> Path:
+    """Write the plan of some runs, with some keys of the file changed."""
+    plan = Plan(
+        sweep=sweep,
+        runs_folder=folder,
+        code_sha="abc",
+        data={r.config.data: {"folder": "", "content_hash": HASHES[r.config.data]} for r in runs},
+        resources={},
+        runs={run.run_id: run for run in runs},
+    )
+    path = plan_path(folder, sweep)
+    plan_module.write_plan(plan, path)
+    if changes:
+        write_json(path, {**json.loads(path.read_text()), **changes})
+    return path
+
+
+def finish(folder: Path, run: Run, metrics: Mapping[str, float], code_sha: str = "abc") -> None:
+    """Write a run's metrics.json as its stage would."""
+    dice = (0.1, *[FAKE_MEDIAN] * 10, 0.9) if run.stage == "segment" else ()
+    per_case = {f"case{i:02}": {"dice": value} for i, value in enumerate(dice)}
+    result = RunResult(
+        schema=1,
+        run_id=run.run_id,
+        stage=run.stage,
+        config=dump(run.config),
+        parents=dict(run.parents),
+        parent_results=_stamps(folder, run),
+        metrics=dict(metrics),
+        per_case=per_case,
+        provenance=Provenance(
+            code_sha=code_sha,
+            versions={},
+            device="cpu",
+            host="node1",
+            job_id="",
+            attempt=1,
+            started_at=0.0,
+            wall_s=12.5,
+            peak_memory_mib=100.0,
+            threads=1,
+        ),
+    )
+    write_result(folder / run.folder, result)
+
+
+def _stamps(folder: Path, run: Run) -> dict[str, str]:
+    stamps = {}
+    for role, parent in run.parents.items():
+        if role != "data":
+            found = list(folder.glob(f"*/*-{parent}"))
+            result = read_result(found[0], parent) if found else None
+            stamps[role] = result_stamp(result) if result else ""
+    return stamps
+
+
+def fake_metrics(run: Run) -> dict[str, float]:
+    if isinstance(run.config, SegmentConfig):
+        return {"dice": fake_dice(run)}
+    if isinstance(run.config, QualityConfig):
+        k = ("lsgan", "vae", "hvae", "real", "mean").index(run.config.source)
+        sds = {"psnr_sd": 0.04, "ssim_sd": 0.02}
+        return {"psnr_mean": 13 + k / 7, "ssim_mean": 0.6 + k / 30, **sds, "n": 10.0}
+    return {"loss": 1.0}
+
+
+def write_sweep(
+    folder: Path, sweep: str = "small", skip: Callable[[Run], bool] = lambda run: False, **choices: Any
+) -> list[Run]:
+    """Write a whole sweep with made-up results, all done but what skip names."""
+    runs = make_runs(**choices)
+    write_plan(folder, runs, sweep)
+    for run in runs:
+        if not skip(run):
+            finish(folder, run, fake_metrics(run))
+    return runs
+
+
+def segments(runs: list[Run], arm: str) -> list[Run]:
+    return [run for run in runs if isinstance(run.config, SegmentConfig) and run.config.arm.name == arm]

@@ -1,0 +1,152 @@
+"""Rows: of every run that is done, and of no other."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hvae_hpc.errors import UserError
+from hvae_hpc.plan import read_plan
+from hvae_hpc.results.collect import collect, generators_of
+from hvae_hpc.rundir import METRICS
+from tests.made_up import (
+    FAKE_MEDIAN,
+    GENERATORS,
+    SMALL_ARMS,
+    fake_dice,
+    fake_metrics,
+    finish,
+    make_runs,
+    segments,
+    write_plan,
+    write_sweep,
+)
+
+
+def test_every_done_segment_run_is_one_row_with_its_numbers(tmp_path: Path) -> None:
+    runs = write_sweep(tmp_path)
+    collected = collect(read_plan(tmp_path / "plans/small.json"))
+    assert len(collected.segment) == len(SMALL_ARMS) * 3
+    run = segments(runs, "vae+300")[2]
+    row = collected.segment.set_index("run_id").loc[run.run_id]
+    assert row["dice"] == fake_dice(run)
+    assert list(row[["data", "arm", "generator"]]) == ["brats2021", "vae+300", "vae"]
+    counts = ["n_synthetic", "n_standard", "seed", "split_seed", "n_cases", "median_dice", "wall_s"]
+    assert list(row[counts]) == [300, 0, 2, 0, 12, FAKE_MEDIAN, 12.5]
+    assert collected.missing == ()
+    assert collected.code_shas == {"abc": len(runs)}
+
+
+def test_every_done_quality_run_is_one_row(tmp_path: Path) -> None:
+    write_sweep(tmp_path)
+    quality = collect(read_plan(tmp_path / "plans/small.json")).quality.set_index("source")
+    assert sorted(quality.index) == sorted([*GENERATORS, "real", "mean"])
+    assert quality.loc["vae", "psnr_mean"] == 13 + 1 / 7
+    assert quality.loc["vae", "n"] == 10
+
+
+def test_generators_stand_in_the_papers_order(tmp_path: Path) -> None:
+    write_sweep(tmp_path)
+    assert generators_of(read_plan(tmp_path / "plans/small.json")) == ("lsgan", "vae", "hvae")
+
+
+def test_a_missing_run_is_refused_by_name_with_what_to_do(tmp_path: Path) -> None:
+    runs = make_runs()
+    lost = segments(runs, "hvae+100")[1]
+    write_sweep(tmp_path, skip=lambda run: run.run_id == lost.run_id)
+    with pytest.raises(UserError) as error:
+        collect(read_plan(tmp_path / "plans/small.json"))
+    first, *rest = str(error.value).splitlines()
+    assert f"1 of {len(runs)} runs" in first
+    assert first.endswith("run the sweep command again, or add --partial")
+    assert rest == [f"  {lost.folder}: no metrics.json yet"]
+
+
+def test_a_long_list_of_missing_runs_is_cut_with_a_count(tmp_path: Path) -> None:
+    runs = make_runs()
+    write_plan(tmp_path, runs)
+    with pytest.raises(UserError) as error:
+        collect(read_plan(tmp_path / "plans/small.json"))
+    lines = str(error.value).splitlines()
+    assert len(lines) == 11
+    assert lines[-1] == f"  ... and {len(runs) - 9} more"
+
+
+def test_partial_keeps_what_is_there_and_lists_the_rest(tmp_path: Path) -> None:
+    lost = segments(make_runs(), "reference")[0]
+    write_sweep(tmp_path, skip=lambda run: run.run_id == lost.run_id)
+    collected = collect(read_plan(tmp_path / "plans/small.json"), partial=True)
+    assert collected.missing == (f"{lost.folder}: no metrics.json yet",)
+    assert lost.run_id not in collected.done
+    assert len(collected.segment) == len(SMALL_ARMS) * 3 - 1
+
+
+def _truncate(text: str) -> str:
+    return text[: len(text) // 2]
+
+
+def _other_schema(text: str) -> str:
+    return text.replace('"schema": 1', '"schema": 9')
+
+
+def _nan(text: str) -> str:
+    data = json.loads(text)
+    data["metrics"]["dice"] = float("nan")
+    return json.dumps(data)
+
+
+def _no_dice(text: str) -> str:
+    data = json.loads(text)
+    del data["metrics"]["dice"]
+    return json.dumps(data)
+
+
+def _no_cases(text: str) -> str:
+    return json.dumps({**json.loads(text), "per_case": {}})
+
+
+def _anothers(text: str) -> str:
+    return json.dumps({**json.loads(text), "run_id": "0" * 12})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (_truncate, "not valid JSON"),
+        (_other_schema, "schema 9, expected 1"),
+        (_nan, "NaN is not a number"),
+        (_no_dice, "dice is missing"),
+        (_no_cases, "per_case has no finite dice"),
+        (_anothers, "is run 000000000000"),
+    ],
+)
+def test_a_metrics_file_that_cannot_be_believed_counts_as_missing(
+    tmp_path: Path, spoil: Callable[[str], str], reason: str
+) -> None:
+    runs = write_sweep(tmp_path)
+    run = segments(runs, "reference")[0]
+    path = tmp_path / run.folder / METRICS
+    path.write_text(spoil(path.read_text()))
+    collected = collect(read_plan(tmp_path / "plans/small.json"), partial=True)
+    (line,) = collected.missing
+    assert line.startswith(f"{run.folder}: metrics.json: ")
+    assert reason in line
+    assert "\n" not in line
+    assert run.run_id not in set(collected.segment["run_id"])
+
+
+def test_two_versions_of_the_code_are_counted(tmp_path: Path) -> None:
+    runs = write_sweep(tmp_path)
+    finish(tmp_path, runs[-1], fake_metrics(runs[-1]), code_sha="def")
+    collected = collect(read_plan(tmp_path / "plans/small.json"))
+    assert collected.code_shas == {"abc": len(runs) - 1, "def": 1}
+
+
+def test_a_single_draw_has_no_sd_whatever_the_file_says(tmp_path: Path) -> None:
+    runs = write_sweep(tmp_path)
+    run = next(run for run in runs if run.stage == "quality")
+    finish(tmp_path, run, {"psnr_mean": 13.0, "psnr_sd": 0.0, "ssim_mean": 0.6, "ssim_sd": 0.0, "n": 1.0})
+    quality = collect(read_plan(tmp_path / "plans/small.json")).quality
+    assert np.isnan(quality.set_index("run_id").loc[run.run_id, "psnr_sd"])

@@ -1,0 +1,200 @@
+"""A sweep file becomes the runs it means: counts, parents, doses, ids, and refusals."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hvae_hpc.config import dump, load, read_toml
+from hvae_hpc.errors import UserError
+from hvae_hpc.jobs import dag
+from hvae_hpc.jobs.launcher import group_runs
+from hvae_hpc.model_configs import OptimConfig
+from hvae_hpc.plan import Plan, read_plan, write_plan
+from hvae_hpc.preprocess.manifest import CaseEntry, Manifest, compute_content_hash, read_manifest
+from hvae_hpc.stages import ArmConfig, SegmentConfig, SplitConfig, TrainConfig
+from hvae_hpc.sweep import SWEEPS, read_site, read_sweep
+from tests.tiny import make_project
+
+
+def paper_data(name: str, side: int, cases: int = 210) -> dag.DataSet:
+    """A data set of the paper's size, as the planner sees one."""
+    entries = tuple(
+        CaseEntry(
+            case_id=f"{name}-{i:04d}", shard="s", first_row=i, pairs=1, slices=(0,), tumour_px=(9,),
+            spacing_mm=(1.0, 1.0), sources={},
+        )
+        for i in range(cases)
+    )  # fmt: skip
+    content = compute_content_hash(schema=1, recipe={}, shards=(), cases=entries)
+    manifest = Manifest(
+        schema=1, name=name, modality="", recipe={}, size_px=(side, side), shards=(), cases=entries, skipped=(),
+        content_hash=content,
+    )  # fmt: skip
+    return dag.DataSet(name=name, folder=Path(name), manifest=manifest)
+
+
+PAPER = [paper_data("brats2021", 240), paper_data("hecktor2022", 256)]
+
+
+def segments(runs: list[dag.Run], data: str) -> list[SegmentConfig]:
+    return [run.config for run in runs if isinstance(run.config, SegmentConfig) and run.config.data == data]
+
+
+def test_table1_is_16_arms_on_two_data_sets_with_ten_seeds() -> None:
+    runs = dag.expand(read_sweep("table1"), PAPER)
+    for data in ("brats2021", "hecktor2022"):
+        arms = [config.arm.name for config in segments(runs, data)]
+        assert len(arms) == 160
+        assert {name: arms.count(name) for name in arms} == {
+            name: 10
+            for name in [
+                "reference", "standard-x2", "standard-x3", "standard-x5",
+                *(f"{g}+{n}" for g in ("lsgan", "vae", "hvae") for n in (100, 200, 300, 500)),
+            ]
+        }  # fmt: skip
+    stages = [run.stage for run in runs]
+    assert {stage: stages.count(stage) for stage in stages} == {
+        "train": 6, "generate": 6, "quality": 10, "augment": 20, "segment": 320,
+    }  # fmt: skip
+    assert len({run.run_id for run in runs}) == len(runs)
+
+
+def test_eighty_epochs_become_images_once_and_nothing_is_dropped() -> None:
+    runs = segments(dag.expand(read_sweep("table1"), PAPER), "brats2021")
+    images = {config.arm.name: config.optim.images for config in runs}
+    assert images["reference"] == 8000  # 250 steps of 32
+    assert images["standard-x5"] == 80 * 500
+    assert images["hvae+500"] == 80 * 600
+    assert images["vae+100"] == 80 * 200
+    sweep = read_sweep("table1")
+    odd = replace(sweep, split=SplitConfig(train=7, test=7))
+    assert {c.arm.name: c.optim.images for c in segments(dag.expand(odd, PAPER), "brats2021")}["reference"] == 576
+
+
+def test_the_arms_share_their_parents_as_the_paper_does() -> None:
+    runs = {run.run_id: run for run in dag.expand(read_sweep("table1"), PAPER)}
+    for run in runs.values():
+        if isinstance(run.config, SegmentConfig):
+            config, parents = run.config, {role: runs[p] for role, p in run.parents.items() if role != "data"}
+            if config.arm.generator:
+                assert parents["pairs"].config.generator == config.arm.generator
+                assert parents["pairs"].config.n_pairs == 500
+                assert config.arm.n_standard == 0
+            elif config.arm.n_standard:
+                assert parents["standard"].config.seed == config.seed
+                assert parents["standard"].config.n_pairs == 400
+                factor = int(config.arm.name[-1])
+                assert 100 + config.arm.n_standard == factor * 100
+            else:
+                assert not parents
+            for parent in parents.values():
+                assert parent.config.split == config.split
+                assert parent.config.data == config.data
+
+
+def test_parents_come_before_children() -> None:
+    seen: set[str] = set()
+    for run in dag.expand(read_sweep("table1"), PAPER):
+        assert {p for role, p in run.parents.items() if role != "data"} <= seen
+        seen.add(run.run_id)
+
+
+def test_splits_and_generator_seeds_multiply_the_generators() -> None:
+    sweep = replace(read_sweep("table1"), splits=2, generator_seeds=3)
+    runs = dag.expand(sweep, PAPER[:1])
+    trains = [run.config for run in runs if isinstance(run.config, TrainConfig)]
+    assert len(trains) == 3 * 2 * 3
+    assert {(c.split.seed, c.seed) for c in trains} == {(d, s) for d in (0, 1) for s in (0, 1, 2)}
+    hvae = [c for c in segments(runs, "brats2021") if c.arm.name == "hvae+100"]
+    assert len(hvae) == 10 * 2 * 3
+
+
+def test_the_vae_is_the_hvae_s_network_with_no_leaps() -> None:
+    sweep = read_sweep("table1")
+    vae, hvae = sweep.generators["vae"], sweep.generators["hvae"]
+    assert vae.model.network == hvae.model.network == sweep.generators["lsgan"].model.network
+    assert (vae.model.n_leapfrog, hvae.model.n_leapfrog) == (0, 3)
+    assert vae.optim == hvae.optim
+
+
+@pytest.mark.parametrize("path", sorted(SWEEPS.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_sweep_of_the_library_expands(path: Path) -> None:
+    sweep = load(dag.SweepConfig, read_toml(path, SWEEPS), str(path))
+    assert sweep.name == path.stem
+    data = [paper_data("brats2021", 240, 240), paper_data("hecktor2022", 256, 240)]
+    assert dag.expand(sweep, data)
+
+
+def test_an_unknown_key_at_any_depth_is_named(tmp_path: Path) -> None:
+    for text, message in [
+        ("seed = 3", "unknown key 'seed'; did you mean 'seeds'"),
+        ("[generators.hvae.model]\nstep_sise = 1", "unknown key 'step_sise'; did you mean 'step_size'"),
+        ("[segment.optim]\nlearning = 1", "unknown key 'learning'"),
+        ("[generate]\nn_pair = 3", "unknown key 'n_pair'; did you mean 'n_pairs'"),
+        ("[segment.optim]\nimages = 32", "segment.optim.images follows from segment.epochs"),
+        ("doses = [501]", r"doses go to \+501, generate.n_pairs is 500"),
+        ("[split]\ntrain = 200", "has 210 cases, the split asks for 300"),
+        ("image_px = 100", "images of 100x100 px, expected multiples of 16"),
+    ]:
+        (tmp_path / "own.toml").write_text('extends = "table1"\n' + text)
+        with pytest.raises(UserError, match=message):
+            dag.expand(read_sweep(str(tmp_path / "own.toml")), PAPER)
+
+
+def test_repacked_data_gives_new_run_ids_to_all_that_reads_it_and_moved_data_none(tmp_path: Path) -> None:
+    project = make_project(tmp_path)
+    sweep = read_sweep(str(project / "sweep.toml"))
+
+    def ids(folder: Path) -> dict[str, set[str]]:
+        sets = [dag.DataSet(name=n, folder=folder / n, manifest=read_manifest(folder / n)) for n in ("tiny", "tiny2")]
+        runs = dag.expand(sweep, sets)
+        return {n: {run.run_id for run in runs if run.config.data == n} for n in ("tiny", "tiny2")}
+
+    before = ids(project / "shards")
+    shutil.move(project / "shards", project / "elsewhere")
+    assert ids(project / "elsewhere") == before
+    from tests.tiny import make_data_set
+
+    make_data_set(project / "elsewhere", "tiny", seed=5)
+    after = ids(project / "elsewhere")
+    assert not before["tiny"] & after["tiny"]
+    assert before["tiny2"] == after["tiny2"]
+
+
+def plan_of(tmp_path: Path) -> Plan:
+    return dag.make_plan(read_sweep("table1"), PAPER, tmp_path, read_site(None))
+
+
+def test_a_plan_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    plan = replace(plan_of(tmp_path), arrays=({"name": "a", "elements": [["x"]]},))
+    write_plan(plan, tmp_path / "plan.json")
+    assert dump(read_plan(tmp_path / "plan.json")) == dump(plan)
+
+
+def test_arrays_wait_for_just_the_arrays_of_their_parents(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path)
+    arrays = group_runs(plan, list(plan.runs))
+    by_name = {array["name"]: array for array in arrays}
+    assert sum(len(array["elements"]) for array in arrays) == len(plan.runs)
+    assert by_name["table1-segment-brats2021-reference"]["after"] == []
+    for number, array in enumerate(arrays):
+        assert all(before < number for before in array["after"])
+    generate = arrays.index(by_name["table1-generate-brats2021-hvae"])
+    assert by_name["table1-segment-brats2021-hvae"]["after"] == [generate]
+    assert len(by_name["table1-segment-brats2021-hvae"]["elements"]) == 40
+    assert by_name["table1-segment-hecktor2022-standard"]["after"] == [
+        arrays.index(by_name["table1-augment-hecktor2022"])
+    ]
+
+
+def test_an_arm_s_name_and_amounts_are_in_its_id() -> None:
+    base = SegmentConfig(
+        data="d", split=SplitConfig(), image_px=0, arm=ArmConfig(name="a"), unet=read_sweep("table1").segment.unet,
+        optim=OptimConfig(images=32),
+    )  # fmt: skip
+    ids = {
+        dag.Run(stage="segment", config=replace(base, arm=ArmConfig(name="a", n_synthetic=n))).run_id for n in (0, 1)
+    }
+    assert len(ids) == 2

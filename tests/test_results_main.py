@@ -1,0 +1,132 @@
+"""The command: what it prints and writes, and what it says of a person's mistakes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hvae_hpc.errors import run_command
+from hvae_hpc.results.__main__ import main, write_results
+from hvae_hpc.stages import Run
+from tests.made_up import make_runs, segments, write_plan, write_sweep
+from tests.test_figures import write_samples
+
+ROOT = Path(__file__).parents[1]
+TABLES = ["table1.md", "table1.csv", "table2.md", "table2.csv"]
+PICTURES = ["figure2-brats2021.png", "dice-brats2021.png", "cases-brats2021.png"]
+
+
+def run_main(*argv: object) -> int:
+    return run_command(main, [str(argument) for argument in argv])
+
+
+def test_tables_are_printed_and_all_files_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_samples(tmp_path, write_sweep(tmp_path), px=32)
+    assert run_main(tmp_path) == 0
+    printed = capsys.readouterr().out
+    assert "Table 1 (small): Dice" in printed
+    assert "Table 2 (small): images" in printed
+    folder = tmp_path / "results/small"
+    assert printed.splitlines()[-1] == f"7 files are in {folder}: {', '.join(TABLES + PICTURES)}"
+    assert sorted(path.name for path in folder.iterdir()) == sorted(TABLES + PICTURES)
+
+
+def test_a_second_run_writes_the_same_bytes(tmp_path: Path) -> None:
+    write_sweep(tmp_path)
+    first = [path.read_bytes() for path in write_results(tmp_path, "small") if path.suffix in (".csv", ".md")]
+    second = write_results(tmp_path, "small", out=tmp_path / "again")
+    assert first == [path.read_bytes() for path in second if path.suffix in (".csv", ".md")]
+    assert [path.name for path in second[:4]] == TABLES
+    assert second[0].parent == tmp_path / "again/small"
+
+
+def test_missing_seeds_are_refused_and_partial_shows_7_of_10(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lost = {run.run_id for run in segments(make_runs(seeds=10), "hvae+100")[:3]}
+    write_sweep(tmp_path, seeds=10, skip=lambda run: run.run_id in lost)
+    assert run_main(tmp_path) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "3 of" in err.splitlines()[0]
+    assert err.count("segment/brats2021-hvae+100-s") == 3
+    assert not (tmp_path / "results").exists()
+    assert run_main(tmp_path, "--partial") == 0
+    out = capsys.readouterr().out
+    assert "(7/10)" in out
+    assert out.count("no metrics.json yet") == 3
+
+
+def test_a_sweep_that_is_refused_does_not_stop_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_plan(tmp_path, make_runs(seeds=1), "all-missing")
+    write_sweep(tmp_path, "done", arms=make_arms())
+    assert run_main(tmp_path) == 2
+    out, err = capsys.readouterr()
+    assert "Table 1 (done)" in out
+    assert err.startswith("error: sweep all-missing: ")
+    assert run_main(tmp_path, "--sweep", "done") == 0
+
+
+def make_arms() -> tuple[object, ...]:
+    return tuple(run.config.arm for run in segments(make_runs(seeds=1), "reference"))
+
+
+def test_mistakes_are_one_line_and_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_plan(tmp_path / "runs", make_runs())
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "cut/plans").mkdir(parents=True)
+    (tmp_path / "cut/plans/small.json").write_text('{"schema": 1, "runs": [')
+    mistakes = {
+        (tmp_path / "nowhere",): "no such folder",
+        (tmp_path / "empty",): "no plan of a sweep in it",
+        (tmp_path / "cut",): "not valid JSON",
+        (tmp_path / "runs", "--sweep", "smal"): "has no sweep 'smal', expected one of small",
+    }
+    for argv, message in mistakes.items():
+        assert run_main(*argv) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert message in err
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1
+
+
+def test_a_sweep_without_quality_runs_has_no_table_2(tmp_path: Path) -> None:
+    write_sweep(tmp_path, sources=())
+    names = [path.name for path in write_results(tmp_path, "small")]
+    assert names == ["table1.md", "table1.csv", "dice-brats2021.png"]
+
+
+def test_a_remark_is_printed_for_every_picture_that_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def is_segment(run: Run) -> bool:
+        return run.stage == "segment"
+
+    write_sweep(tmp_path, skip=is_segment)
+    write_results(tmp_path, "small", partial=True)
+    out = capsys.readouterr().out
+    for name in PICTURES:
+        assert f"{name} is left out: " in out
+
+
+def test_help_fits_a_screen_and_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run_main("--help")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 24
+    assert "  python -m hvae_hpc.results runs --sweep table1 --partial" in lines
+
+
+def test_neither_torch_nor_h5py_nor_submitit_is_imported(tmp_path: Path) -> None:
+    write_sweep(tmp_path, arms=())
+    code = (
+        "import sys; from pathlib import Path; import hvae_hpc.results.__main__ as command; "
+        "early = 'pandas' in sys.modules; command.write_results(Path(sys.argv[1]), 'small'); "
+        "print(early, sorted({'torch', 'h5py', 'submitit', 'torchio'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "False []"

@@ -1,0 +1,112 @@
+"""The sweep's command line: what it says to people, above all when something is wrong."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hvae_hpc import cli, sweep
+from hvae_hpc.errors import run_command
+from tests.tiny import make_project
+
+
+def call(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> int:
+    monkeypatch.chdir(folder)
+    return run_command(sweep.main, arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing"], "'nothing' is not one of demo, table1, table1-literal"),
+        (["none.toml"], "none.toml: cannot be read"),
+        (["--data", "tiny3=x", "--plan"], "--data tiny3=x: expected NAME=DIR with NAME one of tiny, tiny2"),
+        (["--data", "tiny=nowhere", "--plan"], "data set tiny: no manifest.json in nowhere; pack yours with"),
+        (["--workers", "0"], "--workers is 0, expected 1 or more"),
+        (["--site", "none.toml", "--plan"], "none.toml: cannot be read"),
+        (["table1", "--plan"], "python -m hvae_hpc.preprocess brats2021 --out shards/brats2021 --raw DIR"),
+    ],
+)
+def test_a_wrong_call_gets_one_clear_line_and_makes_nothing(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make_project(tmp_path)
+    assert call(monkeypatch, tmp_path, "--local", *arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_unknown_key_names_the_nearest_field(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_project(tmp_path)
+    with open(tmp_path / "sweep.toml", "a") as file:
+        file.write("\n[splitt]\ntrain = 3\n")
+    assert call(monkeypatch, tmp_path, "--local") == 2
+    assert "sweep.toml: unknown key 'splitt'; did you mean 'split'?" in capsys.readouterr().err
+
+
+def test_sweep_toml_of_the_working_folder_is_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_project(tmp_path)
+    assert call(monkeypatch, tmp_path, "--plan") == 0
+    assert "sweep tiny" in capsys.readouterr().out
+
+
+def test_where_sbatch_is_the_command_asks_where_to_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_project(tmp_path)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "sbatch").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "bin" / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin{os.pathsep}{os.environ['PATH']}")
+    assert call(monkeypatch, tmp_path) == 2
+    assert "give --partition P to submit, or --local to run here" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_site_file_changes_what_it_names_and_refuses_what_it_does_not_know(tmp_path: Path) -> None:
+    site = tmp_path / "site.toml"
+    site.write_text('[segment]\nminutes = 5\npartition = "short"\n')
+    resources = sweep.read_site(site)
+    assert (resources["segment"].minutes, resources["segment"].partition, resources["segment"].gpus) == (5, "short", 1)
+    assert resources["augment"].gpus == 0
+    site.write_text("[segmnt]\nminutes = 5\n")
+    assert run_command(lambda _: (sweep.read_site(site), 0)[1], []) == 2
+
+
+def test_help_fits_a_screen_and_shows_an_example() -> None:
+    for module in ("hvae_hpc.sweep", "hvae_hpc.preprocess", "hvae_hpc.results"):
+        done = subprocess.run(
+            [sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True,
+            env={**os.environ, "COLUMNS": "100"},
+        )  # fmt: skip
+        lines = done.stdout.splitlines()
+        assert len(lines) <= 40, module
+        assert max(map(len, lines)) <= 100
+        assert "example" in done.stdout
+        assert f"python -m {module}" in done.stdout
+
+
+def test_the_console_script_knows_its_commands(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["hvae-hpc", "stats"])
+    assert cli.main() == 2
+    assert (
+        "unknown command 'stats'; expected one of preprocess, sweep, results, status, minislurm"
+        in capsys.readouterr().err
+    )
+    monkeypatch.setattr(sys, "argv", ["hvae-hpc", "status", "/nowhere"])
+    assert cli.main() == 2
+    assert "no plan of a sweep in it" in capsys.readouterr().err

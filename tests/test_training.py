@@ -1,0 +1,228 @@
+"""The loop: a function of its seed, resumed bit for bit, and honest about what went wrong."""
+
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hvae_hpc.errors import UserError
+from hvae_hpc.model_configs import HVAEConfig, LSGANConfig, MovesConfig, NetworkConfig, OptimConfig, UNetConfig
+from hvae_hpc.models.blocks import Batch, Loss, Phase
+from hvae_hpc.models.hvae import HVAE
+from hvae_hpc.models.lsgan import LSGAN
+from hvae_hpc.models.unet import UNet
+from hvae_hpc.resources import Resources, Workplace
+from hvae_hpc.rundir import read_log
+from hvae_hpc.training import device
+from hvae_hpc.training.batches import PairTensors, images_of_step, to_tensors
+from hvae_hpc.training.checkpoint import find_checkpoints, load_checkpoint, save_checkpoint
+from hvae_hpc.training.device import build
+from hvae_hpc.training.loop import MovingAverage, TrainReport, learning_rate, train
+from tests.tiny import make_pairs
+
+CPU = torch.device("cpu")
+NETWORK = NetworkConfig(channels=(4, 8), attention_levels=(1,), attention_heads=2, latent_size=4)
+OPTIM = OptimConfig(images=48, batch_size=4, lr=1e-2, ema_decay=0.9, precision="fp32")
+MODELS = {
+    "vae": lambda: HVAE(HVAEConfig(network=NETWORK, n_leapfrog=0), (16, 16)),
+    "hvae": lambda: HVAE(HVAEConfig(network=NETWORK, n_leapfrog=2, flow_from=0.5), (16, 16)),
+    "lsgan": lambda: LSGAN(LSGANConfig(network=NETWORK, discriminator_channels=(4, 8)), (16, 16)),
+    "unet": lambda: UNet(UNetConfig(base_channels=4, depth=2)),
+}
+
+
+@pytest.fixture
+def data() -> PairTensors:
+    return to_tensors(make_pairs(6, 16), 0)
+
+
+def place(folder: Path, stop_after: int | None = None, **resources: object) -> Workplace:
+    """A workplace whose ``stopped`` says yes after so many steps."""
+    folder.mkdir(exist_ok=True)
+    steps = iter(range(10**9))
+    return Workplace(
+        folder=folder,
+        data=folder,
+        parents={},
+        resources=Resources(**resources),  # type: ignore[arg-type]
+        stopped=lambda: stop_after is not None and next(steps) + 1 >= stop_after,
+    )
+
+
+def run(kind: str, data: PairTensors, where: Workplace, optim: OptimConfig = OPTIM) -> TrainReport:
+    model = build(MODELS[kind], 3, CPU)
+    moves = None if kind == "unet" else MovesConfig()
+    return train(model, data, optim, 3, moves, where)
+
+
+def assert_same(one: TrainReport, other: TrainReport) -> None:
+    assert one.weights is not None
+    assert other.weights is not None
+    for name, value in one.weights.items():
+        assert torch.equal(value, other.weights[name]), name
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_training_that_was_stopped_goes_on_bit_for_bit(kind: str, data: PairTensors, tmp_path: Path) -> None:
+    whole = run(kind, data, place(tmp_path / "whole"))
+    pieces = tmp_path / "pieces"
+    for _ in range(3):
+        report = run(kind, data, place(pieces, stop_after=3))
+        assert not report.finished
+    assert_same(whole, run(kind, data, place(pieces)))
+    assert [r["images_seen"] for r in read_log(pieces) if r.get("event") == "resumed"] == [12, 24, 36]
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_another_seed_gives_other_weights(kind: str, data: PairTensors, tmp_path: Path) -> None:
+    one = run(kind, data, place(tmp_path / "one"))
+    other = train(build(MODELS[kind], 4, CPU), data, OPTIM, 4, None, place(tmp_path / "other"))
+    assert one.weights is not None
+    assert other.weights is not None
+    name = next(name for name, value in one.weights.items() if value.ndim == 4)
+    assert not torch.equal(one.weights[name], other.weights[name])
+
+
+def test_checkpoint_intervals_change_nothing(data: PairTensors, tmp_path: Path) -> None:
+    rare = run("hvae", data, place(tmp_path / "rare"))
+    often = run("hvae", data, place(tmp_path / "often", checkpoint_every_s=0.0))
+    assert_same(rare, often)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(data: PairTensors, tmp_path: Path) -> None:
+    whole = run("vae", data, place(tmp_path / "whole"))
+    folder = tmp_path / "run"
+    run("vae", data, place(folder, stop_after=6, checkpoint_every_s=0.0))
+    newest, older = find_checkpoints(folder)
+    newest.write_bytes(newest.read_bytes()[:-100])
+    assert_same(whole, run("vae", data, place(folder)))
+    events = {record["event"]: record for record in read_log(folder) if "event" in record}
+    assert events["checkpoint_damaged"]["file"] == newest.name
+    assert f"{events['resumed']['images_seen']:012d}" in older.name
+
+
+def test_two_checkpoints_are_kept(tmp_path: Path) -> None:
+    for seen in (4, 8, 12):
+        save_checkpoint(tmp_path, seen, {"network": {"w": torch.full((2,), float(seen))}})
+    assert len(find_checkpoints(tmp_path)) == 2
+    state = load_checkpoint(tmp_path)
+    assert state is not None
+    assert state["images_seen"] == 12
+
+
+class Exploding(nn.Module):
+    """Its loss is infinite from the fifth step on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def phases(self) -> tuple[Phase, ...]:
+        return (Phase("only", self),)
+
+    def draw(self, n: int, share: float, generator: torch.Generator) -> dict[str, Tensor]:
+        return {"factor": torch.tensor(math.inf if share >= 4 / 12 else 1.0)}
+
+    def forward(self, batch: Batch, phase: str) -> Loss:
+        total = (self.weight * batch["factor"]).sum()
+        return Loss(total, {"loss_of_weight": total.detach()})
+
+
+def test_a_non_finite_loss_names_its_term_and_moment_and_spoils_no_weight(data: PairTensors, tmp_path: Path) -> None:
+    model = Exploding()
+    with pytest.raises(UserError, match=r"loss_of_weight became inf at images_seen = 16"):
+        train(model, data, OPTIM, 0, None, place(tmp_path / "run"))
+    assert torch.isfinite(model.weight).all()
+    assert not find_checkpoints(tmp_path / "run")
+
+
+def test_no_checkpoint_is_written_after_a_non_finite_loss(data: PairTensors, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="images_seen = 16"):
+        train(Exploding(), data, OPTIM, 0, None, place(tmp_path / "run", checkpoint_every_s=0.0))
+    assert [path.name[11:23] for path in find_checkpoints(tmp_path / "run")] == ["000000000016", "000000000012"]
+
+
+def test_a_compilation_that_fails_runs_eager_and_says_so(
+    data: PairTensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_compiler(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("no C++ compiler here")
+
+    real_compile = torch.compile
+    monkeypatch.setattr(device.torch, "compile", lambda model, **kw: real_compile(model, backend=no_compiler, **kw))
+    report = run("vae", data, place(tmp_path / "compiled", compile="on"))
+    assert report.notes
+    assert "no C++ compiler here" in " ".join(report.notes)
+    assert "ran eager" in capsys.readouterr().out
+    assert_same(report, run("vae", data, place(tmp_path / "eager")))
+
+
+def test_every_image_is_seen_equally_often_at_any_time() -> None:
+    n, batch = 7, 4
+    seen = torch.zeros(n, dtype=torch.long)
+    for step in range(35):
+        seen += torch.bincount(images_of_step(n, 0, step * batch, batch), minlength=n)
+        assert seen.max() - seen.min() <= 1
+    assert seen.tolist() == [20] * n
+
+
+def test_the_order_is_a_function_of_the_seed_and_of_the_images_seen() -> None:
+    assert torch.equal(
+        images_of_step(10, 1, 15, 8), torch.cat([images_of_step(10, 1, 15, 5), images_of_step(10, 1, 20, 3)])
+    )
+    assert not torch.equal(images_of_step(10, 1, 0, 10), images_of_step(10, 2, 0, 10))
+    assert not torch.equal(images_of_step(10, 1, 0, 10), images_of_step(10, 1, 10, 10))
+
+
+def test_the_learning_rate_rises_to_its_value_and_falls_to_zero() -> None:
+    optim = OptimConfig(images=1000, batch_size=10, lr=0.1, warm_up=0.1)
+    rates = [learning_rate(optim, seen) for seen in range(0, 1000, 10)]
+    assert 0 < rates[0] < 0.02
+    assert max(rates) == pytest.approx(0.1)
+    assert rates.index(max(rates)) == 10
+    assert all(a >= b for a, b in pairwise(rates[10:]))
+    assert rates[-1] < 0.001
+
+
+def test_the_moving_average_is_the_recursion_it_claims() -> None:
+    model = nn.Linear(1, 1)
+    average = MovingAverage(model, 0.5)
+    expected = model.weight.detach().clone()
+    for step in range(1, 40):
+        with torch.no_grad():
+            model.weight.fill_(float(step))
+        average.update()
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * step
+    torch.testing.assert_close(average.state["weight"], expected)
+
+
+def test_images_are_shrunk_by_area_and_masks_stay_binary() -> None:
+    pairs = make_pairs(3, 16)
+    small = to_tensors(pairs, 8)
+    block = torch.from_numpy(pairs.images).reshape(3, 8, 2, 8, 2).mean((2, 4))
+    torch.testing.assert_close(small.images[:, 0], block)
+    assert set(small.masks.unique().tolist()) == {0.0, 1.0}
+    with pytest.raises(UserError, match="image_px is 32, the packed images are 16x16"):
+        to_tensors(pairs, 32)
+
+
+@pytest.mark.parametrize("kind", ["unet", "vae", "hvae"])
+def test_bfloat16_trains_near_float32(kind: str, data: PairTensors, tmp_path: Path) -> None:
+    terms = {}
+    for precision in ("fp32", "bf16"):
+        optim = OptimConfig(images=24, batch_size=4, lr=1e-3, precision=precision)  # type: ignore[arg-type]
+        terms[precision] = run(kind, data, place(tmp_path / precision), optim).terms
+    assert terms["bf16"]["loss"] == pytest.approx(terms["fp32"]["loss"], rel=0.1)
+    assert terms["bf16"]["loss"] != terms["fp32"]["loss"]
+
+
+def test_a_gpu_that_was_asked_for_and_is_not_there_is_an_error(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(UserError, match="torch sees no GPU"):
+        device.choose_device(place(tmp_path / "run", gpus=1))
+    assert device.choose_device(place(tmp_path / "run", gpus=1, device="cpu")) == CPU
