@@ -177,9 +177,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 def _convert_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
     if value is None and type(None) in options:
         return None
-    classes = [option for option in options if dataclasses.is_dataclass(option)]
+    classes = [o for o in options if isinstance(o, type) and dataclasses.is_dataclass(o)]
     if classes and isinstance(value, Mapping):
-        kinds = {get_args(_hints(option)["kind"])[0]: option for option in classes}  # type: ignore[arg-type]
+        kinds = {get_args(_hints(option)["kind"])[0]: option for option in classes}
         if value.get("kind") not in kinds:
             raise UserError(f"{where}.kind: got {_shown(value.get('kind'))}, expected {' | '.join(kinds)}")
         return load(kinds[value["kind"]], value, where)
@@ -195,8 +195,8 @@ def _nearest(key: str, names: list[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(names)}"
 
 
-def _names(cls: type) -> str:
-    return ", ".join(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]
+def _names(cls: Any) -> str:
+    return ", ".join(field.name for field in dataclasses.fields(cls))
 
 
 def _shown(value: Any) -> str:

@@ -21,6 +21,7 @@ from hvae_hpc.plan import Plan
 
 FIRST = {"train": 0, "augment": 1, "generate": 2, "quality": 4, "segment": 3}
 """Order of stages among runs that could start: what others wait for goes first."""
+ASK_AGAIN_S = 1.0
 
 
 class Worker:
@@ -115,6 +116,7 @@ def run_locally(plan: Plan, plan_file: Path, run_ids: Sequence[str], n_workers: 
     """
     waiting = sorted(run_ids, key=lambda run_id: FIRST[plan.runs[run_id].stage])
     reports: dict[str, Report] = {}
+    not_before: dict[str, float] = {}
     progress = Progress(plan, len(waiting))
     log = open(plan_file.with_suffix(".log"), "a")  # noqa: SIM115 (it is the workers', closed below)
     workers = [Worker(plan_file, log) for _ in range(min(n_workers, len(waiting)))]
@@ -124,14 +126,15 @@ def run_locally(plan: Plan, plan_file: Path, run_ids: Sequence[str], n_workers: 
         try:
             while waiting or any(worker.run_id for worker in workers):
                 _settle_blocked(plan, waiting, reports, progress)
-                _give_out(plan, waiting, reports, workers)
+                _give_out(plan, [r for r in waiting if not_before.get(r, 0) <= time.time()], waiting, workers)
                 progress.tick(workers)
                 for key, _ in selector.select(timeout=1.0):
                     worker = key.data
-                    if worker.run_id is None:  # died between two runs
-                        report = None
-                    else:
-                        report = worker.read()
+                    report = worker.read() if worker.run_id else None  # None: it died between two runs
+                    if report and report.state == "busy":  # another sweep is at it: ask again in a while
+                        waiting.append(report.run_id)
+                        not_before[report.run_id] = time.time() + ASK_AGAIN_S
+                    elif report:
                         reports[report.run_id] = report
                         progress.tell(report)
                     if worker.process.poll() is not None or report is None:
@@ -166,14 +169,14 @@ def _settle_blocked(plan: Plan, waiting: list[str], reports: dict[str, Report], 
                 changed = True
 
 
-def _give_out(plan: Plan, waiting: list[str], reports: dict[str, Report], workers: Sequence[Worker]) -> None:
-    """Give every idle worker the first run whose parents are done."""
+def _give_out(plan: Plan, due: Sequence[str], waiting: list[str], workers: Sequence[Worker]) -> None:
+    """Give every idle worker the first of the due runs whose parents are done."""
     running = {worker.run_id for worker in workers}
     open_runs = {*waiting, *running}
     for worker in workers:
         if worker.run_id is not None:
             continue
-        ready = next((r for r in waiting if not open_runs & set(plan.parents(r).values())), None)
+        ready = next((r for r in due if r in waiting and not open_runs & set(plan.parents(r).values())), None)
         if ready is None:
             return
         waiting.remove(ready)

@@ -109,4 +109,4 @@ def test_the_console_script_knows_its_commands(
     )
     monkeypatch.setattr(sys, "argv", ["hvae-hpc", "status", "/nowhere"])
     assert cli.main() == 2
-    assert "no plan of a sweep in it" in capsys.readouterr().err
+    assert "/nowhere: no such folder" in capsys.readouterr().err

@@ -89,24 +89,28 @@ class MovingAverage:
 
 
 class TermReader:
-    """Gathers a window of terms on the device and reads them all at once."""
+    """Gathers terms on the device, reads them now and then, and averages them over windows of the training.
+
+    The windows lie where they lie whether or not the training was stopped in between: what was read of the current one
+    is part of the checkpoint.
+    """
 
     def __init__(self) -> None:
-        self.window: list[tuple[int, dict[str, Tensor]]] = []
+        self.pending: list[tuple[int, dict[str, Tensor]]] = []
+        self.window: dict[str, list[float]] = {}
         self.means: dict[str, float] = {}
 
     def add(self, images_seen: int, terms: dict[str, Tensor]) -> None:
         """Keep one step's terms, without waiting for them."""
-        self.window.append((images_seen, {name: term.detach().float().mean() for name, term in terms.items()}))
+        self.pending.append((images_seen, {name: term.detach().float().mean() for name, term in terms.items()}))
 
-    def read(self) -> dict[str, float]:
-        """Return the window's means and start a new one.
+    def read(self) -> None:
+        """Wait for what was added and put it into the window.
 
         Raises:
             UserError: a term was not finite; it names the term and the images seen.
         """
-        values: dict[str, list[float]] = {}
-        for images_seen, terms in self.window:
+        for images_seen, terms in self.pending:
             for name, term in terms.items():
                 number = float(term)
                 if not math.isfinite(number):
@@ -114,10 +118,14 @@ class TermReader:
                         f"{name} became {number} at images_seen = {images_seen}; the last checkpoint is kept; "
                         "try a smaller optim.lr (or model.step_size, for an HVAE), or precision fp32"
                     )
-                values.setdefault(name, []).append(number)
-        self.window.clear()
-        if values:
-            self.means = {name: sum(numbers) / len(numbers) for name, numbers in values.items()}
+                self.window.setdefault(name, []).append(number)
+        self.pending.clear()
+
+    def close_window(self) -> dict[str, float]:
+        """Return the window's means and start a new one."""
+        self.read()
+        self.means = {name: sum(numbers) / len(numbers) for name, numbers in self.window.items()}
+        self.window = {}
         return self.means
 
 
@@ -147,12 +155,13 @@ def train(
     scaler = torch.amp.GradScaler(device.type, enabled=optim.precision == "fp16")
     wish = workplace.resources.compile
     forward = CompiledForward(model, wish == "on" or (wish == "auto" and device.type == "cuda"), folder)
-    images_seen = _restore(folder, model, optimizers, average, scaler)
     reader, saved_at = TermReader(), time.monotonic()
+    images_seen = _restore(folder, model, optimizers, average, scaler, reader)
 
     while images_seen < optim.images:
         batch = _batch(model, data, optim, seed, moves, images_seen)
         terms: dict[str, Tensor] = {}
+        rate = learning_rate(optim, images_seen)
         for phase, optimizer in zip(phases, optimizers, strict=True):
             _only(phase, phases)
             optimizer.zero_grad(set_to_none=True)
@@ -161,7 +170,7 @@ def train(
             scaler.scale(loss.total).backward()
             scaler.unscale_(optimizer)
             norm = nn.utils.clip_grad_norm_(phase.network.parameters(), optim.clip_norm or math.inf)
-            _step(optimizer, norm, scaler, learning_rate(optim, images_seen))
+            _step(optimizer, norm, scaler, rate)
             terms |= {**loss.terms, "loss" if len(phases) == 1 else f"loss_{phase.name}": loss.total}
             if not scaler.is_enabled():  # float16 overflows now and then, and the scaler deals with it
                 terms["gradient_norm" if len(phases) == 1 else f"gradient_norm_{phase.name}"] = norm
@@ -172,11 +181,12 @@ def train(
         images_seen += optim.batch_size
 
         last, leave = images_seen >= optim.images, workplace.stopped()
+        if images_seen // optim.batch_size % READ_EVERY == 0 or last:
+            append_log(folder, {"images_seen": images_seen, "lr": rate, **reader.close_window()})
         due = time.monotonic() - saved_at > workplace.resources.checkpoint_every_s
-        if len(reader.window) >= READ_EVERY or last or leave or due:
-            append_log(folder, {"images_seen": images_seen, "lr": learning_rate(optim, images_seen), **reader.read()})
         if (leave or due) and not last:
-            save_checkpoint(folder, images_seen, _state(model, optimizers, average, scaler))
+            reader.read()  # so that a checkpoint is never one of a training that went wrong
+            save_checkpoint(folder, images_seen, _state(model, optimizers, average, scaler, reader))
             saved_at = time.monotonic()
             if leave:
                 return TrainReport(finished=False, terms=reader.means, weights=None, notes=tuple(forward.notes))
@@ -235,13 +245,18 @@ def _step(optimizer: torch.optim.AdamW, norm: Tensor, scaler: torch.amp.GradScal
 
 
 def _state(
-    model: nn.Module, optimizers: list[torch.optim.AdamW], average: MovingAverage | None, scaler: torch.amp.GradScaler
+    model: nn.Module,
+    optimizers: list[torch.optim.AdamW],
+    average: MovingAverage | None,
+    scaler: torch.amp.GradScaler,
+    reader: TermReader,
 ) -> dict[str, Any]:
     return {
         "network": model.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         "average": {"steps": average.steps, "state": average.state} if average else None,
         "scaler": scaler.state_dict(),
+        "window": reader.window,
     }
 
 
@@ -251,6 +266,7 @@ def _restore(
     optimizers: list[torch.optim.AdamW],
     average: MovingAverage | None,
     scaler: torch.amp.GradScaler,
+    reader: TermReader,
 ) -> int:
     """Load the newest checkpoint and return its images seen; 0 where there is none."""
     state = load_checkpoint(folder)
@@ -264,5 +280,6 @@ def _restore(
         for name, value in state["average"]["state"].items():
             average.state[name].copy_(value)
     scaler.load_state_dict(state["scaler"])
+    reader.window = state["window"]
     append_log(folder, {"event": "resumed", "images_seen": state["images_seen"]})
     return int(state["images_seen"])
