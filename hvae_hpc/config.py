@@ -8,6 +8,7 @@ by raising ``ValueError``; the loader adds where the value came from.
 import dataclasses
 import difflib
 import json
+import math
 import tomllib
 import types
 import typing
@@ -165,7 +166,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return {str(key): _convert(get_args(hint)[1], item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return load(hint, value, where)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise UserError(f"{where}: got {value}, expected a finite number")
         return float(value)
     right = isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool))
     if not right:

@@ -15,6 +15,13 @@ def require_positive(config: Any, *names: str) -> None:
             raise ValueError(f"{name} is {getattr(config, name)}, expected more than 0")
 
 
+def require_share(config: Any, *names: str) -> None:
+    """Raise ValueError where one of a config's fields is not between 0 and 1."""
+    for name in names:
+        if not 0 <= getattr(config, name) <= 1:
+            raise ValueError(f"{name} is {getattr(config, name)}, expected a share between 0 and 1")
+
+
 def require_halvings(config_name: str, image_size: tuple[int, int], halvings: int) -> None:
     """Raise ValueError where an image (height, width) cannot be halved that often."""
     factor = 2**halvings
@@ -108,9 +115,7 @@ class HVAEConfig:
             raise ValueError(
                 'sqrt_beta_0 = 1 with tempering = "free" leaves nothing to learn from; use tempering = "none"'
             )
-        for name in ("kl_warm_up", "flow_from"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected a share between 0 and 1")
+        require_share(self, "kl_warm_up", "flow_from")
         if self.n_leapfrog and self.flow_from < self.kl_warm_up:
             raise ValueError(f"flow_from is {self.flow_from}, expected at least kl_warm_up = {self.kl_warm_up}")
 
@@ -132,6 +137,10 @@ class LSGANConfig:
     discriminator_channels: tuple[int, ...] = (32, 64, 128, 256)
     spectral_norm: bool = True
     differentiable_augmentation: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.discriminator_channels or min(self.discriminator_channels) < 1:
+            raise ValueError(f"discriminator_channels is {self.discriminator_channels}, expected positive numbers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +194,12 @@ class OptimConfig:
             raise ValueError(f"images is {self.images}, expected a multiple of batch_size = {self.batch_size}")
         if not 0 <= self.warm_up < 1:
             raise ValueError(f"warm_up is {self.warm_up}, expected a share in [0, 1)")
+        for name in ("beta_1", "beta_2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected a number in [0, 1)")
+        for name in ("weight_decay", "clip_norm"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or more")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay is {self.ema_decay}, expected a number in [0, 1)")
 
@@ -204,3 +219,8 @@ class MovesConfig:
     rotate_deg: float = 10.0
     scale: float = 0.1
     shift: float = 0.05
+
+    def __post_init__(self) -> None:
+        require_share(self, "flip", "scale", "shift")
+        if not 0 <= self.rotate_deg <= 180:
+            raise ValueError(f"rotate_deg is {self.rotate_deg}, expected degrees between 0 and 180")

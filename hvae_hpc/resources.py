@@ -36,6 +36,8 @@ class Resources:
     def __post_init__(self) -> None:
         if self.gpus not in (0, 1):
             raise ValueError(f"gpus is {self.gpus}, expected 0 or 1: a run uses one device")
+        if self.checkpoint_every_s < 0:
+            raise ValueError(f"checkpoint_every_s is {self.checkpoint_every_s}, expected 0 or more")
         for name in ("cpus", "memory_gb", "minutes", "threads"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected more than 0")

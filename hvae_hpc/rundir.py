@@ -28,6 +28,7 @@ LOG = "log.jsonl"
 SNAPSHOT = "snapshot.pt"
 PAIRS = "pairs.h5"
 SAMPLES = "samples.npz"
+INPUTS = "inputs.json"
 LOCK = ".lock"
 RESULT_SCHEMA = 1
 
@@ -195,6 +196,8 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
     path = folder / CONFIG
     if path.exists():
         there = read_json(path)
+        if not isinstance(there, dict):
+            raise UserError(f"{path}: does not hold a run's config; delete the folder to make it anew")
         if there != config:
             key = next(k for k in sorted({*there, *config}) if there.get(k) != config.get(k))
             raise UserError(
@@ -239,6 +242,10 @@ def locked(folder: Path) -> Iterator[bool]:
         except BlockingIOError:
             yield False
             return
+        except OSError as error:
+            raise UserError(
+                f"{folder}: its file system refuses locks ({error.strerror}); put the runs folder on one that has them"
+            ) from error
         yield True
 
 

@@ -13,7 +13,15 @@ from typing import Any, Literal
 
 from hvae_hpc.config import dump
 from hvae_hpc.identity import make_run_id
-from hvae_hpc.model_configs import HVAEConfig, LSGANConfig, MovesConfig, OptimConfig, UNetConfig, require_positive
+from hvae_hpc.model_configs import (
+    HVAEConfig,
+    LSGANConfig,
+    MovesConfig,
+    OptimConfig,
+    UNetConfig,
+    require_positive,
+    require_share,
+)
 
 Stage = Literal["train", "generate", "augment", "quality", "segment"]
 
@@ -119,6 +127,9 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "n_pairs")
+        require_share(self, "flip")
+        if not 0 <= self.rotate_deg <= 180:
+            raise ValueError(f"rotate_deg is {self.rotate_deg}, expected degrees between 0 and 180")
         if not 0 < self.crop_min <= 1:
             raise ValueError(f"crop_min is {self.crop_min}, expected a share in (0, 1]")
 
@@ -141,6 +152,9 @@ class QualityConfig:
     n_images: int = 100
     draws: int = 10
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_positive(self, "n_images", "draws")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +195,10 @@ class SegmentConfig:
     loss: Literal["dice+ce", "ce"] = "dice+ce"
     threshold: float = 0.5
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold < 1:
+            raise ValueError(f"threshold is {self.threshold}, expected a probability in (0, 1)")
 
 
 StageConfig = TrainConfig | GenerateConfig | AugmentConfig | QualityConfig | SegmentConfig

@@ -22,6 +22,7 @@ from hvae_hpc.stages import CONFIGS
 
 SWEEPS = Path(__file__).parent / "jobs" / "sweeps"
 SITES = Path(__file__).parent / "jobs" / "sites"
+RECIPES = Path(__file__).parent / "preprocess" / "recipes"
 OWN_SWEEP = Path("sweep.toml")
 
 EXAMPLES = """examples:
@@ -67,6 +68,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--data",
         nargs="+",
+        action="extend",
         default=[],
         metavar="NAME=DIR",
         help="where a data set's shards lie (default: ./shards/NAME)",
@@ -78,7 +80,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--workers",
         type=int,
-        default=os.cpu_count() or 1,
+        default=1 if _has_gpu() else os.cpu_count() or 1,
         metavar="N",
         help="local processes at a time (default: %(default)s)",
     )
@@ -109,6 +111,9 @@ def read_site(path: Path | None) -> dict[str, Resources]:
         path = Path(os.environ["HVAE_HPC_SITE"])
     default = read_toml(SITES / "default.toml", SITES)
     own = read_toml(path, SITES) if path else {}
+    for stage, table in own.items():
+        if not isinstance(table, dict):
+            raise UserError(f"{path}: {stage}: got {table!r}, expected a table [{stage}]")
     unknown = sorted(set(own) - set(default))
     if unknown:
         raise UserError(f"{path}: unknown stage {unknown[0]!r}; expected {', '.join(default)}")
@@ -125,16 +130,21 @@ def find_data(sweep: dag.SweepConfig, options: Sequence[str]) -> list[dag.DataSe
         UserError: one is not packed; it says which command packs it.
     """
     folders = {name: Path(sweep.shards) / name for name in sweep.data}
+    given: set[str] = set()
     for option in options:
-        name, sign, given = option.partition("=")
+        name, sign, place = option.partition("=")
         if not sign or name not in folders:
             raise UserError(f"--data {option}: expected NAME=DIR with NAME one of {', '.join(folders)}")
-        folders[name] = Path(given)
+        folders[name] = Path(place)
+        given.add(name)
     found = []
     for name, folder in folders.items():
         if not (folder / MANIFEST).is_file():
+            if sweep.phantoms and name not in given:
+                raise UserError(f"data set {name}: not there yet; without --plan this sweep makes phantoms of it first")
             cases = sweep.split.train + sweep.split.test
-            pack = f"python -m hvae_hpc.preprocess {name} --out {folder}"
+            recipe = name if (RECIPES / f"{name}.toml").is_file() else f"{name}.toml"
+            pack = f"python -m hvae_hpc.preprocess {recipe} --out {folder}"
             raise UserError(
                 f"data set {name}: no {MANIFEST} in {folder}; pack yours with: {pack} --raw DIR"
                 f"  (or try phantoms: {pack} --phantom {cases})"
@@ -199,7 +209,8 @@ def _run_here(plan: Plan, missing: Sequence[str], workers: int) -> int:
     from hvae_hpc.jobs.local import run_locally
 
     plan = replace(plan, resources={stage: _for_this_machine(value) for stage, value in plan.resources.items()})
-    plan_file = plan_path(plan.runs_folder, plan.sweep)
+    # Workers read a plan of their own: another command may replace the sweep's while they are at work.
+    plan_file = plan.runs_folder / "local" / f"{plan.sweep}-{os.getpid()}.json"
     write_plan(plan, plan_file)
     reports = run_locally(plan, plan_file, missing, workers) if missing else {}
     bad = [report for report in reports.values() if report.state != "done"]
@@ -217,7 +228,11 @@ def _run_here(plan: Plan, missing: Sequence[str], workers: int) -> int:
 
 def _for_this_machine(resources: Resources) -> Resources:
     """Let a stage use a GPU that is here, and do without where there is none: nobody was asked for one."""
-    return resources if Path("/dev/nvidia0").exists() else replace(resources, gpus=0)
+    return resources if _has_gpu() else replace(resources, gpus=0)
+
+
+def _has_gpu() -> bool:
+    return any(Path("/dev").glob("nvidia[0-9]*"))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ A sweep names data sets, generators, doses and seeds; :func:`expand` multiplies 
 every "80 epochs", so that a run's config says all that its numbers depend on.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,14 @@ from hvae_hpc.stages import (
     SplitConfig,
     Stage,
 )
+
+SMALLEST_PX = 11
+TAKEN_NAMES = ("real", "mean", "standard", "reference")
+SET_BY_THE_PLANNER = {
+    "generate": ("data", "split", "image_px", "generator", "seed"),
+    "augment": ("data", "split", "image_px", "n_pairs", "seed"),
+    "quality": ("data", "split", "image_px", "source", "seed"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +109,26 @@ class SweepConfig:
     segment: SegmentSettings = field(default_factory=SegmentSettings)
 
     def __post_init__(self) -> None:
+        for name in (self.name, *self.data, *self.generators):
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+                raise ValueError(f"{name!r} cannot be a name; use letters, digits, '.', '_' and '-'")
+        for name in self.generators:
+            if name in TAKEN_NAMES:
+                raise ValueError(f"a generator cannot be called {name!r}, which the tables use; give it another name")
+        if not self.data or len(set(self.data)) < len(self.data):
+            raise ValueError(f"data is {list(self.data)}, expected one or more names, each once")
+        if self.image_px < 0 or self.phantoms < 0:
+            raise ValueError(f"image_px is {self.image_px}, phantoms {self.phantoms}; expected 0 or more")
+        for table, set_here in SET_BY_THE_PLANNER.items():
+            for key in getattr(self, table):
+                if key in set_here:
+                    raise ValueError(f"{table}.{key} follows from the rest of the sweep; remove it")
         for name in ("seeds", "splits", "generator_seeds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more")
+        for name in ("factors", "doses"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise ValueError(f"{name} is {list(getattr(self, name))}, expected each number once")
         if any(factor < 2 for factor in self.factors):
             raise ValueError(f"factors is {self.factors}, expected numbers of 2 or more (x2 doubles the real pairs)")
         if any(dose < 1 for dose in self.doses):
@@ -149,7 +175,8 @@ def _expand_split(sweep: SweepConfig, data: DataSet, split: SplitConfig) -> Iter
         return Run(stage=stage, config=load(CONFIGS[stage], {**common, **fields}, where), parents={**root, **parents})
 
     generated: dict[tuple[str, int], Run] = {}
-    n_pairs = int(sweep.generate.get("n_pairs", GenerateConfig.n_pairs))
+    asked = load(GenerateConfig, {**common, **sweep.generate, "generator": ""}, f"sweep {sweep.name}: generate")
+    n_pairs = asked.n_pairs
     if sweep.generators and max(sweep.doses, default=0) > n_pairs:
         raise UserError(f"sweep {sweep.name}: doses go to +{max(sweep.doses)}, generate.n_pairs is {n_pairs}; raise it")
     for name, settings in sweep.generators.items():
@@ -182,7 +209,9 @@ def _segment_fields(sweep: SweepConfig, arm: ArmConfig, n_real: int, seed: int) 
     settings = sweep.segment
     if "images" in settings.optim:
         raise UserError(f"sweep {sweep.name}: segment.optim.images follows from segment.epochs; remove it")
-    batch = int(settings.optim.get("batch_size", OptimConfig.batch_size))
+    batch = settings.optim.get("batch_size", OptimConfig.batch_size)
+    if not isinstance(batch, int) or batch < 1:
+        raise UserError(f"sweep {sweep.name}: segment.optim.batch_size: got {batch!r}, expected a whole number above 0")
     images = settings.epochs * (n_real + arm.n_standard + arm.n_synthetic)
     whole = -(-images // batch) * batch  # rounded up to whole batches, nothing dropped
     return {
@@ -200,6 +229,10 @@ def _check_sizes(sweep: SweepConfig, data: DataSet) -> None:
     size = (sweep.image_px, sweep.image_px) if sweep.image_px else (height, width)
     try:
         require_halvings(f"segment.unet.depth = {sweep.segment.unet.depth}", size, sweep.segment.unet.depth)
+        if sweep.generators and min(size) < SMALLEST_PX:
+            raise ValueError(
+                f"images of {size[0]}x{size[1]} px, expected {SMALLEST_PX} or more: SSIM's window; raise image_px"
+            )
         for name, settings in sweep.generators.items():
             levels = len(settings.model.network.channels)
             require_halvings(f"generators.{name}.model.network.channels of {levels} levels", size, levels - 1)

@@ -7,7 +7,6 @@ everything an element needs, so the shell may close, and no pickle is made.
 
 import contextlib
 import io
-import json
 import shlex
 import subprocess
 import sys
@@ -19,9 +18,8 @@ from typing import Any
 from hvae_hpc.errors import UserError
 from hvae_hpc.identity import content_hash
 from hvae_hpc.jobs.slurm import check_partition, queued_elements
-from hvae_hpc.plan import Plan, plan_id, write_plan
+from hvae_hpc.plan import Plan, plan_id, read_plan, write_plan
 from hvae_hpc.resources import Resources
-from hvae_hpc.rundir import write_json
 from hvae_hpc.stages import QualityConfig, Run, SegmentConfig
 
 MOST_ELEMENTS = 1000  # SLURM's default MaxArraySize of 1001 caps the index
@@ -87,45 +85,38 @@ def submit(plan: Plan, run_ids: Sequence[str], partition: str) -> dict[str, Any]
         return record
     write_plan(replace(plan, arrays=tuple(arrays)), folder / "plan.json")
     ids: list[str] = []
-    try:
-        for number, array in enumerate(arrays):
-            resources = plan.resources[array["stage"]]
-            after = [ids[parent] for parent in array["after"]] + _parents_in_queue(plan, array, queued)
-            command = [
-                sys.executable,
-                "-u",
-                "-m",
-                "hvae_hpc.jobs.tasks",
-                "--plan",
-                str(folder / "plan.json"),
-                "--array",
-                str(number),
-            ]
-            executor = _executor(folder, array["name"], resources, partition, after)
-            ids.append(_sbatch(executor, command, len(array["elements"])))
-            record["jobs"][array["name"]] = ids[-1]
-    finally:  # what was submitted before a refusal is known to the next call
-        elements = {
-            f"{ids[number]}_{i}": element
-            for number, array in enumerate(arrays[: len(ids)])
-            for i, element in enumerate(array["elements"])
-        }
-        write_json(folder / "jobs.json", elements)
+    for number, array in enumerate(arrays):
+        resources = plan.resources[array["stage"]]
+        after = [ids[parent] for parent in array["after"]] + _parents_in_queue(plan, array, queued)
+        command = [sys.executable, "-u", "-m", "hvae_hpc.jobs.tasks", "--plan", str(folder / "plan.json")]
+        executor = _executor(folder, array["name"], resources, partition, after)
+        executor.parameters["comment"] = f"{folder.name}:{number}"  # by which the next call knows it again
+        ids.append(_sbatch(executor, [*command, "--array", str(number)], len(array["elements"])))
+        record["jobs"][array["name"]] = ids[-1]
     record["jobs"]["tables"] = _submit_tables(plan, partition, folder, ids)
     return record
 
 
 def _queued_runs(plan: Plan) -> dict[str, str]:
-    """Return run id to job id of the plan's runs that an earlier call submitted and that still wait or run."""
-    known: dict[str, list[str]] = {}
-    for path in plan.runs_folder.glob("submissions/*/jobs.json"):
-        known |= json.loads(path.read_text())
-    if not known:
+    """Return run id to SLURM element of the plan's runs that an earlier call submitted and that still wait or run.
+
+    The queue itself is asked: every array's comment names its submission, so also what was submitted by a call that was
+    killed half-way is known.
+    """
+    submissions = {path.parent.name: path for path in plan.runs_folder.glob("submissions/*/plan.json")}
+    if not submissions:
         return {}
-    alive = queued_elements()
-    return {
-        run_id: element for element, runs in known.items() if element in alive for run_id in runs if run_id in plan.runs
-    }
+    found: dict[str, str] = {}
+    plans: dict[str, Plan] = {}
+    for element in queued_elements():
+        submission, _, number = element.comment.partition(":")
+        if submission not in submissions:
+            continue
+        if submission not in plans:
+            plans[submission] = read_plan(submissions[submission])
+        runs = plans[submission].arrays[int(number)]["elements"][element.place]
+        found |= {run_id: f"{element.array}_{element.place}" for run_id in runs if run_id in plan.runs}
+    return found
 
 
 def _parents_in_queue(plan: Plan, array: Mapping[str, Any], queued: Mapping[str, str]) -> list[str]:

@@ -228,10 +228,12 @@ class MiniSlurm:
                     ["setsid", "--fork", *command], env=own | {MARK: f"{record['cluster']}:{name}"},
                     cwd=self.folder, umask=0o022, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=True
                 )  # fmt: skip
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline and not (dead := set(names) - self.pids().keys()):
+        deadline, gone = time.monotonic() + timeout_s, 0
+        while time.monotonic() < deadline and gone < 20:  # a process in the making shows no environment for a moment
+            dead = set(names) - self.pids().keys()
+            gone = gone + 1 if dead else 0
             with contextlib.suppress(UserError):  # the controller does not answer yet
-                if is_ready():
+                if not dead and is_ready():
                     return
             time.sleep(0.1)
         fault = f"{' '.join(sorted(dead))} ended" if dead else f"{' '.join(names)} not ready in {timeout_s} s"
@@ -247,8 +249,7 @@ def _processes(cluster: str) -> dict[int, str]:
         with contextlib.suppress(OSError):  # it ended meanwhile, or is another user's
             name, _, stat = (entry / "stat").read_text(errors="replace").partition("(")[2].rpartition(") ")
             variables = f"\0{(entry / 'environ').read_text(errors='replace')}\0"
-            pid = int(entry.name)
-            if stat[0] in "ZX" or pid == os.getpid():  # dead, or ourselves
+            if stat[0] in "ZX" or (pid := int(entry.name)) == os.getpid():  # dead, or ourselves
                 continue
             parents[pid] = int(stat.split()[1])
             if mark := re.search(rf"\0{MARK}={cluster}:(\w+)\0", variables):

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from hvae_hpc.errors import UserError
 
@@ -46,11 +47,19 @@ def check_partition(partition: str) -> None:
         raise UserError(f"unknown partition {partition!r}; this cluster has {', '.join(known)}")
 
 
-def queued_elements() -> set[str]:
-    """Return ``<array>_<element>`` (or the job id) of everything of the user's that waits or runs."""
-    lines = ask(["squeue", "--me", "--array", "--noheader", "--format=%F_%K %A"]).splitlines()
-    elements = set()
-    for line in lines:
-        element, job = line.split()
-        elements.add(job if element.endswith("_N/A") else element)
+class Element(NamedTuple):
+    """One element of an array that waits or runs."""
+
+    array: str
+    place: int
+    comment: str
+
+
+def queued_elements() -> list[Element]:
+    """Return the elements of the user's arrays that wait or run."""
+    elements = []
+    for line in ask(["squeue", "--me", "--array", "--noheader", "--format=%F %K %k"]).splitlines():
+        array, index, comment = line.split(maxsplit=2)
+        if index.isdigit():  # "N/A": a job that is no array
+            elements.append(Element(array, int(index), comment.strip()))
     return elements

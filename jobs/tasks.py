@@ -35,12 +35,13 @@ from dataclasses import dataclass  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any, Literal  # noqa: E402
 
-from hvae_hpc.config import dump  # noqa: E402
+from hvae_hpc.config import dump, read_json  # noqa: E402
 from hvae_hpc.errors import UserError, run_command  # noqa: E402
 from hvae_hpc.jobs.provenance import host, job_id, make_provenance  # noqa: E402
 from hvae_hpc.plan import AGAIN, Plan, read_plan, read_state  # noqa: E402
 from hvae_hpc.resources import Outcome, Workplace  # noqa: E402
 from hvae_hpc.rundir import (  # noqa: E402
+    INPUTS,
     METRICS,
     RESULT_SCHEMA,
     RunResult,
@@ -51,6 +52,7 @@ from hvae_hpc.rundir import (  # noqa: E402
     remove_temporaries,
     result_stamp,
     write_config,
+    write_json,
     write_result,
 )
 
@@ -127,6 +129,7 @@ def _work(
     remove_temporaries(folder)
     (folder / METRICS).unlink(missing_ok=True)  # of an earlier making; from here on the run is not done
     write_config(folder, dump(run.config))
+    _drop_stale_checkpoints(folder, {role: result_stamp(parent) for role, parent in parents.items()})
     attempt = 1 + sum(record.get("event") == "started" for record in read_log(folder))
     append_log(folder, {"event": "started", "attempt": attempt, "host": host(), "job_id": job_id()})
     data = Path(plan.data[run.config.data]["folder"])
@@ -159,6 +162,16 @@ def _work(
     for path in folder.glob("checkpoint-*.pt"):  # what training kept to go on from
         path.unlink(missing_ok=True)
     return outcome
+
+
+def _drop_stale_checkpoints(folder: Path, stamps: dict[str, str]) -> None:
+    """Start anew where a checkpoint was made from other makings of the parents than the present ones."""
+    path = folder / INPUTS
+    if path.exists() and read_json(path) != stamps:
+        for checkpoint in folder.glob("checkpoint-*.pt"):
+            checkpoint.unlink(missing_ok=True)
+        append_log(folder, {"event": "inputs_changed"})
+    write_json(path, stamps)
 
 
 def stage_function(stage: str) -> Callable[[Any, Workplace], Outcome | None]:

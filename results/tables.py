@@ -184,7 +184,9 @@ def _tidy(summary: Summary | None, expected: int) -> tuple[Cell, Cell, Cell, Cel
 def _caption1(plan: Plan, compared: bool) -> str:
     splits = {config.data: config.split for config in plan.configs(SegmentConfig)}
     cases = "; ".join(f"{data}: {s.train} training and {s.test} test cases" for data, s in splits.items())
-    published = f" Published: {SOURCE}, Table 1, as printed." if compared else ""
+    published = (
+        f" Published: {SOURCE}, Table 1, as printed: real scans, 100 training and 100 test cases." if compared else ""
+    )
     return f"Hard Dice per case, mean over the test cases. {_spread(plan)} {cases}.{published}"
 
 

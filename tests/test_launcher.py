@@ -196,3 +196,38 @@ def test_preprocess_goes_to_slurm_too(minislurm: MiniSlurm, tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     wait_until_empty(minislurm)
     assert (tmp_path / "shards/brats2021/manifest.json").is_file(), done.stdout
+
+
+KILLER = """#!/bin/sh
+{sbatch} "$@" || exit 1
+echo x >> {count}
+[ "$(wc -l < {count})" -ne 3 ] || kill -9 $PPID
+"""
+
+
+def test_a_command_that_was_killed_between_two_sbatch_calls_is_taken_up(minislurm: MiniSlurm, tmp_path: Path) -> None:
+    project = project_in(tmp_path)
+    (tmp_path / "bin").mkdir()
+    environment = {**minislurm.environment(), "HVAE_HPC_SITE": str(project / "site.toml")}
+    real = shutil.which("sbatch", path=environment["PATH"])
+    wrapper = tmp_path / "bin" / "sbatch"
+    wrapper.write_text(KILLER.format(sbatch=real, count=tmp_path / "count"))
+    wrapper.chmod(0o755)
+    command = [sys.executable, "-m", "hvae_hpc.sweep", "--partition", "gpu"]
+    minislurm.client("scontrol", "update", "PartitionName=gpu", "State=DOWN")
+    try:
+        path = f"{tmp_path}/bin:{environment['PATH']}"
+        killed = subprocess.run(
+            command, cwd=project, env={**environment, "PATH": path}, capture_output=True, timeout=60
+        )
+        assert killed.returncode == -9
+        there = minislurm.client("squeue", "--array", "--noheader").splitlines()
+        again = call(project, minislurm, "hvae_hpc.sweep", "--partition", "gpu")
+        elements = minislurm.client("squeue", "--array", "--noheader").splitlines()
+    finally:
+        minislurm.client("scancel", "--user", os.environ.get("USER", "root"))
+        minislurm.client("scontrol", "update", "PartitionName=gpu", "State=UP")
+    assert len(there) >= 3
+    assert f"submitted {23 - len(there)} runs" in again.stdout, again.stdout + again.stderr
+    assert f"{len(there)} runs were queued already" in again.stdout
+    assert len(elements) == 23 + 1  # every run once, and the tables' job

@@ -110,3 +110,67 @@ def test_the_console_script_knows_its_commands(
     monkeypatch.setattr(sys, "argv", ["hvae-hpc", "status", "/nowhere"])
     assert cli.main() == 2
     assert "/nowhere: no such folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (('name = "tiny"', 'name = "../out"'), "'../out' cannot be a name"),
+        (('data = ["tiny", "tiny2"]', "data = []"), "data is [], expected one or more names"),
+        (('data = ["tiny", "tiny2"]', 'data = ["tiny", "tiny"]'), "expected one or more names, each once"),
+        (("image_px = 0", "image_px = -8"), "image_px is -8"),
+        (("doses = [4, 8]", "doses = [4, 4]"), "doses is [4, 4], expected each number once"),
+        (("[generators.vae]", "[generators.real]"), "a generator cannot be called 'real'"),
+        (("[quality]", "[quality]\nseed = 3"), "quality.seed follows from the rest of the sweep"),
+        (("[generate]", "[generate]\nsplit = {train = 3}"), "generate.split follows from the rest of the sweep"),
+        (("n_pairs = 8", 'n_pairs = "x"'), "generate.n_pairs: got 'x', expected int"),
+        (("draws = 3", "draws = 0"), "draws is 0, expected more than 0"),
+        (("batch_size = 4, lr = 1e-2, precision", "batch_size = 0, lr = 1e-2, precision"), "batch_size: got 0"),
+        (("lr = 1e-2", "lr = inf"), "got inf, expected a finite number"),
+        (("lr = 1e-3", "clip_norm = -1.0"), "clip_norm is -1.0, expected 0 or more"),
+        (("lr = 1e-3", "beta_2 = 3.0"), "beta_2 is 3.0, expected a number in [0, 1)"),
+        (("discriminator_channels = [4, 8]", "discriminator_channels = []"), "expected positive numbers"),
+        (("epochs = 10", "epochs = 10\nthreshold = 5.0"), "threshold is 5.0, expected a probability"),
+    ],
+)
+def test_a_sweep_that_makes_no_sense_is_refused_before_anything_runs(
+    change: tuple[str, str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make_project(tmp_path)
+    text = (tmp_path / "sweep.toml").read_text()
+    assert change[0] in text
+    (tmp_path / "sweep.toml").write_text(text.replace(*change, 1))
+    assert call(monkeypatch, tmp_path, "--local") == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_every_data_option_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_project(tmp_path)
+    (tmp_path / "shards" / "tiny").rename(tmp_path / "one")
+    (tmp_path / "shards" / "tiny2").rename(tmp_path / "two")
+    assert call(monkeypatch, tmp_path, "--plan", "--data", "tiny=one", "--data", "tiny2=two") == 0
+    out = capsys.readouterr().out
+    assert f"data tiny: {tmp_path}/one" in out
+    assert f"data tiny2: {tmp_path}/two" in out
+
+
+def test_a_sweep_that_makes_its_own_phantoms_says_so_in_a_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, tmp_path, "demo", "--plan") == 2
+    assert "this sweep makes phantoms of it first" in capsys.readouterr().err
+
+
+def test_a_site_file_with_a_number_for_a_stage_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "site.toml").write_text("segment = 3\n")
+    assert run_command(lambda _: (sweep.read_site(tmp_path / "site.toml"), 0)[1], []) == 2
+    assert "segment: got 3, expected a table [segment]" in capsys.readouterr().err

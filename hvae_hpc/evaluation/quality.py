@@ -14,7 +14,7 @@ from hvae_hpc.preprocess.shards import read_pairs
 from hvae_hpc.resources import Outcome, Workplace
 from hvae_hpc.rundir import PAIRS
 from hvae_hpc.stages import QualityConfig
-from hvae_hpc.training.batches import generator_for
+from hvae_hpc.training.batches import generator_for, require_unseen
 from hvae_hpc.training.device import choose_device
 from hvae_hpc.training.train import read_cases, read_split
 
@@ -28,7 +28,7 @@ def measure_quality(config: QualityConfig, workplace: Workplace) -> Outcome | No
     choose_device(workplace)
     split = read_split(workplace.data, config.split)
     test = read_cases(workplace.data, split.test, config.image_px).images[:, 0].numpy()
-    source = _source_images(config, workplace, split.train)
+    source = _source_images(config, workplace, split.train, split.test)
     if source.shape[1:] != test.shape[1:]:
         raise UserError(
             f"{config.source}: images of {source.shape[1:]} px, the test images have {test.shape[1:]}; use one image_px"
@@ -53,9 +53,14 @@ def measure_quality(config: QualityConfig, workplace: Workplace) -> Outcome | No
     )
 
 
-def _source_images(config: QualityConfig, workplace: Workplace, train_cases: tuple[str, ...]) -> FLOAT:
+def _source_images(
+    config: QualityConfig, workplace: Workplace, train_cases: tuple[str, ...], test_cases: tuple[str, ...]
+) -> FLOAT:
     if "pairs" in workplace.parents:
-        return read_pairs(workplace.parents["pairs"] / PAIRS)[0].images
+        path = workplace.parents["pairs"] / PAIRS
+        pairs, attributes = read_pairs(path)
+        require_unseen(path, attributes, test_cases)
+        return pairs.images
     train = read_cases(workplace.data, train_cases, config.image_px).images[:, 0].numpy()
     if config.source == "mean":
         return np.repeat(train.mean(0, keepdims=True), min(config.n_images, len(train)), axis=0)

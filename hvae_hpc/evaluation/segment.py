@@ -4,8 +4,6 @@ The last weights count: there is no validation set, and nothing is chosen by tes
 meet the training cases of what made its added pairs is refused, by case id.
 """
 
-import json
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -18,7 +16,7 @@ from hvae_hpc.preprocess.shards import Pairs, read_dataset, read_pairs
 from hvae_hpc.resources import Outcome, Workplace
 from hvae_hpc.rundir import PAIRS, SAMPLES, write_arrays
 from hvae_hpc.stages import SegmentConfig
-from hvae_hpc.training.batches import PairTensors, join, to_tensors
+from hvae_hpc.training.batches import PairTensors, join, require_unseen, to_tensors
 from hvae_hpc.training.device import build, choose_device, device_name
 from hvae_hpc.training.loop import train
 from hvae_hpc.training.train import read_split
@@ -70,12 +68,7 @@ def _added_pairs(
     """Read the first n pairs of a parent, after making sure that it never saw a test case."""
     path = workplace.parents[role] / PAIRS
     pairs, attributes = read_pairs(path)
-    shared = sorted(set(json.loads(attributes["source_cases"])) & set(test_cases))
-    if shared:
-        raise UserError(
-            f"{path}: was made from test cases ({', '.join(shared[:3])}, {len(shared)} in all); "
-            "use a generator of the same split"
-        )
+    require_unseen(path, attributes, test_cases)
     if len(pairs) < n:
         raise UserError(f"{path}: holds {len(pairs)} pairs, the arm asks for {n}; raise n_pairs in the sweep")
     tensors = to_tensors(pairs, 0)

@@ -5,8 +5,11 @@ images_seen), so that a training goes on from a checkpoint without anything of a
 """
 
 import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -87,3 +90,19 @@ def to_tensors(pairs: Pairs, image_px: int) -> PairTensors:
 def join(first: PairTensors, second: PairTensors) -> PairTensors:
     """Return the pairs of both, the first ones first."""
     return PairTensors(images=torch.cat([first.images, second.images]), masks=torch.cat([first.masks, second.masks]))
+
+
+def require_unseen(path: Path, attributes: Mapping[str, str], test_cases: Sequence[str]) -> None:
+    """Refuse pairs that were made from test cases, by case id.
+
+    Args:
+        path: their shard, for the message.
+        attributes: the shard's; "source_cases" lists the cases that the pairs were made from.
+        test_cases: of the split.
+    """
+    shared = sorted(set(json.loads(attributes["source_cases"])) & set(test_cases))
+    if shared:
+        raise UserError(
+            f"{path}: was made from test cases ({', '.join(shared[:3])}, {len(shared)} in all); "
+            "use a generator of the same split"
+        )

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch._dynamo  # its exceptions
 from torch import nn
 
 from hvae_hpc.errors import UserError
@@ -41,11 +42,16 @@ def build(make: Callable[[], nn.Module], seed: int, device: torch.device) -> nn.
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions are fastest so
 
 
+COMPILE_ERRORS = (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit)
+
+
 class CompiledForward:
     """A model's forward, compiled where asked; a compilation that fails runs eager, says so, and is noted."""
 
     def __init__(self, model: nn.Module, compiled: bool, folder: Path) -> None:
         self.model = model
+        if compiled:
+            torch._dynamo.reset()  # its limit of graphs is per process, and a worker trains many networks
         self.compiled = torch.compile(model, fullgraph=True, dynamic=False) if compiled else None
         self.folder = folder
         self.notes: list[str] = []
@@ -55,7 +61,7 @@ class CompiledForward:
         if self.compiled is not None:
             try:
                 return self.compiled(batch, phase)
-            except torch._dynamo.exc.TorchDynamoException as error:
+            except COMPILE_ERRORS as error:
                 reason = " ".join(str(error).split())[:200]
                 self.notes.append(f"torch.compile failed, ran eager: {type(error).__name__}: {reason}")
                 append_log(self.folder, {"event": "compile_failed", "reason": reason})

@@ -2,7 +2,8 @@
 
 Precision, compilation, clipping, the moving average, checkpoints and leaving early each appear here, once.
 Inside a step nothing waits for the device: a step whose gradient is not finite changes no weight, and the
-numbers are read every ``READ_EVERY`` steps and before every checkpoint, so a checkpoint is always a good one.
+run ends with a line that names it when the numbers are read, every ``READ_EVERY`` steps and before every
+checkpoint. So a checkpoint is always a good one.
 """
 
 import math
