@@ -213,14 +213,18 @@ def test_images_are_shrunk_by_area_and_masks_stay_binary() -> None:
         to_tensors(pairs, 32)
 
 
-@pytest.mark.parametrize("kind", ["unet", "vae", "hvae"])
-def test_bfloat16_trains_near_float32(kind: str, data: PairTensors, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "precision"),
+    [("unet", "bf16"), ("vae", "bf16"), ("hvae", "bf16"), ("lsgan", "bf16"), ("unet", "fp16"), ("vae", "fp16")],
+)
+def test_mixed_precision_trains_near_float32(kind: str, precision: str, data: PairTensors, tmp_path: Path) -> None:
     terms = {}
-    for precision in ("fp32", "bf16"):
-        optim = OptimConfig(images=24, batch_size=4, lr=1e-3, precision=precision)  # type: ignore[arg-type]
-        terms[precision] = run(kind, data, place(tmp_path / precision), optim).terms
-    assert terms["bf16"]["loss"] == pytest.approx(terms["fp32"]["loss"], rel=0.1)
-    assert terms["bf16"]["loss"] != terms["fp32"]["loss"]
+    for each in ("fp32", precision):
+        optim = OptimConfig(images=24, batch_size=4, lr=1e-3, precision=each)  # type: ignore[arg-type]
+        terms[each] = run(kind, data, place(tmp_path / each), optim).terms
+    loss = "loss_discriminator" if kind == "lsgan" else "loss"
+    assert terms[precision][loss] == pytest.approx(terms["fp32"][loss], rel=0.1)
+    assert terms[precision][loss] != terms["fp32"][loss]
 
 
 def test_a_gpu_that_was_asked_for_and_is_not_there_is_an_error(tmp_path: Path) -> None:
