@@ -18,7 +18,8 @@ lint: $(VENV)/ready
 
 # INSTALL_SLURM=1 installs the Debian packages that the tests on a real SLURM need, and starts no service.
 slurm:
-	@if [ -n "$(INSTALL_SLURM)" ]; then bash .ci/install_slurm.sh; fi
+	@if [ -n "$(INSTALL_SLURM)" ]; then bash .ci/install_slurm.sh; \
+	elif ! command -v sbatch >/dev/null; then echo "no SLURM here: its tests are skipped; make test INSTALL_SLURM=1 installs it"; fi
 
 $(VENV)/ready: setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

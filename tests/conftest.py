@@ -1,11 +1,12 @@
 """What all tests share."""
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from tests.slurm_fixture import minislurm  # noqa: F401
+from tests.slurm_fixture import minislurm, reason_to_skip  # noqa: F401
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # tests.tiny
 
@@ -15,3 +16,21 @@ def _one_thread() -> None:
     """Pin torch to one thread where it is used at all: results are equal bit for bit only then."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a real SLURM where there is none: marked, pytest folds them into one line."""
+    reasons = {"needs_slurm": reason_to_skip(), "needs_accounting": reason_to_skip(accounting=True)}
+    for item in items:
+        needs = [name for name in reasons if item.get_closest_marker(name)]
+        needs += ["needs_slurm"] if "minislurm" in getattr(item, "fixturenames", ()) else []
+        for reason in {reasons[name] for name in needs} - {""}:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print one line per reason for which tests were skipped."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in skipped)
+    for reason, number in reasons.items():
+        terminalreporter.write_line(f"{number} tests skipped: {reason}")

@@ -14,10 +14,8 @@ import pytest
 from hvae_hpc.errors import UserError, run_command
 from hvae_hpc.jobs import minislurm as module
 from hvae_hpc.jobs.minislurm import MiniSlurm, MiniSlurmConfig, main, missing_programs
-from tests.slurm_fixture import reason_to_skip
 
-needs_slurm = pytest.mark.skipif(bool(reason_to_skip()), reason=reason_to_skip())
-needs_accounting = pytest.mark.skipif(bool(reason_to_skip(accounting=True)), reason=reason_to_skip(accounting=True))
+needs_slurm, needs_accounting = pytest.mark.needs_slurm, pytest.mark.needs_accounting
 
 
 def wait_until(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
