@@ -20,9 +20,36 @@ from hvae_hpc.stages import CONFIGS, Run, Stage
 
 C = TypeVar("C")
 
-PLAN_SCHEMA = 1
+PLAN_SCHEMA = 2
 PLANS = "plans"
 AGAIN = "give the sweep command again to make it anew"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Array:
+    """One SLURM array of a submission, or its last job, which collects the tables.
+
+    Attributes:
+        name: sweep, stage, data set and source, as squeue shows it.
+        stage: of all its runs; "tables" for the last job.
+        elements: the run ids that each element makes, one after the other; none for the last job.
+        after: numbers of the submission's arrays that it waits for.
+        after_jobs: SLURM ids of elements of earlier submissions that it waits for.
+        minutes: time limit of an element.
+        seconds: what all its runs together are expected to take.
+        grace_s: seconds that SLURM leaves between SIGTERM and the end when it preempts in this partition.
+        script: the sbatch text; only ``--dependency`` is added when it is submitted.
+    """
+
+    name: str
+    stage: str
+    elements: tuple[tuple[str, ...], ...] = ()
+    after: tuple[int, ...] = ()
+    after_jobs: tuple[str, ...] = ()
+    minutes: int = 30
+    seconds: float = 0.0
+    grace_s: int = 0
+    script: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +63,10 @@ class Plan:
         data: data set to ``folder`` and ``content_hash``.
         resources: stage to what it may use.
         runs: run id to run, parents before children.
-        arrays: of a submission: for each SLURM array its ``name``, ``stage``, ``elements`` (lists of run ids) and
-            ``after`` (numbers of the arrays that it waits for).
+        arrays: of a submission; parents' arrays first, the last job last.
+        totals: of a submission: what it will cost, by name (see :mod:`hvae_hpc.jobs.costs`).
+        allow_code_drift: an element also starts where the package has changed since.
+        requeues: times that an element may send itself back to the queue at its time limit.
     """
 
     sweep: str
@@ -46,7 +75,10 @@ class Plan:
     data: Mapping[str, dict[str, str]]
     resources: Mapping[str, Resources]
     runs: Mapping[str, Run]
-    arrays: tuple[dict[str, Any], ...] = ()
+    arrays: tuple[Array, ...] = ()
+    totals: Mapping[str, float] = field(default_factory=dict)
+    allow_code_drift: bool = False
+    requeues: int = 100
 
     def folder(self, run_id: str) -> Path:
         """The run's folder."""
@@ -79,7 +111,10 @@ class _PlanFile:
     data: dict[str, dict[str, str]]
     resources: dict[str, Resources]
     runs: tuple[_RunEntry, ...]
-    arrays: tuple[dict[str, Any], ...] = field(default_factory=tuple)
+    arrays: tuple[Array, ...] = ()
+    totals: dict[str, float] = field(default_factory=dict)
+    allow_code_drift: bool = False
+    requeues: int = 100
 
 
 def plan_path(runs_folder: Path, sweep: str) -> Path:
@@ -118,6 +153,9 @@ def write_plan(plan: Plan, path: Path) -> None:
         resources=dict(plan.resources),
         runs=entries,
         arrays=plan.arrays,
+        totals=dict(plan.totals),
+        allow_code_drift=plan.allow_code_drift,
+        requeues=plan.requeues,
     )
     write_json(path, dump(file))
 
@@ -128,9 +166,38 @@ def read_plan(path: Path) -> Plan:
     Raises:
         UserError: it is missing, truncated, of another schema, or does not hold together.
     """
+    return _make_plan(_read_file(path), path)
+
+
+def read_element(path: Path, array: int, place: int) -> tuple[Plan, tuple[str, ...]]:
+    """Read of a submission's plan just what one element needs: its runs and what they are made from.
+
+    Returns:
+        The plan with only these runs, and the ids of those that the element makes.
+    """
+    data = _read_file(path)
+    try:
+        ids = tuple(data["arrays"][array]["elements"][place])
+        entries = {entry["run_id"]: entry for entry in data["runs"]}
+        needed, open_ids = set[str](), list(ids)
+        while open_ids:
+            run_id = open_ids.pop()
+            needed.add(run_id)
+            open_ids += [parent for role, parent in entries[run_id]["parents"].items() if role != "data"]
+    except (LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: has no array {array} with an element {place} that holds together; {AGAIN}") from error
+    return _make_plan({**data, "runs": [entry for i, entry in entries.items() if i in needed]}, path), ids
+
+
+def _read_file(path: Path) -> dict[str, Any]:
     data = read_json(path)
-    if isinstance(data, dict) and data.get("schema") != PLAN_SCHEMA:
-        raise UserError(f"{path}: schema {data.get('schema')!r}, expected {PLAN_SCHEMA}; {AGAIN}")
+    if not isinstance(data, dict) or data.get("schema") != PLAN_SCHEMA:
+        schema = data.get("schema") if isinstance(data, dict) else None
+        raise UserError(f"{path}: schema {schema!r}, expected {PLAN_SCHEMA}; {AGAIN}")
+    return data
+
+
+def _make_plan(data: dict[str, Any], path: Path) -> Plan:
     file = load(_PlanFile, data, str(path))
     runs: dict[str, Run] = {}
     for entry in file.runs:
@@ -156,12 +223,16 @@ def read_plan(path: Path) -> Plan:
         resources=file.resources,
         runs=runs,
         arrays=file.arrays,
+        totals=file.totals,
+        allow_code_drift=file.allow_code_drift,
+        requeues=file.requeues,
     )
 
 
 def plan_id(plan: Plan) -> str:
     """Return 12 digits that follow from all that the plan says, for the names of what is submitted."""
-    return content_hash([plan.sweep, list(plan.runs), dump(plan.resources), dump(plan.data), plan.code_sha])[:12]
+    said = [plan.sweep, str(plan.runs_folder), list(plan.runs), dump(plan.resources), dump(plan.data), plan.code_sha]
+    return content_hash([*said, dump(plan.arrays), plan.allow_code_drift])[:12]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,17 +5,32 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from hvae_hpc.rundir import append_log
+
+START_S = 30
+"""Seconds that a process may take until it works."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """One stage's share of a machine.
+    """One stage's share of a machine, and how SLURM is asked for it.
 
     Attributes:
-        gpus: GPUs per run; 0 for a CPU stage.
-        cpus: CPU cores per run.
-        memory_gb: host memory per run, GB.
-        minutes: time limit of a SLURM element.
+        nodes: nodes per run; more than 1 for generator training only.
+        gpus: GPUs per node; 0 for a CPU stage. A run has one process per GPU, and one per node where gpus = 0.
+        cpus: CPU cores per process.
+        memory_gb: host memory per node, GB.
+        minutes: longest time limit of a SLURM element.
+        minutes_min: shortest time limit that is taken, so that a run fits into a gap; 0 for no less than asked.
+        element_minutes: what an element is filled up to with short runs.
         partition: where this stage goes instead of the command's --partition; "" for there.
+        account, qos, constraint, exclude: as SLURM has them; "" for none.
+        nice: lowers the jobs' priority.
+        array_parallelism: elements of an array that run at a time; 0 for as many as fit.
+        container: image in which the runs run, by apptainer; "" for none.
+        python: Python in that container, or instead of the one that submits; "" for that one.
+        setup: shell lines before the runs start (module load ...).
+        signal_lead_s: seconds before the time limit at which SLURM tells a run to save and leave.
         device: "auto" is the GPU where gpus > 0, and an error where there is none; "cpu" is for trying a sweep on
             nodes whose GPUs torch cannot use.
         threads: CPU threads that torch is pinned to; results are equal bit for bit only for the same number.
@@ -23,24 +38,54 @@ class Resources:
         checkpoint_every_s: seconds of training between checkpoints.
     """
 
+    nodes: int = 1
     gpus: int = 0
     cpus: int = 1
     memory_gb: float = 8.0
     minutes: int = 60
+    minutes_min: int = 0
+    element_minutes: float = 25.0
     partition: str = ""
+    account: str = ""
+    qos: str = ""
+    constraint: str = ""
+    exclude: str = ""
+    nice: int = 0
+    array_parallelism: int = 0
+    container: str = ""
+    python: str = ""
+    setup: tuple[str, ...] = ()
+    signal_lead_s: int = 90
     device: Literal["auto", "cpu"] = "auto"
     threads: int = 1
     compile: Literal["auto", "on", "off"] = "auto"
     checkpoint_every_s: float = 120.0
 
     def __post_init__(self) -> None:
-        if self.gpus not in (0, 1):
-            raise ValueError(f"gpus is {self.gpus}, expected 0 or 1: a run uses one device")
-        if self.checkpoint_every_s < 0:
-            raise ValueError(f"checkpoint_every_s is {self.checkpoint_every_s}, expected 0 or more")
-        for name in ("cpus", "memory_gb", "minutes", "threads"):
+        for name in ("nodes", "cpus", "memory_gb", "minutes", "element_minutes", "signal_lead_s", "threads"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected more than 0")
+        for name in ("gpus", "minutes_min", "nice", "array_parallelism", "checkpoint_every_s"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or more")
+        for name in ("partition", "account", "qos", "constraint", "exclude", "container", "python"):
+            if not (text := getattr(self, name)).isprintable():
+                raise ValueError(f"{name} is {text!r}, expected printable characters")
+        if min(self.minutes, self.minutes_min or self.minutes) * 60 < self.signal_lead_s + START_S:
+            raise ValueError(
+                f"a limit of {min(self.minutes, self.minutes_min or self.minutes)} minutes leaves no time to work: "
+                f"{START_S} s to start and signal_lead_s = {self.signal_lead_s} to save; give more minutes"
+            )
+
+    @property
+    def tasks_per_node(self) -> int:
+        """Processes of a run on each node."""
+        return max(1, self.gpus)
+
+    @property
+    def tasks(self) -> int:
+        """Processes of a run."""
+        return self.nodes * self.tasks_per_node
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +98,10 @@ class Workplace:
         parents: role to the parent run's folder.
         resources: see there.
         stopped: asked between steps; True means save and leave.
+        rank: number of this process among those of the run; only the first, 0, writes.
+        world: processes of the run.
+        local_rank: number of this process among those of the run on its node.
+        rendezvous: file by which the processes find the first one; None where there is one alone.
     """
 
     folder: Path
@@ -60,6 +109,15 @@ class Workplace:
     parents: dict[str, Path]
     resources: Resources
     stopped: Callable[[], bool] = lambda: False
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    rendezvous: Path | None = None
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Add a line to the run's log.jsonl, once for all its processes."""
+        if self.rank == 0:
+            append_log(self.folder, record)
 
 
 @dataclass(frozen=True, kw_only=True)

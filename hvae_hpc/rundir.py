@@ -49,6 +49,10 @@ class Provenance:
         peak_memory_mib: largest resident set of the process so far, MiB.
         threads: CPU threads that torch was pinned to.
         notes: what else a reader must know ("compile failed: ...").
+        spent_s: seconds that all attempts took together, as far as their logs tell.
+        processes: that trained together.
+        slurm: cluster, partition, account, nodes, restarts, visible GPUs, as SLURM named them.
+        gpu: utilisation (0 to 1), memory_mib and energy_j, where NVML told them.
     """
 
     code_sha: str
@@ -62,6 +66,10 @@ class Provenance:
     peak_memory_mib: float
     threads: int
     notes: tuple[str, ...] = ()
+    spent_s: float = 0.0
+    processes: int = 1
+    slurm: dict[str, str] = field(default_factory=dict)
+    gpu: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,11 +229,25 @@ def append_log(folder: Path, record: dict[str, Any]) -> None:
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """Read log.jsonl; lines that a crash cut short are left out."""
-    records = []
     with contextlib.suppress(FileNotFoundError):
-        for line in (folder / LOG).read_bytes().splitlines():
-            with contextlib.suppress(ValueError):
-                records.append(json.loads(line))
+        return _parse_lines((folder / LOG).read_bytes().splitlines())
+    return []
+
+
+def read_log_tail(folder: Path, n_bytes: int = 8192) -> list[dict[str, Any]]:
+    """Read the last whole lines of log.jsonl, of which there may be thousands."""
+    with contextlib.suppress(OSError), open(folder / LOG, "rb") as file:
+        start = max(0, file.seek(0, os.SEEK_END) - n_bytes)
+        file.seek(start)
+        return _parse_lines(file.read().splitlines()[1 if start else 0 :])
+    return []
+
+
+def _parse_lines(lines: list[bytes]) -> list[dict[str, Any]]:
+    records = []
+    for line in lines:
+        with contextlib.suppress(ValueError):  # cut short by a crash
+            records.append(json.loads(line))
     return records
 
 

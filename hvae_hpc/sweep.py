@@ -8,20 +8,20 @@ import argparse
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from hvae_hpc.config import find_toml, load, read_toml
 from hvae_hpc.errors import UserError, run_command
 from hvae_hpc.jobs import dag, slurm
-from hvae_hpc.plan import Plan, plan_path, read_states, write_plan
+from hvae_hpc.jobs.site import Site, add_flags, fit_cluster, flags_of, read_site
+from hvae_hpc.jobs.standing import SUBMISSIONS
+from hvae_hpc.plan import Plan, State, plan_path, read_states, write_plan
 from hvae_hpc.preprocess.manifest import MANIFEST, read_manifest
 from hvae_hpc.resources import Resources
-from hvae_hpc.stages import CONFIGS
 
 SWEEPS = Path(__file__).parent / "jobs" / "sweeps"
-SITES = Path(__file__).parent / "jobs" / "sites"
 RECIPES = Path(__file__).parent / "preprocess" / "recipes"
 OWN_SWEEP = Path("sweep.toml")
 
@@ -37,23 +37,27 @@ def main(argv: Sequence[str]) -> int:
     options = _parse(argv)
     sweep = read_sweep(options.sweep)
     runs_folder = options.runs or Path(sweep.runs)
-    resources = read_site(options.site)
+    site = read_site(options.site, flags_of(options))
+    cluster = slurm.read_cluster() if options.partition else None
+    if cluster:
+        site = fit_cluster(site, options.partition, cluster)
     if not options.plan:
         _check_where(options)
         _make_phantoms(sweep, options)
-    plan = dag.make_plan(sweep, find_data(sweep, options.data), runs_folder, resources)
+    plan = dag.make_plan(sweep, find_data(sweep, options.data), runs_folder, site.resources)
+    plan = replace(plan, allow_code_drift=options.allow_code_drift)
     states = read_states(plan)
     missing = [run_id for run_id, state in states.items() if not state.done]
     _describe(sweep, plan, missing)
     for run_id in missing:
         if states[run_id].reason:
             print(f"  to be made anew: {plan.runs[run_id].stage} {plan.runs[run_id].label}: {states[run_id].reason}")
+    if cluster:
+        return _queue(plan, states, site, cluster, options, argv)
     if options.plan:
         print("nothing was done (--plan)")
         return 0
     write_plan(plan, plan_path(plan.runs_folder, plan.sweep))
-    if options.partition:
-        return _submit(plan, missing, options.partition)
     return _run_here(plan, missing, options.workers)
 
 
@@ -84,13 +88,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="N",
         help="local processes at a time (default: %(default)s)",
     )
-    parser.add_argument(
-        "--site",
-        type=Path,
-        metavar="FILE",
-        help="resources by stage (default: $HVAE_HPC_SITE, else one GPU for what trains)",
-    )
     parser.add_argument("--plan", action="store_true", help="show what would run, and do nothing")
+    parser.add_argument(
+        "--allow-code-drift", action="store_true", help="let queued runs start after the package was changed"
+    )
+    parser.add_argument("--finish", type=Path, help=argparse.SUPPRESS)  # the last job of a submission
+    add_flags(parser)
     options = parser.parse_args(argv)
     if options.workers < 1:
         raise UserError(f"--workers is {options.workers}, expected 1 or more")
@@ -103,24 +106,6 @@ def read_sweep(name: str | None) -> dag.SweepConfig:
         name = str(OWN_SWEEP) if OWN_SWEEP.is_file() else "table1"
     path = find_toml(name, SWEEPS)
     return load(dag.SweepConfig, read_toml(path, SWEEPS), str(path))
-
-
-def read_site(path: Path | None) -> dict[str, Resources]:
-    """Return every stage's resources: the defaults under the site file."""
-    if path is None and os.environ.get("HVAE_HPC_SITE"):
-        path = Path(os.environ["HVAE_HPC_SITE"])
-    default = read_toml(SITES / "default.toml", SITES)
-    own = read_toml(path, SITES) if path else {}
-    for stage, table in own.items():
-        if not isinstance(table, dict):
-            raise UserError(f"{path}: {stage}: got {table!r}, expected a table [{stage}]")
-    unknown = sorted(set(own) - set(default))
-    if unknown:
-        raise UserError(f"{path}: unknown stage {unknown[0]!r}; expected {', '.join(default)}")
-    return {
-        stage: load(Resources, {**default[stage], **own.get(stage, {})}, f"{path or 'site'}: {stage}")
-        for stage in CONFIGS
-    }
 
 
 def find_data(sweep: dag.SweepConfig, options: Sequence[str]) -> list[dag.DataSet]:
@@ -156,8 +141,6 @@ def find_data(sweep: dag.SweepConfig, options: Sequence[str]) -> list[dag.DataSe
 def _check_where(options: argparse.Namespace) -> None:
     if slurm.is_available() and not options.partition and not options.local:
         raise UserError("this is a SLURM machine; give --partition P to submit, or --local to run here")
-    if options.partition:
-        slurm.check_partition(options.partition)
 
 
 def _make_phantoms(sweep: dag.SweepConfig, options: argparse.Namespace) -> None:
@@ -188,20 +171,48 @@ def _describe(sweep: dag.SweepConfig, plan: Plan, missing: Sequence[str]) -> Non
     print(f"  runs folder: {plan.runs_folder}")
 
 
-def _submit(plan: Plan, missing: Sequence[str], partition: str) -> int:
-    from hvae_hpc.jobs.launcher import submit
+def _queue(
+    plan: Plan,
+    states: Mapping[str, State],
+    site: Site,
+    cluster: slurm.Cluster,
+    options: argparse.Namespace,
+    argv: Sequence[str],
+) -> int:
+    """Submit what is neither done nor queued; with --plan say what that would be; as the last job, tables first."""
+    from hvae_hpc.jobs import apply, launcher, outlook  # submitit
 
-    if not missing:
+    for note in site.notes:
+        print(f"  {note}")
+    again = [word for word in argv if word not in ("--plan", "--finish", str(options.finish))]
+    tables = ["-m", "hvae_hpc.sweep", *again, "--finish"]
+    if options.plan:
+        prepared = launcher.prepare(plan, states, site, cluster, tables)
+        for line in (
+            *outlook.describe(prepared, launcher.check_space(prepared)),
+            *outlook.sbatch_texts(prepared.plan.arrays),
+        ):
+            print(line)
+        print("nothing was done (--plan)")
+        return 0
+    if options.finish:
+        from hvae_hpc.results.__main__ import write_results
+
+        write_results(plan.runs_folder, plan.sweep, True, None)
+        if not launcher.got_further(options.finish, states):
+            return 0
+    if all(state.done for state in states.values()):
         print("submitted nothing: every run is done")
         return 0
-    record = submit(plan, missing, partition)
-    for name, job in record["jobs"].items():
-        print(f"  job {job}: {name}")
-    queued = len(record["queued"])
-    print(f"submitted {len(record['submitted'])} runs in {len(record['jobs'])} jobs; {queued} runs were queued already")
-    if record["jobs"]:
-        print(f"logs: {record['folder']}")
-    print(f"tables, at any time: python -m hvae_hpc.results {plan.runs_folder} --partial")
+    with launcher.submitting(plan.runs_folder / SUBMISSIONS) as lock:
+        prepared = launcher.prepare(plan, states, site, cluster, tables, only_open=bool(options.finish))
+        for line in outlook.describe(prepared, launcher.check_space(prepared)):
+            print(line)
+        write_plan(plan, plan_path(plan.runs_folder, plan.sweep))
+        application = apply.Application(prepared, lock)
+        application.run()
+    for line in outlook.tell(application):
+        print(line)
     return 0
 
 

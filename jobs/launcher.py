@@ -1,201 +1,209 @@
-"""Runs to processes: SLURM arrays through submitit, or a few local workers.
+"""Runs to SLURM: plan, apply, reconcile, and no driver that has to stay alive.
 
-On SLURM there is one array per (stage, data set, source), each waiting by ``afterany`` for the arrays of its
-parents; every run checks its own parents when it starts. The plan is written before the first sbatch and holds
-everything an element needs, so the shell may close, and no pickle is made.
+A submission is planned whole (arrays, elements, sbatch texts, costs) and written to one file before the first sbatch.
+Applying it asks SLURM for one array after the other, each waiting by ``afterany`` for the arrays of its parents; every
+run checks its own parents when it starts. The queue is asked first: what of the sweep waits or runs is left alone, also
+when an earlier call was killed half-way.
 """
 
 import contextlib
-import io
-import shlex
-import subprocess
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import fcntl
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.identity import content_hash
-from hvae_hpc.jobs.slurm import check_partition, queued_elements
-from hvae_hpc.plan import Plan, plan_id, read_plan, write_plan
+from hvae_hpc.jobs import slurm
+from hvae_hpc.jobs.arrays import make_arrays
+from hvae_hpc.jobs.costs import add_up, expected_seconds
+from hvae_hpc.jobs.sbatch import python_command, sbatch_text
+from hvae_hpc.jobs.site import Site
+from hvae_hpc.jobs.standing import (
+    PLAN_FILE,
+    SUBMISSIONS,
+    Standing,
+    Submissions,
+    comment_of,
+    read_standings,
+)
+from hvae_hpc.plan import Array, Plan, State, plan_id
 from hvae_hpc.resources import Resources
-from hvae_hpc.stages import QualityConfig, Run, SegmentConfig
+from hvae_hpc.rundir import write_atomic
 
-MOST_ELEMENTS = 1000  # SLURM's default MaxArraySize of 1001 caps the index
-SIGNAL_LEAD_S = 90
+TABLES = "tables"
+QUESTIONS = 4
+"""Calls of a client before the first sbatch, at most: partitions, settings, limits, the queue."""
 
 
-def group_runs(plan: Plan, run_ids: Sequence[str]) -> list[dict[str, Any]]:
-    """Sort runs into arrays, parents' arrays first.
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A submission that is planned but not written.
 
-    Returns:
-        One mapping per array: ``name``, ``stage``, ``elements`` (lists of run ids), and ``after``, the numbers of the
-        arrays it waits for.
+    Attributes:
+        plan: with arrays, sbatch texts and totals.
+        name: of the submission and its folder.
+        standings: how every run of the sweep stands.
+        room: elements that the queue still takes; None where no limit is known.
+        again_s: seconds before the last job where SLURM takes no more now and it is to submit the rest.
     """
-    members: dict[tuple[str, str, str], list[str]] = {}
-    for run_id in run_ids:
-        run = plan.runs[run_id]
-        members.setdefault((run.stage, run.config.data, _source(run)), []).append(run_id)
-    arrays: list[dict[str, Any]] = []
-    array_of: dict[str, int] = {}
-    for (stage, data, source), ids in members.items():
-        for start in range(0, len(ids), MOST_ELEMENTS):
-            part = ids[start : start + MOST_ELEMENTS]
-            parents = {parent for run_id in part for parent in plan.parents(run_id).values()}
-            after = sorted({array_of[parent] for parent in parents if parent in array_of})
-            array_of |= dict.fromkeys(part, len(arrays))
-            name = "-".join(filter(None, (plan.sweep, stage, data, source)))
-            arrays.append({"name": name, "stage": stage, "elements": [[run_id] for run_id in part], "after": after})
-    return arrays
+
+    plan: Plan
+    name: str
+    standings: Mapping[str, Standing]
+    room: int | None
+    again_s: int = 300
+
+    @property
+    def folder(self) -> Path:
+        """Where its plan, sbatch texts, job ids and logs lie."""
+        return self.plan.runs_folder / SUBMISSIONS / self.name
+
+    @property
+    def run_ids(self) -> list[str]:
+        """The runs that it submits."""
+        return [run_id for array in self.plan.arrays for element in array.elements for run_id in element]
 
 
-def _source(run: Run) -> str:
-    config = run.config
-    if isinstance(config, SegmentConfig):
-        return config.arm.generator or ("standard" if config.arm.n_standard else "reference")
-    if isinstance(config, QualityConfig):
-        return config.source
-    return getattr(config, "generator", "")
-
-
-def submit(plan: Plan, run_ids: Sequence[str], partition: str) -> dict[str, Any]:
-    """Submit these runs as arrays, and a last small job that makes the tables.
+def prepare(
+    plan: Plan,
+    states: Mapping[str, State],
+    site: Site,
+    cluster: slurm.Cluster,
+    tables_command: Sequence[str],
+    *,
+    only_open: bool = False,
+) -> Prepared:
+    """Plan what to submit of a sweep: all that is neither done nor in the queue.
 
     Args:
-        plan: of the whole sweep.
-        run_ids: the runs to make; what of them already waits or runs is left out.
-        partition: where a stage goes that names no partition of its own.
-
-    Returns:
-        ``submitted`` (runs), ``queued`` (runs that were there already), ``jobs`` (array name to job id), ``folder``.
-
-    Raises:
-        UserError: the partition is unknown, or SLURM refuses.
+        plan: of the sweep, its resources fitted to the cluster.
+        states: of its runs.
+        site: for the caps.
+        cluster: what SLURM allows.
+        tables_command: argv of the last job; the submission's folder is added to it.
+        only_open: leave out what was submitted before and failed or was lost.
     """
-    for name in sorted({partition, *(resources.partition for resources in plan.resources.values())} - {""}):
-        check_partition(name)
-    queued = _queued_runs(plan)
-    wanted = [run_id for run_id in run_ids if run_id not in queued]
-    arrays = group_runs(plan, wanted)
-    submission = content_hash([plan_id(plan), wanted])[:12]
-    folder = plan.runs_folder / "submissions" / f"{plan.sweep}-{submission}"
-    record: dict[str, Any] = {"submitted": wanted, "queued": sorted(queued), "jobs": {}, "folder": folder}
-    if not wanted:
-        return record
-    write_plan(replace(plan, arrays=tuple(arrays)), folder / "plan.json")
-    ids: list[str] = []
-    for number, array in enumerate(arrays):
-        resources = plan.resources[array["stage"]]
-        after = [ids[parent] for parent in array["after"]] + _parents_in_queue(plan, array, queued)
-        command = [sys.executable, "-u", "-m", "hvae_hpc.jobs.tasks", "--plan", str(folder / "plan.json")]
-        executor = _executor(folder, array["name"], resources, partition, after)
-        executor.parameters["comment"] = f"{folder.name}:{number}"  # by which the next call knows it again
-        ids.append(_sbatch(executor, [*command, "--array", str(number)], len(array["elements"])))
-        record["jobs"][array["name"]] = ids[-1]
-    record["jobs"]["tables"] = _submit_tables(plan, partition, folder, ids)
-    return record
-
-
-def _queued_runs(plan: Plan) -> dict[str, str]:
-    """Return run id to SLURM element of the plan's runs that an earlier call submitted and that still wait or run.
-
-    The queue itself is asked: every array's comment names its submission, so also what was submitted by a call that was
-    killed half-way is known.
-    """
-    submissions = {path.parent.name: path for path in plan.runs_folder.glob("submissions/*/plan.json")}
-    if not submissions:
-        return {}
-    found: dict[str, str] = {}
-    plans: dict[str, Plan] = {}
-    for element in queued_elements():
-        submission, _, number = element.comment.partition(":")
-        if submission not in submissions:
-            continue
-        if submission not in plans:
-            plans[submission] = read_plan(submissions[submission])
-        runs = plans[submission].arrays[int(number)]["elements"][element.place]
-        found |= {run_id: f"{element.array}_{element.place}" for run_id in runs if run_id in plan.runs}
-    return found
-
-
-def _parents_in_queue(plan: Plan, array: Mapping[str, Any], queued: Mapping[str, str]) -> list[str]:
-    parents = {
-        parent for element in array["elements"] for run_id in element for parent in plan.parents(run_id).values()
-    }
-    return sorted({queued[parent] for parent in parents if parent in queued})
-
-
-def _executor(folder: Path, name: str, resources: Resources, partition: str, after: Sequence[str]) -> Any:
-    """Return submitit's executor with one stage's resources; it writes the sbatch text and calls sbatch."""
-    from submitit.slurm.slurm import SlurmExecutor
-
-    executor = SlurmExecutor(folder)
-    parameters: dict[str, Any] = {
-        "job_name": name,
-        "partition": resources.partition or partition,
-        "time": resources.minutes,
-        "cpus_per_task": resources.cpus,
-        "mem": f"{int(resources.memory_gb * 1024)}MB",
-        "signal_delay_s": SIGNAL_LEAD_S,
-        "stderr_to_stdout": True,  # one log per element
-        "additional_parameters": {"requeue": True},
-        # SLURM 22.05 to 23.11: srun does not inherit --cpus-per-task.
-        "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={resources.cpus}"],
-        "wckey": None,
-    }
-    if resources.gpus:
-        parameters["gpus_per_node"] = resources.gpus
-    if after:
-        parameters["dependency"] = "afterany:" + ":".join(after)
-    executor.parameters = {key: value for key, value in parameters.items() if value is not None}
-    executor.parameters["wckey"] = None
-    return executor
-
-
-def _sbatch(executor: Any, command: Sequence[str], elements: int | None) -> str:
-    """Submit one array (or, for None, one job) and return its id."""
-    from submitit.core.utils import FailedJobError, FailedSubmissionError
-
-    if elements is not None:
-        executor.parameters["map_count"] = elements
-    # The shell makes the step ignore the signals until Python has its handlers: what is ignored stays so over exec.
-    step = "sh -c " + shlex.quote("trap '' USR2 TERM; exec " + shlex.join(command))
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # submitit passes sbatch's complaint on, and raises it as well
-            return str(executor._submit_command(step).job_id)
-    except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as error:
-        said = " ".join(str(error).split())[-300:]
-        raise UserError(f"sbatch refused {executor.parameters['job_name']}: {said}") from error
-
-
-def _submit_tables(plan: Plan, partition: str, folder: Path, ids: Sequence[str]) -> str:
-    command = [
-        sys.executable,
-        "-u",
-        "-m",
-        "hvae_hpc.results",
-        str(plan.runs_folder),
-        "--sweep",
-        plan.sweep,
-        "--partial",
+    _check_path(plan.runs_folder)
+    submissions = Submissions(plan.runs_folder)
+    # Where something was submitted, the answer must be younger than the last sbatch; else nothing of ours is there.
+    queue = slurm.read_queue(not_before=time.time() if submissions.names else None, poll_s=site.caps.poll_s)
+    standings = read_standings(plan, states, submissions, queue)
+    skipped = {"done", "waiting", "running"} | ({"failed", "lost"} if only_open else set())
+    wanted = [run_id for run_id, standing in standings.items() if standing.kind not in skipped]
+    queued = {run_id: s.element for run_id, s in standings.items() if s.kind in ("waiting", "running") and s.element}
+    limits = [limit for limit in (cluster.submit_limit, site.caps.elements) if limit]
+    room = max(0, min(limits) - queue.elements) if limits else None
+    seconds = expected_seconds(plan, states, wanted)
+    arrays = make_arrays(
+        plan,
+        wanted,
+        seconds,
+        queued=queued,
+        max_array_size=cluster.max_array_size,
+        max_elements=0 if room is None else max(1, room - 1),  # one is the last job's
+    )
+    arrays = [
+        replace(array, grace_s=cluster.partitions[plan.resources[array.stage].partition].grace_s) for array in arrays
     ]
-    resources = Resources(cpus=1, memory_gb=4, minutes=30)
-    return _sbatch(_executor(folder, f"{plan.sweep}-tables", resources, partition, ids), command, None)
+    if arrays:
+        after = tuple(sorted({element.partition("_")[0] for element in queued.values()}))
+        everything = tuple(range(len(arrays)))
+        arrays.append(Array(name=f"{plan.sweep}-{TABLES}", stage=TABLES, after=everything, after_jobs=after))
+    plan = replace(plan, arrays=tuple(arrays), requeues=site.caps.requeues)
+    name = f"{plan.sweep}-{plan_id(plan)}"
+    folder = plan.runs_folder / SUBMISSIONS / name
+    arrays = [
+        replace(array, script=_script(plan, folder, name, number, tables_command))
+        for number, array in enumerate(arrays)
+    ]
+    plan = replace(plan, arrays=tuple(arrays))
+    plan = replace(plan, totals=add_up(plan, wanted, seconds, QUESTIONS))
+    return Prepared(plan=plan, name=name, standings=standings, room=room, again_s=int(5 * site.caps.poll_s))
 
 
-def submit_command(name: str, argv: list[str], partition: str, cpus: int, minutes: int, folder: Path) -> str:
-    """Submit one command as one job and return its id.
+def _check_path(folder: Path) -> None:
+    """Refuse what SLURM would replace or cut in the name of a log file; everything else is quoted."""
+    if not str(folder).isprintable() or re.search(r"[%\\'\"]", str(folder)):
+        raise UserError(
+            f"{str(folder)!r}: SLURM cannot write logs there; use a folder without %, \\, quotes and the like"
+        )
+
+
+def _script(plan: Plan, folder: Path, name: str, number: int, tables_command: Sequence[str]) -> str:
+    array = plan.arrays[number]
+    resources = plan.resources[array.stage]
+    if array.stage == TABLES:
+        command = [*python_command(resources), *tables_command, str(folder)]
+    else:
+        command = [*python_command(resources), "-m", "hvae_hpc.jobs.element", "--plan", str(folder / PLAN_FILE)]
+        command += ["--array", str(number)]
+    return sbatch_text(
+        folder, array.name, replace(resources, minutes=min(array.minutes, resources.minutes)), command,
+        comment=comment_of(name, number), elements=len(array.elements),
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def submitting(folder: Path) -> Iterator[int]:
+    """Let one command at a time plan and submit in a folder of submissions; yields the lock's file descriptor.
+
+    sbatch inherits it: where a command is killed while sbatch is still talking to SLURM, the next one waits for that.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / ".lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield lock.fileno()
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written or locked ({error.strerror}); check it and its disk") from error
+
+
+def check_space(prepared: Prepared) -> float:
+    """Return the free bytes where the runs folder lies; a UserError where what is kept will not fit."""
+    there = next(path for path in (prepared.folder, *prepared.folder.parents) if path.exists())
+    free, needed = float(shutil.disk_usage(there).free), prepared.plan.totals["bytes"]
+    if free < needed:
+        raise UserError(
+            f"{prepared.plan.runs_folder}: {free / 1e9:.1f} GB are free, about {needed / 1e9:.1f} GB will be kept; "
+            "make room, or give another folder by --runs"
+        )
+    return free
+
+
+def got_further(folder: Path, states: Mapping[str, State]) -> bool:
+    """Tell whether any run of a submission is done; else its last job would submit the same again and again."""
+    submissions = Submissions(folder.parent.parent)
+    runs = (run_id for array in submissions.arrays(folder.name) for element in array["elements"] for run_id in element)
+    return any(run_id in states and states[run_id].done for run_id in runs)
+
+
+def submit_command(
+    name: str, command: Sequence[str], resources: Resources, partition: str, folder: Path, *, key: str
+) -> tuple[str, bool]:
+    """Submit one command as one job, unless it is in the queue already.
 
     Args:
         name: of the job.
-        argv: the command.
-        partition: an existing one.
-        cpus: cores.
-        minutes: time limit.
+        command: argv after Python.
+        resources: of its stage.
+        partition: where it goes, unless the stage has its own.
         folder: for the sbatch text and the log.
+        key: names what the command makes; of two jobs with one key only one is in the queue.
+
+    Returns:
+        The job's id, and whether it was there already.
     """
-    check_partition(partition)
-    folder.mkdir(parents=True, exist_ok=True)
-    resources = Resources(cpus=cpus, memory_gb=2 * cpus, minutes=minutes)
-    return _sbatch(_executor(folder.resolve(), name, resources, partition, []), argv, None)
+    _check_path(folder)
+    comment = comment_of(f"command-{content_hash(key)[:12]}", 0)
+    with submitting(folder) as lock:
+        for row in slurm.read_queue(not_before=time.time()).rows:
+            if row.comment == comment:
+                return row.job, True
+        resources = replace(resources, partition=resources.partition or partition)
+        text = sbatch_text(folder, name, resources, [*python_command(resources), *command], comment=comment)
+        write_atomic(folder / f"{name}.sh", text)
+        return slurm.ask_once(["sbatch", "--parsable", str(folder / f"{name}.sh")], keep_open=(lock,)).strip(), False

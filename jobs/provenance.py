@@ -4,11 +4,21 @@ import os
 import platform
 import resource
 import time
+from collections.abc import Mapping
 from importlib.metadata import version
 
 from hvae_hpc.identity import code_sha
 from hvae_hpc.resources import Outcome, Resources
 from hvae_hpc.rundir import Provenance
+
+SLURM_FACTS = {
+    "SLURM_CLUSTER_NAME": "cluster",
+    "SLURM_JOB_PARTITION": "partition",
+    "SLURM_JOB_ACCOUNT": "account",
+    "SLURM_JOB_NODELIST": "nodes",
+    "SLURM_RESTART_COUNT": "restarts",
+    "CUDA_VISIBLE_DEVICES": "visible_gpus",
+}
 
 
 def host() -> str:
@@ -23,7 +33,13 @@ def job_id() -> str:
 
 
 def make_provenance(
-    outcome: Outcome, planned_sha: str, resources: Resources, attempt: int, started: float
+    outcome: Outcome,
+    planned_sha: str,
+    resources: Resources,
+    attempt: int,
+    started: float,
+    before_s: float,
+    gpu: Mapping[str, float],
 ) -> Provenance:
     """Return the provenance of a run that has just ended.
 
@@ -33,20 +49,28 @@ def make_provenance(
         resources: what the run was given.
         attempt: its number, from 1.
         started: seconds since 1970.
+        before_s: seconds that earlier attempts took.
+        gpu: from :class:`hvae_hpc.jobs.gpu.GPUMeter`.
     """
     notes = list(outcome.notes)
     if code_sha() != planned_sha:
         notes.append(f"the package changed after the sweep was planned ({planned_sha} to {code_sha()})")
+    wall_s = time.time() - started
+    facts = {name: os.environ[variable] for variable, name in SLURM_FACTS.items() if os.environ.get(variable)}
     return Provenance(
         code_sha=code_sha(),
-        versions={name: version(name) for name in ("torch", "numpy", "h5py")},
+        versions={"python": platform.python_version(), **{name: version(name) for name in ("torch", "numpy", "h5py")}},
         device=outcome.device,
         host=host(),
         job_id=job_id(),
         attempt=attempt,
         started_at=round(started, 3),
-        wall_s=round(time.time() - started, 3),
+        wall_s=round(wall_s, 3),
         peak_memory_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         threads=resources.threads,
         notes=tuple(notes),
+        spent_s=round(before_s + wall_s, 3),
+        processes=resources.tasks,
+        slurm=facts if job_id() else {},
+        gpu={name: round(value, 4) for name, value in gpu.items()},
     )

@@ -1,12 +1,43 @@
-"""What SLURM says: its partitions and the user's queue, one call each; every refusal becomes one clear line."""
+"""What SLURM says: its settings and partitions, the user's queue, and how submissions are refused.
 
+Every question is one call of a client, and few are asked: the queue at most once in ``POLL_S`` by all processes of a
+user together, who share the answer in a file. A controller that is busy is asked again later, with growing,
+random pauses; every other refusal becomes one clear line.
+"""
+
+import contextlib
+import fcntl
+import json
 import os
+import random
+import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from hvae_hpc.errors import UserError
+from hvae_hpc.identity import content_hash
+from hvae_hpc.rundir import write_json
+
+POLL_S = 60.0
+PATIENCE_S = 180.0
+# What an outer job leaves in our environment, and what would bend the clients' answers or our sbatch texts: variables
+# win over the text's own lines.
+FOREIGN = re.compile(r"(SLURM|SLURMD|SBATCH|SRUN|SALLOC|SQUEUE|SINFO|SACCT|SCANCEL|SCONTROL|PMI|PMIX)_")
+BUSY = re.compile(
+    r"rate limit|unable to contact|socket timed out|timed out|transport endpoint|connection (refused|reset)"
+    r"|zero bytes|temporarily un|try again|backup controller",
+    re.IGNORECASE,
+)
+SUBMIT_LIMIT = re.compile(r"(Assoc|QOS)\w*Submit|job submit limit|MaxSubmitJob|MaxJobCount", re.IGNORECASE)
+
+
+class BusyError(UserError):
+    """SLURM did not answer, or asks to come back later; what was asked may have been done all the same."""
 
 
 def is_available() -> bool:
@@ -14,52 +45,199 @@ def is_available() -> bool:
     return shutil.which("sbatch") is not None
 
 
-def ask(command: Sequence[str]) -> str:
+def clean_environment() -> dict[str, str]:
+    """Return this process's environment without what a job, a profile or an MPI left of SLURM in it."""
+    own = {name: value for name, value in os.environ.items() if not FOREIGN.match(name)}
+    if conf := os.environ.get("SLURM_CONF"):  # names the cluster
+        own["SLURM_CONF"] = conf
+    return own
+
+
+def ask_once(command: Sequence[str], *, keep_open: Sequence[int] = ()) -> str:
     """Run one SLURM client command and return what it prints.
 
+    Args:
+        command: argv.
+        keep_open: file descriptors (of locks) that it holds as long as it lives, also when we are killed.
+
     Raises:
-        UserError: it is not there, fails, or does not answer within a minute.
+        BusyError: the controller is not there or too busy.
+        UserError: the command is not there, or was refused.
     """
     try:
         # SLURM_BITSTR_LEN=0: squeue prints element lists whole instead of "12_[0-1,...]".
-        environment = {**os.environ, "SLURM_BITSTR_LEN": "0"}
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, env=environment)
+        environment = clean_environment() | {"SLURM_BITSTR_LEN": "0"}
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=60, check=True, env=environment, pass_fds=keep_open
+        )
     except FileNotFoundError as error:
         raise UserError(f"{command[0]} is not on the PATH; log in to a SLURM node, or use --local") from error
     except subprocess.TimeoutExpired as error:
-        raise UserError(f"{command[0]} did not answer within 60 s; try again later") from error
+        raise BusyError(f"{command[0]} did not answer within 60 s; try again later") from error
     except subprocess.CalledProcessError as error:
         said = " ".join(error.stderr.split()) or f"exit code {error.returncode}"
-        raise UserError(f"{' '.join(command)}: {said}") from error
+        kind = BusyError if BUSY.search(said) else UserError
+        raise kind(f"{' '.join(command)[:200]}: {said}") from error
     return done.stdout
 
 
-def check_partition(partition: str) -> None:
-    """Make sure that a partition exists.
+def patiently(question: Callable[[], str], patience_s: float = PATIENCE_S) -> str:
+    """Ask again while SLURM is busy, with pauses that grow and are random, so that many askers do not meet again."""
+    pause_s, end = 2.0, time.monotonic() + patience_s
+    while True:
+        try:
+            return question()
+        except BusyError:
+            wait_s = pause_s * random.uniform(0.5, 1.5)
+            if time.monotonic() + wait_s > end:
+                raise
+            time.sleep(wait_s)
+            pause_s = min(2 * pause_s, 60.0)
 
-    Raises:
-        UserError: it does not; the ones that do are named.
+
+def ask(command: Sequence[str], patience_s: float = PATIENCE_S) -> str:
+    """Run one SLURM client command that changes nothing when it is run twice; see :func:`ask_once`."""
+    return patiently(lambda: ask_once(command), patience_s)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Partition:
+    """What a partition allows: time limit in minutes (0: none), seconds between SIGTERM and the end at preemption."""
+
+    minutes: int
+    grace_s: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """What SLURM allows.
+
+    Attributes:
+        partitions: by name.
+        max_array_size: the highest index of an array, plus one.
+        submit_limit: elements that the user may have in the queue; 0 for no limit that we know of.
     """
-    known = sorted(
-        {line.strip().rstrip("*") for line in ask(["sinfo", "--noheader", "--format=%R"]).splitlines()} - {""}
-    )
-    if partition not in known:
-        raise UserError(f"unknown partition {partition!r}; this cluster has {', '.join(known)}")
+
+    partitions: dict[str, Partition]
+    max_array_size: int = 1001
+    submit_limit: int = 0
+
+    def check_partition(self, name: str) -> Partition:
+        """Return a partition; a UserError names those that exist."""
+        if name not in self.partitions:
+            raise UserError(f"unknown partition {name!r}; this cluster has {', '.join(sorted(self.partitions))}")
+        return self.partitions[name]
 
 
-class Element(NamedTuple):
-    """One element of an array that waits or runs."""
+def read_cluster() -> Cluster:
+    """Ask SLURM for what it allows: two calls, one more where there is accounting."""
+    partitions = {}
+    for line in ask(["scontrol", "show", "partition", "--oneliner"]).splitlines():
+        words = dict(re.findall(r"(\w+)=(\S+)", line))
+        partitions[words["PartitionName"]] = Partition(
+            minutes=_minutes(words.get("MaxTime", "UNLIMITED")), grace_s=int(words.get("GraceTime", "0"))
+        )
+    settings = dict(re.findall(r"^(\w+)\s*= (\S*)", ask(["scontrol", "show", "config"]), re.MULTILINE))
+    limit = 0
+    if "slurmdbd" in settings.get("AccountingStorageType", ""):
+        with contextlib.suppress(UserError, KeyError):  # many sites hide it: then sbatch's refusal teaches it
+            user = ["sacctmgr", "-nP", "show", "assoc", f"user={os.environ.get('USER') or os.getuid()}"]
+            limit = min(map(int, re.findall(r"\d+", ask([*user, "format=maxsubmit,grpsubmit"]))), default=0)
+    return Cluster(partitions=partitions, max_array_size=int(settings.get("MaxArraySize", "1001")), submit_limit=limit)
 
-    array: str
-    place: int
+
+def _minutes(text: str) -> int:
+    """Turn "2-03:04:05" into minutes; 0 for UNLIMITED."""
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", text)
+    days, hours, minutes, _ = (int(part or 0) for part in match.groups()) if match else (0, 0, 0, 0)
+    return (days * 24 + hours) * 60 + minutes
+
+
+class Queued(NamedTuple):
+    """Elements of one array, or one job that is none, with the same state."""
+
+    job: str
+    places: tuple[int, ...]
+    """of an array's elements; none for a job that is no array"""
+    state: str
+    """PENDING, RUNNING, SUSPENDED, COMPLETING, ..."""
+    reason: str
     comment: str
 
 
-def queued_elements() -> list[Element]:
-    """Return the elements of the user's arrays that wait or run."""
-    elements = []
-    for line in ask(["squeue", "--me", "--array", "--noheader", "--format=%F %K %k"]).splitlines():
-        array, index, comment = line.split(maxsplit=2)
-        if index.isdigit():  # "N/A": a job that is no array
-            elements.append(Element(array, int(index), comment.strip()))
-    return elements
+class Queue(NamedTuple):
+    """What of the user's jobs waits or runs, and when SLURM said so (seconds since 1970)."""
+
+    asked_at: float
+    rows: tuple[Queued, ...]
+
+    @property
+    def elements(self) -> int:
+        """Number of elements and single jobs."""
+        return sum(max(1, len(row.places)) for row in self.rows)
+
+
+def read_queue(*, not_before: float | None = None, poll_s: float = POLL_S) -> Queue:
+    """Return the user's queue as SLURM gave it lately to any of the user's processes, or ask for it.
+
+    Args:
+        not_before: an answer must be as young as this (seconds since 1970); None for no older than ``poll_s``.
+        poll_s: seconds for which an answer serves everybody.
+    """
+    oldest = time.time() - poll_s if not_before is None else not_before
+    with _shared_file() as path:
+        if path:
+            with contextlib.suppress(OSError, ValueError, TypeError):
+                asked_at, rows = json.loads(path.read_text())
+                if oldest <= asked_at <= time.time():
+                    return Queue(asked_at, tuple(Queued(job, tuple(places), *rest) for job, places, *rest in rows))
+        queue = Queue(time.time(), tuple(_ask_queue()))
+        if path:
+            with contextlib.suppress(UserError):  # a full home folder costs a call, nothing else
+                write_json(path, queue)
+        return queue
+
+
+@contextlib.contextmanager
+def _shared_file() -> Iterator[Path | None]:
+    """Hold the user's file of this cluster's queue; who comes meanwhile waits for the answer. None: no place for it."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "hvae_hpc"
+    cluster = content_hash([os.environ.get("SLURM_CONF", ""), os.environ.get("SLURM_CLUSTERS", "")])[:8]
+    with contextlib.ExitStack() as stack:
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(open(cache / f"squeue-{cluster}.lock", "w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:
+            yield None
+            return
+        yield cache / f"squeue-{cluster}.json"
+
+
+def _ask_queue() -> Iterator[Queued]:
+    for line in ask(["squeue", "--me", "--noheader", "--format=%F|%K|%T|%r|%k"]).splitlines():
+        job, places, state, reason, comment = line.split("|", maxsplit=4)
+        yield Queued(job, parse_places(places), state, reason, comment.strip())
+
+
+def parse_places(text: str) -> tuple[int, ...]:
+    """Turn an element list as squeue prints it ("3", "0-4,7,10-20:5%2", "N/A") into indices."""
+    places: list[int] = []
+    for part in text.partition("%")[0].split(","):
+        if match := re.fullmatch(r"(\d+)(?:-(\d+)(?::(\d+))?)?", part):
+            first, last, step = int(match[1]), int(match[2] or match[1]), int(match[3] or 1)
+            places += range(first, last + 1, step)
+    return tuple(places)
+
+
+def format_places(places: Sequence[int]) -> str:
+    """Turn indices into an element list for scontrol and scancel: "0-4,7"."""
+    parts: list[str] = []
+    start: int | None = None
+    ordered = sorted(places)
+    for place, following in zip(ordered, [*ordered[1:], None], strict=True):
+        start = place if start is None else start
+        if following != place + 1:
+            parts.append(f"{start}-{place}" if place > start else f"{place}")
+            start = None
+    return ",".join(parts)

@@ -1,46 +1,34 @@
-"""What one process does with runs: a SLURM array element, or a local worker that is told one run after the other.
+"""What one process does with runs: checks, makes, or goes on with one; and a local worker, told one after the other.
 
-The first lines make the signals that mean "leave" (USR2 before a time limit, TERM at a preemption, INT) set a
-flag, before anything slow is imported; the training loop looks at the flag between steps, saves and leaves.
+A SLURM element does the same with the runs of its bundle (:mod:`hvae_hpc.jobs.element`).
 """
 
-import signal
-
-_LEAVE: list[int] = []
-
-
-def _note_signal(number: int, frame: object) -> None:
-    _LEAVE.append(number)
-
-
-def install_signal_handlers() -> None:
-    """Make USR2, TERM and INT ask for a checkpoint and an end."""
-    for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _note_signal)
-
+from hvae_hpc.jobs import signals
 
 if __name__ == "__main__":
-    install_signal_handlers()
+    signals.install()
 
-import argparse  # noqa: E402
-import json  # noqa: E402
-import os  # noqa: E402
-import queue  # noqa: E402
-import sys  # noqa: E402
-import threading  # noqa: E402
-import time  # noqa: E402
-import traceback  # noqa: E402
-from collections.abc import Callable, Sequence  # noqa: E402
-from dataclasses import dataclass  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any, Literal  # noqa: E402
+import argparse
+import json
+import os
+import queue
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
-from hvae_hpc.config import dump, read_json  # noqa: E402
-from hvae_hpc.errors import UserError, run_command  # noqa: E402
-from hvae_hpc.jobs.provenance import host, job_id, make_provenance  # noqa: E402
-from hvae_hpc.plan import AGAIN, Plan, read_plan, read_state  # noqa: E402
-from hvae_hpc.resources import Outcome, Workplace  # noqa: E402
-from hvae_hpc.rundir import (  # noqa: E402
+from hvae_hpc.config import dump, read_json
+from hvae_hpc.errors import UserError, run_command
+from hvae_hpc.jobs.attempts import check_stall, checkpoint_at, record, spent_s
+from hvae_hpc.jobs.gpu import GPUMeter
+from hvae_hpc.jobs.provenance import host, job_id, make_provenance
+from hvae_hpc.plan import AGAIN, Plan, read_plan, read_state
+from hvae_hpc.resources import Outcome, Workplace
+from hvae_hpc.rundir import (
     INPUTS,
     METRICS,
     RESULT_SCHEMA,
@@ -55,8 +43,6 @@ from hvae_hpc.rundir import (  # noqa: E402
     write_json,
     write_result,
 )
-
-LEFT_EARLY = 75  # exit code (sysexits' "temporary failure"): saved, to be gone on with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +60,7 @@ class Report:
     wall_s: float
 
 
-def leave_asked() -> bool:
-    """Tell whether a signal asked this process to save and leave."""
-    return bool(_LEAVE)
-
-
-def execute(plan: Plan, run_id: str, stopped: Callable[[], bool] = leave_asked) -> Report:
+def execute(plan: Plan, run_id: str, stopped: Callable[[], bool] = signals.leave_asked) -> Report:
     """Make one run, or go on with it; never raises for what went wrong inside it."""
     started = time.time()
     folder = plan.folder(run_id)
@@ -94,17 +75,17 @@ def execute(plan: Plan, run_id: str, stopped: Callable[[], bool] = leave_asked) 
             try:
                 parents = _read_parents(plan, run_id)
             except UserError as error:
-                return report("blocked", str(error))
+                return report("blocked", record(folder, "blocked", str(error)))
             if read_state(plan, run_id, {role: result_stamp(result) for role, result in parents.items()}).done:
                 return report("done", "was done already")
             outcome = _work(plan, run_id, stopped, started, parents)
             return report("stopped", "saved and left") if outcome is None else report("done", _headline(outcome))
     except UserError as error:
-        return report("failed", _record_failure(folder, str(error)))
+        return report("failed", record(folder, "failed", str(error)))
     except Exception as error:  # a bug in one run must not take the others of this process along
         traceback.print_exc()
         return report(
-            "failed", _record_failure(folder, f"{type(error).__name__}: {error} (a bug: traceback in the log)")
+            "failed", record(folder, "failed", f"{type(error).__name__}: {error} (a bug: traceback in the log)")
         )
 
 
@@ -130,21 +111,19 @@ def _work(
     (folder / METRICS).unlink(missing_ok=True)  # of an earlier making; from here on the run is not done
     write_config(folder, dump(run.config))
     _drop_stale_checkpoints(folder, {role: result_stamp(parent) for role, parent in parents.items()})
-    attempt = 1 + sum(record.get("event") == "started" for record in read_log(folder))
-    append_log(folder, {"event": "started", "attempt": attempt, "host": host(), "job_id": job_id()})
+    log = read_log(folder)
+    attempt = 1 + sum(entry.get("event") == "started" for entry in log)
+    at = checkpoint_at(folder)
+    append_log(folder, {"event": "started", "attempt": attempt, "host": host(), "job_id": job_id(), "at": at})
+    check_stall(folder, log)
     data = Path(plan.data[run.config.data]["folder"])
     _check_data(data, run.parents["data"])
     resources = plan.resources[run.stage]
-    workplace = Workplace(
-        folder=folder,
-        data=data,
-        parents={role: plan.folder(parent) for role, parent in plan.parents(run_id).items()},
-        resources=resources,
-        stopped=stopped,
-    )
-    outcome = stage_function(run.stage)(run.config, workplace)
+    workplace = _workplace(plan, run_id, stopped)
+    with GPUMeter(wanted=resources.gpus > 0) as meter:
+        outcome = stage_function(run.stage)(run.config, workplace)
     if outcome is None:
-        append_log(folder, {"event": "stopped"})
+        append_log(folder, {"event": "stopped", "job_id": job_id()})
         return None
     result = RunResult(
         schema=RESULT_SCHEMA,
@@ -155,7 +134,7 @@ def _work(
         parent_results={role: result_stamp(parent) for role, parent in parents.items()},
         metrics=outcome.metrics,
         per_case=outcome.per_case,
-        provenance=make_provenance(outcome, plan.code_sha, resources, attempt, started),
+        provenance=make_provenance(outcome, plan.code_sha, resources, attempt, started, spent_s(log), meter.read()),
         details=outcome.details,
     )
     write_result(folder, result)
@@ -208,13 +187,41 @@ def _check_data(folder: Path, content_hash: str) -> None:
         )
 
 
-def _record_failure(folder: Path, message: str) -> str:
-    line = " ".join(message.split())
+def _workplace(plan: Plan, run_id: str, stopped: Callable[[], bool], rank: int = 0) -> Workplace:
+    run, resources = plan.runs[run_id], plan.resources[plan.runs[run_id].stage]
+    return Workplace(
+        folder=plan.folder(run_id),
+        data=Path(plan.data[run.config.data]["folder"]),
+        parents={role: plan.folder(parent) for role, parent in plan.parents(run_id).items()},
+        resources=resources,
+        stopped=stopped,
+        rank=rank,
+        world=resources.tasks if job_id() else 1,
+        local_rank=int(os.environ.get("SLURM_LOCALID", "0")),
+        rendezvous=meeting_file(plan, run_id, "here"),
+    )
+
+
+def meeting_file(plan: Plan, run_id: str, what: Literal["here", "over"]) -> Path:
+    """Return the file by which the processes of a run's present attempt find each other, or learn that it is over."""
+    attempt = f"{job_id()}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
+    return plan.folder(run_id) / f".{what}-{attempt}.tmp"
+
+
+def follow(plan: Plan, run_id: str, rank: int) -> int:
+    """Train along as a further process of a run whose first process does the rest; returns the exit code."""
+    meeting, over = meeting_file(plan, run_id, "here"), meeting_file(plan, run_id, "over")
+    while not meeting.exists():
+        if over.exists() or signals.leave_asked():
+            return 0
+        time.sleep(0.2)
+    run = plan.runs[run_id]
     try:
-        append_log(folder, {"event": "failed", "reason": line})
-    except OSError:  # a full disk is one of the failures to tell of
-        print(f"{folder}: the failure could not be logged", file=sys.stderr)
-    return line
+        stage_function(run.stage)(run.config, _workplace(plan, run_id, signals.leave_asked, rank))
+    except UserError as error:
+        print(f"process {rank}: {error}", flush=True)
+        return 1
+    return 0
 
 
 def _headline(outcome: Outcome) -> str:
@@ -230,29 +237,6 @@ def _headline(outcome: Outcome) -> str:
     return ""
 
 
-def run_element(plan_file: Path, array: int) -> int:
-    """Do the runs of one SLURM array element; a run that fails does not stop the others.
-
-    Returns:
-        0 where all are done, 1 where one failed or is blocked, 75 where a signal asked to leave.
-    """
-    plan = read_plan(plan_file)
-    element = plan.arrays[array]["elements"][int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))]
-    states = []
-    for run_id in element:
-        if leave_asked():
-            return LEFT_EARLY
-        report = execute(plan, run_id)
-        states.append(report.state)
-        run = plan.runs[run_id]
-        print(
-            f"{report.state}: {run.stage} {run.label} ({run_id}), {report.wall_s:.1f} s: {report.message}", flush=True
-        )
-        if report.state == "stopped":
-            return LEFT_EARLY
-    return 0 if all(state == "done" for state in states) else 1
-
-
 def serve(plan_file: Path) -> int:
     """Do the runs whose ids come line by line on standard input; answer each with a line of JSON.
 
@@ -266,11 +250,11 @@ def serve(plan_file: Path) -> int:
     def listen() -> None:
         for line in sys.stdin:
             wanted.put(line.strip())
-        _LEAVE.append(0)
+        signals.ask_to_leave()
         wanted.put(None)
 
     threading.Thread(target=listen, daemon=True).start()
-    while not leave_asked():
+    while not signals.leave_asked():
         try:
             run_id = wanted.get(timeout=0.5)  # so that a signal between two runs is noticed
         except queue.Empty:
@@ -282,12 +266,10 @@ def serve(plan_file: Path) -> int:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Parse the command line that the launcher wrote."""
+    """Parse the command line that the local sweep wrote."""
     parser = argparse.ArgumentParser(prog="python -m hvae_hpc.jobs.tasks")
     parser.add_argument("--plan", type=Path, required=True)
-    parser.add_argument("--array", type=int, help="number of the array in the plan; without it, serve standard input")
-    options = parser.parse_args(argv)
-    return serve(options.plan) if options.array is None else run_element(options.plan, options.array)
+    return serve(parser.parse_args(argv).plan)
 
 
 if __name__ == "__main__":

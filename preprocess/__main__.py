@@ -8,13 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hvae_hpc.errors import UserError, run_command
+from hvae_hpc.jobs.site import add_flags, fit_cluster, flags_of, read_site
 from hvae_hpc.preprocess.manifest import Manifest
 from hvae_hpc.preprocess.pack import find_cases, pack
 from hvae_hpc.preprocess.phantom import write_phantoms
 from hvae_hpc.preprocess.recipe import LIBRARY, Recipe, load_recipe
-
-MINUTES_PER_JOB = 240
-"""Time limit of a packing job: 1,251 BraTS cases take some 10 minutes of one core; disks can be slow."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -32,10 +30,10 @@ def main(argv: Sequence[str]) -> int:
     if shutil.which("sbatch") and not options.local:
         raise UserError("this machine has SLURM: give --partition NAME to pack as a job, or --local to pack here")
     if options.phantom:
-        made = write_phantoms(recipe.name, raw, options.phantom, options.seed, options.workers, _say)
+        made = write_phantoms(recipe.name, raw, options.phantom, options.seed, options.workers or _cores(), _say)
         _say(f"{made} phantom cases made in {raw}, {options.phantom - made} were there")
     found = len(find_cases(recipe, raw))
-    manifest = pack(recipe, raw, out, options.workers, options.skip_bad, _say)
+    manifest = pack(recipe, raw, out, options.workers or _cores(), options.skip_bad, _say)
     print(_summarise(manifest, found))
     print(f"packed data: {out}\nnext:        python -m hvae_hpc.sweep --data {recipe.name}={out} --plan")
     return 0
@@ -55,16 +53,15 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write (shards/RECIPE)")
     parser.add_argument("--phantom", type=int, default=0, metavar="N", help="first make N made-up cases in --raw")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the made-up cases (0)")
-    parser.add_argument(
-        "--workers", type=int, default=_cores(), metavar="N", help="processes (as many as cores, up to 16)"
-    )
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (as many as cores, up to 16)")
     parser.add_argument("--skip-bad", action="store_true", help="leave cases out that cannot be packed, and list them")
+    add_flags(parser, ("account", "qos", "time", "exclude", "nice", "container"))
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--partition", metavar="P", help="pack as one job on this SLURM partition")
     where.add_argument("--local", action="store_true", help="pack here, also where there is SLURM")
     options = parser.parse_args(argv)
     for name, least in (("workers", 1), ("phantom", 0)):
-        if getattr(options, name) < least:
+        if getattr(options, name) is not None and getattr(options, name) < least:
             raise UserError(f"--{name} is {getattr(options, name)}, expected {least} or more")
     return options
 
@@ -81,14 +78,22 @@ def _cores() -> int:
 
 def _submit(options: argparse.Namespace, recipe: Recipe, raw: Path, out: Path) -> int:
     from hvae_hpc.jobs.launcher import submit_command  # brings submitit; packing here does without
+    from hvae_hpc.jobs.slurm import read_cluster
 
     name = options.recipe if not options.recipe.endswith(".toml") else str(Path(options.recipe).resolve())
-    argv = [sys.executable, "-m", "hvae_hpc.preprocess", name, "--raw", str(raw.resolve()), "--out", str(out.resolve())]
-    argv += ["--phantom", str(options.phantom), "--seed", str(options.seed), "--workers", str(options.workers)]
+    argv = ["-m", "hvae_hpc.preprocess", name, "--raw", str(raw.resolve()), "--out", str(out.resolve())]
+    argv += ["--phantom", str(options.phantom), "--seed", str(options.seed)]
     argv += ["--skip-bad"] * options.skip_bad + ["--local"]
+    flags = flags_of(options) | ({"cpus": options.workers} if options.workers else {})
+    site = fit_cluster(read_site(options.site, flags), options.partition, read_cluster())
+    for note in [note for note in site.notes if note.startswith("pack:")]:
+        print(note)
+    resources = site.resources["pack"]
+    argv += ["--workers", str(resources.cpus)]
     logs = out.resolve() / "logs"
-    job = submit_command(f"pack-{recipe.name}", argv, options.partition, options.workers, MINUTES_PER_JOB, logs)
-    print(f"job {job} packs {raw} into {out}; its log: {logs}")
+    key = str(out.resolve())
+    job, was_there = submit_command(f"pack-{recipe.name}", argv, resources, options.partition, logs, key=key)
+    print(f"job {job} {'is in the queue already and ' * was_there}packs {raw} into {out}; its log: {logs}")
     print(f"when it is done: python -m hvae_hpc.sweep --data {recipe.name}={out} --plan")
     return 0
 

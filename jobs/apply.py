@@ -1,0 +1,136 @@
+"""A planned submission on its way into SLURM's queue: one sbatch per array, and what to do when one is refused."""
+
+import contextlib
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from hvae_hpc.errors import UserError
+from hvae_hpc.jobs import slurm
+from hvae_hpc.jobs.launcher import Prepared
+from hvae_hpc.jobs.standing import JOBS_FILE, PLAN_FILE, parse_comment
+from hvae_hpc.plan import Array, write_plan
+from hvae_hpc.rundir import write_atomic
+
+
+class LimitError(UserError):
+    """SLURM takes no more of the user's elements now."""
+
+
+class Application:
+    """A prepared submission on its way into the queue.
+
+    Attributes:
+        jobs: (SLURM id, name, elements) of each sbatch that was taken.
+        submitted: runs in them.
+        refused: why SLURM takes no more now; "" where it took all.
+    """
+
+    def __init__(self, prepared: Prepared, lock: int) -> None:
+        self.prepared, self.lock, self.room = prepared, lock, prepared.room
+        self.jobs: list[tuple[str, str, int]] = []
+        self.submitted, self.refused, self.limited = 0, "", False
+        self._ids: dict[int, list[str]] = {}
+
+    def run(self) -> None:
+        """Write the plan, then submit its arrays, parents' arrays first, and last the job that makes the tables.
+
+        Raises:
+            UserError: SLURM refuses for another reason than a limit of elements; what it took before stays.
+        """
+        *arrays, last = self.prepared.plan.arrays
+        write_plan(self.prepared.plan, self.prepared.folder / PLAN_FILE)
+        for number, array in enumerate(arrays):
+            write_atomic(self._text(number), array.script)
+            self._submit_array(number)
+            if self.refused:  # children of what is not in the queue would be blocked
+                break
+        if len(arrays) not in self._ids:
+            self._submit_last(len(arrays), last)
+
+    def _submit_array(self, number: int) -> None:
+        todo = list(range(len(self.prepared.plan.arrays[number].elements)))
+        size = len(todo)
+        while todo:
+            size = size if self.room is None else min(size, self.room - 1)  # one is the last job's
+            if size < 1:
+                self.refused = f"a limit of {self.prepared.room} more elements in the queue"
+                return
+            try:
+                self._submit(number, todo[:size])
+                todo = todo[size:]
+            except LimitError as error:
+                if size == 1:
+                    self.refused = str(error)
+                    return
+                self.limited = True
+                self._keep_a_place(number, todo)
+                size = max(1, size // 2)
+
+    def _keep_a_place(self, number: int, todo: list[int]) -> None:
+        """Submit the last job while there is room for it, after one element at least."""
+        last = len(self.prepared.plan.arrays) - 1
+        if last not in self._ids:
+            if not self.jobs:
+                self._submit(number, todo[:1])
+                del todo[:1]
+            self._submit_last(last, self.prepared.plan.arrays[last])
+
+    def _submit_last(self, number: int, last: Array) -> None:
+        write_atomic(self._text(number), last.script)
+        with contextlib.suppress(LimitError):  # then the same command, given again, goes on
+            self._submit(number, [])
+
+    def _submit(self, number: int, places: Sequence[int]) -> None:
+        """Submit a part of an array (none: the last job), and note its id."""
+        array = self.prepared.plan.arrays[number]
+        after = [job for parent in array.after for job in self._ids.get(parent, [])] + list(array.after_jobs)
+        command = ["sbatch", "--parsable"]
+        if after:
+            command.append("--dependency=afterany:" + ":".join(after))
+        if 0 < len(places) < len(array.elements):
+            throttle = self.prepared.plan.resources[array.stage].array_parallelism
+            command.append(f"--array={slurm.format_places(places)}" + (f"%{throttle}" if throttle else ""))
+        if not places and (self.limited or self.refused):  # it submits the rest: not before there may be room
+            command.append(f"--begin=now+{self.prepared.again_s}seconds")
+        job = self._sbatch([*command, str(self._text(number))], number, places)
+        self._ids.setdefault(number, []).append(job)
+        entry = {"array": number, "job": job, "places": list(places), "time": round(time.time(), 3)}
+        with open(self.prepared.folder / JOBS_FILE, "a") as file:
+            file.write(json.dumps(entry) + "\n")
+        self.jobs.append((job, array.name, len(places)))
+        self.submitted += sum(len(array.elements[place]) for place in places)
+        self.room = None if self.room is None else self.room - max(1, len(places))
+
+    def _sbatch(self, command: Sequence[str], number: int, places: Sequence[int]) -> str:
+        """Return the job's id. Where SLURM was too busy to answer, it may have taken the job: the queue tells."""
+        uncertain = False
+
+        def attempt() -> str:
+            nonlocal uncertain
+            if uncertain and (found := self._find(number, places)):
+                return found
+            try:
+                return slurm.ask_once(command, keep_open=(self.lock,)).strip().partition(";")[0]
+            except slurm.BusyError:
+                uncertain = True
+                raise
+
+        name = self.prepared.plan.arrays[number].name
+        try:
+            return slurm.patiently(attempt)
+        except UserError as error:
+            kind = LimitError if slurm.SUBMIT_LIMIT.search(str(error)) else UserError
+            raise kind(f"sbatch refused {name}: {str(error).partition('sbatch: error: ')[2] or error}") from error
+
+    def _find(self, number: int, places: Sequence[int]) -> str:
+        known = {job for ids in self._ids.values() for job in ids}
+        for row in slurm.read_queue(not_before=time.time()).rows:
+            named = parse_comment(row.comment) == (self.prepared.name, number)
+            if named and row.job not in known and set(row.places) <= set(places):
+                return row.job
+        return ""
+
+    def _text(self, number: int) -> Path:
+        return self.prepared.folder / f"{number:03d}-{self.prepared.plan.arrays[number].name}.sh"

@@ -1,0 +1,159 @@
+"""What runs will cost: seconds, bytes and files, before they run.
+
+Times are measured where the sweep has finished runs of the same kind (same stage, data and network; the time per image
+carries over to other arms and seeds), and else estimated from the networks' multiplications. The estimates are meant
+for filling elements and for a first idea of GPU-hours, not for promises.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
+from typing import NamedTuple
+
+from hvae_hpc.config import dump
+from hvae_hpc.identity import content_hash
+from hvae_hpc.model_configs import HVAEConfig, LSGANConfig, NetworkConfig, UNetConfig
+from hvae_hpc.plan import Plan, State
+from hvae_hpc.resources import Resources
+from hvae_hpc.stages import (
+    AugmentConfig,
+    GenerateConfig,
+    QualityConfig,
+    Run,
+    SegmentConfig,
+    StageConfig,
+    TrainConfig,
+)
+
+FLOPS_GPU, FLOPS_CPU = 2e13, 3e10
+"""Operations per second that small networks reach in practice: a data-centre GPU in bfloat16, one CPU thread."""
+SECONDS_PER_RUN = 2.0
+"""Reading the data, making the network, writing the results."""
+SECONDS_PER_COPY = 0.03
+SECONDS_PER_COMPARISON = 0.01
+TYPICAL_PX = 240
+FILES_PER_RUN = 6
+HEADROOM = 1.3
+"""A time limit is this many times the longest that was measured (the 95th percentile)."""
+
+
+class Seconds(NamedTuple):
+    """What a run is expected to take, and a time it hardly exceeds; None where nothing of its kind was measured."""
+
+    expected: float
+    high: float | None
+
+
+def expected_seconds(plan: Plan, states: Mapping[str, State], run_ids: Iterable[str]) -> dict[str, Seconds]:
+    """Return what each run will take, from what the plan's finished runs took."""
+    rates: dict[str, list[float]] = {}
+    for run_id, state in states.items():
+        if state.result and state.result.provenance.attempt == 1:  # later attempts did only a part
+            run = plan.runs[run_id]
+            rates.setdefault(_kind(run), []).append(state.result.provenance.wall_s / _images(run.config))
+    found = {}
+    for run_id in run_ids:
+        run = plan.runs[run_id]
+        images, measured = _images(run.config), sorted(rates.get(_kind(run), []))
+        if measured:
+            high = measured[math.ceil(0.95 * len(measured)) - 1] * images * HEADROOM
+            found[run_id] = Seconds(median(measured) * images, high)
+        else:
+            found[run_id] = Seconds(_estimate(run.config, plan.resources[run.stage]), None)
+    return found
+
+
+def _kind(run: Run) -> str:
+    """Name what runs have in common whose time per image is alike."""
+    config = dump(run.config)
+    config = {key: value for key, value in config.items() if key not in ("seed", "arm")}
+    if "optim" in config:
+        config["optim"] = {key: value for key, value in config["optim"].items() if key != "images"}
+    return content_hash([run.stage, config])
+
+
+def _images(config: StageConfig) -> int:
+    if isinstance(config, (TrainConfig, SegmentConfig)):
+        return config.optim.images
+    return config.n_images * config.draws if isinstance(config, QualityConfig) else config.n_pairs
+
+
+def _estimate(config: StageConfig, resources: Resources) -> float:
+    speed = FLOPS_GPU * resources.tasks if resources.gpus else FLOPS_CPU * resources.threads
+    pixels = (config.image_px or TYPICAL_PX) ** 2
+    images = _images(config)
+    if isinstance(config, AugmentConfig):
+        return SECONDS_PER_RUN + SECONDS_PER_COPY * images
+    if isinstance(config, QualityConfig):
+        return SECONDS_PER_RUN + SECONDS_PER_COMPARISON * images
+    if isinstance(config, GenerateConfig):
+        return SECONDS_PER_RUN + SECONDS_PER_COMPARISON * images
+    if isinstance(config, SegmentConfig):
+        per_pixel = 3 * _unet_flops(config.unet)
+    else:
+        per_pixel = 3 * _generator_flops(config.model.network) * _passes(config.model)
+    return SECONDS_PER_RUN + images * per_pixel * pixels / speed
+
+
+def _unet_flops(unet: UNetConfig) -> float:
+    """Return a forward's operations per pixel; every level costs alike: twice the channels, a quarter of the pixels."""
+    return 18.0 * unet.base_channels**2 * 5 * unet.depth
+
+
+def _generator_flops(network: NetworkConfig) -> float:
+    return 18.0 * 8 * sum(channels**2 / 4**level for level, channels in enumerate(network.channels))
+
+
+def _passes(model: HVAEConfig | LSGANConfig) -> float:
+    """Return a training step's cost in those of a plain autoencoder; K leapfrog steps take K + 1 gradients twice."""
+    if isinstance(model, LSGANConfig):
+        return 2.0
+    flow = 0.5 + model.n_leapfrog + 1 if model.n_leapfrog else 1.0
+    return model.flow_from + (1 - model.flow_from) * flow if model.n_leapfrog else flow
+
+
+def expected_bytes(run: Run) -> tuple[float, float]:
+    """Return what a run keeps and what it needs while it runs (two checkpoints: weights, average, two moments)."""
+    config = run.config
+    pixels = (config.image_px or TYPICAL_PX) ** 2
+    log = 50_000.0
+    if isinstance(config, SegmentConfig):
+        weights = 4.0 * 30 * config.unet.base_channels**2 * 4**config.unet.depth
+        return log + 6 * 6 * pixels, 2 * 4 * weights
+    if isinstance(config, TrainConfig):
+        weights = 4.0 * 9 * 8 * sum(channels**2 for channels in config.model.network.channels)
+        return log + weights, 2 * 4 * weights
+    return log + (5.0 * config.n_pairs * pixels if not isinstance(config, QualityConfig) else 0), 0.0
+
+
+def add_up(plan: Plan, run_ids: Sequence[str], seconds: Mapping[str, Seconds], calls: int) -> dict[str, float]:
+    """Return what a submission costs.
+
+    Args:
+        plan: with the submission's arrays.
+        run_ids: what it makes.
+        seconds: by run.
+        calls: of SLURM's clients so far.
+
+    Returns:
+        ``runs``, ``elements``, ``gpu_hours``, ``cpu_hours``, ``measured`` (share of the runs), ``files`` and
+        ``bytes`` that are kept, ``bytes_peak`` with the checkpoints of all elements at once, ``submission_files``
+        (before anything runs), and ``calls`` to the scheduler.
+    """
+    hours = {run_id: seconds[run_id].expected / 3600 for run_id in run_ids}
+    needs = {run_id: plan.resources[plan.runs[run_id].stage] for run_id in run_ids}
+    kept = sum(expected_bytes(plan.runs[run_id])[0] for run_id in run_ids)
+    elements = [element for array in plan.arrays for element in array.elements]
+    working = sum(max(expected_bytes(plan.runs[run_id])[1] for run_id in element) for element in elements)
+    return {
+        "runs": float(len(run_ids)),
+        "elements": float(len(elements)),
+        "gpu_hours": sum(hours[i] * needs[i].nodes * needs[i].gpus for i in run_ids),
+        "cpu_hours": sum(hours[i] * needs[i].tasks * needs[i].cpus for i in run_ids),
+        "measured": sum(seconds[i].high is not None for i in run_ids) / max(1, len(run_ids)),
+        "files": float(FILES_PER_RUN * len(run_ids) + len(elements) + len(plan.arrays) + 2),
+        "submission_files": float(len(plan.arrays) + 2),
+        "bytes": kept,
+        "bytes_peak": kept + working,
+        "calls": float(calls + len(plan.arrays)),
+    }

@@ -1,0 +1,155 @@
+"""What one SLURM array element does: the runs of its bundle, one after the other, and how it leaves.
+
+At the time limit it saves and sends itself back to the queue, if it got further; told to go for another reason, it
+saves and goes: what is preempted, SLURM requeues by itself. Elements that reach their limits together make one call.
+"""
+
+from hvae_hpc.jobs import signals
+
+if __name__ == "__main__":
+    signals.install()
+
+import argparse
+import fcntl
+import os
+import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from hvae_hpc.errors import UserError, run_command
+from hvae_hpc.identity import code_sha
+from hvae_hpc.jobs.attempts import how_far, record
+from hvae_hpc.jobs.provenance import job_id
+from hvae_hpc.jobs.slurm import ask
+from hvae_hpc.jobs.tasks import Report, execute, follow, meeting_file
+from hvae_hpc.plan import Plan, read_element
+
+LEFT_EARLY = 75
+"""Exit code (sysexits' "temporary failure"): saved, to be gone on with."""
+SPREAD_S = 20.0
+"""Elements of a large array start within this time, so that a file server does not meet all of them at once."""
+BUSY_S = 900.0
+"""How long to wait for another process at the same run: a lost node's, which SLURM has yet to end."""
+CALL_EVERY_S = 15.0
+"""Seconds between two calls to the scheduler by the elements of a submission together."""
+FREE_RESTARTS = 3
+"""Times that an element may send itself back without having got further: a limit may come too soon after a start."""
+
+
+def run_element(plan_file: Path, array: int) -> int:
+    """Do the runs of one element; a run that fails does not stop the others.
+
+    Returns:
+        0 where all are done, 1 where one failed or is blocked, 75 where it was asked to leave.
+    """
+    plan, ids = read_element(plan_file, array, int(os.environ.get("SLURM_ARRAY_TASK_ID", "0")))
+    _check_code(plan, ids)
+    rank, restarts = int(os.environ.get("SLURM_PROCID", "0")), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    if rank > 0:
+        return follow(plan, ids[0], rank)
+    elements = len(plan.arrays[array].elements)
+    _wait(random.uniform(0, min(SPREAD_S, 0.02 * elements)), signals.leave_asked)
+    before = {run_id: how_far(plan.folder(run_id)) for run_id in ids}
+    reports = _do_all(plan, ids)
+    if plan.resources[plan.arrays[array].stage].tasks > 1 and not signals.leave_asked():
+        meeting_file(plan, ids[0], "over").touch()  # where there was nothing to train, the others wait still
+    if not signals.leave_asked():
+        return 0 if all(report.state == "done" for report in reports.values()) else 1
+    further = any(how_far(plan.folder(run_id)) > before[run_id] for run_id in ids)
+    if not signals.time_is_up():
+        # A run that ends by itself in the grace time before a preemption would not be requeued: it waits for its end.
+        _wait(plan.arrays[array].grace_s * 1.2, lambda: False)
+    elif restarts >= plan.requeues or not (further or restarts < FREE_RESTARTS):
+        print(f"at the time limit for the {restarts + 1}th time, no further than before: not sent back", flush=True)
+    else:
+        requeue(plan_file.parent / "requeue", job_id())
+    return LEFT_EARLY
+
+
+def _check_code(plan: Plan, ids: Sequence[str]) -> None:
+    if plan.allow_code_drift or code_sha() == plan.code_sha:
+        return
+    message = (
+        f"the package changed since this was submitted ({plan.code_sha}, now {code_sha()}); give the sweep command "
+        "again to run the new code, or with --allow-code-drift"
+    )
+    for run_id in ids:
+        record(plan.folder(run_id), "failed", message)
+    raise UserError(message)
+
+
+def _do_all(plan: Plan, ids: Sequence[str]) -> dict[str, Report]:
+    """Make the runs in order, then those again that another process held."""
+    reports: dict[str, Report] = {}
+    end = time.monotonic() + BUSY_S
+    todo = list(ids)
+    while todo and not signals.leave_asked():
+        for run_id in todo:
+            if signals.leave_asked():
+                break
+            report = reports[run_id] = execute(plan, run_id)
+            run = plan.runs[run_id]
+            if report.state != "busy" or time.monotonic() > end:
+                said = f"{report.state}: {run.stage} {run.label} ({run_id}), {report.wall_s:.1f} s: {report.message}"
+                print(said, flush=True)
+        todo = [run_id for run_id in todo if reports.get(run_id) is None or reports[run_id].state == "busy"]
+        if time.monotonic() > end:
+            break
+        if todo:
+            _wait(5.0, signals.leave_asked)
+    return reports
+
+
+def _wait(seconds: float, over: Callable[[], bool]) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not over():
+        time.sleep(min(0.2, max(0.0, end - time.monotonic())))
+
+
+def requeue(box: Path, element: str) -> None:
+    """Send an element back to the queue; elements that come at about the same time go by one call.
+
+    Each leaves its id in a box; whoever gets the lock next takes all that are in it along.
+
+    Args:
+        box: file of the submission in which the ids lie.
+        element: SLURM's ``<array>_<place>``.
+    """
+    with open(box, "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(f"{element}\n")
+    time.sleep(random.uniform(0.0, 4.0))
+    with open(box.with_suffix(".lock"), "a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if element in box.read_text().split():  # nobody took it along meanwhile
+            since = time.time() - os.fstat(lock.fileno()).st_mtime
+            if lock.tell():
+                _wait(CALL_EVERY_S - since, lambda: False)
+            with open(box, "r+") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                ids = file.read().split()
+                file.truncate(0)
+            lock.write(".")
+            lock.flush()
+            print(f"at the time limit: saved, sent back to the queue ({len(ids)} elements)", flush=True)
+            try:
+                ask(["scontrol", "requeue", ",".join(dict.fromkeys(ids))], patience_s=30.0)
+            except UserError as error:
+                print(f"could not be sent back ({error}); give the sweep command again", flush=True)
+                return
+    _wait(120.0, lambda: not signals.time_is_up())  # SLURM ends us
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parse the command line that the launcher wrote."""
+    parser = argparse.ArgumentParser(prog="python -m hvae_hpc.jobs.element")
+    parser.add_argument("--plan", type=Path, required=True)
+    parser.add_argument("--array", type=int, required=True, help="number of the array in the plan")
+    options = parser.parse_args(argv)
+    return run_element(options.plan, options.array)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,82 @@
+"""What a submission will be, for people: before it happens, and after."""
+
+from collections.abc import Iterator, Sequence
+
+from hvae_hpc.jobs.apply import Application
+from hvae_hpc.jobs.launcher import TABLES, Prepared
+from hvae_hpc.plan import Array
+
+
+def describe(prepared: Prepared, free_bytes: float) -> Iterator[str]:
+    """Yield what will be submitted and what it costs, in lines."""
+    plan, totals = prepared.plan, prepared.plan.totals
+    if not plan.arrays:
+        return
+    yield f"  to submit:  {'stage':9}{'runs':>6}{'arrays':>8}{'elements':>10}{'each':>9}{'limit':>9}  partition"
+    stages = list(dict.fromkeys(array.stage for array in plan.arrays))
+    for stage in stages:
+        arrays = [array for array in plan.arrays if array.stage == stage]
+        runs = sum(len(element) for array in arrays for element in array.elements)
+        elements = sum(len(array.elements) for array in arrays)
+        each = _span(sum(array.seconds for array in arrays) / elements) if elements else ""
+        limit = _span(60 * max(array.minutes for array in arrays))
+        where = plan.resources[stage].partition
+        yield f"{'':14}{stage:9}{runs:6}{len(arrays):8}{elements or 1:10}{each:>9}{limit:>9}  {where}"
+    measured = f"{totals['measured']:.0%} of them" if totals["measured"] else "none yet"
+    yield (
+        f"  expected:   {totals['gpu_hours']:.1f} GPU-hours, {totals['cpu_hours']:.1f} CPU-hours "
+        f"(from measured times: {measured})"
+    )
+    yield (
+        f"  to write:   {totals['submission_files']:.0f} files now; {totals['files']:,.0f} files and "
+        f"{_size(totals['bytes'])} are kept, up to {_size(totals['bytes_peak'])} while it runs; "
+        f"{_size(free_bytes)} are free"
+    )
+    yield (
+        f"  scheduler:  {totals['calls']:.0f} calls to submit; afterwards one per time limit reached, "
+        "at most 4 a minute, and one squeue a minute while somebody looks"
+    )
+    if prepared.room is not None and totals["elements"] + 1 > prepared.room:
+        yield f"  the queue takes {prepared.room} more elements; the last job submits the rest, or this command again"
+
+
+def sbatch_texts(arrays: Sequence[Array]) -> Iterator[str]:
+    """Yield the sbatch text of each stage's first array."""
+    shown: set[str] = set()
+    for array in arrays:
+        if array.stage not in shown:
+            shown.add(array.stage)
+            others = sum(other.stage == array.stage for other in arrays) - 1
+            more = f" ({others} more differ in name, number of elements and time)" if others else ""
+            waits = [arrays[number].name for number in array.after][:3]
+            after = f", after {', '.join(waits)}{' ...' if len(array.after) > 3 else ''}" if waits else ""
+            title = "the last job" if array.stage == TABLES else array.name
+            yield f"\n--- sbatch text of {title}{after}{more}"
+            yield array.script.rstrip()
+
+
+def tell(application: Application) -> Iterator[str]:
+    """Yield what was submitted, and what to do next."""
+    prepared = application.prepared
+    for job, name, elements in application.jobs:
+        yield f"  job {job}: {name}" + (f", {elements} elements" if elements else "")
+    queued = sum(standing.kind in ("waiting", "running") for standing in prepared.standings.values())
+    yield f"submitted {application.submitted} runs in {len(application.jobs)} jobs; {queued} runs were queued already"
+    if left := len(prepared.run_ids) - application.submitted:
+        yield (
+            f"{left} runs are not in the queue yet ({application.refused}); the last job submits them, "
+            "or this command, given again"
+        )
+    if application.jobs:
+        yield f"logs:       {prepared.folder}"
+        yield f"status:     hvae-hpc status {prepared.plan.runs_folder}"
+
+
+def _span(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _size(n_bytes: float) -> str:
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.1f} MB"
