@@ -26,6 +26,7 @@ setup(
         "scipy>=1.11",
         "pandas>=2.2",
         "matplotlib>=3.8",
+        "nvidia-ml-py>=12",  # pynvml: a GPU's utilisation and energy, where there is one
     ],
     extras_require={
         "dev": ["pytest", "pytest-timeout", "ruff", "mypy", "scikit-image", "pandas-stubs", "scipy-stubs", "build"],

@@ -8,16 +8,17 @@ import argparse
 import os
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from hvae_hpc.config import find_toml, load, read_toml
 from hvae_hpc.errors import UserError, run_command
+from hvae_hpc.identity import code_sha
 from hvae_hpc.jobs import dag, slurm
 from hvae_hpc.jobs.site import Site, add_flags, fit_cluster, flags_of, read_site
-from hvae_hpc.jobs.standing import SUBMISSIONS
-from hvae_hpc.plan import Plan, State, plan_path, read_states, write_plan
+from hvae_hpc.jobs.standing import PLAN_FILE, SUBMISSIONS, Submissions, read_standings
+from hvae_hpc.plan import Plan, plan_path, read_plan, read_states, write_plan
 from hvae_hpc.preprocess.manifest import MANIFEST, read_manifest
 from hvae_hpc.resources import Resources
 
@@ -35,6 +36,8 @@ EXAMPLES = """examples:
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns its exit code."""
     options = _parse(argv)
+    if options.finish:
+        return _finish(options, argv)
     sweep = read_sweep(options.sweep)
     runs_folder = options.runs or Path(sweep.runs)
     site = read_site(options.site, flags_of(options))
@@ -53,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
         if states[run_id].reason:
             print(f"  to be made anew: {plan.runs[run_id].stage} {plan.runs[run_id].label}: {states[run_id].reason}")
     if cluster:
-        return _queue(plan, states, site, cluster, options, argv)
+        return _submit(plan, missing, site, cluster, options, argv)
     if options.plan:
         print("nothing was done (--plan)")
         return 0
@@ -64,6 +67,7 @@ def main(argv: Sequence[str]) -> int:
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m hvae_hpc.sweep",
+        usage="python -m hvae_hpc.sweep [SWEEP] [--partition P | --local] [options]",
         description="Train the generators, evaluate every arm with every seed, make the tables.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -171,49 +175,60 @@ def _describe(sweep: dag.SweepConfig, plan: Plan, missing: Sequence[str]) -> Non
     print(f"  runs folder: {plan.runs_folder}")
 
 
-def _queue(
+def _submit(
     plan: Plan,
-    states: Mapping[str, State],
+    missing: Sequence[str],
     site: Site,
     cluster: slurm.Cluster,
     options: argparse.Namespace,
     argv: Sequence[str],
 ) -> int:
-    """Submit what is neither done nor queued; with --plan say what that would be; as the last job, tables first."""
+    """Submit what is neither done nor queued; with --plan say what that would be."""
     from hvae_hpc.jobs import apply, launcher, outlook  # submitit
 
     for note in site.notes:
         print(f"  {note}")
-    again = [word for word in argv if word not in ("--plan", "--finish", str(options.finish))]
-    tables = ["-m", "hvae_hpc.sweep", *again, "--finish"]
-    if options.plan:
-        prepared = launcher.prepare(plan, states, site, cluster, tables)
-        for line in (
-            *outlook.describe(prepared, launcher.check_space(prepared)),
-            *outlook.sbatch_texts(prepared.plan.arrays),
-        ):
-            print(line)
-        print("nothing was done (--plan)")
-        return 0
-    if options.finish:
-        from hvae_hpc.results.__main__ import write_results
-
-        write_results(plan.runs_folder, plan.sweep, True, None)
-        if not launcher.got_further(options.finish, states):
-            return 0
-    if all(state.done for state in states.values()):
+    if not missing:
         print("submitted nothing: every run is done")
         return 0
+    again = [word for word in argv if word not in ("--plan", "--finish", str(options.finish))]
+    last = ["-m", "hvae_hpc.sweep", *again, "--finish"]
+    if options.plan:
+        prepared = launcher.prepare(plan, site, cluster, last)
+        lines = outlook.describe(prepared, launcher.check_space(prepared))
+        print(*lines, *outlook.sbatch_texts(prepared.plan.arrays), "nothing was done (--plan)", sep="\n")
+        return 0
     with launcher.submitting(plan.runs_folder / SUBMISSIONS) as lock:
-        prepared = launcher.prepare(plan, states, site, cluster, tables, only_open=bool(options.finish))
+        prepared = launcher.prepare(plan, site, cluster, last, only_open=bool(options.finish))
         for line in outlook.describe(prepared, launcher.check_space(prepared)):
             print(line)
         write_plan(plan, plan_path(plan.runs_folder, plan.sweep))
         application = apply.Application(prepared, lock)
         application.run()
-    for line in outlook.tell(application):
-        print(line)
+    print(*outlook.tell(application), sep="\n")
     return 0
+
+
+def _finish(options: argparse.Namespace, argv: Sequence[str]) -> int:
+    """Be the last job of a submission: make the tables, then submit what SLURM did not take at first.
+
+    Its plan counts, not the sweep file, which may have been edited since.
+    """
+    from hvae_hpc.results.__main__ import write_results
+
+    plan = replace(read_plan(options.finish / PLAN_FILE), arrays=(), totals={})
+    write_results(plan.runs_folder, plan.sweep, True, None)
+    states, submissions = read_states(plan), Submissions(plan.runs_folder)
+    standings = read_standings(plan, states, submissions, None)
+    never = sum(standing.kind == "open" for standing in standings.values())
+    if not never or not submissions.got_further(options.finish.name, states):
+        return 0
+    if code_sha() != plan.code_sha and not plan.allow_code_drift:
+        raise UserError(f"{never} runs are not in the queue yet, and the package has changed; give the command again")
+    try:
+        return _submit(plan, list(plan.runs), read_site(options.site), slurm.read_cluster(), options, argv)
+    except UserError as error:  # many sites forbid sbatch on compute nodes
+        raise UserError(f"{never} runs are not in the queue yet: {error}; give the sweep command again") from error
 
 
 def _run_here(plan: Plan, missing: Sequence[str], workers: int) -> int:

@@ -1,7 +1,6 @@
 """A planned submission on its way into SLURM's queue: one sbatch per array, and what to do when one is refused."""
 
 import contextlib
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,8 +8,8 @@ from pathlib import Path
 from hvae_hpc.errors import UserError
 from hvae_hpc.jobs import slurm
 from hvae_hpc.jobs.launcher import Prepared
-from hvae_hpc.jobs.standing import JOBS_FILE, PLAN_FILE, parse_comment
-from hvae_hpc.plan import Array, write_plan
+from hvae_hpc.jobs.standing import PLAN_FILE, Job, Submissions, parse_comment
+from hvae_hpc.plan import write_plan
 from hvae_hpc.rundir import write_atomic
 
 
@@ -32,6 +31,7 @@ class Application:
         self.jobs: list[tuple[str, str, int]] = []
         self.submitted, self.refused, self.limited = 0, "", False
         self._ids: dict[int, list[str]] = {}
+        self._submissions = Submissions(prepared.plan.runs_folder)
 
     def run(self) -> None:
         """Write the plan, then submit its arrays, parents' arrays first, and last the job that makes the tables.
@@ -39,48 +39,50 @@ class Application:
         Raises:
             UserError: SLURM refuses for another reason than a limit of elements; what it took before stays.
         """
-        *arrays, last = self.prepared.plan.arrays
+        for job in self.prepared.adopted:
+            self._submissions.note(job)
+        if not self.prepared.plan.arrays:
+            return
+        *arrays, _ = self.prepared.plan.arrays
         write_plan(self.prepared.plan, self.prepared.folder / PLAN_FILE)
         for number, array in enumerate(arrays):
             write_atomic(self._text(number), array.script)
             self._submit_array(number)
             if self.refused:  # children of what is not in the queue would be blocked
                 break
-        if len(arrays) not in self._ids:
-            self._submit_last(len(arrays), last)
+        if self.jobs:
+            self._submit_last()
 
     def _submit_array(self, number: int) -> None:
+        """Submit an array, in parts where SLURM does not take it whole."""
         todo = list(range(len(self.prepared.plan.arrays[number].elements)))
         size = len(todo)
         while todo:
+            if self.limited and self.jobs:  # while there is room for it
+                self._submit_last()
             size = size if self.room is None else min(size, self.room - 1)  # one is the last job's
             if size < 1:
                 self.refused = f"a limit of {self.prepared.room} more elements in the queue"
                 return
             try:
                 self._submit(number, todo[:size])
-                todo = todo[size:]
             except LimitError as error:
                 if size == 1:
                     self.refused = str(error)
                     return
                 self.limited = True
-                self._keep_a_place(number, todo)
-                size = max(1, size // 2)
+                size = size // 2 if self.jobs else 1
+            else:
+                todo = todo[size:]
+                size = min(len(todo), 2 * size)
 
-    def _keep_a_place(self, number: int, todo: list[int]) -> None:
-        """Submit the last job while there is room for it, after one element at least."""
-        last = len(self.prepared.plan.arrays) - 1
-        if last not in self._ids:
-            if not self.jobs:
-                self._submit(number, todo[:1])
-                del todo[:1]
-            self._submit_last(last, self.prepared.plan.arrays[last])
-
-    def _submit_last(self, number: int, last: Array) -> None:
-        write_atomic(self._text(number), last.script)
-        with contextlib.suppress(LimitError):  # then the same command, given again, goes on
-            self._submit(number, [])
+    def _submit_last(self) -> None:
+        """Submit the job that makes the tables, unless it is there."""
+        number = len(self.prepared.plan.arrays) - 1
+        if number not in self._ids:
+            write_atomic(self._text(number), self.prepared.plan.arrays[number].script)
+            with contextlib.suppress(LimitError):  # then the same command, given again, goes on
+                self._submit(number, [])
 
     def _submit(self, number: int, places: Sequence[int]) -> None:
         """Submit a part of an array (none: the last job), and note its id."""
@@ -96,9 +98,7 @@ class Application:
             command.append(f"--begin=now+{self.prepared.again_s}seconds")
         job = self._sbatch([*command, str(self._text(number))], number, places)
         self._ids.setdefault(number, []).append(job)
-        entry = {"array": number, "job": job, "places": list(places), "time": round(time.time(), 3)}
-        with open(self.prepared.folder / JOBS_FILE, "a") as file:
-            file.write(json.dumps(entry) + "\n")
+        self._submissions.note(Job(self.prepared.name, number, job, tuple(places), round(time.time(), 3)))
         self.jobs.append((job, array.name, len(places)))
         self.submitted += sum(len(array.elements[place]) for place in places)
         self.room = None if self.room is None else self.room - max(1, len(places))

@@ -32,6 +32,8 @@ SPREAD_S = 20.0
 """Elements of a large array start within this time, so that a file server does not meet all of them at once."""
 BUSY_S = 900.0
 """How long to wait for another process at the same run: a lost node's, which SLURM has yet to end."""
+LATE_S = 90.0
+"""SLURM ends what it preempts up to this long after the grace time: it looks now and then, and is polite."""
 CALL_EVERY_S = 15.0
 """Seconds between two calls to the scheduler by the elements of a submission together."""
 FREE_RESTARTS = 3
@@ -59,8 +61,9 @@ def run_element(plan_file: Path, array: int) -> int:
         return 0 if all(report.state == "done" for report in reports.values()) else 1
     further = any(how_far(plan.folder(run_id)) > before[run_id] for run_id in ids)
     if not signals.time_is_up():
-        # A run that ends by itself in the grace time before a preemption would not be requeued: it waits for its end.
-        _wait(plan.arrays[array].grace_s * 1.2, lambda: False)
+        # What ends by itself in the grace time before a preemption is not requeued: it waits to be ended.
+        grace_s = plan.arrays[array].grace_s
+        _wait(grace_s + LATE_S if grace_s else 0.0, lambda: False)
     elif restarts >= plan.requeues or not (further or restarts < FREE_RESTARTS):
         print(f"at the time limit for the {restarts + 1}th time, no further than before: not sent back", flush=True)
     else:

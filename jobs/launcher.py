@@ -25,12 +25,13 @@ from hvae_hpc.jobs.site import Site
 from hvae_hpc.jobs.standing import (
     PLAN_FILE,
     SUBMISSIONS,
+    Job,
     Standing,
     Submissions,
     comment_of,
     read_standings,
 )
-from hvae_hpc.plan import Array, Plan, State, plan_id
+from hvae_hpc.plan import Array, Plan, plan_id, read_states
 from hvae_hpc.resources import Resources
 from hvae_hpc.rundir import write_atomic
 
@@ -48,6 +49,7 @@ class Prepared:
         name: of the submission and its folder.
         standings: how every run of the sweep stands.
         room: elements that the queue still takes; None where no limit is known.
+        adopted: jobs in the queue that an earlier command submitted and did not live to note.
         again_s: seconds before the last job where SLURM takes no more now and it is to submit the rest.
     """
 
@@ -55,6 +57,7 @@ class Prepared:
     name: str
     standings: Mapping[str, Standing]
     room: int | None
+    adopted: tuple[Job, ...] = ()
     again_s: int = 300
 
     @property
@@ -70,7 +73,6 @@ class Prepared:
 
 def prepare(
     plan: Plan,
-    states: Mapping[str, State],
     site: Site,
     cluster: slurm.Cluster,
     tables_command: Sequence[str],
@@ -81,7 +83,6 @@ def prepare(
 
     Args:
         plan: of the sweep, its resources fitted to the cluster.
-        states: of its runs.
         site: for the caps.
         cluster: what SLURM allows.
         tables_command: argv of the last job; the submission's folder is added to it.
@@ -89,13 +90,15 @@ def prepare(
     """
     _check_path(plan.runs_folder)
     submissions = Submissions(plan.runs_folder)
+    limits = [limit for limit in (cluster.submit_limit, site.caps.elements) if limit]
     # Where something was submitted, the answer must be younger than the last sbatch; else nothing of ours is there.
-    queue = slurm.read_queue(not_before=time.time() if submissions.names else None, poll_s=site.caps.poll_s)
+    young = time.time() if submissions.names or limits else None
+    queue = slurm.read_queue(not_before=young, poll_s=site.caps.poll_s)
+    states = read_states(plan)  # after the queue: what ends in between would seem lost
     standings = read_standings(plan, states, submissions, queue)
     skipped = {"done", "waiting", "running"} | ({"failed", "lost"} if only_open else set())
     wanted = [run_id for run_id, standing in standings.items() if standing.kind not in skipped]
     queued = {run_id: s.element for run_id, s in standings.items() if s.kind in ("waiting", "running") and s.element}
-    limits = [limit for limit in (cluster.submit_limit, site.caps.elements) if limit]
     room = max(0, min(limits) - queue.elements) if limits else None
     seconds = expected_seconds(plan, states, wanted)
     arrays = make_arrays(
@@ -122,7 +125,14 @@ def prepare(
     ]
     plan = replace(plan, arrays=tuple(arrays))
     plan = replace(plan, totals=add_up(plan, wanted, seconds, QUESTIONS))
-    return Prepared(plan=plan, name=name, standings=standings, room=room, again_s=int(5 * site.caps.poll_s))
+    return Prepared(
+        plan=plan,
+        name=name,
+        standings=standings,
+        room=room,
+        adopted=tuple(submissions.unnoted(queue)),
+        again_s=int(5 * site.caps.poll_s),
+    )
 
 
 def _check_path(folder: Path) -> None:
@@ -172,13 +182,6 @@ def check_space(prepared: Prepared) -> float:
             "make room, or give another folder by --runs"
         )
     return free
-
-
-def got_further(folder: Path, states: Mapping[str, State]) -> bool:
-    """Tell whether any run of a submission is done; else its last job would submit the same again and again."""
-    submissions = Submissions(folder.parent.parent)
-    runs = (run_id for array in submissions.arrays(folder.name) for element in array["elements"] for run_id in element)
-    return any(run_id in states and states[run_id].done for run_id in runs)
 
 
 def submit_command(

@@ -63,10 +63,8 @@ def tell(application: Application) -> Iterator[str]:
     queued = sum(standing.kind in ("waiting", "running") for standing in prepared.standings.values())
     yield f"submitted {application.submitted} runs in {len(application.jobs)} jobs; {queued} runs were queued already"
     if left := len(prepared.run_ids) - application.submitted:
-        yield (
-            f"{left} runs are not in the queue yet ({application.refused}); the last job submits them, "
-            "or this command, given again"
-        )
+        who = "the last job submits them, or this command, given again" if application.jobs else "try again later"
+        yield f"{left} runs are not in the queue yet ({application.refused}); {who}"
     if application.jobs:
         yield f"logs:       {prepared.folder}"
         yield f"status:     hvae-hpc status {prepared.plan.runs_folder}"

@@ -7,17 +7,19 @@ random pauses; every other refusal becomes one clear line.
 
 import contextlib
 import fcntl
+import getpass
 import json
 import os
 import random
 import re
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.identity import content_hash
@@ -33,6 +35,7 @@ BUSY = re.compile(
     r"|zero bytes|temporarily un|try again|backup controller",
     re.IGNORECASE,
 )
+CONFS = ("/etc/slurm/slurm.conf", "/run/slurm/conf/slurm.conf", "/etc/slurm-llnl/slurm.conf")
 SUBMIT_LIMIT = re.compile(r"(Assoc|QOS)\w*Submit|job submit limit|MaxSubmitJob|MaxJobCount", re.IGNORECASE)
 
 
@@ -53,11 +56,12 @@ def clean_environment() -> dict[str, str]:
     return own
 
 
-def ask_once(command: Sequence[str], *, keep_open: Sequence[int] = ()) -> str:
+def ask_once(command: Sequence[str], limit_s: float = 60.0, *, keep_open: Sequence[int] = ()) -> str:
     """Run one SLURM client command and return what it prints.
 
     Args:
         command: argv.
+        limit_s: seconds after which it counts as not answering.
         keep_open: file descriptors (of locks) that it holds as long as it lives, also when we are killed.
 
     Raises:
@@ -68,12 +72,12 @@ def ask_once(command: Sequence[str], *, keep_open: Sequence[int] = ()) -> str:
         # SLURM_BITSTR_LEN=0: squeue prints element lists whole instead of "12_[0-1,...]".
         environment = clean_environment() | {"SLURM_BITSTR_LEN": "0"}
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=60, check=True, env=environment, pass_fds=keep_open
+            command, capture_output=True, text=True, timeout=limit_s, check=True, env=environment, pass_fds=keep_open
         )
     except FileNotFoundError as error:
         raise UserError(f"{command[0]} is not on the PATH; log in to a SLURM node, or use --local") from error
     except subprocess.TimeoutExpired as error:
-        raise BusyError(f"{command[0]} did not answer within 60 s; try again later") from error
+        raise BusyError(f"{command[0]} did not answer within {limit_s:.0f} s; try again later") from error
     except subprocess.CalledProcessError as error:
         said = " ".join(error.stderr.split()) or f"exit code {error.returncode}"
         kind = BusyError if BUSY.search(said) else UserError
@@ -97,7 +101,7 @@ def patiently(question: Callable[[], str], patience_s: float = PATIENCE_S) -> st
 
 def ask(command: Sequence[str], patience_s: float = PATIENCE_S) -> str:
     """Run one SLURM client command that changes nothing when it is run twice; see :func:`ask_once`."""
-    return patiently(lambda: ask_once(command), patience_s)
+    return patiently(lambda: ask_once(command, min(60.0, patience_s)), patience_s)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +145,7 @@ def read_cluster() -> Cluster:
     limit = 0
     if "slurmdbd" in settings.get("AccountingStorageType", ""):
         with contextlib.suppress(UserError, KeyError):  # many sites hide it: then sbatch's refusal teaches it
-            user = ["sacctmgr", "-nP", "show", "assoc", f"user={os.environ.get('USER') or os.getuid()}"]
+            user = ["sacctmgr", "-nP", "show", "assoc", f"user={getpass.getuser()}"]
             limit = min(map(int, re.findall(r"\d+", ask([*user, "format=maxsubmit,grpsubmit"]))), default=0)
     return Cluster(partitions=partitions, max_array_size=int(settings.get("MaxArraySize", "1001")), submit_limit=limit)
 
@@ -177,45 +181,84 @@ class Queue(NamedTuple):
         return sum(max(1, len(row.places)) for row in self.rows)
 
 
-def read_queue(*, not_before: float | None = None, poll_s: float = POLL_S) -> Queue:
+def read_queue(*, not_before: float | None = None, poll_s: float = POLL_S, patience_s: float = PATIENCE_S) -> Queue:
     """Return the user's queue as SLURM gave it lately to any of the user's processes, or ask for it.
 
     Args:
         not_before: an answer must be as young as this (seconds since 1970); None for no older than ``poll_s``.
         poll_s: seconds for which an answer serves everybody.
+        patience_s: how long to try. The impatient do not even try where somebody got no answer since.
+
+    Raises:
+        BusyError: SLURM does not answer.
     """
     oldest = time.time() - poll_s if not_before is None else not_before
-    with _shared_file() as path:
+    with _shared_file(patience_s) as path:
         if path:
             with contextlib.suppress(OSError, ValueError, TypeError):
                 asked_at, rows = json.loads(path.read_text())
-                if oldest <= asked_at <= time.time():
+                if oldest <= asked_at <= time.time() and rows is not None:
                     return Queue(asked_at, tuple(Queued(job, tuple(places), *rest) for job, places, *rest in rows))
-        queue = Queue(time.time(), tuple(_ask_queue()))
-        if path:
-            with contextlib.suppress(UserError):  # a full home folder costs a call, nothing else
-                write_json(path, queue)
+                if oldest <= asked_at <= time.time() and patience_s < PATIENCE_S:
+                    raise BusyError(f"SLURM did not answer {time.time() - asked_at:.0f} s ago")
+        asked_at = time.time()
+        try:
+            queue = Queue(asked_at, tuple(_ask_queue(patience_s)))
+        except BusyError:
+            _keep(path, [asked_at, None])
+            raise
+        _keep(path, queue)
         return queue
 
 
+def forget_queue() -> None:
+    """Let the next reader ask: what was known is no longer so, since something was submitted or cancelled."""
+    with _shared_file(PATIENCE_S) as path:
+        _keep(path, [0.0, None])
+
+
+def _keep(path: Path | None, answer: Any) -> None:
+    if path:
+        with contextlib.suppress(UserError, OSError):  # a full home folder costs a call, nothing else
+            write_json(path, answer)
+
+
 @contextlib.contextmanager
-def _shared_file() -> Iterator[Path | None]:
+def _shared_file(patience_s: float) -> Iterator[Path | None]:
     """Hold the user's file of this cluster's queue; who comes meanwhile waits for the answer. None: no place for it."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "hvae_hpc"
-    cluster = content_hash([os.environ.get("SLURM_CONF", ""), os.environ.get("SLURM_CLUSTERS", "")])[:8]
+    name, end = f"squeue-{_cluster_key()}", time.monotonic() + patience_s
     with contextlib.ExitStack() as stack:
         try:
             cache.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(open(cache / f"squeue-{cluster}.lock", "w"))
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            lock = stack.enter_context(open(cache / f"{name}.lock", "w"))
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError as error:
+                    if time.monotonic() > end:
+                        raise BusyError("another process waits for SLURM's answer") from error
+                    time.sleep(0.05)
         except OSError:
             yield None
             return
-        yield cache / f"squeue-{cluster}.json"
+        yield cache / f"{name}.json"
 
 
-def _ask_queue() -> Iterator[Queued]:
-    for line in ask(["squeue", "--me", "--noheader", "--format=%F|%K|%T|%r|%k"]).splitlines():
+def _cluster_key() -> str:
+    """Name the cluster for which the clients speak here: a home folder may be shared by several."""
+    conf = os.environ.get("SLURM_CONF") or next((path for path in CONFS if Path(path).is_file()), "")
+    try:
+        settings = Path(conf).read_text(errors="replace")
+    except OSError:  # configured without a file: then by machine
+        settings = socket.gethostname()
+    return content_hash([conf, settings, os.environ.get("SLURM_CLUSTERS", "")])[:8]
+
+
+def _ask_queue(patience_s: float) -> Iterator[Queued]:
+    command = ["squeue", "--me", "--noheader", "--format=%F|%K|%T|%r|%k"]
+    for line in ask(command, patience_s).splitlines():
         job, places, state, reason, comment = line.split("|", maxsplit=4)
         yield Queued(job, parse_places(places), state, reason, comment.strip())
 

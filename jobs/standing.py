@@ -8,13 +8,15 @@ import contextlib
 import json
 import time
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from hvae_hpc.config import read_json
-from hvae_hpc.jobs.slurm import Queue
+from hvae_hpc.jobs.slurm import Queue, Queued
 from hvae_hpc.plan import Plan, State
-from hvae_hpc.rundir import read_log, read_log_tail
+from hvae_hpc.rundir import is_held, read_log, read_log_tail
+from hvae_hpc.states import list_folders
 
 SUBMISSIONS = "submissions"
 PLAN_FILE = "plan.json"
@@ -23,7 +25,8 @@ SILENT_S = 150.0
 """A local run that has written nothing for so long is not at work any more."""
 ENDS = ("failed", "blocked", "stopped")
 
-Kind = Literal["done", "running", "waiting", "failed", "blocked", "lost", "open"]
+Kind = Literal["done", "running", "waiting", "lost", "failed", "blocked", "open"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 class Standing(NamedTuple):
@@ -39,12 +42,13 @@ class Standing(NamedTuple):
 
 
 class Job(NamedTuple):
-    """One sbatch that SLURM took: its id, and the places of the plan's array that it carries."""
+    """One sbatch that SLURM took: its id, the places of the plan's array that it carries, and when (s since 1970)."""
 
     submission: str
     array: int
     job: str
     places: tuple[int, ...]
+    time: float
 
 
 class Submissions:
@@ -53,13 +57,14 @@ class Submissions:
     def __init__(self, runs_folder: Path) -> None:
         self.folder = runs_folder / SUBMISSIONS
         self.names = {path.parent.name for path in self.folder.glob(f"*/{PLAN_FILE}")}
-        self._arrays: dict[str, list[dict[str, Any]]] = {}
+
+    def sweep(self, name: str) -> str:
+        """Return the name of the sweep that a submission is of."""
+        return _read_plan(self.folder / name / PLAN_FILE)[0]
 
     def arrays(self, name: str) -> list[dict[str, Any]]:
         """Return the arrays of a submission's plan as plain data."""
-        if name not in self._arrays:
-            self._arrays[name] = list(read_json(self.folder / name / PLAN_FILE)["arrays"])
-        return self._arrays[name]
+        return _read_plan(self.folder / name / PLAN_FILE)[1]
 
     def jobs(self) -> list[Job]:
         """Return all jobs whose ids were noted, in order of submission."""
@@ -69,13 +74,42 @@ class Submissions:
                 for line in (self.folder / name / JOBS_FILE).read_text().splitlines():
                     with contextlib.suppress(ValueError):  # cut short by a crash
                         entry = json.loads(line)
-                        found.append(Job(name, entry["array"], entry["job"], tuple(entry["places"])))
+                        places = tuple(entry["places"])
+                        found.append(Job(name, entry["array"], entry["job"], places, entry.get("time", 0.0)))
         return found
+
+    def ours(self, queue: Queue | None) -> list[tuple[Queued, str, int]]:
+        """Return what of a queue was submitted from this runs folder, with submission and number of the array."""
+        named = [(row, parse_comment(row.comment)) for row in (queue.rows if queue else ())]
+        return [(row, *name) for row, name in named if name and name[0] in self.names]
+
+    def note(self, job: Job) -> None:
+        """Keep a job's id beside its plan."""
+        with open(self.folder / job.submission / JOBS_FILE, "a") as file:
+            file.write(json.dumps({"array": job.array, "job": job.job, "places": job.places, "time": job.time}) + "\n")
+
+    def unnoted(self, queue: Queue) -> list[Job]:
+        """Return the jobs in the queue that a command submitted and did not live to note."""
+        noted = {job.job for job in self.jobs()}
+        found = [(row, name, array) for row, name, array in self.ours(queue) if row.job not in noted]
+        return [Job(name, array, row.job, row.places, queue.asked_at) for row, name, array in found]
 
     def runs(self, name: str, array: int, place: int) -> tuple[str, ...]:
         """Return the run ids of one element."""
         elements = self.arrays(name)[array]["elements"]
         return tuple(elements[place]) if place < len(elements) else ()
+
+    def got_further(self, name: str, states: Mapping[str, State]) -> bool:
+        """Tell whether any run of a submission is done; else its last job would submit the same again and again."""
+        runs = (run_id for array in self.arrays(name) for element in array["elements"] for run_id in element)
+        return any(run_id in states and states[run_id].done for run_id in runs)
+
+
+@cache
+def _read_plan(path: Path) -> tuple[str, list[dict[str, Any]]]:
+    """Return sweep and arrays of a submission's plan, which never changes and may have tens of thousands of lines."""
+    plan = read_json(path)
+    return str(plan["sweep"]), list(plan["arrays"])
 
 
 def comment_of(submission: str, array: int) -> str:
@@ -97,9 +131,9 @@ def read_standings(
 
     Args:
         plan: of the sweep.
-        states: of its runs, from their own files.
+        states: of its runs, from their own files; read after the queue, or what ends in between seems lost.
         submissions: of its runs folder.
-        queue: the user's; None where there is no SLURM.
+        queue: the user's; None where there is no SLURM, or no answer: then what was submitted counts as still there.
     """
     submitted = {
         run_id: f"{job.job}_{place}"
@@ -107,53 +141,70 @@ def read_standings(
         for place in job.places
         for run_id in submissions.runs(job.submission, job.array, place)
     }
-    queued = {}
-    for row in queue.rows if queue else ():
-        named = parse_comment(row.comment)
-        if named and named[0] in submissions.names:
-            for place in row.places:
-                for run_id in submissions.runs(*named, place):
-                    queued[run_id] = (f"{row.job}_{place}", row)
+    queued: dict[str, tuple[str, Queued | None]] = {}
+    for row, submission, array in submissions.ours(queue):
+        for place in row.places:
+            for run_id in submissions.runs(submission, array, place):
+                queued[run_id] = (f"{row.job}_{place}", row)
+    there = list_folders(plan.runs_folder, {run.stage for run in plan.runs.values()})
     standings: dict[str, Standing] = {}
     for run_id, state in states.items():
         if state.done:
             standings[run_id] = Standing("done")
-        elif run_id in queued:
-            element, row = queued[run_id]
-            waits = row.state == "PENDING"
-            standings[run_id] = (
-                Standing("waiting", element, row.reason) if waits else _at_work(plan.folder(run_id), element, row.state)
-            )
+            continue
+        element, at = queued.get(run_id, (submitted.get(run_id, ""), None))
+        if at and at.state == "PENDING":
+            standings[run_id] = Standing("waiting", element, at.reason)
+            continue
+        folder = plan.folder(run_id) if plan.folder_name(run_id) in there else None
+        record = _last_event(folder) if folder else {}
+        if at:
+            standings[run_id] = _at_work(record, element, at.state)
+        elif folder and _works_locally(folder, record):
+            standings[run_id] = Standing("running", "", "local")
+        elif element and queue is None and record.get("event") not in ENDS:
+            standings[run_id] = Standing("running" if record else "waiting", element, "as far as its own files tell")
         else:
-            standings[run_id] = _at_rest(plan, run_id, submitted.get(run_id, ""), standings)
+            standings[run_id] = _at_rest(plan, run_id, state.reason, record, element, standings)
     return standings
 
 
-def _at_work(folder: Path, element: str, state: str) -> Standing:
+def _at_work(record: Mapping[str, Any], element: str, state: str) -> Standing:
     """Tell how a run stands whose element runs: before its turn, at work, or over already."""
-    record = _last_event(folder)
     if record.get("job_id") != element:
-        return Standing("waiting", element, "its element makes other runs first")
+        return Standing("waiting", element, "their turn in the element")
     if record["event"] in ("failed", "blocked"):
         return Standing(record["event"], element, str(record.get("reason", "")))
     return Standing("running", element, "" if state == "RUNNING" else state.lower())
 
 
-def _at_rest(plan: Plan, run_id: str, element: str, before: Mapping[str, Standing]) -> Standing:
-    """Tell how a run stands that is not in the queue, given its parents' standings."""
-    record = _last_event(plan.folder(run_id))
-    if record.get("event") == "failed":
+def _works_locally(folder: Path, record: Mapping[str, Any]) -> bool:
+    """Tell whether a run that SLURM has no part in is at work: its lock says so on this machine, or its log."""
+    began = record.get("event") == "started" and not record.get("job_id")
+    return began and (is_held(folder) or _age_s(folder) < SILENT_S)
+
+
+def _at_rest(
+    plan: Plan, run_id: str, reason: str, record: Mapping[str, Any], element: str, before: Mapping[str, Standing]
+) -> Standing:
+    """Tell how a run stands that nobody is at, given why its metrics.json does not count and its parents' standings."""
+    element = element or str(record.get("job_id", ""))
+    event = record.get("event")
+    if event == "failed":
         return Standing("failed", element, str(record.get("reason", "")))
-    if record and record["event"] not in ENDS and not record.get("job_id") and _age_s(plan.folder(run_id)) < SILENT_S:
-        return Standing("running", "", "local")
     for parent in plan.parents(run_id).values():
-        if before[parent].kind in ("failed", "blocked", "lost"):
+        if before[parent].kind == "blocked":  # for the same reason
+            return Standing("blocked", element, before[parent].reason)
+        if before[parent].kind in ("failed", "lost"):
             run = plan.runs[parent]
             return Standing("blocked", element, f"needs {run.stage} {run.label} ({parent}), {before[parent].kind}")
-    if element or record:
-        said = "saved and left" if record.get("event") == "stopped" else "left the queue without a result"
-        return Standing("lost", element, said)
-    return Standing("open")
+    if reason or event == "blocked":  # to be made anew; or what it needed is there, or will be, by now
+        return Standing("open", element, reason or str(record.get("reason", "")))
+    if event == "stopped":
+        return Standing("lost", element, "saved and left")
+    if element:
+        return Standing("lost", element, "left the queue without a result")
+    return Standing("lost", "", "its process ended without a result") if record else Standing("open")
 
 
 def _last_event(folder: Path) -> dict[str, Any]:

@@ -6,9 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm_fixture import minislurm, reason_to_skip  # noqa: F401
+from tests.slurm_fixture import minislurm, reason_to_skip, strict_slurm  # noqa: F401
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # tests.tiny
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the file of the user's queue out of the home folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 @pytest.fixture(autouse=True)
@@ -24,6 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         needs = [name for name in reasons if item.get_closest_marker(name)]
         needs += ["needs_slurm"] if "minislurm" in getattr(item, "fixturenames", ()) else []
+        needs += ["needs_accounting"] if "strict_slurm" in getattr(item, "fixturenames", ()) else []
         for reason in {reasons[name] for name in needs} - {""}:
             item.add_marker(pytest.mark.skip(reason=reason))
 

@@ -1,5 +1,6 @@
-"""A private SLURM of four nodes for the whole test session; conftest imports ``minislurm`` from here."""
+"""Private SLURMs of four nodes for the whole test session; conftest imports the fixtures from here."""
 
+import getpass
 from collections.abc import Iterator
 
 import pytest
@@ -20,4 +21,28 @@ def minislurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MiniSlurm]:
     if reason := reason_to_skip():
         pytest.skip(reason)
     with MiniSlurm(MiniSlurmConfig(folder=tmp_path_factory.mktemp("minislurm"))) as slurm:
+        yield slurm
+
+
+STRICT = """
+JobRequeue=0
+AccountingStorageEnforce=associations,limits
+PartitionName=graceful Nodes=ALL PriorityTier=1 GraceTime=10
+"""
+
+
+@pytest.fixture(scope="session")
+def strict_slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MiniSlurm]:
+    """A SLURM with accounting, JobRequeue=0, MaxArraySize 100, a grace time, and at most 50 elements per user."""
+    if reason := reason_to_skip(accounting=True):
+        pytest.skip(reason)
+    config = MiniSlurmConfig(
+        folder=tmp_path_factory.mktemp("strict"), accounting=True, max_array_size=100, extra_slurm_conf=STRICT
+    )
+    with MiniSlurm(config) as slurm:
+        me = getpass.getuser()
+        slurm.client("sacctmgr", "-i", "add", "account", "lab")
+        slurm.client("sacctmgr", "-i", "add", "user", me, "account=lab")
+        slurm.client("sacctmgr", "-i", "modify", "user", me, "set", "defaultaccount=lab")
+        slurm.client("sacctmgr", "-i", "modify", "user", me, "set", "maxsubmitjobs=50")
         yield slurm

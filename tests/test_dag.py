@@ -9,9 +9,8 @@ import pytest
 from hvae_hpc.config import dump, load, read_toml
 from hvae_hpc.errors import UserError
 from hvae_hpc.jobs import dag
-from hvae_hpc.jobs.launcher import group_runs
 from hvae_hpc.model_configs import OptimConfig
-from hvae_hpc.plan import Plan, read_plan, write_plan
+from hvae_hpc.plan import Array, Plan, read_plan, write_plan
 from hvae_hpc.preprocess.manifest import CaseEntry, Manifest, compute_content_hash, read_manifest
 from hvae_hpc.stages import ArmConfig, SegmentConfig, SplitConfig, TrainConfig
 from hvae_hpc.sweep import SWEEPS, read_site, read_sweep
@@ -164,29 +163,13 @@ def test_repacked_data_gives_new_run_ids_to_all_that_reads_it_and_moved_data_non
 
 
 def plan_of(tmp_path: Path) -> Plan:
-    return dag.make_plan(read_sweep("table1"), PAPER, tmp_path, read_site(None))
+    return dag.make_plan(read_sweep("table1"), PAPER, tmp_path, read_site(None).resources)
 
 
 def test_a_plan_is_read_back_as_it_was_written(tmp_path: Path) -> None:
-    plan = replace(plan_of(tmp_path), arrays=({"name": "a", "elements": [["x"]]},))
+    plan = replace(plan_of(tmp_path), arrays=(Array(name="a", stage="train", elements=(("x",),)),))
     write_plan(plan, tmp_path / "plan.json")
     assert dump(read_plan(tmp_path / "plan.json")) == dump(plan)
-
-
-def test_arrays_wait_for_just_the_arrays_of_their_parents(tmp_path: Path) -> None:
-    plan = plan_of(tmp_path)
-    arrays = group_runs(plan, list(plan.runs))
-    by_name = {array["name"]: array for array in arrays}
-    assert sum(len(array["elements"]) for array in arrays) == len(plan.runs)
-    assert by_name["table1-segment-brats2021-reference"]["after"] == []
-    for number, array in enumerate(arrays):
-        assert all(before < number for before in array["after"])
-    generate = arrays.index(by_name["table1-generate-brats2021-hvae"])
-    assert by_name["table1-segment-brats2021-hvae"]["after"] == [generate]
-    assert len(by_name["table1-segment-brats2021-hvae"]["elements"]) == 40
-    assert by_name["table1-segment-hecktor2022-standard"]["after"] == [
-        arrays.index(by_name["table1-augment-hecktor2022"])
-    ]
 
 
 def test_an_arm_s_name_and_amounts_are_in_its_id() -> None:

@@ -15,6 +15,8 @@ from tests.test_local import makings, numbers
 from tests.tiny import make_project
 
 SITE = """
+[all]
+element_minutes = 0.02
 [train]
 gpus = 1
 device = "cpu"
@@ -83,7 +85,7 @@ def test_the_literal_command_runs_as_arrays_on_several_nodes(swept: tuple[Path, 
 
 def test_elements_ran_on_several_nodes_and_cpu_stages_held_no_gpu(swept: tuple[Path, str]) -> None:
     project, _ = swept
-    texts = [path.read_text() for path in project.glob("runs/submissions/*/*submission.sh")]
+    texts = [path.read_text() for path in project.glob("runs/submissions/*/*.sh")]
     augment = next(text for text in texts if "tiny-augment-tiny" in text)
     train = next(text for text in texts if "tiny-train-tiny-hvae" in text)
     assert "gpus" not in augment

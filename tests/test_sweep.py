@@ -75,16 +75,6 @@ def test_where_sbatch_is_the_command_asks_where_to_run(
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_site_file_changes_what_it_names_and_refuses_what_it_does_not_know(tmp_path: Path) -> None:
-    site = tmp_path / "site.toml"
-    site.write_text('[segment]\nminutes = 5\npartition = "short"\n')
-    resources = sweep.read_site(site)
-    assert (resources["segment"].minutes, resources["segment"].partition, resources["segment"].gpus) == (5, "short", 1)
-    assert resources["augment"].gpus == 0
-    site.write_text("[segmnt]\nminutes = 5\n")
-    assert run_command(lambda _: (sweep.read_site(site), 0)[1], []) == 2
-
-
 def test_help_fits_a_screen_and_shows_an_example() -> None:
     for module in ("hvae_hpc.sweep", "hvae_hpc.preprocess", "hvae_hpc.results"):
         done = subprocess.run(
@@ -92,7 +82,7 @@ def test_help_fits_a_screen_and_shows_an_example() -> None:
             env={**os.environ, "COLUMNS": "100"},
         )  # fmt: skip
         lines = done.stdout.splitlines()
-        assert len(lines) <= 40, module
+        assert len(lines) <= 48, module
         assert max(map(len, lines)) <= 100
         assert "example" in done.stdout
         assert f"python -m {module}" in done.stdout
@@ -104,7 +94,7 @@ def test_the_console_script_knows_its_commands(
     monkeypatch.setattr(sys, "argv", ["hvae-hpc", "stats"])
     assert cli.main() == 2
     assert (
-        "unknown command 'stats'; expected one of preprocess, sweep, results, status, minislurm"
+        "unknown command 'stats'; expected one of preprocess, sweep, results, status, logs, cancel, throttle, minislurm"
         in capsys.readouterr().err
     )
     monkeypatch.setattr(sys, "argv", ["hvae-hpc", "status", "/nowhere"])
@@ -168,9 +158,3 @@ def test_a_sweep_that_makes_its_own_phantoms_says_so_in_a_plan(
 ) -> None:
     assert call(monkeypatch, tmp_path, "demo", "--plan") == 2
     assert "this sweep makes phantoms of it first" in capsys.readouterr().err
-
-
-def test_a_site_file_with_a_number_for_a_stage_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "site.toml").write_text("segment = 3\n")
-    assert run_command(lambda _: (sweep.read_site(tmp_path / "site.toml"), 0)[1], []) == 2
-    assert "segment: got 3, expected a table [segment]" in capsys.readouterr().err

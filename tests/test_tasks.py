@@ -19,7 +19,11 @@ from tests.tiny import make_data_set, make_project
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
     """The runs of a tiny sweep on one data set."""
-    project = make_project(tmp_path)
+    return make_plan(tmp_path)
+
+
+def make_plan(folder: Path) -> Plan:
+    project = make_project(folder)
     sweep = replace(read_sweep(str(project / "sweep.toml")), data=("tiny",), seeds=1, factors=(), doses=(4,))
     folder = project / "shards" / "tiny"
     data = dag.DataSet(name="tiny", folder=folder, manifest=read_manifest(folder))

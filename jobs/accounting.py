@@ -1,0 +1,78 @@
+"""How elements ended that left the queue without a result, as SLURM's accounting knows it: NODE_FAIL, TIMEOUT, ...
+
+It is asked only where there is accounting, for all elements in one call, and not all the time; what it said stands in
+a file beside the submissions, so that no element that ended is asked for twice.
+"""
+
+import contextlib
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hvae_hpc.config import read_json
+from hvae_hpc.errors import UserError
+from hvae_hpc.jobs.slurm import POLL_S, ask, parse_places
+from hvae_hpc.jobs.standing import Standing, Submissions
+from hvae_hpc.rundir import write_json
+
+ENDS_FILE = "ends.json"
+UNENDED = ("PENDING", "RUNNING", "REQUEUED", "RESIZING", "SUSPENDED", "REVOKED")
+
+
+def explain_lost(
+    standings: Mapping[str, Standing], submissions: Submissions, patience_s: float = 10.0
+) -> dict[str, Standing]:
+    """Return the standings, with SLURM's word in the reason of those that are lost.
+
+    Args:
+        standings: of a plan's runs.
+        submissions: of its runs folder.
+        patience_s: how long to try.
+    """
+    ends: dict[str, str] = {}
+    if lost := {standing.element for standing in standings.values() if standing.kind == "lost"} - {""}:
+        ends = _read_ends(submissions, lost, patience_s)
+    explained = dict(standings)
+    for run_id, standing in standings.items():
+        if standing.kind == "lost" and (state := ends.get(standing.element)):
+            explained[run_id] = standing._replace(reason=f"{standing.reason}: {state}")
+    return explained
+
+
+def _read_ends(submissions: Submissions, elements: set[str], patience_s: float) -> dict[str, str]:
+    """Return how elements ended; "" for those of which accounting knows nothing."""
+    path, known = submissions.folder / ENDS_FILE, {"asked_at": 0.0, "ends": dict[str, str]()}
+    with contextlib.suppress(UserError, TypeError):
+        known |= read_json(path)
+    ends: Any = known["ends"]
+    unknown = elements - set(ends)
+    if unknown and not 0 <= time.time() - float(known["asked_at"]) < POLL_S:  # type: ignore[arg-type]
+        states = ask_accounting(sorted({element.partition("_")[0] for element in unknown}), patience_s)
+        if states is not None:
+            ends |= {element: "" for element in unknown if element not in states}
+            ends |= {element: state for element, state in states.items() if state not in UNENDED}
+        with contextlib.suppress(UserError, OSError):  # somebody else's runs folder: then it is asked again
+            write_json(path, {"asked_at": time.time(), "ends": ends})
+    return dict(ends)
+
+
+def ask_accounting(jobs: Sequence[str], patience_s: float) -> dict[str, str] | None:
+    """Return the states of the elements of arrays ("12_3" to "TIMEOUT", "CANCELLED by 1000", "RUNNING"); one call.
+
+    None where there is no accounting, or where it does not answer.
+    """
+    if not shutil.which("sacct"):
+        return None
+    try:
+        lines = ask(
+            ["sacct", "-nPX", "--jobs", ",".join(jobs), "--format=JobID,State,ExitCode"], patience_s
+        ).splitlines()
+    except UserError:  # mostly "Slurm accounting storage is disabled"
+        return None
+    states: dict[str, str] = {}
+    for element, state, code in (line.split("|") for line in lines):
+        job, _, places = element.partition("_")
+        word = f"FAILED, exit code {code.partition(':')[0]}" if state == "FAILED" else state
+        states |= {f"{job}_{place}": word for place in parse_places(places.strip("[]"))}
+    return states

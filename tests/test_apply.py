@@ -1,0 +1,248 @@
+"""Submissions on a strict SLURM: with accounting, JobRequeue=0, MaxArraySize 100 and at most 50 elements per user."""
+
+import getpass
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hvae_hpc.jobs.minislurm import MiniSlurm
+from hvae_hpc.jobs.slurm import parse_places
+from hvae_hpc.jobs.standing import Submissions
+from hvae_hpc.rundir import read_log
+from tests.test_faults import queued_runs
+from tests.test_launcher import wait_until_empty
+from tests.test_local import makings
+from tests.tiny import SWEEP, make_data_set
+
+SITE = """
+[all]
+device = "cpu"
+memory_gb = 1
+signal_lead_s = 30
+element_minutes = 0.02       # one run each
+[train]
+gpus = 0
+[segment]
+gpus = 0
+"""
+
+
+def make_project(folder: Path, seeds: int, site: str = SITE) -> Path:
+    """Write a project of ``seeds`` reference runs and nothing else."""
+    make_data_set(folder / "shards", "tiny", seed=0)
+    text = SWEEP.partition("[generators")[0].replace('"tiny", "tiny2"', '"tiny"').replace("epochs = 10", "epochs = 1")
+    text = text.replace("seeds = 2", f"seeds = {seeds}").replace("factors = [2, 3]", "factors = []")
+    (folder / "sweep.toml").write_text(text)
+    (folder / "site.toml").write_text(site)
+    return folder
+
+
+def call(project: Path, slurm: MiniSlurm, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "hvae_hpc.sweep", "--site", "site.toml", *arguments]
+    environment = {**slurm.environment(), **variables}
+    return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def elements_in_queue(slurm: MiniSlurm) -> int:
+    return len(slurm.client("squeue", "-r", "-h").splitlines())
+
+
+def cancel_all(slurm: MiniSlurm) -> None:
+    slurm.client("scancel", "--user", getpass.getuser())
+    wait_until_empty(slurm)
+
+
+@pytest.fixture
+def closed(strict_slurm: MiniSlurm) -> Iterator[MiniSlurm]:
+    """The strict SLURM with a partition that starts nothing."""
+    strict_slurm.client("scontrol", "update", "PartitionName=gpu", "State=DOWN")
+    yield strict_slurm
+    cancel_all(strict_slurm)
+    strict_slurm.client("scontrol", "update", "PartitionName=gpu", "State=UP")
+
+
+def set_limit(slurm: MiniSlurm, number: int) -> None:
+    slurm.client("sacctmgr", "-i", "modify", "user", getpass.getuser(), "set", f"maxsubmitjobs={number}")
+
+
+def hide_limits(folder: Path, slurm: MiniSlurm) -> str:
+    """Return a PATH on which sacctmgr tells nothing, as on many clusters."""
+    folder.mkdir()
+    (folder / "sacctmgr").write_text("#!/bin/sh\nexit 1\n")
+    (folder / "sacctmgr").chmod(0o755)
+    return f"{folder}:{slurm.environment()['PATH']}"
+
+
+def test_a_known_submit_limit_makes_fuller_elements_and_all_are_submitted(closed: MiniSlurm, tmp_path: Path) -> None:
+    project = make_project(tmp_path, seeds=120)
+    done = call(project, closed, "--partition", "gpu")
+    assert "submitted 120 runs in 2 jobs; 0 runs were queued already" in done.stdout, done.stdout + done.stderr
+    assert elements_in_queue(closed) <= 50
+    assert queued_runs(project, closed).total() == 120
+
+
+def test_an_administrator_s_cap_of_elements_holds_where_slurm_has_none(closed: MiniSlurm, tmp_path: Path) -> None:
+    project = make_project(tmp_path, seeds=40)
+    (tmp_path / "admin.toml").write_text("[caps]\nelements = 11\n")
+    done = call(project, closed, "--partition", "gpu", HVAE_HPC_SITE=str(tmp_path / "admin.toml"))
+    assert "submitted 40 runs in 2 jobs" in done.stdout, done.stdout + done.stderr
+    assert elements_in_queue(closed) <= 11
+
+
+def test_a_hidden_limit_is_learned_from_the_refusal_and_the_rest_is_named(closed: MiniSlurm, tmp_path: Path) -> None:
+    project = make_project(tmp_path, seeds=80)
+    path = hide_limits(tmp_path / "bin", closed)
+    done = call(project, closed, "--partition", "gpu", PATH=path)
+    assert done.returncode == 0, done.stderr
+    assert "31 runs are not in the queue yet (sbatch refused tiny-segment-tiny-reference" in done.stdout
+    assert "AssocMaxSubmitJobLimit" in done.stdout
+    assert elements_in_queue(closed) == 50  # 49 runs, and the last job has its place
+    assert "tiny-tables" in closed.client("squeue", "-h", "-o", "%j")
+    again = call(project, closed, "--partition", "gpu", PATH=path)
+    assert again.returncode == 0, again.stderr
+    assert "submitted 0 runs in 0 jobs; 49 runs were queued already" in again.stdout
+    assert set(queued_runs(project, closed).values()) == {1}
+
+
+def test_what_a_limit_kept_out_is_submitted_by_the_last_job(strict_slurm: MiniSlurm, tmp_path: Path) -> None:
+    project = make_project(tmp_path, seeds=9)
+    (tmp_path / "admin.toml").write_text("[caps]\npoll_s = 1\n")
+    path = hide_limits(tmp_path / "bin", strict_slurm)
+    set_limit(strict_slurm, 6)
+    try:
+        done = call(project, strict_slurm, "--partition", "gpu", PATH=path, HVAE_HPC_SITE=str(tmp_path / "admin.toml"))
+        assert "4 runs are not in the queue yet" in done.stdout, done.stdout + done.stderr
+        wait_until_empty(strict_slurm)
+    finally:
+        set_limit(strict_slurm, 50)
+    logs = "\n".join(path.read_text() for path in project.glob("runs/submissions/*/*log.out"))
+    assert len(makings(project)) == 9, logs
+    assert len(list((project / "runs/submissions").glob("*/plan.json"))) >= 2
+    counts = Counter(record.get("event") for path in project.glob("runs/segment/*") for record in read_log(path))
+    assert counts["started"] == 9
+    assert (project / "runs/results/tiny/table1.csv").is_file()
+
+
+def test_arrays_are_split_at_max_array_size(closed: MiniSlurm, tmp_path: Path) -> None:
+    set_limit(closed, 1000)
+    try:
+        project = make_project(tmp_path, seeds=130)
+        done = call(project, closed, "--partition", "gpu", "--array-parallelism", "5")
+        assert "submitted 130 runs in 3 jobs" in done.stdout, done.stdout + done.stderr
+        places = [parse_places(text) for text in closed.client("squeue", "-h", "-o", "%K").split()]
+        assert sorted(map(len, places)) == [0, 30, 100]
+        assert max(max(part) for part in places if part) == 99
+        assert closed.client("squeue", "-h", "-o", "%K").count("%5") == 2
+        assert set(queued_runs(project, closed).values()) == {1}
+    finally:
+        cancel_all(closed)
+        set_limit(closed, 50)
+
+
+def test_variables_of_a_job_or_a_profile_do_not_bend_what_is_submitted(closed: MiniSlurm, tmp_path: Path) -> None:
+    project = make_project(tmp_path, seeds=3)
+    foreign = {"SLURM_JOB_ID": "1", "SLURM_CPU_BIND": "quiet,mask_cpu:0x1", "SBATCH_PARTITION": "urgent"}
+    done = call(project, closed, "--partition", "gpu", SBATCH_TIMELIMIT="1", **foreign)
+    assert done.returncode == 0, done.stderr
+    assert set(closed.client("squeue", "-h", "-o", "%P %l").splitlines()) == {"gpu 1:00:00", "gpu 30:00"}
+
+
+def test_a_controller_that_took_a_job_and_did_not_say_so_is_asked_for_it(closed: MiniSlurm, tmp_path: Path) -> None:
+    project = make_project(tmp_path, seeds=3)
+    path = closed.environment()["PATH"]
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/sbatch").write_text(
+        f'#!/bin/sh\n{shutil.which("sbatch", path=path)} "$@" > {tmp_path}/said || exit 1\n'
+        f"[ -e {tmp_path}/once ] && cat {tmp_path}/said && exit 0\n"
+        f'touch {tmp_path}/once; echo "sbatch: error: Batch job submission failed: Socket timed out" >&2; exit 1\n'
+    )
+    (tmp_path / "bin/sbatch").chmod(0o755)
+    done = call(project, closed, "--partition", "gpu", PATH=f"{tmp_path}/bin:{path}")
+    assert "submitted 3 runs in 2 jobs" in done.stdout, done.stdout + done.stderr
+    assert queued_runs(project, closed).total() == 3
+    ids = [json.loads(line)["job"] for line in next(project.glob("runs/submissions/*/jobs.jsonl")).open()]
+    assert sorted(ids) == sorted(set(closed.client("squeue", "-h", "-o", "%F").split()))
+
+
+def test_folders_with_blanks_and_shell_characters_are_quoted_and_others_refused(
+    strict_slurm: MiniSlurm, tmp_path: Path
+) -> None:
+    project = make_project(tmp_path / "my runs; $(touch pwned) & `touch pwned` | more", seeds=1)
+    done = call(project, strict_slurm, "--partition", "gpu")
+    assert done.returncode == 0, done.stderr
+    wait_until_empty(strict_slurm)
+    logs = "\n".join(path.read_text() for path in project.glob("runs/submissions/*/*log.out"))
+    assert len(makings(project)) == 1, logs
+    assert not list(tmp_path.rglob("pwned"))
+    for name in ("it's", "50%j", 'a"b', "back\\slash"):
+        refused = call(make_project(tmp_path / name, seeds=1), strict_slurm, "--partition", "gpu")
+        assert refused.returncode == 2
+        assert "SLURM cannot write logs there" in refused.stderr
+        assert len(refused.stderr.strip().splitlines()) == 1
+    assert strict_slurm.client("squeue", "-h") == ""
+
+
+@pytest.mark.parametrize("partition", ["gpu", "graceful"])
+def test_a_preempted_training_goes_on_though_the_site_requeues_nothing_by_itself(
+    strict_slurm: MiniSlurm, tmp_path: Path, partition: str
+) -> None:
+    """In ``graceful`` the element has saved long before the grace time ends, and must still be there then."""
+    project = make_project(tmp_path, seeds=1, site=SITE.replace("[train]", "[train]\ncheckpoint_every_s = 1"))
+    vae = SWEEP.partition("[generators.vae]")[2].partition("[generators")[0].replace("images = 160", "images = 2400")
+    with open(project / "sweep.toml", "a") as file:
+        file.write("[generators.vae]" + vae.replace("[4, 8]", "[8, 16]"))
+    done = call(project, strict_slurm, "--partition", partition)
+    assert done.returncode == 0, done.stderr
+    deadline = time.time() + 120
+    while not any("images_seen" in r for path in project.glob("runs/train/*") for r in read_log(path)):
+        assert time.time() < deadline
+        time.sleep(0.2)
+    urgent = ["--partition=urgent", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"]
+    strict_slurm.client("sbatch", *urgent)
+    wait_until_empty(strict_slurm)
+    assert len(makings(project)) == 8  # the VAE, its pairs, three qualities, the reference and two doses
+    (log,) = [read_log(path) for path in project.glob("runs/train/*")]
+    starts = [record["job_id"] for record in log if record.get("event") == "started"]
+    assert len(starts) == 2
+    assert len(set(starts)) == 1  # one element, started twice by SLURM
+    assert any(record.get("event") == "resumed" for record in log)
+
+
+def test_ten_thousand_runs_make_few_files_and_few_calls(minislurm: MiniSlurm, tmp_path: Path) -> None:
+    project = make_project(tmp_path, seeds=10_000, site=SITE.replace("0.02", "0.25"))
+    minislurm.client("scontrol", "update", "PartitionName=gpu", "State=DOWN")
+    try:
+        done = call(project, minislurm, "--partition", "gpu")
+        assert "submitted 10000 runs in 3 jobs" in done.stdout, done.stdout + done.stderr
+        made = [path for path in (project / "runs").rglob("*") if path.is_file()]
+        assert len(made) < 20
+        jobs = Submissions(project / "runs").jobs()
+        assert len(jobs[0].places) == 1001
+        assert max(max(job.places) for job in jobs if job.places) == 1000
+        assert set(queued_runs(project, minislurm).values()) == {1}
+        assert queued_runs(project, minislurm).total() == 10_000
+    finally:
+        cancel_all(minislurm)
+        minislurm.client("scontrol", "update", "PartitionName=gpu", "State=UP")
+
+
+def test_a_packing_that_is_queued_is_not_queued_twice(closed: MiniSlurm, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hvae_hpc.preprocess", "brats2021", "--phantom", "2", "--raw", "raw", "--workers", "2"]
+    (tmp_path / "site.toml").write_text("[pack]\nmemory_gb = 1\n")
+    command += ["--partition", "gpu", "--site", "site.toml", "--time", "20", "--nice", "5"]
+    first, second = (
+        subprocess.run(command, cwd=tmp_path, env=closed.environment(), capture_output=True, text=True, check=True)
+        for _ in range(2)
+    )
+    assert "is in the queue already" not in first.stdout
+    assert "is in the queue already" in second.stdout
+    (line,) = closed.client("squeue", "-h", "-o", "%j %l").splitlines()
+    assert line == "pack-brats2021 20:00"
+    assert "shards/brats2021/logs" in first.stdout

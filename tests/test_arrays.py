@@ -1,0 +1,108 @@
+"""Runs to elements and arrays: how many runs an element carries, what waits for what, what fits."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hvae_hpc.jobs import dag
+from hvae_hpc.jobs.arrays import bundle, make_arrays
+from hvae_hpc.jobs.costs import Seconds, expected_seconds
+from hvae_hpc.jobs.site import read_site
+from hvae_hpc.plan import Plan
+from hvae_hpc.sweep import read_sweep
+from tests.test_dag import PAPER
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    """The paper's sweep."""
+    return dag.make_plan(read_sweep("table1"), PAPER, tmp_path, read_site(None).resources)
+
+
+def seconds_of(plan: Plan, expected: float, high: float | None = None) -> dict[str, Seconds]:
+    return {run_id: Seconds(expected, high) for run_id in plan.runs}
+
+
+def test_arrays_wait_for_just_the_arrays_of_their_parents(plan: Plan) -> None:
+    arrays = make_arrays(plan, list(plan.runs), seconds_of(plan, 10), queued={})
+    by_name = {array.name: array for array in arrays}
+    made = [run_id for array in arrays for element in array.elements for run_id in element]
+    assert sorted(made) == sorted(plan.runs)
+    assert by_name["table1-segment-brats2021-reference"].after == ()
+    for number, array in enumerate(arrays):
+        assert all(before < number for before in array.after)
+    generate = arrays.index(by_name["table1-generate-brats2021-hvae"])
+    assert by_name["table1-segment-brats2021-hvae"].after == (generate,)
+    augment = arrays.index(by_name["table1-augment-hecktor2022"])
+    assert by_name["table1-segment-hecktor2022-standard"].after == (augment,)
+
+
+def test_what_waits_for_an_element_in_the_queue_names_it(plan: Plan) -> None:
+    train = next(run_id for run_id, run in plan.runs.items() if run.stage == "train")
+    wanted = [run_id for run_id in plan.runs if run_id != train]
+    arrays = make_arrays(plan, wanted, seconds_of(plan, 10), queued={train: "77_3"})
+    assert [array.name for array in arrays if array.after_jobs] == ["table1-generate-brats2021-lsgan"]
+    assert next(array for array in arrays if array.after_jobs).after_jobs == ("77_3",)
+
+
+def test_a_bundle_is_as_full_as_asked_and_no_run_is_lost_or_moved() -> None:
+    ids = [f"r{i}" for i in range(100)]
+    seconds = {run_id: Seconds(60.0, None) for run_id in ids}
+    elements = bundle(ids, seconds, 25 * 60)
+    assert [run_id for element in elements for run_id in element] == ids
+    assert [len(element) for element in elements] == [25] * 4
+    seconds["r0"] = Seconds(7200.0, None)
+    elements = bundle(ids, seconds, 25 * 60)
+    assert elements[0] == ("r0",)
+    assert max(sum(seconds[run_id].expected for run_id in element) for element in elements[1:]) <= 26 * 60
+    assert bundle(ids, seconds, 0.0) == [(run_id,) for run_id in ids]
+
+
+def test_ten_short_seeds_are_one_element_and_a_training_of_hours_has_its_own(plan: Plan) -> None:
+    seconds = {i: Seconds(120.0 if run.stage == "segment" else 4 * 3600.0, None) for i, run in plan.runs.items()}
+    arrays = {array.name: array for array in make_arrays(plan, list(plan.runs), seconds, queued={})}
+    assert len(arrays["table1-segment-brats2021-reference"].elements) == 1
+    assert len(arrays["table1-segment-brats2021-hvae"].elements) == 4  # 40 runs of 2 minutes
+    assert [len(element) for element in arrays["table1-train-brats2021-hvae"].elements] == [1]
+
+
+def test_a_run_of_several_processes_is_an_element_of_its_own(plan: Plan) -> None:
+    resources = {**plan.resources, "train": replace(plan.resources["train"], nodes=2)}
+    plan = replace(plan, resources=resources)
+    trains = [run_id for run_id, run in plan.runs.items() if run.stage == "train"]
+    arrays = make_arrays(plan, trains, seconds_of(plan, 1.0), queued={})
+    assert {len(element) for array in arrays for element in array.elements} == {1}
+
+
+def test_no_index_reaches_max_array_size(plan: Plan) -> None:
+    plan = replace(plan, resources={s: replace(r, element_minutes=0.01) for s, r in plan.resources.items()})
+    arrays = make_arrays(plan, list(plan.runs), seconds_of(plan, 60), queued={}, max_array_size=7)
+    assert max(len(array.elements) for array in arrays) == 7
+    assert sum(len(array.elements) for array in arrays) == len(plan.runs)
+
+
+def test_a_limit_of_elements_makes_them_fuller(plan: Plan) -> None:
+    seconds = seconds_of(plan, 600)
+    few = make_arrays(plan, list(plan.runs), seconds, queued={}, max_elements=49)
+    many = make_arrays(plan, list(plan.runs), seconds, queued={})
+    assert sum(len(array.elements) for array in few) <= 49 < sum(len(array.elements) for array in many)
+    assert sum(len(element) for array in few for element in array.elements) == len(plan.runs)
+
+
+def test_a_time_limit_is_close_to_measured_times_and_the_site_s_without(plan: Plan) -> None:
+    segment = [run_id for run_id, run in plan.runs.items() if run.stage == "segment"][:10]
+    (unknown, *_) = make_arrays(plan, segment, seconds_of(plan, 60), queued={})
+    assert unknown.minutes == plan.resources["segment"].minutes == 60
+    (known,) = make_arrays(plan, segment[:1], seconds_of(plan, 60, 90), queued={})
+    assert known.minutes == 6  # 90 s, 30 s to start, 90 s to save, and two minutes
+    (capped,) = make_arrays(plan, segment[:1], seconds_of(plan, 60, 90_000), queued={})
+    assert capped.minutes == 60
+
+
+def test_estimates_grow_with_pixels_images_and_the_flow(plan: Plan) -> None:
+    of = expected_seconds(plan, {}, list(plan.runs))
+    named = {(run.stage, run.label): of[run_id].expected for run_id, run in plan.runs.items()}
+    assert named["train", "brats2021-vae-s0"] < named["train", "brats2021-hvae-s0"]
+    assert named["segment", "brats2021-reference-s0"] < named["segment", "brats2021-standard-x5-s0"]
+    assert all(seconds.high is None for seconds in of.values())

@@ -1,0 +1,201 @@
+"""One array element: its bundle, what it refuses, and how it goes back to the queue."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hvae_hpc.errors import UserError
+from hvae_hpc.jobs import element, signals
+from hvae_hpc.jobs.attempts import STALLS
+from hvae_hpc.plan import Array, Plan, read_element, read_states, write_plan
+from hvae_hpc.resources import Resources
+from hvae_hpc.rundir import METRICS, read_log
+from hvae_hpc.stages import CONFIGS
+from tests.test_tasks import make_plan, run_named
+
+RUN = "import sys; from hvae_hpc.jobs.element import main; sys.exit(main(sys.argv[1:]))"
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    """The runs of a tiny sweep on one data set."""
+    return make_plan(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _in_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0", "SLURM_JOB_ID": "9"}.items():
+        monkeypatch.setenv(name, value)
+
+
+def submitted(plan: Plan, *ids: str, **changes: object) -> Path:
+    """Write a submission of one array with one element."""
+    path = plan.runs_folder / "submissions" / "tiny-1" / "plan.json"
+    arrays = (Array(name="tiny-a", stage=plan.runs[ids[0]].stage, elements=(ids,), **changes),)  # type: ignore[arg-type]
+    write_plan(replace(plan, arrays=arrays), path)
+    return path
+
+
+def events(plan: Plan, run_id: str) -> list[str]:
+    return [record["event"] for record in read_log(plan.folder(run_id)) if "event" in record]
+
+
+def test_an_element_reads_only_its_runs_and_what_they_are_made_from(plan: Plan) -> None:
+    arm = run_named(plan, "segment", "vae+4")
+    read, ids = read_element(submitted(plan, arm), 0, 0)
+    assert ids == (arm,)
+    assert [run.stage for run in read.runs.values()] == ["train", "generate", "segment"]
+    assert all(read.folder(run_id) == plan.folder(run_id) for run_id in read.runs)
+    with pytest.raises(UserError, match="has no array 1 with an element 0"):
+        read_element(submitted(plan, arm), 1, 0)
+
+
+def test_a_run_that_fails_does_not_stop_the_others_of_its_bundle(plan: Plan) -> None:
+    blocked, good = run_named(plan, "generate", "vae"), run_named(plan, "segment", "reference")
+    assert element.run_element(submitted(plan, blocked, good), 0) == 1
+    states = read_states(plan)
+    assert states[good].done
+    assert events(plan, blocked) == ["blocked"]
+    assert read_log(plan.folder(blocked))[-1]["job_id"] == "7_0"
+
+
+def test_runs_of_a_package_that_changed_since_are_refused_unless_allowed(plan: Plan) -> None:
+    good = run_named(plan, "segment", "reference")
+    changed = replace(plan, code_sha="0" * 12)
+    with pytest.raises(UserError, match="the package changed since this was submitted"):
+        element.run_element(submitted(changed, good), 0)
+    assert events(plan, good) == ["failed"]
+    assert element.run_element(submitted(replace(changed, allow_code_drift=True), good), 0) == 0
+    notes = json.loads((plan.folder(good) / METRICS).read_text())["provenance"]["notes"]
+    assert any("the package changed after the sweep was planned (000000000000" in note for note in notes)
+
+
+def test_a_run_that_never_gets_further_is_given_up_by_its_element(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_id = run_named(plan, "train", "vae")
+    monkeypatch.setattr(signals, "_SEEN", [])
+    stuck = replace(plan, resources=dict.fromkeys(CONFIGS, Resources()))
+    path = submitted(stuck, run_id)
+
+    def attempt() -> int:  # preempted before the first checkpoint: the log's "started" is all that remains
+        folder = stuck.folder(run_id)
+        done = element.run_element(path, 0)
+        (folder / METRICS).unlink(missing_ok=True)
+        return done
+
+    assert [attempt() for _ in range(STALLS)] == [0] * STALLS
+    assert attempt() == 1
+    assert "began 10 times at images_seen = 0 and never got further" in read_log(stuck.folder(run_id))[-1]["reason"]
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "8")  # submitted anew by a person
+    assert attempt() == 0
+
+
+def fake_scontrol(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder.mkdir()
+    (folder / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {folder}/calls\n')
+    (folder / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return folder / "calls"
+
+
+def start(path: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
+    """Start an element as its step does: signals ignored until Python has its handlers."""
+    command = f"trap '' USR2 TERM; exec {sys.executable} -m hvae_hpc.jobs.element --plan {path} --array 0"
+    return subprocess.Popen(
+        ["sh", "-c", command],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(plan: Plan, run_id: str, what: str) -> None:
+    deadline = time.time() + 60
+    while not any(what in record or record.get("event") == what for record in read_log(plan.folder(run_id))):
+        assert time.time() < deadline
+        time.sleep(0.05)
+
+
+def long_training(plan: Plan) -> tuple[Plan, str]:
+    """Return the plan with a training of minutes in it, and its id."""
+    run_id = run_named(plan, "train", "hvae")
+    run = plan.runs[run_id]
+    config = replace(run.config, optim=replace(run.config.optim, images=400_000))  # type: ignore[union-attr]
+    run = replace(run, config=config)
+    return replace(plan, runs={run.run_id: run}), run.run_id
+
+
+def test_elements_at_their_time_limit_go_back_together_by_one_call(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = fake_scontrol(tmp_path / "bin", monkeypatch)
+    plan, run_id = long_training(plan)
+    path = submitted(plan, run_id)
+    # The second one finds its run busy: it has nothing to save, but goes back all the same.
+    first = start(path, {"SLURM_ARRAY_TASK_ID": "0"})
+    wait_for(plan, run_id, "images_seen")
+    first.send_signal(signal.SIGUSR2)
+    deadline = time.time() + 30
+    while not calls.exists():
+        assert time.time() < deadline
+        time.sleep(0.1)
+    first.send_signal(signal.SIGTERM)  # what SLURM does then
+    out, error = first.communicate(timeout=30)
+    assert (first.returncode, error) == (element.LEFT_EARLY, "")
+    assert "at the time limit: saved, sent back to the queue (1 elements)" in out
+    assert calls.read_text() == "requeue 7_0\n"
+    assert list(plan.folder(run_id).glob("checkpoint-*.pt"))
+
+    box = path.parent / "requeue"
+    many = [subprocess.Popen([sys.executable, "-c", BOX, str(box), f"7_{i}"], text=True) for i in range(5)]
+    assert [process.wait(timeout=60) for process in many] == [0] * 5
+    asked = [place for line in calls.read_text().splitlines()[1:] for place in line.split()[1].split(",")]
+    assert sorted(asked) == [f"7_{i}" for i in range(5)]
+    assert len(calls.read_text().splitlines()) <= 3
+
+
+BOX = "import sys; from pathlib import Path; from hvae_hpc.jobs.element import requeue; requeue(Path(sys.argv[1]), sys.argv[2])"
+
+
+def test_an_element_that_is_preempted_or_cancelled_saves_and_sends_nothing_back(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = fake_scontrol(tmp_path / "bin", monkeypatch)
+    plan, run_id = long_training(plan)
+    for grace_s in (0, 2):
+        process = start(submitted(plan, run_id, grace_s=grace_s), {})
+        before = len(events(plan, run_id))
+        while len(events(plan, run_id)) == before:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        wait_for(plan, run_id, "stopped")
+        if grace_s:  # it waits to be ended: SLURM requeues what still runs then
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(timeout=4)
+            process.kill()
+        else:  # it goes at once
+            assert process.wait(timeout=30) == element.LEFT_EARLY
+        process.communicate()
+        (plan.folder(run_id) / "log.jsonl").unlink()
+    assert not calls.exists()
+    assert list(plan.folder(run_id).glob("checkpoint-*.pt"))
+
+
+def test_signals_before_python_has_its_handlers_do_not_kill(plan: Plan) -> None:
+    run_id = run_named(plan, "segment", "reference")
+    process = start(submitted(plan, run_id), {})
+    while b"sh\0-c" in Path(f"/proc/{process.pid}/cmdline").read_bytes():
+        time.sleep(0.001)
+    for _ in range(20):  # from Python's first instant on, while it starts and imports
+        process.send_signal(signal.SIGUSR2)
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode in (0, element.LEFT_EARLY)
