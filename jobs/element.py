@@ -57,7 +57,7 @@ def run_element(plan_file: Path, array: int) -> int:
     reports = _do_all(plan, ids)
     if plan.resources[plan.arrays[array].stage].tasks > 1 and not signals.leave_asked():
         meeting_file(plan, ids[0], "over").touch()  # where there was nothing to train, the others wait still
-    if not signals.leave_asked():
+    if not signals.leave_asked() and all(report.state != "stopped" for report in reports.values()):
         return 0 if all(report.state == "done" for report in reports.values()) else 1
     further = any(how_far(plan.folder(run_id)) > before[run_id] for run_id in ids)
     if not signals.time_is_up():

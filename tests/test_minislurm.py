@@ -2,9 +2,11 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -198,3 +200,38 @@ def test_environment_hides_an_outer_slurm(tmp_path: Path, monkeypatch: pytest.Mo
     assert environment["SLURM_CONF"] == "/short/etc/slurm.conf"
     assert "HOME2" in environment
     assert not outer & set(environment)
+
+
+PLAIN = "import sys; from hvae_hpc.jobs.minislurm import main; sys.exit(main(sys.argv[1:]))"
+
+
+@pytest.mark.needs_slurm
+def test_a_plain_user_has_one_too() -> None:
+    """The other tests show it for the user who runs them; where that is root, this one does for nobody."""
+    if os.geteuid() != 0:
+        pytest.skip("the tests run as a plain user already")
+    python = shutil.which("python3", path="/usr/bin:/usr/local/bin")
+    as_nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:  # pytest's own folders are root's alone
+        shutil.copytree(Path(__file__).parent.parent, f"{place}/tree", ignore=shutil.ignore_patterns(".*", "tests"))
+        subprocess.run(["chown", "-R", "65534", place], check=True)
+        environment = {"PATH": os.environ["PATH"], "HOME": place, "PYTHONPATH": f"{place}/tree"}
+        can = subprocess.run([*as_nobody, str(python), "-c", "import tomllib"], env=environment, check=False)
+        if can.returncode:
+            pytest.skip("no python3 of 3.11 or later that a plain user can run")
+
+        def run(*command: str) -> str:
+            done = subprocess.run(
+                [*as_nobody, *command], env=environment, cwd=place, capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, done.stderr
+            return done.stdout
+
+        minislurm = [str(python), "-c", PLAIN]
+        out = run(*minislurm, "up", "--folder", f"{place}/slurm", "--nodes", "2")
+        try:
+            environment["SLURM_CONF"] = out.strip().rpartition("=")[2]
+            assert run("srun", "-N", "2", "id", "-u").split() == ["65534"] * 2
+            assert "gpu" in run(*minislurm, "status", "--folder", f"{place}/slurm")
+        finally:
+            run(*minislurm, "down", "--folder", f"{place}/slurm")

@@ -17,10 +17,11 @@ from hvae_hpc.models.unet import UNet
 from hvae_hpc.resources import Resources, Workplace
 from hvae_hpc.rundir import read_log
 from hvae_hpc.training import device
+from hvae_hpc.training.averages import MovingAverage
 from hvae_hpc.training.batches import PairTensors, images_of_step, to_tensors
 from hvae_hpc.training.checkpoint import find_checkpoints, load_checkpoint, save_checkpoint
 from hvae_hpc.training.device import build
-from hvae_hpc.training.loop import MovingAverage, TrainReport, learning_rate, train
+from hvae_hpc.training.loop import TrainReport, learning_rate, train
 from tests.tiny import make_pairs
 
 CPU = torch.device("cpu")

@@ -43,6 +43,11 @@ def normalisation(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(next(groups for groups in range(8, 0, -1) if channels % groups == 0), channels)
 
 
+def widen(x: Tensor) -> Tensor:
+    """Return what a network put out in float32 at least, whatever its matrix work was done in."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class ResidualBlock(nn.Module):
     """Two normalised 3x3 convolutions beside a skip: (B, C_in, H, W) -> (B, C_out, H, W)."""
 
@@ -145,7 +150,7 @@ class Encoder(nn.Module):
 
     def forward(self, pair: Tensor) -> tuple[Tensor, Tensor]:
         """Encode (B, 2, H, W) to mean (B, d) and log-variance (B, d), float32, the latter clamped to [-10, 4]."""
-        mean, log_var = self.out(self.layers(pair)).float().chunk(2, dim=1)
+        mean, log_var = widen(self.out(self.layers(pair))).chunk(2, dim=1)
         return mean, log_var.clamp(-10.0, 4.0)
 
 
@@ -175,5 +180,5 @@ class Decoder(nn.Module):
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Decode (B, d) to the image's mean or logits and the mask's logits, each (B, 1, H, W) float32."""
         h = self.dense(z).reshape(len(z), NARROW, *self.size)
-        image, mask_logits = self.layers(h).float().chunk(2, dim=1)
+        image, mask_logits = widen(self.layers(h)).chunk(2, dim=1)
         return (torch.sigmoid(image) if self.image_link == "mean" else image), mask_logits

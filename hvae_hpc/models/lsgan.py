@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from hvae_hpc.model_configs import LSGANConfig, MovesConfig
-from hvae_hpc.models.blocks import Batch, Decoder, Loss, Phase
+from hvae_hpc.models.blocks import Batch, Decoder, Loss, Phase, widen
 from hvae_hpc.models.moves import apply_moves, draw_moves
 
 AUGMENTATION = MovesConfig(flip=0.5, rotate_deg=10.0, scale=0.1, shift=0.1)
@@ -38,7 +38,7 @@ class Discriminator(nn.Module):
 
     def forward(self, pair: Tensor) -> Tensor:
         """Return one score per pair, float32."""
-        return self.score(self.layers(pair).flatten(1)).float()[:, 0]
+        return widen(self.score(self.layers(pair).flatten(1)))[:, 0]
 
 
 class LSGAN(nn.Module):

@@ -12,10 +12,12 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hvae_hpc.errors import UserError
+from hvae_hpc.model_configs import MovesConfig, OptimConfig
+from hvae_hpc.models.moves import apply_moves, draw_moves
 from hvae_hpc.preprocess.shards import Pairs
 
 
@@ -106,3 +108,45 @@ def require_unseen(path: Path, attributes: Mapping[str, str], test_cases: Sequen
             f"{path}: was made from test cases ({', '.join(shared[:3])}, {len(shared)} in all); "
             "use a generator of the same split"
         )
+
+
+def make_batch(
+    model: nn.Module,
+    data: PairTensors,
+    optim: OptimConfig,
+    seed: int,
+    moves: MovesConfig | None,
+    images_seen: int,
+    mine: slice,
+) -> dict[str, Tensor]:
+    """Return the pairs and the noise of the step after the first ``images_seen``.
+
+    All is drawn for the whole batch and then cut, so that the number of processes changes nothing.
+
+    Args:
+        model: whose ``draw`` makes the noise.
+        data: on the device.
+        optim: its batch size and length.
+        seed: of order, moves and noise.
+        moves: random moves of the pairs; None for none.
+        images_seen: before this step.
+        mine: this process's part of the batch.
+
+    Returns:
+        ``image``, ``mask`` and the noise, each (B, ...) but for scalars, on the data's device and in its precision.
+    """
+    n = optim.batch_size
+    index = images_of_step(len(data), seed, images_seen, n)[mine].to(data.images.device, non_blocking=True)
+    images, masks = data.images[index], data.masks[index]
+    if moves is not None:
+        height, width = data.image_size
+        drawn = draw_moves(n, moves, generator_for(seed, "moves", images_seen), height / width)[mine]
+        drawn = drawn.to(images, non_blocking=True)
+        images, masks = apply_moves(images, drawn), apply_moves(masks, drawn, mode="nearest")
+    noise = model.draw(n, images_seen / optim.images, generator_for(seed, "noise", images_seen))  # type: ignore[operator]
+    cut = {name: value[mine] if value.ndim else value for name, value in noise.items()}
+    return {
+        "image": images,
+        "mask": masks,
+        **{name: value.to(images, non_blocking=True) for name, value in cut.items()},
+    }

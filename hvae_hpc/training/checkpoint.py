@@ -13,6 +13,7 @@ import torch
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.rundir import append_log, write_atomic
+from hvae_hpc.training.distributed import ALONE, Team
 
 KEPT = 2
 
@@ -38,16 +39,24 @@ def find_checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("checkpoint-*.pt"), reverse=True)
 
 
-def load_checkpoint(folder: Path) -> dict[str, Any] | None:
+def load_checkpoint(folder: Path, team: Team = ALONE) -> dict[str, Any] | None:
     """Return the newest undamaged checkpoint's state with its ``images_seen``; None where there is none.
 
-    A damaged checkpoint is named in the log and passed over.
+    A damaged checkpoint is named in the log and passed over. The first process reads and hands out what it read: the
+    others' view of the disk may be older.
     """
+    content = team.hand_out(_read_newest(folder) if team.rank == 0 else None)
+    if content is None:
+        return None
+    state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    return state
+
+
+def _read_newest(folder: Path) -> bytes | None:
     for path in find_checkpoints(folder):
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest()[:16] == path.stem.rsplit("-", 1)[1]:
-            state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-            return state
+            return content
         append_log(folder, {"event": "checkpoint_damaged", "file": path.name})
     return None
 

@@ -47,6 +47,8 @@ def make_generator(config: HVAEConfig | LSGANConfig, image_size: tuple[int, int]
 def train_generator(config: TrainConfig, workplace: Workplace) -> Outcome | None:
     """Train and leave ``snapshot.pt``.
 
+    Of several processes the first one writes; all return the same.
+
     Returns:
         The last terms as metrics and the training cases' ids; None where it was asked to leave.
     """
@@ -57,16 +59,18 @@ def train_generator(config: TrainConfig, workplace: Workplace) -> Outcome | None
     report = train(model, data, config.optim, config.seed, config.moves, workplace)
     if report.weights is None:
         return None
-    height, width = data.image_size
-    save_snapshot(
-        workplace.folder / SNAPSHOT,
-        {"image_size": [height, width], "train_cases": json.dumps(split.train), "weights": report.weights},
-    )
+    if workplace.rank == 0:
+        height, width = data.image_size
+        save_snapshot(
+            workplace.folder / SNAPSHOT,
+            {"image_size": [height, width], "train_cases": json.dumps(split.train), "weights": report.weights},
+        )
+    together = (f"trained by {workplace.world} processes",) if workplace.world > 1 else ()
     return Outcome(
         metrics={"images_seen": float(config.optim.images), "pairs": float(len(data)), **report.terms},
         details={"train_cases": list(split.train)},
         device=device_name(device),
-        notes=report.notes,
+        notes=report.notes + together,
     )
 
 

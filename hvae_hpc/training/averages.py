@@ -1,0 +1,75 @@
+"""What a training averages: its weights over the steps, and its terms over windows of steps and over processes."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from hvae_hpc.errors import UserError
+from hvae_hpc.training.distributed import Team
+
+
+class MovingAverage:
+    """The exponential moving average of a network's weights; early steps count more, or the start would weigh on it."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay, self.steps = decay, 0
+        self.model = model
+        self.state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move a step towards the network's weights; counters and statistics are copied."""
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        mine, theirs = [], []
+        for name, value in self.model.state_dict().items():
+            if value.is_floating_point():
+                mine.append(self.state[name])
+                theirs.append(value)
+            else:
+                self.state[name].copy_(value)
+        torch._foreach_lerp_(mine, theirs, 1 - decay)
+
+
+class TermReader:
+    """Gathers terms on the device, reads them now and then, and averages them over windows of the training.
+
+    The windows lie where they lie whether or not the training was stopped in between: what was read of the current one
+    is part of the checkpoint. Each process sees its own pairs, so what it reads it averages with the others.
+    """
+
+    def __init__(self, team: Team) -> None:
+        self.team = team
+        self.pending: list[tuple[int, dict[str, Tensor]]] = []
+        self.window: dict[str, list[float]] = {}
+        self.means: dict[str, float] = {}
+
+    def add(self, images_seen: int, terms: dict[str, Tensor]) -> None:
+        """Keep one step's terms, without waiting for them."""
+        self.pending.append((images_seen, {name: term.detach().float().mean() for name, term in terms.items()}))
+
+    def read(self) -> None:
+        """Wait for what was added and put it into the window.
+
+        Raises:
+            UserError: a term was not finite, in all processes if in one; it names the term and the images seen.
+        """
+        numbers = iter(self.team.mean([float(term) for _, terms in self.pending for term in terms.values()]))
+        for images_seen, terms in self.pending:
+            for name in terms:
+                number = next(numbers)
+                if not math.isfinite(number):
+                    raise UserError(
+                        f"{name} became {number} at images_seen = {images_seen}; the last checkpoint is kept; "
+                        "try a smaller optim.lr (or model.step_size, for an HVAE), or precision fp32"
+                    )
+                self.window.setdefault(name, []).append(number)
+        self.pending.clear()
+
+    def close_window(self) -> dict[str, float]:
+        """Return the window's means and start a new one."""
+        self.read()
+        self.means = {name: sum(numbers) / len(numbers) for name, numbers in self.window.items()}
+        self.window = {}
+        return self.means

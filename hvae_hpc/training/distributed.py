@@ -1,0 +1,190 @@
+"""Several processes at one training: how they meet, share a batch, average their gradients, and leave together.
+
+Each holds the whole network and takes an equal, contiguous part of every batch. All losses are means over the batch
+and no pair knows of another, so the mean of the parts' gradients is the batch's, and the number of processes changes
+the weights by rounding alone. What they tell each other beside gradients are CPU numbers, sent by gloo, that wait for
+no device. A process that is alone touches no part of torch.distributed.
+"""
+
+import contextlib
+import fcntl
+import os
+import socket
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import torch
+import torch._dynamo  # its settings
+import torch.distributed as dist
+from torch import nn
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.nn.parallel import DistributedDataParallel
+
+from hvae_hpc.config import read_json
+from hvae_hpc.errors import UserError
+from hvae_hpc.models.blocks import Phase
+from hvae_hpc.resources import Workplace
+from hvae_hpc.rundir import write_json
+from hvae_hpc.training.device import move_only
+
+PATIENCE = timedelta(minutes=10)
+"""How long a process waits for another."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Team:
+    """The processes of one run; what it does is done by all of them at the same place, and each waits for the others.
+
+    Attributes:
+        rank: this process's number.
+        world: how many there are.
+        wrapped: what :meth:`wrap` made.
+    """
+
+    rank: int = 0
+    world: int = 1
+    wrapped: list[DistributedDataParallel] = field(default_factory=list)
+
+    def any(self, *flags: bool) -> list[bool]:
+        """Return for each flag whether it is up in any process."""
+        if self.world == 1:
+            return list(flags)
+        up = torch.tensor(flags, dtype=torch.uint8)
+        dist.all_reduce(up, dist.ReduceOp.MAX)
+        return [bool(flag) for flag in up]
+
+    def mean(self, numbers: Sequence[float]) -> list[float]:
+        """Return each number's mean over the processes; not finite where it is not in one of them."""
+        if self.world == 1 or not numbers:
+            return list(numbers)
+        total = torch.tensor(numbers, dtype=torch.float64)
+        dist.all_reduce(total)
+        return [float(number) for number in total / self.world]
+
+    def hand_out(self, content: bytes | None) -> bytes | None:
+        """Return the first process's content; what the others give is not looked at."""
+        box = [content]
+        if self.world > 1:
+            dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        return box[0]
+
+    def wrap(self, forward: nn.Module, phases: tuple[Phase, ...]) -> list[nn.Module]:
+        """Return one forward per phase, after whose backward the phase's gradients are those of the whole batch."""
+        if self.world == 1:
+            return [forward for _ in phases]
+        # Dynamo would cut a graph where the buckets of gradients end, also inside torch.func.grad, which breaks it.
+        torch._dynamo.config.optimize_ddp = False
+        for phase in phases:
+            move_only(phase, phases)  # a wrapper takes care of the weights that ask for a gradient now
+            # Before flow_from the flow's weights have none. The search for such weights also keeps torch from sorting
+            # the buckets anew after the first step, so a resumed training adds up in the order of an undisturbed one.
+            wrapper = DistributedDataParallel(forward, find_unused_parameters=True)
+            wrapper.broadcast_buffers = False  # they follow from the weights
+            self.wrapped.append(wrapper)
+        return list(self.wrapped)
+
+
+ALONE = Team()
+
+
+def part_of_batch(batch_size: int, workplace: Workplace) -> slice:
+    """Return which pairs of each batch are this process's.
+
+    Raises:
+        UserError: the processes cannot have equally many.
+    """
+    world = workplace.world
+    if batch_size % world:
+        raise UserError(
+            f"optim.batch_size is {batch_size}, expected a multiple of the run's {world} processes (nodes x gpus); "
+            "change it in the sweep, or nodes or gpus in the site file"
+        )
+    part = batch_size // world
+    return slice(workplace.rank * part, (workplace.rank + 1) * part)
+
+
+@contextlib.contextmanager
+def join_team(workplace: Workplace, device: torch.device) -> Iterator[Team]:
+    """Meet the run's other processes and, if nothing goes wrong, leave when all have come to the end of the block.
+
+    Raises:
+        UserError: they could not meet within ``PATIENCE``, or one went away before the end.
+    """
+    if workplace.world == 1:
+        yield ALONE
+        return
+    team = Team(rank=workplace.rank, world=workplace.world)
+    try:
+        dist.init_process_group(
+            "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl",
+            store=_meet(workplace),
+            rank=team.rank,
+            world_size=team.world,
+            timeout=PATIENCE,
+        )
+        team.any(True)
+        if team.rank == 0 and workplace.rendezvous is not None:
+            workplace.rendezvous.unlink(missing_ok=True)
+        yield team
+        team.any(True)  # srun ends all when one leaves early, and the first may still be writing
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"process {team.rank} lost touch with another of the run's {team.world} ({reason}); see what that one "
+                "printed or, if it still runs, whether the nodes reach each other; the last checkpoint is kept"
+            ) from error
+        raise
+    finally:
+        for wrapper in team.wrapped:
+            # It would keep the group beyond its end: the others would not be told that we left, and in the end its
+            # reducer would wait, holding Python's lock, for a thread of gloo's that may want it (torch 2.13 hangs so).
+            del wrapper.reducer, wrapper.logger, wrapper.process_group
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _meet(workplace: Workplace) -> TCPStore:
+    """Open the store by which the processes find each other, or find the one that the first process opened."""
+    path = workplace.rendezvous
+    assert path is not None, "several processes need a rendezvous"
+    if workplace.rank == 0:
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=PATIENCE)
+        store.set(str(path), "")
+        host = os.environ.get("SLURM_LAUNCH_NODE_IPADDR") or socket.gethostname()
+        _choose_interface(host, store.port)
+        write_json(path, {"host": host, "port": store.port})
+        return store
+    end = time.monotonic() + PATIENCE.total_seconds()
+    while time.monotonic() < end:
+        # The file may be one that a killed attempt left, and its port be closed or another run's by now.
+        with contextlib.suppress(UserError, dist.DistError):
+            there = read_json(path)
+            store = TCPStore(there["host"], there["port"], wait_for_workers=False, timeout=timedelta(seconds=5))
+            if store.check([str(path)]):
+                store.set_timeout(PATIENCE)
+                _choose_interface(there["host"], there["port"])
+                return store
+        time.sleep(0.2)
+    raise UserError(
+        f"{path}: process {workplace.rank} found no first process by it within {PATIENCE}; see what process 0 printed, "
+        "and whether the run's folder is on a disk that all nodes share"
+    )
+
+
+def _choose_interface(host: str, port: int) -> None:
+    """Make gloo use the network interface that leads to the first process.
+
+    By itself it takes the address of the node's own name, which is often 127.0.1.1, where no other node reaches it.
+    """
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, port))  # sends nothing
+        own = socket.inet_aton(probe.getsockname()[0])
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):  # it has no address
+                answer = fcntl.ioctl(probe, 0x8915, struct.pack("256s", name.encode()))  # SIOCGIFADDR
+                if answer[20:24] == own:
+                    os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
