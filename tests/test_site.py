@@ -1,5 +1,7 @@
 """Site files: what is laid over what, and what an administrator's caps cut."""
 
+import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -104,3 +106,15 @@ def test_account_and_qos_of_the_profile_are_defaults(monkeypatch: pytest.MonkeyP
     assert read_site(None).resources["train"].account == "profile"
     own.write_text('[all]\naccount = "file"\n')
     assert read_site(own).resources["train"].account == "file"
+
+
+def test_the_site_files_in_the_documents_are_read(admin: Path, own: Path) -> None:
+    docs = Path(__file__).parent.parent / "docs"
+    (caps,) = re.findall(r"^    \[caps\]\n(?:    .*\n|\n)+", (docs / "ADMIN.md").read_text(), re.MULTILINE)
+    admin.write_text(textwrap.dedent(caps))
+    site = read_site(None)
+    assert (site.caps.elements, site.caps.poll_s, site.resources["augment"].partition) == (500, 120, "cpu")
+    (mine,) = re.findall(r"^    # site.toml\n(?:    .*\n)+", (docs / "CLUSTER.md").read_text(), re.MULTILINE)
+    own.write_text(textwrap.dedent(mine))
+    site = read_site(own)
+    assert (site.resources["train"].tasks, site.resources["train"].minutes) == (8, 720)
