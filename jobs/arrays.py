@@ -56,7 +56,7 @@ def make_arrays(
                     stage=stage,
                     elements=tuple(part),
                     after=tuple(sorted({array_of[parent] for parent in parents if parent in array_of})),
-                    after_jobs=tuple(sorted({queued[parent] for parent in parents if parent in queued})),
+                    after_jobs=tuple(sorted({queued[p].partition("_")[0] for p in parents if p in queued})),
                     minutes=_limit(part, seconds, resources),
                     seconds=sum(seconds[run_id].expected for run_id in runs),
                 )

@@ -15,14 +15,14 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from hvae_hpc.errors import UserError, run_command
 from hvae_hpc.identity import code_sha
 from hvae_hpc.jobs.attempts import how_far, record
 from hvae_hpc.jobs.provenance import job_id
-from hvae_hpc.jobs.slurm import ask
+from hvae_hpc.jobs.slurm import ask, format_places
 from hvae_hpc.jobs.tasks import Report, execute, follow, meeting_file
 from hvae_hpc.plan import Plan, read_element
 
@@ -129,20 +129,29 @@ def requeue(box: Path, element: str) -> None:
         if element in box.read_text().split():  # nobody took it along meanwhile
             since = time.time() - os.fstat(lock.fileno()).st_mtime
             if lock.tell():
-                _wait(CALL_EVERY_S - since, lambda: False)
+                _wait(min(CALL_EVERY_S, CALL_EVERY_S - since), lambda: False)
             with open(box, "r+") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
-                ids = file.read().split()
+                ids = set(file.read().split())
                 file.truncate(0)
             lock.write(".")
             lock.flush()
             print(f"at the time limit: saved, sent back to the queue ({len(ids)} elements)", flush=True)
             try:
-                ask(["scontrol", "requeue", ",".join(dict.fromkeys(ids))], patience_s=30.0)
+                ask(["scontrol", "requeue", _job_list(ids)], patience_s=30.0)
             except UserError as error:
                 print(f"could not be sent back ({error}); give the sweep command again", flush=True)
                 return
     _wait(120.0, lambda: not signals.time_is_up())  # SLURM ends us
+
+
+def _job_list(elements: Collection[str]) -> str:
+    """Name elements as scontrol takes them, in few requests: "7_[0-4,9],8_[1]"."""
+    places: dict[str, list[int]] = {}
+    for element in elements:
+        job, _, place = element.partition("_")
+        places.setdefault(job, []).append(int(place))
+    return ",".join(f"{job}_[{format_places(places[job])}]" for job in sorted(places))
 
 
 def main(argv: Sequence[str]) -> int:

@@ -38,12 +38,12 @@ def test_arrays_wait_for_just_the_arrays_of_their_parents(plan: Plan) -> None:
     assert by_name["table1-segment-hecktor2022-standard"].after == (augment,)
 
 
-def test_what_waits_for_an_element_in_the_queue_names_it(plan: Plan) -> None:
+def test_what_waits_for_an_element_in_the_queue_names_its_array(plan: Plan) -> None:
     train = next(run_id for run_id, run in plan.runs.items() if run.stage == "train")
     wanted = [run_id for run_id in plan.runs if run_id != train]
     arrays = make_arrays(plan, wanted, seconds_of(plan, 10), queued={train: "77_3"})
     assert [array.name for array in arrays if array.after_jobs] == ["table1-generate-brats2021-lsgan"]
-    assert next(array for array in arrays if array.after_jobs).after_jobs == ("77_3",)
+    assert next(array for array in arrays if array.after_jobs).after_jobs == ("77",)
 
 
 def test_a_bundle_is_as_full_as_asked_and_no_run_is_lost_or_moved() -> None:

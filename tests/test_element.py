@@ -14,6 +14,7 @@ import pytest
 from hvae_hpc.errors import UserError
 from hvae_hpc.jobs import element, signals
 from hvae_hpc.jobs.attempts import STALLS
+from hvae_hpc.jobs.slurm import parse_places
 from hvae_hpc.plan import Array, Plan, read_element, read_states, write_plan
 from hvae_hpc.resources import Resources
 from hvae_hpc.rundir import METRICS, read_log
@@ -150,14 +151,14 @@ def test_elements_at_their_time_limit_go_back_together_by_one_call(
     out, error = first.communicate(timeout=30)
     assert (first.returncode, error) == (element.LEFT_EARLY, "")
     assert "at the time limit: saved, sent back to the queue (1 elements)" in out
-    assert calls.read_text() == "requeue 7_0\n"
+    assert calls.read_text() == "requeue 7_[0]\n"
     assert list(plan.folder(run_id).glob("checkpoint-*.pt"))
 
     box = path.parent / "requeue"
     many = [subprocess.Popen([sys.executable, "-c", BOX, str(box), f"7_{i}"], text=True) for i in range(5)]
     assert [process.wait(timeout=60) for process in many] == [0] * 5
-    asked = [place for line in calls.read_text().splitlines()[1:] for place in line.split()[1].split(",")]
-    assert sorted(asked) == [f"7_{i}" for i in range(5)]
+    asked = [line.partition("[")[2].rstrip("]") for line in calls.read_text().splitlines()[1:]]
+    assert sorted(place for part in asked for place in parse_places(part)) == [0, 1, 2, 3, 4]
     assert len(calls.read_text().splitlines()) <= 3
 
 
@@ -191,7 +192,8 @@ def test_an_element_that_is_preempted_or_cancelled_saves_and_sends_nothing_back(
 def test_signals_before_python_has_its_handlers_do_not_kill(plan: Plan) -> None:
     run_id = run_named(plan, "segment", "reference")
     process = start(submitted(plan, run_id), {})
-    while b"sh\0-c" in Path(f"/proc/{process.pid}/cmdline").read_bytes():
+    command = Path(f"/proc/{process.pid}/cmdline")  # first pytest's, then the shell's, then Python's
+    while b"hvae_hpc.jobs.element\0" not in command.read_bytes():
         time.sleep(0.001)
     for _ in range(20):  # from Python's first instant on, while it starts and imports
         process.send_signal(signal.SIGUSR2)
