@@ -7,7 +7,7 @@ along what hangs on it.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,8 +15,9 @@ from hvae_hpc.config import dump, load, read_json
 from hvae_hpc.errors import UserError
 from hvae_hpc.identity import content_hash
 from hvae_hpc.resources import Resources
-from hvae_hpc.rundir import RunResult, read_result, result_stamp, write_json
+from hvae_hpc.rundir import RunResult, write_json
 from hvae_hpc.stages import CONFIGS, Run, Stage
+from hvae_hpc.states import Remembered, list_folders
 
 C = TypeVar("C")
 
@@ -34,7 +35,7 @@ class Array:
         stage: of all its runs; "tables" for the last job.
         elements: the run ids that each element makes, one after the other; none for the last job.
         after: numbers of the submission's arrays that it waits for.
-        after_jobs: SLURM ids of elements of earlier submissions that it waits for.
+        after_jobs: SLURM ids of arrays of earlier submissions that it waits for.
         minutes: time limit of an element.
         seconds: what all its runs together are expected to take.
         grace_s: seconds that SLURM leaves between SIGTERM and the end when it preempts in this partition.
@@ -82,8 +83,12 @@ class Plan:
 
     def folder(self, run_id: str) -> Path:
         """The run's folder."""
+        return self.runs_folder / self.folder_name(run_id)
+
+    def folder_name(self, run_id: str) -> str:
+        """The run's folder below the runs folder."""
         run = self.runs[run_id]
-        return self.runs_folder / run.stage / f"{run.label}-{run_id}"
+        return f"{run.stage}/{run.label}-{run_id}"
 
     def parents(self, run_id: str) -> dict[str, str]:
         """Role to run id of a run's parents that are runs."""
@@ -122,41 +127,32 @@ def plan_path(runs_folder: Path, sweep: str) -> Path:
     return runs_folder / PLANS / f"{sweep}.json"
 
 
-def find_plans(runs_folder: Path) -> list[Path]:
-    """Return the plans of all sweeps in a runs folder, by name.
+def find_plans(runs_folder: Path, sweep: str | None = None) -> list[Path]:
+    """Return the plans of all sweeps in a runs folder, by name, or the one that is named.
 
     Raises:
         UserError: the folder or the plans are not there.
     """
     if not runs_folder.is_dir():
         raise UserError(f"{runs_folder}: no such folder; expected the runs folder of a sweep")
-    plans = sorted((runs_folder / PLANS).glob("*.json"))
+    plans = sorted((runs_folder / PLANS).glob("*.json"), key=lambda path: path.stem)
     if not plans:
         raise UserError(
             f"{runs_folder}: no plan of a sweep in it; give the folder that a sweep printed as its runs folder"
         )
-    return plans
+    if sweep is not None and plan_path(runs_folder, sweep) not in plans:
+        known = ", ".join(path.stem for path in plans)
+        raise UserError(f"{runs_folder}: has no sweep {sweep!r}, expected one of {known}")
+    return [path for path in plans if sweep in (None, path.stem)]
 
 
 def write_plan(plan: Plan, path: Path) -> None:
     """Write a plan, atomically."""
-    entries = tuple(
+    entries = [
         _RunEntry(stage=run.stage, run_id=run_id, config=dump(run.config), parents=dict(run.parents))
         for run_id, run in plan.runs.items()
-    )
-    file = _PlanFile(
-        schema=PLAN_SCHEMA,
-        sweep=plan.sweep,
-        runs_folder=str(plan.runs_folder),
-        code_sha=plan.code_sha,
-        data=dict(plan.data),
-        resources=dict(plan.resources),
-        runs=entries,
-        arrays=plan.arrays,
-        totals=dict(plan.totals),
-        allow_code_drift=plan.allow_code_drift,
-        requeues=plan.requeues,
-    )
+    ]
+    file = {**vars(plan), "schema": PLAN_SCHEMA, "runs_folder": str(plan.runs_folder), "runs": entries}
     write_json(path, dump(file))
 
 
@@ -200,8 +196,9 @@ def _read_file(path: Path) -> dict[str, Any]:
 def _make_plan(data: dict[str, Any], path: Path) -> Plan:
     file = load(_PlanFile, data, str(path))
     runs: dict[str, Run] = {}
+    alike: dict[str, Any] = {}
     for entry in file.runs:
-        config = load(CONFIGS[entry.stage], entry.config, f"{path}: {entry.stage} {entry.run_id}")
+        config = _load_config(entry, alike, f"{path}: {entry.stage} {entry.run_id}")
         run = Run(stage=entry.stage, config=config, parents=entry.parents)
         what = f"{path}: {run.stage} {run.label}"
         if entry.run_id in runs:
@@ -215,18 +212,17 @@ def _make_plan(data: dict[str, Any], path: Path) -> Plan:
         if lost:
             raise UserError(f"{what} has a parent {lost[0]} that does not stand before it; {AGAIN}")
         runs[entry.run_id] = run
-    return Plan(
-        sweep=file.sweep,
-        runs_folder=Path(file.runs_folder),
-        code_sha=file.code_sha,
-        data=file.data,
-        resources=file.resources,
-        runs=runs,
-        arrays=file.arrays,
-        totals=file.totals,
-        allow_code_drift=file.allow_code_drift,
-        requeues=file.requeues,
-    )
+    values = {name: value for name, value in vars(file).items() if name != "schema"}
+    return Plan(**{**values, "runs_folder": Path(file.runs_folder), "runs": runs})
+
+
+def _load_config(entry: _RunEntry, alike: dict[str, Any], where: str) -> Any:
+    """Load a run's config; of those that differ only in the seed, which are most of a large plan, only the first."""
+    key, seed = repr((entry.stage, {**entry.config, "seed": None})), entry.config.get("seed")
+    if key in alike and type(seed) is int:
+        return replace(alike[key], seed=seed)
+    alike[key] = load(CONFIGS[entry.stage], entry.config, where)
+    return alike[key]
 
 
 def plan_id(plan: Plan) -> str:
@@ -240,38 +236,60 @@ class State:
     """How a run stands.
 
     Attributes:
-        result: its metrics.json where it is done, else None.
-        reason: why it is not, for people; "" where there simply is nothing yet.
+        reason: why it is not done, for people; "" where there simply is nothing yet, and where it is done.
         stamp: names this making of the run; "" where it is not done.
+        attempt: the one that made it.
+        wall_s: seconds that this attempt took.
+        result: its metrics.json where it is done and was asked for, else None.
     """
 
-    result: RunResult | None = None
     reason: str = ""
     stamp: str = ""
+    attempt: int = 0
+    wall_s: float = 0.0
+    result: RunResult | None = None
 
     @property
     def done(self) -> bool:
         """Whether it need not be made."""
-        return self.result is not None
+        return bool(self.stamp)
 
 
-def read_states(plan: Plan) -> dict[str, State]:
-    """Return every run's state, in the plan's order (parents before children)."""
+def read_states(plan: Plan, *, results: bool = False) -> dict[str, State]:
+    """Return every run's state, in the plan's order (parents before children).
+
+    Args:
+        plan: of the sweep.
+        results: read the whole results as well, also those that did not change since they were last looked at.
+    """
+    remembered = Remembered(plan.runs_folder / PLANS / f"{plan.sweep}.states")
+    there = list_folders(plan.runs_folder, {run.stage for run in plan.runs.values()})
     states: dict[str, State] = {}
     for run_id in plan.runs:
+        folder = plan.folder_name(run_id)
         stamps = {role: states[parent].stamp for role, parent in plan.parents(run_id).items()}
-        states[run_id] = read_state(plan, run_id, stamps)
+        states[run_id] = State()
+        if folder in there:
+            states[run_id] = _read_state(remembered, f"{plan.runs_folder}/{folder}", run_id, stamps, results)
+    remembered.write()
     return states
 
 
 def read_state(plan: Plan, run_id: str, parent_stamps: Mapping[str, str]) -> State:
     """Return one run's state, given its parents' stamps ("" for a parent that is not done)."""
+    return _read_state(Remembered(None), str(plan.folder(run_id)), run_id, parent_stamps, True)
+
+
+def _read_state(
+    remembered: Remembered, folder: str, run_id: str, parent_stamps: Mapping[str, str], whole: bool
+) -> State:
     try:
-        result = read_result(plan.folder(run_id), run_id)
+        made = remembered.read(folder, run_id, whole)
     except UserError as error:
         return State(reason=str(error))
-    if result is None:
+    if made is None:
         return State()
-    if result.parent_results != dict(parent_stamps):
+    if made.parent_stamps != dict(parent_stamps):
         return State(reason="what it was made from was made anew, or is gone")
-    return State(result=result, stamp=result_stamp(result))
+    result = made.result if whole else None
+    return State(stamp=made.stamp, attempt=made.attempt, wall_s=made.wall_s, result=result)

@@ -128,7 +128,8 @@ def write_atomic_by(path: Path, write: Callable[[Path], Any]) -> None:
             f"{path}: cannot be written ({error.strerror or error}); what was there before is untouched"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a file system that is read-only refuses this as well
+            temporary.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -269,6 +270,15 @@ def locked(folder: Path) -> Iterator[bool]:
                 f"{folder}: its file system refuses locks ({error.strerror}); put the runs folder on one that has them"
             ) from error
         yield True
+
+
+def is_held(folder: Path) -> bool:
+    """Tell whether a process holds a run's folder, as far as this machine knows, without trying the lock."""
+    with contextlib.suppress(OSError):
+        inode = (folder / LOCK).stat().st_ino
+        locks = Path("/proc/locks").read_text().splitlines()
+        return any(" FLOCK " in line and f":{inode} " in line for line in locks)
+    return False
 
 
 def remove_temporaries(folder: Path) -> None:

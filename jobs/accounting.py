@@ -17,6 +17,8 @@ from hvae_hpc.jobs.standing import Standing, Submissions
 from hvae_hpc.rundir import write_json
 
 ENDS_FILE = "ends.json"
+BEHIND_S = 600.0
+"""Accounting may be so far behind sbatch; of what was cancelled before it began, it never knows anything."""
 UNENDED = ("PENDING", "RUNNING", "REQUEUED", "RESIZING", "SUSPENDED", "REVOKED")
 
 
@@ -48,9 +50,11 @@ def _read_ends(submissions: Submissions, elements: set[str], patience_s: float) 
     ends: Any = known["ends"]
     unknown = elements - set(ends)
     if unknown and not 0 <= time.time() - float(known["asked_at"]) < POLL_S:  # type: ignore[arg-type]
-        states = ask_accounting(sorted({element.partition("_")[0] for element in unknown}), patience_s)
+        job_of = {element: element.partition("_")[0] for element in unknown}
+        states = ask_accounting(sorted(set(job_of.values())), patience_s)
         if states is not None:
-            ends |= {element: "" for element in unknown if element not in states}
+            recent = {job.job for job in submissions.jobs() if time.time() - job.time < BEHIND_S}
+            ends |= {element: "" for element in unknown if element not in states and job_of[element] not in recent}
             ends |= {element: state for element, state in states.items() if state not in UNENDED}
         with contextlib.suppress(UserError, OSError):  # somebody else's runs folder: then it is asked again
             write_json(path, {"asked_at": time.time(), "ends": ends})

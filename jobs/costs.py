@@ -6,12 +6,10 @@ for filling elements and for a first idea of GPU-hours, not for promises.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from statistics import median
 from typing import NamedTuple
 
-from hvae_hpc.config import dump
-from hvae_hpc.identity import content_hash
 from hvae_hpc.model_configs import HVAEConfig, LSGANConfig, NetworkConfig, UNetConfig
 from hvae_hpc.plan import Plan, State
 from hvae_hpc.resources import Resources
@@ -46,11 +44,11 @@ class Seconds(NamedTuple):
 
 def expected_seconds(plan: Plan, states: Mapping[str, State], run_ids: Iterable[str]) -> dict[str, Seconds]:
     """Return what each run will take, from what the plan's finished runs took."""
-    rates: dict[str, list[float]] = {}
+    rates: dict[Hashable, list[float]] = {}
     for run_id, state in states.items():
-        if state.result and state.result.provenance.attempt == 1:  # later attempts did only a part
+        if state.attempt == 1:  # later attempts did only a part
             run = plan.runs[run_id]
-            rates.setdefault(_kind(run), []).append(state.result.provenance.wall_s / _images(run.config))
+            rates.setdefault(_kind(run), []).append(state.wall_s / _images(run.config))
     found = {}
     for run_id in run_ids:
         run = plan.runs[run_id]
@@ -63,13 +61,12 @@ def expected_seconds(plan: Plan, states: Mapping[str, State], run_ids: Iterable[
     return found
 
 
-def _kind(run: Run) -> str:
-    """Name what runs have in common whose time per image is alike."""
-    config = dump(run.config)
-    config = {key: value for key, value in config.items() if key not in ("seed", "arm")}
+def _kind(run: Run) -> Hashable:
+    """Return what runs have in common whose time per image is alike."""
+    config = {key: value for key, value in vars(run.config).items() if key not in ("seed", "arm")}
     if "optim" in config:
-        config["optim"] = {key: value for key, value in config["optim"].items() if key != "images"}
-    return content_hash([run.stage, config])
+        config["optim"] = tuple((key, value) for key, value in vars(config["optim"]).items() if key != "images")
+    return (run.stage, *config.items())
 
 
 def _images(config: StageConfig) -> int:

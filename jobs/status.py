@@ -57,8 +57,8 @@ def _table(overview: Overview, width: int) -> Iterator[str]:
             yield "   ".join([f"{name:{label}}", *cells]).rstrip()
     else:
         for data, block in blocks.items():
-            lines = zip([data, *names], block, strict=True)
-            yield from (f"{name:{label}}   {cells}".rstrip() for name, cells in lines if cells.strip())
+            rows = zip([data, *names], block, strict=True)
+            yield from (f"{name:{label}}   {row}".rstrip() for name, row in rows if row.strip())
 
 
 def _block(counts: Counter[tuple[str, str, str]], data: str, names: list[str], kinds: list[Kind]) -> list[str]:

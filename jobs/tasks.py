@@ -96,7 +96,7 @@ def _read_parents(plan: Plan, run_id: str) -> dict[str, RunResult]:
         result = read_result(plan.folder(parent), parent)
         if result is None:
             run = plan.runs[parent]
-            raise UserError(f"blocked: needs {run.stage} {run.label} ({parent}), which has no metrics.json")
+            raise UserError(f"needs {run.stage} {run.label} ({parent}), which has no metrics.json")
         results[role] = result
     return results
 

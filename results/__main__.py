@@ -66,13 +66,10 @@ def main(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
     from hvae_hpc.plan import find_plans
 
-    names = [path.stem for path in find_plans(options.runs)]
-    if options.sweep is not None and options.sweep not in names:
-        raise UserError(f"{options.runs}: has no sweep {options.sweep!r}, expected one of {', '.join(names)}")
     code = 0
-    for name in [options.sweep] if options.sweep is not None else names:
+    for path in find_plans(options.runs, options.sweep):
         try:
-            write_results(options.runs, name, options.partial, options.out)
+            write_results(options.runs, path.stem, options.partial, options.out)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             code = 2

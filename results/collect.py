@@ -80,7 +80,7 @@ def collect(plan: Plan, partial: bool = False) -> Collected:
     done: set[str] = set()
     missing: list[str] = []
     code_shas: Counter[str] = Counter()
-    for run_id, state in read_states(plan).items():
+    for run_id, state in read_states(plan, results=True).items():
         run, folder = plan.runs[run_id], plan.folder(run_id)
         place = folder.relative_to(plan.runs_folder)
         if state.result is None:

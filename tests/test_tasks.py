@@ -43,7 +43,7 @@ def stop_after(steps: int):
 def test_a_run_without_its_parent_is_blocked_and_says_by_what(plan: Plan) -> None:
     report = execute(plan, run_named(plan, "generate", "vae"))
     assert report.state == "blocked"
-    assert report.message.startswith("blocked: needs train tiny-vae-s0 (")
+    assert report.message.startswith("needs train tiny-vae-s0 (")
 
 
 def test_a_run_that_is_done_is_not_done_again(plan: Plan) -> None:

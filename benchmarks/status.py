@@ -1,0 +1,158 @@
+"""How long ``hvae-hpc status`` takes on 10,000 runs, the whole command: none done, all in the queue, all done.
+
+python benchmarks/status.py        makes the paper's sweep with 294 seeds in a temporary folder (90 MB), made up
+"""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from hvae_hpc.config import dump
+from hvae_hpc.identity import code_sha
+from hvae_hpc.jobs.arrays import make_arrays
+from hvae_hpc.jobs.costs import expected_seconds
+from hvae_hpc.jobs.dag import DataSet, make_plan
+from hvae_hpc.jobs.site import read_site
+from hvae_hpc.jobs.standing import comment_of
+from hvae_hpc.plan import Plan, plan_path, read_states, write_plan
+from hvae_hpc.preprocess.manifest import CaseEntry, Manifest
+from hvae_hpc.rundir import Provenance, RunResult, result_stamp
+from hvae_hpc.states import SETTLED_NS
+from hvae_hpc.sweep import read_sweep
+
+SEEDS = 294
+REPEATS = 3
+FAKE_SLURM = {"sbatch": "exit 1", "sacct": "exit 1"}
+
+
+def make_data(name: str) -> DataSet:
+    cases = [
+        CaseEntry(
+            case_id=f"{name}-{i:04d}",
+            shard="a.h5",
+            first_row=i,
+            pairs=1,
+            slices=(0,),
+            tumour_px=(9,),
+            spacing_mm=(1.0, 1.0),
+            sources={},
+        )
+        for i in range(200)
+    ]
+    manifest = Manifest(
+        schema=1,
+        name=name,
+        modality="T2",
+        recipe={},
+        size_px=(240, 240),
+        shards=(),
+        cases=tuple(cases),
+        skipped=(),
+        content_hash=name[0] * 64,
+    )
+    return DataSet(name=name, folder=Path(name), manifest=manifest)
+
+
+def write_results(plan: Plan) -> None:
+    """Write every run's metrics.json; plain writes, since 10,000 times fsync would take minutes."""
+    origin = Provenance(
+        code_sha=plan.code_sha,
+        versions={"torch": "2", "numpy": "2"},
+        device="NVIDIA H200",
+        host="n1",
+        job_id="1_0",
+        attempt=1,
+        started_at=0.0,
+        wall_s=300.0,
+        peak_memory_mib=1000.0,
+        threads=4,
+    )
+    stamps: dict[str, str] = {}
+    for run_id, run in plan.runs.items():
+        result = RunResult(
+            schema=1,
+            run_id=run_id,
+            stage=run.stage,
+            config=dump(run.config),
+            parents=dict(run.parents),
+            parent_results={role: stamps[parent] for role, parent in plan.parents(run_id).items()},
+            metrics={"dice": 0.8},
+            per_case={f"case-{i:04d}": {"dice": 0.8 + i / 1000} for i in range(100 if run.stage == "segment" else 0)},
+            provenance=origin,
+        )
+        stamps[run_id] = result_stamp(result)
+        plan.folder(run_id).mkdir(parents=True)
+        (plan.folder(run_id) / "metrics.json").write_text(json.dumps(dump(result), indent=1, sort_keys=True))
+
+
+def submit(plan: Plan, clients: Path) -> None:
+    """Write what a submission leaves, and clients that answer as a SLURM would with all of it in the queue."""
+    seconds = expected_seconds(plan, {}, plan.runs)
+    plan = replace(plan, arrays=tuple(make_arrays(plan, list(plan.runs), seconds, queued={})))
+    name = f"{plan.sweep}-made-up"
+    folder = plan.runs_folder / "submissions" / name
+    write_plan(plan, folder / "plan.json")
+    queue, jobs = [], []
+    for number, array in enumerate(plan.arrays):
+        places = list(range(len(array.elements)))
+        jobs.append({"array": number, "job": str(number + 1), "places": places, "time": 1.0})
+        queue.append(f"{number + 1}|0-{places[-1]}|PENDING|Priority|{comment_of(name, number)}")
+    (folder / "jobs.jsonl").write_text("".join(json.dumps(job) + "\n" for job in jobs))
+    clients.mkdir()
+    (clients / "queue").write_text("\n".join(queue) + "\n")
+    for client, text in {**FAKE_SLURM, "squeue": f"cat {clients}/queue"}.items():
+        (clients / client).write_text(f"#!/bin/sh\n{text}\n")
+        (clients / client).chmod(0o755)
+
+
+def measure(what: str, folder: Path, environment: dict[str, str], *, cold: bool = False) -> float:
+    """Return the median time of the whole command, s, and print what it says."""
+    times, command = [], [sys.executable, "-m", "hvae_hpc.cli", "status", str(folder)]
+    for _ in range(REPEATS):
+        if cold:
+            for path in folder.glob("plans/*.states"):
+                path.unlink()
+        began = time.perf_counter()
+        said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+        times.append(time.perf_counter() - began)
+    line = next(line for line in said.splitlines() if "runs done" in line)
+    print(f"{what:32} {statistics.median(times):6.2f} s   ({line})", flush=True)
+    return round(statistics.median(times), 3)
+
+
+def main() -> int:
+    times: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as name:
+        home = Path(name)
+        environment = {**os.environ, "XDG_CACHE_HOME": str(home / "cache")}
+        data = [make_data(dataset) for dataset in ("brats2021", "hecktor2022")]
+        plan = make_plan(replace(read_sweep("table1"), seeds=SEEDS), data, home / "runs", read_site(None).resources)
+        write_plan(plan, plan_path(plan.runs_folder, plan.sweep))
+        print(f"{len(plan.runs):,} runs, median of {REPEATS}")
+        times["none_done"] = measure("none done", plan.runs_folder, environment)
+        submit(plan, home / "clients")
+        environment["PATH"] = f"{home / 'clients'}:{environment['PATH']}"
+        times["all_waiting"] = measure("none done, all in the queue", plan.runs_folder, environment)
+        write_results(plan)
+        time.sleep(SETTLED_NS / 1e9 + 0.1)  # a younger metrics.json is read every time
+        times["all_done_cold"] = measure("all done, never looked at", plan.runs_folder, environment, cold=True)
+        assert all(state.done for state in read_states(plan).values())
+        times["all_done_warm"] = measure("all done, looked at before", plan.runs_folder, environment)
+        runs = len(plan.runs)
+    versions = {"python": platform.python_version(), "numpy": version("numpy"), "kernel": platform.release()}
+    facts = {"runs": runs, "repeats": REPEATS, "cores": os.cpu_count(), "load": os.getloadavg()[0], "code": code_sha()}
+    print(json.dumps({"benchmark": "status", "seconds": times, **facts, "versions": versions}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""What metrics.json files said when they were last read, so that an unchanged one need not be read again.
+
+Reading 10,000 of them strictly takes many seconds, looking whether they changed a tenth of one. The file beside the
+plan in which this is kept is only ever a shortcut: damaged, foreign or of another version it is ignored, and a
+metrics.json that changed in any way is read again. Whoever writes last wins, and who cannot write goes without.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from hvae_hpc.errors import UserError
+from hvae_hpc.rundir import METRICS, RESULT_SCHEMA, RunResult, read_result, result_stamp, write_atomic
+
+TITLE = f"hvae_hpc states 1, results {RESULT_SCHEMA}"
+SETTLED_NS = 2_000_000_000
+"""A younger file may change again without that its time does: clocks of file systems are coarse."""
+
+
+class Made(NamedTuple):
+    """What of a run's metrics.json tells how the run stands and what its like will cost.
+
+    ``result`` is the whole of it where it was read just now.
+    """
+
+    stamp: str
+    parent_stamps: dict[str, str]
+    attempt: int
+    wall_s: float
+    result: RunResult | None = None
+
+
+class Remembered:
+    """What the metrics.json files of a plan's runs said, by run id.
+
+    Args:
+        path: where it is kept; None for nowhere.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self._known = _read(path) if path else {}
+        self._kept: dict[str, list[object]] = {}
+        self._changed = False
+
+    def read(self, folder: str, run_id: str, whole: bool = False) -> Made | None:
+        """Return what a run's metrics.json says, read anew only where it must be; None where there is none.
+
+        Args:
+            folder: the run's.
+            run_id: of the run.
+            whole: read it in any case, for the result.
+
+        Raises:
+            UserError: it is there but cannot be believed.
+        """
+        try:
+            stat = os.stat(f"{folder}/{METRICS}")  # noqa: PTH116 (10,000 Path objects cost more than the calls)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        mark = [stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino]
+        known = self._known.get(run_id)
+        if known and known[0] == mark and not whole:
+            self._kept[run_id] = known
+            return Made(*known[1:])  # type: ignore[arg-type]
+        result = read_result(Path(folder), run_id)
+        if result is None:
+            return None
+        origin = result.provenance
+        made = Made(result_stamp(result), result.parent_results, origin.attempt, origin.wall_s, result)
+        # The mark was taken before reading: a change in between is seen the next time.
+        if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > SETTLED_NS:
+            self._kept[run_id] = [mark, *made[:-1]]
+            self._changed |= self._kept[run_id] != known
+        return made
+
+    def write(self) -> None:
+        """Keep what was read for the next time, where there is something new and a place for it."""
+        if self.path and self._changed and self.path.parent.is_dir():
+            body = json.dumps(self._kept)
+            with contextlib.suppress(UserError, OSError):
+                write_atomic(self.path, f"{TITLE}, {hashlib.sha256(body.encode()).hexdigest()}\n{body}\n")
+
+
+def _read(path: Path) -> dict[str, list[object]]:
+    """Return what an earlier process kept; nothing where the file is not just what such a process wrote."""
+    with contextlib.suppress(OSError, ValueError):
+        title, _, body = path.read_text().partition("\n")
+        body = body.removesuffix("\n")
+        if title == f"{TITLE}, {hashlib.sha256(body.encode()).hexdigest()}":
+            known: dict[str, list[object]] = json.loads(body)
+            return known
+    return {}
+
+
+def list_folders(runs_folder: Path, stages: Iterable[str]) -> set[str]:
+    """Return ``<stage>/<name>`` of the runs' folders that are there, by one look at each stage's and not at each run's.
+
+    Raises:
+        UserError: a stage's folder cannot be read.
+    """
+    found = set[str]()
+    for stage in stages:
+        try:
+            found |= {f"{stage}/{name}" for name in os.listdir(runs_folder / stage)}  # noqa: PTH208 (as above)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise UserError(f"{runs_folder / stage}: cannot be read ({error.strerror}); mend that first") from error
+    return found
