@@ -96,7 +96,7 @@ def prepare(
     queue = slurm.read_queue(not_before=young, poll_s=site.caps.poll_s)
     states = read_states(plan)  # after the queue: what ends in between would seem lost
     standings = read_standings(plan, states, submissions, queue)
-    skipped = {"done", "waiting", "running"} | ({"failed", "lost"} if only_open else set())
+    skipped = {"done", "waiting", "running"} | ({"failed", "lost", "blocked"} if only_open else set())
     wanted = [run_id for run_id, standing in standings.items() if standing.kind not in skipped]
     queued = {run_id: s.element for run_id, s in standings.items() if s.kind in ("waiting", "running") and s.element}
     room = max(0, min(limits) - queue.elements) if limits else None

@@ -234,7 +234,7 @@ def test_ten_thousand_runs_make_few_files_and_few_calls(minislurm: MiniSlurm, tm
 
 
 def test_a_packing_that_is_queued_is_not_queued_twice(closed: MiniSlurm, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "hvae_hpc.preprocess", "brats2021", "--phantom", "2", "--raw", "raw", "--workers", "2"]
+    command = [sys.executable, "-m", "hvae_hpc.preprocess", "brats2021", "--phantom", "2", "--workers", "2"]
     (tmp_path / "site.toml").write_text("[pack]\nmemory_gb = 1\n")
     command += ["--partition", "gpu", "--site", "site.toml", "--time", "20", "--nice", "5"]
     first, second = (
