@@ -34,8 +34,8 @@ class Array:
         name: sweep, stage, data set and source, as squeue shows it.
         stage: of all its runs; "tables" for the last job.
         elements: the run ids that each element makes, one after the other; none for the last job.
-        after: numbers of the submission's arrays that it waits for.
-        after_jobs: SLURM ids of arrays of earlier submissions that it waits for.
+        after: what of the submission it waits for: (number of an array, place of an element in it).
+        after_jobs: SLURM ids of elements of earlier submissions that it waits for.
         minutes: time limit of an element.
         seconds: what all its runs together are expected to take.
         grace_s: seconds that SLURM leaves between SIGTERM and the end when it preempts in this partition.
@@ -45,7 +45,7 @@ class Array:
     name: str
     stage: str
     elements: tuple[tuple[str, ...], ...] = ()
-    after: tuple[int, ...] = ()
+    after: tuple[tuple[int, ...], ...] = ()
     after_jobs: tuple[str, ...] = ()
     minutes: int = 30
     seconds: float = 0.0

@@ -30,6 +30,7 @@ class Resources:
         container: image in which the runs run, by apptainer; "" for none.
         python: Python in that container, or instead of the one that submits; "" for that one.
         setup: shell lines before the runs start (module load ...).
+        grace_s: seconds that SLURM leaves after SIGTERM when it preempts, where the partition does not tell (a QOS's).
         signal_lead_s: seconds before the time limit at which SLURM tells a run to save and leave.
         device: "auto" is the GPU where gpus > 0, and an error where there is none; "cpu" is for trying a sweep on
             nodes whose GPUs torch cannot use.
@@ -55,6 +56,7 @@ class Resources:
     container: str = ""
     python: str = ""
     setup: tuple[str, ...] = ()
+    grace_s: int = 0
     signal_lead_s: int = 90
     device: Literal["auto", "cpu"] = "auto"
     threads: int = 1
@@ -65,12 +67,15 @@ class Resources:
         for name in ("nodes", "cpus", "memory_gb", "minutes", "element_minutes", "signal_lead_s", "threads"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected more than 0")
-        for name in ("gpus", "minutes_min", "nice", "array_parallelism", "checkpoint_every_s"):
+        for name in ("gpus", "minutes_min", "nice", "grace_s", "array_parallelism", "checkpoint_every_s"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or more")
         for name in ("partition", "account", "qos", "constraint", "exclude", "container", "python"):
             if not (text := getattr(self, name)).isprintable():
                 raise ValueError(f"{name} is {text!r}, expected printable characters")
+        for line in self.setup:
+            if not line.isprintable() or line.lstrip().startswith("#SBATCH"):
+                raise ValueError(f"setup has {line!r}, expected single shell lines, and no #SBATCH")
         if min(self.minutes, self.minutes_min or self.minutes) * 60 < self.signal_lead_s + START_S:
             raise ValueError(
                 f"a limit of {min(self.minutes, self.minutes_min or self.minutes)} minutes leaves no time to work: "

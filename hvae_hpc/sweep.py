@@ -17,7 +17,7 @@ from hvae_hpc.errors import UserError, run_command
 from hvae_hpc.identity import code_sha
 from hvae_hpc.jobs import dag, slurm
 from hvae_hpc.jobs.site import Site, add_flags, fit_cluster, flags_of, read_site
-from hvae_hpc.jobs.standing import PLAN_FILE, SUBMISSIONS, Submissions, read_standings
+from hvae_hpc.jobs.standing import PLAN_FILE, SUBMISSIONS, Submissions
 from hvae_hpc.plan import Plan, plan_path, read_plan, read_states, write_plan
 from hvae_hpc.preprocess.manifest import MANIFEST, read_manifest
 from hvae_hpc.resources import Resources
@@ -190,6 +190,7 @@ def _submit(
         print(f"  {note}")
     if not missing:
         print("submitted nothing: every run is done")
+        print(f"tables: python -m hvae_hpc.results {plan.runs_folder}")
         return 0
     again = [word for word in argv if word not in ("--plan", "--finish", str(options.finish))]
     last = ["-m", "hvae_hpc.sweep", *again, "--finish"]
@@ -199,14 +200,15 @@ def _submit(
         print(*lines, *outlook.sbatch_texts(prepared.plan.arrays), "nothing was done (--plan)", sep="\n")
         return 0
     with launcher.submitting(plan.runs_folder / SUBMISSIONS) as lock:
-        prepared = launcher.prepare(plan, site, cluster, last, only_open=bool(options.finish))
+        prepared = launcher.prepare(plan, site, cluster, last, only_new=bool(options.finish))
         for line in outlook.describe(prepared, launcher.check_space(prepared)):
             print(line)
         write_plan(plan, plan_path(plan.runs_folder, plan.sweep))
         application = apply.Application(prepared, lock)
         application.run()
     print(*outlook.tell(application), sep="\n")
-    return 0
+    there = any(standing.kind in ("waiting", "running") for standing in prepared.standings.values())
+    return 0 if application.jobs or there or not application.refused else 1
 
 
 def _finish(options: argparse.Namespace, argv: Sequence[str]) -> int:
@@ -217,12 +219,17 @@ def _finish(options: argparse.Namespace, argv: Sequence[str]) -> int:
     from hvae_hpc.results.__main__ import write_results
 
     plan = replace(read_plan(options.finish / PLAN_FILE), arrays=(), totals={})
-    write_results(plan.runs_folder, plan.sweep, True, None)
+    try:
+        write_results(plan.runs_folder, plan.sweep, True, None)
+    except UserError as error:  # the rest is to be submitted all the same
+        print(f"no tables: {error}", file=sys.stderr)
     states, submissions = read_states(plan), Submissions(plan.runs_folder)
-    standings = read_standings(plan, states, submissions, None)
-    never = sum(standing.kind == "open" for standing in standings.values())
+    submitted = submissions.elements()
+    never = sum(not state.done and run_id not in submitted for run_id, state in states.items())
     if not never or not submissions.got_further(options.finish.name, states):
         return 0
+    if read_plan(plan_path(plan.runs_folder, plan.sweep)).runs != plan.runs:
+        raise UserError(f"{never} runs are not in the queue yet, and the sweep has changed; give the command again")
     if code_sha() != plan.code_sha and not plan.allow_code_drift:
         raise UserError(f"{never} runs are not in the queue yet, and the package has changed; give the command again")
     try:

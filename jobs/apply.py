@@ -9,7 +9,7 @@ from hvae_hpc.errors import UserError
 from hvae_hpc.jobs import slurm
 from hvae_hpc.jobs.launcher import Prepared
 from hvae_hpc.jobs.standing import PLAN_FILE, Job, Submissions, parse_comment
-from hvae_hpc.plan import write_plan
+from hvae_hpc.plan import Array, write_plan
 from hvae_hpc.rundir import write_atomic
 
 
@@ -30,7 +30,7 @@ class Application:
         self.prepared, self.lock, self.room = prepared, lock, prepared.room
         self.jobs: list[tuple[str, str, int]] = []
         self.submitted, self.refused, self.limited = 0, "", False
-        self._ids: dict[int, list[str]] = {}
+        self._ids: dict[int, list[tuple[str, tuple[int, ...]]]] = {}
         self._submissions = Submissions(prepared.plan.runs_folder)
 
     def run(self) -> None:
@@ -50,8 +50,11 @@ class Application:
             self._submit_array(number)
             if self.refused:  # children of what is not in the queue would be blocked
                 break
-        if self.jobs:
+        if self.jobs or not arrays:
             self._submit_last()
+        if self.limited and (last := self._ids.get(len(arrays))):  # submitted while there was room: before the others
+            everything = ":".join(self._after(self.prepared.plan.arrays[-1]))
+            slurm.ask(["scontrol", "update", f"JobId={last[0][0]}", f"Dependency=afterany:{everything}"])
 
     def _submit_array(self, number: int) -> None:
         """Submit an array, in parts where SLURM does not take it whole."""
@@ -87,9 +90,8 @@ class Application:
     def _submit(self, number: int, places: Sequence[int]) -> None:
         """Submit a part of an array (none: the last job), and note its id."""
         array = self.prepared.plan.arrays[number]
-        after = [job for parent in array.after for job in self._ids.get(parent, [])] + list(array.after_jobs)
         command = ["sbatch", "--parsable"]
-        if after:
+        if after := self._after(array):
             command.append("--dependency=afterany:" + ":".join(after))
         if 0 < len(places) < len(array.elements):
             throttle = self.prepared.plan.resources[array.stage].array_parallelism
@@ -97,11 +99,22 @@ class Application:
         if not places and (self.limited or self.refused):  # it submits the rest: not before there may be room
             command.append(f"--begin=now+{self.prepared.again_s}seconds")
         job = self._sbatch([*command, str(self._text(number))], number, places)
-        self._ids.setdefault(number, []).append(job)
+        self._ids.setdefault(number, []).append((job, tuple(places)))
         self._submissions.note(Job(self.prepared.name, number, job, tuple(places), round(time.time(), 3)))
         self.jobs.append((job, array.name, len(places)))
         self.submitted += sum(len(array.elements[place]) for place in places)
         self.room = None if self.room is None else self.room - max(1, len(places))
+
+    def _after(self, array: Array) -> list[str]:
+        """Return the SLURM ids that an array waits for: of elements, or of whole arrays where that says the same."""
+        found = list(array.after_jobs)
+        for number in dict.fromkeys(number for number, *_ in array.after):
+            wanted = {place for other, *places in array.after if other == number for place in places}
+            for job, places in self._ids.get(number, []):
+                mine = sorted(wanted & set(places))
+                whole = len(mine) in (0, len(places)) if wanted else True
+                found += [job] if whole and (mine or not wanted) else [f"{job}_{place}" for place in mine]
+        return found
 
     def _sbatch(self, command: Sequence[str], number: int, places: Sequence[int]) -> str:
         """Return the job's id. Where SLURM was too busy to answer, it may have taken the job: the queue tells."""
@@ -121,11 +134,11 @@ class Application:
         try:
             return slurm.patiently(attempt)
         except UserError as error:
-            kind = LimitError if slurm.SUBMIT_LIMIT.search(str(error)) else UserError
+            kind = LimitError if slurm.is_submit_limit(str(error)) else UserError
             raise kind(f"sbatch refused {name}: {str(error).partition('sbatch: error: ')[2] or error}") from error
 
     def _find(self, number: int, places: Sequence[int]) -> str:
-        known = {job for ids in self._ids.values() for job in ids}
+        known = {job for ids in self._ids.values() for job, _ in ids}
         for row in slurm.read_queue(not_before=time.time()).rows:
             named = parse_comment(row.comment) == (self.prepared.name, number)
             if named and row.job not in known and set(row.places) <= set(places):

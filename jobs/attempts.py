@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.provenance import job_id
-from hvae_hpc.rundir import METRICS, append_log
+from hvae_hpc.rundir import METRICS, append_log, read_log
 
 STALLS = 10
 """Attempts of one element that may end where they began before the run is given up."""
@@ -21,6 +21,12 @@ def checkpoint_at(folder: Path) -> int:
 def how_far(folder: Path) -> float:
     """Return a number that grows with what is done of a run: images seen, or infinity for all of it."""
     return float("inf") if (folder / METRICS).exists() else checkpoint_at(folder)
+
+
+def failed_in(folder: Path, job: str) -> bool:
+    """Tell whether a run failed in an earlier life of this very element, which does not try it again."""
+    last: dict[str, Any] = next((entry for entry in reversed(read_log(folder)) if "event" in entry), {})
+    return bool(job) and last.get("event") == "failed" and last.get("job_id") == job
 
 
 def check_stall(folder: Path, log: Sequence[dict[str, Any]]) -> None:

@@ -64,7 +64,7 @@ def cancel(argv: Sequence[str]) -> int:
 
 
 def _cancel_sweep(runs_folder: Path, sweep: str) -> None:
-    rows = _in_queue(runs_folder, sweep)
+    rows = [row for row in _in_queue(runs_folder, sweep) if row.state != "COMPLETING"]
     if not rows:
         print(f"sweep {sweep}: nothing of it is in the queue")
         return

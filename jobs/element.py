@@ -20,11 +20,12 @@ from pathlib import Path
 
 from hvae_hpc.errors import UserError, run_command
 from hvae_hpc.identity import code_sha
-from hvae_hpc.jobs.attempts import how_far, record
+from hvae_hpc.jobs.attempts import failed_in, how_far, record
 from hvae_hpc.jobs.provenance import job_id
 from hvae_hpc.jobs.slurm import ask, format_places
 from hvae_hpc.jobs.tasks import Report, execute, follow, meeting_file
 from hvae_hpc.plan import Plan, read_element
+from hvae_hpc.resources import Resources
 
 LEFT_EARLY = 75
 """Exit code (sysexits' "temporary failure"): saved, to be gone on with."""
@@ -32,10 +33,16 @@ SPREAD_S = 20.0
 """Elements of a large array start within this time, so that a file server does not meet all of them at once."""
 BUSY_S = 900.0
 """How long to wait for another process at the same run: a lost node's, which SLURM has yet to end."""
+EARLY_S = 120.0
+"""SLURM sends the signal up to 60 s early, and a step starts some time after its job."""
 LATE_S = 90.0
 """SLURM ends what it preempts up to this long after the grace time: it looks now and then, and is polite."""
 CALL_EVERY_S = 15.0
 """Seconds between two calls to the scheduler by the elements of a submission together."""
+STALE_S = 120.0
+"""An id that lies in the box for so long is of an element that was killed before its turn."""
+ENDED_S = 120.0
+"""How long SLURM may take to end what it was asked to requeue."""
 FREE_RESTARTS = 3
 """Times that an element may send itself back without having got further: a limit may come too soon after a start."""
 
@@ -48,27 +55,41 @@ def run_element(plan_file: Path, array: int) -> int:
     """
     plan, ids = read_element(plan_file, array, int(os.environ.get("SLURM_ARRAY_TASK_ID", "0")))
     _check_code(plan, ids)
-    rank, restarts = int(os.environ.get("SLURM_PROCID", "0")), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-    if rank > 0:
+    if rank := int(os.environ.get("SLURM_PROCID", "0")):
         return follow(plan, ids[0], rank)
     elements = len(plan.arrays[array].elements)
     _wait(random.uniform(0, min(SPREAD_S, 0.02 * elements)), signals.leave_asked)
+    began = time.time()
     before = {run_id: how_far(plan.folder(run_id)) for run_id in ids}
     reports = _do_all(plan, ids)
-    if plan.resources[plan.arrays[array].stage].tasks > 1 and not signals.leave_asked():
+    resources = plan.resources[plan.arrays[array].stage]
+    if resources.tasks > 1 and not signals.leave_asked():
         meeting_file(plan, ids[0], "over").touch()  # where there was nothing to train, the others wait still
     if not signals.leave_asked() and all(report.state != "stopped" for report in reports.values()):
         return 0 if all(report.state == "done" for report in reports.values()) else 1
+    box = plan_file.parent / "requeue"
+    times = _times_sent_back(box, job_id())
     further = any(how_far(plan.folder(run_id)) > before[run_id] for run_id in ids)
-    if not signals.time_is_up():
+    if not (signals.time_is_up() and _limit_is_near(plan.arrays[array].minutes, resources, began)):
         # What ends by itself in the grace time before a preemption is not requeued: it waits to be ended.
         grace_s = plan.arrays[array].grace_s
         _wait(grace_s + LATE_S if grace_s else 0.0, lambda: False)
-    elif restarts >= plan.requeues or not (further or restarts < FREE_RESTARTS):
-        print(f"at the time limit for the {restarts + 1}th time, no further than before: not sent back", flush=True)
+    elif times >= plan.requeues or not (further or times < FREE_RESTARTS):
+        print(f"at the time limit, sent back {times} times before, no further than then: not sent back", flush=True)
     else:
-        requeue(plan_file.parent / "requeue", job_id())
+        requeue(box, job_id())
     return LEFT_EARLY
+
+
+def _limit_is_near(minutes: int, resources: Resources, began: float) -> bool:
+    """Tell whether USR2 came for the time limit: SLURM can be set up to send it at a preemption as well."""
+    if end := os.environ.get("SLURM_JOB_END_TIME"):  # from SLURM 23 on
+        left_s = float(end) - time.time()
+    elif resources.minutes_min:  # SLURM chose the limit, and does not say which
+        return True
+    else:
+        left_s = 60 * minutes - (time.time() - began)
+    return left_s < resources.signal_lead_s + EARLY_S
 
 
 def _check_code(plan: Plan, ids: Sequence[str]) -> None:
@@ -86,19 +107,21 @@ def _check_code(plan: Plan, ids: Sequence[str]) -> None:
 def _do_all(plan: Plan, ids: Sequence[str]) -> dict[str, Report]:
     """Make the runs in order, then those again that another process held."""
     reports: dict[str, Report] = {}
-    end = time.monotonic() + BUSY_S
-    todo = list(ids)
+    todo = [run_id for run_id in ids if not failed_in(plan.folder(run_id), job_id())]  # before it was sent back
+    end: float | None = None
     while todo and not signals.leave_asked():
         for run_id in todo:
             if signals.leave_asked():
                 break
             report = reports[run_id] = execute(plan, run_id)
             run = plan.runs[run_id]
-            if report.state != "busy" or time.monotonic() > end:
+            if report.state != "busy":
                 said = f"{report.state}: {run.stage} {run.label} ({run_id}), {report.wall_s:.1f} s: {report.message}"
                 print(said, flush=True)
         todo = [run_id for run_id in todo if reports.get(run_id) is None or reports[run_id].state == "busy"]
+        end = end or time.monotonic() + BUSY_S
         if time.monotonic() > end:
+            print(f"busy: {' '.join(todo)}: another process was at it all the time", flush=True)
             break
         if todo:
             _wait(5.0, signals.leave_asked)
@@ -114,35 +137,54 @@ def _wait(seconds: float, over: Callable[[], bool]) -> None:
 def requeue(box: Path, element: str) -> None:
     """Send an element back to the queue; elements that come at about the same time go by one call.
 
-    Each leaves its id in a box; whoever gets the lock next takes all that are in it along.
+    Each leaves its id in a box; whoever gets the lock next takes all that are in it along. Who is told to go meanwhile
+    takes its id out again: it was cancelled, or preempted, and is SLURM's.
 
     Args:
-        box: file of the submission in which the ids lie.
+        box: file of the submission in which the ids lie; what was sent back stands in ``<box>.sent``.
         element: SLURM's ``<array>_<place>``.
     """
-    with open(box, "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.write(f"{element}\n")
-    time.sleep(random.uniform(0.0, 4.0))
-    with open(box.with_suffix(".lock"), "a+") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if element in box.read_text().split():  # nobody took it along meanwhile
-            since = time.time() - os.fstat(lock.fileno()).st_mtime
-            if lock.tell():
-                _wait(min(CALL_EVERY_S, CALL_EVERY_S - since), lambda: False)
-            with open(box, "r+") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                ids = set(file.read().split())
-                file.truncate(0)
-            lock.write(".")
-            lock.flush()
+    _change(box, lambda lines: [*lines, f"{element} {time.time():.0f}"])
+    _wait(random.uniform(0.0, 4.0), _told_to_go)
+    with open(box.with_suffix(".sent"), "a+") as sent:
+        fcntl.flock(sent, fcntl.LOCK_EX)
+        if element in [line.split()[0] for line in _change(box, lambda lines: lines)]:  # nobody took it along
+            since = time.time() - os.fstat(sent.fileno()).st_mtime
+            _wait(min(CALL_EVERY_S, CALL_EVERY_S - since) if sent.tell() else 0.0, _told_to_go)
+            if _told_to_go():
+                _change(box, lambda lines: [line for line in lines if line.split()[0] != element])
+                return
+            young = time.time() - STALE_S
+            ids = {line.split()[0] for line in _change(box, lambda lines: []) if float(line.split()[1]) > young}
+            sent.write("".join(f"{i}\n" for i in sorted(ids)))
+            sent.flush()
             print(f"at the time limit: saved, sent back to the queue ({len(ids)} elements)", flush=True)
             try:
                 ask(["scontrol", "requeue", _job_list(ids)], patience_s=30.0)
             except UserError as error:
                 print(f"could not be sent back ({error}); give the sweep command again", flush=True)
                 return
-    _wait(120.0, lambda: not signals.time_is_up())  # SLURM ends us
+    _wait(ENDED_S, _told_to_go)
+
+
+def _told_to_go() -> bool:
+    return not signals.time_is_up()
+
+
+def _change(box: Path, change: Callable[[list[str]], list[str]]) -> list[str]:
+    """Replace the lines of a file that others change as well; returns what they were."""
+    with open(box, "a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        lines = file.read().splitlines()
+        file.truncate(0)
+        file.write("".join(f"{line}\n" for line in change(list(lines))))
+    return lines
+
+
+def _times_sent_back(box: Path, element: str) -> int:
+    sent = box.with_suffix(".sent")
+    return sent.read_text().split().count(element) if sent.exists() else 0
 
 
 def _job_list(elements: Collection[str]) -> str:
@@ -164,4 +206,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    code = run_command(main)
+    signals.ignore()
+    sys.exit(code)

@@ -77,7 +77,7 @@ def prepare(
     cluster: slurm.Cluster,
     tables_command: Sequence[str],
     *,
-    only_open: bool = False,
+    only_new: bool = False,
 ) -> Prepared:
     """Plan what to submit of a sweep: all that is neither done nor in the queue.
 
@@ -86,7 +86,7 @@ def prepare(
         site: for the caps.
         cluster: what SLURM allows.
         tables_command: argv of the last job; the submission's folder is added to it.
-        only_open: leave out what was submitted before and failed or was lost.
+        only_new: leave out what was ever submitted: what failed, was lost or cancelled is for a person to repeat.
     """
     _check_path(plan.runs_folder)
     submissions = Submissions(plan.runs_folder)
@@ -96,8 +96,9 @@ def prepare(
     queue = slurm.read_queue(not_before=young, poll_s=site.caps.poll_s)
     states = read_states(plan)  # after the queue: what ends in between would seem lost
     standings = read_standings(plan, states, submissions, queue)
-    skipped = {"done", "waiting", "running"} | ({"failed", "lost", "blocked"} if only_open else set())
-    wanted = [run_id for run_id, standing in standings.items() if standing.kind not in skipped]
+    before = submissions.elements() if only_new else {}
+    kinds = ("done", "waiting", "running")
+    wanted = [run_id for run_id, s in standings.items() if s.kind not in kinds and run_id not in before]
     queued = {run_id: s.element for run_id, s in standings.items() if s.kind in ("waiting", "running") and s.element}
     room = max(0, min(limits) - queue.elements) if limits else None
     seconds = expected_seconds(plan, states, wanted)
@@ -109,13 +110,13 @@ def prepare(
         max_array_size=cluster.max_array_size,
         max_elements=0 if room is None else max(1, room - 1),  # one is the last job's
     )
-    arrays = [
-        replace(array, grace_s=cluster.partitions[plan.resources[array.stage].partition].grace_s) for array in arrays
-    ]
-    if arrays:
+    arrays = [replace(array, grace_s=_grace_s(plan.resources[array.stage], cluster)) for array in arrays]
+    if arrays or (queued and not _last_job_waits(plan.sweep, submissions, queue)):
         after = tuple(sorted({element.partition("_")[0] for element in queued.values()}))
-        everything = tuple(range(len(arrays)))
-        arrays.append(Array(name=f"{plan.sweep}-{TABLES}", stage=TABLES, after=everything, after_jobs=after))
+        everything = tuple((number,) for number in range(len(arrays)))
+        minutes = plan.resources[TABLES].minutes
+        last = Array(name=f"{plan.sweep}-{TABLES}", stage=TABLES, after=everything, after_jobs=after, minutes=minutes)
+        arrays.append(last)
     plan = replace(plan, arrays=tuple(arrays), requeues=site.caps.requeues)
     name = f"{plan.sweep}-{plan_id(plan)}"
     folder = plan.runs_folder / SUBMISSIONS / name
@@ -132,6 +133,17 @@ def prepare(
         room=room,
         adopted=tuple(submissions.unnoted(queue)),
         again_s=int(5 * site.caps.poll_s),
+    )
+
+
+def _grace_s(resources: Resources, cluster: slurm.Cluster) -> int:
+    return max(resources.grace_s, cluster.partitions[resources.partition].grace_s)
+
+
+def _last_job_waits(sweep: str, submissions: Submissions, queue: slurm.Queue) -> bool:
+    return any(
+        submissions.sweep(name) == sweep and submissions.arrays(name)[number]["stage"] == TABLES
+        for _, name, number in submissions.ours(queue)
     )
 
 
@@ -209,4 +221,5 @@ def submit_command(
         resources = replace(resources, partition=resources.partition or partition)
         text = sbatch_text(folder, name, resources, [*python_command(resources), *command], comment=comment)
         write_atomic(folder / f"{name}.sh", text)
-        return slurm.ask_once(["sbatch", "--parsable", str(folder / f"{name}.sh")], keep_open=(lock,)).strip(), False
+        said = slurm.ask_once(["sbatch", "--parsable", str(folder / f"{name}.sh")], keep_open=(lock,))
+        return said.strip().partition(";")[0], False

@@ -48,8 +48,8 @@ def sbatch_texts(arrays: Sequence[Array]) -> Iterator[str]:
             shown.add(array.stage)
             others = sum(other.stage == array.stage for other in arrays) - 1
             more = f" ({others} more differ in name, number of elements and time)" if others else ""
-            waits = [arrays[number].name for number in array.after][:3]
-            after = f", after {', '.join(waits)}{' ...' if len(array.after) > 3 else ''}" if waits else ""
+            waits = list(dict.fromkeys(arrays[number].name for number, *_ in array.after))
+            after = f", after {', '.join(waits[:3])}{' ...' if len(waits) > 3 else ''}" if waits else ""
             title = "the last job" if array.stage == TABLES else array.name
             yield f"\n--- sbatch text of {title}{after}{more}"
             yield array.script.rstrip()

@@ -1,5 +1,6 @@
 """sbatch texts, as submitit writes them; its pickles and signal handlers are not used."""
 
+import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -57,7 +58,7 @@ def sbatch_text(
         "ntasks_per_node": resources.tasks_per_node,
         "gpus_per_node": resources.gpus,
         "cpus_per_task": resources.cpus,
-        "mem": f"{int(resources.memory_gb * 1024)}MB",
+        "mem": f"{math.ceil(resources.memory_gb * 1024)}MB",
         "signal_delay_s": resources.signal_lead_s,
         "stderr_to_stdout": True,  # one log per element
         "array_parallelism": resources.array_parallelism or elements,
@@ -70,5 +71,7 @@ def sbatch_text(
     executor = SlurmExecutor(folder)
     executor.parameters = {key: value for key, value in parameters.items() if value} | {"wckey": None}
     # The shell makes the step ignore the signals until Python has its handlers: what is ignored stays so over exec.
-    step = "sh -c " + shlex.quote("trap '' USR2 TERM; exec " + shlex.join(command))
+    # A single command has no handlers: it has nothing to save, and ends when it is told to.
+    ignored = "USR2 TERM" if elements else "USR2"
+    step = "sh -c " + shlex.quote(f"trap '' {ignored}; exec " + shlex.join(command))
     return str(executor._make_submission_file_text(step, ""))

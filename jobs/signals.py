@@ -15,6 +15,12 @@ def install() -> None:
         signal.signal(number, _note)
 
 
+def ignore() -> None:
+    """Ignore them while Python ends: it would give them their deadly default back."""
+    for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _note(number: int, frame: object) -> None:
     _SEEN.append(number)
 

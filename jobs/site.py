@@ -1,7 +1,8 @@
 """What each stage may use on this cluster: the library's defaults, the administrator's file, the user's file, flags.
 
 Each is laid over the one before; then the administrator's caps cut what is above them, and say so. The
-administrator's file is ``$HVAE_HPC_SITE`` or ``/etc/hvae_hpc/site.toml``; only it may hold ``[caps]``.
+administrator's file is ``/etc/hvae_hpc/site.toml``, and over it ``$HVAE_HPC_SITE``, which cannot lift its caps; only
+these may hold ``[caps]``.
 """
 
 import argparse
@@ -65,34 +66,37 @@ def read_site(path: Path | None, flags: Mapping[str, Any] | None = None) -> Site
         UserError: a file is missing or wrong, or holds caps without being the administrator's.
     """
     default = read_toml(SITES / "default.toml", SITES)
-    system = _system_file()
-    ours = read_toml(system, SITES) if system else {}
+    ours: dict[str, Any] = {}
+    system: Path | None = None
+    for place in _system_files():  # the last may be the user's own choice: it cannot lift the first one's caps
+        theirs = read_toml(place, SITES)
+        caps_here = {**theirs.pop("caps", {}), **ours.get("caps", {})}
+        ours, system = {**merge(ours, theirs), "caps": caps_here}, system or place
     caps = load(Caps, ours.pop("caps", {}), f"{system}: caps")
     own = read_toml(path, SITES) if path else {}
-    if "caps" in own and not (system and path and path.resolve() == system.resolve()):
+    if "caps" in own and path not in _system_files():
         raise UserError(f"{path}: [caps] stand only in the administrator's file ({SYSTEM_SITE} or $HVAE_HPC_SITE)")
     own.pop("caps", None)
     resources = {}
-    place = path or system or "site"
+    where_from = path or system or "site"
     for stage in default:
         table: dict[str, Any] = {}
         for source, where in ((default, "site"), (ours, system), (own, path)):
             _check_tables(source, list(default), f"{where}")
             table = merge(merge(table, source.get(EVERY_STAGE, {})), source.get(stage, {}))
         table = _with_flags(stage, _from_profile(table), flags or {})
-        resources[stage] = load(Resources, table, f"{place}: {stage}")
+        resources[stage] = load(Resources, table, f"{where_from}: {stage}")
         if stage != "train" and resources[stage].tasks > 1:
             raise UserError(
-                f"{place}: {stage} asks for {resources[stage].tasks} processes per run; "
+                f"{where_from}: {stage} asks for {resources[stage].tasks} processes per run; "
                 "only train runs on several nodes or GPUs, give nodes = 1 and gpus = 1 or 0"
             )
     return _cap(resources, caps, f"{system}")
 
 
-def _system_file() -> Path | None:
-    if given := os.environ.get("HVAE_HPC_SITE"):
-        return Path(given)
-    return SYSTEM_SITE if SYSTEM_SITE.is_file() else None
+def _system_files() -> list[Path]:
+    given = os.environ.get("HVAE_HPC_SITE")
+    return [SYSTEM_SITE] * SYSTEM_SITE.is_file() + ([Path(given)] if given else [])
 
 
 def _check_tables(tables: Mapping[str, Any], stages: list[str], where: str) -> None:
@@ -158,7 +162,11 @@ def fit_cluster(site: Site, partition: str, cluster: Cluster) -> Site:
         minutes = min(asked.minutes, longest or asked.minutes)
         if minutes < asked.minutes:
             notes.append(f"{stage}: minutes {asked.minutes} to {minutes}, all that partition {name} has")
-        resources[stage] = replace(asked, partition=name, minutes=minutes, minutes_min=min(asked.minutes_min, minutes))
+        try:
+            fitted = replace(asked, partition=name, minutes=minutes, minutes_min=min(asked.minutes_min, minutes))
+        except ValueError as error:
+            raise UserError(f"{stage}: partition {name}: {error}") from error
+        resources[stage] = fitted
     return replace(site, resources=resources, notes=tuple(notes))
 
 

@@ -36,7 +36,7 @@ BUSY = re.compile(
     re.IGNORECASE,
 )
 CONFS = ("/etc/slurm/slurm.conf", "/run/slurm/conf/slurm.conf", "/etc/slurm-llnl/slurm.conf")
-SUBMIT_LIMIT = re.compile(r"(Assoc|QOS)\w*Submit|job submit limit|MaxSubmitJob|MaxJobCount", re.IGNORECASE)
+POLICY = re.compile(r"\b(?:Assoc|QOS)[A-Z]\w+")
 
 
 class BusyError(UserError):
@@ -46,6 +46,15 @@ class BusyError(UserError):
 def is_available() -> bool:
     """Tell whether sbatch is on the PATH."""
     return shutil.which("sbatch") is not None
+
+
+def is_submit_limit(said: str) -> bool:
+    """Tell whether sbatch refused because the user has too much in the queue already.
+
+    SLURM's general sentence names the submit limit among others, so a particular reason decides where there is one.
+    """
+    reasons = POLICY.findall(said)
+    return any("Submit" in reason for reason in reasons) if reasons else "job submit limit" in said
 
 
 def clean_environment() -> dict[str, str]:
@@ -136,7 +145,7 @@ class Cluster:
 def read_cluster() -> Cluster:
     """Ask SLURM for what it allows: two calls, one more where there is accounting."""
     partitions = {}
-    for line in ask(["scontrol", "show", "partition", "--oneliner"]).splitlines():
+    for line in ask(["scontrol", "--all", "--oneliner", "show", "partition"]).splitlines():
         words = dict(re.findall(r"(\w+)=(\S+)", line))
         partitions[words["PartitionName"]] = Partition(
             minutes=_minutes(words.get("MaxTime", "UNLIMITED")), grace_s=int(words.get("GraceTime", "0"))
@@ -153,8 +162,8 @@ def read_cluster() -> Cluster:
 def _minutes(text: str) -> int:
     """Turn "2-03:04:05" into minutes; 0 for UNLIMITED."""
     match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", text)
-    days, hours, minutes, _ = (int(part or 0) for part in match.groups()) if match else (0, 0, 0, 0)
-    return (days * 24 + hours) * 60 + minutes
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups()) if match else (0, 0, 0, 0)
+    return (days * 24 + hours) * 60 + minutes + (seconds > 0)
 
 
 class Queued(NamedTuple):
@@ -259,8 +268,10 @@ def _cluster_key() -> str:
 def _ask_queue(patience_s: float) -> Iterator[Queued]:
     command = ["squeue", "--me", "--noheader", "--format=%F|%K|%T|%r|%k"]
     for line in ask(command, patience_s).splitlines():
-        job, places, state, reason, comment = line.split("|", maxsplit=4)
-        yield Queued(job, parse_places(places), state, reason, comment.strip())
+        words = line.split("|", maxsplit=4)
+        if len(words) == 5:  # else it is the second line of somebody's comment
+            job, places, state, reason, comment = words
+            yield Queued(job, parse_places(places), state, reason, comment.strip())
 
 
 def parse_places(text: str) -> tuple[int, ...]:

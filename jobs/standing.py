@@ -79,9 +79,18 @@ class Submissions:
         return found
 
     def ours(self, queue: Queue | None) -> list[tuple[Queued, str, int]]:
-        """Return what of a queue was submitted from this runs folder, with submission and number of the array."""
-        named = [(row, parse_comment(row.comment)) for row in (queue.rows if queue else ())]
-        return [(row, *name) for row, name in named if name and name[0] in self.names]
+        """Return what of a queue was submitted from this runs folder, with submission and number of the array.
+
+        Not what was submitted from the folder that this is a copy of. Where a site puts its own comments in place of
+        ours, the noted ids tell.
+        """
+        rows = queue.rows if queue else ()
+        noted = {job.job: (job.submission, job.array) for job in self.jobs()} if rows else {}
+        named = [(row, parse_comment(row.comment) or noted.get(row.job)) for row in rows]
+        return [(row, *name) for row, name in named if name and name[0] in self.names and self._is_from_here(name[0])]
+
+    def _is_from_here(self, name: str) -> bool:
+        return _read_plan(self.folder / name / PLAN_FILE)[2] == str(self.folder.parent.resolve())
 
     def note(self, job: Job) -> None:
         """Keep a job's id beside its plan."""
@@ -99,6 +108,15 @@ class Submissions:
         elements = self.arrays(name)[array]["elements"]
         return tuple(elements[place]) if place < len(elements) else ()
 
+    def elements(self) -> dict[str, str]:
+        """Return run id to the SLURM element that last had it, of all that was ever submitted."""
+        return {
+            run_id: f"{job.job}_{place}"
+            for job in self.jobs()
+            for place in job.places
+            for run_id in self.runs(job.submission, job.array, place)
+        }
+
     def got_further(self, name: str, states: Mapping[str, State]) -> bool:
         """Tell whether any run of a submission is done; else its last job would submit the same again and again."""
         runs = (run_id for array in self.arrays(name) for element in array["elements"] for run_id in element)
@@ -106,10 +124,10 @@ class Submissions:
 
 
 @cache
-def _read_plan(path: Path) -> tuple[str, list[dict[str, Any]]]:
-    """Return sweep and arrays of a submission's plan, which never changes and may have tens of thousands of lines."""
+def _read_plan(path: Path) -> tuple[str, list[dict[str, Any]], str]:
+    """Return sweep, arrays and runs folder of a submission's plan, which never changes and may be long."""
     plan = read_json(path)
-    return str(plan["sweep"]), list(plan["arrays"])
+    return str(plan["sweep"]), list(plan["arrays"]), str(plan["runs_folder"])
 
 
 def comment_of(submission: str, array: int) -> str:
@@ -135,12 +153,7 @@ def read_standings(
         submissions: of its runs folder.
         queue: the user's; None where there is no SLURM, or no answer: then what was submitted counts as still there.
     """
-    submitted = {
-        run_id: f"{job.job}_{place}"
-        for job in submissions.jobs()
-        for place in job.places
-        for run_id in submissions.runs(job.submission, job.array, place)
-    }
+    submitted = submissions.elements()
     queued: dict[str, tuple[str, Queued | None]] = {}
     for row, submission, array in submissions.ours(queue):
         for place in row.places:

@@ -27,7 +27,9 @@ def submit(
     """Write what a submission of one array leaves; returns its name."""
     folder = plan.runs_folder / "submissions" / name
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "plan.json").write_text(json.dumps({"sweep": plan.sweep, "arrays": [{"elements": elements}]}))
+    (folder / "plan.json").write_text(
+        json.dumps({"sweep": plan.sweep, "runs_folder": str(plan.runs_folder), "arrays": [{"elements": elements}]})
+    )
     with open(folder / "jobs.jsonl", "a") as file:
         entry = {"array": 0, "job": job, "places": list(range(len(elements))), "time": at}
         file.write(json.dumps(entry) + "\n")

@@ -2,20 +2,28 @@
 
 import getpass
 import json
+import re
 import shutil
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from hvae_hpc.jobs import dag
 from hvae_hpc.jobs.minislurm import MiniSlurm
+from hvae_hpc.jobs.site import read_site
 from hvae_hpc.jobs.slurm import parse_places
-from hvae_hpc.jobs.standing import Submissions
+from hvae_hpc.jobs.standing import Job, Submissions
+from hvae_hpc.jobs.tasks import execute
+from hvae_hpc.plan import Array, Plan, plan_path, read_plan, write_plan
+from hvae_hpc.preprocess.manifest import read_manifest
 from hvae_hpc.rundir import read_log
+from hvae_hpc.sweep import read_sweep
 from tests.test_faults import queued_runs
 from tests.test_launcher import wait_until_empty
 from tests.test_local import makings
@@ -42,6 +50,14 @@ def make_project(folder: Path, seeds: int, site: str = SITE) -> Path:
     (folder / "sweep.toml").write_text(text)
     (folder / "site.toml").write_text(site)
     return folder
+
+
+def plan_of(project: Path, **changes: object) -> Plan:
+    """Plan the project's sweep."""
+    sweep = replace(read_sweep(str(project / "sweep.toml")), **changes)  # type: ignore[arg-type]
+    folder = project / "shards" / "tiny"
+    data = dag.DataSet(name="tiny", folder=folder, manifest=read_manifest(folder))
+    return dag.make_plan(sweep, [data], project / "runs", read_site(project / "site.toml").resources)
 
 
 def call(project: Path, slurm: MiniSlurm, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -114,6 +130,9 @@ def test_a_hidden_limit_is_learned_from_the_refusal_and_the_rest_is_named(closed
 def test_what_a_limit_kept_out_is_submitted_by_the_last_job(strict_slurm: MiniSlurm, tmp_path: Path) -> None:
     project = make_project(tmp_path, seeds=9)
     (tmp_path / "admin.toml").write_text("[caps]\npoll_s = 1\n")
+    first = next(iter(plan_of(project).runs.values()))  # it fails: what goes first must not decide for the rest
+    (project / "runs/segment").mkdir(parents=True)
+    (project / "runs" / first.folder).write_text("not a folder")
     path = hide_limits(tmp_path / "bin", strict_slurm)
     set_limit(strict_slurm, 6)
     try:
@@ -123,11 +142,76 @@ def test_what_a_limit_kept_out_is_submitted_by_the_last_job(strict_slurm: MiniSl
     finally:
         set_limit(strict_slurm, 50)
     logs = "\n".join(path.read_text() for path in project.glob("runs/submissions/*/*log.out"))
-    assert len(makings(project)) == 9, logs
+    assert len(makings(project)) == 8, logs
     assert len(list((project / "runs/submissions").glob("*/plan.json"))) >= 2
-    counts = Counter(record.get("event") for path in project.glob("runs/segment/*") for record in read_log(path))
-    assert counts["started"] == 9
+    counts = Counter(record.get("event") for path in project.glob("runs/segment/*/") for record in read_log(path))
+    assert counts["started"] == 8
     assert (project / "runs/results/tiny/table1.csv").is_file()
+
+
+def test_the_last_job_does_not_touch_a_sweep_that_was_edited_since(tmp_path: Path) -> None:
+    project = make_project(tmp_path, seeds=3)
+    old, new = plan_of(project), plan_of(project, seeds=5)
+    done, *_, never = old.runs
+    assert execute(old, done).state == "done"
+    folder = old.runs_folder / "submissions" / "tiny-1"
+    arrays = tuple(Array(name="a", stage="segment", elements=((run_id,),)) for run_id in (done, never))
+    write_plan(replace(old, arrays=arrays), folder / "plan.json")
+    Submissions(old.runs_folder).note(Job("tiny-1", 0, "1", (0,), 0.0))
+    write_plan(new, plan_path(old.runs_folder, "tiny"))
+    command = [sys.executable, "-m", "hvae_hpc.sweep", "--partition", "gpu", "--finish", str(folder)]
+    ended = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert "2 runs are not in the queue yet, and the sweep has changed; give the command again" in ended.stderr
+    assert read_plan(plan_path(old.runs_folder, "tiny")).runs.keys() == new.runs.keys()
+    assert (old.runs_folder / "results/tiny/table1.csv").is_file()
+
+
+KILLER = """#!/bin/sh
+{sbatch} "$@" || exit 1
+echo x >> {count}
+[ "$(wc -l < {count})" -ne {number} ] || kill -9 $PPID
+"""
+
+
+def test_a_command_that_is_killed_after_any_of_its_sbatch_calls_is_taken_up(
+    minislurm: MiniSlurm, tmp_path: Path
+) -> None:
+    """Every run is in the queue once, waits for its parents, and the last job is there, once and last."""
+    minislurm.client("scontrol", "update", "PartitionName=gpu", "State=DOWN")
+    real = shutil.which("sbatch", path=minislurm.environment()["PATH"])
+    vae = "[generators.vae]" + SWEEP.partition("[generators.vae]")[2].partition("[generators")[0]
+    number, killed = 0, True
+    try:
+        while killed:
+            number += 1
+            project = make_project(tmp_path / str(number), seeds=2)
+            with open(project / "sweep.toml", "a") as file:
+                file.write(vae)
+            wrapper = project / "bin/sbatch"
+            wrapper.parent.mkdir()
+            wrapper.write_text(KILLER.format(sbatch=real, count=project / "count", number=number))
+            wrapper.chmod(0o755)
+            path = f"{wrapper.parent}:{minislurm.environment()['PATH']}"
+            killed = call(project, minislurm, "--partition", "gpu", PATH=path).returncode == -9
+            again = call(project, minislurm, "--partition", "gpu")
+            assert again.returncode == 0, again.stderr
+            runs = queued_runs(project, minislurm)
+            assert len(runs) == 11
+            assert set(runs.values()) == {1}
+            queue = [line.split("|") for line in minislurm.client("squeue", "-h", "-o", "%j|%E|%F").splitlines()]
+            waits = {name: dependency for name, dependency, _ in queue}
+            assert waits["tiny-train-tiny-vae"] == waits["tiny-segment-tiny-reference"] == "(null)"
+            for name in ("tiny-generate-tiny-vae", "tiny-quality-tiny-vae", "tiny-segment-tiny-vae"):
+                assert waits[name].startswith("afterany:"), (number, name)
+            (last,) = [dependency for name, dependency, _ in queue if name == "tiny-tables"]
+            waited_for = set(re.findall(r"afterany:(\d+)", last))
+            assert waited_for == {job for name, _, job in queue if name != "tiny-tables"}, number
+            cancel_all(minislurm)
+    finally:
+        cancel_all(minislurm)
+        minislurm.client("scontrol", "update", "PartitionName=gpu", "State=UP")
+    assert number == 9  # eight sbatch calls, and the command that lived
 
 
 def test_arrays_are_split_at_max_array_size(closed: MiniSlurm, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -31,19 +32,46 @@ def test_arrays_wait_for_just_the_arrays_of_their_parents(plan: Plan) -> None:
     assert sorted(made) == sorted(plan.runs)
     assert by_name["table1-segment-brats2021-reference"].after == ()
     for number, array in enumerate(arrays):
-        assert all(before < number for before in array.after)
+        assert all(before < number for before, _ in array.after)
     generate = arrays.index(by_name["table1-generate-brats2021-hvae"])
-    assert by_name["table1-segment-brats2021-hvae"].after == (generate,)
+    assert by_name["table1-segment-brats2021-hvae"].after == ((generate, 0),)
     augment = arrays.index(by_name["table1-augment-hecktor2022"])
-    assert by_name["table1-segment-hecktor2022-standard"].after == (augment,)
+    assert by_name["table1-segment-hecktor2022-standard"].after == ((augment, 0),)
 
 
-def test_what_waits_for_an_element_in_the_queue_names_its_array(plan: Plan) -> None:
+def test_whatever_part_is_missing_every_run_waits_for_its_parents(plan: Plan) -> None:
+    random = Random(1)
+    for _ in range(20):
+        wanted = [run_id for run_id in plan.runs if random.random() < random.choice([0.1, 0.5, 0.9])]
+        random.shuffle(wanted)
+        seconds = {run_id: Seconds(random.uniform(1, 2000), None) for run_id in plan.runs}
+        arrays = make_arrays(plan, wanted, seconds, queued={}, max_array_size=random.choice([3, 1001]))
+        place_of = {i: (n, p) for n, a in enumerate(arrays) for p, element in enumerate(a.elements) for i in element}
+        assert set(place_of) == set(wanted)
+        for run_id, (number, _) in place_of.items():
+            parents = {place_of[parent] for parent in plan.parents(run_id).values() if parent in place_of}
+            assert parents <= set(arrays[number].after)
+            assert all(before < number for before, _ in parents)
+
+
+def test_arms_of_one_training_do_not_wait_for_another_training(tmp_path: Path) -> None:
+    sweep = replace(read_sweep("table1"), generator_seeds=3)
+    plan = dag.make_plan(sweep, PAPER, tmp_path, read_site(None).resources)
+    seconds = {i: Seconds(7200.0 if run.stage == "train" else 60.0, None) for i, run in plan.runs.items()}
+    arrays = make_arrays(plan, list(plan.runs), seconds, queued={})
+    generate = [array for array in arrays if array.name == "table1-generate-brats2021-hvae"]
+    assert [len(array.after) for array in generate] == [1, 1, 1]
+    assert len({array.after for array in generate}) == 3
+    segment = [array for array in arrays if array.name == "table1-segment-brats2021-hvae"]
+    assert sorted(len(array.after) for array in segment) == [1, 1, 1]
+
+
+def test_what_waits_for_an_element_in_the_queue_names_it(plan: Plan) -> None:
     train = next(run_id for run_id, run in plan.runs.items() if run.stage == "train")
     wanted = [run_id for run_id in plan.runs if run_id != train]
     arrays = make_arrays(plan, wanted, seconds_of(plan, 10), queued={train: "77_3"})
     assert [array.name for array in arrays if array.after_jobs] == ["table1-generate-brats2021-lsgan"]
-    assert next(array for array in arrays if array.after_jobs).after_jobs == ("77",)
+    assert next(array for array in arrays if array.after_jobs).after_jobs == ("77_3",)
 
 
 def test_a_bundle_is_as_full_as_asked_and_no_run_is_lost_or_moved() -> None:
@@ -88,6 +116,14 @@ def test_a_limit_of_elements_makes_them_fuller(plan: Plan) -> None:
     many = make_arrays(plan, list(plan.runs), seconds, queued={})
     assert sum(len(array.elements) for array in few) <= 49 < sum(len(array.elements) for array in many)
     assert sum(len(element) for array in few for element in array.elements) == len(plan.runs)
+
+
+def test_a_limit_that_cannot_be_met_makes_no_monsters_and_trainings_are_never_bundled(plan: Plan) -> None:
+    seconds = {i: Seconds(4 * 3600.0 if run.stage == "train" else 60.0, None) for i, run in plan.runs.items()}
+    usual = make_arrays(plan, list(plan.runs), seconds, queued={})
+    assert make_arrays(plan, list(plan.runs), seconds, queued={}, max_elements=20) == usual
+    few = make_arrays(plan, list(plan.runs), seconds, queued={}, max_elements=36)
+    assert {len(element) for array in few if array.stage == "train" for element in array.elements} == {1}
 
 
 def test_a_time_limit_is_close_to_measured_times_and_the_site_s_without(plan: Plan) -> None:

@@ -67,12 +67,15 @@ def test_a_run_that_fails_does_not_stop_the_others_of_its_bundle(plan: Plan) -> 
     assert read_log(plan.folder(blocked))[-1]["job_id"] == "7_0"
 
 
-def test_runs_of_a_package_that_changed_since_are_refused_unless_allowed(plan: Plan) -> None:
+def test_runs_of_a_package_that_changed_since_are_refused_unless_allowed(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
     good = run_named(plan, "segment", "reference")
     changed = replace(plan, code_sha="0" * 12)
     with pytest.raises(UserError, match="the package changed since this was submitted"):
         element.run_element(submitted(changed, good), 0)
     assert events(plan, good) == ["failed"]
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "8")
     assert element.run_element(submitted(replace(changed, allow_code_drift=True), good), 0) == 0
     notes = json.loads((plan.folder(good) / METRICS).read_text())["provenance"]["notes"]
     assert any("the package changed after the sweep was planned (000000000000" in note for note in notes)
@@ -138,8 +141,7 @@ def test_elements_at_their_time_limit_go_back_together_by_one_call(
 ) -> None:
     calls = fake_scontrol(tmp_path / "bin", monkeypatch)
     plan, run_id = long_training(plan)
-    path = submitted(plan, run_id)
-    # The second one finds its run busy: it has nothing to save, but goes back all the same.
+    path = submitted(plan, run_id, minutes=1)
     first = start(path, {"SLURM_ARRAY_TASK_ID": "0"})
     wait_for(plan, run_id, "images_seen")
     first.send_signal(signal.SIGUSR2)
@@ -162,7 +164,58 @@ def test_elements_at_their_time_limit_go_back_together_by_one_call(
     assert len(calls.read_text().splitlines()) <= 3
 
 
-BOX = "import sys; from pathlib import Path; from hvae_hpc.jobs.element import requeue; requeue(Path(sys.argv[1]), sys.argv[2])"
+def test_who_is_cancelled_while_it_waits_to_be_sent_back_is_not_sent_back(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = fake_scontrol(tmp_path / "bin", monkeypatch)
+    plan, run_id = long_training(plan)
+    path = submitted(plan, run_id, minutes=1)
+    box = path.parent / "requeue"
+    box.with_suffix(".sent").write_text("7_9\n")  # the last call was just now: the next waits
+    box.write_text(f"7_5 {time.time() - 1000:.0f}\n")  # killed long ago, before its turn
+    process = start(path, {})
+    wait_for(plan, run_id, "images_seen")
+    process.send_signal(signal.SIGUSR2)
+    wait_for(plan, run_id, "stopped")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == element.LEFT_EARLY
+    assert not calls.exists()
+    assert "7_0 " not in box.read_text()
+    subprocess.run([sys.executable, "-c", BOX, str(box), "7_1"], check=True, timeout=60)
+    assert calls.read_text() == "requeue 7_[1]\n"  # not the stale one
+
+
+def test_usr2_long_before_the_time_limit_is_a_preemption(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = fake_scontrol(tmp_path / "bin", monkeypatch)
+    plan, run_id = long_training(plan)
+    process = start(submitted(plan, run_id, minutes=60), {})
+    wait_for(plan, run_id, "images_seen")
+    process.send_signal(signal.SIGUSR2)
+    process.communicate(timeout=30)
+    assert process.returncode == element.LEFT_EARLY
+    assert not calls.exists()
+
+
+def test_a_run_that_failed_is_not_tried_again_when_its_element_is_sent_back(plan: Plan) -> None:
+    failing = run_named(plan, "train", "vae")
+    changed = replace(plan, data={"tiny": {**plan.data["tiny"], "folder": "/nowhere"}})
+    path = submitted(changed, failing)
+    assert element.run_element(path, 0) == 1
+    assert element.run_element(path, 0) == 0
+    assert events(plan, failing).count("failed") == 1
+
+
+BOX = """
+import signal, sys
+from pathlib import Path
+from hvae_hpc.jobs import element, signals
+signals._SEEN[:] = [signal.SIGUSR2]
+element.ENDED_S = 0
+element.requeue(Path(sys.argv[1]), sys.argv[2])
+"""
 
 
 def test_an_element_that_is_preempted_or_cancelled_saves_and_sends_nothing_back(
@@ -173,7 +226,9 @@ def test_an_element_that_is_preempted_or_cancelled_saves_and_sends_nothing_back(
     for grace_s in (0, 2):
         process = start(submitted(plan, run_id, grace_s=grace_s), {})
         before = len(events(plan, run_id))
+        deadline = time.time() + 60
         while len(events(plan, run_id)) == before:
+            assert time.time() < deadline
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
         wait_for(plan, run_id, "stopped")

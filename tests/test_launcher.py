@@ -193,6 +193,7 @@ def test_an_element_that_is_told_to_leave_saves_and_the_same_command_goes_on(
 
 
 def test_preprocess_goes_to_slurm_too(minislurm: MiniSlurm, tmp_path: Path) -> None:
+    (tmp_path / "site.toml").write_text("[pack]\nmemory_gb = 1\n")
     arguments = ["brats2021", "--phantom", "2", "--raw", "raw", "--out", "shards/brats2021", "--workers", "1"]
     done = call(tmp_path, minislurm, "hvae_hpc.preprocess", *arguments, "--partition", "cpu")
     assert done.returncode == 0, done.stderr

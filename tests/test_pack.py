@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from hvae_hpc.errors import UserError, run_command
+from hvae_hpc.jobs.slurm import Cluster, Partition
 from hvae_hpc.preprocess.__main__ import main
 from hvae_hpc.preprocess.manifest import read_manifest
 from hvae_hpc.preprocess.pack import find_cases, pack
@@ -285,16 +286,18 @@ def test_where_there_is_slurm_the_command_asks_or_submits_itself(raw, tmp_path, 
     assert "give --partition NAME to pack as a job, or --local" in capsys.readouterr().err
     calls = []
     launcher = types.ModuleType("launcher")
-    launcher.submit_command = lambda *given: calls.append(given) or "4711"
+    launcher.submit_command = lambda *given, key: calls.append(given) or ("4711", False)
     monkeypatch.setitem(sys.modules, "hvae_hpc.jobs.launcher", launcher)
+    cluster = Cluster(partitions={"cpu": Partition(minutes=0, grace_s=0)})
+    monkeypatch.setattr("hvae_hpc.jobs.slurm.read_cluster", lambda: cluster)
     assert run_command(main, [*argv, "--partition", "cpu"]) == 0
     assert "job 4711" in capsys.readouterr().out
-    name, command, partition, cpus, _, _ = calls[0]
-    assert (name, partition, cpus) == ("pack-brats2021", "cpu", 3)
-    assert command[:4] == [sys.executable, "-m", "hvae_hpc.preprocess", "brats2021"]
-    assert command[-1] == "--local"
+    name, command, resources, partition, _ = calls[0]
+    assert (name, partition, resources.cpus, resources.gpus) == ("pack-brats2021", "cpu", 3, 0)
+    assert command[:3] == ["-m", "hvae_hpc.preprocess", "brats2021"]
+    assert "--local" in command
     monkeypatch.chdir("/")
-    assert run_command(main, command[3:]) == 0  # what was submitted runs, from anywhere
+    assert run_command(main, command[2:]) == 0  # what was submitted runs, from anywhere
     assert len(read_manifest(tmp_path / "out").cases) == 5
 
 

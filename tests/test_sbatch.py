@@ -75,6 +75,15 @@ def test_the_command_is_quoted_and_its_signals_are_ignored_until_it_handles_them
     assert not (tmp_path / "pwned").exists()
 
 
+def test_a_single_command_ends_when_it_is_told_to(tmp_path: Path) -> None:
+    assert "trap '\"'\"''\"'\"' USR2; exec" in text_of(["true"], tmp_path, elements=0)
+    assert "USR2 TERM; exec" in text_of(["true"], tmp_path, elements=1)
+
+
+def test_memory_is_never_nought_which_is_all_of_a_node(tmp_path: Path) -> None:
+    assert flags(text_of(["true"], tmp_path, memory_gb=0.0001))["mem"] == "1MB"
+
+
 def test_modules_are_loaded_and_a_container_is_entered(tmp_path: Path) -> None:
     resources = {"container": "/images/our own.sif", "setup": ("export LOADED=yes", "echo loaded")}
     text = text_of(["unused"], tmp_path, **resources)

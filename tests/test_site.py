@@ -2,11 +2,13 @@
 
 import re
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hvae_hpc.errors import UserError
+from hvae_hpc.jobs import site as site_module
 from hvae_hpc.jobs.site import fit_cluster, read_site
 from hvae_hpc.jobs.slurm import Cluster, Partition
 
@@ -75,12 +77,25 @@ def test_no_cpu_stage_holds_a_gpu() -> None:
         ("[segment]\nminutes = 1\n", "a limit of 1 minutes leaves no time to work: 30 s to start"),
         ('[segment]\npartition = "a\\nb"\n', "expected printable characters"),
         ("[segment]\nminute = 3\n", "did you mean 'minutes'"),
+        ('[all]\nsetup = ["#SBATCH --partition=urgent"]\n', "expected single shell lines, and no #SBATCH"),
+        ('[all]\nsetup = ["true\\n#SBATCH --time=9"]\n', "expected single shell lines, and no #SBATCH"),
     ],
 )
 def test_a_wrong_site_file_is_refused_with_its_place(own: Path, text: str, message: str) -> None:
     own.write_text(text)
     with pytest.raises(UserError, match=message):
         read_site(own)
+
+
+def test_a_file_of_the_user_s_choice_does_not_lift_the_system_s_caps(
+    tmp_path: Path, admin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(site_module, "SYSTEM_SITE", tmp_path / "etc.toml")
+    (tmp_path / "etc.toml").write_text('[caps]\nminutes = 60\n[all]\naccount = "lab"\n')
+    admin.write_text("[caps]\nminutes = 9999\nnodes = 3\n[all]\nqos = 'q'\n")
+    site = read_site(None)
+    assert (site.caps.minutes, site.caps.nodes) == (60, 3)
+    assert (site.resources["train"].account, site.resources["train"].qos) == ("lab", "q")
 
 
 def test_caps_that_leave_no_time_to_work_are_the_administrator_s_fault(admin: Path) -> None:
@@ -97,6 +112,9 @@ def test_a_partition_s_own_limit_cuts_and_unknown_or_forbidden_partitions_are_re
     assert fit_cluster(read_site(None), "cpu", CLUSTER).resources["train"].minutes == 1440
     with pytest.raises(UserError, match="unknown partition 'gone'; this cluster has cpu, gpu"):
         fit_cluster(read_site(None), "gone", CLUSTER)
+    short = replace(CLUSTER, partitions={"gpu": Partition(minutes=1, grace_s=0)})
+    with pytest.raises(UserError, match="partition gpu: a limit of 1 minutes leaves no time to work"):
+        fit_cluster(read_site(None), "gpu", short)
     with pytest.raises(UserError, match="'urgent' is not among the administrator's"):
         fit_cluster(read_site(None), "urgent", CLUSTER)
 

@@ -70,7 +70,8 @@ def test_patience_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "minutes"), [("UNLIMITED", 0), ("1-00:00:00", 1440), ("02:30:00", 150), ("2-01:05:00", 2945)]
+    ("text", "minutes"),
+    [("UNLIMITED", 0), ("1-00:00:00", 1440), ("02:30:00", 150), ("2-01:05:00", 2945), ("00:00:30", 1)],
 )
 def test_time_limits_are_minutes(text: str, minutes: int) -> None:
     assert slurm._minutes(text) == minutes
@@ -79,6 +80,7 @@ def test_time_limits_are_minutes(text: str, minutes: int) -> None:
 QUEUE = """41|0-9%4|PENDING|Dependency|hvae_hpc:tiny-abc:3
 40|2|RUNNING|None|hvae_hpc:tiny-abc:2
 39|N/A|PENDING|Priority|a|b
+second line of that comment
 """
 
 
@@ -101,3 +103,20 @@ def test_the_queue_is_read_once_for_everybody_and_again_where_it_must_be_young(
     for path in (tmp_path / "cache/hvae_hpc").glob("*.json"):
         path.write_text("[1, {")
     assert slurm.read_queue().elements == 12
+
+
+@pytest.mark.parametrize(
+    ("said", "is_limit"),
+    [
+        (
+            "AssocMaxSubmitJobLimit Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)",
+            True,
+        ),
+        ("QOSMaxSubmitJobPerUserLimit ... (job submit limit, user's size and/or time limits)", True),
+        ("QOSMaxWallDurationPerJobLimit ... (job submit limit, user's size and/or time limits)", False),
+        ("Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)", True),
+        ("Requested node configuration is not available", False),
+    ],
+)
+def test_a_submit_limit_is_told_from_other_policies(said: str, is_limit: bool) -> None:
+    assert slurm.is_submit_limit(said) == is_limit

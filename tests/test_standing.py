@@ -1,6 +1,7 @@
 """How a run stands, from its own files, what was submitted, and the queue."""
 
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -153,11 +154,27 @@ def test_jobs_of_others_and_of_other_runs_folders_are_not_ours(plan: Plan) -> No
     run_id = ids(plan, "segment")[0]
     submit(plan, [[run_id]])
     foreign = [
-        Queued("12", (0,), "PENDING", "None", comment)
+        Queued("99", (0,), "PENDING", "None", comment)
         for comment in ("", "my comment", "hvae_hpc:elsewhere:0", "hvae_hpc:small-abc:x", "other:small-abc:0")
     ]
     assert stand(plan, queue_of(*foreign))[run_id].kind == "lost"
     assert Submissions(plan.runs_folder).ours(queue_of(*foreign)) == []
+
+
+def test_a_job_whose_comment_the_site_replaced_is_known_by_its_id(plan: Plan) -> None:
+    run_id = ids(plan, "segment")[0]
+    submit(plan, [[run_id]], job="12")
+    queue = queue_of(Queued("12", (0,), "PENDING", "None", "the site's own"))
+    assert stand(plan, queue)[run_id].kind == "waiting"
+
+
+def test_what_was_submitted_from_the_folder_that_this_is_a_copy_of_is_not_ours(plan: Plan, tmp_path: Path) -> None:
+    run_id = ids(plan, "segment")[0]
+    name = submit(plan, [[run_id]], job="12")
+    queue = queue_of(Queued("12", (0,), "PENDING", "None", comment_of(name, 0)))
+    copy = Path(shutil.copytree(plan.runs_folder, tmp_path / "copy"))
+    assert len(Submissions(plan.runs_folder).ours(queue)) == 1
+    assert Submissions(copy).ours(queue) == []
 
 
 @pytest.mark.parametrize("name", ["small-abc", "with:colon-1"])
