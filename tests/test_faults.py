@@ -142,6 +142,7 @@ def test_two_hundred_runs_survive_everything_and_equal_an_undisturbed_sweep(
     trouble = Trouble(minislurm)
     trouble.start()
     after_submission: list[float] = []
+    made: dict[str, float] = {}
     try:
         for _ in range(4):  # cancelled elements need a person who gives the command again
             done = submit()
@@ -155,7 +156,9 @@ def test_two_hundred_runs_survive_everything_and_equal_an_undisturbed_sweep(
                 time.sleep(2)
             lines = [line.split() for line in calls.read_text().splitlines()]
             after_submission += [float(at) for at, name in lines if float(at) > submitted_at]
-            if len(makings(project)) == RUNS:
+            again, made = made, makings(project)
+            assert again.items() <= made.items()  # what was done was not made again
+            if len(made) == RUNS:
                 break
     finally:
         trouble.over.set()
