@@ -175,13 +175,16 @@ def submitting(folder: Path) -> Iterator[int]:
 
     sbatch inherits it: where a command is killed while sbatch is still talking to SLURM, the next one waits for that.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / ".lock", "w") as lock:
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(open(folder / ".lock", "w"))
             fcntl.flock(lock, fcntl.LOCK_EX)
-            yield lock.fileno()
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written or locked ({error.strerror}); check it and its disk") from error
+        except OSError as error:
+            raise UserError(
+                f"{folder}: cannot be written or locked ({error.strerror}); check it and its disk"
+            ) from error
+        yield lock.fileno()
 
 
 def check_space(prepared: Prepared) -> float:
