@@ -63,7 +63,7 @@ def run_element(plan_file: Path, array: int) -> int:
     before = {run_id: how_far(plan.folder(run_id)) for run_id in ids}
     reports = _do_all(plan, ids)
     resources = plan.resources[plan.arrays[array].stage]
-    if resources.tasks > 1 and not signals.leave_asked():
+    if resources.tasks > 1 and (before[ids[0]] == float("inf") or how_far(plan.folder(ids[0])) < float("inf")):
         meeting_file(plan, ids[0], "over").touch()  # where there was nothing to train, the others wait still
     if not signals.leave_asked() and all(report.state != "stopped" for report in reports.values()):
         return 0 if all(report.state == "done" for report in reports.values()) else 1

@@ -279,7 +279,7 @@ def test_a_preempted_training_goes_on_though_the_site_requeues_nothing_by_itself
 ) -> None:
     """In ``graceful`` the element has saved long before the grace time ends, and must still be there then."""
     project = make_project(tmp_path, seeds=1, site=SITE.replace("[train]", "[train]\ncheckpoint_every_s = 1"))
-    vae = SWEEP.partition("[generators.vae]")[2].partition("[generators")[0].replace("images = 160", "images = 2400")
+    vae = SWEEP.partition("[generators.vae]")[2].partition("[generators")[0].replace("images = 160", "images = 1400")
     with open(project / "sweep.toml", "a") as file:
         file.write("[generators.vae]" + vae.replace("[4, 8]", "[8, 16]"))
     done = call(project, strict_slurm, "--partition", partition)

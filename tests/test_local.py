@@ -136,7 +136,7 @@ def test_trainings_killed_at_random_end_as_if_undisturbed(tmp_path: Path) -> Non
         text = (
             (project / "sweep.toml")
             .read_text()
-            .replace("images = 160", "images = 1200")
+            .replace("images = 160", "images = 800")
             .replace('"tiny", "tiny2"', '"tiny"')
         )
         text = text.replace("factors = [2, 3]", "factors = []").replace("epochs = 10", "epochs = 40")

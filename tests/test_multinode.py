@@ -17,7 +17,7 @@ SITE = """
 [all]
 device = "cpu"
 memory_gb = 1
-checkpoint_every_s = 2
+checkpoint_every_s = 0.5
 [train]
 gpus = 1
 cpus = 2
@@ -31,11 +31,11 @@ gpus = 0
 
 def make_project(folder: Path) -> Path:
     """Write a project with one HVAE that takes a while."""
-    make_data_set(folder / "shards", "tiny", side=48)
+    make_data_set(folder / "shards", "tiny", side=32)
     head, _, rest = SWEEP.partition("[generators.vae]")
     head = head.replace('"tiny", "tiny2"', '"tiny"').replace("seeds = 2", "seeds = 1").replace("[2, 3]", "[]")
     hvae = rest.partition("[generators.hvae]")[2].partition("[generators")[0]
-    hvae = hvae.replace("images = 160", "images = 320").replace("[4, 8]", "[16, 32]")
+    hvae = hvae.replace("images = 160", "images = 280").replace("[4, 8]", "[16, 32]")
     (folder / "sweep.toml").write_text(head.replace("doses = [4, 8]", "doses = [4]") + "[generators.hvae]" + hvae)
     (folder / "site.toml").write_text(SITE)
     return folder
