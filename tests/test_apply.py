@@ -273,16 +273,15 @@ def test_folders_with_blanks_and_shell_characters_are_quoted_and_others_refused(
     assert strict_slurm.client("squeue", "-h") == ""
 
 
-@pytest.mark.parametrize("partition", ["gpu", "graceful"])
 def test_a_preempted_training_goes_on_though_the_site_requeues_nothing_by_itself(
-    strict_slurm: MiniSlurm, tmp_path: Path, partition: str
+    strict_slurm: MiniSlurm, tmp_path: Path
 ) -> None:
-    """In ``graceful`` the element has saved long before the grace time ends, and must still be there then."""
+    """The element has saved long before the grace time of its partition ends, and must still be there then."""
     project = make_project(tmp_path, seeds=1, site=SITE.replace("[train]", "[train]\ncheckpoint_every_s = 1"))
     vae = SWEEP.partition("[generators.vae]")[2].partition("[generators")[0].replace("images = 160", "images = 1400")
     with open(project / "sweep.toml", "a") as file:
         file.write("[generators.vae]" + vae.replace("[4, 8]", "[8, 16]"))
-    done = call(project, strict_slurm, "--partition", partition)
+    done = call(project, strict_slurm, "--partition", "graceful")
     assert done.returncode == 0, done.stderr
     deadline = time.time() + 120
     while not any("images_seen" in r for path in project.glob("runs/train/*") for r in read_log(path)):
