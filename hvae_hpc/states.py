@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.rundir import METRICS, RESULT_SCHEMA, RunResult, read_result, result_stamp, write_atomic
@@ -45,7 +45,7 @@ class Remembered:
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self._known = _read(path) if path else {}
-        self._kept: dict[str, list[object]] = {}
+        self._kept: dict[str, list[Any]] = {}
         self._changed = False
 
     def read(self, folder: str, run_id: str, whole: bool = False) -> Made | None:
@@ -67,7 +67,7 @@ class Remembered:
         known = self._known.get(run_id)
         if known and known[0] == mark and not whole:
             self._kept[run_id] = known
-            return Made(*known[1:])  # type: ignore[arg-type]
+            return Made(*known[1:])
         result = read_result(Path(folder), run_id)
         if result is None:
             return None
@@ -87,13 +87,13 @@ class Remembered:
                 write_atomic(self.path, f"{TITLE}, {hashlib.sha256(body.encode()).hexdigest()}\n{body}\n")
 
 
-def _read(path: Path) -> dict[str, list[object]]:
+def _read(path: Path) -> dict[str, list[Any]]:
     """Return what an earlier process kept; nothing where the file is not just what such a process wrote."""
     with contextlib.suppress(OSError, ValueError):
         title, _, body = path.read_text().partition("\n")
         body = body.removesuffix("\n")
         if title == f"{TITLE}, {hashlib.sha256(body.encode()).hexdigest()}":
-            known: dict[str, list[object]] = json.loads(body)
+            known: dict[str, list[Any]] = json.loads(body)
             return known
     return {}
 

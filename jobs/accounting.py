@@ -44,12 +44,13 @@ def explain_lost(
 
 def _read_ends(submissions: Submissions, elements: set[str], patience_s: float) -> dict[str, str]:
     """Return how elements ended; "" for those of which accounting knows nothing."""
-    path, known = submissions.folder / ENDS_FILE, {"asked_at": 0.0, "ends": dict[str, str]()}
+    path = submissions.folder / ENDS_FILE
+    known: dict[str, Any] = {"asked_at": 0.0, "ends": {}}
     with contextlib.suppress(UserError, TypeError):
         known |= read_json(path)
-    ends: Any = known["ends"]
+    ends: dict[str, str] = known["ends"]
     unknown = elements - set(ends)
-    if unknown and not 0 <= time.time() - float(known["asked_at"]) < POLL_S:  # type: ignore[arg-type]
+    if unknown and not 0 <= time.time() - float(known["asked_at"]) < POLL_S:
         job_of = {element: element.partition("_")[0] for element in unknown}
         states = ask_accounting(sorted(set(job_of.values())), patience_s)
         if states is not None:

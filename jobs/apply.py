@@ -111,9 +111,8 @@ class Application:
         for number in dict.fromkeys(number for number, *_ in array.after):
             wanted = {place for other, *places in array.after if other == number for place in places}
             for job, places in self._ids.get(number, []):
-                mine = sorted(wanted & set(places))
-                whole = len(mine) in (0, len(places)) if wanted else True
-                found += [job] if whole and (mine or not wanted) else [f"{job}_{place}" for place in mine]
+                mine = [place for place in places if not wanted or place in wanted]
+                found += [job] if len(mine) == len(places) else [f"{job}_{place}" for place in mine]
         return found
 
     def _sbatch(self, command: Sequence[str], number: int, places: Sequence[int]) -> str:

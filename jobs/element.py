@@ -66,7 +66,7 @@ def run_element(plan_file: Path, array: int) -> int:
     if resources.tasks > 1 and (before[ids[0]] == float("inf") or how_far(plan.folder(ids[0])) < float("inf")):
         meeting_file(plan, ids[0], "over").touch()  # where there was nothing to train, the others wait still
     if not signals.leave_asked() and all(report.state != "stopped" for report in reports.values()):
-        return 0 if all(report.state == "done" for report in reports.values()) else 1
+        return 0 if all(how_far(plan.folder(run_id)) == float("inf") for run_id in ids) else 1
     box = plan_file.parent / "requeue"
     times = _times_sent_back(box, job_id())
     further = any(how_far(plan.folder(run_id)) > before[run_id] for run_id in ids)

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from hvae_hpc.errors import UserError
+from hvae_hpc.jobs.slurm import clean_environment
 from hvae_hpc.rundir import write_json
 
 RECORD = "minislurm.json"
@@ -33,8 +34,6 @@ SYSTEM_PATH = ":/usr/local/sbin:/usr/sbin:/sbin"  # where Debian has the daemons
 PROGRAMS = ["munged", "slurmctld", "slurmd", "sbatch", "squeue", "sinfo", "scontrol", "srun", "setsid"]
 ACCOUNTING_PROGRAMS = ["slurmdbd", "sacct", "sacctmgr", "mariadbd", "mariadb-install-db"]
 PACKAGES = "munge slurmctld slurmd slurm-client slurmdbd mariadb-server"
-# What an outer SLURM may have left in our environment, and what would bend the clients' answers.
-FOREIGN = re.compile(r"(SLURM|SLURMD|SBATCH|SRUN|SALLOC|SQUEUE|SINFO|SACCT|SCANCEL|SCONTROL|PMI|PMIX)_")
 # cred_expire also sets how long a requeued job waits: 11 s here, 2 minutes by default.
 SLURM_OPTIONS = """
 ClusterName={cluster} SlurmctldHost={host}(127.0.0.1) CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
@@ -134,7 +133,7 @@ class MiniSlurm:
 
     def environment(self) -> dict[str, str]:
         """Return this process's environment, so changed that SLURM's clients reach this SLURM only."""
-        own = {name: value for name, value in os.environ.items() if not FOREIGN.match(name)}
+        own = clean_environment()
         own["PATH"] = own.get("PATH", os.defpath) + SYSTEM_PATH
         return own | {"SLURM_CONF": f"{self._record()['link']}/etc/slurm.conf"}
 

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -34,10 +34,8 @@ class FakeNVML(ModuleType):
         self.energy_mj += 5000
         return self.energy_mj
 
-    def nvmlDeviceGetUtilizationRates(self, handle: object) -> ModuleType:
-        rates = ModuleType("rates")
-        rates.gpu = self.shares.pop(0) if self.shares else 100  # type: ignore[attr-defined]
-        return rates
+    def nvmlDeviceGetUtilizationRates(self, handle: object) -> SimpleNamespace:
+        return SimpleNamespace(gpu=self.shares.pop(0) if self.shares else 100)
 
     def nvmlDeviceGetMemoryInfo(self, handle: object) -> None:
         raise self.NVMLError("not supported")

@@ -17,6 +17,14 @@ def call(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> int:
     return run_command(sweep.main, arguments)
 
 
+def assert_refused(message: str, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Make sure that one line said it, and that nothing was made."""
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+    assert not (project / "runs").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -38,10 +46,7 @@ def test_a_wrong_call_gets_one_clear_line_and_makes_nothing(
 ) -> None:
     make_project(tmp_path)
     assert call(monkeypatch, tmp_path, "--local", *arguments) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert len(error.strip().splitlines()) == 1
-    assert not (tmp_path / "runs").exists()
+    assert_refused(message, tmp_path, capsys)
 
 
 def test_an_unknown_key_names_the_nearest_field(
@@ -135,10 +140,7 @@ def test_a_sweep_that_makes_no_sense_is_refused_before_anything_runs(
     assert change[0] in text
     (tmp_path / "sweep.toml").write_text(text.replace(*change, 1))
     assert call(monkeypatch, tmp_path, "--local") == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert len(error.strip().splitlines()) == 1
-    assert not (tmp_path / "runs").exists()
+    assert_refused(message, tmp_path, capsys)
 
 
 def test_every_data_option_counts(
