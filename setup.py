@@ -26,6 +26,10 @@ setup(
         "scipy>=1.11",
         "pandas>=2.2",
         "matplotlib>=3.8",
+        "pillow>=10.1",
+        "simpleitk>=2.3",
+        "tqdm>=4.66",
+        "deflate>=0.7",
         "nvidia-ml-py>=12",  # pynvml: a GPU's utilisation and energy, where there is one
     ],
     extras_require={

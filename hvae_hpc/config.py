@@ -174,6 +174,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise UserError(f"{where}: got {_shown(value)}, expected {options}")
         return value
     if origin is tuple and isinstance(value, (list, tuple)):
+        if inner[-1] is not Ellipsis and len(inner) != len(value):
+            raise UserError(f"{where}: got {_shown(value)}, expected {len(inner)} values")
         return tuple(_convert(inner[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is dict and isinstance(value, Mapping):
         if inner[1] is Any:
@@ -196,12 +198,16 @@ def _convert_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
     if value is None and type(None) in options:
         return None
     classes = [o for o in options if isinstance(o, type) and dataclasses.is_dataclass(o)]
+    if len(classes) == 1 and isinstance(value, Mapping):
+        return load(classes[0], value, where)
     if classes and isinstance(value, Mapping):
         kinds = {get_args(_fields(option)[0]["kind"])[0]: option for option in classes}
         if value.get("kind") not in kinds:
             raise UserError(f"{where}.kind: got {_shown(value.get('kind'))}, expected {' | '.join(kinds)}")
         return load(kinds[value["kind"]], value, where)
     for option in options:
+        if get_origin(option) is Literal and isinstance(value, str) and value in get_args(option):
+            return value
         if isinstance(option, type) and isinstance(value, option) and not (option is int and isinstance(value, bool)):
             return value
     plain = [option for option in options if option is not type(None)]

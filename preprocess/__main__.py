@@ -6,19 +6,31 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hvae_hpc.errors import UserError, run_command
 from hvae_hpc.jobs.site import add_flags, fit_cluster, flags_of, read_site
+from hvae_hpc.preprocess.explain import explain
+from hvae_hpc.preprocess.layouts import find_cases
 from hvae_hpc.preprocess.manifest import Manifest
-from hvae_hpc.preprocess.pack import find_cases, pack
+from hvae_hpc.preprocess.pack import pack
 from hvae_hpc.preprocess.phantom import write_phantoms
+from hvae_hpc.preprocess.reader import DatasetReader
 from hvae_hpc.preprocess.recipe import LIBRARY, Recipe, load_recipe
+from hvae_hpc.preprocess.summary import read_summary, to_text
+from hvae_hpc.preprocess.verify import verify
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; see ``--help``."""
     options = _parse(argv)
+    if options.verify:
+        verify(options.verify, options.raw, options.workers or _cores(), _say)
+        return 0
     recipe = load_recipe(options.recipe)
+    if options.explain:
+        print(explain(recipe))
+        return 0
     raw = options.raw or Path("phantoms") / recipe.name
     out = options.out or Path("shards") / recipe.name
     if options.raw is None and not options.phantom:
@@ -32,9 +44,9 @@ def main(argv: Sequence[str]) -> int:
     if options.phantom:
         made = write_phantoms(recipe.name, raw, options.phantom, options.seed, options.workers or _cores(), _say)
         _say(f"{made} phantom cases made in {raw}, {options.phantom - made} were there")
-    found = len(find_cases(recipe, raw))
-    manifest = pack(recipe, raw, out, options.workers or _cores(), options.skip_bad, _say)
-    print(_summarise(manifest, found))
+    manifest = pack(recipe, raw, out, options.workers or _cores(), options.skip_bad, _say, bar=True)
+    print(to_text(read_summary(out)))
+    _draw_sheets(manifest, out, options.sheet)
     print(f"packed data: {out}\nnext:        python -m hvae_hpc.sweep --data {recipe.name}={out} --plan")
     return 0
 
@@ -43,14 +55,21 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     names = ", ".join(sorted(path.stem for path in LIBRARY.glob("*.toml")))
     parser = argparse.ArgumentParser(
         prog="python -m hvae_hpc.preprocess",
-        description="Pack a folder of NIfTI scans into image+mask pairs (HDF5 shards and manifest.json).",
+        description="Pack a folder of NIfTI scans or 2D pictures: image+mask pairs in HDF5 shards, and manifest.json.",
         epilog="example: python -m hvae_hpc.preprocess brats2021 --raw /data/BraTS2021 --workers 8\n"
         "to try:  python -m hvae_hpc.preprocess brats2021 --phantom 8",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("recipe", help=f"{names}, or a TOML file of your own")
-    parser.add_argument("--raw", type=Path, metavar="DIR", help="folder with the NIfTI files")
+    parser.add_argument("recipe", nargs="?", default="", help=f"{names}, or a TOML file of your own")
+    parser.add_argument("--raw", type=Path, metavar="DIR", help="folder with the image files")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write (shards/RECIPE)")
+    parser.add_argument("--explain", action="store_true", help="say in words what the recipe does, and do nothing")
+    parser.add_argument(
+        "--verify", type=Path, metavar="DIR", help="check a packed data set; with --raw its sources too"
+    )
+    parser.add_argument(
+        "--sheet", type=int, default=48, metavar="N", help="pairs on the contact sheets (48; 0 for none)"
+    )
     parser.add_argument("--phantom", type=int, default=0, metavar="N", help="first make N made-up cases in --raw")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the made-up cases (0)")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (as many as cores, up to 16)")
@@ -60,9 +79,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     where.add_argument("--partition", metavar="P", help="pack as one job on this SLURM partition")
     where.add_argument("--local", action="store_true", help="pack here, also where there is SLURM")
     options = parser.parse_args(argv)
-    for name, least in (("workers", 1), ("phantom", 0)):
+    for name, least in (("workers", 1), ("phantom", 0), ("sheet", 0)):
         if getattr(options, name) is not None and getattr(options, name) < least:
             raise UserError(f"--{name} is {getattr(options, name)}, expected {least} or more")
+    if not options.recipe and not options.verify:
+        raise UserError(f"no recipe; give one of {names}, or a TOML file of your own")
+    if options.recipe and options.verify:
+        raise UserError(f"--verify checks a packed folder and takes no recipe; leave {options.recipe} out")
     return options
 
 
@@ -83,7 +106,7 @@ def _submit(options: argparse.Namespace, recipe: Recipe, raw: Path, out: Path) -
     name = options.recipe if not options.recipe.endswith(".toml") else str(Path(options.recipe).resolve())
     argv = ["-m", "hvae_hpc.preprocess", name, "--raw", str(raw.resolve()), "--out", str(out.resolve())]
     argv += ["--phantom", str(options.phantom), "--seed", str(options.seed)]
-    argv += ["--skip-bad"] * options.skip_bad + ["--local"]
+    argv += ["--skip-bad"] * options.skip_bad + ["--sheet", str(options.sheet), "--local"]
     flags = flags_of(options) | ({"cpus": options.workers} if options.workers else {})
     site = fit_cluster(read_site(options.site, flags), options.partition, read_cluster())
     for note in [note for note in site.notes if note.startswith("pack:")]:
@@ -98,19 +121,23 @@ def _submit(options: argparse.Namespace, recipe: Recipe, raw: Path, out: Path) -
     return 0
 
 
-def _summarise(manifest: Manifest, found: int) -> str:
-    areas = sorted(area for case in manifest.cases for area in case.tumour_px)
-    spacings = sorted({case.spacing_mm for case in manifest.cases})
-    shown = ", ".join(" x ".join(f"{side:g}" for side in spacing) for spacing in spacings[:3])
-    lines = [
-        f"cases:       {found} found, {len(manifest.cases)} packed, {len(manifest.skipped)} skipped",
-        *(f"  skipped {entry.case_id}: {entry.reason}" for entry in manifest.skipped),
-        f"pairs:       {len(areas)} of {' x '.join(map(str, manifest.size_px))} px, {manifest.modality}",
-        f"tumour:      {areas[0]} to {areas[-1]} px, median {areas[len(areas) // 2]}",
-        f"spacing:     {shown} mm (row x column){f' and {len(spacings) - 3} more' if len(spacings) > 3 else ''}",
-        f"content:     {manifest.content_hash[:12]}",
+def _draw_sheets(manifest: Manifest, out: Path, at_most: int) -> None:
+    from hvae_hpc.results.contact import write_contact_sheets  # brings matplotlib
+
+    reader = DatasetReader(out, manifest=manifest)
+    titles = [
+        f"{case.case_id}\nslice {index}, {area} px"
+        for case in manifest.cases
+        for index, area in zip(case.slices, case.tumour_px, strict=True)
     ]
-    return "\n".join(lines)
+
+    def read(rows: Sequence[int]) -> tuple[Any, Any]:
+        pairs = reader.read(rows)
+        return pairs.images, pairs.masks
+
+    pages = write_contact_sheets(out, titles, read, at_most)
+    if pages:
+        print(f"look at:     {pages[0]}" + (f" to {pages[-1].name}" if len(pages) > 1 else ""))
 
 
 if __name__ == "__main__":

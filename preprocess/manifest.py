@@ -46,8 +46,8 @@ class CaseEntry:
         first_row, pairs: they are rows first_row to first_row + pairs - 1 of the shard.
         slices: index of each pair's slice in the volume.
         tumour_px: tumour area of each pair, px.
-        spacing_mm: of a row and of a column, mm.
-        sources: source file name to the SHA-256 of its bytes.
+        spacing_mm: of a row and of a column, mm; () where unknown.
+        sources: role of a source file ("image", "label") to the SHA-256 of its bytes.
     """
 
     case_id: str

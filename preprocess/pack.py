@@ -1,24 +1,37 @@
 """A whole data set: every case of a raw folder -> shards and, last, manifest.json.
 
-Shards are named after their content and never changed, and the manifest is replaced in one step: a
-packing that is killed, or that fails, leaves the data set that was there before. The bytes written are
-the same for any number of workers.
+Shards are named after their content and never changed, and the manifest is replaced in one step: a packing that is
+killed, or that finds bad cases, leaves the data set that was there before, and what it packed is taken over by the next
+one. The bytes written are the same for any number of workers and for any history.
 """
 
 import contextlib
 import functools
-import glob
-import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+
+from tqdm import tqdm
 
 from hvae_hpc.config import dump
 from hvae_hpc.errors import UserError
+from hvae_hpc.preprocess.case import PackedCase, pack_case
+from hvae_hpc.preprocess.journal import (
+    JOURNAL,
+    Record,
+    ShardRecords,
+    add_to_journal,
+    is_unchanged,
+    packing_key,
+    read_journal,
+    stamp_files,
+    write_journal,
+)
+from hvae_hpc.preprocess.layouts import Found, find_cases, known_labels
 from hvae_hpc.preprocess.manifest import (
     MANIFEST,
     MANIFEST_SCHEMA,
-    CaseEntry,
     Manifest,
     ShardEntry,
     SkippedEntry,
@@ -26,198 +39,197 @@ from hvae_hpc.preprocess.manifest import (
     read_manifest,
     write_manifest,
 )
+from hvae_hpc.preprocess.pairs import Pairs, concatenate
 from hvae_hpc.preprocess.parallel import map_in_order
-from hvae_hpc.preprocess.recipe import CASE, Recipe
-from hvae_hpc.preprocess.shards import Pairs, concatenate, hash_pairs, read_pairs, write_pairs
-from hvae_hpc.preprocess.slices import cut_pairs
-from hvae_hpc.preprocess.volumes import read_volume
+from hvae_hpc.preprocess.recipe import Recipe
+from hvae_hpc.preprocess.shards import Shard, hash_pairs, read_pairs, write_pairs
+from hvae_hpc.preprocess.summary import summarise, write_summary
 from hvae_hpc.rundir import LOCK, locked, remove_temporaries
 
 PAIRS_PER_SHARD = 256
-"""A shard is closed at this many pairs (59 MB of 240 x 240 before compression); a case is never cut."""
+BYTES_PER_SHARD = 64 * 2**20
+"""A shard is closed at this many pairs or this many bytes before compression; a case is never cut."""
 
 Report = Callable[[str], None]
 
 
-@dataclass(frozen=True, kw_only=True)
-class CaseFiles:
-    """A case's files; one of them may be missing."""
-
-    case_id: str
-    image: Path | None
-    label: Path | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class PackedCase:
-    """What a worker hands back: the pairs and the hashes of their source files, or what is wrong."""
-
-    case_id: str
-    pairs: Pairs | None
-    sources: dict[str, str]
-    fault: str
-
-
 def pack(
-    recipe: Recipe, raw: Path, out: Path, workers: int, skip_bad: bool = False, report: Report | None = None
+    recipe: Recipe,
+    raw: Path,
+    out: Path,
+    workers: int,
+    skip_bad: bool = False,
+    report: Report | None = None,
+    bar: bool = False,
 ) -> Manifest:
-    """Pack all cases that the recipe's layout finds.
+    """Pack all cases that the recipe's layout finds; cases that are packed already and unchanged are taken over.
 
     Args:
         recipe: what the data set is.
-        raw: folder with the NIfTI files.
-        out: folder for shards and manifest.
+        raw: folder with the image files.
+        out: folder for shards, manifest and summary.
         workers: processes; 1 works in this one.
         skip_bad: leave cases out that cannot be packed, and record them; otherwise one such case fails
-            the packing, after all have been looked at.
+            the packing, after all have been looked at and the others packed.
         report: is called with lines of progress.
+        bar: draw a progress bar on stderr.
 
     Raises:
-        UserError: no cases, or bad ones (all named, one per line); then nothing is written.
+        UserError: no cases, or bad ones (all named, one per line); then the manifest stays as it was.
     """
     say = report or (lambda line: None)
-    cases = find_cases(recipe, raw)
-    say(f"{len(cases)} cases in {raw}")
+    found = find_cases(recipe, raw)
+    say(f"{len(found.cases)} cases in {raw}")
     with locked(out) as mine:
         if not mine:
             raise UserError(f"{out}: another packing is writing there; wait for it, or choose another --out")
         remove_temporaries(out)
-        before = {path.name for path in out.glob("shard-*.h5")}
         try:
-            manifest = _pack_into(out, recipe, _process(recipe, cases, workers, say), skip_bad)
-        except BaseException:
-            _clear(out, keep=before)
-            raise
+            packing = _Packing(recipe, found, out, workers, bar)
+            say(f"{packing.n_known} of them are packed already")
+            manifest = packing.run(skip_bad)
+        finally:
+            _clear(out)
         if _is_up_to_date(out, manifest):
             say(f"{out} is up to date")
         else:
             write_manifest(out, manifest)
-        _clear(out, keep={entry.file for entry in manifest.shards})
+        write_summary(out, summarise(found, manifest, packing.records))
+        write_journal(out, packing.key, packing.closed)
+        _clear(out)
     return manifest
 
 
-def find_cases(recipe: Recipe, raw: Path) -> list[CaseFiles]:
-    """Find all cases by the recipe's patterns, sorted by id; one with a missing file is among them.
+class _Packing:
+    """One packing under way: cases in order, a shard filled at a time."""
 
-    Raises:
-        UserError: raw is no folder, or nothing in it fits.
-    """
-    if not raw.is_dir():
-        raise UserError(f"{raw}: no such folder; give the folder with the NIfTI files as --raw")
-    images = _match(raw, recipe.layout.image)
-    labels = _match(raw, recipe.layout.label)
-    if not images:
-        raise UserError(f"{raw}: nothing fits {recipe.layout.image!r}; check --raw, or the recipe's layout")
-    return [
-        CaseFiles(case_id=case_id, image=images.get(case_id), label=labels.get(case_id))
-        for case_id in sorted({*images, *labels})
-    ]
+    def __init__(self, recipe: Recipe, found: Found, out: Path, workers: int, bar: bool) -> None:
+        self.recipe, self.found, self.out, self.workers, self.bar = recipe, found, out, workers, bar
+        self.key = packing_key(recipe)
+        self.modality = recipe.modality or _name_channel(recipe, found)
+        rows, columns = recipe.grid.size_px
+        self.limit = max(1, min(PAIRS_PER_SHARD, BYTES_PER_SHARD // (5 * rows * columns)))
+        self.before = _sound_shards(out, read_journal(out, self.key), workers)
+        write_journal(out, self.key, self.before.values())
+        records = {record.entry.case_id: record for shard in self.before.values() for record in shard.records}
+        self.known: dict[str, Record] = {}
+        for files in found.cases:
+            stamps = stamp_files(files)
+            record = records.get(files.case_id)
+            if record and is_unchanged(record, files, stamps):
+                self.known[files.case_id] = replace(record, stamps=stamps)
+        self.n_known = len(self.known)
+        self.closed: list[ShardRecords] = []
+        self.held: list[PackedCase] = []
 
+    @property
+    def records(self) -> list[Record]:
+        """Of all cases that are in closed shards."""
+        return [record for shard in self.closed for record in shard.records]
 
-def _match(raw: Path, pattern: str) -> dict[str, Path]:
-    """Map case ids to the files that fit a pattern; all its ``{case}`` must stand for the same text.
-
-    Names that begin with a dot are none: some systems leave ``._x.nii.gz`` beside x.nii.gz.
-    """
-    first, *others = pattern.split(CASE)
-    regex = re.compile(re.escape(first) + "(?P<case>[^/.][^/]*)" + "(?P=case)".join(map(re.escape, others)))
-    found = {}
-    for path in raw.glob("*".join(map(glob.escape, (first, *others)))):
-        match = regex.fullmatch(path.relative_to(raw).as_posix())
-        if match:
-            found[match["case"]] = path
-    return found
-
-
-def pack_case(recipe: Recipe, files: CaseFiles) -> PackedCase:
-    """Turn one case into pairs; a fault of the files is returned, a bug of ours is raised."""
-    try:
-        if files.image is None:
-            raise UserError(f"{files.label} has no image ({recipe.layout.image}); add it or remove the label")
-        if files.label is None:
-            raise UserError(f"{files.image} has no label ({recipe.layout.label}); add it or remove the image")
-        volume = read_volume(recipe, files.image, files.label)
-        pairs = cut_pairs(volume, recipe, files.case_id)
-    except UserError as error:
-        return PackedCase(case_id=files.case_id, pairs=None, sources={}, fault=str(error))
-    return PackedCase(case_id=files.case_id, pairs=pairs, sources=volume.sources, fault="")
-
-
-def _process(recipe: Recipe, cases: Sequence[CaseFiles], workers: int, say: Report) -> Iterator[PackedCase]:
-    step = max(1, len(cases) // 10)
-    packed = map_in_order(functools.partial(pack_case, recipe), cases, min(workers, len(cases)))
-    for done, case in enumerate(packed, start=1):
-        if done % step == 0 or done == len(cases):
-            say(f"read {done} of {len(cases)} cases")
-        yield case
-
-
-def _pack_into(out: Path, recipe: Recipe, packed: Iterator[PackedCase], skip_bad: bool) -> Manifest:
-    shards: list[ShardEntry] = []
-    entries: list[CaseEntry] = []
-    skipped: list[SkippedEntry] = []
-    held: list[PackedCase] = []
-    for case in packed:
-        if case.pairs is None:
-            skipped.append(SkippedEntry(case_id=case.case_id, reason=case.fault))
-            held = held if skip_bad else []  # nothing will be written: no need to keep pairs
-        elif skip_bad or not skipped:
-            held.append(case)
-            if sum(len(one.pairs or ()) for one in held) >= PAIRS_PER_SHARD:
-                _close_shard(out, recipe, held, shards, entries)
-                held = []
-    _refuse(skipped, len(entries) + len(held), skip_bad)
-    if held:
-        _close_shard(out, recipe, held, shards, entries)
-    plain = dump(recipe)
-    return Manifest(
-        schema=MANIFEST_SCHEMA,
-        name=recipe.name,
-        modality=recipe.modality,
-        recipe=plain,
-        size_px=recipe.grid.size_px,
-        shards=tuple(shards),
-        cases=tuple(entries),
-        skipped=tuple(skipped),
-        content_hash=compute_content_hash(schema=MANIFEST_SCHEMA, recipe=plain, shards=shards, cases=entries),
-    )
-
-
-def _refuse(skipped: Sequence[SkippedEntry], good: int, skip_bad: bool) -> None:
-    lines = "".join(f"\n  {entry.case_id}: {entry.reason}" for entry in skipped)
-    if skipped and not skip_bad:
-        raise UserError(f"{len(skipped)} bad cases, nothing was written; repair them, or --skip-bad:{lines}")
-    if not good:
-        raise UserError(f"none of the cases can be packed; nothing was written:{lines}")
-
-
-def _close_shard(
-    out: Path, recipe: Recipe, held: Sequence[PackedCase], shards: list[ShardEntry], entries: list[CaseEntry]
-) -> None:
-    pairs = concatenate([case.pairs for case in held if case.pairs is not None])
-    attributes = {"kind": "real", "modality": recipe.modality}
-    digest = hash_pairs(pairs, attributes)
-    path = out / f"shard-{digest[:16]}.h5"
-    if not _is_sound(path, digest):
-        write_pairs(path, pairs, attributes)
-    shards.append(ShardEntry(file=path.name, pairs=len(pairs), content_sha256=digest))
-    row = 0
-    for case in held:
-        assert case.pairs is not None
-        count = len(case.pairs)
-        entries.append(
-            CaseEntry(
-                case_id=case.case_id,
-                shard=path.name,
-                first_row=row,
-                pairs=count,
-                slices=tuple(int(index) for index in case.pairs.slice_index),
-                tumour_px=tuple(int(mask.sum()) for mask in case.pairs.masks),
-                spacing_mm=tuple(round(float(value), 6) for value in case.pairs.spacing_mm[0]),
-                sources=case.sources,
-            )
+    def run(self, skip_bad: bool) -> Manifest:
+        """Read what is missing or changed, and close shard after shard."""
+        skipped: list[SkippedEntry] = []
+        for case in self._cases():
+            if case.record is None:
+                skipped.append(SkippedEntry(case_id=case.case_id, reason=case.fault))
+                continue
+            self.held.append(case)
+            if sum(_count(one) for one in self.held) >= self.limit:
+                self._close_shard()
+        if self.held:
+            self._close_shard()
+        _refuse(skipped, len(self.records), skip_bad)
+        plain = dump(self.recipe)
+        shards = tuple(shard.shard for shard in self.closed)
+        entries = tuple(record.entry for record in self.records)
+        return Manifest(
+            schema=MANIFEST_SCHEMA,
+            name=self.recipe.name,
+            modality=self.modality,
+            recipe=plain,
+            size_px=self.recipe.grid.size_px,
+            shards=shards,
+            cases=entries,
+            skipped=tuple(skipped),
+            content_hash=compute_content_hash(schema=MANIFEST_SCHEMA, recipe=plain, shards=shards, cases=entries),
         )
-        row += count
+
+    def _cases(self) -> Iterator[PackedCase]:
+        """Yield all cases in order: taken over, or packed by the workers."""
+        new = [files for files in self.found.cases if files.case_id not in self.known]
+        work = functools.partial(pack_case, self.recipe, known_labels(self.recipe, self.found.index))
+        packed = map_in_order(work, new, min(self.workers, len(new)))
+        quiet = sys.stderr.isatty()
+        with tqdm(
+            total=len(new), unit="case", disable=not self.bar or not new, mininterval=0.2 if quiet else 30.0, miniters=1
+        ) as bar:
+            for files in self.found.cases:
+                if files.case_id in self.known:
+                    yield PackedCase(case_id=files.case_id, record=self.known[files.case_id])
+                else:
+                    yield next(packed)
+                    bar.update()
+
+    def _close_shard(self) -> None:
+        """Write the held cases as one shard, unless just these lie in one shard already."""
+        held, self.held = self.held, []
+        shard = self._same_shard(held) or self._write_shard(held)
+        row, records = 0, []
+        for case in held:
+            assert case.record is not None
+            entry = replace(case.record.entry, shard=shard.file, first_row=row)
+            records.append(replace(case.record, entry=entry))
+            row += entry.pairs
+        closed = ShardRecords(shard=shard, records=tuple(records))
+        self.closed.append(closed)
+        if shard.file not in self.before:
+            add_to_journal(self.out, closed)
+
+    def _same_shard(self, held: Sequence[PackedCase]) -> ShardEntry | None:
+        file = held[0].record.entry.shard if held[0].record and held[0].pairs is None else ""
+        if file not in self.before:
+            return None
+        there = [record.entry.case_id for record in self.before[file].records]
+        same = there == [case.case_id for case in held] and all(case.case_id in self.known for case in held)
+        return self.before[file].shard if same else None
+
+    def _write_shard(self, held: Sequence[PackedCase]) -> ShardEntry:
+        pairs = concatenate([case.pairs if case.pairs is not None else self._take_over(case) for case in held])
+        attributes = {"kind": "real", "modality": self.modality}
+        digest = hash_pairs(pairs, attributes)
+        path = self.out / f"shard-{digest[:16]}.h5"
+        if not _is_sound(path, digest):
+            write_pairs(path, pairs, attributes)
+        return ShardEntry(file=path.name, pairs=len(pairs), content_sha256=digest)
+
+    def _take_over(self, case: PackedCase) -> Pairs:
+        assert case.record is not None
+        entry = case.record.entry
+        with Shard(self.out / entry.shard) as shard:
+            return shard.read(range(entry.first_row, entry.first_row + entry.pairs))
+
+
+def _count(case: PackedCase) -> int:
+    return case.record.entry.pairs if case.record else 0
+
+
+def _name_channel(recipe: Recipe, found: Found) -> str:
+    names = found.index.channels if found.index else ()
+    if not names:
+        raise UserError(f"{recipe.layout.index} names no channels; say the recipe's modality")
+    return names[min(recipe.layout.channel or 0, len(names) - 1)]
+
+
+def _sound_shards(out: Path, journal: Mapping[str, ShardRecords], workers: int) -> dict[str, ShardRecords]:
+    """Return the shards of the journal that are whole; nothing that is damaged is taken over."""
+    paths = [(out / name, entry.shard.content_sha256) for name, entry in journal.items()]
+    sound = map_in_order(_is_entry_sound, paths, min(workers, len(paths) // 8))
+    return {name: entry for (name, entry), whole in zip(journal.items(), sound, strict=True) if whole}
+
+
+def _is_entry_sound(entry: tuple[Path, str]) -> bool:
+    return _is_sound(*entry)
 
 
 def _is_sound(path: Path, digest: str) -> bool:
@@ -227,18 +239,39 @@ def _is_sound(path: Path, digest: str) -> bool:
     return False
 
 
+def _refuse(skipped: Sequence[SkippedEntry], good: int, skip_bad: bool) -> None:
+    lines = "".join(f"\n  {entry.case_id}: {entry.reason}" for entry in skipped)
+    if not good:
+        raise UserError(f"none of the cases can be packed; nothing was written:{lines}")
+    if skipped and not skip_bad:
+        raise UserError(
+            f"{len(skipped)} bad cases, {good} good ones are packed; repair the bad and give the same command again, "
+            f"or accept the data set without them by --skip-bad:{lines}"
+        )
+
+
 def _is_up_to_date(out: Path, manifest: Manifest) -> bool:
     with contextlib.suppress(UserError):
         return read_manifest(out) == manifest
     return False
 
 
-def _clear(out: Path, keep: set[str]) -> None:
-    """Remove shards that no manifest needs; a folder that is then as good as empty goes as well."""
+def _clear(out: Path) -> None:
+    """Remove shards that neither manifest nor journal names; a folder that is then as good as empty goes as well."""
+    keep = _named_shards(out)
     for path in out.glob("shard-*.h5"):
         if path.name not in keep:
             path.unlink(missing_ok=True)
-    if not (out / MANIFEST).exists() and {path.name for path in out.iterdir()} <= {LOCK}:
+    if not keep and not (out / MANIFEST).exists() and {path.name for path in out.iterdir()} <= {LOCK, JOURNAL}:
+        (out / JOURNAL).unlink(missing_ok=True)
         (out / LOCK).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             out.rmdir()
+
+
+def _named_shards(out: Path) -> set[str]:
+    texts = []
+    for name in (JOURNAL, MANIFEST):
+        with contextlib.suppress(OSError):
+            texts.append((out / name).read_text(encoding="utf-8"))
+    return {path.name for path in out.glob("shard-*.h5") if any(path.name in text for text in texts)}

@@ -4,6 +4,7 @@ A pair's rows are the volume's second axis and its columns the first. For "LPS" 
 radiological view: anterior at the top, the patient's left on the viewer's right.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,38 +12,48 @@ from numpy.typing import NDArray
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.identity import content_hash
+from hvae_hpc.preprocess.pairs import Pairs
 from hvae_hpc.preprocess.recipe import Recipe, SlicesConfig
-from hvae_hpc.preprocess.shards import Pairs
 from hvae_hpc.preprocess.volumes import Volume
 
 
-def cut_pairs(volume: Volume, recipe: Recipe, case_id: str) -> Pairs:
+def cut_pairs(volume: Volume, recipe: Recipe, case_id: str) -> tuple[Pairs, int]:
     """Cut a case's volume into pairs.
 
+    Returns:
+        The pairs, and how many tumour pixels of their slices the crop cut off.
+
     Raises:
-        UserError: no slice has enough tumour inside the crop.
+        UserError: no slice has enough tumour inside the crop, or the image there is flat after scaling.
     """
     rows, columns = recipe.grid.size_px
-    tumour = crop_plane(volume.tumour, volume.centre_px, columns, rows)
-    areas = np.count_nonzero(tumour, axis=(0, 1))
+    of, _ = find_crop(volume.centre_px, columns, rows, volume.tumour.shape)
+    inside = volume.tumour[of]
+    areas = np.array([np.count_nonzero(inside[:, :, index]) for index in range(inside.shape[2])])
     chosen = choose_slices(areas, recipe.slices)
     if not chosen:
-        label = list(volume.sources)[-1]
         raise UserError(
-            f"{label}: the largest tumour slice has {areas.max()} px inside the crop of {rows} x {columns}, "
-            f"expected at least {recipe.slices.min_px}; leave the case out or enlarge grid.size_px"
+            f"{volume.label_path}: the largest tumour slice has {areas.max()} px inside the crop of "
+            f"{rows} x {columns}, expected at least {recipe.slices.min_px}; leave the case out or enlarge grid.size_px"
         )
-    image = crop_plane(volume.image[:, :, chosen], volume.centre_px, columns, rows)
-    images = scale_intensity(image, volume.window)
+    images = scale_intensity(crop_plane(volume.take(chosen), volume.centre_px, columns, rows), volume.facts.window)
+    if images.min() == images.max():
+        raise UserError(
+            f"every pixel of the image's slices becomes {images.min():g} in the intensity window "
+            f"{volume.facts.window[0]:g} to {volume.facts.window[1]:g}; is the image in the recipe's unit?"
+        )
+    tumour = volume.tumour[:, :, chosen]
+    masks = crop_plane(tumour, volume.centre_px, columns, rows)
     count = len(chosen)
-    return Pairs(
+    pairs = Pairs(
         images=np.ascontiguousarray(images.transpose(2, 1, 0)),
-        masks=np.ascontiguousarray(tumour[:, :, chosen].transpose(2, 1, 0), dtype=np.uint8),
+        masks=np.ascontiguousarray(masks.transpose(2, 1, 0), dtype=np.uint8),
         case_ids=(case_id,) * count,
         slice_index=np.asarray(chosen, dtype=np.int32) + np.int32(volume.first_slice),
         spacing_mm=np.tile(volume.spacing_mm[[1, 0]], (count, 1)),
         source_sha256=(content_hash(volume.sources),) * count,
     )
+    return pairs, int(np.count_nonzero(tumour)) - int(np.count_nonzero(masks))
 
 
 def choose_slices(areas: NDArray[np.int_], config: SlicesConfig) -> list[int]:
@@ -61,22 +72,38 @@ def crop_plane(volume: NDArray[Any], centre_px: tuple[float, float], columns: in
 
     Args:
         volume: (X, Y, Z).
-        centre_px: x and y; a crop that cannot be centred on it to the voxel lies half a voxel lower.
+        centre_px: see :func:`find_crop`.
         columns, rows: size of the crop along x and y.
 
     Returns:
         (columns, rows, Z).
     """
     cropped = np.zeros((columns, rows, *volume.shape[2:]), volume.dtype)
-    to: list[slice] = []
-    of: list[slice] = []
-    for centre, size, length in zip(centre_px, (columns, rows), volume.shape[:2], strict=True):
+    of, to = find_crop(centre_px, columns, rows, volume.shape)
+    cropped[to] = volume[of]
+    return cropped
+
+
+def find_crop(
+    centre_px: tuple[float, float], columns: int, rows: int, shape: Sequence[int]
+) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """Find which part of a plane a crop shows, and where.
+
+    Args:
+        centre_px: x and y; a crop that cannot be centred on it to the voxel lies half a voxel lower.
+        columns, rows: size of the crop along x and y.
+        shape: of the volume; x and y come first.
+
+    Returns:
+        The part of the plane, and its place in the crop, as slices of x and y.
+    """
+    of, to = [], []
+    for centre, size, length in zip(centre_px, (columns, rows), shape, strict=False):
         start = int(np.floor(centre - (size - 1) / 2))
         low, high = max(start, 0), min(start + size, length)
         of.append(slice(low, max(low, high)))
         to.append(slice(low - start, max(low, high) - start))
-    cropped[tuple(to)] = volume[tuple(of)]
-    return cropped
+    return (of[0], of[1]), (to[0], to[1])
 
 
 def scale_intensity(image: NDArray[Any], window: tuple[float, float]) -> NDArray[np.float32]:

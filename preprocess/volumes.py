@@ -1,9 +1,11 @@
-"""One case on disk (an image and a label, NIfTI) -> one canonical volume: oriented, on one grid, checked.
+"""One case on disk -> one canonical volume: oriented, on one grid, checked, and read no further than needed.
 
 Nothing doubtful passes: a grid that does not match, an unknown label value, an empty mask or a voxel that
-is not a number is a :class:`UserError` of one line that names the file.
+is not a number is a :class:`UserError` of one line that names the file. The tumour is known for the whole
+volume; the image is brought to the grid for the slices that are asked for alone.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvae_hpc.errors import UserError
+from hvae_hpc.preprocess.layouts import by_role
 from hvae_hpc.preprocess.nifti import Scan, read_scan
-from hvae_hpc.preprocess.recipe import GridConfig, IntensityConfig, LabelConfig, Recipe
+from hvae_hpc.preprocess.planar import Picture, read_picture
+from hvae_hpc.preprocess.recipe import IntensityConfig, LabelConfig, Recipe
+from hvae_hpc.preprocess.resample import find_target, resample_image, resample_mask
 
-_MARGIN = 12
-"""Voxels kept around what resampling needs: cubic splines look far around, by less at every voxel."""
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a case's image is like in its file.
+
+    Attributes:
+        shape: columns, rows, slices, in the recipe's orientation.
+        orientation: the file's own, as "LPS"; "" for 2D files.
+        spacing_mm: along columns, rows, slices; () where unknown.
+        lowest, highest: of all its voxels.
+        window: intensities that became 0 and 1.
+    """
+
+    shape: tuple[int, ...]
+    orientation: str
+    spacing_mm: tuple[float, ...]
+    lowest: float
+    highest: float
+    window: tuple[float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,91 +46,169 @@ class Volume:
     """A case, ready to be cut into slices.
 
     Attributes:
-        image: (X, Y, Z) in the file's unit, columns x rows x slices.
-        tumour: (X, Y, Z) bool.
-        spacing_mm: (3,) along columns' index (x), rows' (y), slices' (z).
+        tumour: (X, Y, Z) bool, columns x rows x slices.
+        take: slice indices -> the image there, (X, Y, n), in the file's unit.
+        spacing_mm: (3,) along columns' index (x), rows' (y), slices' (z); NaN where unknown.
         centre_px: in-plane centre of the crop, x and y, in voxel indices.
         first_slice: index of slice 0 in the whole volume.
-        window: intensities that become 0 and 1, from the whole image.
-        sources: file name to SHA-256.
+        sources: role of a file ("image", "label") to its SHA-256.
+        facts: for the summary.
+        label_path: for messages.
     """
 
-    image: NDArray[Any]
     tumour: NDArray[np.bool_]
+    take: Callable[[Sequence[int]], NDArray[Any]]
     spacing_mm: NDArray[np.float64]
     centre_px: tuple[float, float]
     first_slice: int
-    window: tuple[float, float]
     sources: dict[str, str]
+    facts: Facts
+    label_path: Path
 
 
-def read_volume(recipe: Recipe, image_path: Path, label_path: Path) -> Volume:
+def read_volume(recipe: Recipe, image_path: Path, label_paths: Sequence[Path], known: tuple[int, ...]) -> Volume:
     """Read a case and bring image and label to the recipe's grid.
+
+    Args:
+        recipe: what the data set is.
+        image_path: the image's file.
+        label_paths: one label file, or several that are joined.
+        known: values that a label file may hold; () for any whole number from 0.
 
     Raises:
         UserError: a file cannot be believed; the line names it.
     """
-    image = read_scan(image_path, recipe.grid.orientation)
-    label = read_scan(label_path, recipe.grid.orientation)
-    bad = np.count_nonzero(~np.isfinite(image.data))
-    if bad:
-        raise UserError(f"{image_path}: {bad} voxels are NaN or infinite, expected numbers; repair the file")
-    mask = replace(label, data=join_labels(label, recipe.label))
-    window = find_window(image, recipe.intensity)
-    sources = {image_path.name: image.sha256, label_path.name: label.sha256}
-    box = bounding_box(mask.data)
+    if recipe.layout.planar:
+        return _read_plane(recipe, image_path, label_paths, known)
+    image = read_scan(image_path, recipe.grid.orientation, recipe.layout.channel)
+    labels = [read_scan(path, recipe.grid.orientation) for path in label_paths]
+    for label in labels[1:]:
+        _check_same_grid(labels[0], label)
+    facts = _state_facts(image, image.data.shape, image.stored, image.spacing_mm, recipe)
+    tumour = join_labels(labels, recipe.label, known)
     if recipe.grid.spacing_mm == 0:
-        _check_same_grid(image, label)
-        low, high = box if recipe.grid.centre == "tumour" else ((0, 0, 0), np.array(mask.data.shape) - 1)
+        _check_same_grid(image, labels[0])
         return Volume(
-            image=image.data,
-            tumour=mask.data,
-            spacing_mm=image.spacing_mm,
-            centre_px=(float(low[0] + high[0]) / 2, float(low[1] + high[1]) / 2),
+            tumour=tumour,
+            take=lambda slices: image.data[:, :, slices],
+            spacing_mm=np.full(3, np.nan) if recipe.grid.spacing == "unknown" else image.spacing_mm,
+            centre_px=_find_centre(tumour, recipe.grid.centre),
             first_slice=0,
-            window=window,
-            sources=sources,
+            sources=_hash_sources(image, labels),
+            facts=facts,
+            label_path=label_paths[0],
         )
+    mask = replace(labels[0], data=tumour)
     whole = recipe.slices.choose == "all" and recipe.slices.min_px == 0
-    shape, affine, first_slice = _target_grid(image, mask, box, recipe.grid, whole=whole)
+    target = find_target(image, mask, bounding_box(tumour), recipe.grid, whole=whole)
     # What lies outside the image's field of view becomes 0 in [0, 1].
     outside = recipe.intensity.low if recipe.intensity.rule == "window" else 0.0
     return Volume(
-        image=_resample(image, shape, affine, recipe.grid.interpolation, outside),
-        tumour=_resample(mask, shape, affine, "nearest", 0.0) > 0,
+        tumour=resample_mask(mask, target),
+        take=lambda slices: resample_image(image, target, slices, recipe.grid.interpolation, outside),
         spacing_mm=np.full(3, recipe.grid.spacing_mm),
-        centre_px=((shape[0] - 1) / 2, (shape[1] - 1) / 2),
-        first_slice=first_slice,
-        window=window,
-        sources=sources,
+        centre_px=((target.shape[0] - 1) / 2, (target.shape[1] - 1) / 2),
+        first_slice=target.first_slice,
+        sources=_hash_sources(image, labels),
+        facts=facts,
+        label_path=label_paths[0],
     )
 
 
-def join_labels(label: Scan, config: LabelConfig) -> NDArray[np.bool_]:
-    """Join the tumour's label values to one mask.
+def _read_plane(recipe: Recipe, image_path: Path, label_paths: Sequence[Path], known: tuple[int, ...]) -> Volume:
+    fit = recipe.grid.size_px if recipe.grid.fit == "scale" else None
+    image = read_picture(image_path, fit, is_label=False)
+    labels = [read_picture(path, fit, is_label=True) for path in label_paths]
+    for label in labels:
+        if label.stored_px != image.stored_px:
+            raise UserError(
+                f"{label.path}: {label.stored_px[0]} x {label.stored_px[1]} px, its image has "
+                f"{image.stored_px[0]} x {image.stored_px[1]}; give the pair one size"
+            )
+    tumour = join_labels(labels, recipe.label, known)
+    return Volume(
+        tumour=tumour,
+        take=lambda slices: image.data[:, :, slices],
+        spacing_mm=np.full(3, np.nan),
+        centre_px=_find_centre(tumour, recipe.grid.centre),
+        first_slice=0,
+        sources=_hash_sources(image, labels),
+        facts=_state_facts(image, (*image.stored_px[::-1], 1), "", None, recipe),
+        label_path=label_paths[0],
+    )
+
+
+def _hash_sources(image: Scan | Picture, labels: Sequence[Scan] | Sequence[Picture]) -> dict[str, str]:
+    return by_role(image.sha256, [label.sha256 for label in labels])
+
+
+def _state_facts(
+    image: Scan | Picture, shape: tuple[int, ...], orientation: str, spacing: NDArray[np.float64] | None, recipe: Recipe
+) -> Facts:
+    """Look at all of the image's voxels.
+
+    Raises:
+        UserError: some are no numbers, or all are one number.
+    """
+    lowest, highest = float(image.values.min()), float(image.values.max())
+    if not np.isfinite([lowest, highest]).all():  # both carry a NaN on
+        bad = np.count_nonzero(~np.isfinite(image.values))
+        raise UserError(f"{image.path}: {bad} voxels are NaN or infinite, expected numbers; repair the file")
+    if lowest == highest:
+        raise UserError(f"{image.path}: every voxel is {lowest:g}; check that this is the image")
+    unknown = spacing is None or recipe.grid.spacing == "unknown"
+    return Facts(
+        shape=shape,
+        orientation=orientation,
+        spacing_mm=() if spacing is None or unknown else tuple(round(float(side), 4) for side in spacing),
+        lowest=lowest,
+        highest=highest,
+        window=find_window(image, recipe.intensity),
+    )
+
+
+def join_labels(
+    labels: Sequence[Scan] | Sequence[Picture], config: LabelConfig, known: tuple[int, ...]
+) -> NDArray[np.bool_]:
+    """Join the tumour's label values, and several label files, to one mask (X, Y, Z).
 
     Raises:
         UserError: values that are not integers, or not known, or no tumour at all.
     """
-    values = label.data
-    if values.dtype.kind == "f":
-        rounded = np.rint(values)
-        if not np.array_equal(rounded, values):
-            odd = values[rounded != values].flat[0]
-            raise UserError(f"{label.path}: label value {odd:g}, expected integers; resample it with nearest")
-        values = rounded.astype(np.int64)
-    strange = ~np.isin(values, config.known)
-    if strange.any():
-        found = ", ".join(str(value) for value in np.unique(values[strange])[:5])
-        known = ", ".join(map(str, config.known))
-        raise UserError(f"{label.path}: label value {found}, expected {known}; see label.known in the recipe")
-    tumour = np.isin(values, config.tumour)
+    tumour = np.zeros(labels[0].data.shape, bool)
+    for label in labels:
+        inside = label.values[label.values != 0]  # most voxels are 0, and need no further look
+        values = _distinct(label.path, inside)
+        strange = values[~np.isin(values, known)] if known else values[values < 0]
+        strange = strange[strange != 0]
+        if strange.size:
+            found = ", ".join(str(value) for value in strange[:5])
+            expected = ", ".join(map(str, known)) or "whole numbers from 0"
+            raise UserError(f"{label.path}: label value {found}, expected {expected}; see label.known in the recipe")
+        if config.tumour == "any" or set(values) <= set(config.tumour):
+            mine = label.data != 0
+        else:
+            mine = np.zeros(label.data.shape, bool)
+            for value in config.tumour:
+                mine |= label.data == value
+        tumour = mine if len(labels) == 1 else tumour | mine
     if not tumour.any():
-        raise UserError(f"{label.path}: no tumour voxel (labels {config.tumour}); leave this case out")
+        wanted = "above 0" if config.tumour == "any" else ", ".join(map(str, config.tumour))
+        raise UserError(f"{labels[0].path}: no tumour voxel (label values {wanted}); leave this case out")
     return tumour
 
 
-def find_window(image: Scan, config: IntensityConfig) -> tuple[float, float]:
+def _distinct(path: Path, inside: NDArray[Any]) -> NDArray[np.int64]:
+    if inside.dtype.kind == "f":
+        odd = inside[np.rint(inside) != inside]
+        if odd.size:
+            raise UserError(f"{path}: label value {odd[0]:g}, expected integers; resample it with nearest")
+    if inside.dtype in (np.uint8, np.uint16):
+        return np.flatnonzero(np.bincount(inside))
+    return np.unique(inside).astype(np.int64)
+
+
+def find_window(image: Scan | Picture, config: IntensityConfig) -> tuple[float, float]:
     """Find the intensities that become 0 and 1.
 
     Raises:
@@ -116,13 +216,23 @@ def find_window(image: Scan, config: IntensityConfig) -> tuple[float, float]:
     """
     if config.rule == "window":
         return config.low, config.high
-    foreground = image.data[image.data > 0]
+    foreground = image.values[image.values > 0]
     if not foreground.size:
         raise UserError(f"{image.path}: no voxel is above 0; check that this is the image")
-    low, high = (float(value) for value in np.percentile(foreground, [config.low, config.high]))
+    low, high = find_percentiles(foreground, (config.low, config.high))
     if not low < high:
         raise UserError(f"{image.path}: all foreground is {low:g}; check that this is the image")
     return low, high
+
+
+def find_percentiles(values: NDArray[Any], which: Sequence[float]) -> list[float]:
+    """Return ``numpy.percentile(values, which)``, values > 0; of small integers by counting, five times as fast."""
+    if values.dtype.kind not in "iu" or values.dtype.itemsize > 2:
+        return [float(value) for value in np.percentile(values, which)]
+    below = np.cumsum(np.bincount(values))
+    place = (len(values) - 1) * np.asarray(which) / 100
+    first, last = (np.searchsorted(below, rounded(place), side="right") for rounded in (np.floor, np.ceil))
+    return [float(value) for value in first + (last - first) * (place - np.floor(place))]
 
 
 def bounding_box(mask: NDArray[np.bool_]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -131,78 +241,16 @@ def bounding_box(mask: NDArray[np.bool_]) -> tuple[tuple[int, ...], tuple[int, .
     return tuple(int(index[0]) for index in inside), tuple(int(index[-1]) for index in inside)
 
 
+def _find_centre(tumour: NDArray[np.bool_], centre: str) -> tuple[float, float]:
+    low, high = bounding_box(tumour) if centre == "tumour" else ((0, 0), (tumour.shape[0] - 1, tumour.shape[1] - 1))
+    return (low[0] + high[0]) / 2, (low[1] + high[1]) / 2
+
+
 def _check_same_grid(image: Scan, label: Scan) -> None:
+    remedy = "give the pair one grid, or set grid.spacing_mm in the recipe to resample"
     if image.data.shape != label.data.shape:
-        raise UserError(
-            f"{label.path}: shape {label.data.shape}, its image has {image.data.shape}; "
-            "give the pair one grid, or set grid.spacing_mm in the recipe to resample"
-        )
+        raise UserError(f"{label.path}: shape {label.data.shape}, {image.path.name} has {image.data.shape}; {remedy}")
     corners = np.array([[*index, 1] for index in np.ndindex(2, 2, 2)]) * [*image.data.shape, 1]
     gap = float(np.abs((image.affine - label.affine) @ corners.T).max())
     if gap > 0.1 * float(image.spacing_mm.min()):  # headers of one grid differ by rounding only
-        raise UserError(
-            f"{label.path}: lies {gap:.2f} mm off its image by the headers; "
-            "give the pair one grid, or set grid.spacing_mm in the recipe to resample"
-        )
-
-
-def _target_grid(
-    image: Scan, mask: Scan, box: tuple[tuple[int, ...], tuple[int, ...]], grid: GridConfig, *, whole: bool
-) -> tuple[tuple[int, int, int], NDArray[np.float64], int]:
-    """Define the grid to resample to: along the label's axes, cropped in plane and to the tumour's slices.
-
-    All lengths are mm along the label's axes from the centre of its first voxel, so slice k lies at
-    k * spacing_mm whatever the crop.
-
-    Returns:
-        Shape, affine, and the index k of its first slice.
-    """
-    low, high = np.array(box[0]), np.array(box[1])
-    size, step = mask.spacing_mm, grid.spacing_mm
-    tumour_mm = (low + high) / 2 * size
-    extent = np.array(image.data.shape)
-    index = _apply(np.linalg.inv(image.affine), _apply(mask.affine, (low + high) / 2))
-    if ((index < -0.5) | (index > extent - 0.5)).any():
-        raise UserError(f"{image.path}: does not cover the tumour of {mask.path}; are both of one patient?")
-    world = _apply(image.affine, (extent - 1) / 2)
-    image_mm = mask.directions.T @ (world - mask.affine[:3, 3])
-    centre = tumour_mm if grid.centre == "tumour" else image_mm
-    columns, rows = grid.size_px[1], grid.size_px[0]
-    ends = (0, mask.data.shape[2] - 1) if whole else (low[2], high[2])
-    first = max(0, int(np.ceil((ends[0] - 0.5) * size[2] / step)))
-    last = max(first, int(np.floor((ends[1] + 0.5) * size[2] / step)))
-    start = [centre[0] - (columns - 1) / 2 * step, centre[1] - (rows - 1) / 2 * step, first * step]
-    affine = np.eye(4)
-    affine[:3, :3] = mask.directions * step
-    affine[:3, 3] = mask.affine[:3, 3] + mask.directions @ start
-    return (columns, rows, last - first + 1), affine, first
-
-
-def _apply(affine: NDArray[Any], point: NDArray[Any]) -> NDArray[np.float64]:
-    return np.asarray(affine[:3, :3] @ point + affine[:3, 3])
-
-
-def _resample(
-    scan: Scan, shape: tuple[int, int, int], affine: NDArray[np.float64], interpolation: str, outside: float
-) -> NDArray[np.float32]:
-    import torch
-    import torchio  # seconds to import; only recipes that resample pay for it
-
-    cropped = _crop_around(scan, shape, affine)
-    # torchio fills with 0 what the source does not cover, so 0 is made to mean ``outside``.
-    values = np.ascontiguousarray(cropped.data, dtype=np.float32)[None] - np.float32(outside)
-    source = torchio.ScalarImage(tensor=torch.from_numpy(values), affine=cropped.affine)
-    resampled = torchio.Resample((shape, affine), image_interpolation=interpolation)(source)
-    return np.asarray(resampled.data[0].numpy() + np.float32(outside))
-
-
-def _crop_around(scan: Scan, shape: tuple[int, int, int], affine: NDArray[np.float64]) -> Scan:
-    """Cut away what the target grid does not need: less to convert and to keep in memory."""
-    corners = np.array([[*index, 1] for index in np.ndindex(2, 2, 2)]) * [*(n - 1 for n in shape), 1]
-    index = (np.linalg.inv(scan.affine) @ affine @ corners.T)[:3]
-    low = np.clip(np.floor(index.min(axis=1)).astype(int) - _MARGIN, 0, np.array(scan.data.shape) - 1)
-    high = np.clip(np.ceil(index.max(axis=1)).astype(int) + _MARGIN, low, np.array(scan.data.shape) - 1)
-    moved = scan.affine.copy()
-    moved[:3, 3] += scan.affine[:3, :3] @ low
-    part = scan.data[tuple(slice(a, b + 1) for a, b in zip(low, high, strict=True))]
-    return replace(scan, data=part, affine=moved)
+        raise UserError(f"{label.path}: lies {gap:.2f} mm off {image.path.name} by the headers; {remedy}")

@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
+from hvae_hpc.preprocess.layouts import known_labels
 from hvae_hpc.preprocess.recipe import (
     GridConfig,
     IntensityConfig,
@@ -15,6 +16,7 @@ from hvae_hpc.preprocess.recipe import (
     Recipe,
     SlicesConfig,
 )
+from hvae_hpc.preprocess.volumes import Volume, read_volume
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """Affine of voxels of 1 mm whose indices rise to the left, the back and the head."""
@@ -60,3 +62,13 @@ def tiny_recipe(**changes: Any) -> Recipe:
         "slices": SlicesConfig(choose="largest"),
     }
     return Recipe(**{**parts, **changes})
+
+
+def read_case(recipe: Recipe, image: Path, *labels: Path) -> Volume:
+    """Read one case as packing does."""
+    return read_volume(recipe, image, labels, known_labels(recipe, None))
+
+
+def whole_image(volume: Volume) -> NDArray[Any]:
+    """Return the image on all of the volume's slices."""
+    return volume.take(range(volume.tumour.shape[2]))

@@ -16,7 +16,8 @@ from hvae_hpc.evaluation.quality import measure_quality
 from hvae_hpc.evaluation.segment import dice_per_case, segment
 from hvae_hpc.metrics import psnr
 from hvae_hpc.model_configs import HVAEConfig, NetworkConfig, OptimConfig, UNetConfig
-from hvae_hpc.preprocess.shards import Pairs, read_pairs, write_pairs
+from hvae_hpc.preprocess.pairs import Pairs
+from hvae_hpc.preprocess.shards import read_pairs, write_pairs
 from hvae_hpc.resources import Resources, Workplace
 from hvae_hpc.rundir import PAIRS, write_config
 from hvae_hpc.stages import (

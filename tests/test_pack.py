@@ -16,11 +16,13 @@ import pytest
 from hvae_hpc.errors import UserError, run_command
 from hvae_hpc.jobs.slurm import Cluster, Partition
 from hvae_hpc.preprocess.__main__ import main
+from hvae_hpc.preprocess.journal import JOURNAL
+from hvae_hpc.preprocess.layouts import find_cases
 from hvae_hpc.preprocess.manifest import read_manifest
-from hvae_hpc.preprocess.pack import find_cases, pack
+from hvae_hpc.preprocess.pack import pack
 from hvae_hpc.preprocess.parallel import map_in_order
+from hvae_hpc.preprocess.reader import read_dataset
 from hvae_hpc.preprocess.recipe import LayoutConfig, SlicesConfig, load_recipe
-from hvae_hpc.preprocess.shards import read_dataset
 from hvae_hpc.rundir import locked
 from tests.scans import draw_case, save, save_cases, tiny_recipe
 
@@ -50,7 +52,7 @@ def test_every_case_is_packed_and_listed_with_its_slices_and_sources(raw, tmp_pa
     assert case.slices == (3,)
     assert case.tumour_px == (22,)
     assert case.spacing_mm == (1.0, 1.0)
-    assert sorted(case.sources) == ["case3_flair.nii.gz", "case3_seg.nii.gz"]
+    assert sorted(case.sources) == ["image", "label"]
     pairs = read_dataset(tmp_path / "out", ["case3"])
     assert pairs.images.shape == (1, 16, 16)
     assert int(pairs.masks.sum()) == 22
@@ -87,9 +89,11 @@ def test_moving_the_folder_keeps_the_hash_and_another_recipe_changes_it(raw, tmp
 def test_packing_again_changes_nothing_when_nothing_changed(raw, tmp_path):
     out, lines = tmp_path / "out", []
     pack(tiny_recipe(), raw, out, workers=1)
-    stamps = {path.name: path.stat().st_mtime_ns for path in out.glob("[sm]*")}
+    before = contents(out)
+    stamps = {path.name: path.stat().st_mtime_ns for path in [*out.glob("shard*"), out / "manifest.json"]}
     pack(tiny_recipe(), raw, out, workers=1, report=lines.append)
-    assert {path.name: path.stat().st_mtime_ns for path in out.glob("[sm]*")} == stamps
+    assert {path.name: path.stat().st_mtime_ns for path in [*out.glob("shard*"), out / "manifest.json"]} == stamps
+    assert contents(out) == before
     assert lines[-1].endswith("is up to date")
 
 
@@ -104,32 +108,34 @@ def test_packing_again_with_other_content_replaces_the_old_and_mends_damage(raw,
     assert not {entry.file for entry in new.shards} & {entry.file for entry in old.shards}
 
 
-def test_a_bad_case_writes_nothing_and_every_bad_one_is_named(raw, tmp_path):
+def test_a_bad_case_makes_no_data_set_and_every_bad_one_is_named(raw, tmp_path):
     truncate(raw / "case1" / "case1_flair.nii.gz")
     (raw / "case2" / "case2_seg.nii.gz").unlink()
     (raw / "case3" / "case3_flair.nii.gz").unlink()
     with pytest.raises(UserError) as caught:
         pack(tiny_recipe(), raw, tmp_path / "out", workers=1)
     first, *lines = str(caught.value).splitlines()
-    assert first.startswith("3 bad cases, nothing was written")
+    assert first.startswith("3 bad cases, 2 good ones are packed")
     assert "--skip-bad" in first
     assert [line.split(":")[0].strip() for line in lines] == ["case1", "case2", "case3"]
     assert "truncated" in lines[0]
     assert "has no label" in lines[1]
     assert "has no image" in lines[2]
-    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match=r"no manifest.json"):
+        read_manifest(tmp_path / "out")
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_bad_case_after_a_full_shard_leaves_the_old_data_as_it_was(raw, tmp_path, monkeypatch, workers):
     out = tmp_path / "out"
     pack(tiny_recipe(), raw, out, workers=1)
-    before = contents(out)
+    before = {name: content for name, content in contents(out).items() if name != JOURNAL}
     monkeypatch.setattr("hvae_hpc.preprocess.pack.PAIRS_PER_SHARD", 1)
     truncate(raw / "case4" / "case4_seg.nii.gz")
     with pytest.raises(UserError, match="1 bad cases"):
         pack(tiny_recipe(slices=SlicesConfig(choose="all")), raw, out, workers=workers)
-    assert contents(out) == before
+    assert contents(out).items() >= before.items()
+    assert len(read_dataset(out, ["case4"])) == 1
 
 
 def test_bad_cases_are_left_out_on_request_and_recorded(raw, tmp_path):
@@ -184,9 +190,9 @@ def test_cases_are_found_by_patterns_in_which_every_case_is_the_same(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     found = find_cases(recipe, tmp_path)
-    assert [(files.case_id, files.image is None, files.label is None) for files in found] == [
-        ("a", False, False),
-        ("c", True, False),
+    assert [(files.case_id, files.image is None, bool(files.labels)) for files in found.cases] == [
+        ("a", False, True),
+        ("c", True, True),
     ]
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "y_flair.nii.gz").touch()
@@ -232,8 +238,8 @@ def test_the_command_packs_phantoms_and_says_what_to_do_next(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     assert run_command(main, ["brats2021", "--phantom", "1", "--workers", "1"]) == 0
     out = capsys.readouterr().out
-    assert "1 found, 1 packed, 0 skipped" in out
-    assert "spacing:     1 x 1 mm" in out
+    assert "1 found, 1 with image and label, 1 packed, 0 skipped" in out
+    assert "1 x 1 x 1 mm" in out
     assert out.endswith("python -m hvae_hpc.sweep --data brats2021=shards/brats2021 --plan\n")
     assert len(read_manifest(tmp_path / "shards" / "brats2021").cases) == 1
 
@@ -242,9 +248,9 @@ def test_the_command_packs_phantoms_and_says_what_to_do_next(tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["brats2022", "--raw", "."], "'brats2022' is not one of brats2021"),
+        (["brats2022", "--raw", "."], "'brats2022' is not one of bids, brats2021"),
         (["brats2021", "--raw", "nowhere"], "nowhere: no such folder"),
-        (["brats2021", "--raw", "."], "nothing fits '{case}/{case}_flair.nii.gz'"),
+        (["brats2021", "--raw", "."], "nothing fits '{case}/{case}_flair.nii*'"),
         (["brats2021"], "--raw is missing"),
         (["brats2021", "--phantom", "2", "--workers", "0"], "--workers is 0"),
         (["brats2021", "--phantom", "-2"], "--phantom is -2"),
@@ -271,7 +277,7 @@ def test_the_summary_names_the_skipped(tmp_path, capsys):
     assert "c0: " in capsys.readouterr().err
     assert run_command(main, [*argv, "--skip-bad"]) == 0
     out = capsys.readouterr().out
-    assert "2 found, 1 packed, 1 skipped" in out
+    assert "2 found, 2 with image and label, 1 packed, 1 skipped" in out
     assert "skipped c0: " in out
     assert "no tumour voxel" in out
 
@@ -311,8 +317,8 @@ def test_real_scans_pack_with_the_librarys_recipes(tmp_path, folder, name, size)
     if not (REAL / folder).is_dir():
         pytest.skip(f"no real scans at {REAL / folder}")
     recipe = load_recipe(name)
-    for files in find_cases(recipe, REAL / folder)[:2]:
-        for path in (files.image, files.label):
+    for files in find_cases(recipe, REAL / folder).cases[:2]:
+        for path in files.paths.values():
             link = tmp_path / "raw" / path.relative_to(REAL / folder)
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(path.resolve())

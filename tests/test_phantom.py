@@ -10,8 +10,8 @@ from hvae_hpc.errors import UserError
 from hvae_hpc.preprocess.pack import pack
 from hvae_hpc.preprocess.phantom import write_brats, write_hecktor, write_phantoms
 from hvae_hpc.preprocess.phantom_shapes import Grid, Noise, part_of
+from hvae_hpc.preprocess.reader import read_dataset
 from hvae_hpc.preprocess.recipe import load_recipe
-from hvae_hpc.preprocess.shards import read_dataset
 from tests.scans import draw_case, save
 
 

@@ -23,17 +23,17 @@ def test_a_recipe_of_ones_own_changes_what_it_says_and_keeps_the_rest(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[grid]\nspacing = 1.0", "unknown key 'spacing'; did you mean 'spacing_mm'"),
+        ("[grid]\nspacings = 1.0", "unknown key 'spacings'; did you mean 'spacing'"),
         ('[grid]\norientation = "LPX"', "orientation is 'LPX'"),
         ('[grid]\norientation = "LRS"', "orientation is 'LRS'"),
         ("[grid]\nsize_px = [240]", r"size_px is \(240,\), expected \[rows, columns\]"),
         ("[grid]\nspacing_mm = -1.0", "spacing_mm is -1.0"),
         ('[grid]\ncentre = "brain"', r"grid.centre: got 'brain', expected image \| tumour"),
         ("[label]\ntumour = [1, 3]", r"known is \(0, 1, 2, 4\), expected 0 and all of tumour"),
-        ("[label]\ntumour = [0, 1]", "and not 0"),
+        ("[label]\ntumour = [0, 1]", "all above 0"),
         ('[layout]\nimage = "flair.nii.gz"', "expected a path below the raw folder with {case}"),
         ('[layout]\nimage = "../{case}.nii.gz"', "expected a path below the raw folder"),
-        ('[layout]\nlabel = "{case}.mha"', "ends in .nii or .nii.gz"),
+        ('[layout]\nlabel = "{case}.mha"', "expected an ending of .nii, .nii.gz, .nii\\*, .png"),
         ("[intensity]\nhigh = 101.0", "expected percentiles from 0 to 100"),
         ("[intensity]\nlow = 99.9", "expected low < high"),
         ("[slices]\ncount = 0", "expected 1 or more slices"),
@@ -50,5 +50,7 @@ def test_a_value_that_makes_no_sense_is_one_line_with_file_and_field(tmp_path, t
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(UserError, match="'brats' is not one of brats2021, hecktor2022"):
+    with pytest.raises(
+        UserError, match="'brats' is not one of bids, brats2021, brats2023, hecktor2022, msd, nnunet, pictures"
+    ):
         load_recipe("brats")

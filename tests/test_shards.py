@@ -8,7 +8,9 @@ import pytest
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.preprocess.pack import pack
-from hvae_hpc.preprocess.shards import Pairs, concatenate, hash_pairs, read_dataset, read_pairs, take, write_pairs
+from hvae_hpc.preprocess.pairs import Pairs, concatenate, take
+from hvae_hpc.preprocess.reader import read_dataset
+from hvae_hpc.preprocess.shards import hash_pairs, read_pairs, write_pairs
 from tests.scans import save_cases, tiny_recipe
 
 

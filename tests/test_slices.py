@@ -1,26 +1,30 @@
 """Cropping, choosing slices, scaling intensities."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.preprocess.recipe import GridConfig, IntensityConfig, SlicesConfig
 from hvae_hpc.preprocess.slices import choose_slices, crop_plane, cut_pairs, scale_intensity
-from hvae_hpc.preprocess.volumes import Volume, read_volume
-from tests.scans import LPS, draw_case, save, tiny_recipe
+from hvae_hpc.preprocess.volumes import Facts, Volume
+from tests.scans import LPS, draw_case, read_case, save, tiny_recipe
 
 AREAS = np.array([0, 5, 9, 9, 2, 0])
 
 
 def make_volume(tumour, image=None, centre=None, window=(0.0, 1.0)):
+    image = np.indices(tumour.shape)[0] / tumour.shape[0] if image is None else image
     return Volume(
-        image=np.ones(tumour.shape) if image is None else image,
         tumour=tumour,
+        take=lambda slices: image[:, :, slices],
         spacing_mm=np.array([0.5, 2.0, 3.0]),
         centre_px=centre or ((tumour.shape[0] - 1) / 2, (tumour.shape[1] - 1) / 2),
         first_slice=10,
-        window=window,
-        sources={"image.nii": "a", "label.nii": "b"},
+        sources={"image": "a", "label": "b"},
+        facts=Facts(shape=tumour.shape, orientation="LPS", spacing_mm=(), lowest=0, highest=1, window=window),
+        label_path=Path("label.nii"),
     )
 
 
@@ -61,8 +65,8 @@ def test_a_pair_shows_anterior_at_the_top_and_the_patients_left_on_the_right(tmp
     image[:] = 1
     image[15, 3, 3] = 900  # far left of the patient (L rises with the index), near the front
     recipe = tiny_recipe(intensity=IntensityConfig(rule="window", low=0.0, high=900.0))
-    volume = read_volume(recipe, save(tmp_path / "i.nii", image), save(tmp_path / "l.nii", label))
-    pair = cut_pairs(volume, recipe, "c")
+    volume = read_case(recipe, save(tmp_path / "i.nii", image), save(tmp_path / "l.nii", label))
+    pair, _ = cut_pairs(volume, recipe, "c")
     row, column = np.argwhere(pair.images[0] == 1)[0]
     assert (row, column) == (3 - 1, 15 - 2)  # 18 rows and 20 columns cropped to 16
     rows, columns = np.nonzero(pair.masks[0])
@@ -72,7 +76,7 @@ def test_a_pair_shows_anterior_at_the_top_and_the_patients_left_on_the_right(tmp
 def test_pairs_carry_slice_spacing_and_case():
     tumour = np.zeros((20, 20, 4), bool)
     tumour[8:12, 8:12, 2] = True
-    pairs = cut_pairs(make_volume(tumour), tiny_recipe(), "c7")
+    pairs, _ = cut_pairs(make_volume(tumour), tiny_recipe(), "c7")
     assert pairs.slice_index.tolist() == [12]  # 10 slices of the whole volume lie before the first one here
     np.testing.assert_array_equal(pairs.spacing_mm, [[2.0, 0.5]])  # row, column
     assert pairs.case_ids == ("c7",)
@@ -83,8 +87,8 @@ def test_the_tumour_counts_inside_the_crop_only():
     tumour = np.zeros((40, 40, 2), bool)
     tumour[:10, :10, 0] = True  # larger, but in the corner
     tumour[18:22, 18:22, 1] = True
-    assert cut_pairs(make_volume(tumour), tiny_recipe(), "c").slice_index.tolist() == [11]
-    assert cut_pairs(make_volume(tumour, centre=(4.5, 4.5)), tiny_recipe(), "c").slice_index.tolist() == [10]
+    assert cut_pairs(make_volume(tumour), tiny_recipe(), "c")[0].slice_index.tolist() == [11]
+    assert cut_pairs(make_volume(tumour, centre=(4.5, 4.5)), tiny_recipe(), "c")[0].slice_index.tolist() == [10]
     tumour[:, :, 1] = False
     with pytest.raises(UserError, match=r"label.nii: the largest tumour slice has 0 px inside the crop of 16 x 16"):
         cut_pairs(make_volume(tumour), tiny_recipe(), "c")
@@ -94,7 +98,7 @@ def test_the_crop_follows_the_tumour_where_the_recipe_says_so(tmp_path):
     image, label = draw_case()
     paths = save(tmp_path / "i.nii", image), save(tmp_path / "l.nii", label)
     recipe = tiny_recipe(grid=GridConfig(size_px=(6, 8), centre="tumour"))
-    mask = cut_pairs(read_volume(recipe, *paths), recipe, "c").masks[0]
+    mask = cut_pairs(read_case(recipe, *paths), recipe, "c")[0].masks[0]
     rows, columns = np.nonzero(mask)  # the box of rows 5..9 and columns 6..11 in the middle of 6 x 8
     assert (columns.min(), columns.max()) == (1, 6)
     assert (rows.min(), rows.max()) == (1, 5)
@@ -120,6 +124,6 @@ def test_the_window_comes_from_the_whole_volume_not_from_the_slice(tmp_path):
     image, label = draw_case()
     image[3, 3, 0] = 30000  # in a slice that is not chosen
     recipe = tiny_recipe(intensity=IntensityConfig(rule="percentile", low=0.0, high=100.0))
-    volume = read_volume(recipe, save(tmp_path / "i.nii", image, LPS), save(tmp_path / "l.nii", label, LPS))
-    assert volume.window == (image[image > 0].min(), 30000)
-    assert cut_pairs(volume, recipe, "c").images.max() < 0.04
+    volume = read_case(recipe, save(tmp_path / "i.nii", image, LPS), save(tmp_path / "l.nii", label, LPS))
+    assert volume.facts.window == (image[image > 0].min(), 30000)
+    assert cut_pairs(volume, recipe, "c")[0].images.max() < 0.04

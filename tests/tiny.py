@@ -12,7 +12,8 @@ from hvae_hpc.preprocess.manifest import (
     compute_content_hash,
     write_manifest,
 )
-from hvae_hpc.preprocess.shards import Pairs, write_pairs
+from hvae_hpc.preprocess.pairs import Pairs
+from hvae_hpc.preprocess.shards import write_pairs
 
 
 def make_pairs(n: int, side: int, seed: int = 0) -> Pairs:

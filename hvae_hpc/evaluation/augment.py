@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from hvae_hpc.evaluation.generate import SHOWN
-from hvae_hpc.preprocess.shards import Pairs, read_dataset, write_pairs
+from hvae_hpc.preprocess.pairs import Pairs
+from hvae_hpc.preprocess.reader import read_dataset
+from hvae_hpc.preprocess.shards import write_pairs
 from hvae_hpc.resources import Outcome, Workplace
 from hvae_hpc.rundir import PAIRS, SAMPLES, write_arrays
 from hvae_hpc.stages import AugmentConfig

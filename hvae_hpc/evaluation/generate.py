@@ -11,7 +11,8 @@ import torch
 
 from hvae_hpc.config import load, read_json
 from hvae_hpc.errors import UserError
-from hvae_hpc.preprocess.shards import Pairs, write_pairs
+from hvae_hpc.preprocess.pairs import Pairs
+from hvae_hpc.preprocess.shards import write_pairs
 from hvae_hpc.resources import Outcome, Workplace
 from hvae_hpc.rundir import CONFIG, PAIRS, SAMPLES, write_arrays
 from hvae_hpc.stages import GenerateConfig, TrainConfig

@@ -12,7 +12,9 @@ from hvae_hpc.errors import UserError
 from hvae_hpc.metrics import dice
 from hvae_hpc.model_configs import require_halvings
 from hvae_hpc.models.unet import UNet
-from hvae_hpc.preprocess.shards import Pairs, read_dataset, read_pairs
+from hvae_hpc.preprocess.pairs import Pairs
+from hvae_hpc.preprocess.reader import read_dataset
+from hvae_hpc.preprocess.shards import read_pairs
 from hvae_hpc.resources import Outcome, Workplace
 from hvae_hpc.rundir import PAIRS, SAMPLES, write_arrays
 from hvae_hpc.stages import SegmentConfig

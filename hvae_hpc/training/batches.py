@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from hvae_hpc.errors import UserError
 from hvae_hpc.model_configs import MovesConfig, OptimConfig
 from hvae_hpc.models.moves import apply_moves, draw_moves
-from hvae_hpc.preprocess.shards import Pairs
+from hvae_hpc.preprocess.pairs import Pairs
 
 
 def generator_for(seed: int, purpose: str, index: int) -> torch.Generator:

@@ -10,7 +10,7 @@ from hvae_hpc.model_configs import HVAEConfig, LSGANConfig
 from hvae_hpc.models.hvae import HVAE
 from hvae_hpc.models.lsgan import LSGAN
 from hvae_hpc.preprocess.manifest import read_manifest
-from hvae_hpc.preprocess.shards import read_dataset
+from hvae_hpc.preprocess.reader import read_dataset
 from hvae_hpc.preprocess.splits import Split, draw_split
 from hvae_hpc.resources import Outcome, Workplace
 from hvae_hpc.rundir import SNAPSHOT

@@ -1,0 +1,123 @@
+"""packing.jsonl: what a folder's shards hold, case by case, so that only what is missing or changed is packed.
+
+One line per closed shard, added as soon as the shard is on the disk; a packing that is killed loses the pairs that were
+not in a shard yet. It is no part of the data set: without it everything is packed anew, to the same bytes.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hvae_hpc.config import dump, load
+from hvae_hpc.errors import UserError
+from hvae_hpc.identity import content_hash, file_sha256
+from hvae_hpc.preprocess.layouts import CaseFiles
+from hvae_hpc.preprocess.manifest import CaseEntry, ShardEntry
+from hvae_hpc.preprocess.recipe import Recipe
+from hvae_hpc.preprocess.volumes import Facts
+from hvae_hpc.rundir import write_atomic
+
+JOURNAL = "packing.jsonl"
+PACKING_VERSION = 1
+"""Raised when the same files and recipe give other pairs than before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One packed case.
+
+    Attributes:
+        entry: where its pairs lie.
+        facts: of its image.
+        cut_px: tumour pixels of its slices that the crop cut off.
+        stamps: role of a source file to [bytes, time of change in ns], as they were when it was packed.
+    """
+
+    entry: CaseEntry
+    facts: Facts
+    cut_px: int
+    stamps: dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRecords:
+    """One closed shard and its cases."""
+
+    shard: ShardEntry
+    records: tuple[Record, ...]
+
+
+def packing_key(recipe: Recipe) -> str:
+    """Return what must be the same for a packed case to be taken over: all of the recipe but its words."""
+    rules = {key: value for key, value in dump(recipe).items() if key not in ("name", "about")}
+    return content_hash([PACKING_VERSION, rules])
+
+
+def read_journal(folder: Path, key: str) -> dict[str, ShardRecords]:
+    """Read what earlier packings of the same recipe left, by shard file; nothing where there is no such journal."""
+    try:
+        first, *lines = (folder / JOURNAL).read_text(encoding="utf-8").split("\n")
+        if json.loads(first) != {"key": key}:
+            return {}
+    except (OSError, ValueError):
+        return {}
+    found = {}
+    for line in lines:
+        try:
+            entry = load(ShardRecords, json.loads(line), JOURNAL)
+        except (ValueError, UserError):  # cut short when a packing was killed
+            continue
+        found[entry.shard.file] = entry
+    return found
+
+
+def write_journal(folder: Path, key: str, shards: Iterable[ShardRecords]) -> None:
+    """Write the journal anew, atomically."""
+    write_atomic(folder / JOURNAL, "".join(f"{line}\n" for line in (_line({"key": key}), *map(_to_line, shards))))
+
+
+def add_to_journal(folder: Path, shard: ShardRecords) -> None:
+    """Add a shard that has just been closed.
+
+    Raises:
+        UserError: the disk refused.
+    """
+    path = folder / JOURNAL
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(f"\n{_to_line(shard)}\n")  # the line before may have been cut short
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def stamp_files(files: CaseFiles) -> dict[str, tuple[int, ...]]:
+    """Return size and time of change of a case's files, by role; nothing if one of them is out of reach."""
+    try:
+        stats = {role: path.stat() for role, path in files.paths.items()}
+    except OSError:
+        return {}
+    return {role: (stat.st_size, stat.st_mtime_ns) for role, stat in stats.items()}
+
+
+def is_unchanged(record: Record, files: CaseFiles, stamps: Mapping[str, tuple[int, ...]]) -> bool:
+    """Say whether a packed case's files are as they were: by size and time, or, copied anew, by their content."""
+    if files.fault or stamps.keys() != record.entry.sources.keys():
+        return False
+    if stamps == record.stamps:
+        return True
+    if any(stamps[role][0] != record.stamps[role][0] for role in stamps):
+        return False
+    try:
+        return all(file_sha256(path) == record.entry.sources[role] for role, path in files.paths.items())
+    except OSError:
+        return False
+
+
+def _to_line(shard: ShardRecords) -> str:
+    return _line(dump(shard))
+
+
+def _line(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)

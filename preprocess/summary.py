@@ -1,0 +1,172 @@
+"""What a packing found and made, for people (text) and programs (summary.json)."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hvae_hpc.config import dump, load, read_json
+from hvae_hpc.preprocess.journal import Record
+from hvae_hpc.preprocess.layouts import Found
+from hvae_hpc.preprocess.manifest import Manifest, SkippedEntry
+from hvae_hpc.rundir import write_json
+
+SUMMARY = "summary.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """Least, median and greatest of some numbers."""
+
+    least: float
+    median: float
+    greatest: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What summary.json holds.
+
+    Attributes:
+        name, modality, content_hash, size_px: of the manifest.
+        found: cases that the layout found.
+        labelled: of these, with image and label there.
+        packed: cases in the data set.
+        skipped: cases left out on request, and why.
+        further: scans that are not among the found, and why (a patient's second scan).
+        pairs: in the data set; ``pairs_per_case`` maps their number to the number of such cases.
+        tumour_px: tumour area of the pairs, px.
+        tumour_mm2: the same in mm^2; None where the spacing is unknown.
+        cut: cases whose tumour the crop cuts -> px cut off.
+        orientations: of the files -> number of cases.
+        shapes: columns x rows x slices of the images -> number of cases.
+        spacings_mm: of the images' files -> number of cases; "unknown".
+        lowest, highest: of the cases' images, in their own unit.
+        window_low, window_high: intensities that became 0 and 1.
+    """
+
+    name: str
+    modality: str
+    content_hash: str
+    size_px: tuple[int, ...]
+    found: int
+    labelled: int
+    packed: int
+    skipped: tuple[SkippedEntry, ...]
+    further: dict[str, str]
+    pairs: int
+    pairs_per_case: dict[str, int]
+    tumour_px: Spread
+    tumour_mm2: Spread | None
+    cut: dict[str, int]
+    orientations: dict[str, int]
+    shapes: dict[str, int]
+    spacings_mm: dict[str, int]
+    lowest: Spread
+    highest: Spread
+    window_low: Spread
+    window_high: Spread
+
+
+def summarise(found: Found, manifest: Manifest, records: Sequence[Record]) -> Summary:
+    """Count and measure a packed data set."""
+    entries = [record.entry for record in records]
+    facts = [record.facts for record in records]
+    known = all(entry.spacing_mm for entry in entries)
+    return Summary(
+        name=manifest.name,
+        modality=manifest.modality,
+        content_hash=manifest.content_hash,
+        size_px=manifest.size_px,
+        found=len(found.cases),
+        labelled=sum(1 for files in found.cases if files.image and files.labels),
+        packed=len(entries),
+        skipped=manifest.skipped,
+        further=found.further,
+        pairs=sum(entry.pairs for entry in entries),
+        pairs_per_case=_count(entry.pairs for entry in entries),
+        tumour_px=_spread(area for entry in entries for area in entry.tumour_px),
+        tumour_mm2=_spread(
+            area * entry.spacing_mm[0] * entry.spacing_mm[1] for entry in entries for area in entry.tumour_px
+        )
+        if known
+        else None,
+        cut={record.entry.case_id: record.cut_px for record in records if record.cut_px},
+        orientations=_count(fact.orientation or "2D" for fact in facts),
+        shapes=_count(_times(fact.shape) for fact in facts),
+        spacings_mm=_count(_times(fact.spacing_mm) or "unknown" for fact in facts),
+        lowest=_spread(fact.lowest for fact in facts),
+        highest=_spread(fact.highest for fact in facts),
+        window_low=_spread(fact.window[0] for fact in facts),
+        window_high=_spread(fact.window[1] for fact in facts),
+    )
+
+
+def write_summary(folder: Path, summary: Summary) -> None:
+    """Write summary.json, atomically."""
+    write_json(folder / SUMMARY, dump(summary))
+
+
+def read_summary(folder: Path) -> Summary:
+    """Read summary.json.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    return load(Summary, read_json(folder / SUMMARY), str(folder / SUMMARY))
+
+
+def to_text(summary: Summary) -> str:
+    """Write a summary as lines for people."""
+    lines = [
+        f"cases:       {summary.found} found, {summary.labelled} with image and label, {summary.packed} packed, "
+        f"{len(summary.skipped)} skipped",
+        *(f"  skipped {entry.case_id}: {entry.reason}" for entry in summary.skipped),
+        *([f"  not taken: {len(summary.further)} further scans of the same patients"] if summary.further else []),
+        f"pairs:       {summary.pairs} of {_times(summary.size_px)} px, {summary.modality}; "
+        f"per case {_listed(summary.pairs_per_case)}",
+        f"tumour:      {_shown(summary.tumour_px)} px"
+        + (f", {_shown(summary.tumour_mm2)} mm2" if summary.tumour_mm2 else " (spacing unknown)"),
+        *([f"  cut by the crop: {len(summary.cut)} cases ({_some(summary.cut)})"] if summary.cut else []),
+        f"files:       {_listed(summary.orientations)}; {_listed(summary.shapes)} voxels; "
+        f"{_listed(summary.spacings_mm)} mm",
+        f"intensity:   lowest {_shown(summary.lowest)}, highest {_shown(summary.highest)}",
+        f"window:      0 is {_shown(summary.window_low)}, 1 is {_shown(summary.window_high)}",
+        f"content:     {summary.content_hash[:12]}",
+    ]
+    return "\n".join(lines)
+
+
+def _spread(values: Iterable[float]) -> Spread:
+    ordered = sorted(float(value) for value in values)
+    middle = len(ordered) // 2
+    median = ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+    return Spread(least=ordered[0], median=median, greatest=ordered[-1])
+
+
+def _count(values: Iterable[object]) -> dict[str, int]:
+    """Count equal values, the most frequent first."""
+    return {str(value): count for value, count in Counter(values).most_common()}
+
+
+def _times(sides: Sequence[float]) -> str:
+    return " x ".join(f"{side:g}" for side in sides)
+
+
+def _shown(spread: Spread) -> str:
+    if spread.least == spread.greatest:
+        return f"{spread.least:g}"
+    return f"{spread.least:.4g} to {spread.greatest:.4g} (median {spread.median:.4g})"
+
+
+def _listed(counts: dict[str, int]) -> str:
+    if len(counts) == 1:
+        return next(iter(counts))
+    shown = ", ".join(f"{value} ({count})" for value, count in list(counts.items())[:3])
+    return shown + (f" and {len(counts) - 3} more" if len(counts) > 3 else "")
+
+
+def _some(counts: dict[str, int]) -> str:
+    worst = sorted(counts.items(), key=lambda item: -item[1])
+    shown = ", ".join(f"{case_id} {count} px" for case_id, count in worst[:3])
+    return shown + (", ..." if len(worst) > 3 else "")
