@@ -31,7 +31,7 @@ def gunzip(content: bytes) -> bytes | bytearray:
         gzip.BadGzipFile, zlib.error: it is damaged, or is no gzip file.
     """
     size = int.from_bytes(content[-4:], "little")  # of the last member, modulo 4 GiB
-    if libdeflate is not None and content[:2] == b"\x1f\x8b" and size <= _HIGHEST_RATIO * len(content):
+    if libdeflate is not None and content[:2] == b"\x1f\x8b" and 0 < size <= _HIGHEST_RATIO * len(content):
         try:
             unzipped: bytearray = libdeflate.gzip_decompress(content)
             return unzipped

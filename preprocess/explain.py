@@ -75,7 +75,7 @@ def _explain_grid(grid: GridConfig) -> list[str]:
         lines.append("voxels as they are in the file; image and label must lie on one grid")
     if grid.spacing == "unknown":
         lines.append("the header's spacing is not believed: recorded as unknown")
-    return [*lines, _crop(grid, " with 0 after scaling")]
+    return [*lines, _crop(grid)]
 
 
 def _interpolation(grid: GridConfig) -> str:
@@ -88,13 +88,13 @@ def _explain_planar(grid: GridConfig) -> list[str]:
         lines.append(
             f"scaled in proportion to fit {grid.size_px[0]} x {grid.size_px[1]} px whole, masks by nearest pixel"
         )
-    return [*lines, _crop(grid, " with 0")]
+    return [*lines, _crop(grid)]
 
 
-def _crop(grid: GridConfig, padded: str) -> str:
+def _crop(grid: GridConfig) -> str:
     where = {"image": "the image's middle", "tumour": "the middle of the tumour's bounding box (which uses the label)"}
-    size = f"{grid.size_px[0]} rows x {grid.size_px[1]} columns"
-    return f"cropped, or padded{padded}, to {size} px around {where[grid.centre]}"
+    size = f"{grid.size_px[0]} x {grid.size_px[1]} px (rows x columns)"
+    return f"cropped, or padded with black, to {size} around {where[grid.centre]}"
 
 
 def _explain_intensity(intensity: IntensityConfig) -> list[str]:
@@ -116,7 +116,10 @@ def _explain_slices(slices: SlicesConfig, planar: bool) -> list[str]:
 
 
 def _explain_refusals(recipe: Recipe) -> list[str]:
-    what = ["a file that is missing, damaged or not a number somewhere", "a label without tumour or with other values"]
+    what = [
+        "a file that is missing or damaged, or has a voxel that is no number",
+        "a label without tumour or with other values",
+    ]
     if not recipe.layout.planar and not recipe.grid.spacing_mm:
         what.append("image and label on different grids")
     return ["; ".join(what), "such a case is named; the others are packed, and --skip-bad accepts the set without it"]

@@ -123,7 +123,9 @@ def _make_case(case_id: str, images: list[Path], labels: list[Path], layout: Lay
 
 def _too_many(what: str, paths: list[Path]) -> str:
     names = ", ".join(path.name for path in paths[:3])
-    return f"{paths[0].parent}: {len(paths)} files fit as its {what} ({names}), expected one; remove the others"
+    return (
+        f"{paths[0].parent}: {len(paths)} files fit as its {what} ({names}), expected one; narrow the recipe's pattern"
+    )
 
 
 def _without_twins(cases: list[CaseFiles]) -> list[CaseFiles]:

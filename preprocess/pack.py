@@ -160,10 +160,8 @@ class _Packing:
         new = [files for files in self.found.cases if files.case_id not in self.known]
         work = functools.partial(pack_case, self.recipe, known_labels(self.recipe, self.found.index))
         packed = map_in_order(work, new, min(self.workers, len(new)))
-        quiet = sys.stderr.isatty()
-        with tqdm(
-            total=len(new), unit="case", disable=not self.bar or not new, mininterval=0.2 if quiet else 30.0, miniters=1
-        ) as bar:
+        seconds = 0.2 if sys.stderr.isatty() else 30.0  # between two lines, in a log
+        with tqdm(total=len(new), unit="case", disable=not self.bar or not new, mininterval=seconds, miniters=1) as bar:
             for files in self.found.cases:
                 if files.case_id in self.known:
                     yield PackedCase(case_id=files.case_id, record=self.known[files.case_id])

@@ -36,7 +36,9 @@ def cut_pairs(volume: Volume, recipe: Recipe, case_id: str) -> tuple[Pairs, int]
             f"{volume.label_path}: the largest tumour slice has {areas.max()} px inside the crop of "
             f"{rows} x {columns}, expected at least {recipe.slices.min_px}; leave the case out or enlarge grid.size_px"
         )
-    images = scale_intensity(crop_plane(volume.take(chosen), volume.centre_px, columns, rows), volume.facts.window)
+    # Scaled before it is padded: 0 HU is not black.
+    scaled = scale_intensity(volume.take(chosen), volume.facts.window)
+    images = crop_plane(scaled, volume.centre_px, columns, rows)
     if images.min() == images.max():
         raise UserError(
             f"every pixel of the image's slices becomes {images.min():g} in the intensity window "

@@ -145,8 +145,7 @@ def _spread(values: Iterable[float]) -> Spread:
 
 
 def _count(values: Iterable[object]) -> dict[str, int]:
-    """Count equal values, the most frequent first."""
-    return {str(value): count for value, count in Counter(values).most_common()}
+    return {str(value): count for value, count in Counter(values).items()}
 
 
 def _times(sides: Sequence[float]) -> str:
@@ -162,7 +161,8 @@ def _shown(spread: Spread) -> str:
 def _listed(counts: dict[str, int]) -> str:
     if len(counts) == 1:
         return next(iter(counts))
-    shown = ", ".join(f"{value} ({count})" for value, count in list(counts.items())[:3])
+    often = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    shown = ", ".join(f"{value} ({count})" for value, count in often[:3])
     return shown + (f" and {len(counts) - 3} more" if len(counts) > 3 else "")
 
 

@@ -1,0 +1,167 @@
+"""Packing again: what is taken over, what is packed anew, and that the bytes never tell which."""
+
+import os
+import shutil
+
+import pytest
+
+from hvae_hpc.errors import UserError
+from hvae_hpc.preprocess import case as case_module
+from hvae_hpc.preprocess import pack as pack_module
+from hvae_hpc.preprocess.journal import JOURNAL, packing_key, read_journal
+from hvae_hpc.preprocess.manifest import read_manifest
+from hvae_hpc.preprocess.pack import pack
+from hvae_hpc.preprocess.recipe import GridConfig, SlicesConfig
+from tests.scans import draw_case, save, save_cases, tiny_recipe
+
+
+@pytest.fixture
+def raw(tmp_path):
+    save_cases(tmp_path / "raw", 6)
+    return tmp_path / "raw"
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """The ids of the cases whose files were read, by packings in this process."""
+    ids = []
+    real = case_module.pack_case
+
+    def pack_case(recipe, known, files):
+        ids.append(files.case_id)
+        return real(recipe, known, files)
+
+    monkeypatch.setattr(pack_module, "pack_case", pack_case)
+    monkeypatch.setattr(pack_module, "PAIRS_PER_SHARD", 2)
+    return ids
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in [*folder.glob("shard-*.h5"), folder / "manifest.json"]}
+
+
+def make_afresh(tmp_path, raw, recipe):
+    shutil.rmtree(tmp_path / "fresh", ignore_errors=True)
+    pack(recipe, raw, tmp_path / "fresh", workers=1)
+    return content(tmp_path / "fresh")
+
+
+def change_case(raw, number, seed):
+    image, label = draw_case(seed)
+    save(raw / f"case{number}" / f"case{number}_flair.nii.gz", image)
+    save(raw / f"case{number}" / f"case{number}_seg.nii.gz", label)
+
+
+def test_nothing_is_read_again_when_nothing_changed(raw, tmp_path, read):
+    pack(tiny_recipe(), raw, tmp_path / "out", workers=1)
+    read.clear()
+    pack(tiny_recipe(), raw, tmp_path / "out", workers=1)
+    assert read == []
+
+
+@pytest.mark.parametrize("what", ["added first", "added last", "removed", "changed", "all three"])
+def test_only_new_and_changed_cases_are_read_and_the_bytes_are_those_of_a_first_packing(raw, tmp_path, read, what):
+    pack(tiny_recipe(), raw, tmp_path / "out", workers=1)
+    read.clear()
+    expected = []
+    if what in ("added first", "all three"):
+        save_cases(tmp_path / "more", 1, first=9)
+        for path in (tmp_path / "more" / "case9").iterdir():
+            (raw / "a").mkdir(exist_ok=True)
+            path.rename(raw / "a" / path.name.replace("case9", "a"))
+        expected.append("a")
+    if what in ("changed", "all three"):
+        change_case(raw, 2, seed=77)
+        expected.append("case2")
+    if what in ("removed", "all three"):
+        shutil.rmtree(raw / "case3")
+    if what == "added last":
+        save_cases(raw, 1, first=7)
+        expected.append("case7")
+    pack(tiny_recipe(), raw, tmp_path / "out", workers=1)
+    assert read == expected
+    assert content(tmp_path / "out") == make_afresh(tmp_path, raw, tiny_recipe())
+
+
+def test_a_file_touched_or_copied_anew_with_the_same_content_is_not_read_again(raw, tmp_path, read):
+    pack(tiny_recipe(), raw, tmp_path / "out", workers=1)
+    read.clear()
+    for path in raw.glob("*/*"):
+        os.utime(path, (1, 1))
+    pack(tiny_recipe(), raw, tmp_path / "out", workers=1)
+    assert read == []
+    assert content(tmp_path / "out") == make_afresh(tmp_path, raw, tiny_recipe())
+
+
+def test_a_moved_raw_folder_is_taken_over(raw, tmp_path, read):
+    pack(tiny_recipe(), raw, tmp_path / "out", workers=1)
+    read.clear()
+    raw.rename(tmp_path / "elsewhere")
+    pack(tiny_recipe(), tmp_path / "elsewhere", tmp_path / "out", workers=1)
+    assert read == []
+
+
+@pytest.mark.parametrize(
+    "changes", [{"grid": GridConfig(size_px=(14, 16), centre="image")}, {"slices": SlicesConfig(choose="all")}]
+)
+def test_another_recipe_takes_nothing_over_and_another_name_all(raw, tmp_path, read, changes):
+    pack(tiny_recipe(), raw, tmp_path / "out", workers=1)
+    read.clear()
+    pack(tiny_recipe(name="other", about="words"), raw, tmp_path / "out", workers=1)
+    assert read == []
+    assert read_manifest(tmp_path / "out").name == "other"
+    pack(tiny_recipe(**changes), raw, tmp_path / "out", workers=1)
+    assert len(read) == 6
+    assert content(tmp_path / "out") == make_afresh(tmp_path, raw, tiny_recipe(**changes))
+
+
+def test_good_cases_are_kept_when_a_bad_one_stops_the_packing(raw, tmp_path, read):
+    path = raw / "case4" / "case4_seg.nii.gz"
+    good = path.read_bytes()
+    path.write_bytes(good[:-30])
+    with pytest.raises(UserError, match="1 bad cases, 5 good ones are packed"):
+        pack(tiny_recipe(), raw, tmp_path / "out", workers=1)
+    with pytest.raises(UserError, match="no manifest"):
+        read_manifest(tmp_path / "out")
+    path.write_bytes(good)
+    read.clear()
+    pack(tiny_recipe(), raw, tmp_path / "out", workers=1)
+    assert read == ["case4"]
+    assert content(tmp_path / "out") == make_afresh(tmp_path, raw, tiny_recipe())
+
+
+def test_a_damaged_shard_is_packed_anew_and_nothing_else(raw, tmp_path, read):
+    manifest = pack(tiny_recipe(), raw, tmp_path / "out", workers=1)
+    path = tmp_path / "out" / manifest.shards[1].file
+    path.write_bytes(path.read_bytes()[:-200])
+    read.clear()
+    pack(tiny_recipe(), raw, tmp_path / "out", workers=1)
+    assert read == ["case2", "case3"]
+    assert content(tmp_path / "out") == make_afresh(tmp_path, raw, tiny_recipe())
+
+
+@pytest.mark.parametrize("spoil", ["cut", "gone", "of another version", "rubbish"])
+def test_without_a_sound_journal_all_is_packed_anew_to_the_same_bytes(raw, tmp_path, read, spoil, monkeypatch):
+    pack(tiny_recipe(), raw, tmp_path / "out", workers=1)
+    before, path = content(tmp_path / "out"), tmp_path / "out" / JOURNAL
+    read.clear()
+    if spoil == "cut":  # as when a packing is killed while it adds a line
+        path.write_text(path.read_text()[:-40])
+    elif spoil == "gone":
+        path.unlink()
+    elif spoil == "rubbish":
+        path.write_bytes(b"\xff\xfe{")
+    else:
+        monkeypatch.setattr("hvae_hpc.preprocess.journal.PACKING_VERSION", 0)
+    pack(tiny_recipe(), raw, tmp_path / "out", workers=1)
+    assert read == (["case4", "case5"] if spoil == "cut" else [f"case{number}" for number in range(6)])
+    assert content(tmp_path / "out") == before
+
+
+def test_the_journal_holds_just_the_shards_of_the_data_set(raw, tmp_path, read):
+    pack(tiny_recipe(), raw, tmp_path / "out", workers=1)
+    change_case(raw, 0, seed=5)
+    manifest = pack(tiny_recipe(), raw, tmp_path / "out", workers=1)
+    assert set(read_journal(tmp_path / "out", packing_key(tiny_recipe()))) == {entry.file for entry in manifest.shards}
+    assert {path.name for path in (tmp_path / "out").glob("*.h5")} == {entry.file for entry in manifest.shards}
+    assert read
