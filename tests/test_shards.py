@@ -1,5 +1,6 @@
 """The shard format."""
 
+import hashlib
 import json
 
 import h5py
@@ -137,3 +138,52 @@ def test_cases_are_read_from_several_shards_in_the_order_asked_for(tmp_path, mon
     assert_equal(got, concatenate([read_dataset(tmp_path / "out", [case]) for case in order]))
     with pytest.raises(UserError, match="got case 'case9', expected one of its 5"):
         read_dataset(tmp_path / "out", ["case9"])
+
+
+def test_the_page_about_the_format_is_enough_to_read_and_check_a_shard(tmp_path):
+    """Written from docs/SHARDS.md alone, without the product's code: h5py, hashlib and json."""
+
+    def sha256(*parts):
+        return hashlib.sha256(b"".join(parts)).hexdigest()
+
+    def canonical(value):
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+
+    save_cases(tmp_path / "raw", 3)
+    manifest = pack(tiny_recipe(), tmp_path / "raw", tmp_path / "out", workers=1)
+    entry = manifest.cases[1]
+    with h5py.File(tmp_path / "out" / manifest.shards[0].file) as file:
+        assert file["images"].dtype == np.dtype("<f4")
+        assert file["images"].chunks == (1, 16, 16)
+        assert [case.decode() for case in file["case_ids"]] == ["case0", "case1", "case2"]
+        rows = [
+            sha256(
+                file["images"][row].tobytes(),
+                file["masks"][row].tobytes(),
+                file["spacing_mm"][row].tobytes(),
+                canonical(
+                    [
+                        file["case_ids"][row].decode(),
+                        int(file["slice_index"][row]),
+                        file["source_sha256"][row].decode(),
+                    ]
+                ),
+            )
+            for row in range(3)
+        ]
+        assert rows == [value.decode() for value in file["row_sha256"]]
+        assert file["source_sha256"][1].decode() == sha256(canonical(entry.sources))
+        text = file["attributes"][()].decode()
+        assert json.loads(text) == {"kind": "real", "modality": "FLAIR"}
+        whole = sha256(canonical([1, list(file["images"].shape), rows, text]))
+        assert file.attrs["content_sha256"] == whole == manifest.shards[0].content_sha256
+        assert file.attrs["schema"] == 1
+    raw = (tmp_path / "raw" / "case1" / "case1_flair.nii.gz").read_bytes()
+    assert entry.sources["image"] == sha256(raw)
+
+
+def test_a_shard_is_closed_by_bytes_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("hvae_hpc.preprocess.pack.BYTES_PER_SHARD", 2 * 16 * 16 * 5)
+    save_cases(tmp_path / "raw", 5)
+    manifest = pack(tiny_recipe(), tmp_path / "raw", tmp_path / "out", workers=1)
+    assert [shard.pairs for shard in manifest.shards] == [2, 2, 1]
