@@ -12,7 +12,7 @@ from hvae_hpc.errors import UserError, run_command
 from hvae_hpc.jobs.site import add_flags, fit_cluster, flags_of, read_site
 from hvae_hpc.preprocess.explain import explain
 from hvae_hpc.preprocess.layouts import find_cases
-from hvae_hpc.preprocess.manifest import Manifest
+from hvae_hpc.preprocess.manifest import MANIFEST, Manifest
 from hvae_hpc.preprocess.pack import pack
 from hvae_hpc.preprocess.phantom import write_phantoms
 from hvae_hpc.preprocess.reader import DatasetReader
@@ -67,9 +67,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--verify", type=Path, metavar="DIR", help="check a packed data set; with --raw its sources too"
     )
-    parser.add_argument(
-        "--sheet", type=int, default=48, metavar="N", help="pairs on the contact sheets (48; 0 for none)"
-    )
+    parser.add_argument("--sheet", type=int, metavar="N", help="pairs on the contact sheets (48; 0 for none)")
     parser.add_argument("--phantom", type=int, default=0, metavar="N", help="first make N made-up cases in --raw")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the made-up cases (0)")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (as many as cores, up to 16)")
@@ -106,7 +104,9 @@ def _submit(options: argparse.Namespace, recipe: Recipe, raw: Path, out: Path) -
     name = options.recipe if not options.recipe.endswith(".toml") else str(Path(options.recipe).resolve())
     argv = ["-m", "hvae_hpc.preprocess", name, "--raw", str(raw.resolve()), "--out", str(out.resolve())]
     argv += ["--phantom", str(options.phantom), "--seed", str(options.seed)]
-    argv += ["--skip-bad"] * options.skip_bad + ["--sheet", str(options.sheet), "--local"]
+    argv += ["--skip-bad"] * options.skip_bad + ["--local"]
+    if options.sheet is not None:
+        argv += ["--sheet", str(options.sheet)]
     flags = flags_of(options) | ({"cpus": options.workers} if options.workers else {})
     site = fit_cluster(read_site(options.site, flags), options.partition, read_cluster())
     for note in [note for note in site.notes if note.startswith("pack:")]:
@@ -121,8 +121,11 @@ def _submit(options: argparse.Namespace, recipe: Recipe, raw: Path, out: Path) -
     return 0
 
 
-def _draw_sheets(manifest: Manifest, out: Path, at_most: int) -> None:
-    from hvae_hpc.results.contact import write_contact_sheets  # brings matplotlib
+def _draw_sheets(manifest: Manifest, out: Path, at_most: int | None) -> None:
+    written = (out / MANIFEST).stat().st_mtime_ns
+    if at_most is None and any(page.stat().st_mtime_ns >= written for page in out.glob("contact*.png")):
+        return  # drawn when this manifest was written
+    from hvae_hpc.results.contact import PER_PAGE, write_contact_sheets  # brings matplotlib
 
     reader = DatasetReader(out, manifest=manifest)
     titles = [
@@ -135,7 +138,7 @@ def _draw_sheets(manifest: Manifest, out: Path, at_most: int) -> None:
         pairs = reader.read(rows)
         return pairs.images, pairs.masks
 
-    pages = write_contact_sheets(out, titles, read, at_most)
+    pages = write_contact_sheets(out, titles, read, PER_PAGE if at_most is None else at_most)
     if pages:
         print(f"look at:     {pages[0]}" + (f" to {pages[-1].name}" if len(pages) > 1 else ""))
 

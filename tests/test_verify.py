@@ -130,6 +130,29 @@ def test_the_sheet_shows_each_pair_with_its_outline(packed, tmp_path):
     assert packed.exists()
 
 
+@pytest.mark.usefixtures("no_slurm")
+def test_the_command_draws_the_sheet_and_again_only_when_something_changed(tmp_path, capsys):
+    save_cases(tmp_path / "raw", 3)
+    argv = ["brats2021", "--raw", str(tmp_path / "raw"), "--out", str(tmp_path / "out"), "--workers", "1"]
+    assert run_command(main, argv) == 0
+    sheet = tmp_path / "out" / "contact.png"
+    assert f"look at:     {sheet}" in capsys.readouterr().out
+    assert Image.open(sheet).width > 300
+    stamp = sheet.stat().st_mtime_ns
+    assert run_command(main, argv) == 0
+    assert sheet.stat().st_mtime_ns == stamp
+    save_cases(tmp_path / "raw", 1, first=5)
+    assert run_command(main, argv) == 0
+    assert sheet.stat().st_mtime_ns > stamp
+    assert run_command(main, [*argv, "--sheet", "0"]) == 0
+    assert not sheet.exists()
+
+
+@pytest.fixture
+def no_slurm(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+
+
 def test_pages_spread_over_all_pairs_and_old_pages_go(tmp_path):
     shown = []
 
