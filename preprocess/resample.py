@@ -83,13 +83,18 @@ def find_target(
 
 def resample_mask(mask: Scan, target: Target) -> NDArray[np.bool_]:
     """Look up the nearest voxel of the label for each of the target's; False outside of it."""
-    places, inside = [], []
-    for axis, length in enumerate(target.shape):
+    # Slices first: they lie in memory one by one, in the file and in what is returned.
+    looked_up = mask.data.T
+    found = np.zeros(target.shape[::-1], bool)
+    inside = []
+    for axis, length in reversed(list(enumerate(target.shape))):
         mm = target.start_mm[axis] + np.arange(length) * target.step_mm
         index = np.floor(mm / mask.spacing_mm[axis] + 0.5).astype(int)
-        inside.append((index >= 0) & (index < mask.data.shape[axis]))
-        places.append(np.clip(index, 0, mask.data.shape[axis] - 1))
-    return mask.data[np.ix_(*places)] & np.logical_and.outer(np.logical_and.outer(inside[0], inside[1]), inside[2])
+        reached = np.flatnonzero((index >= 0) & (index < mask.data.shape[axis]))
+        looked_up = looked_up.take(index[reached], axis=2 - axis)
+        inside.append(slice(reached[0], reached[-1] + 1) if reached.size else slice(0))
+    found[tuple(inside)] = looked_up
+    return found.T
 
 
 def resample_image(
