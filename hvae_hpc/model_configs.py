@@ -75,6 +75,10 @@ class HVAEConfig:
         mass: "posterior" leaps in whitened coordinates, "identity" in z itself (the paper's form).
         tempering: "none", "fixed" (quadratic in k) or "free" (alpha_k learned).
         sqrt_beta_0: square root of the initial inverse temperature, in (0, 1]; not used by "none".
+        inner_gradient: "full" differentiates through the force, as the bound's gradient asks; "detached" takes the
+            force as given, which is cheaper and is not the bound's gradient.
+        metropolis: accept or reject each pair's path, as the paper says; needs tempering "none". What is maximised is
+            then no bound, and is not called one.
         image_likelihood: "gaussian" with one learned sigma_x, or "bernoulli".
         sigma_x: standard deviation of the image's Gaussian at the start, in units of the image range [0, 1].
         learn_sigma_x: learn sigma_x, above ``sigma_x_floor``.
@@ -93,6 +97,8 @@ class HVAEConfig:
     mass: Literal["posterior", "identity"] = "posterior"
     tempering: Literal["none", "fixed", "free"] = "free"
     sqrt_beta_0: float = 0.9
+    inner_gradient: Literal["full", "detached"] = "full"
+    metropolis: bool = False
     image_likelihood: Literal["gaussian", "bernoulli"] = "gaussian"
     sigma_x: float = 0.1
     learn_sigma_x: bool = True
@@ -115,6 +121,8 @@ class HVAEConfig:
             raise ValueError(
                 'sqrt_beta_0 = 1 with tempering = "free" leaves nothing to learn from; use tempering = "none"'
             )
+        if self.metropolis and self.tempering != "none":
+            raise ValueError(f'metropolis with tempering = "{self.tempering}", expected "none": the test needs it so')
         require_share(self, "kl_warm_up", "flow_from")
         if self.n_leapfrog and self.flow_from < self.kl_warm_up:
             raise ValueError(f"flow_from is {self.flow_from}, expected at least kl_warm_up = {self.kl_warm_up}")

@@ -212,7 +212,7 @@ def test_a_pair_knows_nothing_of_the_others_in_its_batch() -> None:
     def bounds(image: Tensor) -> Tensor:
         mean, scale = model.encode({**batch, "image": image})
         path = model.leap({**batch, "image": image}, mean, scale)
-        return path.image_log_likelihood + path.momentum.sum(1)
+        return path.image_k + path.momentum.sum(1)
 
     jacobian = torch.autograd.functional.jacobian(bounds, batch["image"])  # (3, 3, 1, 8, 8)
     for i in range(3):
@@ -276,3 +276,62 @@ def test_sigma_and_step_start_as_configured() -> None:
     model = HVAE(config, (8, 8))
     assert float(model.sigma_x()) == pytest.approx(0.2)
     assert float(model.step_size()) == pytest.approx(0.25)
+
+
+def test_the_detached_force_gives_the_same_bound_and_the_gradient_of_a_given_force() -> None:
+    settings: dict[str, object] = {"n_leapfrog": 2, "step_size": 0.3, "tempering": "none", "learn_step_size": False}
+    full, detached = linear_model(**settings), linear_model(**settings, inner_gradient="detached")
+    batch = batch_of(full, 16)
+    gradients = []
+    for model in (full, detached):
+        loss = model(batch)
+        loss.total.backward()
+        gradients.append((float(loss.total), model.decoder.b.grad.clone()))  # type: ignore[union-attr,operator]
+    assert gradients[0][0] == gradients[1][0]
+    assert not torch.allclose(gradients[0][1], gradients[1][1], rtol=1e-3)
+    # With the force given, z_K does not depend on the decoder, and b's gradient is that of log p(x | z_K) alone.
+    mean, scale = detached.encode(batch)
+    with torch.no_grad():
+        path = detached.leap(batch, mean, scale)
+    image, _ = detached.decoder(path.z_k)
+    residual = (batch["image"] - image).flatten(1) / SIGMA**2
+    torch.testing.assert_close(gradients[1][1], -residual.mean(0) / SIDE**2)
+
+
+def posterior_samples(decoder: LinearDecoder, n: int) -> Tensor:
+    a = decoder.a.detach()
+    covariance = torch.linalg.inv(torch.eye(D, dtype=torch.float64) + a.T @ a / SIGMA**2)
+    noise = torch.randn(n, D, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    return posterior_mean(decoder) + noise @ torch.linalg.cholesky(covariance).T
+
+
+def test_metropolis_accepts_by_the_energy_and_leaves_the_posterior_as_it_is() -> None:
+    # A step so long that the leaps alone would spoil the posterior.
+    settings: dict[str, object] = {"n_leapfrog": 3, "step_size": 1.1, "step_size_max": 2.0, "tempering": "none"}
+    model, without = linear_model(metropolis=True, **settings), linear_model(**settings)
+    n = 200_000
+    batch = batch_of(model, n)
+    mean, scale = model.encode(batch)
+    exact = posterior_samples(model.decoder, n)  # type: ignore[arg-type]
+    batch["noise"] = (exact - mean) / scale
+    with torch.no_grad():
+        path, plain = model.leap(batch, mean, scale), without.leap(batch, mean, scale)
+        loss = model(batch)
+    stayed = (path.z_k == path.z_0).all(1)
+    chance = torch.exp(-plain.energy_change).clamp(max=1.0)
+    assert 0.1 < float(stayed.double().mean()) < 0.9
+    assert float(stayed.double().mean()) == pytest.approx(1 - float(chance.mean()), abs=0.005)
+    torch.testing.assert_close(path.momentum[stayed], -batch["momentum"][stayed])
+    torch.testing.assert_close(path.image_k[stayed], path.image_0[stayed])
+    torch.testing.assert_close(path.z_k[~stayed], plain.z_k[~stayed])
+    torch.testing.assert_close(path.z_k.mean(0), exact.mean(0), rtol=0, atol=0.01)
+    torch.testing.assert_close(torch.cov(path.z_k.T), torch.cov(exact.T), rtol=0.02, atol=2e-3)
+    assert not torch.allclose(torch.cov(plain.z_k.T), torch.cov(exact.T), rtol=0.05)
+    assert "objective" in loss.terms
+    assert not {"elbo", "log_weight"} & set(loss.terms)
+
+
+def test_bits_per_pixel_are_the_elbo_in_another_unit() -> None:
+    model = linear_model(n_leapfrog=3, tempering="free")
+    terms = model(batch_of(model, 5)).terms
+    torch.testing.assert_close(terms["bits_per_pixel"], -terms["elbo"] / (SIDE * SIDE) / math.log(2))

@@ -32,8 +32,8 @@ class Path(NamedTuple):
         q_0, q_k: (B, d) position at the start and the end, in the coordinates of the leaps.
         z_0, z_k: (B, d) latent variables at the start and the end.
         momentum: (B, d) rho_K.
-        log_likelihood_0: (B,) log p(x, m|z_0), nats.
-        image_log_likelihood, mask_log_likelihood: (B,) at z_K, nats; the mask's is weighted.
+        image_0, mask_0: (B,) log p(x|z_0) and lambda_m log p(m|z_0), nats.
+        image_k, mask_k: (B,) the same at z_K.
         energy_change: (B,) change of U + |rho|^2 / 2 over the leaps, tempering left out, nats.
     """
 
@@ -42,9 +42,10 @@ class Path(NamedTuple):
     z_0: Tensor
     z_k: Tensor
     momentum: Tensor
-    log_likelihood_0: Tensor
-    image_log_likelihood: Tensor
-    mask_log_likelihood: Tensor
+    image_0: Tensor
+    mask_0: Tensor
+    image_k: Tensor
+    mask_k: Tensor
     energy_change: Tensor
 
 
@@ -85,13 +86,15 @@ class HVAE(nn.Module):
             generator: on the CPU.
 
         Returns:
-            noise (n, d), kl_weight (), and, where the flow is on, momentum (n, d).
+            noise (n, d), kl_weight (), and, where the flow is on, momentum (n, d) and, for Metropolis, uniform (n,).
         """
         config = self.config
         weight = min(1.0, share / config.kl_warm_up) if config.kl_warm_up > 0 else 1.0
         drawn = {"noise": self._normal(n, generator), "kl_weight": torch.tensor(weight)}
         if config.n_leapfrog and share >= config.flow_from:
             drawn["momentum"] = self._normal(n, generator)
+            if config.metropolis:
+                drawn["uniform"] = torch.rand(n, generator=generator)
         return drawn
 
     def _normal(self, n: int, generator: torch.Generator) -> Tensor:
@@ -159,29 +162,45 @@ class HVAE(nn.Module):
         def potential(q: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
             z = latent(q)
             image_nats, mask_nats = self.log_likelihood(z, batch)
-            energy = 0.5 * (z * z).sum(1) - image_nats - mask_nats
-            return energy.sum(), (
-                energy,
-                image_nats,
-                mask_nats,
-            )  # pairs do not touch, so the sum's gradient is each one's
+            energy = 0.5 * _square(z) - image_nats - mask_nats
+            # Pairs do not touch, so the sum's gradient is each one's.
+            return energy.sum(), (energy, image_nats, mask_nats)
 
-        slope = torch.func.grad(potential, has_aux=True)
+        def slope(q: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+            gradient, values = torch.func.grad(potential, has_aux=True)(q)
+            return (gradient.detach() if self.config.inner_gradient == "detached" else gradient), values
+
         eps = self.step_size()
         q = q_0 = batch["noise"] if whitened else z_0
         momentum = batch["momentum"] / self.sqrt_beta_0()
         gradient, (energy, image_nats, mask_nats) = slope(q)
-        log_likelihood_0 = image_nats + mask_nats
+        at_start = image_nats, mask_nats
         energy_change = torch.zeros_like(energy)
         for alpha in self.alphas():
-            before = energy + 0.5 * (momentum * momentum).sum(1)
+            before = energy + 0.5 * _square(momentum)
             half_way = momentum - 0.5 * eps * gradient
             q = q + eps * half_way
             gradient, (energy, image_nats, mask_nats) = slope(q)
             momentum = half_way - 0.5 * eps * gradient
-            energy_change = energy_change + energy + 0.5 * (momentum * momentum).sum(1) - before
+            energy_change = energy_change + energy + 0.5 * _square(momentum) - before
             momentum = alpha * momentum
-        return Path(q_0, q, z_0, latent(q), momentum, log_likelihood_0, image_nats, mask_nats, energy_change)
+        path = Path(q_0, q, z_0, latent(q), momentum, *at_start, image_nats, mask_nats, energy_change)
+        return self._accept_or_stay(path, batch) if self.config.metropolis else path
+
+    def _accept_or_stay(self, path: Path, batch: Batch) -> Path:
+        """Choose for each pair between (u_K, rho_K) and (u_0, -rho_0), by Metropolis' rule in log space."""
+        accepted = torch.log(batch["uniform"]) < -path.energy_change
+
+        def choose(end: Tensor, start: Tensor) -> Tensor:
+            return torch.where(accepted[:, None] if end.ndim > 1 else accepted, end, start)
+
+        return path._replace(
+            q_k=choose(path.q_k, path.q_0),
+            z_k=choose(path.z_k, path.z_0),
+            momentum=choose(path.momentum, -batch["momentum"]),
+            image_k=choose(path.image_k, path.image_0),
+            mask_k=choose(path.mask_k, path.mask_0),
+        )
 
     def forward(self, batch: Batch, phase: str = "elbo") -> Loss:
         """Return minus the bound per pixel, and its parts in nats per pair.
@@ -202,14 +221,14 @@ class HVAE(nn.Module):
             terms = {}
         else:
             path = self.leap(batch, mean, scale)
-            image_nats, mask_nats = path.image_log_likelihood, path.mask_log_likelihood
+            image_nats, mask_nats = path.image_k, path.mask_k
             kl = 0.5 * _square(path.z_k) + 0.5 * _square(path.momentum) - log_scale - mean.shape[1]
             log_weight = (
                 image_nats + mask_nats + log_scale - 0.5 * _square(path.z_k) - 0.5 * _square(path.momentum)
                 + 0.5 * _square(batch["noise"]) + 0.5 * _square(batch["momentum"])
             )  # fmt: skip
             terms = {
-                "elbo_gain": image_nats + mask_nats - kl - (path.log_likelihood_0 - analytic_kl),
+                "elbo_gain": image_nats + mask_nats - kl - (path.image_0 + path.mask_0 - analytic_kl),
                 "moved": ((path.z_k - path.z_0) / scale).square().mean(1).sqrt(),
                 "energy_change": path.energy_change,
                 "acceptance": torch.exp(-path.energy_change.clamp(min=0.0)),
@@ -217,14 +236,16 @@ class HVAE(nn.Module):
                 "sqrt_beta_0": torch.as_tensor(self.sqrt_beta_0()),
             }
         bound = image_nats + mask_nats - batch["kl_weight"] * kl
+        elbo = image_nats + mask_nats - kl
+        # Metropolis' choice has a density that nobody writes down: what is left is no bound on the evidence.
+        terms |= {"objective": elbo} if "uniform" in batch else {"elbo": elbo, "log_weight": log_weight}
         terms |= {
-            "elbo": image_nats + mask_nats - kl,
+            "bits_per_pixel": -elbo / (pixels * math.log(2)),
             "image": image_nats,
             "mask": mask_nats,
             "kl": kl,
             "kl_weight": batch["kl_weight"],
             "sigma_x": torch.as_tensor(self.sigma_x()),
-            "log_weight": log_weight,
         }
         return Loss(-bound.mean() / pixels, {name: term.detach() for name, term in terms.items()})
 
