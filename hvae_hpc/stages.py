@@ -23,6 +23,7 @@ from hvae_hpc.model_configs import (
     require_share,
 )
 
+Sampler = Literal["prior", "aggregated", "mixture", "hmc", "mask"]
 Stage = Literal["train", "generate", "augment", "quality", "segment"]
 
 STAGE_VERSIONS: dict[Stage, int] = {"train": 1, "generate": 1, "augment": 1, "quality": 1, "segment": 1}
@@ -80,7 +81,14 @@ class GenerateConfig:
 
     Attributes:
         n_pairs: accepted pairs to make.
-        sampler: "prior": z ~ N(0, I).
+        sampler: where z comes from. "prior": N(0, I), as in the paper. The others need an encoder and its training
+            cases. "aggregated": between two encoded pairs, plus posterior noise; "mixture": a Gaussian mixture of
+            encodings; "hmc": the posterior around a real pair, by Hamiltonian Monte Carlo; "mask": the same given a
+            real mask alone, so that the image is free.
+        posterior_noise: "aggregated": of the encodings' own standard deviation, this much is added.
+        components: "mixture": Gaussians (diagonal).
+        hmc_proposals, hmc_leaps: "hmc", "mask": Metropolis proposals from the start to the sample, leaps of each.
+        hmc_step_size: at the start, in standard deviations of the encoding; the first half of the proposals adapts it.
         threshold: mask probability above which a pixel is tumour.
         min_mask_px: smallest mask that is accepted, px.
         max_draws_per_pair: the run fails when so many draws per wanted pair were not enough.
@@ -92,16 +100,34 @@ class GenerateConfig:
     split: SplitConfig
     image_px: int
     n_pairs: int = 500
-    sampler: Literal["prior"] = "prior"
+    sampler: Sampler = "prior"
+    posterior_noise: float = 1.0
+    components: int = 8
+    hmc_proposals: int = 20
+    hmc_leaps: int = 5
+    hmc_step_size: float = 0.2
     threshold: float = 0.5
     min_mask_px: int = 8
     max_draws_per_pair: int = 200
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require_positive(self, "n_pairs", "max_draws_per_pair")
+        require_positive(self, "n_pairs", "max_draws_per_pair", "components")
+        require_positive(self, "hmc_proposals", "hmc_leaps", "hmc_step_size")
+        if self.posterior_noise < 0:
+            raise ValueError(f"posterior_noise is {self.posterior_noise}, expected 0 or more")
         if not 0 < self.threshold < 1:
             raise ValueError(f"threshold is {self.threshold}, expected a probability in (0, 1)")
+
+    @property
+    def source(self) -> str:
+        """What tables and arms call these pairs: the generator, and its sampler unless it is the prior."""
+        return source_name(self.generator, self.sampler)
+
+
+def source_name(generator: str, sampler: str) -> str:
+    """Name a generator's pairs: "hvae", "hvae-aggregated"."""
+    return generator if sampler == "prior" else f"{generator}-{sampler}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,6 +265,8 @@ class Run:
             what = config.source
         elif isinstance(config, AugmentConfig):
             what = "standard"
+        elif isinstance(config, GenerateConfig):
+            what = config.source
         else:
             what = config.generator
         split = f"-d{config.split.seed}" if config.split.seed else ""

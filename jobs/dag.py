@@ -30,14 +30,16 @@ from hvae_hpc.stages import (
     ArmConfig,
     GenerateConfig,
     Run,
+    Sampler,
     SplitConfig,
     Stage,
+    source_name,
 )
 
 SMALLEST_PX = 11
 TAKEN_NAMES = ("real", "mean", "standard", "reference")
 SET_BY_THE_PLANNER = {
-    "generate": ("data", "split", "image_px", "generator", "seed"),
+    "generate": ("data", "split", "image_px", "generator", "sampler", "seed"),
     "augment": ("data", "split", "image_px", "n_pairs", "seed"),
     "quality": ("data", "split", "image_px", "source", "seed"),
 }
@@ -86,6 +88,7 @@ class SweepConfig:
         factors: standard arms; xF is F times the real pairs in total.
         doses: synthetic arms of every generator; +n adds the first n accepted pairs.
         generators: name to settings.
+        samplers: each makes pairs of every generator with an encoder, and arms of their own; an LSGAN has its prior.
         generate, augment, quality: fields of those stages' configs that differ from the defaults.
     """
 
@@ -103,6 +106,7 @@ class SweepConfig:
     factors: tuple[int, ...] = (2, 3, 5)
     doses: tuple[int, ...] = (100, 200, 300, 500)
     generators: dict[str, GeneratorSettings] = field(default_factory=dict)
+    samplers: tuple[Sampler, ...] = ("prior",)
     generate: dict[str, Any] = field(default_factory=dict)
     augment: dict[str, Any] = field(default_factory=dict)
     quality: dict[str, Any] = field(default_factory=dict)
@@ -115,6 +119,9 @@ class SweepConfig:
         for name in self.generators:
             if name in TAKEN_NAMES:
                 raise ValueError(f"a generator cannot be called {name!r}, which the tables use; give it another name")
+        names = [source_name(name, sampler) for name in self.generators for sampler in self.samplers]
+        if not self.samplers or len(set(names)) < len(names):
+            raise ValueError(f"samplers is {list(self.samplers)}, expected one or more, each once, and no name twice")
         if not self.data or len(set(self.data)) < len(self.data):
             raise ValueError(f"data is {list(self.data)}, expected one or more names, each once")
         if self.image_px < 0 or self.phantoms < 0:
@@ -182,10 +189,13 @@ def _expand_split(sweep: SweepConfig, data: DataSet, split: SplitConfig) -> Iter
     for name, settings in sweep.generators.items():
         for seed in range(sweep.generator_seeds):
             train = make("train", {}, generator=name, seed=seed, **dump(settings))
-            pairs = make("generate", {"generator": train.run_id}, **{**sweep.generate, "generator": name, "seed": seed})
-            generated[name, seed] = pairs
-            yield from (train, pairs)
-            yield make("quality", {"pairs": pairs.run_id}, **{**sweep.quality, "source": name, "seed": seed})
+            yield train
+            for sampler in sweep.samplers if isinstance(settings.model, HVAEConfig) else ("prior",):
+                asked_of = {**sweep.generate, "generator": name, "sampler": sampler, "seed": seed}
+                pairs, source = make("generate", {"generator": train.run_id}, **asked_of), source_name(name, sampler)
+                generated[source, seed] = pairs
+                yield pairs
+                yield make("quality", {"pairs": pairs.run_id}, **{**sweep.quality, "source": source, "seed": seed})
     if sweep.generators:
         for source in ("real", "mean"):
             yield make("quality", {}, **{**sweep.quality, "source": source})

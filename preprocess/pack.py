@@ -130,13 +130,16 @@ class _Packing:
     def run(self, skip_bad: bool) -> Manifest:
         """Read what is missing or changed, and close shard after shard."""
         skipped: list[SkippedEntry] = []
+        pairs = 0
         for case in self._cases():
             if case.record is None:
                 skipped.append(SkippedEntry(case_id=case.case_id, reason=case.fault))
                 continue
             self.held.append(case)
-            if sum(_count(one) for one in self.held) >= self.limit:
+            pairs += case.record.entry.pairs
+            if pairs >= self.limit:
                 self._close_shard()
+                pairs = 0
         if self.held:
             self._close_shard()
         _refuse(skipped, len(self.records), skip_bad)
@@ -206,10 +209,6 @@ class _Packing:
         entry = case.record.entry
         with Shard(self.out / entry.shard) as shard:
             return shard.read(range(entry.first_row, entry.first_row + entry.pairs))
-
-
-def _count(case: PackedCase) -> int:
-    return case.record.entry.pairs if case.record else 0
 
 
 def _name_channel(recipe: Recipe, found: Found) -> str:

@@ -1,6 +1,7 @@
 """Work on many cases in several processes, with results in order and memory bounded."""
 
 import contextlib
+import ctypes
 import itertools
 import multiprocessing
 import os
@@ -17,6 +18,8 @@ from hvae_hpc.errors import UserError
 T = TypeVar("T")
 R = TypeVar("R")
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""malloc.h"""
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
 
 
@@ -34,6 +37,7 @@ def map_in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -
         UserError: a worker was killed from outside, by the system's memory limit most likely.
     """
     if workers <= 1:
+        keep_freed_memory()
         yield from map(function, items)
         return
     # spawn: a forked child inherits locks of threads (SimpleITK, OpenMP) that it does not have.
@@ -66,7 +70,16 @@ def _one_thread_each() -> Iterator[None]:
                 os.environ[name] = value
 
 
+def keep_freed_memory() -> None:
+    """Ask glibc to keep freed memory for the next volume: giving 18 MB back and asking anew is 40 % of a case's time."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)  # the most that glibc takes
+        mallopt(_M_TRIM_THRESHOLD, 256 * 2**20)
+
+
 def _start_worker() -> None:
+    keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     # A parent killed outright cannot tell its workers, and they would wait for work for ever.
     threading.Thread(target=_die_with_parent, daemon=True).start()

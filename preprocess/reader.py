@@ -13,7 +13,7 @@ import numpy as np
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.preprocess.manifest import Manifest, read_manifest
-from hvae_hpc.preprocess.pairs import Pairs, concatenate, take
+from hvae_hpc.preprocess.pairs import Pairs
 from hvae_hpc.preprocess.shards import Shard
 
 _BYTES_PER_PIXEL = 5
@@ -84,21 +84,34 @@ class DatasetReader:
             self._forget()
         if not len(rows) or min(rows) < 0 or max(rows) >= len(self):
             raise IndexError(f"rows {list(rows)[:5]} ..., expected at least one from 0 to {len(self) - 1}")
-        by_shard: dict[str, list[int]] = {}
-        for position, row in enumerate(rows):
-            by_shard.setdefault(self._places[row][0], []).append(position)
-        parts, order = [], np.empty(len(rows), np.intp)
-        start = 0
-        for name, positions in by_shard.items():
+        images, masks = (np.empty((len(rows), *self.image_size), kind) for kind in (np.float32, np.uint8))
+        slices, spacing = np.empty(len(rows), np.int32), np.empty((len(rows), 2))
+        sources = [""] * len(rows)
+        for name, positions in self._by_shard(rows).items():
             if name not in self._open:
                 self._open[name] = Shard(self.folder / name, self._hashes[name])
             places = [self._places[rows[position]] for position in positions]
             new = [place not in self._verified for place in places]
-            parts.append(self._open[name].read([row for _, row in places], verify=new))
+            part = self._open[name].read([row for _, row in places], verify=new)
             self._verified.update(places)
-            order[positions] = np.arange(start, start + len(positions))
-            start += len(positions)
-        return parts[0] if len(parts) == 1 else take(concatenate(parts), order.tolist())
+            images[positions], masks[positions] = part.images, part.masks
+            slices[positions], spacing[positions] = part.slice_index, part.spacing_mm
+            for position, source in zip(positions, part.source_sha256, strict=True):
+                sources[position] = source
+        return Pairs(
+            images=images,
+            masks=masks,
+            case_ids=tuple(self.case_ids[row] for row in rows),
+            slice_index=slices,
+            spacing_mm=spacing,
+            source_sha256=tuple(sources),
+        )
+
+    def _by_shard(self, rows: Sequence[int]) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {}
+        for position, row in enumerate(rows):
+            found.setdefault(self._places[row][0], []).append(position)
+        return found
 
     def read_all(self) -> Pairs:
         """Read everything to memory.
@@ -106,8 +119,9 @@ class DatasetReader:
         Raises:
             UserError: it does not fit, or as :meth:`read`.
         """
-        # Twice: the parts and the whole, where there are several shards.
-        needed, free = 2 * self.memory_bytes, available_memory()
+        # The whole, and beside it one shard after the other.
+        largest = max(map(len, self._by_shard(range(len(self))).values()), default=0)
+        needed, free = self.memory_bytes * (1 + largest / max(1, len(self))), available_memory()
         if needed > free:
             raise UserError(
                 f"{self.folder}: {len(self)} pairs need {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free; "

@@ -85,6 +85,10 @@ class Shard:
             # No file locks: shards are never changed in place, and network file systems often refuse locks.
             self._file = h5py.File(path, "r", locking=False)
         except OSError as error:
+            if "locking flag" in str(error):
+                raise UserError(
+                    f"{path}: is open in this process by h5py's defaults; give h5py locking=False"
+                ) from error
             raise self._damaged(_first_line(error)) from error
         try:
             digest = self._open()

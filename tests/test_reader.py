@@ -112,7 +112,7 @@ def test_every_row_is_verified_when_it_is_first_read_and_once(packed, monkeypatc
 def test_what_does_not_fit_into_memory_is_refused_before_it_is_read(packed, monkeypatch):
     reader = DatasetReader(packed)
     assert reader.memory_bytes == 15 * 16 * 16 * 5
-    monkeypatch.setattr(reader_module, "available_memory", lambda: 2 * reader.memory_bytes - 1)
+    monkeypatch.setattr(reader_module, "available_memory", lambda: reader.memory_bytes * (1 + 6 / 15) - 1)
     with pytest.raises(UserError, match=r"15 pairs need .* GiB are free; ask for more memory"):
         read_dataset(packed, ["case0", "case1", "case2", "case3", "case4"])
     assert len(read_dataset(packed, ["case0"])) == 3

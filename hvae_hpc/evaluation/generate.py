@@ -11,14 +11,14 @@ import torch
 
 from hvae_hpc.config import load, read_json
 from hvae_hpc.errors import UserError
+from hvae_hpc.evaluation.samplers import make_sampler
 from hvae_hpc.preprocess.pairs import Pairs
 from hvae_hpc.preprocess.shards import write_pairs
 from hvae_hpc.resources import Outcome, Workplace
 from hvae_hpc.rundir import CONFIG, PAIRS, SAMPLES, write_arrays
 from hvae_hpc.stages import GenerateConfig, TrainConfig
-from hvae_hpc.training.batches import generator_for
 from hvae_hpc.training.device import choose_device, device_name
-from hvae_hpc.training.train import load_generator
+from hvae_hpc.training.train import load_generator, read_cases
 
 DRAWN_AT_ONCE = 64
 SHOWN = 12  # pairs that samples.npz keeps for the figures
@@ -39,6 +39,10 @@ def generate_pairs(config: GenerateConfig, workplace: Workplace) -> Outcome | No
     parent = load(TrainConfig, read_json(folder / CONFIG), str(folder / CONFIG))
     model, train_cases = load_generator(parent.model, folder)
     model = model.to(device)
+    real = None
+    if config.sampler != "prior":
+        real = read_cases(workplace.data, train_cases, parent.image_px).to(device)
+    sampler = make_sampler(config, model, parent.model.network.latent_size, real, device)
     images, masks, draws, accepted = [], [], 0, 0
     limit = config.n_pairs * config.max_draws_per_pair
     while accepted < config.n_pairs:
@@ -49,10 +53,7 @@ def generate_pairs(config: GenerateConfig, workplace: Workplace) -> Outcome | No
                 f"{config.generator}: {accepted} of {draws} draws had a mask of {config.min_mask_px} px or more, "
                 f"{config.n_pairs} were asked for; train it longer, or lower generate.min_mask_px or n_pairs"
             )
-        noise = torch.randn(
-            DRAWN_AT_ONCE, parent.model.network.latent_size, generator=generator_for(config.seed, "draws", draws)
-        )
-        image, probability = model.decode(noise.to(device))  # type: ignore[operator]
+        image, probability = model.decode(sampler.draw(DRAWN_AT_ONCE, draws))  # type: ignore[operator]
         mask = probability[:, 0] > config.threshold
         keep = mask.sum((1, 2)) >= config.min_mask_px
         images.append(image[:, 0][keep].clamp(0, 1).cpu().numpy())
@@ -63,21 +64,22 @@ def generate_pairs(config: GenerateConfig, workplace: Workplace) -> Outcome | No
     pairs = Pairs(
         images=np.concatenate(images)[:n],
         masks=np.concatenate(masks)[:n],
-        case_ids=tuple(f"{config.generator}-{i:05d}" for i in range(n)),
+        case_ids=tuple(f"{config.source}-{i:05d}" for i in range(n)),
         slice_index=np.zeros(n, np.int32),
         spacing_mm=np.full((n, 2), np.nan),
         source_sha256=("",) * n,
     )
     record = {"sampler": config.sampler, "threshold": config.threshold, "min_mask_px": config.min_mask_px}
-    counts = {"draws": draws, "accepted": accepted, "rejected": draws - accepted}
-    attributes = {name: str(value) for name, value in {**record, **counts}.items()}
+    areas = pairs.masks.sum((1, 2))
+    counts = {"draws": draws, "accepted": accepted, "rejected": draws - accepted, "smallest_mask_px": int(areas.min())}
+    attributes = {name: str(value) for name, value in {**record, **counts, **sampler.facts}.items()}
     write_pairs(workplace.folder / PAIRS, pairs, {**attributes, "source_cases": json.dumps(train_cases)})
     write_arrays(workplace.folder / SAMPLES, images=pairs.images[:SHOWN], masks=pairs.masks[:SHOWN])
     return Outcome(
         metrics={
-            **{name: float(value) for name, value in counts.items()},
+            **{name: float(value) for name, value in {**counts, **sampler.facts}.items()},
             "pairs": float(n),
-            "mask_px_mean": float(pairs.masks.sum((1, 2)).mean()),
+            "mask_px_mean": float(areas.mean()),
         },
         details={"train_cases": list(train_cases)},
         device=device_name(device),
