@@ -71,7 +71,7 @@ def _one_thread_each() -> Iterator[None]:
 
 
 def keep_freed_memory() -> None:
-    """Ask glibc to keep freed memory for the next volume: giving 18 MB back and asking anew is 40 % of a case's time."""
+    """Ask glibc to keep freed memory for the next volume: giving 18 MB back and asking again is 40 % of a case."""
     with contextlib.suppress(OSError, AttributeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)  # the most that glibc takes

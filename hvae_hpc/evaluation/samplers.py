@@ -141,11 +141,13 @@ def fit_mixture(encodings: Encodings, components: int, seed: int, rounds: int = 
     Args:
         encodings: of N pairs.
         components: at most N.
-        seed: of the pairs at which the components start.
+        seed: of the pair at which the first component starts.
         rounds: of expectation and maximisation.
     """
     points, spread = encodings.mean, encodings.scale.square()
-    start = torch.randperm(len(points), generator=generator_for(seed, "components", 0))[:components]
+    start = [int(torch.randint(len(points), (1,), generator=generator_for(seed, "components", 0)))]
+    while len(start) < components:  # each the farthest from those before, so that no two begin in one cluster
+        start.append(int(torch.cdist(points, points[start]).amin(1).argmax()))
     mean = points[start]
     variance = (points.var(0, unbiased=False) + spread.mean(0)).expand(components, -1)
     weight = torch.full((components,), 1 / components).to(points)
