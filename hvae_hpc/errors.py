@@ -14,6 +14,11 @@ class UserError(Exception):
     """What was got, what was expected, and what to do next, in one line for a person to read."""
 
 
+def printable(text: str) -> str:
+    """Escape what a terminal would obey or refuse: control characters, and bytes of a name that are no UTF-8."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
 def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
     """Run a command's main function and turn a user's fault into one line and exit code 2.
 

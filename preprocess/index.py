@@ -51,6 +51,9 @@ def read_index(path: Path) -> Index:
     ending = data.get("file_ending", ".nii.gz")
     if ending not in (".nii", ".nii.gz"):
         raise UserError(f"{path}: file_ending is {ending!r}, expected .nii.gz; convert, or write a recipe of your own")
+    count = data.get("numTraining")
+    if count is not None and (not isinstance(count, int) or isinstance(count, bool)):
+        raise UserError(f"{path}: numTraining is {count!r}, expected a whole number; correct it")
     try:
         return Index(
             path=path,
@@ -61,7 +64,7 @@ def read_index(path: Path) -> Index:
                 for entry in data.get("training", [])
                 if isinstance(entry, dict)
             ),
-            count=data.get("numTraining"),
+            count=count,
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path}: labels, channels or training make no sense ({error}); check the file") from error

@@ -75,6 +75,8 @@ def find_cases(recipe: Recipe, raw: Path) -> Found:
         UserError: raw is no folder, or a folder in it cannot be listed, or nothing in it fits.
     """
     layout = recipe.layout
+    if raw.is_file():
+        raise UserError(f"{raw}: is a file, expected a folder; give the folder with the image files as --raw")
     if not raw.is_dir():
         raise UserError(f"{raw}: no such folder; give the folder with the image files as --raw")
     index = read_index(raw / layout.index) if layout.index else None
@@ -205,7 +207,7 @@ def _walk(folder: Path, parts: tuple[str, ...], prefix: str = "", depth: int = 0
     first, rest = parts[0], parts[1:]
     if first == "**":
         yield from _walk(folder, rest, prefix, depth)
-    fits = re.compile(_loosely(first))
+    fits = re.compile(_loosely(first), re.DOTALL)
     for name, is_folder in _list(folder):
         if name.startswith(".") or (first != "**" and not fits.fullmatch(name)):
             continue

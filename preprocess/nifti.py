@@ -6,6 +6,7 @@ The whole file is read once: its SHA-256, gzip's own checksum and the voxels all
 import gzip
 import hashlib
 import io
+import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,9 @@ from hvae_hpc.preprocess.codec import gunzip
 
 _MAGIC = {348: (344, b"n+1\0", nib.Nifti1Header), 540: (4, b"n+2\0", nib.Nifti2Header)}
 """Size of the header -> where its magic stands, what it is, who reads it (nifti1.h, nifti2.h)."""
+_UNITS = {1: "meter", 3: "micron"}
+"""Lowest three bits of xyzt_units (nifti1.h)."""
+_MOST_VOXELS = 2**40
 _SMALLEST_MM, _LARGEST_MM = 0.01, 50.0
 """No scan that anybody segments tumours in has voxels beyond these: such a header is wrong."""
 
@@ -78,23 +82,25 @@ def read_scan(path: Path, orientation: str, channel: int | None = None) -> Scan:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    zipped = path.name.endswith(".gz")
-    unzipped = _unzip(path, content) if zipped else content
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check path and permission") from error
+    unzipped = _unzip(path, content)
     header = _parse(path, unzipped)
-    shape, first = _choose_volume(path, header.get_data_shape(), channel)
-    if header.get_data_dtype().kind not in "iufb":
-        raise UserError(f"{path}: voxels are {header.get_data_dtype()}, expected plain numbers; convert it")
+    shape, first = _choose_volume(path, header, channel)
+    kind, start, scaling = _read_layout(path, header)
     if not (header["sform_code"] or header["qform_code"]):
         raise UserError(f"{path}: the header says no orientation (sform_code and qform_code are 0); set one")
     affine = _checked_affine(path, header)
-    try:
-        values = _read_values(header, unzipped, first, shape)
-    except ValueError:
-        try:  # one of several gzip members was read: bgzip's blocks
-            values = _read_values(header, gzip.decompress(content) if zipped else b"", first, shape)
-        except ValueError as error:
-            raise UserError(f"{path}: ends before its last voxel (truncated); copy it anew") from error
+    end = start + (first + 1) * math.prod(shape) * kind.itemsize
+    if len(unzipped) < end and path.name.endswith(".gz"):
+        unzipped = gzip.decompress(content)  # one of several gzip members was read: bgzip's blocks
+    if len(unzipped) < end:
+        raise UserError(f"{path}: ends before its last voxel (truncated); copy it anew")
+    count = math.prod(shape)
+    values = np.frombuffer(unzipped, kind, count, start + first * count * kind.itemsize)
+    if not kind.isnative:
+        values = values.astype(kind.newbyteorder("="))
+    if scaling != (1, 0):
+        values = values * np.float64(scaling[0]) + np.float64(scaling[1])
     own = io_orientation(affine)
     turn = ornt_transform(own, axcodes2ornt(tuple(orientation)))
     return Scan(
@@ -107,10 +113,15 @@ def read_scan(path: Path, orientation: str, channel: int | None = None) -> Scan:
     )
 
 
-def _choose_volume(path: Path, shape: tuple[int, ...], channel: int | None) -> tuple[tuple[int, int, int], int]:
+def _choose_volume(path: Path, header: Any, channel: int | None) -> tuple[tuple[int, int, int], int]:
     """Return the volume's shape, and which one of the file's volumes it is."""
-    volumes = int(np.prod(shape[3:]))
-    if len(shape) < 3 or 0 in shape or (channel is None and volumes != 1):
+    shape = tuple(int(side) for side in header["dim"][1 : max(0, int(header["dim"][0])) + 1])
+    if any(side < 1 for side in shape):
+        raise UserError(f"{path}: shape {shape}, expected sides of 1 or more; copy it anew")
+    if math.prod(shape) > _MOST_VOXELS:
+        raise UserError(f"{path}: shape {shape}, expected at most {_MOST_VOXELS} voxels; copy it anew")
+    volumes = math.prod(shape[3:])
+    if len(shape) < 3 or (channel is None and volumes != 1):
         remedy = "split it, or say layout.channel in the recipe" if len(shape) == 4 else "split it first"
         raise UserError(f"{path}: shape {shape}, expected one 3D volume; {remedy}")
     if channel is not None and (len(shape) > 4 or channel >= volumes):
@@ -118,60 +129,80 @@ def _choose_volume(path: Path, shape: tuple[int, ...], channel: int | None) -> t
     return (shape[0], shape[1], shape[2]), channel or 0
 
 
-def _read_values(header: Any, content: bytes | bytearray, first: int, shape: tuple[int, ...]) -> NDArray[Any]:
-    """Take one volume's voxels, scaled as the header says.
-
-    Raises:
-        ValueError: the content ends before them.
-    """
-    kind, count = header.get_data_dtype(), int(np.prod(shape))
-    start = header.get_data_offset() + first * count * kind.itemsize
-    values = np.frombuffer(content, kind, count, start)
-    slope, intercept = header.get_slope_inter()
-    if not kind.isnative:
-        values = values.astype(kind.newbyteorder("="))
-    if slope is None or (slope, intercept) == (1, 0):
-        return values
-    return values * np.float64(slope) + np.float64(intercept)
+def _read_layout(path: Path, header: Any) -> tuple[np.dtype[Any], int, tuple[float, float]]:
+    """Return the voxels' type, the byte at which they start, and the slope and intercept that scale them."""
+    try:
+        kind = header.get_data_dtype()
+    except Exception as error:
+        code = int(header["datatype"])
+        raise UserError(f"{path}: NIfTI header is damaged (data type {code} is unknown); copy it anew") from error
+    if kind.kind not in "iufb":
+        raise UserError(f"{path}: voxels are {kind}, expected plain numbers; convert it")
+    size, start = int(header["sizeof_hdr"]), float(header["vox_offset"])
+    if not (math.isfinite(start) and size <= start < _MOST_VOXELS):
+        raise UserError(f"{path}: NIfTI header is damaged (voxels start at byte {start:g}); copy it anew")
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    if slope == 0 or not math.isfinite(slope):  # "no scaling", says the standard of 0, and everybody of NaN
+        return kind, int(start), (1.0, 0.0)
+    if not math.isfinite(intercept):
+        raise UserError(f"{path}: NIfTI header is damaged (scaled by {slope:g} and {intercept:g}); copy it anew")
+    return kind, int(start), (slope, intercept)
 
 
 def _unzip(path: Path, content: bytes) -> bytes | bytearray:
-    # All of it, and not only what the header asks for: then gzip's checksum is verified as well.
+    """Unzip where the name says so: all of it, and not only what is needed, so that gzip's checksum is verified."""
+    if not content:
+        raise UserError(f"{path}: is empty; copy or download it anew")
+    if content[128:132] == b"DICM":
+        raise UserError(f"{path}: is DICOM, expected NIfTI; convert with dcm2niix")
+    zipped, named = content[:2] == b"\x1f\x8b", path.name.endswith(".gz")
+    if zipped and not named:
+        raise UserError(f"{path}: is gzip though its name does not say so; rename it to .nii.gz")
+    if named and not zipped and _find_form(content):
+        raise UserError(f"{path}: is not zipped though its name says so; rename it to .nii")
     try:
-        return gunzip(content)
+        return gunzip(content) if named else content
     except EOFError as error:
         raise UserError(f"{path}: the gzip file ends early (truncated); copy or download it anew") from error
     except (gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path}: not a sound gzip file ({error}); copy or download it anew") from error
 
 
-def _parse(path: Path, content: bytes | bytearray) -> Any:
+def _find_form(content: bytes | bytearray) -> Any:
+    """Return who reads the header that a file begins with, or None."""
     orders: tuple[Literal["little", "big"], ...] = ("little", "big")
     for order in orders:
-        size = int.from_bytes(content[:4], order)
-        if size in _MAGIC:
-            start, magic, reader = _MAGIC[size]
-            if content[start : start + 4] != magic:
-                break
-            try:
-                header = reader.from_fileobj(io.BytesIO(content[:size]))
-                header.get_best_affine()  # a quaternion that is none says so only here
-            except Exception as error:  # nibabel has a dozen kinds for a header that makes no sense
-                raise UserError(f"{path}: NIfTI header is damaged ({error}); copy it anew") from error
-            return header
-    if content[128:132] == b"DICM":
-        raise UserError(f"{path}: is DICOM, expected NIfTI; convert with dcm2niix")
-    raise UserError(f"{path}: not a NIfTI file (no n+1 or n+2 in its header); convert it to .nii.gz")
+        form = _MAGIC.get(int.from_bytes(content[:4], order))
+        if form and content[form[0] : form[0] + 4] == form[1]:
+            return form[2]
+    return None
+
+
+def _parse(path: Path, content: bytes | bytearray) -> Any:
+    reader = _find_form(content)
+    if reader is None:
+        raise UserError(f"{path}: not a NIfTI file (no n+1 or n+2 in its header); convert it to .nii.gz")
+    try:
+        # Unchecked: nibabel's checks repair in silence (spacing 0 becomes 1) or tell its log. We refuse instead.
+        header = reader.from_fileobj(io.BytesIO(content[:540]), check=False)
+        header.get_best_affine()  # a quaternion that is none says so only here
+    except Exception as error:  # nibabel has a dozen kinds for a header that makes no sense
+        raise UserError(f"{path}: NIfTI header is damaged ({error}); copy it anew") from error
+    return header
 
 
 def _checked_affine(path: Path, header: Any) -> NDArray[np.float64]:
     affine = header.get_best_affine()
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     shown = " x ".join(f"{side:g}" for side in spacing)
-    if not (np.isfinite(affine).all() and (spacing > 0).all()):
+    if not (np.isfinite(spacing).all() and (spacing > 0).all()):
         raise UserError(f"{path}: header has voxel spacing {shown} mm, expected positive; repair it")
-    if header.get_xyzt_units()[0] not in ("mm", "unknown"):
-        raise UserError(f"{path}: header counts in {header.get_xyzt_units()[0]}, expected mm; repair it")
+    if not np.isfinite(affine).all():
+        origin = ", ".join(f"{place:g}" for place in affine[:3, 3])
+        raise UserError(f"{path}: header has origin {origin} mm, expected numbers; repair it")
+    unit = int(header["xyzt_units"]) & 7  # the other bits are of time
+    if unit not in (0, 2):  # unknown, mm
+        raise UserError(f"{path}: header counts in {_UNITS.get(unit, f'unit {unit}')}, expected mm; repair it")
     if spacing.min() < _SMALLEST_MM or spacing.max() > _LARGEST_MM:
         raise UserError(
             f"{path}: header has voxel spacing {shown} mm, expected {_SMALLEST_MM:g} to {_LARGEST_MM:g}; repair it"

@@ -15,7 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from hvae_hpc.config import dump
-from hvae_hpc.errors import UserError
+from hvae_hpc.errors import UserError, printable
 from hvae_hpc.preprocess.case import PackedCase, pack_case
 from hvae_hpc.preprocess.journal import (
     JOURNAL,
@@ -237,12 +237,12 @@ def _is_sound(path: Path, digest: str) -> bool:
 
 
 def _refuse(skipped: Sequence[SkippedEntry], good: int, skip_bad: bool) -> None:
-    lines = "".join(f"\n  {entry.case_id}: {entry.reason}" for entry in skipped)
+    lines = "".join(f"\n  {printable(entry.case_id)}: {entry.reason}" for entry in skipped)
     if not good:
         raise UserError(f"none of the cases can be packed; nothing was written:{lines}")
     if skipped and not skip_bad:
         raise UserError(
-            f"{len(skipped)} bad cases, {good} good ones are packed; repair the bad and give the same command again, "
+            f"bad cases: {len(skipped)}, good ones packed: {good}; repair the bad and give the same command again, "
             f"or accept the data set without them by --skip-bad:{lines}"
         )
 

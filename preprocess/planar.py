@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from hvae_hpc.errors import UserError
 
@@ -51,15 +51,19 @@ def read_picture(path: Path, fit: tuple[int, ...] | None, *, is_label: bool) -> 
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check path and permission") from error
     try:
         with Image.open(io.BytesIO(content)) as opened:
             if getattr(opened, "n_frames", 1) != 1:
                 raise UserError(f"{path}: holds {opened.n_frames} pages, expected one picture; split it")  # type: ignore[attr-defined]
             opened.load()
             picture = _to_grey(path, opened, is_label)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: not a sound picture ({error}); copy it anew") from error
+    except UserError:
+        raise
+    except UnidentifiedImageError as error:  # its words hold an address in memory
+        raise UserError(f"{path}: not a sound picture (cannot identify image file); copy it anew") from error
+    except Exception as error:  # Pillow has a dozen kinds for a damaged file
+        raise UserError(f"{path}: not a sound picture ({_first_line(error)}); copy it anew") from error
     stored = (picture.height, picture.width)
     if fit is not None:
         scale = min(fit[0] / picture.height, fit[1] / picture.width)
@@ -88,3 +92,7 @@ def _to_grey(path: Path, picture: Image.Image, is_label: bool) -> Image.Image:
             raise UserError(f"{path}: a label in colours, expected one number per pixel; convert it to grey values")
         return colours.getchannel("R")
     return colours.convert("L")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -8,6 +8,8 @@ library objects.
 
 import contextlib
 import json
+import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -50,7 +52,7 @@ def write_pairs(path: Path, pairs: Pairs, attributes: Mapping[str, str] | None =
     rows = hash_rows(pairs)
     text = canonical_json(dict(attributes or {}))
     digest = _combine(pairs, rows, text)
-    write_atomic_by(path, lambda temporary: _write(temporary, pairs, rows, text, digest))
+    write_atomic_by(path, lambda temporary: _write_plainly(temporary, pairs, rows, text, digest))
     return digest
 
 
@@ -80,7 +82,7 @@ class Shard:
         """
         self.path = path
         if not path.is_file():
-            raise UserError(f"{path}: no such shard; {_REMEDY}")
+            raise UserError(f"{path}: no such shard; pack the data or run the stage again")
         try:
             # No file locks: shards are never changed in place, and network file systems often refuse locks.
             self._file = h5py.File(path, "r", locking=False)
@@ -228,6 +230,17 @@ def _check(pairs: Pairs) -> None:
 
 def _combine(pairs: Pairs, row_hashes: Sequence[str], text: str) -> str:
     return content_hash([SHARD_SCHEMA, list(pairs.images.shape), list(row_hashes), text])
+
+
+def _write_plainly(path: Path, pairs: Pairs, row_hashes: Sequence[str], text: str, digest: str) -> None:
+    """Write, and say what the disk said: HDF5 wraps it in a page of its own words, and in other kinds of errors."""
+    try:
+        _write(path, pairs, row_hashes, text, digest)
+    except (OSError, RuntimeError) as error:
+        number = re.search(r"errno = (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def _write(path: Path, pairs: Pairs, row_hashes: Sequence[str], text: str, digest: str) -> None:

@@ -39,9 +39,10 @@ def cut_pairs(volume: Volume, recipe: Recipe, case_id: str) -> tuple[Pairs, int]
     # Scaled before it is padded: 0 HU is not black.
     scaled = scale_intensity(volume.take(chosen), volume.facts.window)
     images = crop_plane(scaled, volume.centre_px, columns, rows)
-    if images.min() == images.max():
+    seen = scaled[of]  # without what is padded
+    if seen.min() == seen.max():
         raise UserError(
-            f"every pixel of the image's slices becomes {images.min():g} in the intensity window "
+            f"every pixel of the image's slices becomes {seen.min():g} in the intensity window "
             f"{volume.facts.window[0]:g} to {volume.facts.window[1]:g}; is the image in the recipe's unit?"
         )
     tumour = volume.tumour[:, :, chosen]

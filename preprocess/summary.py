@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hvae_hpc.config import dump, load, read_json
+from hvae_hpc.errors import printable
 from hvae_hpc.preprocess.journal import Record
 from hvae_hpc.preprocess.layouts import Found
 from hvae_hpc.preprocess.manifest import Manifest, SkippedEntry
@@ -121,7 +122,7 @@ def to_text(summary: Summary) -> str:
     lines = [
         f"cases:       {summary.found} found, {summary.labelled} with image and label, {summary.packed} packed, "
         f"{len(summary.skipped)} skipped",
-        *(f"  skipped {entry.case_id}: {entry.reason}" for entry in summary.skipped),
+        *(f"  skipped {printable(entry.case_id)}: {entry.reason}" for entry in summary.skipped),
         *([f"  not taken: {len(summary.further)} further scans of the same patients"] if summary.further else []),
         f"pairs:       {summary.pairs} of {_times(summary.size_px)} px, {summary.modality}; "
         f"per case {_listed(summary.pairs_per_case)}",

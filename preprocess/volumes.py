@@ -17,7 +17,7 @@ from hvae_hpc.errors import UserError
 from hvae_hpc.preprocess.layouts import by_role
 from hvae_hpc.preprocess.nifti import Scan, read_scan
 from hvae_hpc.preprocess.planar import Picture, read_picture
-from hvae_hpc.preprocess.recipe import IntensityConfig, LabelConfig, Recipe
+from hvae_hpc.preprocess.recipe import IntensityConfig, Recipe
 from hvae_hpc.preprocess.resample import find_target, resample_image, resample_mask
 
 
@@ -85,7 +85,7 @@ def read_volume(recipe: Recipe, image_path: Path, label_paths: Sequence[Path], k
     for label in labels[1:]:
         _check_same_grid(labels[0], label)
     facts = _state_facts(image, image.data.shape, image.stored, image.spacing_mm, recipe)
-    tumour = join_labels(labels, recipe.label, known)
+    tumour = join_labels(labels, recipe, known)
     if recipe.grid.spacing_mm == 0:
         _check_same_grid(image, labels[0])
         return Volume(
@@ -125,7 +125,7 @@ def _read_plane(recipe: Recipe, image_path: Path, label_paths: Sequence[Path], k
                 f"{label.path}: {label.stored_px[0]} x {label.stored_px[1]} px, its image has "
                 f"{image.stored_px[0]} x {image.stored_px[1]}; give the pair one size"
             )
-    tumour = join_labels(labels, recipe.label, known)
+    tumour = join_labels(labels, recipe, known)
     return Volume(
         tumour=tumour,
         take=lambda slices: image.data[:, :, slices],
@@ -153,7 +153,7 @@ def _state_facts(
     lowest, highest = float(image.values.min()), float(image.values.max())
     if not np.isfinite([lowest, highest]).all():  # both carry a NaN on
         bad = np.count_nonzero(~np.isfinite(image.values))
-        raise UserError(f"{image.path}: {bad} voxels are NaN or infinite, expected numbers; repair the file")
+        raise UserError(f"{image.path}: voxels that are NaN or infinite: {bad}, expected none; repair the file")
     if lowest == highest:
         raise UserError(f"{image.path}: every voxel is {lowest:g}; check that this is the image")
     unknown = spacing is None or recipe.grid.spacing == "unknown"
@@ -168,13 +168,17 @@ def _state_facts(
 
 
 def join_labels(
-    labels: Sequence[Scan] | Sequence[Picture], config: LabelConfig, known: tuple[int, ...]
+    labels: Sequence[Scan] | Sequence[Picture], recipe: Recipe, known: tuple[int, ...]
 ) -> NDArray[np.bool_]:
     """Join the tumour's label values, and several label files, to one mask (X, Y, Z).
 
     Raises:
         UserError: values that are not integers, or not known, or no tumour at all.
     """
+    config = recipe.label
+    where = (
+        "label.known in the recipe" if config.known or not recipe.layout.index else f"labels in {recipe.layout.index}"
+    )
     tumour = np.zeros(labels[0].data.shape, bool)
     for label in labels:
         inside = label.values[label.values != 0]  # most voxels are 0, and need no further look
@@ -184,7 +188,7 @@ def join_labels(
         if strange.size:
             found = ", ".join(str(value) for value in strange[:5])
             expected = ", ".join(map(str, known)) or "whole numbers from 0"
-            raise UserError(f"{label.path}: label value {found}, expected {expected}; see label.known in the recipe")
+            raise UserError(f"{label.path}: label value {found}, expected {expected}; see {where}")
         if config.tumour == "any" or set(values) <= set(config.tumour):
             mine = label.data != 0
         else:
@@ -200,7 +204,7 @@ def join_labels(
 
 def _distinct(path: Path, inside: NDArray[Any]) -> NDArray[np.int64]:
     if inside.dtype.kind == "f":
-        odd = inside[np.rint(inside) != inside]
+        odd = inside[~np.isfinite(inside) | (np.rint(inside) != inside)]
         if odd.size:
             raise UserError(f"{path}: label value {odd[0]:g}, expected integers; resample it with nearest")
     if inside.dtype in (np.uint8, np.uint16):

@@ -119,7 +119,7 @@ def test_good_cases_are_kept_when_a_bad_one_stops_the_packing(raw, tmp_path, rea
     path = raw / "case4" / "case4_seg.nii.gz"
     good = path.read_bytes()
     path.write_bytes(good[:-30])
-    with pytest.raises(UserError, match="1 bad cases, 5 good ones are packed"):
+    with pytest.raises(UserError, match="bad cases: 1, good ones packed: 5"):
         pack(tiny_recipe(), raw, tmp_path / "out", workers=1)
     with pytest.raises(UserError, match="no manifest"):
         read_manifest(tmp_path / "out")

@@ -115,7 +115,7 @@ def test_a_bad_case_makes_no_data_set_and_every_bad_one_is_named(raw, tmp_path):
     with pytest.raises(UserError) as caught:
         pack(tiny_recipe(), raw, tmp_path / "out", workers=1)
     first, *lines = str(caught.value).splitlines()
-    assert first.startswith("3 bad cases, 2 good ones are packed")
+    assert first.startswith("bad cases: 3, good ones packed: 2")
     assert "--skip-bad" in first
     assert [line.split(":")[0].strip() for line in lines] == ["case1", "case2", "case3"]
     assert "truncated" in lines[0]
@@ -132,7 +132,7 @@ def test_a_bad_case_after_a_full_shard_leaves_the_old_data_as_it_was(raw, tmp_pa
     before = {name: content for name, content in contents(out).items() if name != JOURNAL}
     monkeypatch.setattr("hvae_hpc.preprocess.pack.PAIRS_PER_SHARD", 1)
     truncate(raw / "case4" / "case4_seg.nii.gz")
-    with pytest.raises(UserError, match="1 bad cases"):
+    with pytest.raises(UserError, match="bad cases: 1,"):
         pack(tiny_recipe(slices=SlicesConfig(choose="all")), raw, out, workers=workers)
     assert contents(out).items() >= before.items()
     assert len(read_dataset(out, ["case4"])) == 1
