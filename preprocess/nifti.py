@@ -5,7 +5,6 @@ The whole file is read once: its SHA-256, gzip's own checksum and the voxels all
 
 import gzip
 import hashlib
-import io
 import math
 import zlib
 from dataclasses import dataclass
@@ -184,7 +183,7 @@ def _parse(path: Path, content: bytes | bytearray) -> Any:
         raise UserError(f"{path}: not a NIfTI file (no n+1 or n+2 in its header); convert it to .nii.gz")
     try:
         # Unchecked: nibabel's checks repair in silence (spacing 0 becomes 1) or tell its log. We refuse instead.
-        header = reader.from_fileobj(io.BytesIO(content[:540]), check=False)
+        header = reader(bytes(content[: reader.sizeof_hdr]), check=False)
         header.get_best_affine()  # a quaternion that is none says so only here
     except Exception as error:  # nibabel has a dozen kinds for a header that makes no sense
         raise UserError(f"{path}: NIfTI header is damaged ({error}); copy it anew") from error

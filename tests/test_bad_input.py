@@ -1100,6 +1100,14 @@ def like_bgzip(content: bytes) -> bytes:
     return b"".join(blocks)
 
 
+def with_extension(stem: Path, image: np.ndarray, label: np.ndarray) -> None:
+    for ending, voxels in (("flair", image), ("seg", label)):
+        scan = nib.Nifti1Image(voxels, LPS)
+        scan.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"made by hand " * 99))
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        nib.save(scan, stem.with_name(f"{stem.name}_{ending}.nii.gz"))
+
+
 def scaled_voxels(stem: Path, image: np.ndarray, label: np.ndarray) -> None:
     """Store 2 * voxel - 200, and say so in the header."""
     store()(stem, 2 * image - np.int16(200), label)
@@ -1130,6 +1138,7 @@ ODD: dict[str, Store] = {
     "orientation by the qform alone": changed_after(
         *(with_header(name, sform_code=0, qform_code=1) for name in (ODD_IMAGE, ODD_LABEL))
     ),
+    "words in the header's extension": with_extension,
     "no unit of length": changed_after(with_header(ODD_IMAGE, xyzt_units=0)),
     "gzip of two members": changed_after(with_bytes(ODD_IMAGE, partial(in_members, size=3000))),
     "gzip of two members of one size": changed_after(with_bytes(ODD_IMAGE, partial(in_members, size=2336))),
@@ -1320,7 +1329,6 @@ def test_a_bad_case_is_named_in_one_line_and_the_good_ones_are_kept(bad, good, h
     assert done.code == 2
     heading, *named = done.lines
     assert heading.startswith("error: bad cases: 1, good ones packed: 3;")
-    assert "3 good ones are packed" in heading
     assert "--skip-bad" in heading
     assert len(named) == 1, named
     assert is_line(named[0], expected, file), named[0]
