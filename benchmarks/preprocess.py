@@ -97,6 +97,9 @@ def find_work(name: str, raw: Path, at_most: int) -> Work:
 def make_ours(work: Work) -> Cut:
     """Return the packing of one case, as a worker does it."""
     from hvae_hpc.preprocess.case import pack_case
+    from hvae_hpc.preprocess.parallel import keep_freed_memory
+
+    keep_freed_memory()  # as a packing does it
 
     def cut(files: CaseFiles) -> Slice:
         case = pack_case(work.recipe, work.known, files)

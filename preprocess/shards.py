@@ -1,7 +1,7 @@
 """The HDF5 shard format, schema 1: image+mask pairs, written once, verified whenever they are read.
 
 docs/SHARDS.md defines it for readers in any language. A chunk is a pair, compressed as HDF5's own gzip filter does,
-so every HDF5 library reads it; here libdeflate works on the chunks beside HDF5, two to three times as fast. A reader of
+so every HDF5 library reads it; here libdeflate works on the chunks beside HDF5, which is quicker. A reader of
 a few rows verifies just these rows, and the whole chain up to the manifest. Equal pairs give equal bytes: no times, no
 library objects.
 """
@@ -205,7 +205,7 @@ def read_pairs(
 
 
 def _read_chunk(dataset: h5py.Dataset, row: int, into: NDArray[Any]) -> None:
-    # Beside HDF5's filters: libdeflate decompresses a chunk two to three times as fast.
+    # Beside HDF5's filters: libdeflate is quicker.
     skipped_filters, chunk = dataset.id.read_direct_chunk((row, 0, 0))
     if skipped_filters:
         raise ValueError("a chunk is not compressed")
