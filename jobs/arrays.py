@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from hvae_hpc.jobs.costs import Seconds
 from hvae_hpc.plan import Array, Plan
 from hvae_hpc.resources import START_S, Resources
-from hvae_hpc.stages import CONFIGS, QualityConfig, Run, SegmentConfig
+from hvae_hpc.stages import CONFIGS, GenerateConfig, QualityConfig, Run, SegmentConfig
 
 MOST_GROUPS = 16
 """Arrays of one stage, data set and source before they are made one, which waits for all their parents."""
@@ -114,7 +114,7 @@ def _source(run: Run) -> str:
     config = run.config
     if isinstance(config, SegmentConfig):
         return config.arm.generator or ("standard" if config.arm.n_standard else "reference")
-    if isinstance(config, QualityConfig):
+    if isinstance(config, (QualityConfig, GenerateConfig)):
         return config.source
     return getattr(config, "generator", "")
 

@@ -17,7 +17,7 @@ from hvae_hpc.errors import UserError
 from hvae_hpc.plan import Plan, read_states
 from hvae_hpc.results.statistics import Summary, summarise
 from hvae_hpc.rundir import RunResult
-from hvae_hpc.stages import GenerateConfig, QualityConfig, SegmentConfig, TrainConfig
+from hvae_hpc.stages import GenerateConfig, QualityConfig, SegmentConfig
 
 KNOWN_GENERATORS = ("lsgan", "vae", "hvae")
 """The paper's generators in the order of its tables; others follow in the plan's order."""
@@ -34,9 +34,9 @@ _MOST_NAMED = 9
 
 
 def generators_of(plan: Plan) -> tuple[str, ...]:
-    """Return the generators' names: LSGAN, VAE, HVAE first, others in the plan's order."""
+    """Return what makes pairs (generators, and their samplers): LSGAN, VAE, HVAE first, others in the plan's order."""
     configs = [run.config for run in plan.runs.values()]
-    named = dict.fromkeys(c.generator for c in configs if isinstance(c, (TrainConfig, GenerateConfig)))
+    named = dict.fromkeys(c.source for c in configs if isinstance(c, GenerateConfig))
     named |= dict.fromkeys(c.arm.generator for c in configs if isinstance(c, SegmentConfig))
     known = [name for name in KNOWN_GENERATORS if name in named]
     return (*known, *(name for name in named if name and name not in known))

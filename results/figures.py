@@ -81,7 +81,7 @@ def draw_figure2(plan: Plan, collected: Collected, data: str) -> tuple[Figure, l
     Raises:
         UserError: no generator has samples yet.
     """
-    made = {c.generator for c in plan.configs(GenerateConfig) if c.data == data}
+    made = {c.source for c in plan.configs(GenerateConfig) if c.data == data}
     sources = [("Real", first_segment(collected, data, REFERENCE))]
     for name in generators_of(plan):
         if name in made:

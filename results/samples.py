@@ -23,13 +23,13 @@ PAIRS = ("images", "masks")
 CASES = (*PAIRS, "predictions", "dice", "case_ids")
 
 
-def first_generate(plan: Plan, collected: Collected, data: str, generator: str) -> str | None:
-    """Return the folder of a generator's done run with the lowest seeds; None where there is none."""
+def first_generate(plan: Plan, collected: Collected, data: str, source: str) -> str | None:
+    """Return the folder of the done run of a generator and sampler with the lowest seeds; None where there is none."""
     found = [
         (run.config.split.seed, run.config.seed, str(plan.folder(run_id).relative_to(plan.runs_folder)))
         for run_id, run in plan.runs.items()
         if isinstance(run.config, GenerateConfig)
-        and (run.config.data, run.config.generator) == (data, generator)
+        and (run.config.data, run.config.source) == (data, source)
         and run_id in collected.done
     ]
     return min(found)[2] if found else None

@@ -12,7 +12,7 @@ from hvae_hpc.jobs import dag
 from hvae_hpc.model_configs import OptimConfig
 from hvae_hpc.plan import Array, Plan, read_plan, write_plan
 from hvae_hpc.preprocess.manifest import CaseEntry, Manifest, compute_content_hash, read_manifest
-from hvae_hpc.stages import ArmConfig, SegmentConfig, SplitConfig, TrainConfig
+from hvae_hpc.stages import ArmConfig, GenerateConfig, SegmentConfig, SplitConfig, TrainConfig
 from hvae_hpc.sweep import SWEEPS, read_site, read_sweep
 from tests.tiny import make_project
 
@@ -181,3 +181,55 @@ def test_an_arm_s_name_and_amounts_are_in_its_id() -> None:
         dag.Run(stage="segment", config=replace(base, arm=ArmConfig(name="a", n_synthetic=n))).run_id for n in (0, 1)
     }
     assert len(ids) == 2
+
+
+def test_every_sampler_of_a_sweep_makes_pairs_and_arms_of_one_training() -> None:
+    runs = {run.run_id: run for run in dag.expand(read_sweep("beyond"), PAPER[:1])}
+    made = [run for run in runs.values() if isinstance(run.config, GenerateConfig)]
+    sources = {run.config.source for run in made}
+    samplers = ("aggregated", "mixture", "hmc", "mask")
+    assert sources == {"lsgan", "vae", "hvae", *(f"{g}-{s}" for g in ("vae", "hvae") for s in samplers)}
+    for run in made:
+        train = runs[run.parents["generator"]].config
+        assert isinstance(train, TrainConfig)
+        assert train.generator == run.config.generator
+        assert run.config.sampler == "prior" or train.generator != "lsgan"
+    assert len({run.parents["generator"] for run in made}) == 3
+    arms = {run.config.arm.name: run for run in runs.values() if isinstance(run.config, SegmentConfig)}
+    assert runs[arms["hvae-mask+500"].parents["pairs"]].config.source == "hvae-mask"  # type: ignore[union-attr]
+    assert {"hvae+100", "hvae-aggregated+100", "vae-hmc+500"} <= set(arms)
+    assert "hvae-hmc" in runs[arms["hvae-hmc+100"].parents["pairs"]].label
+
+
+def test_the_ablation_changes_one_thing_at_a_time() -> None:
+    sweep = read_sweep("ablation")
+    hvae = dump(sweep.generators["hvae"])
+    changed = {}
+    for name, settings in sweep.generators.items():
+        model, base = dump(settings)["model"], hvae["model"]
+        assert dump(settings)["moves"] == hvae["moves"]
+        if name not in ("lsgan", "hvae"):
+            assert dump(settings)["optim"] == hvae["optim"]
+            changed[name] = {key for key in model if model[key] != base[key]}
+    several = {
+        "hvae-raw": {"mass", "step_size"},  # a step of 0.3 in z itself leaves the posterior
+        "hvae-metropolis": {"metropolis", "tempering"},
+    }
+    literal = changed.pop("paper-literal")
+    assert {"mass", "step_size", "learn_step_size", "tempering", "sqrt_beta_0", "image_likelihood"} == literal
+    for name, fields in changed.items():
+        assert fields == several[name] if name in several else len(fields) == 1, name
+    assert len(changed) == 14  # with the VAE
+
+
+@pytest.mark.parametrize("samplers", [(), ("prior", "prior")])
+def test_samplers_are_one_or_more_each_once(samplers: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="samplers is"):
+        replace(read_sweep("table1"), samplers=samplers)
+
+
+def test_a_generator_may_not_have_the_name_of_anothers_pairs() -> None:
+    sweep = read_sweep("table1")
+    twin = {**sweep.generators, "hvae-aggregated": sweep.generators["vae"]}
+    with pytest.raises(ValueError, match="no name twice"):
+        replace(sweep, samplers=("prior", "aggregated"), generators=twin)

@@ -211,3 +211,38 @@ def test_pairs_type_guards_its_shapes() -> None:
     pairs = make_pairs(2, 16)
     with pytest.raises(ValueError, match="expected 2 each"):
         Pairs(**{**pairs.__dict__, "slice_index": np.zeros(3, np.int32)})
+
+
+@pytest.mark.parametrize("sampler", ["aggregated", "mixture", "hmc", "mask"])
+def test_each_sampler_makes_pairs_and_what_it_did_is_recorded_with_them(
+    sampler: str, data: Path, generator: Path, generated: Path, tmp_path: Path
+) -> None:
+    config = replace(GENERATE, sampler=sampler, n_pairs=20, hmc_proposals=4, components=3)  # type: ignore[arg-type]
+    outcome = generate_pairs(config, place(tmp_path, data, generator=generator))
+    assert outcome is not None
+    pairs, attributes = read_pairs(tmp_path / PAIRS)
+    assert len(pairs) == 20
+    assert pairs.case_ids[0] == f"vae-{sampler}-00000"
+    smallest = int(pairs.masks.sum((1, 2)).min())
+    assert attributes["sampler"] == sampler
+    assert int(attributes["smallest_mask_px"]) == smallest >= config.min_mask_px
+    assert int(attributes["rejected"]) == int(attributes["draws"]) - int(attributes["accepted"])
+    recorded = {"aggregated": "posterior_noise", "mixture": "components"}.get(sampler, "acceptance")
+    assert float(attributes[recorded]) == outcome.metrics[recorded]
+    assert set(json.loads(attributes["source_cases"])) == set(read_split(data, SPLIT).train)
+    prior, _ = read_pairs(generated / PAIRS)
+    assert not np.array_equal(pairs.images, prior.images[:20])
+
+
+def test_pairs_around_real_ones_are_nearer_to_them_than_pairs_from_the_prior(
+    data: Path, generator: Path, generated: Path, tmp_path: Path
+) -> None:
+    config = replace(GENERATE, sampler="hmc", n_pairs=30)
+    assert generate_pairs(config, place(tmp_path, data, generator=generator)) is not None
+    real = read_cases(data, read_split(data, SPLIT).train, 0).images[:, 0].numpy()
+
+    def distance(path: Path) -> float:
+        images = read_pairs(path)[0].images[:30]
+        return float(np.square(images[:, None] - real).mean((2, 3)).min(1).mean())
+
+    assert distance(tmp_path / PAIRS) < distance(generated / PAIRS)
