@@ -36,7 +36,9 @@ class Resources:
             nodes whose GPUs torch cannot use.
         threads: CPU threads that torch is pinned to; results are equal bit for bit only for the same number.
         compile: torch.compile the training step: "auto" on a GPU only.
-        checkpoint_every_s: seconds of training between checkpoints.
+        checkpoint_every_s: seconds of training between checkpoints; none: as often as pays, by what saving is measured
+            to cost and ``mean_uptime_s``.
+        mean_uptime_s: mean seconds between preemptions and failures of a run.
     """
 
     nodes: int = 1
@@ -61,14 +63,24 @@ class Resources:
     device: Literal["auto", "cpu"] = "auto"
     threads: int = 1
     compile: Literal["auto", "on", "off"] = "auto"
-    checkpoint_every_s: float = 120.0
+    checkpoint_every_s: float | None = None
+    mean_uptime_s: float = 14400.0
 
     def __post_init__(self) -> None:
-        for name in ("nodes", "cpus", "memory_gb", "minutes", "element_minutes", "signal_lead_s", "threads"):
+        for name in (
+            "nodes",
+            "cpus",
+            "memory_gb",
+            "minutes",
+            "element_minutes",
+            "signal_lead_s",
+            "threads",
+            "mean_uptime_s",
+        ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected more than 0")
         for name in ("gpus", "minutes_min", "nice", "grace_s", "array_parallelism", "checkpoint_every_s"):
-            if getattr(self, name) < 0:
+            if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or more")
         for name in ("partition", "account", "qos", "constraint", "exclude", "container", "python"):
             if not (text := getattr(self, name)).isprintable():

@@ -335,3 +335,15 @@ def test_bits_per_pixel_are_the_elbo_in_another_unit() -> None:
     model = linear_model(n_leapfrog=3, tempering="free")
     terms = model(batch_of(model, 5)).terms
     torch.testing.assert_close(terms["bits_per_pixel"], -terms["elbo"] / (SIDE * SIDE) / math.log(2))
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_a_flow_that_is_told_to_shrink_leaps_that_much_less_and_remembers_it(learned: bool) -> None:
+    model = linear_model(n_leapfrog=2, step_size=0.3, tempering="none", learn_step_size=learned)
+    batch = batch_of(model, 4)
+    model.shrink_step(0.25)
+    small = linear_model(n_leapfrog=2, step_size=0.075, tempering="none", learn_step_size=learned)
+    torch.testing.assert_close(model(batch).total, small(batch).total)
+    again = linear_model(n_leapfrog=2, step_size=0.3, tempering="none", learn_step_size=learned)
+    again.load_state_dict(model.state_dict())
+    assert float(again.step_size()) == pytest.approx(0.075)

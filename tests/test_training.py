@@ -1,8 +1,10 @@
 """The loop: a function of its seed, resumed bit for bit, and honest about what went wrong."""
 
+import json
 import math
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,11 +18,12 @@ from hvae_hpc.models.lsgan import LSGAN
 from hvae_hpc.models.unet import UNet
 from hvae_hpc.resources import Resources, Workplace
 from hvae_hpc.rundir import read_log
-from hvae_hpc.training import device
+from hvae_hpc.training import device, intervals
 from hvae_hpc.training.averages import MovingAverage
 from hvae_hpc.training.batches import PairTensors, images_of_step, to_tensors
 from hvae_hpc.training.checkpoint import find_checkpoints, load_checkpoint, save_checkpoint
 from hvae_hpc.training.device import build
+from hvae_hpc.training.intervals import SaveClock, young_interval
 from hvae_hpc.training.loop import TrainReport, learning_rate, train
 from tests.tiny import make_pairs
 
@@ -137,7 +140,9 @@ class Exploding(nn.Module):
 
 def test_a_non_finite_loss_names_its_term_and_moment_and_spoils_no_weight(data: PairTensors, tmp_path: Path) -> None:
     model = Exploding()
-    with pytest.raises(UserError, match=r"loss_of_weight became inf at images_seen = 16"):
+    with pytest.raises(
+        UserError, match=r"loss_of_weight became inf at images_seen = 16, also after going back 3 times"
+    ):
         train(model, data, OPTIM, 0, None, place(tmp_path / "run"))
     assert torch.isfinite(model.weight).all()
     assert not find_checkpoints(tmp_path / "run")
@@ -147,6 +152,95 @@ def test_no_checkpoint_is_written_after_a_non_finite_loss(data: PairTensors, tmp
     with pytest.raises(UserError, match="images_seen = 16"):
         train(Exploding(), data, OPTIM, 0, None, place(tmp_path / "run", checkpoint_every_s=0.0))
     assert [path.name[11:23] for path in find_checkpoints(tmp_path / "run")] == ["000000000016", "000000000012"]
+
+
+class Stumbling(nn.Module):
+    """A training that leaves the numbers where its weight has moved too far, as too large a step makes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.told: list[float] = []
+
+    def phases(self) -> tuple[Phase, ...]:
+        return (Phase("only", self),)
+
+    def draw(self, n: int, share: float, generator: torch.Generator) -> dict[str, Tensor]:
+        return {"pull": torch.ones(()) + torch.rand((), generator=generator)}
+
+    def shrink_step(self, share: float) -> None:
+        self.told.append(share)
+
+    def forward(self, batch: Batch, phase: str) -> Loss:
+        total = (self.weight * batch["pull"]).sum() / (self.weight > -FAR).float().squeeze()
+        return Loss(total, {"weight": self.weight.detach()})
+
+
+FAR = 0.3
+LONG = OptimConfig(images=160 * 4, batch_size=4, lr=2.5e-3, schedule="constant", warm_up=0.0, precision="fp32")
+
+
+def stumble(data: PairTensors, folder: Path, **changes: Any) -> tuple[TrainReport, Stumbling]:
+    model = Stumbling()
+    return train(model, data, LONG, 0, None, place(folder, **changes)), model
+
+
+def test_a_training_that_leaves_the_numbers_goes_back_and_on_with_half_the_step(
+    data: PairTensors, tmp_path: Path
+) -> None:
+    report, model = stumble(data, tmp_path / "run")
+    assert report.finished
+    # Adam moves about lr a step: 160 steps of 2.5e-3 reach 0.4; from step 100 on, of half of that, 0.325 and of a
+    # quarter 0.29.
+    assert model.told == [0.5, 0.25]
+    assert -FAR < float(model.weight) < -0.25
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    back = [line for line in log if line.get("event") == "rolled_back"]
+    assert [line["images_seen"] for line in back] == [400, 400]
+    assert "became -inf at images_seen = 4" in back[0]["reason"]
+    assert sum("went back to 400" in note for note in report.notes) == 2
+
+
+@pytest.mark.parametrize("stop_after", [55, 105, 119, 121, 122, 130, 155])
+def test_going_back_depends_on_no_clock_and_no_interruption(stop_after: int, data: PairTensors, tmp_path: Path) -> None:
+    undisturbed, _ = stumble(data, tmp_path / "whole")
+    first, _ = stumble(data, tmp_path / "run", stop_after=stop_after)
+    assert not first.finished
+    report, _ = stumble(data, tmp_path / "run")
+    assert_same(report, undisturbed)
+    often, _ = stumble(data, tmp_path / "often", checkpoint_every_s=0.0)
+    assert_same(often, undisturbed)
+
+
+def test_too_little_memory_is_one_line_with_what_to_change(data: PairTensors, tmp_path: Path) -> None:
+    class Hungry(Exploding):
+        def forward(self, batch: Batch, phase: str) -> Loss:
+            return Loss(torch.zeros(2**62, dtype=torch.uint8).sum() * self.weight.sum(), {})
+
+    with pytest.raises(
+        UserError, match=r"out of memory with 4 pairs of \d+x\d+ px at once on cpu; lower optim.batch_size"
+    ):
+        train(Hungry(), data, OPTIM, 0, None, place(tmp_path / "run"))
+
+
+def test_checkpoints_come_as_often_as_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(intervals.time, "monotonic", lambda: now[0])
+    assert young_interval(0.5, 3600.0) == 60.0  # sqrt(2 * 0.5 * 3600)
+    assert young_interval(1e-6, 3600.0) == 30.0
+    assert young_interval(1e6, 3600.0) == 1800.0
+    clock = SaveClock(Resources(mean_uptime_s=3600.0))
+    now[0] = 61.0
+    assert clock.is_due()
+    clock.saved(2.0)
+    assert clock.interval_s == 120.0
+    now[0] = 61.0 + 119
+    assert not clock.is_due()
+    now[0] += 2
+    assert clock.is_due()
+    fixed = SaveClock(Resources(checkpoint_every_s=5.0))
+    fixed.saved(100.0)
+    assert fixed.interval_s == 5.0
 
 
 def test_a_compilation_that_fails_runs_eager_and_says_so(

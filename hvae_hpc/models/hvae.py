@@ -57,6 +57,8 @@ class HVAE(nn.Module):
         image_size: height and width, px.
     """
 
+    step_share: Tensor
+
     def __init__(self, config: HVAEConfig, image_size: tuple[int, int]) -> None:
         super().__init__()
         self.config = config
@@ -66,6 +68,8 @@ class HVAE(nn.Module):
         # softplus(raw) + floor = sigma_x and step_size_max * sigmoid(raw) = eps, at the start as configured.
         if config.learn_sigma_x:
             self.raw_sigma_x = nn.Parameter(torch.tensor(math.log(math.expm1(config.sigma_x - config.sigma_x_floor))))
+        if config.n_leapfrog:
+            self.register_buffer("step_share", torch.tensor(1.0))
         if config.n_leapfrog and config.learn_step_size:
             share = config.step_size / config.step_size_max
             self.raw_step_size = nn.Parameter(torch.tensor(math.log(share / (1 - share))))
@@ -109,8 +113,13 @@ class HVAE(nn.Module):
     def step_size(self) -> Tensor | float:
         """The leapfrog's eps."""
         if self.config.learn_step_size:
-            return self.config.step_size_max * torch.sigmoid(self.raw_step_size)
-        return self.config.step_size
+            return self.step_share * self.config.step_size_max * torch.sigmoid(self.raw_step_size)
+        return self.step_share * self.config.step_size
+
+    def shrink_step(self, share: float) -> None:
+        """Leave this much of the leapfrog's eps: a training that left the numbers goes on with smaller leaps."""
+        if self.config.n_leapfrog:
+            self.step_share.fill_(share)
 
     def alphas(self) -> list[Tensor | float]:
         """The factor alpha_k on the momentum after each step; their product is sqrt(beta_0)."""

@@ -5,8 +5,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-from hvae_hpc.errors import UserError
 from hvae_hpc.training.distributed import Team
+
+
+class NonFiniteError(Exception):
+    """A term that is no number, and when it became so."""
 
 
 class MovingAverage:
@@ -53,19 +56,21 @@ class TermReader:
         """Wait for what was added and put it into the window.
 
         Raises:
-            UserError: a term was not finite, in all processes if in one; it names the term and the images seen.
+            NonFiniteError: a term was not finite, in all processes if in one; it names the term and the images seen.
         """
         numbers = iter(self.team.mean([float(term) for _, terms in self.pending for term in terms.values()]))
         for images_seen, terms in self.pending:
             for name in terms:
                 number = next(numbers)
                 if not math.isfinite(number):
-                    raise UserError(
-                        f"{name} became {number} at images_seen = {images_seen}; the last checkpoint is kept; "
-                        "try a smaller optim.lr (or model.step_size, for an HVAE), or precision fp32"
-                    )
+                    raise NonFiniteError(f"{name} became {number} at images_seen = {images_seen}")
                 self.window.setdefault(name, []).append(number)
         self.pending.clear()
+
+    def forget(self, window: dict[str, list[float]]) -> None:
+        """Drop what was added, and go on from a window as it was."""
+        self.pending.clear()
+        self.window = window
 
     def close_window(self) -> dict[str, float]:
         """Return the window's means and start a new one."""

@@ -61,10 +61,11 @@ def _read_newest(folder: Path) -> bytes | None:
     return None
 
 
-def remove_checkpoints(folder: Path) -> None:
-    """Remove all checkpoints: the run is done."""
+def remove_checkpoints(folder: Path, beyond: int = -1) -> None:
+    """Remove all checkpoints of more images seen than this: by default all, because the run is done."""
     for path in find_checkpoints(folder):
-        path.unlink(missing_ok=True)
+        if int(path.name.split("-")[1]) > beyond:
+            path.unlink(missing_ok=True)
 
 
 def save_snapshot(path: Path, state: dict[str, Any]) -> None:

@@ -1,10 +1,10 @@
 """The only training loop: any model with phases, a draw and a forward; images as the clock.
 
 Precision, compilation, clipping, the moving average, checkpoints and leaving early each appear here, once.
-Inside a step nothing waits for the device: a step whose gradient is not finite changes no weight, and the
-run ends with a line that names it when the numbers are read, every ``READ_EVERY`` steps and before every
-checkpoint. So a checkpoint is always a good one. Several processes take the same steps, and ask each other after each
-whether one has to leave.
+Inside a step nothing waits for the device: a step whose gradient is not finite changes no weight. When the numbers are
+read, every ``READ_EVERY`` steps and before every checkpoint, the training then goes back to where they were last good,
+with a smaller step, and in the end gives up with a line. So a checkpoint is always a good one. Several processes take
+the same steps, and ask each other after each whether one has to leave.
 """
 
 import math
@@ -15,14 +15,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from hvae_hpc.errors import UserError
 from hvae_hpc.model_configs import MovesConfig, OptimConfig
 from hvae_hpc.models.blocks import Batch, Loss, Phase
 from hvae_hpc.resources import Workplace
-from hvae_hpc.training.averages import MovingAverage, TermReader
+from hvae_hpc.training.averages import MovingAverage, NonFiniteError, TermReader
 from hvae_hpc.training.batches import PairTensors, make_batch
-from hvae_hpc.training.checkpoint import load_checkpoint, save_checkpoint
+from hvae_hpc.training.checkpoint import load_checkpoint, remove_checkpoints, save_checkpoint
 from hvae_hpc.training.device import CompiledForward, move_only
 from hvae_hpc.training.distributed import Team, join_team, part_of_batch
+from hvae_hpc.training.intervals import SaveClock
+from hvae_hpc.training.rollback import LastGood
 
 READ_EVERY = 50
 AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -83,8 +86,24 @@ def train(
         The report, the same in all processes; not finished where one of them was asked to leave.
 
     Raises:
-        UserError: a loss or gradient became non-finite; the processes cannot share a batch, meet, or stay together.
+        UserError: a loss or gradient became non-finite again and again; the memory was not enough; the processes
+            cannot share a batch, meet, or stay together.
     """
+    try:
+        return _train(model, data, optim, seed, moves, workplace)
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        share, (height, width) = optim.batch_size // workplace.resources.tasks, data.image_size
+        raise UserError(
+            f"out of memory with {share} pairs of {height}x{width} px at once on {data.images.device}; lower "
+            "optim.batch_size, or share it among more processes (gpus, nodes), or ask for more memory (memory_gb)"
+        ) from error
+
+
+def _train(
+    model: nn.Module, data: PairTensors, optim: OptimConfig, seed: int, moves: MovesConfig | None, workplace: Workplace
+) -> TrainReport:
     device, folder = data.images.device, workplace.folder
     mine = part_of_batch(optim.batch_size, workplace)
     phases = model.phases()  # type: ignore[operator]
@@ -95,13 +114,14 @@ def train(
     forward = CompiledForward(model, wish == "on" or (wish == "auto" and device.type == "cuda"), workplace)
 
     with join_team(workplace, device) as team:
-        reader, saved_at = TermReader(team), time.monotonic()
-        images_seen = _restore(workplace, team, model, optimizers, average, scaler, reader)
+        reader, clock = TermReader(team), SaveClock(workplace.resources)
+        training = _Training(model, optimizers, average, scaler, reader)
+        images_seen, good = _restore(workplace, team, training)
         forwards = team.wrap(forward, phases)
         while images_seen < optim.images:
             batch = make_batch(model, data, optim, seed, moves, images_seen, mine)
             terms: dict[str, Tensor] = {}
-            rate = learning_rate(optim, images_seen)
+            rate = good.step_share * learning_rate(optim, images_seen)
             for phase, optimizer, of_phase in zip(phases, optimizers, forwards, strict=True):
                 move_only(phase, phases)
                 optimizer.zero_grad(set_to_none=True)
@@ -121,15 +141,28 @@ def train(
             images_seen += optim.batch_size
 
             last = images_seen >= optim.images
-            late = time.monotonic() - saved_at > workplace.resources.checkpoint_every_s
-            leave, due = team.any(workplace.stopped(), late)
-            if images_seen // optim.batch_size % READ_EVERY == 0 or last:
-                workplace.log({"images_seen": images_seen, "lr": rate, **reader.close_window()})
-            if (leave or due) and not last:
-                reader.read()  # so that a checkpoint is never one of a training that went wrong
+            leave, due = team.any(workplace.stopped(), team.rank == 0 and clock.is_due())
+            closes = images_seen // optim.batch_size % READ_EVERY == 0 or last
+            try:
+                if closes:
+                    workplace.log({"images_seen": images_seen, "lr": rate, **reader.close_window()})
+                    good.take(images_seen, training.state())
+                elif leave or due:
+                    reader.read()  # so that a checkpoint is never one of a training that went wrong
+            except NonFiniteError as error:
+                good.go_back(error, training.load, model)
+                images_seen, last, closes = good.images_seen, False, True
                 if team.rank == 0:
-                    save_checkpoint(folder, images_seen, _state(model, optimizers, average, scaler, reader))
-                saved_at = time.monotonic()
+                    remove_checkpoints(folder, beyond=images_seen)  # of the path that is left
+                workplace.log({"event": "rolled_back", "images_seen": images_seen, "reason": str(error)})
+                forward.notes.append(f"{error}; went back to {images_seen} with half the step")
+            if (leave or due) and not last:
+                if team.rank == 0:
+                    began = time.monotonic()
+                    # Inside a window the copy goes along; where one has just closed, it is the state itself.
+                    back = {"good": None if closes else good.state, "good_images_seen": good.images_seen}
+                    save_checkpoint(folder, images_seen, {**training.state(), **back, "rollbacks": good.rollbacks})
+                    clock.saved(time.monotonic() - began)
                 if leave:
                     return TrainReport(finished=False, terms=reader.means, weights=None, notes=tuple(forward.notes))
 
@@ -160,43 +193,50 @@ def _step(optimizer: torch.optim.AdamW, norm: Tensor, scaler: torch.amp.GradScal
     optimizer.step()
 
 
-def _state(
-    model: nn.Module,
-    optimizers: list[torch.optim.AdamW],
-    average: MovingAverage | None,
-    scaler: torch.amp.GradScaler,
-    reader: TermReader,
-) -> dict[str, Any]:
-    return {
-        "network": model.state_dict(),
-        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-        "average": {"steps": average.steps, "state": average.state} if average else None,
-        "scaler": scaler.state_dict(),
-        "window": reader.window,
-    }
+@dataclass(frozen=True)
+class _Training:
+    """All that a training changes as it goes on."""
+
+    model: nn.Module
+    optimizers: list[torch.optim.AdamW]
+    average: MovingAverage | None
+    scaler: torch.amp.GradScaler
+    reader: TermReader
+
+    def state(self) -> dict[str, Any]:
+        """Return what is needed to go on; the tensors are the live ones."""
+        average = self.average
+        return {
+            "network": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "average": {"steps": average.steps, "state": average.state} if average else None,
+            "scaler": self.scaler.state_dict(),
+            "window": self.reader.window,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        self.model.load_state_dict(state["network"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        if self.average:
+            self.average.steps = state["average"]["steps"]
+            for name, value in state["average"]["state"].items():
+                self.average.state[name].copy_(value)
+        self.scaler.load_state_dict(state["scaler"])
+        self.reader.forget(state["window"])
 
 
-def _restore(
-    workplace: Workplace,
-    team: Team,
-    model: nn.Module,
-    optimizers: list[torch.optim.AdamW],
-    average: MovingAverage | None,
-    scaler: torch.amp.GradScaler,
-    reader: TermReader,
-) -> int:
-    """Load the newest checkpoint and return its images seen; 0 where there is none."""
-    state = load_checkpoint(workplace.folder, team)
-    if state is None:
-        return 0
-    model.load_state_dict(state["network"])
-    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(saved)
-    if average:
-        average.steps = state["average"]["steps"]
-        for name, value in state["average"]["state"].items():
-            average.state[name].copy_(value)
-    scaler.load_state_dict(state["scaler"])
-    reader.window = state["window"]
-    workplace.log({"event": "resumed", "images_seen": state["images_seen"]})
-    return int(state["images_seen"])
+def _restore(workplace: Workplace, team: Team, training: _Training) -> tuple[int, LastGood]:
+    """Load the newest checkpoint if there is one; return its images seen, and what can be gone back to."""
+    good = LastGood(0, {})
+    saved = load_checkpoint(workplace.folder, team)
+    if saved is None:
+        good.take(0, training.state())
+        return 0, good
+    images_seen = int(saved["images_seen"])
+    training.load(saved)
+    good.rollbacks = saved["rollbacks"]
+    good.take(saved["good_images_seen"], saved["good"] or training.state())
+    workplace.log({"event": "resumed", "images_seen": images_seen})
+    return images_seen, good
