@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import signal
 import sys
 from collections import Counter
 from pathlib import Path
@@ -9,6 +10,9 @@ import pytest
 from tests.slurm_fixture import minislurm, reason_to_skip, strict_slurm  # noqa: F401
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # tests.tiny
+
+# A shell's background job ignores Ctrl-C, and so would all that the tests start, tests of Ctrl-C among them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

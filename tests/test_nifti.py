@@ -129,9 +129,9 @@ def text_voxels(content):
     ("spoil", "message"),
     [
         (cut_gzip, "ends early"),
-        (no_gzip, "not a sound gzip file"),
+        (no_gzip, "is not zipped though its name says so; rename it to .nii"),
         (wrong_checksum, "not a sound gzip file"),
-        (lambda path: path.write_bytes(b""), "not a NIfTI file|ends early|not a sound gzip"),
+        (lambda path: path.write_bytes(b""), "is empty"),
         (lambda path: path.unlink(), "cannot be read"),
         (edit(wrong_magic), "not a NIfTI file"),
         (edit(no_header), "not a NIfTI file"),

@@ -4,7 +4,6 @@ import json
 import os
 import pty
 import select
-import signal
 import shutil
 import subprocess
 import sys
@@ -309,7 +308,6 @@ def test_watching_on_a_terminal_ends_well_on_ctrl_c(tmp_path: Path) -> None:
     make_plan(tmp_path, make_runs(arms=SMALL_ARMS[:1], seeds=1, sources=()))
     pid, terminal = pty.fork()
     if pid == 0:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background job ignores it, and so would its children
         os.execv(sys.executable, [*PYTHON, "status", str(tmp_path), "--watch"])
     said, end = b"", time.monotonic() + 60
     while b"\033[J" not in said:
