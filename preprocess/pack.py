@@ -188,12 +188,12 @@ class _Packing:
             add_to_journal(self.out, closed)
 
     def _same_shard(self, held: Sequence[PackedCase]) -> ShardEntry | None:
-        file = held[0].record.entry.shard if held[0].record and held[0].pairs is None else ""
-        if file not in self.before:
+        """Return the shard that holds just these cases already, each as it is now."""
+        places = {case.record.entry.shard if case.record and case.pairs is None else "" for case in held}
+        there = self.before.get(places.pop()) if len(places) == 1 else None
+        if there is None or [record.entry.case_id for record in there.records] != [case.case_id for case in held]:
             return None
-        there = [record.entry.case_id for record in self.before[file].records]
-        same = there == [case.case_id for case in held] and all(case.case_id in self.known for case in held)
-        return self.before[file].shard if same else None
+        return there.shard
 
     def _write_shard(self, held: Sequence[PackedCase]) -> ShardEntry:
         pairs = concatenate([case.pairs if case.pairs is not None else self._take_over(case) for case in held])

@@ -165,3 +165,19 @@ def test_the_journal_holds_just_the_shards_of_the_data_set(raw, tmp_path, read):
     assert set(read_journal(tmp_path / "out", packing_key(tiny_recipe()))) == {entry.file for entry in manifest.shards}
     assert {path.name for path in (tmp_path / "out").glob("*.h5")} == {entry.file for entry in manifest.shards}
     assert read
+
+
+def test_a_shard_with_an_older_state_of_one_case_is_not_taken_for_the_new_one(raw, tmp_path, monkeypatch):
+    """Two packings that were killed left a case in two shards; the one beside its old neighbours is the older."""
+    out, hidden = tmp_path / "out", tmp_path / "hidden"
+    monkeypatch.setattr(pack_module, "write_manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        pack(tiny_recipe(), raw, out, workers=1)
+    change_case(raw, 1, seed=88)
+    (raw / "case0").rename(hidden)
+    with pytest.raises(KeyboardInterrupt):
+        pack(tiny_recipe(), raw, out, workers=1)
+    hidden.rename(raw / "case0")
+    monkeypatch.undo()
+    pack(tiny_recipe(), raw, out, workers=1)
+    assert content(out) == make_afresh(tmp_path, raw, tiny_recipe())
