@@ -41,7 +41,7 @@ class Summary:
         cut: cases whose tumour the crop cuts -> px cut off.
         orientations: of the files -> number of cases.
         shapes: columns x rows x slices of the images -> number of cases.
-        spacings_mm: of the images' files -> number of cases; "unknown".
+        spacings: of the images' files, or "spacing unknown" -> number of cases.
         lowest, highest: of the cases' images, in their own unit.
         window_low, window_high: intensities that became 0 and 1.
     """
@@ -62,7 +62,7 @@ class Summary:
     cut: dict[str, int]
     orientations: dict[str, int]
     shapes: dict[str, int]
-    spacings_mm: dict[str, int]
+    spacings: dict[str, int]
     lowest: Spread
     highest: Spread
     window_low: Spread
@@ -95,7 +95,7 @@ def summarise(found: Found, manifest: Manifest, records: Sequence[Record]) -> Su
         cut={record.entry.case_id: record.cut_px for record in records if record.cut_px},
         orientations=_count(fact.orientation or "2D" for fact in facts),
         shapes=_count(_times(fact.shape) for fact in facts),
-        spacings_mm=_count(_times(fact.spacing_mm) or "unknown" for fact in facts),
+        spacings=_count(f"{_times(fact.spacing_mm)} mm" if fact.spacing_mm else "spacing unknown" for fact in facts),
         lowest=_spread(fact.lowest for fact in facts),
         highest=_spread(fact.highest for fact in facts),
         window_low=_spread(fact.window[0] for fact in facts),
@@ -129,8 +129,7 @@ def to_text(summary: Summary) -> str:
         f"tumour:      {_shown(summary.tumour_px)} px"
         + (f", {_shown(summary.tumour_mm2)} mm2" if summary.tumour_mm2 else " (spacing unknown)"),
         *([f"  cut by the crop: {len(summary.cut)} cases ({_some(summary.cut)})"] if summary.cut else []),
-        f"files:       {_listed(summary.orientations)}; {_listed(summary.shapes)} voxels; "
-        f"{_listed(summary.spacings_mm)} mm",
+        f"files:       {_listed(summary.orientations)}; {_listed(summary.shapes)} voxels; {_listed(summary.spacings)}",
         f"intensity:   lowest {_shown(summary.lowest)}, highest {_shown(summary.highest)}",
         f"window:      0 is {_shown(summary.window_low)}, 1 is {_shown(summary.window_high)}",
         f"content:     {summary.content_hash[:12]}",

@@ -95,7 +95,7 @@ def test_the_page_names_every_recipe_of_the_library_and_its_labels():
 
 
 def test_the_recipe_on_the_page_loads(tmp_path):
-    block = PAGE.split("## A recipe of your own")[1].split("##")[0]
+    block = PAGE.split("## A recipe of your own")[1].split("2D files beside")[0]
     (tmp_path / "own.toml").write_text(textwrap.dedent(block))
     recipe = load_recipe(str(tmp_path / "own.toml"))
     assert (recipe.label.tumour, recipe.intensity.low, recipe.slices.count) == ((2,), -100.0, 3)

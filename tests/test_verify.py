@@ -82,7 +82,7 @@ def test_the_summary_counts_what_is_there(tmp_path):
     assert summary.pairs == 9
     assert summary.pairs_per_case == {"3": 3}
     assert summary.orientations == {"LPS": 2, "LAS": 1}
-    assert summary.spacings_mm == {"1 x 1 x 1": 2, "2 x 0.5 x 3": 1}
+    assert summary.spacings == {"1 x 1 x 1 mm": 2, "2 x 0.5 x 3 mm": 1}
     assert summary.shapes == {"20 x 18 x 6": 3}
     # Of columns 6 to 11 of the tumour a crop of 6 in 20 columns keeps those from 7 to 12.
     areas = (3 * 4, 3 * 4 + 5, 3 * 4)
@@ -107,7 +107,7 @@ def test_an_unknown_spacing_is_unknown_everywhere(tmp_path):
     assert manifest.cases[0].spacing_mm == ()
     summary = read_summary(tmp_path / "out")
     assert summary.tumour_mm2 is None
-    assert summary.spacings_mm == {"unknown": 2}
+    assert summary.spacings == {"spacing unknown": 2}
     assert "(spacing unknown)" in to_text(summary)
 
 
