@@ -61,6 +61,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("recipe", nargs="?", default="", help=f"{names}, or a TOML file of your own")
+    parser.add_argument("--recipe", dest="named", metavar="RECIPE", help="the same, by name")
     parser.add_argument("--raw", type=Path, metavar="DIR", help="folder with the image files")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write (shards/RECIPE)")
     parser.add_argument("--explain", action="store_true", help="say in words what the recipe does, and do nothing")
@@ -80,6 +81,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     for name, least in (("workers", 1), ("phantom", 0), ("sheet", 0)):
         if getattr(options, name) is not None and getattr(options, name) < least:
             raise UserError(f"--{name} is {getattr(options, name)}, expected {least} or more")
+    if options.recipe and options.named:
+        raise UserError(f"got two recipes, {options.recipe} and {options.named}; give one")
+    options.recipe = options.recipe or options.named or ""
     if not options.recipe and not options.verify:
         raise UserError(f"no recipe; give one of {names}, or a TOML file of your own")
     if options.recipe and options.verify:

@@ -50,8 +50,11 @@ def test_each_field_is_told_with_its_value_and_unit(tmp_path):
 @pytest.mark.parametrize("name", sorted(path.stem for path in LIBRARY.glob("*.toml")))
 def test_every_recipe_of_the_library_is_told_and_nothing_is_done(tmp_path, monkeypatch, capsys, name):
     monkeypatch.chdir(tmp_path)
+    assert run_command(main, ["--explain", "--recipe", name]) == 0
+    named = capsys.readouterr().out
     assert run_command(main, ["--explain", name]) == 0
     out = capsys.readouterr().out
+    assert out == named
     recipe = load_recipe(name)
     assert out.startswith(f"{name}: {recipe.about}\n")
     assert recipe.layout.image.replace("{case}", "<case>").removesuffix("*") in out
