@@ -258,18 +258,37 @@ def locked(folder: Path) -> Iterator[bool]:
 
     The lock dies with its process, also after kill -9.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK, "w") as file:
+    while True:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
+            folder.mkdir(parents=True, exist_ok=True)
+            file = open(folder / LOCK, "w")  # noqa: SIM115
+        except FileNotFoundError:  # its last holder removed the folder just now
+            if folder.parent.is_dir():
+                continue
+            raise UserError(f"{folder}: cannot be made; choose another folder") from None
         except OSError as error:
-            raise UserError(
-                f"{folder}: its file system refuses locks ({error.strerror}); put the runs folder on one that has them"
-            ) from error
-        yield True
+            raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            except OSError as error:
+                raise UserError(
+                    f"{folder}: its file system refuses locks ({error.strerror}); "
+                    "put the runs folder on one that has them"
+                ) from error
+            if not _is_there(folder / LOCK, file.fileno()):
+                continue  # its last holder removed the file: what is locked here, nobody else will see
+            yield True
+            return
+
+
+def _is_there(path: Path, descriptor: int) -> bool:
+    with contextlib.suppress(OSError):
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    return False
 
 
 def is_held(folder: Path) -> bool:

@@ -17,6 +17,7 @@ class Index:
     Attributes:
         path: the file.
         labels: all values that a label file may hold; () where it does not say.
+        ignore: nnU-Net's label of voxels that nobody judged, or None.
         channels: names of the image's channels, in their order.
         label_files: of the training cases, relative to the folder; () where none are listed.
         count: how many training cases there are, or None.
@@ -24,6 +25,7 @@ class Index:
 
     path: Path
     labels: tuple[int, ...]
+    ignore: int | None
     channels: tuple[str, ...]
     label_files: tuple[str, ...]
     count: int | None
@@ -58,6 +60,7 @@ def read_index(path: Path) -> Index:
         return Index(
             path=path,
             labels=tuple(sorted(_label_values(data.get("labels", {})))),
+            ignore=_ignored(data.get("labels", {})),
             channels=_channels(data.get("channel_names", data.get("modality", {}))),
             label_files=tuple(
                 PurePosixPath(entry["label"]).as_posix()
@@ -78,6 +81,11 @@ def _label_values(labels: dict[str, Any]) -> set[int]:
     for value in labels.values():
         values |= set(map(int, value)) if isinstance(value, list) else {int(value)}
     return values
+
+
+def _ignored(labels: dict[str, Any]) -> int | None:
+    value = labels.get("ignore")
+    return value if isinstance(value, int) else None
 
 
 def _channels(names: Any) -> tuple[str, ...]:

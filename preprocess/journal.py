@@ -5,7 +5,7 @@ not in a shard yet. It is no part of the data set: without it everything is pack
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,8 @@ class Record:
         entry: where its pairs lie.
         facts: of its image.
         cut_px: tumour pixels of its slices that the crop cut off.
-        stamps: role of a source file to [bytes, time of change in ns], as they were when it was packed.
+        stamps: role of a source file to [bytes, times of the last change of content and of anything, ns], as
+            they were when it was packed; no copy can fake the second time.
     """
 
     entry: CaseEntry
@@ -49,10 +50,16 @@ class ShardRecords:
     records: tuple[Record, ...]
 
 
-def packing_key(recipe: Recipe) -> str:
-    """Return what must be the same for a packed case to be taken over: all of the recipe but its words."""
+def packing_key(recipe: Recipe, modality: str, known: Sequence[int]) -> str:
+    """Return what must be the same for a packed case to be taken over.
+
+    Args:
+        recipe: all of it but its words.
+        modality: also where dataset.json says it.
+        known: label values that may occur, likewise.
+    """
     rules = {key: value for key, value in dump(recipe).items() if key not in ("name", "about")}
-    return content_hash([PACKING_VERSION, rules])
+    return content_hash([PACKING_VERSION, rules, modality, list(known)])
 
 
 def read_journal(folder: Path, key: str) -> dict[str, ShardRecords]:
@@ -93,12 +100,12 @@ def add_to_journal(folder: Path, shard: ShardRecords) -> None:
 
 
 def stamp_files(files: CaseFiles) -> dict[str, tuple[int, ...]]:
-    """Return size and time of change of a case's files, by role; nothing if one of them is out of reach."""
+    """Return size and times of change of a case's files, by role; nothing if one of them is out of reach."""
     try:
         stats = {role: path.stat() for role, path in files.paths.items()}
     except OSError:
         return {}
-    return {role: (stat.st_size, stat.st_mtime_ns) for role, stat in stats.items()}
+    return {role: (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for role, stat in stats.items()}
 
 
 def is_unchanged(record: Record, files: CaseFiles, stamps: Mapping[str, tuple[int, ...]]) -> bool:

@@ -80,6 +80,10 @@ def find_cases(recipe: Recipe, raw: Path) -> Found:
     if not raw.is_dir():
         raise UserError(f"{raw}: no such folder; give the folder with the image files as --raw")
     index = read_index(raw / layout.index) if layout.index else None
+    if index and index.ignore is not None and recipe.label.tumour == "any":
+        raise UserError(
+            f"{index.path}: has an ignore label ({index.ignore}), which is no tumour; say label.tumour in the recipe"
+        )
     labels = _match(raw, layout.label)
     images = _match(raw, layout.image)
     if layout.planar:  # masks beside the pictures fit the pictures' pattern too
@@ -182,7 +186,9 @@ def _regroup(
         return dict(labels)
     grouped: defaultdict[str, list[Path]] = defaultdict(list)
     for longest, paths in labels.items():
-        shorter = [longest[:end] for end in range(len(longest), 0, -1) if longest[:end] in images]
+        # Never within a number or a word: a10.png is no mask of a1, also where a10 has no image.
+        ends = [end for end in range(len(longest), 0, -1) if end == len(longest) or not longest[end].isalnum()]
+        shorter = [longest[:end] for end in ends if longest[:end] in images]
         for path in paths:
             relative = path.relative_to(raw).as_posix()
             fitting = (case_id for case_id in shorter if _compile(layout.label, case_id).fullmatch(relative))

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import math
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -91,7 +92,7 @@ def read_scan(path: Path, orientation: str, channel: int | None = None) -> Scan:
     affine = _checked_affine(path, header)
     end = start + (first + 1) * math.prod(shape) * kind.itemsize
     if len(unzipped) < end and path.name.endswith(".gz"):
-        unzipped = gzip.decompress(content)  # one of several gzip members was read: bgzip's blocks
+        unzipped = _unzip_by(path, gzip.decompress, content)  # one of several gzip members was read: bgzip's blocks
     if len(unzipped) < end:
         raise UserError(f"{path}: ends before its last voxel (truncated); copy it anew")
     count = math.prod(shape)
@@ -159,8 +160,12 @@ def _unzip(path: Path, content: bytes) -> bytes | bytearray:
         raise UserError(f"{path}: is gzip though its name does not say so; rename it to .nii.gz")
     if named and not zipped and _find_form(content):
         raise UserError(f"{path}: is not zipped though its name says so; rename it to .nii")
+    return _unzip_by(path, gunzip, content) if named else content
+
+
+def _unzip_by(path: Path, unzip: Callable[[bytes], bytes | bytearray], content: bytes) -> bytes | bytearray:
     try:
-        return gunzip(content) if named else content
+        return unzip(content)
     except EOFError as error:
         raise UserError(f"{path}: the gzip file ends early (truncated); copy or download it anew") from error
     except (gzip.BadGzipFile, zlib.error) as error:

@@ -105,8 +105,9 @@ class _Packing:
 
     def __init__(self, recipe: Recipe, found: Found, out: Path, workers: int, bar: bool) -> None:
         self.recipe, self.found, self.out, self.workers, self.bar = recipe, found, out, workers, bar
-        self.key = packing_key(recipe)
         self.modality = recipe.modality or _name_channel(recipe, found)
+        self.labels = known_labels(recipe, found.index)
+        self.key = packing_key(recipe, self.modality, self.labels)
         rows, columns = recipe.grid.size_px
         self.limit = max(1, min(PAIRS_PER_SHARD, BYTES_PER_SHARD // (5 * rows * columns)))
         self.before = _sound_shards(out, read_journal(out, self.key), workers)
@@ -161,7 +162,7 @@ class _Packing:
     def _cases(self) -> Iterator[PackedCase]:
         """Yield all cases in order: taken over, or packed by the workers."""
         new = [files for files in self.found.cases if files.case_id not in self.known]
-        work = functools.partial(pack_case, self.recipe, known_labels(self.recipe, self.found.index))
+        work = functools.partial(pack_case, self.recipe, self.labels)
         packed = map_in_order(work, new, min(self.workers, len(new)))
         seconds = 0.2 if sys.stderr.isatty() else 30.0  # between two lines, in a log
         with tqdm(total=len(new), unit="case", disable=not self.bar or not new, mininterval=seconds, miniters=1) as bar:
@@ -269,6 +270,7 @@ def _clear(out: Path) -> None:
 def _named_shards(out: Path) -> set[str]:
     texts = []
     for name in (JOURNAL, MANIFEST):
-        with contextlib.suppress(OSError):
-            texts.append((out / name).read_text(encoding="utf-8"))
+        # Any other error than that is raised: a manifest that cannot be read just now names shards all the same.
+        with contextlib.suppress(FileNotFoundError):
+            texts.append((out / name).read_text(encoding="utf-8", errors="replace"))
     return {path.name for path in out.glob("shard-*.h5") if any(path.name in text for text in texts)}

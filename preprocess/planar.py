@@ -12,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from hvae_hpc.errors import UserError
 
+_EXIF_ORIENTATION = 274
 _GREY = {"1", "L", "P", "I;16", "I;16B", "I", "F"}
 """Pillow's modes of one number per pixel."""
 
@@ -56,6 +57,8 @@ def read_picture(path: Path, fit: tuple[int, ...] | None, *, is_label: bool) -> 
         with Image.open(io.BytesIO(content)) as opened:
             if getattr(opened, "n_frames", 1) != 1:
                 raise UserError(f"{path}: holds {opened.n_frames} pages, expected one picture; split it")  # type: ignore[attr-defined]
+            if opened.format in ("JPEG", "PNG") and opened.getexif().get(_EXIF_ORIENTATION, 1) not in (0, 1):
+                raise UserError(f"{path}: is turned by its EXIF orientation, expected none; save it upright")
             opened.load()
             picture = _to_grey(path, opened, is_label)
     except UserError:
@@ -83,6 +86,10 @@ def read_picture(path: Path, fit: tuple[int, ...] | None, *, is_label: bool) -> 
 
 
 def _to_grey(path: Path, picture: Image.Image, is_label: bool) -> Image.Image:
+    if is_label and picture.mode == "P" and _is_background_bright(picture):
+        raise UserError(
+            f"{path}: its palette's entry 0 is not the darkest colour, expected background; convert to grey"
+        )
     if picture.mode in _GREY and (is_label or picture.mode not in ("1", "P")):
         return picture.convert("L") if picture.mode == "1" else picture.copy()
     colours = picture.convert("RGB")
@@ -96,3 +103,11 @@ def _to_grey(path: Path, picture: Image.Image, is_label: bool) -> Image.Image:
 
 def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _is_background_bright(picture: Image.Image) -> bool:
+    """Say whether a palette paints entry 0 brighter than another one that occurs: then 0 is hardly background."""
+    bright = np.asarray(picture.convert("L")).reshape(-1)
+    entries = np.asarray(picture).reshape(-1)
+    background = bright[entries == 0]
+    return bool(background.size and bright.min() < background[0])

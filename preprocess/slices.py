@@ -40,9 +40,10 @@ def cut_pairs(volume: Volume, recipe: Recipe, case_id: str) -> tuple[Pairs, int]
     scaled = scale_intensity(volume.take(chosen), volume.facts.window)
     images = crop_plane(scaled, volume.centre_px, columns, rows)
     seen = scaled[of]  # without what is padded
-    if seen.min() == seen.max():
+    flat = seen.min(axis=(0, 1)) == seen.max(axis=(0, 1))
+    if flat.all() or (flat & (areas[chosen] > 0)).any():
         raise UserError(
-            f"every pixel of the image's slices becomes {seen.min():g} in the intensity window "
+            f"every pixel of the image's slices becomes {float(seen[0, 0, np.argmax(flat)]):g} in the intensity window "
             f"{volume.facts.window[0]:g} to {volume.facts.window[1]:g}; is the image in the recipe's unit?"
         )
     tumour = volume.tumour[:, :, chosen]

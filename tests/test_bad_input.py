@@ -1393,7 +1393,7 @@ def test_unlike_spacings_are_recorded_row_before_column(here, run):
     store(np.diag([-0.5, -0.75, 5.0, 1.0]))(here / "raw" / "a" / "a", *draw_case())  # columns, rows, slices
     assert run(*arguments("scans")).code == 0
     assert read_manifest(here / "out").cases[0].spacing_mm == (0.75, 0.5)
-    assert json.loads((here / "out" / "summary.json").read_text())["spacings_mm"] == {"0.5 x 0.75 x 5": 1}
+    assert json.loads((here / "out" / "summary.json").read_text())["spacings"] == {"0.5 x 0.75 x 5 mm": 1}
     assert DatasetReader(here / "out").read_all().spacing_mm.tolist() == [[0.75, 0.5]]
 
 
@@ -1724,7 +1724,7 @@ def render() -> str:
         "",
         "A packing says of each case that it cannot pack, in one line, what it found, what it expected and what to do.",
         "It looks at all cases before it ends with exit code 2, keeps the good ones packed, and writes no",
-        "`manifest.json`, so that nothing reads a data set with holes. Repair the files and give the same command",
+        "`manifest.json` (one of before stays), so that nothing reads a data set with holes. Repair the files and give the same command",
         "again: only what was bad is packed then, to the same bytes as if nothing had been wrong. `--skip-bad` accepts",
         "the data set without the bad cases and lists them in the manifest.",
         "",

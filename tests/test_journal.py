@@ -1,5 +1,6 @@
 """Packing again: what is taken over, what is packed anew, and that the bytes never tell which."""
 
+import json
 import os
 import shutil
 
@@ -11,7 +12,7 @@ from hvae_hpc.preprocess import pack as pack_module
 from hvae_hpc.preprocess.journal import JOURNAL, packing_key, read_journal
 from hvae_hpc.preprocess.manifest import read_manifest
 from hvae_hpc.preprocess.pack import pack
-from hvae_hpc.preprocess.recipe import GridConfig, SlicesConfig
+from hvae_hpc.preprocess.recipe import GridConfig, LayoutConfig, SlicesConfig, load_recipe
 from tests.scans import draw_case, save, save_cases, tiny_recipe
 
 
@@ -162,7 +163,9 @@ def test_the_journal_holds_just_the_shards_of_the_data_set(raw, tmp_path, read):
     pack(tiny_recipe(), raw, tmp_path / "out", workers=1)
     change_case(raw, 0, seed=5)
     manifest = pack(tiny_recipe(), raw, tmp_path / "out", workers=1)
-    assert set(read_journal(tmp_path / "out", packing_key(tiny_recipe()))) == {entry.file for entry in manifest.shards}
+    assert set(read_journal(tmp_path / "out", packing_key(tiny_recipe(), "FLAIR", (0, 1, 2, 4)))) == {
+        entry.file for entry in manifest.shards
+    }
     assert {path.name for path in (tmp_path / "out").glob("*.h5")} == {entry.file for entry in manifest.shards}
     assert read
 
@@ -181,3 +184,52 @@ def test_a_shard_with_an_older_state_of_one_case_is_not_taken_for_the_new_one(ra
     monkeypatch.undo()
     pack(tiny_recipe(), raw, out, workers=1)
     assert content(out) == make_afresh(tmp_path, raw, tiny_recipe())
+
+
+def test_a_changed_file_of_the_same_size_and_time_is_seen(tmp_path, read):
+    for number in range(2):
+        image, label = draw_case(number)
+        save(tmp_path / "raw" / f"c{number}" / f"c{number}_flair.nii.gz", image)
+        save(tmp_path / "raw" / f"c{number}" / f"c{number}_seg.nii", label)
+    recipe = tiny_recipe(layout=LayoutConfig(image="{case}/{case}_flair.nii.gz", label="{case}/{case}_seg.nii"))
+    pack(recipe, tmp_path / "raw", tmp_path / "out", workers=1)
+    path = tmp_path / "raw" / "c1" / "c1_seg.nii"
+    before = path.stat()
+    _, label = draw_case(1)
+    label[10, 10, 3] = 4
+    save(path, label)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    read.clear()
+    manifest = pack(recipe, tmp_path / "raw", tmp_path / "out", workers=1)
+    assert read == ["c1"]
+    assert manifest.cases[1].tumour_px == (23,)
+
+
+def test_what_dataset_json_says_is_part_of_what_was_packed(tmp_path, read):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for number in range(2):
+        image, label = draw_case(number)
+        save(raw / f"imagesTr/c{number}_0000.nii.gz", image)
+        save(raw / f"labelsTr/c{number}.nii.gz", (label > 0).astype("uint8") * 2)
+    content_of = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1, "b": 2}, "file_ending": ".nii.gz"}
+    (raw / "dataset.json").write_text(json.dumps(content_of))
+    pack(load_recipe("nnunet"), raw, tmp_path / "out", workers=1)
+    (raw / "dataset.json").write_text(json.dumps(content_of | {"channel_names": {"0": "MR"}}))
+    read.clear()
+    assert pack(load_recipe("nnunet"), raw, tmp_path / "out", workers=1).modality == "MR"
+    assert len(read) == 2
+    (raw / "dataset.json").write_text(json.dumps(content_of | {"labels": {"background": 0, "a": 1}}))
+    with pytest.raises(UserError, match=r"bad cases: 2|none of the cases"):
+        pack(load_recipe("nnunet"), raw, tmp_path / "out", workers=1)
+
+
+def test_a_manifest_that_is_no_text_is_healed_by_the_same_command(raw, tmp_path, read):
+    pack(tiny_recipe(), raw, tmp_path / "out", workers=1)
+    path = tmp_path / "out" / "manifest.json"
+    good = path.read_bytes()
+    path.write_bytes(good[:50] + b"\xff\xfe" + good[52:])
+    read.clear()
+    pack(tiny_recipe(), raw, tmp_path / "out", workers=1)
+    assert (path.read_bytes(), read) == (good, [])

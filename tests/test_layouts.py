@@ -237,3 +237,20 @@ def _recording(listed):
         return list_folder(folder)
 
     return record
+
+
+def test_a_mask_whose_picture_is_missing_goes_to_no_other_picture(tmp_path):
+    touch(tmp_path, "images/a1.png", "masks/a1.png", "masks/a1_2.png", "masks/a10.png", "masks/a1b.png")
+    cases = {case.case_id: case for case in find_cases(load_recipe("pictures"), tmp_path).cases}
+    assert [path.name for path in cases["a1"].labels] == ["a1.png", "a1_2.png"]
+    assert cases["a1"].fault == ""
+    assert "has no image" in cases["a10"].fault
+    assert "has no image" in cases["a1b"].fault
+
+
+def test_an_ignore_label_is_no_tumour_unless_the_recipe_says_what_is(tmp_path):
+    write_dataset(tmp_path / "raw", VERSION_2 | {"labels": {"background": 0, "tumour": 1, "ignore": 2}})
+    with pytest.raises(UserError, match=r"has an ignore label \(2\), which is no tumour"):
+        find_cases(load_recipe("nnunet"), tmp_path / "raw")
+    (tmp_path / "own.toml").write_text('extends = "nnunet"\n[label]\ntumour = [1]\n')
+    assert len(find_cases(load_recipe(str(tmp_path / "own.toml")), tmp_path / "raw").cases) == 2

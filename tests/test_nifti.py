@@ -152,3 +152,13 @@ def test_a_bad_file_is_one_line_that_names_it(tmp_path, capfd, spoil, message):
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_damaged_second_member_of_a_gzip_file_is_one_line(tmp_path):
+    content = nib.Nifti1Image(np.arange(6 * 6 * 6, dtype=np.int16).reshape(6, 6, 6), LPS).to_bytes()
+    half = len(content) // 2
+    damaged = bytearray(gzip.compress(content[half:]))
+    damaged[-6] ^= 1
+    (tmp_path / "a.nii.gz").write_bytes(gzip.compress(content[:half]) + damaged)
+    with pytest.raises(UserError, match="not a sound gzip file"):
+        read_scan(tmp_path / "a.nii.gz", "LPS")

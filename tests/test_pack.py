@@ -330,3 +330,13 @@ def test_real_scans_pack_with_the_librarys_recipes(tmp_path, folder, name, size)
         assert image[mask == 1].mean() > 1.5 * image[mask == 0].mean()  # FLAIR and PET show tumour bright
         if folder == "sts":  # centred on the whole tumour, so near the middle in its largest slice
             assert np.abs(np.argwhere(mask).mean(axis=0) - size / 2).max() < 40
+
+
+@pytest.mark.usefixtures("no_slurm")
+def test_a_place_that_cannot_be_written_is_one_line(raw, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert run_command(main, ["brats2021", "--raw", str(raw), "--out", str(out), "--workers", "1"]) == 2
+        error = capsys.readouterr().err
+        assert "choose another folder" in error
+        assert error.count("\n") == 1

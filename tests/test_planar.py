@@ -94,3 +94,22 @@ def test_two_pages_are_not_a_picture(tmp_path):
     Image.fromarray(GREY).save(tmp_path / "a.tif", save_all=True, append_images=[Image.fromarray(GREY)])
     with pytest.raises(UserError, match="holds 2 pages"):
         read_picture(tmp_path / "a.tif", None, is_label=False)
+
+
+def test_a_picture_that_viewers_turn_is_refused_and_an_upright_one_is_not(tmp_path):
+    for turned in (1, 3, 6):
+        exif = Image.Exif()
+        exif[274] = turned
+        Image.fromarray(GREY).save(tmp_path / f"{turned}.jpg", exif=exif)
+    read_picture(tmp_path / "1.jpg", None, is_label=False)
+    for turned in (3, 6):
+        with pytest.raises(UserError, match="is turned by its EXIF orientation"):
+            read_picture(tmp_path / f"{turned}.jpg", None, is_label=False)
+
+
+def test_a_palette_that_paints_entry_0_white_is_refused_as_a_label(tmp_path):
+    palette = Image.fromarray((GREY > 250).astype(np.uint8), mode="P")
+    palette.putpalette([255, 255, 255, 0, 0, 0] + [0] * 762)
+    palette.save(tmp_path / "p.png")
+    with pytest.raises(UserError, match="entry 0 is not the darkest"):
+        read_picture(tmp_path / "p.png", None, is_label=True)

@@ -127,3 +127,15 @@ def test_the_window_comes_from_the_whole_volume_not_from_the_slice(tmp_path):
     volume = read_case(recipe, save(tmp_path / "i.nii", image, LPS), save(tmp_path / "l.nii", label, LPS))
     assert volume.facts.window == (image[image > 0].min(), 30000)
     assert cut_pairs(volume, recipe, "c")[0].images.max() < 0.04
+
+
+def test_a_slice_with_tumour_and_nothing_to_see_is_refused_and_an_empty_one_without_is_not():
+    tumour = np.zeros((20, 20, 4), bool)
+    tumour[8:12, 8:12, 1:3] = True
+    image = np.random.default_rng(0).random(tumour.shape)
+    image[:, :, 3] = 0  # above the head
+    every = tiny_recipe(slices=SlicesConfig(choose="all", min_px=0))
+    assert len(cut_pairs(make_volume(tumour, image), every, "c")[0]) == 4
+    image[:, :, 2] = 0  # outside the field of view
+    with pytest.raises(UserError, match="every pixel of the image's slices becomes 0"):
+        cut_pairs(make_volume(tumour, image), every, "c")
