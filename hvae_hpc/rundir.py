@@ -124,9 +124,8 @@ def write_atomic_by(path: Path, write: Callable[[Path], Any]) -> None:
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror or error}); what was there before is untouched"
-        ) from error
+        why = error.strerror or error
+        raise UserError(f"{path}: cannot be written ({why}); what was there before is untouched") from error
     finally:
         with contextlib.suppress(OSError):  # a file system that is read-only refuses this as well
             temporary.unlink(missing_ok=True)
@@ -262,11 +261,9 @@ def locked(folder: Path) -> Iterator[bool]:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             file = open(folder / LOCK, "w")  # noqa: SIM115
-        except FileNotFoundError:  # its last holder removed the folder just now
-            if folder.parent.is_dir():
-                continue
-            raise UserError(f"{folder}: cannot be made; choose another folder") from None
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and folder.parent.is_dir():
+                continue  # its last holder removed the folder just now
             raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from error
         with file:
             try:
@@ -275,10 +272,8 @@ def locked(folder: Path) -> Iterator[bool]:
                 yield False
                 return
             except OSError as error:
-                raise UserError(
-                    f"{folder}: its file system refuses locks ({error.strerror}); "
-                    "put the runs folder on one that has them"
-                ) from error
+                why = f"its file system refuses locks ({error.strerror}); put the runs folder on one that has them"
+                raise UserError(f"{folder}: {why}") from error
             if not _is_there(folder / LOCK, file.fileno()):
                 continue  # its last holder removed the file: what is locked here, nobody else will see
             yield True
@@ -286,9 +281,7 @@ def locked(folder: Path) -> Iterator[bool]:
 
 
 def _is_there(path: Path, descriptor: int) -> bool:
-    with contextlib.suppress(OSError):
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    return False
+    return path.exists() and os.path.samestat(path.stat(), os.fstat(descriptor))
 
 
 def is_held(folder: Path) -> bool:
