@@ -33,8 +33,19 @@ setup(
         "nvidia-ml-py>=12",  # pynvml: a GPU's utilisation and energy, where there is one
     ],
     extras_require={
-        "bench": ["torchio>=0.20"],  # the peers of benchmarks/
-        "dev": ["pytest", "pytest-timeout", "ruff", "mypy", "scikit-image", "pandas-stubs", "scipy-stubs", "build"],
+        "bench": ["torchio>=0.20", "pythae>=0.1.2"],  # the peers of benchmarks/
+        "tensorboard": ["tensorboard>=2.15"],
+        "dev": [
+            "tensorboard",
+            "pytest",
+            "pytest-timeout",
+            "ruff",
+            "mypy",
+            "scikit-image",
+            "pandas-stubs",
+            "scipy-stubs",
+            "build",
+        ],
     },
     entry_points={"console_scripts": ["hvae-hpc = hvae_hpc.cli:main"]},
 )

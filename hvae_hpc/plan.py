@@ -16,7 +16,8 @@ from hvae_hpc.errors import UserError
 from hvae_hpc.identity import content_hash
 from hvae_hpc.resources import Resources
 from hvae_hpc.rundir import RunResult, write_json
-from hvae_hpc.stages import CONFIGS, Run, Stage
+from hvae_hpc.runs import Run
+from hvae_hpc.stages import CONFIGS, Stage
 from hvae_hpc.states import Remembered, list_folders
 
 C = TypeVar("C")

@@ -36,6 +36,9 @@ class Resources:
             nodes whose GPUs torch cannot use.
         threads: CPU threads that torch is pinned to; results are equal bit for bit only for the same number.
         compile: torch.compile the training step: "auto" on a GPU only.
+        recompute: save memory where a (H)VAE does not fit (256 px, large batches): its decodings are done again in the
+            backward pass, not kept.
+        tensorboard: write the training's log as TensorBoard event files too, into ``tensorboard/`` of the run's folder.
         checkpoint_every_s: seconds of training between checkpoints; none: as often as pays, by what saving is measured
             to cost and ``mean_uptime_s``.
         mean_uptime_s: mean seconds between preemptions and failures of a run.
@@ -63,6 +66,8 @@ class Resources:
     device: Literal["auto", "cpu"] = "auto"
     threads: int = 1
     compile: Literal["auto", "on", "off"] = "auto"
+    recompute: bool = False
+    tensorboard: bool = False
     checkpoint_every_s: float | None = None
     mean_uptime_s: float = 14400.0
 

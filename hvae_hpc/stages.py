@@ -5,14 +5,9 @@ nothing else does (partition, GPUs, workers, compile: see ``hvae_hpc.resources``
 from the torch code that they configure, because planning a sweep must not import torch.
 """
 
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Literal
 
-from hvae_hpc.config import dump
-from hvae_hpc.identity import make_run_id
 from hvae_hpc.model_configs import (
     HVAEConfig,
     LSGANConfig,
@@ -24,9 +19,16 @@ from hvae_hpc.model_configs import (
 )
 
 Sampler = Literal["prior", "aggregated", "mixture", "hmc", "mask"]
-Stage = Literal["train", "generate", "augment", "quality", "segment"]
+Stage = Literal["train", "likelihood", "generate", "augment", "quality", "segment"]
 
-STAGE_VERSIONS: dict[Stage, int] = {"train": 1, "generate": 1, "augment": 1, "quality": 1, "segment": 1}
+STAGE_VERSIONS: dict[Stage, int] = {
+    "train": 1,
+    "likelihood": 1,
+    "generate": 1,
+    "augment": 1,
+    "quality": 1,
+    "segment": 1,
+}
 """Raised when a stage's numbers change, so that old results are not taken for new ones."""
 
 
@@ -73,6 +75,46 @@ class TrainConfig:
             raise ValueError(
                 'optim.precision is "fp16", expected "bf16" or "fp32": the flow\'s second derivatives overflow'
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LikelihoodConfig:
+    """How likely a trained generator with an encoder finds held-out pairs, by an estimator that uses no flow.
+
+    Annealed importance sampling of log p(x, m) = log of the integral of p(x, m|z) N(z; 0, I), at mask_weight 1, so that
+    generators are compared and not their encoders or flows. Beside it stand the importance-weighted bound of the
+    encoder's Gaussian, and the bound that was trained.
+
+    Attributes:
+        cases: the first so many of the split's test cases, one slice each; 0 for all.
+        start: "encoder" anneals from q(z|x, m), "prior" from N(0, I), which asks for more temperatures.
+        chains: per pair.
+        temperatures: from the start to the posterior; one Metropolis proposal at each.
+        leaps: of each proposal.
+        step_size: the first one, in standard deviations of the start; a run of its own adapts it at each temperature.
+        estimates: independent ones; how far they spread says how much to believe them.
+        importance_samples: of the importance-weighted bound.
+        seed: of all draws.
+    """
+
+    data: str
+    generator: str
+    split: SplitConfig
+    image_px: int
+    cases: int = 0
+    start: Literal["encoder", "prior"] = "encoder"
+    chains: int = 8
+    temperatures: int = 200
+    leaps: int = 2
+    step_size: float = 0.3
+    estimates: int = 2
+    importance_samples: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_positive(self, "chains", "temperatures", "leaps", "step_size", "estimates", "importance_samples")
+        if self.cases < 0:
+            raise ValueError(f"cases is {self.cases}, expected 0 (all) or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,52 +269,13 @@ class SegmentConfig:
             raise ValueError(f"threshold is {self.threshold}, expected a probability in (0, 1)")
 
 
-StageConfig = TrainConfig | GenerateConfig | AugmentConfig | QualityConfig | SegmentConfig
+StageConfig = TrainConfig | LikelihoodConfig | GenerateConfig | AugmentConfig | QualityConfig | SegmentConfig
 
 CONFIGS: dict[Stage, type[Any]] = {
     "train": TrainConfig,
+    "likelihood": LikelihoodConfig,
     "generate": GenerateConfig,
     "augment": AugmentConfig,
     "quality": QualityConfig,
     "segment": SegmentConfig,
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """A stage with its config and parents; what it makes lies in the folder named after it.
-
-    Attributes:
-        parents: role to run id; the role "data" holds the data set's content hash.
-    """
-
-    stage: Stage
-    config: StageConfig
-    parents: Mapping[str, str] = field(default_factory=dict)
-
-    @cached_property
-    def run_id(self) -> str:
-        """The 12 hexadecimal digits that follow from all of the above."""
-        return make_run_id(self.stage, STAGE_VERSIONS[self.stage], dump(self.config), dict(self.parents))
-
-    @cached_property
-    def label(self) -> str:
-        """What the run is, for people: "brats2021-hvae+100-s3"."""
-        config = self.config
-        if isinstance(config, SegmentConfig):
-            what = config.arm.name
-        elif isinstance(config, QualityConfig):
-            what = config.source
-        elif isinstance(config, AugmentConfig):
-            what = "standard"
-        elif isinstance(config, GenerateConfig):
-            what = config.source
-        else:
-            what = config.generator
-        split = f"-d{config.split.seed}" if config.split.seed else ""
-        return re.sub(r"[^A-Za-z0-9+._-]", "_", f"{config.data}-{what}{split}-s{config.seed}")
-
-    @property
-    def folder(self) -> str:
-        """The run's folder below the runs folder."""
-        return f"{self.stage}/{self.label}-{self.run_id}"

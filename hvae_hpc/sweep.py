@@ -18,6 +18,7 @@ from hvae_hpc.identity import code_sha
 from hvae_hpc.jobs import dag, slurm
 from hvae_hpc.jobs.site import Site, add_flags, fit_cluster, flags_of, read_site
 from hvae_hpc.jobs.standing import PLAN_FILE, SUBMISSIONS, Submissions
+from hvae_hpc.jobs.sweep_config import SweepConfig
 from hvae_hpc.plan import Plan, plan_path, read_plan, read_states, write_plan
 from hvae_hpc.preprocess.manifest import MANIFEST, read_manifest
 from hvae_hpc.resources import Resources
@@ -104,15 +105,15 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def read_sweep(name: str | None) -> dag.SweepConfig:
+def read_sweep(name: str | None) -> SweepConfig:
     """Read the sweep that the command names: a file, a name of the library, ./sweep.toml, or table1."""
     if name is None:
         name = str(OWN_SWEEP) if OWN_SWEEP.is_file() else "table1"
     path = find_toml(name, SWEEPS)
-    return load(dag.SweepConfig, read_toml(path, SWEEPS), str(path))
+    return load(SweepConfig, read_toml(path, SWEEPS), str(path))
 
 
-def find_data(sweep: dag.SweepConfig, options: Sequence[str]) -> list[dag.DataSet]:
+def find_data(sweep: SweepConfig, options: Sequence[str]) -> list[dag.DataSet]:
     """Return the sweep's data sets with their manifests.
 
     Raises:
@@ -147,7 +148,7 @@ def _check_where(options: argparse.Namespace) -> None:
         raise UserError("this is a SLURM machine; give --partition P to submit, or --local to run here")
 
 
-def _make_phantoms(sweep: dag.SweepConfig, options: argparse.Namespace) -> None:
+def _make_phantoms(sweep: SweepConfig, options: argparse.Namespace) -> None:
     """Make and pack phantoms of the data sets that are missing, where the sweep asks for it."""
     if not sweep.phantoms:
         return
@@ -164,7 +165,7 @@ def _make_phantoms(sweep: dag.SweepConfig, options: argparse.Namespace) -> None:
             raise UserError(f"data set {name}: the phantoms could not be packed; see above")
 
 
-def _describe(sweep: dag.SweepConfig, plan: Plan, missing: Sequence[str]) -> None:
+def _describe(sweep: SweepConfig, plan: Plan, missing: Sequence[str]) -> None:
     print(f"sweep {sweep.name}: {sweep.about}" if sweep.about else f"sweep {sweep.name}")
     for name, data in plan.data.items():
         print(f"  data {name}: {data['folder']} (content {data['content_hash'][:12]})")

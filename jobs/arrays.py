@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from hvae_hpc.jobs.costs import Seconds
 from hvae_hpc.plan import Array, Plan
 from hvae_hpc.resources import START_S, Resources
-from hvae_hpc.stages import CONFIGS, GenerateConfig, QualityConfig, Run, SegmentConfig
+from hvae_hpc.runs import Run
+from hvae_hpc.stages import CONFIGS, GenerateConfig, QualityConfig, SegmentConfig
 
 MOST_GROUPS = 16
 """Arrays of one stage, data set and source before they are made one, which waits for all their parents."""

@@ -13,11 +13,12 @@ from typing import NamedTuple
 from hvae_hpc.model_configs import HVAEConfig, LSGANConfig, NetworkConfig, UNetConfig
 from hvae_hpc.plan import Plan, State
 from hvae_hpc.resources import Resources
+from hvae_hpc.runs import Run
 from hvae_hpc.stages import (
     AugmentConfig,
     GenerateConfig,
+    LikelihoodConfig,
     QualityConfig,
-    Run,
     SegmentConfig,
     StageConfig,
     TrainConfig,
@@ -72,6 +73,9 @@ def _kind(run: Run) -> Hashable:
 def _images(config: StageConfig) -> int:
     if isinstance(config, (TrainConfig, SegmentConfig)):
         return config.optim.images
+    if isinstance(config, LikelihoodConfig):  # passes of one image through the decoder, forward and back
+        of_case = (1 + config.estimates) * config.chains * config.temperatures * config.leaps
+        return (config.cases or config.split.test) * (of_case + config.importance_samples // 2)
     return config.n_images * config.draws if isinstance(config, QualityConfig) else config.n_pairs
 
 
@@ -85,6 +89,8 @@ def _estimate(config: StageConfig, resources: Resources) -> float:
         return SECONDS_PER_RUN + SECONDS_PER_COMPARISON * images
     if isinstance(config, GenerateConfig):
         return SECONDS_PER_RUN + SECONDS_PER_COMPARISON * images
+    if isinstance(config, LikelihoodConfig):  # it does not know the network: the default one
+        return SECONDS_PER_RUN + images * _generator_flops(NetworkConfig()) * pixels / speed
     if isinstance(config, SegmentConfig):
         per_pixel = 3 * _unet_flops(config.unet)
     else:
@@ -120,7 +126,8 @@ def expected_bytes(run: Run) -> tuple[float, float]:
     if isinstance(config, TrainConfig):
         weights = 4.0 * 9 * 8 * sum(channels**2 for channels in config.model.network.channels)
         return log + weights, 2 * 4 * weights
-    return log + (5.0 * config.n_pairs * pixels if not isinstance(config, QualityConfig) else 0), 0.0
+    pairs = config.n_pairs if isinstance(config, (GenerateConfig, AugmentConfig)) else 0
+    return log + 5.0 * pairs * pixels, 0.0
 
 
 def add_up(plan: Plan, run_ids: Sequence[str], seconds: Mapping[str, Seconds], calls: int) -> dict[str, float]:

@@ -4,142 +4,28 @@ A sweep names data sets, generators, doses and seeds; :func:`expand` multiplies 
 every "80 epochs", so that a run's config says all that its numbers depend on.
 """
 
-import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hvae_hpc.config import dump, load
 from hvae_hpc.errors import UserError
 from hvae_hpc.identity import code_sha
+from hvae_hpc.jobs.sweep_config import SweepConfig
 from hvae_hpc.model_configs import (
     HVAEConfig,
-    LSGANConfig,
-    MovesConfig,
     OptimConfig,
-    UNetConfig,
     require_halvings,
 )
 from hvae_hpc.plan import Plan
 from hvae_hpc.preprocess.manifest import Manifest
 from hvae_hpc.preprocess.splits import draw_split
 from hvae_hpc.resources import Resources
-from hvae_hpc.stages import (
-    CONFIGS,
-    ArmConfig,
-    GenerateConfig,
-    Run,
-    Sampler,
-    SplitConfig,
-    Stage,
-    source_name,
-)
+from hvae_hpc.runs import Run
+from hvae_hpc.stages import CONFIGS, ArmConfig, GenerateConfig, SplitConfig, Stage, source_name
 
 SMALLEST_PX = 11
-TAKEN_NAMES = ("real", "mean", "standard", "reference")
-SET_BY_THE_PLANNER = {
-    "generate": ("data", "split", "image_px", "generator", "sampler", "seed"),
-    "augment": ("data", "split", "image_px", "n_pairs", "seed"),
-    "quality": ("data", "split", "image_px", "source", "seed"),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class GeneratorSettings:
-    """One generator of a sweep: its network and its training."""
-
-    model: HVAEConfig | LSGANConfig
-    optim: OptimConfig
-    moves: MovesConfig = field(default_factory=MovesConfig)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SegmentSettings:
-    """How every arm's U-Net is trained.
-
-    Attributes:
-        epochs: passes over the arm's pairs; turned into images and rounded up to whole batches.
-        optim: fields of OptimConfig but ``images``.
-    """
-
-    unet: UNetConfig = field(default_factory=UNetConfig)
-    epochs: int = 80
-    optim: dict[str, Any] = field(default_factory=dict)
-    loss: str = "dice+ce"
-    threshold: float = 0.5
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepConfig:
-    """What a sweep file says.
-
-    Attributes:
-        name: names the plan and the tables.
-        about: one line for people.
-        data: names of the data sets; each is also the name of its recipe and of its folder.
-        shards: folder in which the data sets' folders lie.
-        runs: the runs folder where the command names none.
-        phantoms: made-up cases to make of each data set where it is missing; 0 for never.
-        image_px: side to which images are shrunk; 0 for as packed.
-        seeds: U-Net seeds of every arm.
-        splits, generator_seeds: draws of cases, and trainings of each generator; both multiply the generators.
-        split: how many cases train and test; its seed is the first split's.
-        factors: standard arms; xF is F times the real pairs in total.
-        doses: synthetic arms of every generator; +n adds the first n accepted pairs.
-        generators: name to settings.
-        samplers: each makes pairs of every generator with an encoder, and arms of their own; an LSGAN has its prior.
-        generate, augment, quality: fields of those stages' configs that differ from the defaults.
-    """
-
-    name: str
-    about: str = ""
-    data: tuple[str, ...]
-    shards: str = "shards"
-    runs: str = "runs"
-    phantoms: int = 0
-    image_px: int = 0
-    seeds: int = 10
-    splits: int = 1
-    generator_seeds: int = 1
-    split: SplitConfig = field(default_factory=SplitConfig)
-    factors: tuple[int, ...] = (2, 3, 5)
-    doses: tuple[int, ...] = (100, 200, 300, 500)
-    generators: dict[str, GeneratorSettings] = field(default_factory=dict)
-    samplers: tuple[Sampler, ...] = ("prior",)
-    generate: dict[str, Any] = field(default_factory=dict)
-    augment: dict[str, Any] = field(default_factory=dict)
-    quality: dict[str, Any] = field(default_factory=dict)
-    segment: SegmentSettings = field(default_factory=SegmentSettings)
-
-    def __post_init__(self) -> None:
-        for name in (self.name, *self.data, *self.generators):
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-                raise ValueError(f"{name!r} cannot be a name; use letters, digits, '.', '_' and '-'")
-        for name in self.generators:
-            if name in TAKEN_NAMES:
-                raise ValueError(f"a generator cannot be called {name!r}, which the tables use; give it another name")
-        names = [source_name(name, sampler) for name in self.generators for sampler in self.samplers]
-        if not self.samplers or len(set(names)) < len(names):
-            raise ValueError(f"samplers is {list(self.samplers)}, expected one or more, each once, and no name twice")
-        if not self.data or len(set(self.data)) < len(self.data):
-            raise ValueError(f"data is {list(self.data)}, expected one or more names, each once")
-        if self.image_px < 0 or self.phantoms < 0:
-            raise ValueError(f"image_px is {self.image_px}, phantoms {self.phantoms}; expected 0 or more")
-        for table, set_here in SET_BY_THE_PLANNER.items():
-            for key in getattr(self, table):
-                if key in set_here:
-                    raise ValueError(f"{table}.{key} follows from the rest of the sweep; remove it")
-        for name in ("seeds", "splits", "generator_seeds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more")
-        for name in ("factors", "doses"):
-            if len(set(getattr(self, name))) < len(getattr(self, name)):
-                raise ValueError(f"{name} is {list(getattr(self, name))}, expected each number once")
-        if any(factor < 2 for factor in self.factors):
-            raise ValueError(f"factors is {self.factors}, expected numbers of 2 or more (x2 doubles the real pairs)")
-        if any(dose < 1 for dose in self.doses):
-            raise ValueError(f"doses is {self.doses}, expected numbers of 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +76,10 @@ def _expand_split(sweep: SweepConfig, data: DataSet, split: SplitConfig) -> Iter
         for seed in range(sweep.generator_seeds):
             train = make("train", {}, generator=name, seed=seed, **dump(settings))
             yield train
+            if sweep.likelihood and isinstance(settings.model, HVAEConfig):
+                yield make(
+                    "likelihood", {"generator": train.run_id}, **{**sweep.likelihood, "generator": name, "seed": seed}
+                )  # fmt: skip
             for sampler in sweep.samplers if isinstance(settings.model, HVAEConfig) else ("prior",):
                 asked_of = {**sweep.generate, "generator": name, "sampler": sampler, "seed": seed}
                 pairs, source = make("generate", {"generator": train.run_id}, **asked_of), source_name(name, sampler)
@@ -200,34 +90,56 @@ def _expand_split(sweep: SweepConfig, data: DataSet, split: SplitConfig) -> Iter
         for source in ("real", "mean"):
             yield make("quality", {}, **{**sweep.quality, "source": source})
 
+    arms = list(_arms(sweep, n_real, list(generated)))
+    images = [_images(sweep, n_real + arm.n_standard + arm.n_synthetic) for arm in arms]
+    if sweep.segment.budget == "steps":
+        images = [max(images)] * len(images)
+    copies = max(arm.n_standard for arm in arms)
     for seed in range(sweep.seeds):
-        yield make("segment", {}, **_segment_fields(sweep, ArmConfig(name="reference"), n_real, seed))
-        if sweep.factors:
-            copies = (max(sweep.factors) - 1) * n_real
+        parents = {}
+        if copies:
             standard = make("augment", {}, **{**sweep.augment, "n_pairs": copies, "seed": seed})
+            parents["standard"] = standard.run_id
             yield standard
-            for factor in sweep.factors:
-                arm = ArmConfig(name=f"standard-x{factor}", n_standard=(factor - 1) * n_real)
-                yield make("segment", {"standard": standard.run_id}, **_segment_fields(sweep, arm, n_real, seed))
-        for (name, generator_seed), pairs in generated.items():
-            for dose in sweep.doses:
-                arm = ArmConfig(name=f"{name}+{dose}", generator=name, n_synthetic=dose, generator_seed=generator_seed)
-                yield make("segment", {"pairs": pairs.run_id}, **_segment_fields(sweep, arm, n_real, seed))
+        for arm, n_images in zip(arms, images, strict=True):
+            own = {"standard": parents["standard"]} if arm.n_standard else {}
+            if arm.generator:
+                own["pairs"] = generated[arm.generator, arm.generator_seed].run_id
+            yield make("segment", own, **_segment_fields(sweep, arm, n_images, seed))
 
 
-def _segment_fields(sweep: SweepConfig, arm: ArmConfig, n_real: int, seed: int) -> dict[str, Any]:
+def _arms(sweep: SweepConfig, n_real: int, sources: list[tuple[str, int]]) -> Iterator[ArmConfig]:
+    """Yield what U-Nets are trained on: the reference, standard arms, and those of each (source, generator seed)."""
+    yield ArmConfig(name="reference")
+    for factor in sweep.factors:
+        yield ArmConfig(name=f"standard-x{factor}", n_standard=(factor - 1) * n_real)
+    for source, generator_seed in sources:
+        for dose in sweep.doses:
+            arm = ArmConfig(
+                name=f"{source}+{dose}", generator=source, n_synthetic=dose, generator_seed=generator_seed
+            )  # fmt: skip
+            yield arm
+            for factor in sweep.combined:
+                yield replace(arm, name=f"standard-x{factor}+{arm.name}", n_standard=(factor - 1) * n_real)
+
+
+def _images(sweep: SweepConfig, n_pairs: int) -> int:
+    """Return an arm's epochs as images, rounded up to whole batches, nothing dropped."""
     settings = sweep.segment
     if "images" in settings.optim:
         raise UserError(f"sweep {sweep.name}: segment.optim.images follows from segment.epochs; remove it")
     batch = settings.optim.get("batch_size", OptimConfig.batch_size)
     if not isinstance(batch, int) or batch < 1:
         raise UserError(f"sweep {sweep.name}: segment.optim.batch_size: got {batch!r}, expected a whole number above 0")
-    images = settings.epochs * (n_real + arm.n_standard + arm.n_synthetic)
-    whole = -(-images // batch) * batch  # rounded up to whole batches, nothing dropped
+    return -(-settings.epochs * n_pairs // batch) * batch
+
+
+def _segment_fields(sweep: SweepConfig, arm: ArmConfig, images: int, seed: int) -> dict[str, Any]:
+    settings = sweep.segment
     return {
         "arm": dump(arm),
         "unet": dump(settings.unet),
-        "optim": {**settings.optim, "images": whole},
+        "optim": {**settings.optim, "images": images},
         "loss": settings.loss,
         "threshold": settings.threshold,
         "seed": seed,

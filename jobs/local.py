@@ -19,7 +19,7 @@ from hvae_hpc.config import load
 from hvae_hpc.jobs.tasks import Report
 from hvae_hpc.plan import Plan
 
-FIRST = {"train": 0, "augment": 1, "generate": 2, "quality": 4, "segment": 3}
+FIRST = {"train": 0, "augment": 1, "generate": 2, "quality": 4, "segment": 3, "likelihood": 5}
 """Order of stages among runs that could start: what others wait for goes first."""
 ASK_AGAIN_S = 1.0
 

@@ -159,6 +159,10 @@ def stage_function(stage: str) -> Callable[[Any, Workplace], Outcome | None]:
         from hvae_hpc.training.train import train_generator
 
         return train_generator
+    if stage == "likelihood":
+        from hvae_hpc.evaluation.likelihood import measure_likelihood
+
+        return measure_likelihood
     if stage == "generate":
         from hvae_hpc.evaluation.generate import generate_pairs
 
@@ -230,6 +234,7 @@ def _headline(outcome: Outcome) -> str:
         ("psnr_mean", " dB PSNR"),
         ("rejected", " draws rejected"),
         ("elbo", " nats ELBO"),
+        ("log_likelihood", " nats"),
     ):
         if name in outcome.metrics:
             value = outcome.metrics[name]

@@ -38,13 +38,22 @@ def write_results(runs: Path, sweep: str, partial: bool = False, out: Path | Non
     from hvae_hpc.plan import plan_path, read_plan
     from hvae_hpc.results.collect import collect, name_some
     from hvae_hpc.results.figures import write_figures
-    from hvae_hpc.results.tables import build_table1, build_table2, render_csv, render_markdown, render_text
+    from hvae_hpc.results.tables import (
+        build_likelihoods,
+        build_table1,
+        build_table2,
+        render_csv,
+        render_markdown,
+        render_text,
+    )
 
     plan = replace(read_plan(plan_path(runs, sweep)), runs_folder=runs)  # which may have been moved since
     collected = collect(plan, partial)
     folder = (out or runs / "results") / sweep
     paths = []
-    for name, table in (("table1", build_table1(plan, collected)), ("table2", build_table2(plan, collected))):
+    tables = {"table1": build_table1, "table2": build_table2, "likelihoods": build_likelihoods}
+    for name, build in tables.items():
+        table = build(plan, collected)
         if table is None:
             continue
         print(render_text(table))

@@ -17,7 +17,7 @@ from hvae_hpc.errors import UserError
 from hvae_hpc.plan import Plan, read_states
 from hvae_hpc.results.statistics import Summary, summarise
 from hvae_hpc.rundir import RunResult
-from hvae_hpc.stages import GenerateConfig, QualityConfig, SegmentConfig
+from hvae_hpc.stages import GenerateConfig, LikelihoodConfig, QualityConfig, SegmentConfig
 
 KNOWN_GENERATORS = ("lsgan", "vae", "hvae")
 """The paper's generators in the order of its tables; others follow in the plan's order."""
@@ -29,6 +29,14 @@ SEGMENT_COLUMNS = (
 QUALITY_COLUMNS = (
     *("data", "source", "seed", "split_seed", "n"),
     *("psnr_mean", "psnr_sd", "ssim_mean", "ssim_sd", "wall_s", "run_id", "folder"),
+)
+LIKELIHOOD_METRICS = (
+    *("cases", "log_likelihood", "spread", "effective_samples", "acceptance"),
+    *("bits_per_pixel", "importance_bound", "elbo"),
+)
+LIKELIHOOD_COLUMNS = (
+    *("data", "generator", "seed", "split_seed", *LIKELIHOOD_METRICS, "elbo_flow"),
+    *("wall_s", "run_id", "folder"),
 )
 _MOST_NAMED = 9
 
@@ -49,6 +57,7 @@ class Collected:
     Attributes:
         segment: one row per done segment run; columns SEGMENT_COLUMNS.
         quality: one row per done quality run; columns QUALITY_COLUMNS; an sd over one draw is NaN.
+        likelihood: one row per done likelihood run; columns LIKELIHOOD_COLUMNS; elbo_flow is NaN for a VAE.
         done: ids of all runs that are done.
         missing: "folder: reason" of every other expected run.
         code_shas: code version to the number of runs that it made.
@@ -56,6 +65,7 @@ class Collected:
 
     segment: pd.DataFrame
     quality: pd.DataFrame
+    likelihood: pd.DataFrame
     done: frozenset[str]
     missing: tuple[str, ...]
     code_shas: dict[str, int]
@@ -76,7 +86,7 @@ def collect(plan: Plan, partial: bool = False) -> Collected:
     Raises:
         UserError: runs are missing, unless partial.
     """
-    rows: dict[str, list[dict[str, Any]]] = {"segment": [], "quality": []}
+    rows: dict[str, list[dict[str, Any]]] = {"segment": [], "quality": [], "likelihood": []}
     done: set[str] = set()
     missing: list[str] = []
     code_shas: Counter[str] = Counter()
@@ -92,6 +102,8 @@ def collect(plan: Plan, partial: bool = False) -> Collected:
                 rows["segment"].append(_segment_row(run.config, state.result, str(place)))
             elif isinstance(run.config, QualityConfig):
                 rows["quality"].append(_quality_row(run.config, state.result, str(place)))
+            elif isinstance(run.config, LikelihoodConfig):
+                rows["likelihood"].append(_likelihood_row(run.config, state.result, str(place)))
         except UserError as error:
             missing.append(f"{place}: {error}")
             continue
@@ -105,6 +117,7 @@ def collect(plan: Plan, partial: bool = False) -> Collected:
     return Collected(
         segment=pd.DataFrame(rows["segment"], columns=list(SEGMENT_COLUMNS)),
         quality=pd.DataFrame(rows["quality"], columns=list(QUALITY_COLUMNS)),
+        likelihood=pd.DataFrame(rows["likelihood"], columns=list(LIKELIHOOD_COLUMNS)),
         done=frozenset(done),
         missing=tuple(missing),
         code_shas=dict(sorted(code_shas.items())),
@@ -152,6 +165,21 @@ def _quality_row(config: QualityConfig, result: RunResult, folder: str) -> dict[
         "n": n,
         **_metrics(result, ["psnr_mean", "ssim_mean"]),
         **sds,
+        "wall_s": result.provenance.wall_s,
+        "run_id": result.run_id,
+        "folder": folder,
+    }
+
+
+def _likelihood_row(config: LikelihoodConfig, result: RunResult, folder: str) -> dict[str, Any]:
+    with_flow = _metrics(result, ["elbo_flow"]) if "elbo_flow" in result.metrics else {"elbo_flow": math.nan}
+    return {
+        "data": config.data,
+        "generator": config.generator,
+        "seed": config.seed,
+        "split_seed": config.split.seed,
+        **_metrics(result, LIKELIHOOD_METRICS),
+        **with_flow,
         "wall_s": result.provenance.wall_s,
         "run_id": result.run_id,
         "folder": folder,

@@ -6,7 +6,8 @@ is left out with a remark. Every line can be told from the others without colour
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from hvae_hpc.plan import Plan
 from hvae_hpc.results.collect import KNOWN_GENERATORS, Collected, generators_of
 from hvae_hpc.results.labels import REFERENCE, arm_label, generator_label, method_of, ordered_arms
 from hvae_hpc.results.panels import PREDICTION, SPACER, TRUTH, Panel, Row, draw_grid, draw_outline_legend
+from hvae_hpc.results.progress import draw_progress, progress_name, trainings
 from hvae_hpc.results.samples import CASES, PAIRS, by_case, first_generate, first_segment, read_samples
 from hvae_hpc.results.statistics import Summary
 from hvae_hpc.rundir import write_atomic_by
@@ -47,29 +49,36 @@ _TEXT: Any = {
 
 
 def write_figures(plan: Plan, collected: Collected, out: Path) -> tuple[list[Path], list[str]]:
-    """Draw the three figures of each data set.
+    """Draw the three figures of each data set, and one of each training.
 
     Args:
         plan: what is expected, and where.
         collected: what is there.
-        out: the folder for figure2-<data>.png, dice-<data>.png and cases-<data>.png.
+        out: the folder for figure2-<data>.png, dice-<data>.png, cases-<data>.png and progress-<training>.png.
 
     Returns:
         What was written, and a line for everything that was left out.
     """
-    paths, remarks = [], []
+    wanted: list[tuple[str, Callable[[], tuple[Figure, list[str]]]]] = []
     for data in plan.data:
         for name, draw in (("figure2", draw_figure2), ("dice", draw_dice), ("cases", draw_cases)):
-            path = out / f"{name}-{re.sub(r'[^A-Za-z0-9._+-]', '_', data)}.png"
-            try:
-                with matplotlib.rc_context(_TEXT):
-                    figure, left_out = draw(plan, collected, data)
-                    _save(figure, path)
-            except UserError as error:
-                remarks.append(f"{path.name} is left out: {error}")
-                continue
-            paths.append(path)
-            remarks += [f"{path.name}: {line}" for line in left_out]
+            wanted.append(
+                (f"{name}-{re.sub(r'[^A-Za-z0-9._+-]', '_', data)}.png", partial(draw, plan, collected, data))
+            )
+    for run_id, label in trainings(plan).items():
+        if run_id in collected.done:
+            wanted.append((progress_name(label), partial(draw_progress, plan.folder(run_id), label)))
+    paths, remarks = [], []
+    for name, make in wanted:
+        try:
+            with matplotlib.rc_context(_TEXT):
+                figure, left_out = make()
+                _save(figure, out / name)
+        except UserError as error:
+            remarks.append(f"{name} is left out: {error}")
+            continue
+        paths.append(out / name)
+        remarks += [f"{name}: {line}" for line in left_out]
     return paths, remarks
 
 

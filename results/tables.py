@@ -1,4 +1,4 @@
-"""Tables 1 and 2: built once from the collected rows, rendered as text, Markdown and CSV.
+"""Tables 1 and 2, and the table of likelihoods: built once from the collected rows, rendered as text, Markdown and CSV.
 
 The text and the Markdown show rounded cells beside the published ones; the CSV is tidy, one line per
 cell, with all digits.
@@ -18,9 +18,9 @@ import pandas as pd
 
 from hvae_hpc.plan import Plan
 from hvae_hpc.results.collect import Collected
-from hvae_hpc.results.labels import arm_label, method_of, ordered_arms, ordered_sources, source_label
-from hvae_hpc.results.statistics import Summary, pool
-from hvae_hpc.stages import QualityConfig, SegmentConfig, TrainConfig
+from hvae_hpc.results.labels import arm_label, generator_label, method_of, ordered_arms, ordered_sources, source_label
+from hvae_hpc.results.statistics import Summary, pool, summarise
+from hvae_hpc.stages import LikelihoodConfig, QualityConfig, SegmentConfig, TrainConfig
 
 PUBLISHED = Path(__file__).with_name("published")
 SOURCE = "Kebaili et al. 2023, arXiv:2311.10472"
@@ -31,6 +31,8 @@ _WIDTH = 100
 _NUMBERS = ("mean", "sd", "published_mean", "published_sd")
 TIDY_1 = ("data", "arm", "method", "amount", "n", "n_expected", *_NUMBERS)
 TIDY_2 = ("data", "source", "metric", "n", *_NUMBERS)
+
+TIDY_LIKELIHOOD = ("data", "generator", "metric", "n", "n_expected", "mean", "sd")
 
 Cell = str | int | float | None
 
@@ -122,6 +124,47 @@ def build_table2(plan: Plan, collected: Collected) -> Table | None:
     )
 
 
+LIKELIHOOD_CELLS = {
+    "log_likelihood": ("log p(x, m), nats", 1),
+    "bits_per_pixel": ("bits per pixel", 4),
+    "spread": ("spread, nats", 2),
+    "effective_samples": ("effective chains", 1),
+    "importance_bound": ("importance bound, nats", 1),
+    "elbo": ("ELBO, K = 0", 1),
+    "elbo_flow": ("ELBO, flow", 1),
+}
+"""Metric of the likelihood stage to its column's name and digits."""
+
+
+def build_likelihoods(plan: Plan, collected: Collected) -> Table | None:
+    """Return the held-out likelihood of each generator with an encoder; None for a plan without likelihood runs."""
+    expected = Counter((config.data, config.generator) for config in plan.configs(LikelihoodConfig))
+    if not expected:
+        return None
+    rows, tidy = [], []
+    for (data, generator), n_expected in expected.items():
+        table = collected.likelihood
+        of_generator = table[(table["data"] == data) & (table["generator"] == generator)]
+        cells = [data, generator_label(generator)]
+        for metric, (_, digits) in LIKELIHOOD_CELLS.items():
+            values = of_generator[metric].dropna()
+            found = summarise(values) if len(values) else None
+            counted = n_expected if metric != "elbo_flow" or found or of_generator.empty else 0
+            cells.append(_cell(found, counted, digits))
+            n, _, mean, sd = _tidy(found, counted)
+            tidy.append((data, generator, metric, n, counted, mean, sd))
+        rows.append(tuple(cells))
+    config = plan.configs(LikelihoodConfig)[0]
+    return Table(
+        title=f"Held-out likelihood ({plan.sweep}): how likely generators find test pairs",
+        columns=("data", "generator", *(name for name, _ in LIKELIHOOD_CELLS.values())),
+        rows=tuple(rows),
+        notes=(_caption_likelihoods(config), *_remarks(plan, collected)),
+        tidy_columns=TIDY_LIKELIHOOD,
+        tidy_rows=tuple(tidy),
+    )
+
+
 @cache
 def read_published(name: str) -> dict[tuple[str, str, str], dict[str, str]]:
     """Read a published table: (data, method, amount) to column to number, digits as printed."""
@@ -163,12 +206,12 @@ def _over_draws(rows: pd.DataFrame, metric: str) -> Summary | None:
     return pool(parts) if parts else None
 
 
-def _cell(summary: Summary | None, expected: int) -> str:
+def _cell(summary: Summary | None, expected: int, digits: int = _DIGITS) -> str:
     if summary is None:
         return f"{NOTHING} (0/{expected})" if expected else NOTHING
-    sd = NOTHING if summary.sd is None else f"{summary.sd:.{_DIGITS}f}"
+    sd = NOTHING if summary.sd is None else f"{summary.sd:.{digits}f}"
     count = summary.n if summary.n == expected else f"{summary.n}/{expected}"
-    return f"{summary.mean:.{_DIGITS}f} ± {sd} ({count})"
+    return f"{summary.mean:.{digits}f} ± {sd} ({count})"
 
 
 def _printed(row: dict[str, str], prefix: str) -> str:
@@ -213,6 +256,17 @@ def _caption2(compared: bool) -> str:
         "paired at random. A constant mean image typically scores higher than real images against real ones: "
         "read the generators against these two rows. ± is the standard deviation (ddof 1) over the draws "
         f"(their number in brackets). SSIM is a fraction.{published}"
+    )
+
+
+def _caption_likelihoods(config: LikelihoodConfig) -> str:
+    return (
+        "Means over held-out pairs; ± is the standard deviation (ddof 1) over trainings (their number in brackets), "
+        "not over cases. log p(x, m) at mask weight 1 by annealed importance sampling from the "
+        f"{config.start}, {config.chains} chains of {config.temperatures} temperatures per pair, which uses no flow: "
+        f"compare generators by it, where the spread of its {config.estimates} estimates is small against their "
+        f"difference. Effective chains: of {config.chains}. The importance bound takes {config.importance_samples} "
+        "draws of the encoder and, as the ELBOs, rewards the encoder too."
     )
 
 

@@ -12,15 +12,8 @@ from hvae_hpc.config import dump
 from hvae_hpc.model_configs import HVAEConfig, OptimConfig, UNetConfig
 from hvae_hpc.plan import Plan, plan_path
 from hvae_hpc.rundir import Provenance, RunResult, read_result, result_stamp, write_json, write_result
-from hvae_hpc.stages import (
-    ArmConfig,
-    GenerateConfig,
-    QualityConfig,
-    Run,
-    SegmentConfig,
-    SplitConfig,
-    TrainConfig,
-)
+from hvae_hpc.runs import Run
+from hvae_hpc.stages import ArmConfig, GenerateConfig, QualityConfig, SegmentConfig, SplitConfig, TrainConfig
 
 SPLIT = SplitConfig(train=20, test=12)
 FAKE_MEDIAN = 0.5

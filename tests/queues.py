@@ -11,7 +11,7 @@ from hvae_hpc.jobs.slurm import Queue, Queued
 from hvae_hpc.jobs.standing import comment_of
 from hvae_hpc.plan import Plan, read_plan
 from hvae_hpc.rundir import append_log
-from hvae_hpc.stages import Run
+from hvae_hpc.runs import Run
 from tests.made_up import write_plan
 
 

@@ -12,7 +12,7 @@ from hvae_hpc.errors import UserError, run_command
 from hvae_hpc.jobs import control, logs
 from hvae_hpc.jobs.minislurm import MiniSlurm
 from hvae_hpc.plan import Plan
-from hvae_hpc.stages import Run
+from hvae_hpc.runs import Run
 from tests.made_up import SMALL_ARMS, fake_metrics, finish, make_runs
 from tests.queues import log, make_plan, submit
 from tests.test_minislurm import wait_until

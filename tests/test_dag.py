@@ -9,6 +9,7 @@ import pytest
 from hvae_hpc.config import dump, load, read_toml
 from hvae_hpc.errors import UserError
 from hvae_hpc.jobs import dag
+from hvae_hpc.jobs.sweep_config import SweepConfig
 from hvae_hpc.model_configs import OptimConfig
 from hvae_hpc.plan import Array, Plan, read_plan, write_plan
 from hvae_hpc.preprocess.manifest import CaseEntry, Manifest, compute_content_hash, read_manifest
@@ -120,7 +121,7 @@ def test_the_vae_is_the_hvae_s_network_with_no_leaps() -> None:
 
 @pytest.mark.parametrize("path", sorted(SWEEPS.glob("*.toml")), ids=lambda path: path.stem)
 def test_every_sweep_of_the_library_expands(path: Path) -> None:
-    sweep = load(dag.SweepConfig, read_toml(path, SWEEPS), str(path))
+    sweep = load(SweepConfig, read_toml(path, SWEEPS), str(path))
     assert sweep.name == path.stem
     data = [paper_data("brats2021", 240, 240), paper_data("hecktor2022", 256, 240)]
     assert dag.expand(sweep, data)

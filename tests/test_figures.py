@@ -23,7 +23,8 @@ from hvae_hpc.results.figures import (
 )
 from hvae_hpc.results.samples import CASES, PAIRS, first_segment, read_samples
 from hvae_hpc.rundir import SAMPLES
-from hvae_hpc.stages import GenerateConfig, Run, SegmentConfig
+from hvae_hpc.runs import Run
+from hvae_hpc.stages import GenerateConfig, SegmentConfig
 from tests.made_up import FAKE_MEDIAN, SMALL_ARMS, fake_dice, segments, write_sweep
 
 PX = 32

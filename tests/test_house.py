@@ -19,6 +19,7 @@ FLOORS = [
     ("hvae_hpc.identity", 0),
     ("hvae_hpc.model_configs", 0),
     ("hvae_hpc.stages", 0),
+    ("hvae_hpc.runs", 0),
     ("hvae_hpc.resources", 0),
     ("hvae_hpc.rundir", 0),
     ("hvae_hpc.plan", 0),

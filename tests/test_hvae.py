@@ -4,6 +4,7 @@ The decoder is replaced by a linear-Gaussian one where the evidence p(y) is then
 """
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -31,6 +32,11 @@ class LinearDecoder(nn.Module):
         x = z @ self.a.T + self.b
         x = (torch.tanh(x) if self.nonlinear else x).reshape(-1, 1, SIDE, SIDE)
         return x, torch.zeros_like(x)
+
+    def linearise(self, z: Tensor) -> tuple[tuple[Tensor, Tensor], Callable[[Tensor, Tensor], Tensor]]:
+        x, logits = self(z)
+        slope = 1 - x * x if self.nonlinear else torch.ones_like(x)
+        return (x, logits), lambda by_image, by_logits: (by_image * slope).flatten(1) @ self.a
 
 
 class FixedEncoder(nn.Module):
@@ -221,6 +227,62 @@ def test_a_pair_knows_nothing_of_the_others_in_its_batch() -> None:
             assert (size > 1e-3) if i == j else (size == 0.0)
 
 
+@pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
+def test_the_force_is_the_gradient_of_the_likelihood_and_so_are_its_derivatives(likelihood: str) -> None:
+    torch.manual_seed(1)
+    config = HVAEConfig(network=TINY, image_likelihood=likelihood, mask_weight=3.0)  # type: ignore[arg-type]
+    model = HVAE(config, (8, 12)).double()
+    generator = torch.Generator().manual_seed(2)
+    image = torch.rand(2, 1, 8, 12, generator=generator, dtype=torch.float64)
+    batch = {"image": image, "mask": (image > 0.7).double()}
+    z, direction = torch.randn(2, 2, 3, generator=generator, dtype=torch.float64).requires_grad_().unbind()
+
+    values, force = model.linearised_likelihood(z, batch)
+    plain = model.log_likelihood(z, batch)
+    for one, other in zip(values, plain, strict=True):
+        torch.testing.assert_close(one, other)
+    (expected,) = torch.autograd.grad(sum(plain).sum(), z, create_graph=True)  # type: ignore[arg-type,union-attr]
+    torch.testing.assert_close(force, expected)
+    # What training needs: derivatives of the force by z, the weights and sigma_x.
+    wanted = [z, *(weight for name, weight in model.named_parameters() if name.startswith(("decoder", "raw_sigma")))]
+    seconds = [
+        torch.autograd.grad((f * direction.detach()).sum(), wanted, allow_unused=True) for f in (force, expected)
+    ]
+    for one, other in zip(*seconds, strict=True):
+        if other is None:
+            assert one is None or not one.abs().max()
+        else:
+            torch.testing.assert_close(one, other)
+
+
+def test_the_force_has_the_third_derivatives_that_finite_differences_see() -> None:
+    model = real_model(n_leapfrog=1, sigma_x=0.5).double()
+    batch = {name: value.double() for name, value in real_batch(model, n=1).items()}
+    z = torch.randn(1, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda z: model.linearised_likelihood(z, batch)[1], (z,))
+
+
+def test_recomputed_decodings_give_the_same_gradients_and_keep_less() -> None:
+    grads, kept = [], []
+    for recompute in (False, True):
+        model = real_model(n_leapfrog=3, sigma_x=0.5)
+        model.recompute = recompute
+        sizes: list[int] = []
+
+        def note(x: Tensor, sizes: list[int] = sizes) -> Tensor:
+            sizes.append(x.numel())
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+            loss = model(real_batch(model))
+        kept.append(sum(sizes))
+        loss.total.backward()
+        grads.append([weight.grad for weight in model.parameters()])
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    assert kept[1] < kept[0] / 3
+
+
 def test_gradients_go_through_the_inner_gradient() -> None:
     model = linear_model(nonlinear=True, n_leapfrog=2, step_size=0.3, tempering="free", sqrt_beta_0=0.8)
     batch = batch_of(model, 3)
@@ -234,9 +296,10 @@ def test_gradients_go_through_the_inner_gradient() -> None:
     assert torch.autograd.gradcheck(total, weights)
 
 
-@pytest.mark.parametrize("share", [0.5, 1.0])
-def test_the_compiled_forward_gives_eager_s_loss_and_gradients(share: float) -> None:
+@pytest.mark.parametrize(("share", "recompute"), [(0.5, False), (1.0, False), (1.0, True)])
+def test_the_compiled_forward_gives_eager_s_loss_and_gradients(share: float, recompute: bool) -> None:
     eager = real_model(n_leapfrog=2, sigma_x=0.5)
+    eager.recompute = recompute
     compiled = torch.compile(eager, backend="aot_eager", fullgraph=True, dynamic=False)
     batch = real_batch(eager, share=share)
     results = []

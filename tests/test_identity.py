@@ -11,7 +11,8 @@ import pytest
 from hvae_hpc import identity
 from hvae_hpc.identity import canonical_json, content_hash
 from hvae_hpc.model_configs import OptimConfig, UNetConfig
-from hvae_hpc.stages import ArmConfig, Run, SegmentConfig, SplitConfig
+from hvae_hpc.runs import Run
+from hvae_hpc.stages import ArmConfig, SegmentConfig, SplitConfig
 
 CONFIG = SegmentConfig(
     data="d",

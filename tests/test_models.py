@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from hvae_hpc.model_configs import HVAEConfig, LSGANConfig, MovesConfig, NetworkConfig, UNetConfig
-from hvae_hpc.models.blocks import Decoder, Encoder, SelfAttention
+from hvae_hpc.models.blocks import Decoder, Encoder, ResidualBlock, SelfAttention, Upsample
 from hvae_hpc.models.hvae import HVAE
 from hvae_hpc.models.lsgan import LSGAN, Discriminator
 from hvae_hpc.models.moves import apply_moves, draw_moves
@@ -38,6 +39,29 @@ def pairs(model: LSGAN, n: int = 4) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(1)
     image = torch.rand(n, 1, 8, 8, generator=generator)
     return {"image": image, "mask": (image > 0.5).float(), **model.draw(n, 0.0, generator)}
+
+
+def test_upsampling_is_repeating_pixels_and_convolving() -> None:
+    torch.manual_seed(0)
+    block = Upsample(3, 5).double()
+    x = torch.randn(2, 3, 4, 6, dtype=torch.float64)
+    torch.testing.assert_close(block(x), block.conv(F.interpolate(x, scale_factor=2.0, mode="nearest")))
+
+
+@pytest.mark.parametrize(
+    ("block", "channels"),
+    [(ResidualBlock(8, 8), 8), (ResidualBlock(8, 12), 8), (SelfAttention(8, 2), 8), (Upsample(8, 4), 8)],
+    ids=["residual", "residual with a skip", "attention", "upsample"],
+)
+def test_a_block_s_pullback_is_its_vector_jacobian_product(block: nn.Module, channels: int) -> None:
+    block = block.double()
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(2, channels, 4, 6, generator=generator, dtype=torch.float64)
+    y, vjp = torch.func.vjp(block, x)
+    same, pull = block.linearise(x)  # type: ignore[operator]
+    torch.testing.assert_close(same, y)
+    gradient = torch.randn(y.shape, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(pull(gradient), vjp(gradient)[0])
 
 
 def test_the_lsgan_s_objectives_square_each_pair_s_score() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from hvae_hpc.errors import run_command
 from hvae_hpc.results.__main__ import main, write_results
-from hvae_hpc.stages import Run
+from hvae_hpc.runs import Run
 from tests.made_up import make_runs, segments, write_plan, write_sweep
 from tests.test_figures import write_samples
 

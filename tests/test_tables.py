@@ -20,7 +20,8 @@ from hvae_hpc.results.tables import (
     render_markdown,
     render_text,
 )
-from hvae_hpc.stages import ArmConfig, QualityConfig, Run, SplitConfig
+from hvae_hpc.runs import Run
+from hvae_hpc.stages import ArmConfig, QualityConfig, SplitConfig
 from tests.made_up import (
     GENERATORS,
     PAPER_ARMS,

@@ -4,7 +4,6 @@ At about 100 cases a tight decoder leaves the prior full of holes, while its enc
 what to draw. So the sampler is a choice of its own, made in the sweep and recorded with the pairs.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -12,15 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from hvae_hpc.errors import UserError
+from hvae_hpc.evaluation.hamiltonian import Energy, hamiltonian_walk
 from hvae_hpc.models.blocks import Batch
 from hvae_hpc.models.hvae import HVAE
 from hvae_hpc.stages import GenerateConfig
 from hvae_hpc.training.batches import PairTensors, generator_for
-
-WANTED_ACCEPTANCE = (0.65, 0.9)
-"""Between these the chain's step size is left alone; about 0.65 to 0.8 is the most efficient (Neal 2011)."""
-Energy = Callable[[Tensor], Tensor]
-"""z (n, d) -> potential (n,), nats."""
 
 
 class Sampler(Protocol):
@@ -197,70 +192,3 @@ class _Chain:
             return 0.5 * z.square().sum(1) - mask - (image if self.config.sampler == "hmc" else 0.0)
 
         return energy
-
-
-@dataclass(frozen=True, kw_only=True)
-class Walk:
-    """Where chains ended: z (n, d); the share of proposals accepted, and the step size, of the second half."""
-
-    z: Tensor
-    acceptance: float
-    step_size: float
-
-
-def hamiltonian_walk(
-    energy: Energy,
-    z: Tensor,
-    scale: Tensor,
-    generator: torch.Generator,
-    *,
-    proposals: int,
-    leaps: int,
-    step_size: float,
-) -> Walk:
-    """Walk by Hamiltonian Monte Carlo (Neal 2011) with Metropolis' rule in log space.
-
-    The first half of the proposals adapts the step size to the acceptance, for all chains alike; the second half keeps
-    it, so that the distribution exp(-energy) is left as it is.
-
-    Args:
-        energy: the potential.
-        z: (n, d) where the chains start.
-        scale: (n, d) lengths in which a step of 1 is meant; the mass matrix is diag(1 / scale^2).
-        generator: of momenta and choices, on the CPU.
-        proposals, leaps, step_size: see :class:`GenerateConfig`.
-    """
-
-    def slope(z: Tensor) -> tuple[Tensor, Tensor]:
-        def summed(z: Tensor) -> tuple[Tensor, Tensor]:
-            values = energy(z)
-            return values.sum(), values
-
-        gradient, values = torch.func.grad(summed, has_aux=True)(z)
-        return gradient * scale, values
-
-    kept: list[float] = []
-    gradient, value = slope(z)
-    for proposal in range(proposals):
-        momentum = torch.randn(z.shape, generator=generator).to(z)
-        uniform = torch.rand(len(z), generator=generator).to(z)
-        before = value + 0.5 * momentum.square().sum(1)
-        there, force, there_value = z, gradient, value
-        for _ in range(leaps):
-            momentum = momentum - 0.5 * step_size * force
-            there = there + step_size * scale * momentum
-            force, there_value = slope(there)
-            momentum = momentum - 0.5 * step_size * force
-        change = there_value + 0.5 * momentum.square().sum(1) - before
-        accepted = torch.log(uniform) < -change  # False for a NaN: a path that left the numbers is not taken
-        z = torch.where(accepted[:, None], there, z)
-        gradient = torch.where(accepted[:, None], force, gradient)
-        value = torch.where(accepted, there_value, value)
-        rate = float(accepted.float().mean())
-        if proposal >= proposals // 2:
-            kept.append(rate)
-        elif rate < WANTED_ACCEPTANCE[0]:
-            step_size *= 0.7
-        elif rate > WANTED_ACCEPTANCE[1]:
-            step_size *= 1.2
-    return Walk(z=z, acceptance=sum(kept) / len(kept), step_size=step_size)

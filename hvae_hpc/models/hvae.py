@@ -12,12 +12,14 @@ diag(1 / s^2) in z, and the only form in which one step size suits every directi
 """
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from hvae_hpc.model_configs import HVAEConfig
 from hvae_hpc.models.blocks import Batch, Decoder, Encoder, Loss, Phase
@@ -55,9 +57,14 @@ class HVAE(nn.Module):
     Args:
         config: see there; ``n_leapfrog = 0`` is the VAE.
         image_size: height and width, px.
+
+    Attributes:
+        recompute: keep no activation of the decoder for the backward pass, but decode again there: a flow of K leaps
+            then needs about the memory of one decoding, not of K + 1.
     """
 
     step_share: Tensor
+    recompute = False
 
     def __init__(self, config: HVAEConfig, image_size: tuple[int, int]) -> None:
         super().__init__()
@@ -144,9 +151,18 @@ class HVAE(nn.Module):
         mean, log_var = self.encoder(torch.cat([batch["image"], batch["mask"]], dim=1))
         return mean, torch.exp(0.5 * log_var)
 
+    def _spare(self, function: Callable[[Tensor], Any], x: Tensor) -> Any:
+        """Call a function, and keep what it needs for its backward pass or only what it was called with."""
+        if not (self.recompute and torch.is_grad_enabled()):
+            return function(x)
+        return checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
+
     def log_likelihood(self, z: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return log p(x|z) and lambda_m log p(m|z), (B,) each, nats, constants included."""
         parameter, mask_logits = self.decoder(z)
+        return self._nats(parameter, mask_logits, batch)
+
+    def _nats(self, parameter: Tensor, mask_logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         image = batch["image"]
         if self.config.image_likelihood == "gaussian":
             sigma = torch.as_tensor(self.sigma_x(), dtype=parameter.dtype, device=parameter.device)
@@ -155,6 +171,16 @@ class HVAE(nn.Module):
             image_nats = -F.binary_cross_entropy_with_logits(parameter, image, reduction="none")
         mask_nats = -F.binary_cross_entropy_with_logits(mask_logits, batch["mask"], reduction="none")
         return image_nats.flatten(1).sum(1), self.config.mask_weight * mask_nats.flatten(1).sum(1)
+
+    def linearised_likelihood(self, z: Tensor, batch: Batch) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """Return what :meth:`log_likelihood` does, and the gradient of the two's sum by z (B, d), differentiable."""
+        (parameter, mask_logits), pull = self.decoder.linearise(z)
+        if self.config.image_likelihood == "gaussian":
+            by_parameter = (batch["image"] - parameter) / self.sigma_x() ** 2
+        else:
+            by_parameter = batch["image"] - torch.sigmoid(parameter)
+        by_logits = self.config.mask_weight * (batch["mask"] - torch.sigmoid(mask_logits))
+        return self._nats(parameter, mask_logits, batch), pull(by_parameter, by_logits)
 
     def leap(self, batch: Batch, mean: Tensor, scale: Tensor) -> Path:
         """Follow the flow from z0 = mean + scale * noise.
@@ -168,28 +194,25 @@ class HVAE(nn.Module):
         def latent(q: Tensor) -> Tensor:
             return mean + scale * q if whitened else q
 
-        def potential(q: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-            z = latent(q)
-            image_nats, mask_nats = self.log_likelihood(z, batch)
-            energy = 0.5 * _square(z) - image_nats - mask_nats
-            # Pairs do not touch, so the sum's gradient is each one's.
-            return energy.sum(), (energy, image_nats, mask_nats)
-
         def slope(q: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-            gradient, values = torch.func.grad(potential, has_aux=True)(q)
+            z = latent(q)
+            (image_nats, mask_nats), by_z = self.linearised_likelihood(z, batch)
+            gradient = z - by_z
+            gradient = gradient * scale if whitened else gradient
+            values = 0.5 * _square(z) - image_nats - mask_nats, image_nats, mask_nats
             return (gradient.detach() if self.config.inner_gradient == "detached" else gradient), values
 
         eps = self.step_size()
         q = q_0 = batch["noise"] if whitened else z_0
         momentum = batch["momentum"] / self.sqrt_beta_0()
-        gradient, (energy, image_nats, mask_nats) = slope(q)
+        gradient, (energy, image_nats, mask_nats) = self._spare(slope, q)
         at_start = image_nats, mask_nats
         energy_change = torch.zeros_like(energy)
         for alpha in self.alphas():
             before = energy + 0.5 * _square(momentum)
             half_way = momentum - 0.5 * eps * gradient
             q = q + eps * half_way
-            gradient, (energy, image_nats, mask_nats) = slope(q)
+            gradient, (energy, image_nats, mask_nats) = self._spare(slope, q)
             momentum = half_way - 0.5 * eps * gradient
             energy_change = energy_change + energy + 0.5 * _square(momentum) - before
             momentum = alpha * momentum
@@ -224,7 +247,7 @@ class HVAE(nn.Module):
         pixels = batch["image"][0].numel()
         if "momentum" not in batch:
             z = mean + scale * batch["noise"]
-            image_nats, mask_nats = self.log_likelihood(z, batch)
+            image_nats, mask_nats = self._spare(lambda z: self.log_likelihood(z, batch), z)
             kl = analytic_kl
             log_weight = image_nats + mask_nats + log_scale + 0.5 * _square(batch["noise"]) - 0.5 * _square(z)
             terms = {}

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from hvae_hpc.model_configs import LSGANConfig, MovesConfig
-from hvae_hpc.models.blocks import Batch, Decoder, Loss, Phase, widen
+from hvae_hpc.models.blocks import Batch, Decoder, Loss, Phase
 from hvae_hpc.models.moves import apply_moves, draw_moves
+from hvae_hpc.models.pullbacks import widen
 
 AUGMENTATION = MovesConfig(flip=0.5, rotate_deg=10.0, scale=0.1, shift=0.1)
 BRIGHTNESS, CONTRAST = 0.2, 0.3  # largest additive and relative change of the image channel

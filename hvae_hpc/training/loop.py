@@ -21,6 +21,7 @@ from hvae_hpc.models.blocks import Batch, Loss, Phase
 from hvae_hpc.resources import Workplace
 from hvae_hpc.training.averages import MovingAverage, NonFiniteError, TermReader
 from hvae_hpc.training.batches import PairTensors, make_batch
+from hvae_hpc.training.board import Board
 from hvae_hpc.training.checkpoint import load_checkpoint, remove_checkpoints, save_checkpoint
 from hvae_hpc.training.device import CompiledForward, move_only
 from hvae_hpc.training.distributed import Team, join_team, part_of_batch
@@ -97,7 +98,8 @@ def train(
         share, (height, width) = optim.batch_size // workplace.resources.tasks, data.image_size
         raise UserError(
             f"out of memory with {share} pairs of {height}x{width} px at once on {data.images.device}; lower "
-            "optim.batch_size, or share it among more processes (gpus, nodes), or ask for more memory (memory_gb)"
+            "optim.batch_size, set recompute = true (for a VAE or HVAE), share the batch among more processes (gpus, "
+            "nodes), or ask for more memory (memory_gb)"
         ) from error
 
 
@@ -117,6 +119,7 @@ def _train(
         reader, clock = TermReader(team), SaveClock(workplace.resources)
         training = _Training(model, optimizers, average, scaler, reader)
         images_seen, good = _restore(workplace, team, training)
+        board = Board(workplace, images_seen)
         forwards = team.wrap(forward, phases)
         while images_seen < optim.images:
             batch = make_batch(model, data, optim, seed, moves, images_seen, mine)
@@ -145,7 +148,9 @@ def _train(
             closes = images_seen // optim.batch_size % READ_EVERY == 0 or last
             try:
                 if closes:
-                    workplace.log({"images_seen": images_seen, "lr": rate, **reader.close_window()})
+                    window = {"lr": rate, **reader.close_window()}
+                    workplace.log({"images_seen": images_seen, **window})
+                    board.add(images_seen, window)
                     good.take(images_seen, training.state())
                 elif leave or due:
                     reader.read()  # so that a checkpoint is never one of a training that went wrong
@@ -154,6 +159,8 @@ def _train(
                 images_seen, last, closes = good.images_seen, False, True
                 if team.rank == 0:
                     remove_checkpoints(folder, beyond=images_seen)  # of the path that is left
+                board.close()
+                board = Board(workplace, images_seen)
                 workplace.log({"event": "rolled_back", "images_seen": images_seen, "reason": str(error)})
                 forward.notes.append(f"{error}; went back to {images_seen} with half the step")
             if (leave or due) and not last:
@@ -166,6 +173,7 @@ def _train(
                 if leave:
                     return TrainReport(finished=False, terms=reader.means, weights=None, notes=tuple(forward.notes))
 
+    board.close()
     weights = average.state if average else model.state_dict()
     weights = {name: value.detach().cpu().clone() for name, value in weights.items()}
     return TrainReport(finished=True, terms=reader.means, weights=weights, notes=tuple(forward.notes))

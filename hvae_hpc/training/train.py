@@ -56,6 +56,8 @@ def train_generator(config: TrainConfig, workplace: Workplace) -> Outcome | None
     split = read_split(workplace.data, config.split)
     data = read_cases(workplace.data, split.train, config.image_px).to(device)
     model = build(lambda: make_generator(config.model, data.image_size), config.seed, device)
+    if isinstance(model, HVAE):
+        model.recompute = workplace.resources.recompute
     report = train(model, data, config.optim, config.seed, config.moves, workplace)
     if report.weights is None:
         return None

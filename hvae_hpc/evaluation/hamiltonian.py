@@ -1,0 +1,213 @@
+"""Hamiltonian Monte Carlo on latent variables: one Metropolis step, walks of many, and annealed importance sampling.
+
+All take a potential as a function and know nothing of generators. The mass matrix is diag(1 / scale^2), so a step size
+is meant in units of ``scale``. A path that leaves the numbers is not taken: Metropolis' rule is false for a NaN.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Energy = Callable[[Tensor], Tensor]
+"""z (n, d) -> potential (n,), nats."""
+WANTED_ACCEPTANCE = (0.65, 0.9)
+"""Between these a step size is left alone; about 0.65 to 0.8 is the most efficient (Neal 2011)."""
+
+
+class Place(NamedTuple):
+    """Where chains stand: z and the potential's gradient there (n, d), and the potential (n,)."""
+
+    z: Tensor
+    gradient: Tensor
+    value: Tensor
+
+
+def stand(energy: Energy, z: Tensor) -> Place:
+    """Evaluate a potential and its gradient."""
+
+    def summed(z: Tensor) -> tuple[Tensor, Tensor]:
+        value = energy(z)
+        return value.sum(), value
+
+    gradient, value = torch.func.grad(summed, has_aux=True)(z)
+    return Place(z, gradient, value)
+
+
+def choose(accepted: Tensor, new: Place, old: Place) -> Place:
+    """Take the new place where accepted (n,), else the old one."""
+    return Place(
+        *(torch.where(accepted if a.ndim == 1 else accepted[:, None], a, b) for a, b in zip(new, old, strict=True))
+    )
+
+
+def metropolis_step(
+    energy: Energy,
+    here: Place,
+    scale: Tensor,
+    generator: torch.Generator,
+    *,
+    leaps: int,
+    step_size: float,
+    bend: Callable[[Place], Place] = lambda place: place,
+) -> tuple[Place, float]:
+    """Propose by leapfrog with a fresh momentum, and accept or stay, in log space (Neal 2011).
+
+    Args:
+        energy: the potential.
+        here: where the chains stand, by ``energy``.
+        scale: (n, d) lengths in which a step of 1 is meant.
+        generator: of momenta and choices, on the CPU.
+        leaps: of the proposal.
+        step_size: of a leap.
+        bend: turns ``energy`` and its gradient at a place into those of the potential that is followed.
+
+    Returns:
+        Where the chains stand then, by ``energy``, and the share that moved.
+    """
+    momentum = torch.randn(here.z.shape, generator=generator).to(here.z)
+    uniform = torch.rand(len(here.z), generator=generator).to(here.z)
+    before = bend(here).value + 0.5 * momentum.square().sum(1)
+    there = here
+    for _ in range(leaps):
+        momentum = momentum - 0.5 * step_size * scale * bend(there).gradient
+        there = stand(energy, there.z + step_size * scale * momentum)
+        momentum = momentum - 0.5 * step_size * scale * bend(there).gradient
+    accepted = torch.log(uniform) < before - bend(there).value - 0.5 * momentum.square().sum(1)
+    return choose(accepted, there, here), float(accepted.float().mean())
+
+
+def adapt(step_size: float, rate: float) -> float:
+    """Return a better step size after an acceptance rate."""
+    low, high = WANTED_ACCEPTANCE
+    return step_size * (0.7 if rate < low else 1.2 if rate > high else 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Walk:
+    """Where chains ended: z (n, d); the share of proposals accepted, and the step size, of the second half."""
+
+    z: Tensor
+    acceptance: float
+    step_size: float
+
+
+def hamiltonian_walk(
+    energy: Energy,
+    z: Tensor,
+    scale: Tensor,
+    generator: torch.Generator,
+    *,
+    proposals: int,
+    leaps: int,
+    step_size: float,
+) -> Walk:
+    """Walk by Hamiltonian Monte Carlo.
+
+    The first half of the proposals adapts the step size to the acceptance, for all chains alike; the second half keeps
+    it, so that the distribution exp(-energy) is left as it is.
+
+    Args:
+        energy: the potential.
+        z: (n, d) where the chains start.
+        scale: (n, d) lengths in which a step of 1 is meant.
+        generator: of momenta and choices, on the CPU.
+        proposals, leaps, step_size: see :class:`GenerateConfig`.
+    """
+    kept: list[float] = []
+    here = stand(energy, z)
+    for proposal in range(proposals):
+        here, rate = metropolis_step(energy, here, scale, generator, leaps=leaps, step_size=step_size)
+        if proposal >= proposals // 2:
+            kept.append(rate)
+        else:
+            step_size = adapt(step_size, rate)
+    return Walk(z=here.z, acceptance=sum(kept) / len(kept), step_size=step_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """The Gaussian from which annealing sets out: mean and standard deviation, (n, d)."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """Draw z, one for each row."""
+        return self.mean + self.scale * torch.randn(self.mean.shape, generator=generator).to(self.mean)
+
+    def energy(self, z: Tensor) -> Tensor:
+        """Return minus the log density, constants included, (n,) nats."""
+        return (0.5 * ((z - self.mean) / self.scale).square() + self.scale.log() + 0.5 * math.log(2 * math.pi)).sum(1)
+
+    def bend(self, place: Place, share: float) -> Place:
+        """Return what is followed on the way from this Gaussian (share 0) to the energy that was evaluated (1)."""
+        pull = (place.z - self.mean) / self.scale.square()
+        gradient = torch.lerp(pull, place.gradient, share)
+        return Place(place.z, gradient, torch.lerp(self.energy(place.z), place.value, share))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Annealing:
+    """What annealed importance sampling gave: log weights (n,), the mean acceptance, and the step sizes in turn."""
+
+    log_weights: Tensor
+    acceptance: float
+    step_sizes: tuple[float, ...]
+
+
+def anneal(
+    energy: Energy,
+    start: Start,
+    generator: torch.Generator,
+    *,
+    temperatures: int,
+    leaps: int,
+    step_sizes: Sequence[float] | float,
+    power: float = 4.0,
+) -> Annealing:
+    """Estimate log of the integral of exp(-energy): the mean of the weights is unbiased for the integral.
+
+    From a Gaussian to exp(-energy) by the densities f_0^(1 - b) exp(-b energy) with b = (t / T)^power: most
+    of the way lies near the start, where a Gaussian that does not fit weighs heavily. One Metropolis step at each.
+
+        log w = sum_t (b_t - b_(t-1)) (-energy(z_(t-1)) - log f_0(z_(t-1)))
+
+    Args:
+        energy: minus the log of what is integrated, constants included.
+        start: f_0; its scale is the chains' length scale.
+        generator: on the CPU.
+        temperatures: T.
+        leaps: of each proposal.
+        step_sizes: one for each temperature, for an unbiased estimate; or the first one, from which they are adapted
+            on the way: such a run finds the step sizes for others.
+        power: see above.
+
+    Source: Neal (2001), Annealed importance sampling; Wu et al. (2017), On the quantitative analysis of decoder-based
+    generative models.
+    """
+    step_size = step_sizes if isinstance(step_sizes, float) else 0.0
+    used: list[float] = []
+    rates: list[float] = []
+    here = stand(energy, start.draw(generator))
+    log_weights = torch.zeros(len(here.z), dtype=torch.float64, device=here.z.device)
+    share = 0.0
+    for t in range(1, temperatures + 1):
+        before, share = share, (t / temperatures) ** power
+        log_weights += (share - before) * (start.energy(here.z) - here.value).double()
+        if t == temperatures:
+            break
+        if not isinstance(step_sizes, float):
+            step_size = step_sizes[t - 1]
+        bend = partial(start.bend, share=share)
+        here, rate = metropolis_step(
+            energy, here, start.scale, generator, leaps=leaps, step_size=step_size, bend=bend
+        )  # fmt: skip
+        used.append(step_size)
+        rates.append(rate)
+        step_size = adapt(step_size, rate)
+    return Annealing(log_weights=log_weights, acceptance=sum(rates) / max(1, len(rates)), step_sizes=tuple(used))

@@ -1,0 +1,171 @@
+"""The likelihood stage: how likely a trained generator with an encoder finds pairs that it never saw.
+
+The bound of a training rewards a good encoder and a good flow as well as a good model. What compares models is log p(x,
+m) itself, here by annealed importance sampling, which uses no flow: it sets out from the encoder's Gaussian or from the
+prior, and is unbiased for p(x, m) from either. Its effective sample size and the spread of independent estimates
+say how far to believe it.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from hvae_hpc.config import load, read_json
+from hvae_hpc.errors import UserError
+from hvae_hpc.evaluation.hamiltonian import Start, anneal
+from hvae_hpc.models.hvae import HVAE, LOG_2PI
+from hvae_hpc.resources import Outcome, Workplace
+from hvae_hpc.rundir import CONFIG
+from hvae_hpc.stages import LikelihoodConfig, TrainConfig
+from hvae_hpc.training.batches import PairTensors, generator_for
+from hvae_hpc.training.device import choose_device, device_name
+from hvae_hpc.training.train import load_generator, read_cases, read_split
+
+ROWS_AT_ONCE = 64
+"""Latent variables that are decoded together."""
+FLOW_SAMPLES = 16
+"""Paths per pair behind the bound with the flow."""
+
+
+@torch.no_grad()
+def measure_likelihood(config: LikelihoodConfig, workplace: Workplace) -> Outcome | None:
+    """Estimate log p(x, m) of held-out pairs under the parent "generator".
+
+    Returns:
+        Means over cases as metrics, numbers per case; None where it was asked to leave.
+
+    Raises:
+        UserError: the generator has no encoder, or saw one of the cases.
+    """
+    device = choose_device(workplace)
+    folder = workplace.parents["generator"]
+    parent = load(TrainConfig, read_json(folder / CONFIG), str(folder / CONFIG))
+    model, train_cases = load_generator(parent.model, folder)
+    if not isinstance(model, HVAE):
+        raise UserError(f"{config.generator} has no encoder and no density; the likelihood stage is for (H)VAEs")
+    test = read_split(workplace.data, config.split).test
+    cases = test[: config.cases or len(test)]
+    if seen := sorted(set(cases) & set(train_cases)):
+        raise UserError(f"{config.generator} was trained on {seen[0]} ({len(seen)} of the cases asked for)")
+    # The joint is compared: the mask's likelihood at its own weight, whatever it was trained at.
+    model.config = replace(model.config, mask_weight=1.0)
+    model = model.to(device)
+    pairs = [read_cases(workplace.data, (case,), config.image_px) for case in cases]
+    data = PairTensors(
+        images=torch.cat([of_case.images[:1] for of_case in pairs]),
+        masks=torch.cat([of_case.masks[:1] for of_case in pairs]),
+    ).to(device)
+    found = estimate_likelihood(model, data, config, workplace.stopped)
+    if found is None:
+        return None
+    per_case = {
+        case: {name: float(values[row]) for name, values in found.items()} for row, case in enumerate(cases)
+    }  # fmt: skip
+    means = {name: float(values.mean()) for name, values in found.items()}
+    return Outcome(
+        metrics={
+            **means,
+            "bits_per_pixel": -means["log_likelihood"] / (data.images[0].numel() * math.log(2)),
+            "cases": float(len(cases)),
+        },
+        per_case=per_case,
+        details={"train_cases": list(train_cases)},
+        device=device_name(device),
+    )
+
+
+def estimate_likelihood(
+    model: HVAE, data: PairTensors, config: LikelihoodConfig, stopped: Callable[[], bool] = lambda: False
+) -> dict[str, Tensor] | None:
+    """Return numbers per pair (n,), float64: see the names below; None where it was asked to leave.
+
+    ``log_likelihood``: by annealing, the mean of the estimates; ``effective_samples``: of their chains, the mean;
+    ``spread``: the largest minus the smallest estimate; ``acceptance``: of the chains; ``importance_bound``:
+    log of the mean importance weight under the encoder's Gaussian; ``elbo``: the bound at K = 0; and
+    ``elbo_flow`` with the flow, where there is one. All nats.
+    """
+    found: dict[str, list[Tensor]] = {}
+    at_once = max(1, ROWS_AT_ONCE // config.chains)
+    for first in range(0, len(data), at_once):
+        batch = {"image": data.images[first : first + at_once], "mask": data.masks[first : first + at_once]}
+        draws = [generator_for(config.seed, f"likelihood-{i}", first) for i in range(config.estimates + 2)]
+        step_sizes: tuple[float, ...] | float = config.step_size
+        estimates: list[dict[str, Tensor]] = []
+        for generator in draws[:-1]:
+            if stopped():
+                return None
+            estimate, used = _anneal(model, batch, config, generator, step_sizes)
+            if isinstance(step_sizes, float):
+                step_sizes = used  # the first run finds them, and does not count: a chain must not adapt to itself
+            else:
+                estimates.append(estimate)
+        together = {name: torch.stack([estimate[name] for estimate in estimates]) for name in estimates[0]}
+        logs = together["log_likelihood"]
+        numbers = {
+            **{name: values.mean(0) for name, values in together.items()},
+            "spread": logs.amax(0) - logs.amin(0),
+            **_bounds(model, batch, config, draws[-1]),
+        }
+        for name, values in numbers.items():
+            found.setdefault(name, []).append(values.double().cpu())
+    return {name: torch.cat(values) for name, values in found.items()}
+
+
+def _anneal(
+    model: HVAE,
+    batch: dict[str, Tensor],
+    config: LikelihoodConfig,
+    generator: torch.Generator,
+    step_sizes: tuple[float, ...] | float,
+) -> tuple[dict[str, Tensor], tuple[float, ...]]:
+    """Return one estimate's numbers per pair, and the step sizes used."""
+    rows = _repeat(batch, config.chains)
+    mean, scale = model.encode(rows)
+    start = Start(mean=mean, scale=scale)
+    if config.start == "prior":
+        start = Start(mean=torch.zeros_like(mean), scale=torch.ones_like(scale))
+
+    def energy(z: Tensor) -> Tensor:
+        image_nats, mask_nats = model.log_likelihood(z, rows)
+        return 0.5 * z.square().sum(1) + 0.5 * z.shape[1] * LOG_2PI - image_nats - mask_nats
+
+    annealed = anneal(
+        energy, start, generator, temperatures=config.temperatures, leaps=config.leaps, step_sizes=step_sizes
+    )
+    log_weights = annealed.log_weights.unflatten(0, (-1, config.chains))
+    share = torch.softmax(log_weights, 1)
+    numbers = {
+        "log_likelihood": torch.logsumexp(log_weights, 1) - math.log(config.chains),
+        "effective_samples": 1 / share.square().sum(1),
+        "acceptance": torch.full((len(log_weights),), annealed.acceptance),
+    }
+    return numbers, annealed.step_sizes
+
+
+def _bounds(
+    model: HVAE, batch: dict[str, Tensor], config: LikelihoodConfig, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Return the importance-weighted bound and the bounds that training knows, through the model's own forward."""
+    n, size = len(batch["image"]), model.config.network.latent_size
+
+    def terms(samples: int, *names: str) -> dict[str, Tensor]:
+        rows = _repeat(batch, samples)
+        drawn = {name: torch.randn(n * samples, size, generator=generator).to(rows["image"]) for name in names}
+        found = model({**rows, **drawn, "kl_weight": torch.ones(())}).terms
+        return {name: found[name].unflatten(0, (n, samples)) for name in ("elbo", "log_weight")}
+
+    at_once = max(1, ROWS_AT_ONCE // n)
+    wanted = config.importance_samples
+    parts = [terms(min(at_once, wanted - first), "noise") for first in range(0, wanted, at_once)]
+    weights, elbo = (torch.cat([part[name] for part in parts], 1).double() for name in ("log_weight", "elbo"))
+    found = {"importance_bound": torch.logsumexp(weights, 1) - math.log(wanted), "elbo": elbo.mean(1)}
+    if model.config.n_leapfrog and not model.config.metropolis:
+        found["elbo_flow"] = terms(FLOW_SAMPLES, "noise", "momentum")["elbo"].mean(1)
+    return found
+
+
+def _repeat(batch: dict[str, Tensor], times: int) -> dict[str, Tensor]:
+    return {name: value.repeat_interleave(times, 0) for name, value in batch.items()}

@@ -1,0 +1,58 @@
+"""A run: a stage with its config and parents, its id, its label and its folder."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from hvae_hpc.config import dump
+from hvae_hpc.identity import make_run_id
+from hvae_hpc.stages import (
+    STAGE_VERSIONS,
+    AugmentConfig,
+    GenerateConfig,
+    QualityConfig,
+    SegmentConfig,
+    Stage,
+    StageConfig,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A stage with its config and parents; what it makes lies in the folder named after it.
+
+    Attributes:
+        parents: role to run id; the role "data" holds the data set's content hash.
+    """
+
+    stage: Stage
+    config: StageConfig
+    parents: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def run_id(self) -> str:
+        """The 12 hexadecimal digits that follow from all of the above."""
+        return make_run_id(self.stage, STAGE_VERSIONS[self.stage], dump(self.config), dict(self.parents))
+
+    @cached_property
+    def label(self) -> str:
+        """What the run is, for people: "brats2021-hvae+100-s3"."""
+        config = self.config
+        if isinstance(config, SegmentConfig):
+            what = config.arm.name
+        elif isinstance(config, QualityConfig):
+            what = config.source
+        elif isinstance(config, AugmentConfig):
+            what = "standard"
+        elif isinstance(config, GenerateConfig):
+            what = config.source
+        else:
+            what = config.generator
+        split = f"-d{config.split.seed}" if config.split.seed else ""
+        return re.sub(r"[^A-Za-z0-9+._-]", "_", f"{config.data}-{what}{split}-s{config.seed}")
+
+    @property
+    def folder(self) -> str:
+        """The run's folder below the runs folder."""
+        return f"{self.stage}/{self.label}-{self.run_id}"
