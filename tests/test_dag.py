@@ -13,7 +13,7 @@ from hvae_hpc.jobs.sweep_config import SweepConfig
 from hvae_hpc.model_configs import OptimConfig
 from hvae_hpc.plan import Array, Plan, read_plan, write_plan
 from hvae_hpc.preprocess.manifest import CaseEntry, Manifest, compute_content_hash, read_manifest
-from hvae_hpc.stages import ArmConfig, GenerateConfig, SegmentConfig, SplitConfig, TrainConfig
+from hvae_hpc.stages import ArmConfig, GenerateConfig, LikelihoodConfig, SegmentConfig, SplitConfig, TrainConfig
 from hvae_hpc.sweep import SWEEPS, read_site, read_sweep
 from tests.tiny import make_project
 
@@ -56,7 +56,7 @@ def test_table1_is_16_arms_on_two_data_sets_with_ten_seeds() -> None:
         }  # fmt: skip
     stages = [run.stage for run in runs]
     assert {stage: stages.count(stage) for stage in stages} == {
-        "train": 6, "generate": 6, "quality": 10, "augment": 20, "segment": 320,
+        "train": 6, "likelihood": 4, "generate": 6, "quality": 10, "augment": 20, "segment": 320,
     }  # fmt: skip
     assert len({run.run_id for run in runs}) == len(runs)
 
@@ -109,6 +109,42 @@ def test_splits_and_generator_seeds_multiply_the_generators() -> None:
     assert {(c.split.seed, c.seed) for c in trains} == {(d, s) for d in (0, 1) for s in (0, 1, 2)}
     hvae = [c for c in segments(runs, "brats2021") if c.arm.name == "hvae+100"]
     assert len(hvae) == 10 * 2 * 3
+
+
+def test_equal_steps_are_those_of_the_largest_arm() -> None:
+    sweep = read_sweep("table1")
+    runs = segments(dag.expand(replace(sweep, segment=replace(sweep.segment, budget="steps")), PAPER), "brats2021")
+    assert {config.optim.images for config in runs} == {80 * 600}
+
+
+def test_combined_arms_add_moved_copies_and_generated_pairs() -> None:
+    sweep = replace(read_sweep("table1"), combined=(5,), factors=(2,), doses=(100, 300))
+    runs = {run.run_id: run for run in dag.expand(sweep, PAPER[:1])}
+    arms = {run.config.arm.name: run for run in runs.values() if isinstance(run.config, SegmentConfig)}
+    assert len(arms) == 2 + 3 * 2 * 2
+    both = arms["standard-x5+hvae+300"]
+    assert isinstance(both.config, SegmentConfig)
+    assert (both.config.arm.n_standard, both.config.arm.n_synthetic) == (400, 300)
+    assert both.config.optim.images == 80 * 800
+    parents = {role: runs[parent].config for role, parent in both.parents.items() if role != "data"}
+    assert isinstance(parents["pairs"], GenerateConfig)
+    assert parents["pairs"].generator == "hvae"
+    assert parents["standard"].n_pairs == 400  # type: ignore[union-attr]  # of which x2 takes the first 100
+
+
+def test_likelihoods_are_asked_of_generators_with_an_encoder_where_the_sweep_has_the_table() -> None:
+    sweep = read_sweep("table1")
+    runs = {run.run_id: run for run in dag.expand(replace(sweep, generator_seeds=2), PAPER[:1])}
+    asked = [run for run in runs.values() if isinstance(run.config, LikelihoodConfig)]
+    assert sorted((run.config.generator, run.config.seed) for run in asked) == [
+        ("hvae", 0), ("hvae", 1), ("vae", 0), ("vae", 1),
+    ]  # fmt: skip
+    for run in asked:
+        parent = runs[run.parents["generator"]].config
+        assert (parent.generator, parent.seed) == (run.config.generator, run.config.seed)  # type: ignore[union-attr]
+        assert run.config.chains == 4
+    without = dag.expand(replace(sweep, likelihood={}), PAPER[:1])
+    assert not any(isinstance(run.config, LikelihoodConfig) for run in without)
 
 
 def test_the_vae_is_the_hvae_s_network_with_no_leaps() -> None:

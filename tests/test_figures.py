@@ -86,7 +86,7 @@ def sweep(tmp_path: Path) -> tuple[Path, list[Run]]:
     return tmp_path, runs
 
 
-def test_three_pictures_are_written_whole_for_each_data_set(tmp_path: Path) -> None:
+def test_three_pictures_of_each_data_set_and_one_of_each_training_are_written_whole(tmp_path: Path) -> None:
     runs = write_sweep(tmp_path, data=("hecktor2022",), seeds=2)
     write_samples(tmp_path, runs, PX)
     plan, collected, _ = read_all(tmp_path)
@@ -94,6 +94,7 @@ def test_three_pictures_are_written_whole_for_each_data_set(tmp_path: Path) -> N
     paths, remarks = write_figures(plan, collected, out)
     assert remarks == []
     names = [f"{kind}-hecktor2022.png" for kind in ("figure2", "dice", "cases")]
+    names += [f"progress-hecktor2022-{name}-s0.png" for name in ("vae", "hvae", "lsgan")]
     assert [path.name for path in paths] == names
     assert sorted(out.iterdir()) == sorted(paths)  # no temporary file is left
     for path in paths:

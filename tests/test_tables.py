@@ -13,6 +13,7 @@ from hvae_hpc.results.collect import collect
 from hvae_hpc.results.labels import arm_label, method_of, ordered_arms
 from hvae_hpc.results.tables import (
     Table,
+    build_likelihoods,
     build_table1,
     build_table2,
     read_published,
@@ -277,3 +278,28 @@ def test_published_table_2_is_3_generators_of_2_data_sets() -> None:
     numbers = [hvae[name] for name in ("psnr_mean", "psnr_sd", "ssim_mean", "ssim_sd")]
     assert numbers == ["18.628", "0.05", "0.839", "0.05"]
     assert table["brats2021", "lsgan", ""]["ssim_mean"] == "0.612"
+
+
+def test_likelihoods_are_means_over_trainings_and_a_vae_has_no_bound_with_a_flow(tmp_path: Path) -> None:
+    write_sweep(tmp_path)
+    plan = read_plan(tmp_path / "plans/small.json")
+    table = build_likelihoods(plan, collect(plan))
+    assert table is not None
+    cells = {row[1]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
+    assert list(cells) == ["VAE", "HVAE"]
+    assert cells["HVAE"]["log p(x, m), nats"] == "-90.0 ± — (1)"
+    assert cells["VAE"]["log p(x, m), nats"] == "-92.2 ± — (1)"
+    assert (cells["VAE"]["ELBO, flow"], cells["HVAE"]["ELBO, flow"]) == ("—", "-95.0 ± — (1)")
+    rows = list(csv.DictReader(io.StringIO(render_csv(table))))
+    (row,) = [r for r in rows if (r["generator"], r["metric"]) == ("vae", "log_likelihood")]
+    assert (row["mean"], row["sd"], row["n"], row["n_expected"]) == ("-92.25", "", "1", "1")
+    assert "annealed importance sampling from the encoder, 8 chains of 200 temperatures" in table.notes[0]
+
+
+def test_likelihoods_that_are_missing_are_shown_as_such(tmp_path: Path) -> None:
+    write_sweep(tmp_path, skip=lambda run: run.stage == "likelihood" and run.config.generator == "hvae")
+    plan = read_plan(tmp_path / "plans/small.json")
+    table = build_likelihoods(plan, collect(plan, partial=True))
+    assert table is not None
+    assert table.rows[1][2] == "— (0/1)"
+    assert any("Partial" in note for note in table.notes)

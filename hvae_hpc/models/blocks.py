@@ -248,6 +248,6 @@ class Decoder(nn.Module):
             for pull_block in reversed(pulls):
                 g = pull_block(g)
             g = pull_conv(first, g).reshape(len(z), -1)  # type: ignore[arg-type]
-            return widen(F.linear(g, self.dense.weight.T))
+            return widen(g @ self.dense.weight)
 
         return (image, mask_logits), pull

@@ -59,12 +59,14 @@ class HVAE(nn.Module):
         image_size: height and width, px.
 
     Attributes:
+        compiled_parts: the methods that cost time; the leaps between them are a few small operations.
         recompute: keep no activation of the decoder for the backward pass, but decode again there: a flow of K leaps
             then needs about the memory of one decoding, not of K + 1.
     """
 
     step_share: Tensor
     recompute = False
+    compiled_parts = ("encode", "log_likelihood", "linearised_likelihood")
 
     def __init__(self, config: HVAEConfig, image_size: tuple[int, int]) -> None:
         super().__init__()

@@ -64,27 +64,36 @@ COMPILE_ERRORS = (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.Fail
 
 
 class CompiledForward(nn.Module):
-    """A model's forward, compiled where asked; a compilation that fails runs eager, says so, and is noted."""
+    """A model's forward, compiled where asked; a compilation that fails runs eager, says so, and is noted.
+
+    A model that names ``compiled_parts``, methods of its own, has these compiled, each as a whole, and not its forward:
+    what a flow does K + 1 times is then compiled once, and not K + 1 times in a row.
+    """
 
     def __init__(self, model: nn.Module, compiled: bool, workplace: Workplace) -> None:
         super().__init__()
         self.model = model
+        self.parts: tuple[str, ...] = getattr(model, "compiled_parts", ("forward",)) if compiled else ()
         if compiled:
             torch._dynamo.reset()  # its limit of graphs is per process, and a worker trains many networks
-        self.compiled = torch.compile(model, fullgraph=True, dynamic=False) if compiled else None
+        for name in self.parts:  # an attribute of the instance goes before the class's method
+            setattr(model, name, torch.compile(getattr(model, name), fullgraph=True, dynamic=False))
         self.workplace = workplace
         self.notes: list[str] = []
 
     def forward(self, batch: Batch, phase: str) -> Loss:
         """Return the phase's loss."""
-        if self.compiled is not None:
-            try:
-                return self.compiled(batch, phase)
-            except COMPILE_ERRORS as error:
-                reason = " ".join(str(error).split())[:200]
-                self.notes.append(f"torch.compile failed, ran eager: {type(error).__name__}: {reason}")
-                self.workplace.log({"event": "compile_failed", "reason": reason})
-                if self.workplace.rank == 0:
-                    print(f"{self.workplace.folder.name}: {self.notes[-1]}", flush=True)
-                self.compiled = None
+        try:
+            return self.model(batch, phase)
+        except COMPILE_ERRORS as error:
+            if not self.parts:
+                raise
+            reason = " ".join(str(error).split())[:200]
+            self.notes.append(f"torch.compile failed, ran eager: {type(error).__name__}: {reason}")
+            self.workplace.log({"event": "compile_failed", "reason": reason})
+            if self.workplace.rank == 0:
+                print(f"{self.workplace.folder.name}: {self.notes[-1]}", flush=True)
+            for name in self.parts:
+                delattr(self.model, name)
+            self.parts = ()
         return self.model(batch, phase)
