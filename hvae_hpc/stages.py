@@ -22,7 +22,7 @@ Sampler = Literal["prior", "aggregated", "mixture", "hmc", "mask"]
 Stage = Literal["train", "likelihood", "generate", "augment", "quality", "segment"]
 
 STAGE_VERSIONS: dict[Stage, int] = {
-    "train": 1,
+    "train": 2,
     "likelihood": 1,
     "generate": 1,
     "augment": 1,

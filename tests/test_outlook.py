@@ -30,10 +30,10 @@ def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> launcher.Prepar
 
 def test_the_costs_are_those_of_the_arrays(prepared: launcher.Prepared) -> None:
     totals, arrays = prepared.plan.totals, prepared.plan.arrays
-    assert totals["runs"] == len(prepared.plan.runs) == len(prepared.run_ids) == 362
+    assert totals["runs"] == len(prepared.plan.runs) == len(prepared.run_ids) == 366
     assert totals["elements"] == sum(len(array.elements) for array in arrays)
     assert totals["calls"] == len(arrays) + launcher.QUESTIONS
-    gpu_s = sum(array.seconds for array in arrays if array.stage in ("train", "generate", "segment"))
+    gpu_s = sum(array.seconds for array in arrays if array.stage not in ("augment", "quality"))
     assert totals["gpu_hours"] == pytest.approx(gpu_s / 3600)
     assert totals["bytes_peak"] > totals["bytes"] > 500 * 240 * 240 * 5 * 6  # six sets of 500 pairs at least
     lines = "\n".join(describe(prepared, 1e12))
@@ -44,7 +44,7 @@ def test_the_costs_are_those_of_the_arrays(prepared: launcher.Prepared) -> None:
 
 def test_every_stage_shows_its_text_and_what_it_waits_for(prepared: launcher.Prepared) -> None:
     text = "\n".join(sbatch_texts(prepared.plan.arrays))
-    assert text.count("#!/bin/bash") == 6  # five stages and the last job
+    assert text.count("#!/bin/bash") == 7  # six stages and the last job
     assert "table1-generate-brats2021-lsgan, after table1-train-brats2021-lsgan" in text
     assert "sbatch text of the last job, after" in text
     assert not (prepared.plan.runs_folder).exists()

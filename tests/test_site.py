@@ -58,14 +58,19 @@ def test_only_the_administrator_s_file_may_hold_caps(own: Path) -> None:
 def test_nodes_gpus_and_constraints_are_for_the_stages_they_make_sense_for() -> None:
     site = read_site(None, {"nodes": 2, "gpus": 4, "constraint": "a100", "qos": "long"})
     assert (site.resources["train"].nodes, site.resources["train"].gpus, site.resources["train"].tasks) == (2, 4, 8)
-    assert {stage for stage, r in site.resources.items() if r.constraint} == {"train", "generate", "segment"}
+    assert {stage for stage, r in site.resources.items() if r.constraint} == {
+        "train",
+        "likelihood",
+        "generate",
+        "segment",
+    }
     assert all(r.tasks == 1 for stage, r in site.resources.items() if stage != "train")
     assert {r.qos for r in site.resources.values()} == {"long"}
 
 
 def test_no_cpu_stage_holds_a_gpu() -> None:
     site = read_site(None, {"gpus": 8})
-    assert {stage for stage, r in site.resources.items() if r.gpus} == {"train", "generate", "segment"}
+    assert {stage for stage, r in site.resources.items() if r.gpus} == {"train", "likelihood", "generate", "segment"}
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,14 @@
 
 import json
 import math
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
 from hvae_hpc.errors import UserError
@@ -18,9 +20,10 @@ from hvae_hpc.models.lsgan import LSGAN
 from hvae_hpc.models.unet import UNet
 from hvae_hpc.resources import Resources, Workplace
 from hvae_hpc.rundir import read_log
-from hvae_hpc.training import device, intervals
+from hvae_hpc.training import device, intervals, loop
 from hvae_hpc.training.averages import MovingAverage
 from hvae_hpc.training.batches import PairTensors, images_of_step, to_tensors
+from hvae_hpc.training.board import FOLDER
 from hvae_hpc.training.checkpoint import find_checkpoints, load_checkpoint, save_checkpoint
 from hvae_hpc.training.device import build
 from hvae_hpc.training.intervals import SaveClock, young_interval
@@ -218,9 +221,44 @@ def test_too_little_memory_is_one_line_with_what_to_change(data: PairTensors, tm
             return Loss(torch.zeros(2**62, dtype=torch.uint8).sum() * self.weight.sum(), {})
 
     with pytest.raises(
-        UserError, match=r"out of memory with 4 pairs of \d+x\d+ px at once on cpu; lower optim.batch_size"
+        UserError,
+        match=r"out of memory with 4 pairs of \d+x\d+ px at once on cpu; lower optim.batch_size, set recompute",
     ):
         train(Hungry(), data, OPTIM, 0, None, place(tmp_path / "run"))
+
+
+def events(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    accumulator = EventAccumulator(str(folder / FOLDER))
+    accumulator.Reload()
+    return {
+        name: [(event.step, event.value) for event in accumulator.Scalars(name)]
+        for name in accumulator.Tags()["scalars"]
+    }
+
+
+def test_tensorboard_has_what_the_log_has_also_after_going_on(
+    data: PairTensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "READ_EVERY", 3)
+    run("hvae", data, place(tmp_path / "run", stop_after=8, tensorboard=True))
+    report = run("hvae", data, place(tmp_path / "run", tensorboard=True))
+    assert report.finished
+    logged = [entry for entry in read_log(tmp_path / "run") if "elbo" in entry]
+    shown = events(tmp_path / "run")
+    assert shown["elbo"] == [(entry["images_seen"], pytest.approx(entry["elbo"])) for entry in logged]
+    assert [step for step, _ in shown["elbo"]] == [12, 24, 36, 48]
+    assert {"lr", "moved", "sigma_x", "gradient_norm"} <= set(shown)
+    assert not (tmp_path / "other").exists()
+    run("hvae", data, place(tmp_path / "other"))
+    assert not (tmp_path / "other" / FOLDER).exists()
+
+
+def test_tensorboard_that_is_not_installed_is_named(
+    data: PairTensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UserError, match="the package tensorboard is not installed; pip install"):
+        run("vae", data, place(tmp_path / "run", tensorboard=True))
 
 
 def test_checkpoints_come_as_often_as_pays(monkeypatch: pytest.MonkeyPatch) -> None:
