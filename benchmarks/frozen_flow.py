@@ -52,8 +52,8 @@ def main() -> None:
         model_config = replace(config.model, n_leapfrog=options.leaps, flow_from=0.0, kl_warm_up=0.0)
         model = make_generator(model_config, held_out.image_size)
         model.load_state_dict(vae.state_dict(), strict=False)
-        for part in (model.encoder, model.decoder):
-            part.requires_grad_(False)  # type: ignore[operator]
+        for name, weight in model.named_parameters():
+            weight.requires_grad_(name in ("raw_step_size", "raw_alphas"))
         optim = OptimConfig(
             images=options.images, batch_size=config.optim.batch_size, lr=3e-2, weight_decay=0.0, precision="fp32"
         )

@@ -246,15 +246,18 @@ def _status(field: str) -> float:
     return next(float(line.split()[1]) for line in lines if line.startswith(field))
 
 
-def forward_seconds(model: HVAE, batch: dict[str, Tensor], micro_batch: int, repeats: int) -> tuple[float, float]:
-    """Return the encoder's and the decoder's forward of the whole batch, s, medians."""
+def forward_seconds(
+    model: HVAE, batch: dict[str, Tensor], micro_batch: int, repeats: int, autocast: torch.dtype | None
+) -> tuple[float, float]:
+    """Return the encoder's and the decoder's forward of the whole batch, s, medians, in the steps' precision."""
     pair = torch.cat([batch["image"], batch["mask"]], 1)
     pairs, z = pair.split(micro_batch), batch["noise"].split(micro_batch)
     sides = [
         Side(name="e", model=model, step=lambda: torch.stack([model.encoder(x)[0].sum() for x in pairs])),
         Side(name="d", model=model, step=lambda: torch.stack([model.decoder(x)[0].sum() for x in z])),
     ]
-    with torch.no_grad():
+    device = batch["image"].device.type
+    with torch.no_grad(), torch.autocast(device, autocast or torch.bfloat16, enabled=autocast is not None):
         seconds = take_turns(sides, max(5, repeats))
     return statistics.median(seconds["e"]), statistics.median(seconds["d"])
 
@@ -356,7 +359,7 @@ def main() -> None:
     if options.precision == "bf16":
         naive = exact["naive"]
         sides.append(Side(name="naive_fp32", model=naive.model, step=naive.step))
-    e, d = forward_seconds(hvae, batch, micro, options.repeats)
+    e, d = forward_seconds(hvae, batch, micro, options.repeats, cast)
     seconds = take_turns(sides, options.repeats)
     memory = {}
     for one in sides:
@@ -392,7 +395,7 @@ def main() -> None:
         "tflop_a_step": operations / 1e12,
     }
     print(f"\npass count (3 e + 24 d) / (3 e + 3 d) with e = {e:.3f} s, d = {d:.3f} s: {passes:.2f}")
-    if device.type == "cuda" and "hvae_compiled" in seconds:
+    if device.type == "cuda" and "hvae_compiled" in seconds and options.precision == "bf16":
         peak = next((peak for name, peak in PEAKS.items() if name in torch.cuda.get_device_name()), None)
         if peak:
             figures["share_of_peak"] = operations / statistics.median(seconds["hvae_compiled"]) / peak

@@ -83,10 +83,11 @@ class LikelihoodConfig:
 
     Annealed importance sampling of log p(x, m) = log of the integral of p(x, m|z) N(z; 0, I), at mask_weight 1, so that
     generators are compared and not their encoders or flows. Beside it stand the importance-weighted bound of the
-    encoder's Gaussian, and the bound that was trained.
+    encoder's Gaussian and the ELBO without and with the flow, at mask_weight 1 as well.
 
     Attributes:
-        cases: the first so many of the split's test cases, one slice each; 0 for all.
+        cases: the first so many of the split's test cases (fewer where there are fewer), the first packed slice of
+            each; 0 for all.
         start: "encoder" anneals from q(z|x, m), "prior" from N(0, I), which asks for more temperatures.
         chains: per pair.
         temperatures: from the start to the posterior; one Metropolis proposal at each.
@@ -115,6 +116,8 @@ class LikelihoodConfig:
         require_positive(self, "chains", "temperatures", "leaps", "step_size", "estimates", "importance_samples")
         if self.cases < 0:
             raise ValueError(f"cases is {self.cases}, expected 0 (all) or more")
+        if self.estimates < 2:
+            raise ValueError(f"estimates is {self.estimates}, expected 2 or more: one alone has no spread")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,8 @@ from hvae_hpc.stages import (
 
 FLOPS_GPU, FLOPS_CPU = 2e13, 3e10
 """Operations per second that small networks reach in practice: a data-centre GPU in bfloat16, one CPU thread."""
+FLOAT32_COST = 8.0
+"""Times that a GPU takes longer in float32."""
 SECONDS_PER_RUN = 2.0
 """Reading the data, making the network, writing the results."""
 SECONDS_PER_COPY = 0.03
@@ -75,7 +77,7 @@ def _images(config: StageConfig) -> int:
         return config.optim.images
     if isinstance(config, LikelihoodConfig):  # passes of one image through the decoder, forward and back
         of_case = (1 + config.estimates) * config.chains * config.temperatures * config.leaps
-        return (config.cases or config.split.test) * (of_case + config.importance_samples // 2)
+        return min(config.cases or config.split.test, config.split.test) * (of_case + config.importance_samples // 2)
     return config.n_images * config.draws if isinstance(config, QualityConfig) else config.n_pairs
 
 
@@ -89,7 +91,8 @@ def _estimate(config: StageConfig, resources: Resources) -> float:
         return SECONDS_PER_RUN + SECONDS_PER_COMPARISON * images
     if isinstance(config, GenerateConfig):
         return SECONDS_PER_RUN + SECONDS_PER_COMPARISON * images
-    if isinstance(config, LikelihoodConfig):  # it does not know the network: the default one
+    if isinstance(config, LikelihoodConfig):  # float32; it does not know the network: the default one
+        speed = speed / FLOAT32_COST if resources.gpus else speed
         return SECONDS_PER_RUN + images * _generator_flops(NetworkConfig()) * pixels / speed
     if isinstance(config, SegmentConfig):
         per_pixel = 3 * _unet_flops(config.unet)

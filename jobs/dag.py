@@ -76,10 +76,9 @@ def _expand_split(sweep: SweepConfig, data: DataSet, split: SplitConfig) -> Iter
         for seed in range(sweep.generator_seeds):
             train = make("train", {}, generator=name, seed=seed, **dump(settings))
             yield train
-            if sweep.likelihood and isinstance(settings.model, HVAEConfig):
-                yield make(
-                    "likelihood", {"generator": train.run_id}, **{**sweep.likelihood, "generator": name, "seed": seed}
-                )  # fmt: skip
+            if sweep.likelihoods and getattr(settings.model, "image_likelihood", "") == "gaussian":
+                asked_of = {**sweep.likelihood, "generator": name, "seed": seed}
+                yield make("likelihood", {"generator": train.run_id}, **asked_of)
             for sampler in sweep.samplers if isinstance(settings.model, HVAEConfig) else ("prior",):
                 asked_of = {**sweep.generate, "generator": name, "sampler": sampler, "seed": seed}
                 pairs, source = make("generate", {"generator": train.run_id}, **asked_of), source_name(name, sampler)

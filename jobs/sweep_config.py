@@ -67,8 +67,8 @@ class SweepConfig:
         combined: factors whose moved copies are added to each dose as well, as arms of their own.
         generators: name to settings.
         samplers: each makes pairs of every generator with an encoder, and arms of their own; an LSGAN has its prior.
-        likelihood: fields of that stage's config; without such a table no held-out likelihood is estimated.
-        generate, augment, quality: fields of those stages' configs that differ from the defaults.
+        likelihoods: estimate the likelihood of held-out cases under every (H)VAE with a Gaussian image.
+        likelihood, generate, augment, quality: fields of those stages' configs that differ from the defaults.
     """
 
     name: str
@@ -87,6 +87,7 @@ class SweepConfig:
     combined: tuple[int, ...] = ()
     generators: dict[str, GeneratorSettings] = field(default_factory=dict)
     samplers: tuple[Sampler, ...] = ("prior",)
+    likelihoods: bool = False
     likelihood: dict[str, Any] = field(default_factory=dict)
     generate: dict[str, Any] = field(default_factory=dict)
     augment: dict[str, Any] = field(default_factory=dict)

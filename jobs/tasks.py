@@ -233,8 +233,8 @@ def _headline(outcome: Outcome) -> str:
         ("dice", ""),
         ("psnr_mean", " dB PSNR"),
         ("rejected", " draws rejected"),
-        ("elbo", " nats ELBO"),
         ("log_likelihood", " nats"),
+        ("elbo", " nats ELBO"),
     ):
         if name in outcome.metrics:
             value = outcome.metrics[name]

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -44,6 +45,7 @@ PANELS = (
     ),
 )
 _COLUMNS = 3
+_START = 0.1
 
 
 def progress_name(label: str) -> str:
@@ -100,10 +102,20 @@ def _draw_terms(axes: Axes, panel: PanelOf, windows: dict[int, dict[str, float]]
             axes.plot(
                 *zip(*points, strict=True), label=label, color=colour, linestyle=line, linewidth=1.1, marker=marker
             )
+    _leave_out_the_start(axes, max(windows) / 1000)
     axes.set_title(panel.title, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     if len(axes.lines) > 1:
         axes.legend(frameon=False)
+
+
+def _leave_out_the_start(axes: Axes, end: float) -> None:
+    """Let the first tenth of a training run off the panel where it would flatten all that follows."""
+    points = [tuple(point) for line in axes.lines for point in np.asarray(line.get_xydata()).tolist()]
+    late = [y for x, y in points if x > _START * end]
+    if late and max(y for _, y in points) - min(y for _, y in points) > 3 * (max(late) - min(late)) > 0:
+        margin = 0.08 * (max(late) - min(late))
+        axes.set_ylim(min(late) - margin, max(late) + margin)
 
 
 def _numbers(entry: dict[str, Any]) -> dict[str, float]:

@@ -230,7 +230,16 @@ def _caption1(plan: Plan, compared: bool) -> str:
     published = (
         f" Published: {SOURCE}, Table 1, as printed: real scans, 100 training and 100 test cases." if compared else ""
     )
-    return f"Hard Dice per case, mean over the test cases. {_spread(plan)} {cases}.{published}"
+    return f"Hard Dice per case, mean over the test cases. {_spread(plan)}{_budget(plan)} {cases}.{published}"
+
+
+def _budget(plan: Plan) -> str:
+    """Say where all arms take the same number of steps, which the paper's do not."""
+    configs = plan.configs(SegmentConfig)
+    sizes = {(config.arm.n_standard, config.arm.n_synthetic) for config in configs}
+    if len(sizes) == 1 or any(len({c.optim.images for c in configs if c.data == data}) > 1 for data in plan.data):
+        return ""
+    return " All arms take the same number of steps, unlike the paper's."
 
 
 def _spread(plan: Plan) -> str:

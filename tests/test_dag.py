@@ -143,8 +143,12 @@ def test_likelihoods_are_asked_of_generators_with_an_encoder_where_the_sweep_has
         parent = runs[run.parents["generator"]].config
         assert (parent.generator, parent.seed) == (run.config.generator, run.config.seed)  # type: ignore[union-attr]
         assert run.config.chains == 4
-    without = dag.expand(replace(sweep, likelihood={}), PAPER[:1])
+    without = dag.expand(replace(sweep, likelihoods=False), PAPER[:1])
     assert not any(isinstance(run.config, LikelihoodConfig) for run in without)
+    literal = dag.expand(read_sweep("table1-literal"), PAPER[:1])  # whose HVAE has no density of grey values
+    assert {run.config.generator for run in literal if isinstance(run.config, LikelihoodConfig)} == {"vae"}
+    with pytest.raises(UserError, match="estimates is 1, expected 2 or more"):
+        dag.expand(replace(sweep, likelihood={"estimates": 1}), PAPER[:1])
 
 
 def test_the_vae_is_the_hvae_s_network_with_no_leaps() -> None:

@@ -3,6 +3,7 @@
 Starting a process costs seconds, so four are started once, and each test gives some of them work.
 """
 
+import functools
 import hashlib
 import multiprocessing
 import os
@@ -78,6 +79,7 @@ class Job:
         stop_after: rank to the steps after which that process alone is asked to leave.
         break_after: rank to the steps after which something breaks there.
         full_disk: no checkpoint can be written.
+        compiled, recompute: see Resources.
     """
 
     folder: Path
@@ -89,6 +91,8 @@ class Job:
     break_after: Mapping[int, int] = field(default_factory=dict)
     checkpoint_every_s: float = 120.0
     full_disk: bool = False
+    compiled: bool = False
+    recompute: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +127,7 @@ def perform(job: Job, rank: int = 0, world: int = 1) -> Result:
         folder=job.folder,
         data=job.data or job.folder,
         parents={},
-        resources=Resources(checkpoint_every_s=job.checkpoint_every_s),
+        resources=Resources(checkpoint_every_s=job.checkpoint_every_s, compile="on" if job.compiled else "off"),
         stopped=stopped,
         rank=rank,
         world=world,
@@ -142,7 +146,11 @@ def _train(job: Job, place: Workplace) -> Result:
     data, model = to_tensors(make_pairs(6, 16), 0), device.build(MODELS[job.kind], 3, torch.device("cpu"))
     if job.double:
         data, model = PairTensors(images=data.images.double(), masks=data.masks.double()), model.double()
-    report = loop.train(model, data, job.optim, 3, MovesConfig(), place)
+    model.recompute = job.recompute  # type: ignore[assignment]
+    # Compiled as on a GPU but for the last step, which takes a compiler minutes.
+    traced = functools.partial(torch.compile, backend="aot_eager")
+    with mock.patch.object(device.torch, "compile", traced):
+        report = loop.train(model, data, job.optim, 3, MovesConfig(), place)
     weights = {name: value.numpy() for name, value in (report.weights or {}).items()}
     digest = hashlib.sha256(b"".join(value.tobytes() for value in weights.values())).hexdigest()
     return Result(finished=report.finished, digest=digest, weights=weights, terms=report.terms)
@@ -235,6 +243,15 @@ def test_the_number_of_processes_changes_the_weights_by_rounding_alone(
         nats = 1e-5 if job.double else 1e-3
         assert results[0].terms == pytest.approx(alone.terms, rel=nats, abs=nats)
         assert [len(read_log(tmp_path / str(world))), len(read_log(job.folder))] == [1, 1]
+
+
+def test_compiled_parts_and_recomputing_change_nothing_in_two_processes(crew: Crew, tmp_path: Path) -> None:
+    alone = perform(Job(folder=tmp_path / "alone", kind="hvae"))
+    together = crew.run(2, Job(folder=tmp_path / "two", kind="hvae", compiled=True, recompute=True))
+    assert together[0].finished, together[0].error
+    assert_near(alone, together[0])
+    assert len({result.digest for result in together}) == 1
+    assert not [entry for entry in read_log(tmp_path / "two") if entry.get("event") == "compile_failed"]
 
 
 def test_float16_skips_the_same_steps_in_all_processes(crew: Crew, tmp_path: Path) -> None:

@@ -179,9 +179,9 @@ def test_the_energy_error_falls_as_the_step_cubed_over_fixed_steps() -> None:
     assert errors[1] / errors[2] == pytest.approx(8, rel=0.1)
 
 
-def real_batch(model: HVAE, n: int = 4, share: float = 1.0) -> dict[str, Tensor]:
+def real_batch(model: HVAE, n: int = 4, share: float = 1.0, side: int = 8) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(7)
-    image = torch.rand(n, 1, 8, 8, generator=generator)
+    image = torch.rand(n, 1, side, side, generator=generator)
     return {"image": image, "mask": (image > 0.7).float(), **model.draw(n, share, generator)}
 
 
@@ -256,6 +256,21 @@ def test_the_force_is_the_gradient_of_the_likelihood_and_so_are_its_derivatives(
             assert one is None or not one.abs().max()
         else:
             torch.testing.assert_close(one, other)
+
+
+def test_the_force_in_bfloat16_is_as_close_as_autograd_s() -> None:
+    torch.manual_seed(1)
+    model = HVAE(HVAEConfig(network=TINY, sigma_x=0.5), (16, 16))
+    batch = {name: x for name, x in real_batch(model, n=4, side=16).items() if name in ("image", "mask")}
+    z = torch.randn(4, 3, generator=torch.Generator().manual_seed(2))
+    exact = model.linearised_likelihood(z, batch)[1]
+    with torch.autocast("cpu", torch.bfloat16):
+        (_, force), at = model.linearised_likelihood(z, batch), z.clone().requires_grad_()
+        (wanted,) = torch.autograd.grad(sum(model.log_likelihood(at, batch)).sum(), at)  # type: ignore[arg-type,union-attr]
+    assert force.dtype == torch.float32
+    errors = [float((found - exact).norm() / exact.norm()) for found in (force, wanted)]
+    assert errors[0] < 2 * errors[1] + 1e-3
+    assert errors[0] < 0.1
 
 
 def test_the_force_has_the_third_derivatives_that_finite_differences_see() -> None:

@@ -21,6 +21,7 @@ from hvae_hpc.resources import Outcome, Workplace
 from hvae_hpc.rundir import CONFIG
 from hvae_hpc.stages import LikelihoodConfig, TrainConfig
 from hvae_hpc.training.batches import PairTensors, generator_for
+from hvae_hpc.training.checkpoint import load_checkpoint, save_checkpoint
 from hvae_hpc.training.device import choose_device, device_name
 from hvae_hpc.training.train import load_generator, read_cases, read_split
 
@@ -32,20 +33,23 @@ FLOW_SAMPLES = 16
 
 @torch.no_grad()
 def measure_likelihood(config: LikelihoodConfig, workplace: Workplace) -> Outcome | None:
-    """Estimate log p(x, m) of held-out pairs under the parent "generator".
+    """Estimate log p(x, m) of held-out pairs under the parent "generator", group by group, each kept as a checkpoint.
 
     Returns:
         Means over cases as metrics, numbers per case; None where it was asked to leave.
 
     Raises:
-        UserError: the generator has no encoder, or saw one of the cases.
+        UserError: the generator has no encoder or no density of images, or saw one of the cases.
     """
     device = choose_device(workplace)
     folder = workplace.parents["generator"]
     parent = load(TrainConfig, read_json(folder / CONFIG), str(folder / CONFIG))
     model, train_cases = load_generator(parent.model, folder)
-    if not isinstance(model, HVAE):
-        raise UserError(f"{config.generator} has no encoder and no density; the likelihood stage is for (H)VAEs")
+    if not isinstance(model, HVAE) or model.config.image_likelihood != "gaussian":
+        raise UserError(
+            f"{config.generator} has no encoder or no density of images; the likelihood stage is for (H)VAEs with a "
+            "Gaussian image"
+        )
     test = read_split(workplace.data, config.split).test
     cases = test[: config.cases or len(test)]
     if seen := sorted(set(cases) & set(train_cases)):
@@ -58,12 +62,16 @@ def measure_likelihood(config: LikelihoodConfig, workplace: Workplace) -> Outcom
         images=torch.cat([of_case.images[:1] for of_case in pairs]),
         masks=torch.cat([of_case.masks[:1] for of_case in pairs]),
     ).to(device)
-    found = estimate_likelihood(model, data, config, workplace.stopped)
-    if found is None:
-        return None
-    per_case = {
-        case: {name: float(values[row]) for name, values in found.items()} for row, case in enumerate(cases)
-    }  # fmt: skip
+    saved = load_checkpoint(workplace.folder) or {"images_seen": 0, "found": {}}
+    found: dict[str, Tensor] = saved["found"]
+    for first in range(saved["images_seen"], len(data), group_size(config)):
+        numbers = estimate_likelihood(model, data, config, first, workplace.stopped)
+        if numbers is None:
+            return None
+        found = {name: torch.cat([*([found[name]] if found else []), new]) for name, new in numbers.items()}
+        done = len(found["log_likelihood"])
+        save_checkpoint(workplace.folder, done, {"found": found})
+        workplace.log({"images_seen": done, **{name: float(values.mean()) for name, values in found.items()}})
     means = {name: float(values.mean()) for name, values in found.items()}
     return Outcome(
         metrics={
@@ -71,47 +79,53 @@ def measure_likelihood(config: LikelihoodConfig, workplace: Workplace) -> Outcom
             "bits_per_pixel": -means["log_likelihood"] / (data.images[0].numel() * math.log(2)),
             "cases": float(len(cases)),
         },
-        per_case=per_case,
+        per_case={case: {name: float(values[row]) for name, values in found.items()} for row, case in enumerate(cases)},
         details={"train_cases": list(train_cases)},
         device=device_name(device),
     )
 
 
-def estimate_likelihood(
-    model: HVAE, data: PairTensors, config: LikelihoodConfig, stopped: Callable[[], bool] = lambda: False
-) -> dict[str, Tensor] | None:
-    """Return numbers per pair (n,), float64: see the names below; None where it was asked to leave.
+def group_size(config: LikelihoodConfig) -> int:
+    """Return how many pairs are estimated together."""
+    return max(1, ROWS_AT_ONCE // config.chains)
 
-    ``log_likelihood``: by annealing, the mean of the estimates; ``effective_samples``: of their chains, the mean;
-    ``spread``: the largest minus the smallest estimate; ``acceptance``: of the chains; ``importance_bound``:
-    log of the mean importance weight under the encoder's Gaussian; ``elbo``: the bound at K = 0; and
-    ``elbo_flow`` with the flow, where there is one. All nats.
+
+def estimate_likelihood(
+    model: HVAE, data: PairTensors, config: LikelihoodConfig, first: int, stopped: Callable[[], bool] = lambda: False
+) -> dict[str, Tensor] | None:
+    """Estimate the likelihood of one group of pairs.
+
+    Args:
+        model: on the data's device.
+        data: all pairs.
+        config: see there.
+        first: the group's first pair; the draws are a function of it.
+        stopped: asked between estimates.
+
+    Returns:
+        Numbers per pair (n,), float64 on the CPU; None where it was asked to leave. ``log_likelihood``: by annealing,
+        the mean of the estimates; ``effective_samples``: of their chains, the mean; ``spread``: the largest minus the
+        smallest estimate; ``acceptance``: of the chains; ``importance_bound``: log of the mean importance weight under
+        the encoder's Gaussian; ``elbo``: the bound at K = 0; and ``elbo_flow`` with the flow, if there is one.
     """
-    found: dict[str, list[Tensor]] = {}
-    at_once = max(1, ROWS_AT_ONCE // config.chains)
-    for first in range(0, len(data), at_once):
-        batch = {"image": data.images[first : first + at_once], "mask": data.masks[first : first + at_once]}
-        draws = [generator_for(config.seed, f"likelihood-{i}", first) for i in range(config.estimates + 2)]
-        step_sizes: tuple[float, ...] | float = config.step_size
-        estimates: list[dict[str, Tensor]] = []
-        for generator in draws[:-1]:
-            if stopped():
-                return None
-            estimate, used = _anneal(model, batch, config, generator, step_sizes)
-            if isinstance(step_sizes, float):
-                step_sizes = used  # the first run finds them, and does not count: a chain must not adapt to itself
-            else:
-                estimates.append(estimate)
-        together = {name: torch.stack([estimate[name] for estimate in estimates]) for name in estimates[0]}
-        logs = together["log_likelihood"]
-        numbers = {
-            **{name: values.mean(0) for name, values in together.items()},
-            "spread": logs.amax(0) - logs.amin(0),
-            **_bounds(model, batch, config, draws[-1]),
-        }
-        for name, values in numbers.items():
-            found.setdefault(name, []).append(values.double().cpu())
-    return {name: torch.cat(values) for name, values in found.items()}
+    group = slice(first, first + group_size(config))
+    batch = {"image": data.images[group], "mask": data.masks[group]}
+    draws = [generator_for(config.seed, f"likelihood-{i}", first) for i in range(config.estimates + 2)]
+    # The first run finds the step sizes, and does not count: a chain must not adapt to itself.
+    _, step_sizes = _anneal(model, batch, config, draws[0], config.step_size)
+    estimates = []
+    for generator in draws[1:-1]:
+        if stopped():
+            return None
+        estimates.append(_anneal(model, batch, config, generator, step_sizes)[0])
+    together = {name: torch.stack([estimate[name] for estimate in estimates]) for name in estimates[0]}
+    logs = together["log_likelihood"]
+    numbers = {
+        **{name: values.mean(0) for name, values in together.items()},
+        "spread": logs.amax(0) - logs.amin(0),
+        **_bounds(model, batch, config, draws[-1]),
+    }
+    return {name: values.double().cpu() for name, values in numbers.items()}
 
 
 def _anneal(
@@ -148,7 +162,7 @@ def _anneal(
 def _bounds(
     model: HVAE, batch: dict[str, Tensor], config: LikelihoodConfig, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Return the importance-weighted bound and the bounds that training knows, through the model's own forward."""
+    """Return the importance-weighted bound and the ELBO without and with the flow, by the model's own forward."""
     n, size = len(batch["image"]), model.config.network.latent_size
 
     def terms(samples: int, *names: str) -> dict[str, Tensor]:
@@ -157,13 +171,16 @@ def _bounds(
         found = model({**rows, **drawn, "kl_weight": torch.ones(())}).terms
         return {name: found[name].unflatten(0, (n, samples)) for name in ("elbo", "log_weight")}
 
-    at_once = max(1, ROWS_AT_ONCE // n)
-    wanted = config.importance_samples
-    parts = [terms(min(at_once, wanted - first), "noise") for first in range(0, wanted, at_once)]
-    weights, elbo = (torch.cat([part[name] for part in parts], 1).double() for name in ("log_weight", "elbo"))
-    found = {"importance_bound": torch.logsumexp(weights, 1) - math.log(wanted), "elbo": elbo.mean(1)}
+    def in_parts(samples: int, *names: str) -> dict[str, Tensor]:
+        at_once = max(1, ROWS_AT_ONCE // n)
+        parts = [terms(min(at_once, samples - first), *names) for first in range(0, samples, at_once)]
+        return {name: torch.cat([part[name] for part in parts], 1).double() for name in parts[0]}
+
+    plain = in_parts(config.importance_samples, "noise")
+    importance_bound = torch.logsumexp(plain["log_weight"], 1) - math.log(config.importance_samples)
+    found = {"importance_bound": importance_bound, "elbo": plain["elbo"].mean(1)}
     if model.config.n_leapfrog and not model.config.metropolis:
-        found["elbo_flow"] = terms(FLOW_SAMPLES, "noise", "momentum")["elbo"].mean(1)
+        found["elbo_flow"] = in_parts(FLOW_SAMPLES, "noise", "momentum")["elbo"].mean(1)
     return found
 
 

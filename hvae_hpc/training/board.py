@@ -22,7 +22,7 @@ class Board:
 
     def __init__(self, workplace: Workplace, images_seen: int) -> None:
         self.writer: Any = None
-        if not workplace.resources.tensorboard or workplace.rank:
+        if not workplace.resources.tensorboard:
             return
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -31,7 +31,8 @@ class Board:
                 "tensorboard = true, and the package tensorboard is not installed; "
                 "pip install 'hvae_hpc[tensorboard]', or leave it out of the site file"
             ) from error
-        self.writer = SummaryWriter(workplace.folder / FOLDER, purge_step=images_seen or None)
+        if workplace.rank == 0:
+            self.writer = SummaryWriter(workplace.folder / FOLDER, purge_step=images_seen + 1)
 
     def add(self, images_seen: int, terms: Mapping[str, float]) -> None:
         """Add a window's terms at these images seen, and write them out."""

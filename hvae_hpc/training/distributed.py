@@ -75,7 +75,7 @@ class Team:
         """Return one forward per phase, after whose backward the phase's gradients are those of the whole batch."""
         if self.world == 1:
             return [forward for _ in phases]
-        # Dynamo would cut a graph where the buckets of gradients end, also inside torch.func.grad, which breaks it.
+        # Dynamo would cut a graph where the buckets of gradients end; each compiled part is to stay whole.
         torch._dynamo.config.optimize_ddp = False
         for phase in phases:
             move_only(phase, phases)  # a wrapper takes care of the weights that ask for a gradient now
