@@ -13,7 +13,7 @@ are medians, and ratios are medians of the ratios of neighbours.
 On a CPU everything is float32. On a GPU, --precision bf16 (the default there) or fp32; naive is measured in float32
 with TF32 off as well, and the share of the device's peak is printed.
 
-    python benchmarks/generators.py [--quick] [--repeats 7] [--batch 16] [--micro-batch 16]
+    python benchmarks/generators.py [--quick] [--repeats 7] [--batch 32] [--micro-batch 32]
 """
 
 import argparse
@@ -286,9 +286,9 @@ def ratio(seconds: dict[str, list[float]], slow: str, fast: str) -> float | None
 def parse() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="64 px, batch 16, 5 repeats")
+    parser.add_argument("--quick", action="store_true", help="64 px, batch 8, 5 repeats")
     parser.add_argument("--px", type=int, help="side of the images (240; 64 with --quick)")
-    parser.add_argument("--batch", type=int, help="pairs per step (32; 16 with --quick)")
+    parser.add_argument("--batch", type=int, help="pairs per step (32; 8 with --quick)")
     parser.add_argument("--micro-batch", type=int, help="pairs at a time, all sides (all)")
     parser.add_argument("--repeats", type=int, help="of every measurement (9; 5 with --quick)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="(bf16 on a GPU, fp32 on a CPU)")
@@ -296,7 +296,7 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     gpu = torch.cuda.is_available()
     options.px = options.px or (64 if options.quick else 240)
-    options.batch = options.batch or (16 if options.quick else 32)
+    options.batch = options.batch or (8 if options.quick else 32)
     options.micro_batch = options.micro_batch or options.batch
     options.repeats = options.repeats or (5 if options.quick else 9)
     options.precision = options.precision or ("bf16" if gpu else "fp32")
