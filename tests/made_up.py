@@ -53,6 +53,7 @@ def make_runs(
     arms: tuple[ArmConfig, ...] = SMALL_ARMS,
     seeds: int = 3,
     sources: tuple[str, ...] = (*GENERATORS, "real", "mean"),
+    likelihoods: bool = False,
 ) -> list[Run]:
     optim = OptimConfig(images=320)
     runs = []
@@ -67,7 +68,7 @@ def make_runs(
                 config=TrainConfig(**common, generator=generator, model=HVAEConfig(), optim=optim),
                 parents=role,
             )
-            if generator != "lsgan":
+            if likelihoods and generator != "lsgan":
                 asked = LikelihoodConfig(**common, generator=generator)
                 roles = {**role, "generator": train.run_id}
                 runs_after.append(Run(stage="likelihood", config=asked, parents=roles))

@@ -23,7 +23,7 @@ def run_main(*argv: object) -> int:
 
 
 def test_tables_are_printed_and_all_files_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_samples(tmp_path, write_sweep(tmp_path), px=32)
+    write_samples(tmp_path, write_sweep(tmp_path, likelihoods=True), px=32)
     assert run_main(tmp_path) == 0
     printed = capsys.readouterr().out
     assert "Table 1 (small): Dice" in printed
@@ -34,7 +34,7 @@ def test_tables_are_printed_and_all_files_are_written(tmp_path: Path, capsys: py
 
 
 def test_a_second_run_writes_the_same_bytes(tmp_path: Path) -> None:
-    write_sweep(tmp_path)
+    write_sweep(tmp_path, likelihoods=True)
     first = [path.read_bytes() for path in write_results(tmp_path, "small") if path.suffix in (".csv", ".md")]
     second = write_results(tmp_path, "small", out=tmp_path / "again")
     assert first == [path.read_bytes() for path in second if path.suffix in (".csv", ".md")]
@@ -96,7 +96,7 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path: Path, capsys: pytest.Ca
 def test_a_sweep_without_quality_runs_has_no_table_2(tmp_path: Path) -> None:
     write_sweep(tmp_path, sources=())
     names = [path.name for path in write_results(tmp_path, "small")]
-    assert names == ["table1.md", "table1.csv", "likelihoods.md", "likelihoods.csv", "dice-brats2021.png", *PROGRESS]
+    assert names == ["table1.md", "table1.csv", "dice-brats2021.png", *PROGRESS]
 
 
 def test_a_remark_is_printed_for_every_picture_that_is_left_out(

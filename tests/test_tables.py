@@ -281,7 +281,7 @@ def test_published_table_2_is_3_generators_of_2_data_sets() -> None:
 
 
 def test_likelihoods_are_means_over_trainings_and_a_vae_has_no_bound_with_a_flow(tmp_path: Path) -> None:
-    write_sweep(tmp_path)
+    write_sweep(tmp_path, likelihoods=True)
     plan = read_plan(tmp_path / "plans/small.json")
     table = build_likelihoods(plan, collect(plan))
     assert table is not None
@@ -297,7 +297,9 @@ def test_likelihoods_are_means_over_trainings_and_a_vae_has_no_bound_with_a_flow
 
 
 def test_likelihoods_that_are_missing_are_shown_as_such(tmp_path: Path) -> None:
-    write_sweep(tmp_path, skip=lambda run: run.stage == "likelihood" and run.config.generator == "hvae")
+    write_sweep(
+        tmp_path, skip=lambda run: run.stage == "likelihood" and run.config.generator == "hvae", likelihoods=True
+    )
     plan = read_plan(tmp_path / "plans/small.json")
     table = build_likelihoods(plan, collect(plan, partial=True))
     assert table is not None
