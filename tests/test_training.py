@@ -240,7 +240,7 @@ def test_tensorboard_has_what_the_log_has_also_after_going_on(
     data: PairTensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "READ_EVERY", 3)
-    run("hvae", data, place(tmp_path / "run", stop_after=8, tensorboard=True))
+    run("hvae", data, place(tmp_path / "run", stop_after=9, tensorboard=True))
     report = run("hvae", data, place(tmp_path / "run", tensorboard=True))
     assert report.finished
     logged = [entry for entry in read_log(tmp_path / "run") if "elbo" in entry]
