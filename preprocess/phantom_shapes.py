@@ -85,14 +85,22 @@ class Noise:
         return cls(rng, low, high, cell_mm)
 
     def __call__(self, axes: Axes) -> Floats:
-        """Evaluate on the axes of a grid: three small matrix products, (X, Y, Z)."""
-        bases = [
-            _splines((axis.ravel() - start) / self.cell, count)
-            for axis, start, count in zip(axes, self.low, self.weights.shape, strict=True)
-        ]
-        values = np.tensordot(bases[0], self.weights, axes=(1, 0))  # (X, my, mz)
-        values = bases[1] @ values  # (X, Y, mz)
-        return np.asarray(values @ bases[2].T)
+        """Evaluate on the axes of a grid, (X, Y, Z).
+
+        Along each axis four splines reach a place. They are added one by one, and not by a matrix product,
+        whose last bit depends on the number of threads: a case would no longer be a function of its seed.
+        """
+        values = self.weights
+        for axis in (2, 1, 0):  # the last, largest sum runs along the first axis: whole planes
+            places = (axes[axis].ravel() - self.low[axis]) / np.float32(self.cell)
+            shape = [1, 1, 1]
+            shape[axis] = -1
+            knots, heights = _splines(places, self.weights.shape[axis])
+            total = np.take(values, knots[0], axis) * heights[0].reshape(shape)
+            for knot, height in zip(knots[1:], heights[1:], strict=True):
+                total += np.take(values, knot, axis) * height.reshape(shape)
+            values = total
+        return values
 
 
 def ellipsoid(axes: Axes, centre: NDArray[np.float64], radii: NDArray[np.float64] | float) -> Floats:
@@ -107,9 +115,11 @@ def soft(value: NDArray[Any], width: float) -> Floats:
     return np.asarray(1 / (1 + np.exp(np.clip(value * np.float32(-1 / width), -30, 30))))
 
 
-def _splines(places: Floats, count: int) -> Floats:
-    """Cubic B-splines at places (P,), in cells: (P, count)."""
-    distance = np.abs(places[:, None] + 1 - np.arange(count, dtype=np.float32))
+def _splines(places: Floats, count: int) -> tuple[NDArray[np.int64], Floats]:
+    """Return the cubic B-splines that reach places (P,), in cells: their numbers and heights, (4, P) each."""
+    knots = np.floor(places).astype(np.int64) + np.arange(4)[:, None]
+    distance = np.abs(places + 1 - knots.astype(np.float32))
     near = 2 / 3 - distance**2 + distance**3 / 2
     far = np.clip(2 - distance, 0, None) ** 3 / 6
-    return np.asarray(np.where(distance < 1, near, far), dtype=np.float32)
+    heights = np.where(distance < 1, near, far) * ((knots >= 0) & (knots < count))
+    return np.clip(knots, 0, count - 1), heights.astype(np.float32)
