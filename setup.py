@@ -42,6 +42,7 @@ setup(
             "ruff",
             "mypy",
             "scikit-image",
+            "monai",
             "pandas-stubs",
             "scipy-stubs",
             "build",

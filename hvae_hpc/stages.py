@@ -8,6 +8,7 @@ from the torch code that they configure, because planning a sweep must not impor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from hvae_hpc.arms import ArmConfig
 from hvae_hpc.model_configs import (
     HVAEConfig,
     LSGANConfig,
@@ -27,7 +28,7 @@ STAGE_VERSIONS: dict[Stage, int] = {
     "generate": 1,
     "augment": 1,
     "quality": 1,
-    "segment": 1,
+    "segment": 2,
 }
 """Raised when a stage's numbers change, so that old results are not taken for new ones."""
 
@@ -229,32 +230,13 @@ class QualityConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ArmConfig:
-    """One row of Table 1: what the segmentation network is trained on.
-
-    Attributes:
-        name: "reference", "standard-x5", "hvae+100".
-        generator: who made the synthetic pairs; "" where there are none.
-        n_synthetic: synthetic pairs added to the real ones.
-        n_standard: moved copies added to the real ones.
-        generator_seed: which training of the generator.
-    """
-
-    name: str
-    generator: str = ""
-    n_synthetic: int = 0
-    n_standard: int = 0
-    generator_seed: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
 class SegmentConfig:
-    """Train a U-Net on one arm's pairs with one seed and measure Dice on the split's test cases.
+    """Train a U-Net on one arm's pairs with one seed and measure it on the split's test cases.
 
     Attributes:
         loss: "dice+ce" is soft Dice plus cross-entropy, "ce" cross-entropy alone.
         threshold: tumour probability above which a pixel is predicted tumour.
-        seed: of the weights and the order of the images.
+        seed: of the weights and the order of the images; with one seed, the real pairs come in one order in all arms.
     """
 
     data: str

@@ -22,6 +22,7 @@ from hvae_hpc.jobs.sweep_config import SweepConfig
 from hvae_hpc.plan import Plan, plan_path, read_plan, read_states, write_plan
 from hvae_hpc.preprocess.manifest import MANIFEST, read_manifest
 from hvae_hpc.resources import Resources
+from hvae_hpc.stages import SegmentConfig
 
 SWEEPS = Path(__file__).parent / "jobs" / "sweeps"
 RECIPES = Path(__file__).parent / "preprocess" / "recipes"
@@ -169,6 +170,9 @@ def _describe(sweep: SweepConfig, plan: Plan, missing: Sequence[str]) -> None:
     print(f"sweep {sweep.name}: {sweep.about}" if sweep.about else f"sweep {sweep.name}")
     for name, data in plan.data.items():
         print(f"  data {name}: {data['folder']} (content {data['content_hash'][:12]})")
+        arms = {config.arm.name for config in plan.configs(SegmentConfig) if config.data == name}
+        for arm in sorted(set(sweep.arms) - arms):
+            print(f"    goes without arm {arm}: too few cases beside the test cases")
     every = Counter(run.stage for run in plan.runs.values())
     todo = Counter(plan.runs[run_id].stage for run_id in missing)
     for stage, number in every.items():

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hvae_hpc.arms import ArmConfig, budget_of, parse_arm
 from hvae_hpc.config import dump, load
 from hvae_hpc.errors import UserError
 from hvae_hpc.identity import code_sha
@@ -20,10 +21,10 @@ from hvae_hpc.model_configs import (
 )
 from hvae_hpc.plan import Plan
 from hvae_hpc.preprocess.manifest import Manifest
-from hvae_hpc.preprocess.splits import draw_split
+from hvae_hpc.preprocess.splits import Split, draw_split
 from hvae_hpc.resources import Resources
 from hvae_hpc.runs import Run
-from hvae_hpc.stages import CONFIGS, ArmConfig, GenerateConfig, SplitConfig, Stage, source_name
+from hvae_hpc.stages import CONFIGS, GenerateConfig, SplitConfig, Stage, source_name
 
 SMALLEST_PX = 11
 
@@ -59,7 +60,6 @@ def _expand_split(sweep: SweepConfig, data: DataSet, split: SplitConfig) -> Iter
         drawn = draw_split(list(pairs_of), split.train, split.test, split.seed)
     except UserError as error:
         raise UserError(f"{data.folder}: {error}") from error
-    n_real = sum(pairs_of[case] for case in drawn.train)
     common = {"data": data.name, "split": dump(split), "image_px": sweep.image_px}
     root = {"data": data.manifest.content_hash}
 
@@ -69,9 +69,6 @@ def _expand_split(sweep: SweepConfig, data: DataSet, split: SplitConfig) -> Iter
 
     generated: dict[tuple[str, int], Run] = {}
     asked = load(GenerateConfig, {**common, **sweep.generate, "generator": ""}, f"sweep {sweep.name}: generate")
-    n_pairs = asked.n_pairs
-    if sweep.generators and max(sweep.doses, default=0) > n_pairs:
-        raise UserError(f"sweep {sweep.name}: doses go to +{max(sweep.doses)}, generate.n_pairs is {n_pairs}; raise it")
     for name, settings in sweep.generators.items():
         for seed in range(sweep.generator_seeds):
             train = make("train", {}, generator=name, seed=seed, **dump(settings))
@@ -89,10 +86,17 @@ def _expand_split(sweep: SweepConfig, data: DataSet, split: SplitConfig) -> Iter
         for source in ("real", "mean"):
             yield make("quality", {}, **{**sweep.quality, "source": source})
 
-    arms = list(_arms(sweep, n_real, list(generated)))
-    images = [_images(sweep, n_real + arm.n_standard + arm.n_synthetic) for arm in arms]
-    if sweep.segment.budget == "steps":
-        images = [max(images)] * len(images)
+    arms = _arms(sweep, drawn, pairs_of, list(generated))
+    largest = max(arms, key=lambda arm: arm.n_synthetic)
+    if largest.n_synthetic > asked.n_pairs:
+        raise UserError(
+            f"sweep {sweep.name}: arm {largest.name} asks for {largest.n_synthetic} pairs, generate.n_pairs is "
+            f"{asked.n_pairs}; raise it"
+        )
+    own_images = [
+        _images(sweep, arm, sum(pairs_of[case] for case in drawn.training_cases(arm.n_cases))) for arm in arms
+    ]
+    budgets = [budget_of(arm.name, sweep.segment.budget) for arm in arms]
     copies = max(arm.n_standard for arm in arms)
     for seed in range(sweep.seeds):
         parents = {}
@@ -100,30 +104,37 @@ def _expand_split(sweep: SweepConfig, data: DataSet, split: SplitConfig) -> Iter
             standard = make("augment", {}, **{**sweep.augment, "n_pairs": copies, "seed": seed})
             parents["standard"] = standard.run_id
             yield standard
-        for arm, n_images in zip(arms, images, strict=True):
+        for arm, images, budget in zip(arms, own_images, budgets, strict=True):
             own = {"standard": parents["standard"]} if arm.n_standard else {}
             if arm.generator:
                 own["pairs"] = generated[arm.generator, arm.generator_seed].run_id
+            n_images = max(own_images) if budget == "steps" else images
             yield make("segment", own, **_segment_fields(sweep, arm, n_images, seed))
 
 
-def _arms(sweep: SweepConfig, n_real: int, sources: list[tuple[str, int]]) -> Iterator[ArmConfig]:
-    """Yield what U-Nets are trained on: the reference, standard arms, and those of each (source, generator seed)."""
-    yield ArmConfig(name="reference")
-    for factor in sweep.factors:
-        yield ArmConfig(name=f"standard-x{factor}", n_standard=(factor - 1) * n_real)
-    for source, generator_seed in sources:
+def _arms(
+    sweep: SweepConfig, drawn: Split, pairs_of: Mapping[str, int], sources: list[tuple[str, int]]
+) -> list[ArmConfig]:
+    """Return what U-Nets are trained on: the reference, standard arms, each source's, and those asked for by name."""
+    known = dict.fromkeys(source for source, _ in sources)
+    names = ["reference", *(f"standard-x{factor}" for factor in sweep.factors)]
+    for source in known:
         for dose in sweep.doses:
-            arm = ArmConfig(
-                name=f"{source}+{dose}", generator=source, n_synthetic=dose, generator_seed=generator_seed
-            )  # fmt: skip
-            yield arm
-            for factor in sweep.combined:
-                yield replace(arm, name=f"standard-x{factor}+{arm.name}", n_standard=(factor - 1) * n_real)
+            names += [f"{source}+{dose}", *(f"standard-x{factor}+{source}+{dose}" for factor in sweep.combined)]
+    n_real = sum(pairs_of[case] for case in drawn.train)
+    arms: list[ArmConfig] = []
+    for name in dict.fromkeys([*names, *sweep.arms]):
+        arm = parse_arm(name, known, n_real, sweep.segment.moves)
+        if arm.n_cases > len(drawn.train) + len(drawn.spare):
+            continue  # the sweep command says so
+        seeds = [seed for source, seed in sources if source == arm.generator] or [0]
+        arms += [replace(arm, generator_seed=seed) for seed in seeds]
+    return arms
 
 
-def _images(sweep: SweepConfig, n_pairs: int) -> int:
-    """Return an arm's epochs as images, rounded up to whole batches, nothing dropped."""
+def _images(sweep: SweepConfig, arm: ArmConfig, n_real: int) -> int:
+    """Return an arm's epochs over all its pairs as images, rounded up to whole batches, nothing dropped."""
+    n_pairs = arm.n_added + (0 if arm.alone else n_real)
     settings = sweep.segment
     if "images" in settings.optim:
         raise UserError(f"sweep {sweep.name}: segment.optim.images follows from segment.epochs; remove it")

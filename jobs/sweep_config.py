@@ -5,12 +5,13 @@ It is not yet runs: :mod:`hvae_hpc.jobs.dag` multiplies it out.
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
+from hvae_hpc.arms import USES, Budget
 from hvae_hpc.model_configs import HVAEConfig, LSGANConfig, MovesConfig, OptimConfig, UNetConfig
 from hvae_hpc.stages import Sampler, SplitConfig, source_name
 
-TAKEN_NAMES = ("real", "mean", "standard", "reference")
+TAKEN_NAMES = ("real", "mean", "standard", "copies", "moved", "reference")
 SET_BY_THE_PLANNER = {
     "likelihood": ("data", "split", "image_px", "generator", "seed"),
     "generate": ("data", "split", "image_px", "generator", "sampler", "seed"),
@@ -37,12 +38,14 @@ class SegmentSettings:
         budget: "epochs": every arm has its own pairs that often, so larger arms take more steps, as in the paper.
             "steps": every arm takes the steps of the largest.
         optim: fields of OptimConfig but ``images``.
+        moves: random moves of the pairs in each step of arms called "moved"; the others have none.
     """
 
     unet: UNetConfig = field(default_factory=UNetConfig)
     epochs: int = 80
-    budget: Literal["epochs", "steps"] = "epochs"
+    budget: Budget = "epochs"
     optim: dict[str, Any] = field(default_factory=dict)
+    moves: MovesConfig = field(default_factory=MovesConfig)
     loss: str = "dice+ce"
     threshold: float = 0.5
 
@@ -65,6 +68,8 @@ class SweepConfig:
         factors: standard arms; xF is F times the real pairs in total.
         doses: synthetic arms of every generator; +n adds the first n accepted pairs.
         combined: factors whose moved copies are added to each dose as well, as arms of their own.
+        arms: further ones by name (:mod:`hvae_hpc.arms`); where a data set has too few cases for a "real-N", it goes
+            without, and the plan says so.
         generators: name to settings.
         samplers: each makes pairs of every generator with an encoder, and arms of their own; an LSGAN has its prior.
         likelihoods: estimate the likelihood of held-out cases under every (H)VAE with a Gaussian image.
@@ -85,6 +90,7 @@ class SweepConfig:
     factors: tuple[int, ...] = (2, 3, 5)
     doses: tuple[int, ...] = (100, 200, 300, 500)
     combined: tuple[int, ...] = ()
+    arms: tuple[str, ...] = ()
     generators: dict[str, GeneratorSettings] = field(default_factory=dict)
     samplers: tuple[Sampler, ...] = ("prior",)
     likelihoods: bool = False
@@ -101,6 +107,10 @@ class SweepConfig:
         for name in self.generators:
             if name in TAKEN_NAMES:
                 raise ValueError(f"a generator cannot be called {name!r}, which the tables use; give it another name")
+            if name.rpartition("-")[2] in USES:
+                raise ValueError(
+                    f"a generator cannot be called {name!r}: an arm's name may end so; give it another name"
+                )
         names = [source_name(name, sampler) for name in self.generators for sampler in self.samplers]
         if not self.samplers or len(set(names)) < len(names):
             raise ValueError(f"samplers is {list(self.samplers)}, expected one or more, each once, and no name twice")
@@ -115,9 +125,9 @@ class SweepConfig:
         for name in ("seeds", "splits", "generator_seeds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more")
-        for name in ("factors", "doses", "combined"):
+        for name in ("factors", "doses", "combined", "arms"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
-                raise ValueError(f"{name} is {list(getattr(self, name))}, expected each number once")
+                raise ValueError(f"{name} is {list(getattr(self, name))}, expected each once")
         if any(factor < 2 for factor in (*self.factors, *self.combined)):
             raise ValueError(
                 f"factors is {self.factors}, combined {self.combined}; expected numbers of 2 or more (x2 doubles the "

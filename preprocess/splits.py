@@ -16,10 +16,25 @@ class Split:
     """Case ids of one draw, in the order in which they were drawn; no case is in both.
 
     A smaller draw with the same seed is the beginning of a larger one where it has the same ``train``.
+    ``spare`` are the cases that were not drawn.
     """
 
     train: tuple[str, ...]
     test: tuple[str, ...]
+    spare: tuple[str, ...] = ()
+
+    def training_cases(self, n: int) -> tuple[str, ...]:
+        """Return n cases that nobody tests on: those of ``train``, then spare ones; 0 for ``train`` alone.
+
+        Raises:
+            UserError: there are not so many, or fewer than ``train`` are asked for.
+        """
+        there = len(self.train) + len(self.spare)
+        if n and not len(self.train) <= n <= there:
+            raise UserError(
+                f"{n} real cases asked for, expected {len(self.train)} (the split's) to {there} (all that nobody tests)"
+            )
+        return (*self.train, *self.spare)[: n or len(self.train)]
 
 
 def draw_split(case_ids: Sequence[str], train: int, test: int, seed: int) -> Split:
@@ -45,4 +60,4 @@ def draw_split(case_ids: Sequence[str], train: int, test: int, seed: int) -> Spl
             f"({train} to train, {test} to test); lower split.train or split.test, or pack more cases"
         )
     drawn = sorted(case_ids, key=lambda case_id: hashlib.sha256(f"{seed}:{case_id}".encode()).hexdigest())
-    return Split(train=tuple(drawn[:train]), test=tuple(drawn[train:wanted]))
+    return Split(train=tuple(drawn[:train]), test=tuple(drawn[train:wanted]), spare=tuple(drawn[wanted:]))

@@ -15,6 +15,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from hvae_hpc.arms import ArmConfig
 from hvae_hpc.errors import UserError
 from hvae_hpc.plan import Plan
 from hvae_hpc.results.collect import KNOWN_GENERATORS, Collected, generators_of
@@ -24,7 +25,7 @@ from hvae_hpc.results.progress import draw_progress, progress_name, trainings
 from hvae_hpc.results.samples import CASES, PAIRS, by_case, first_generate, first_segment, read_samples
 from hvae_hpc.results.statistics import Summary
 from hvae_hpc.rundir import write_atomic_by
-from hvae_hpc.stages import ArmConfig, GenerateConfig
+from hvae_hpc.stages import GenerateConfig
 
 DPI = 150
 N_COLUMNS = 6

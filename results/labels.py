@@ -2,9 +2,10 @@
 
 import re
 
+from hvae_hpc.arms import ArmConfig
 from hvae_hpc.plan import Plan
 from hvae_hpc.results.collect import KNOWN_GENERATORS, generators_of
-from hvae_hpc.stages import ArmConfig, QualityConfig, SegmentConfig
+from hvae_hpc.stages import QualityConfig, SegmentConfig
 
 REFERENCE = "reference"
 IMAGE_SOURCES = {"real": "Real (training images)", "mean": "Mean training image"}

@@ -8,21 +8,14 @@ from typing import Any
 import numpy as np
 
 from hvae_hpc import plan as plan_module
+from hvae_hpc.arms import ArmConfig
 from hvae_hpc.config import dump
 from hvae_hpc.model_configs import HVAEConfig, OptimConfig, UNetConfig
 from hvae_hpc.plan import Plan, plan_path
 from hvae_hpc.results.collect import LIKELIHOOD_METRICS
 from hvae_hpc.rundir import Provenance, RunResult, append_log, read_result, result_stamp, write_json, write_result
 from hvae_hpc.runs import Run
-from hvae_hpc.stages import (
-    ArmConfig,
-    GenerateConfig,
-    LikelihoodConfig,
-    QualityConfig,
-    SegmentConfig,
-    SplitConfig,
-    TrainConfig,
-)
+from hvae_hpc.stages import GenerateConfig, LikelihoodConfig, QualityConfig, SegmentConfig, SplitConfig, TrainConfig
 
 SPLIT = SplitConfig(train=20, test=12)
 FAKE_MEDIAN = 0.5

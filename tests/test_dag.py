@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from hvae_hpc.arms import ArmConfig
 from hvae_hpc.config import dump, load, read_toml
 from hvae_hpc.errors import UserError
 from hvae_hpc.jobs import dag
@@ -13,7 +14,7 @@ from hvae_hpc.jobs.sweep_config import SweepConfig
 from hvae_hpc.model_configs import OptimConfig
 from hvae_hpc.plan import Array, Plan, read_plan, write_plan
 from hvae_hpc.preprocess.manifest import CaseEntry, Manifest, compute_content_hash, read_manifest
-from hvae_hpc.stages import ArmConfig, GenerateConfig, LikelihoodConfig, SegmentConfig, SplitConfig, TrainConfig
+from hvae_hpc.stages import GenerateConfig, LikelihoodConfig, SegmentConfig, SplitConfig, TrainConfig
 from hvae_hpc.sweep import SWEEPS, read_site, read_sweep
 from tests.tiny import make_project
 
@@ -132,6 +133,38 @@ def test_combined_arms_add_moved_copies_and_generated_pairs() -> None:
     assert parents["standard"].n_pairs == 400  # type: ignore[union-attr]  # of which x2 takes the first 100
 
 
+def test_arms_by_name_come_beside_the_others_with_their_own_parents_and_budget() -> None:
+    names = ("copies-x3", "hvae-only+100", "hvae-first+500", "moved", "real-105", "hvae+500@steps", "reference@steps")
+    sweep = replace(read_sweep("table1"), doses=(), factors=(), arms=names)
+    data = paper_data("brats2021", 240, cases=205)
+    runs = {run.run_id: run for run in dag.expand(sweep, [data])}
+    arms = {run.config.arm.name: run for run in runs.values() if isinstance(run.config, SegmentConfig)}
+    assert list(arms) == ["reference", *names]
+    images = {name: run.config.optim.images for name, run in arms.items()}  # type: ignore[union-attr]
+    assert images == {
+        "reference": 80 * 100,
+        "copies-x3": 80 * 300,
+        "hvae-only+100": 80 * 100,
+        "hvae-first+500": 80 * 600,
+        "moved": 80 * 100,
+        "real-105": -(-80 * 105 // 32) * 32,
+        "hvae+500@steps": 80 * 600,
+        "reference@steps": 80 * 600,
+    }
+    for name, run in arms.items():
+        assert set(run.parents) == ({"data", "pairs"} if "hvae" in name else {"data"})
+    assert not any(run.stage == "augment" for run in runs.values())
+
+
+def test_an_arm_of_more_real_cases_than_there_are_is_left_out_and_one_of_fewer_than_the_split_s_refused() -> None:
+    sweep = replace(read_sweep("table1"), arms=("real-110", "real-111"))
+    data = paper_data("brats2021", 240, cases=210)
+    assert {config.arm.name for config in segments(dag.expand(sweep, [data]), "brats2021")} >= {"real-110"}
+    assert "real-111" not in {config.arm.name for config in segments(dag.expand(sweep, [data]), "brats2021")}
+    with pytest.raises(UserError, match="60 real cases asked for, expected 100"):
+        dag.expand(replace(sweep, arms=("real-60",)), [data])
+
+
 def test_likelihoods_are_asked_of_generators_with_an_encoder_where_the_sweep_has_the_table() -> None:
     sweep = read_sweep("table1")
     runs = {run.run_id: run for run in dag.expand(replace(sweep, generator_seeds=2), PAPER[:1])}
@@ -174,7 +207,7 @@ def test_an_unknown_key_at_any_depth_is_named(tmp_path: Path) -> None:
         ("[segment.optim]\nlearning = 1", "unknown key 'learning'"),
         ("[generate]\nn_pair = 3", "unknown key 'n_pair'; did you mean 'n_pairs'"),
         ("[segment.optim]\nimages = 32", "segment.optim.images follows from segment.epochs"),
-        ("doses = [501]", r"doses go to \+501, generate.n_pairs is 500"),
+        ("doses = [501]", r"arm lsgan\+501 asks for 501 pairs, generate.n_pairs is 500"),
         ("[split]\ntrain = 200", "has 210 cases, the split asks for 300"),
         ("image_px = 100", "images of 100x100 px, expected multiples of 16"),
     ]:

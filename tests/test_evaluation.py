@@ -3,32 +3,28 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from hvae_hpc.arms import ArmConfig
 from hvae_hpc.config import dump
 from hvae_hpc.errors import UserError
 from hvae_hpc.evaluation.augment import augment_pairs
 from hvae_hpc.evaluation.generate import generate_pairs
 from hvae_hpc.evaluation.quality import measure_quality
-from hvae_hpc.evaluation.segment import dice_per_case, segment
+from hvae_hpc.evaluation.segment import score_cases, segment
+from hvae_hpc.evaluation.training_pairs import training_pairs
 from hvae_hpc.metrics import psnr
-from hvae_hpc.model_configs import HVAEConfig, NetworkConfig, OptimConfig, UNetConfig
+from hvae_hpc.model_configs import HVAEConfig, MovesConfig, NetworkConfig, OptimConfig, UNetConfig
 from hvae_hpc.preprocess.pairs import Pairs
 from hvae_hpc.preprocess.shards import read_pairs, write_pairs
 from hvae_hpc.resources import Resources, Workplace
 from hvae_hpc.rundir import PAIRS, write_config
-from hvae_hpc.stages import (
-    ArmConfig,
-    AugmentConfig,
-    GenerateConfig,
-    QualityConfig,
-    SegmentConfig,
-    SplitConfig,
-    TrainConfig,
-)
+from hvae_hpc.stages import AugmentConfig, GenerateConfig, QualityConfig, SegmentConfig, SplitConfig, TrainConfig
+from hvae_hpc.training.batches import PairTensors, to_tensors
 from hvae_hpc.training.train import load_generator, read_cases, read_split, train_generator
 from tests.tiny import make_data_set, make_pairs
 
@@ -52,6 +48,7 @@ SEGMENT = SegmentConfig(
     unet=UNetConfig(base_channels=4, depth=2),
     optim=OptimConfig(images=480, batch_size=4, lr=1e-2, precision="fp32"),
 )
+STILL = MovesConfig(flip=0, rotate_deg=0, scale=0, shift=0)
 
 
 def place(folder: Path, data: Path, **parents: Path) -> Workplace:
@@ -198,8 +195,81 @@ def test_the_slices_of_a_case_are_one_dice() -> None:
     truth[0], truth[1, 0, 0], truth[2] = True, True, True
     guess = np.zeros((3, 2, 2), bool)
     guess[0, 0], guess[2] = True, True
+    test = replace(make_pairs(3, 2), case_ids=("a", "a", "b"))
+    scores, _ = score_cases(guess, truth, test)
     # case a: slices 0 and 1 together: 2 hits of 2 + 5
-    assert dice_per_case(guess, truth, ("a", "a", "b")) == {"a": pytest.approx(4 / 7), "b": 1.0}
+    assert {case: of_case.dice for case, of_case in scores.items()} == {"a": pytest.approx(4 / 7), "b": 1.0}
+    assert (scores["a"].precision, scores["a"].recall) == (1.0, pytest.approx(2 / 5))
+
+
+def test_distances_are_in_mm_of_the_shrunk_pixels_or_in_px_where_a_spacing_is_unknown() -> None:
+    guess, truth = np.zeros((1, 8, 8), bool), np.zeros((1, 8, 8), bool)
+    guess[0, 1, 1] = truth[0, 4, 5] = True
+    packed = make_pairs(1, 16)  # twice as many pixels a side as the images that were segmented
+    scores, unit = score_cases(guess, truth, replace(packed, spacing_mm=np.array([[0.5, 1.5]])))
+    assert (scores["case-000"].hausdorff_95, unit) == (pytest.approx(np.hypot(3 * 1.0, 4 * 3.0)), "mm")
+    scores, unit = score_cases(guess, truth, replace(packed, spacing_mm=np.full((1, 2), np.nan)))
+    assert (scores["case-000"].hausdorff_95, unit) == (pytest.approx(5), "px")
+
+
+def rows(data: PairTensors) -> list[bytes]:
+    return [image.numpy().tobytes() for image in data.images]
+
+
+def test_every_arm_is_trained_on_what_its_name_says(data: Path, generated: Path, tmp_path: Path) -> None:
+    split = read_split(data, SPLIT)
+    real = read_cases(data, split.train, 0)
+    synthetic = to_tensors(read_pairs(generated / PAIRS)[0], 0)
+    assert len(real) == 6
+
+    def pairs(**asked: Any) -> PairTensors:
+        if "n_synthetic" in asked:
+            asked["generator"] = "vae"
+        config = replace(SEGMENT, arm=ArmConfig(name="a", **asked))
+        return training_pairs(config, place(tmp_path, data, pairs=generated), split)
+
+    assert rows(pairs()) == rows(real)
+    assert rows(pairs(n_copies=9)) == [*rows(real), *rows(real), *rows(real)[:3]]
+    assert rows(pairs(n_synthetic=7)) == [*rows(real), *rows(synthetic)[:7]]
+    assert pairs(n_synthetic=7).added == 7
+    alone = pairs(n_synthetic=7, alone=True)
+    assert (rows(alone), alone.added) == (rows(synthetic)[:7], 0)
+    first = pairs(n_synthetic=7, first_share=0.5)
+    assert (rows(first), first.added) == ([*rows(real), *rows(synthetic)[:7]], 7)
+    assert first.alone == SEGMENT.optim.images / 2
+    further = pairs(n_cases=7)
+    assert rows(further) == [*rows(real), *rows(read_cases(data, split.spare[:1], 0))]
+    assert further.added == 1  # so that the first 6 keep their order
+    with pytest.raises(UserError, match=r"8 real cases asked for, expected 6 .* to 7"):
+        pairs(n_cases=8)
+
+
+def test_a_moved_arm_is_moved_in_every_step(data: Path, tmp_path: Path) -> None:
+    losses = {}
+    for name, moves in (("still", None), ("moved", MovesConfig()), ("moved by nothing", STILL)):
+        arm = ArmConfig(name=name, moves=moves)
+        config = replace(SEGMENT, arm=arm, optim=replace(SEGMENT.optim, images=40))
+        outcome = segment(config, place(tmp_path / name, data))
+        assert outcome is not None
+        losses[name] = outcome.metrics["train_loss"]
+    assert losses["moved by nothing"] == pytest.approx(losses["still"], rel=1e-3)
+    assert losses["moved"] != pytest.approx(losses["still"], rel=1e-3)
+
+
+def test_shuffled_masks_are_the_same_masks_each_under_another_image(
+    data: Path, generated: Path, tmp_path: Path
+) -> None:
+    split = read_split(data, SPLIT)
+    for seed in range(5):
+        config = replace(SEGMENT, seed=seed, arm=ArmConfig(name="a", generator="vae", n_synthetic=7))
+        where = place(tmp_path, data, pairs=generated)
+        paired = training_pairs(config, where, split)
+        shuffled = training_pairs(replace(config, arm=replace(config.arm, shuffled=True)), where, split)
+        assert torch.equal(shuffled.images, paired.images)
+        assert torch.equal(shuffled.masks[:6], paired.masks[:6])
+        index = [[torch.equal(mask, other) for other in paired.masks[6:]].index(True) for mask in shuffled.masks[6:]]
+        assert sorted(index) == list(range(7))
+        assert all(i != j for i, j in enumerate(index))
 
 
 def test_an_image_that_cannot_be_halved_is_refused(data: Path, tmp_path: Path) -> None:

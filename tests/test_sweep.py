@@ -114,7 +114,7 @@ def test_the_console_script_knows_its_commands(
         (('data = ["tiny", "tiny2"]', "data = []"), "data is [], expected one or more names"),
         (('data = ["tiny", "tiny2"]', 'data = ["tiny", "tiny"]'), "expected one or more names, each once"),
         (("image_px = 0", "image_px = -8"), "image_px is -8"),
-        (("doses = [4, 8]", "doses = [4, 4]"), "doses is [4, 4], expected each number once"),
+        (("doses = [4, 8]", "doses = [4, 4]"), "doses is [4, 4], expected each once"),
         (("[generators.vae]", "[generators.real]"), "a generator cannot be called 'real'"),
         (("[quality]", "[quality]\nseed = 3"), "quality.seed follows from the rest of the sweep"),
         (("[generate]", "[generate]\nsplit = {train = 3}"), "generate.split follows from the rest of the sweep"),

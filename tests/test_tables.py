@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hvae_hpc.arms import ArmConfig
 from hvae_hpc.plan import read_plan
 from hvae_hpc.results.collect import collect
 from hvae_hpc.results.labels import arm_label, method_of, ordered_arms
@@ -22,7 +23,7 @@ from hvae_hpc.results.tables import (
     render_text,
 )
 from hvae_hpc.runs import Run
-from hvae_hpc.stages import ArmConfig, QualityConfig, SplitConfig
+from hvae_hpc.stages import QualityConfig, SplitConfig
 from tests.made_up import (
     GENERATORS,
     PAPER_ARMS,

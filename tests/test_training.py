@@ -313,6 +313,23 @@ def test_the_order_is_a_function_of_the_seed_and_of_the_images_seen() -> None:
     assert not torch.equal(images_of_step(10, 1, 0, 10), images_of_step(10, 1, 10, 10))
 
 
+def test_the_real_pairs_come_in_one_order_whatever_is_added_to_them() -> None:
+    alone = images_of_step(10, 3, 0, 40)
+    for added in (1, 7, 40):
+        mixed = images_of_step(10 + added, 3, 0, 4 * (10 + added), added)
+        assert torch.equal(mixed[mixed < 10], alone)
+        assert torch.bincount(mixed).tolist() == [4] * (10 + added)
+        assert not torch.equal(mixed[mixed >= 10][:added], mixed[mixed >= 10][added : 2 * added]) or added == 1
+    places = torch.stack([images_of_step(20, seed, 0, 20, 10) < 10 for seed in range(400)]).float().mean(0)
+    assert ((places - 0.5).abs() < 0.13).all()  # real and added ones are mixed evenly: five standard errors
+
+
+def test_added_pairs_alone_come_first_and_then_the_real_ones_alone() -> None:
+    stream = torch.cat([images_of_step(17, 3, seen, 4, added=7, alone=28) for seen in range(0, 68, 4)])
+    assert torch.bincount(stream[:28], minlength=17).tolist() == [0] * 10 + [4] * 7
+    assert torch.equal(stream[28:], images_of_step(10, 3, 0, 40))
+
+
 def test_the_learning_rate_rises_to_its_value_and_falls_to_zero() -> None:
     optim = OptimConfig(images=1000, batch_size=10, lr=0.1, warm_up=0.1)
     rates = [learning_rate(optim, seen) for seen in range(0, 1000, 10)]

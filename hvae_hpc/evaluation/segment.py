@@ -1,82 +1,67 @@
-"""The segment stage: a U-Net on one arm's pairs, and its Dice on the split's test cases.
+"""The segment stage: a U-Net on one arm's pairs, and how well it segments the split's test cases.
 
 The last weights count: there is no validation set, and nothing is chosen by test Dice. A run whose test cases
 meet the training cases of what made its added pairs is refused, by case id.
 """
 
+from dataclasses import asdict, fields
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hvae_hpc.errors import UserError
-from hvae_hpc.metrics import dice
+from hvae_hpc.evaluation.training_pairs import training_pairs
+from hvae_hpc.metrics import MASK, MaskScores, score_masks
 from hvae_hpc.model_configs import require_halvings
 from hvae_hpc.models.unet import UNet
 from hvae_hpc.preprocess.pairs import Pairs
 from hvae_hpc.preprocess.reader import read_dataset
-from hvae_hpc.preprocess.shards import read_pairs
 from hvae_hpc.resources import Outcome, Workplace
-from hvae_hpc.rundir import PAIRS, SAMPLES, write_arrays
+from hvae_hpc.rundir import SAMPLES, write_arrays
 from hvae_hpc.stages import SegmentConfig
-from hvae_hpc.training.batches import PairTensors, join, require_unseen, to_tensors
+from hvae_hpc.training.batches import PairTensors, to_tensors
 from hvae_hpc.training.device import build, choose_device, device_name
 from hvae_hpc.training.loop import train
 from hvae_hpc.training.train import read_split
 
 SHOWN = 6
+METRICS = tuple(field.name for field in fields(MaskScores))
 
 
 def segment(config: SegmentConfig, workplace: Workplace) -> Outcome | None:
-    """Train a U-Net on real and added pairs and measure hard Dice per test case.
+    """Train a U-Net on an arm's pairs and score its masks per test case.
 
     Returns:
-        Mean Dice over the test cases, and Dice per case; None where it was asked to leave.
+        Means over the test cases, and the scores per case; None where it was asked to leave.
     """
     device = choose_device(workplace)
     split = read_split(workplace.data, config.split)
-    data = to_tensors(read_dataset(workplace.data, split.train), config.image_px)
-    for role, n in (("standard", config.arm.n_standard), ("pairs", config.arm.n_synthetic)):
-        if n:
-            data = join(data, _added_pairs(workplace, role, n, split.test, data.image_size))
+    data = training_pairs(config, workplace, split)
     require_halvings(f"a U-Net of depth {config.unet.depth}", data.image_size, config.unet.depth)
     model = build(lambda: UNet(config.unet, config.loss), config.seed, device)
-    report = train(model, data.to(device), config.optim, config.seed, None, workplace)
+    report = train(model, data.to(device), config.optim, config.seed, config.arm.moves, workplace)
     if report.weights is None:
         return None
     model.load_state_dict(report.weights)
     test = read_dataset(workplace.data, split.test)
     tensors = to_tensors(test, config.image_px)
     predictions = predict(model, tensors, config.threshold, config.optim.batch_size, device)
-    per_case = dice_per_case(predictions, tensors.masks[:, 0].numpy() > 0.5, test.case_ids)
-    _keep_samples(workplace, test, tensors, predictions, per_case)
+    scores, unit = score_cases(predictions, tensors.masks[:, 0].numpy() > 0.5, test)
+    per_case = {case: asdict(of_case) for case, of_case in scores.items()}
+    _keep_samples(workplace, test, tensors, predictions, {case: of_case.dice for case, of_case in scores.items()})
     return Outcome(
         metrics={
-            "dice": float(np.mean(list(per_case.values()))),
+            **{name: float(np.mean([of_case[name] for of_case in per_case.values()])) for name in METRICS},
             "train_pairs": float(len(data)),
             "test_cases": float(len(per_case)),
             "images_seen": float(config.optim.images),
             **{f"train_{name}": value for name, value in report.terms.items()},
         },
-        per_case={case: {"dice": value} for case, value in per_case.items()},
-        details={"train_cases": list(split.train)},
+        per_case=per_case,
+        details={"train_cases": list(split.training_cases(config.arm.n_cases)), "hausdorff_95_unit": unit},
         device=device_name(device),
         notes=report.notes,
     )
-
-
-def _added_pairs(
-    workplace: Workplace, role: str, n: int, test_cases: tuple[str, ...], image_size: tuple[int, int]
-) -> PairTensors:
-    """Read the first n pairs of a parent, after making sure that it never saw a test case."""
-    path = workplace.parents[role] / PAIRS
-    pairs, attributes = read_pairs(path)
-    require_unseen(path, attributes, test_cases)
-    if len(pairs) < n:
-        raise UserError(f"{path}: holds {len(pairs)} pairs, the arm asks for {n}; raise n_pairs in the sweep")
-    tensors = to_tensors(pairs, 0)
-    if tensors.image_size != image_size:
-        raise UserError(f"{path}: pairs of {tensors.image_size} px, the real ones have {image_size}; use one image_px")
-    return PairTensors(images=tensors.images[:n], masks=tensors.masks[:n])
 
 
 def predict(
@@ -88,14 +73,27 @@ def predict(
     return np.asarray(torch.cat(parts)[:, 0].numpy() > threshold)
 
 
-def dice_per_case(
-    predictions: NDArray[np.bool_], truths: NDArray[np.bool_], case_ids: tuple[str, ...]
-) -> dict[str, float]:
-    """Return each case's Dice over all its slices together, in the order in which cases first appear."""
+def score_cases(predictions: MASK, truths: MASK, test: Pairs) -> tuple[dict[str, MaskScores], str]:
+    """Return each case's scores over all its slices together, in the order in which cases first appear, and the unit.
+
+    Args:
+        predictions, truths: (N, H, W); shrunk pairs have larger pixels than ``test`` says.
+        test: whose case ids and spacing count; distances are in px where any case's spacing is unknown.
+    """
+    spacing = test.spacing_mm * (test.images.shape[1] / predictions.shape[1])
+    known = bool(np.isfinite(spacing).all())
     rows: dict[str, list[int]] = {}
-    for row, case in enumerate(case_ids):
+    for row, case in enumerate(test.case_ids):
         rows.setdefault(case, []).append(row)
-    return {case: dice(predictions[index], truths[index]) for case, index in rows.items()}
+    scores = {
+        case: score_masks(
+            predictions[index],
+            truths[index],
+            (float(spacing[index[0], 0]), float(spacing[index[0], 1])) if known else (1.0, 1.0),
+        )
+        for case, index in rows.items()
+    }
+    return scores, "mm" if known else "px"
 
 
 def _keep_samples(

@@ -7,7 +7,7 @@ images_seen), so that a training goes on from a checkpoint without anything of a
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -28,30 +28,64 @@ def generator_for(seed: int, purpose: str, index: int) -> torch.Generator:
 
 
 @lru_cache(maxsize=4)
-def _permutation(n: int, seed: int, epoch: int) -> Tensor:
-    return torch.randperm(n, generator=generator_for(seed, "order", epoch))
+def _permutation(n: int, added: int, seed: int, epoch: int) -> Tensor:
+    """Return a random order of n pairs in which the real ones, all but the last ``added``, keep an order of their own.
+
+    So with one seed the real pairs come in the same order whatever is added to them.
+    """
+    real = torch.randperm(n - added, generator=generator_for(seed, "order", epoch))
+    if not added:
+        return real
+    others = n - added + torch.randperm(added, generator=generator_for(seed, "order of added", epoch))
+    is_real = torch.randperm(n, generator=generator_for(seed, "places", epoch)) < n - added
+    order = torch.empty(n, dtype=torch.int64)
+    order[is_real], order[~is_real] = real, others
+    return order
 
 
-def images_of_step(n: int, seed: int, images_seen: int, batch_size: int) -> Tensor:
+def images_of_step(n: int, seed: int, images_seen: int, batch_size: int, added: int = 0, alone: int = 0) -> Tensor:
     """Return the indices (batch_size,) of the images after the first ``images_seen``.
 
     The stream is one random order of all n images after the other, so every image is seen equally often, to within one,
     at any time; a batch may cross from one order to the next.
+
+    Args:
+        n: pairs in all, real ones first.
+        seed: of the orders.
+        images_seen: before this step.
+        batch_size: images of a step.
+        added: the last so many are no real ones.
+        alone: for the first so many images, whole batches, the stream is of the added pairs alone, and after that of
+            the real ones alone; 0 for a stream of all.
     """
+    first = 0
+    if alone and images_seen < alone:
+        first, n, added = n - added, added, 0
+    elif alone:
+        n, added, images_seen = n - added, 0, images_seen - alone
     positions = range(images_seen, images_seen + batch_size)
     parts = []
     for epoch in range(positions[0] // n, positions[-1] // n + 1):
         start, stop = max(positions[0] - epoch * n, 0), min(positions[-1] + 1 - epoch * n, n)
-        parts.append(_permutation(n, seed, epoch)[start:stop])
-    return torch.cat(parts)
+        parts.append(_permutation(n, added, seed, epoch)[start:stop])
+    return first + torch.cat(parts)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairTensors:
-    """Pairs in memory: images and masks (N, 1, H, W) float32, in [0, 1] and {0, 1}."""
+    """Pairs in memory.
+
+    Attributes:
+        images, masks: (N, 1, H, W) float32, in [0, 1] and {0, 1}; real pairs first.
+        added: how many of the last ones are not real.
+        alone: images from the start of a training in which only the added ones are shown, and after which only the real
+            ones are; 0 for all of them throughout.
+    """
 
     images: Tensor
     masks: Tensor
+    added: int = 0
+    alone: int = 0
 
     def __len__(self) -> int:
         return len(self.images)
@@ -63,7 +97,7 @@ class PairTensors:
 
     def to(self, device: torch.device) -> "PairTensors":
         """Return them on a device."""
-        return PairTensors(images=self.images.to(device), masks=self.masks.to(device))
+        return replace(self, images=self.images.to(device), masks=self.masks.to(device))
 
 
 def to_tensors(pairs: Pairs, image_px: int) -> PairTensors:
@@ -89,9 +123,14 @@ def to_tensors(pairs: Pairs, image_px: int) -> PairTensors:
     return PairTensors(images=images.contiguous(), masks=masks.contiguous())
 
 
-def join(first: PairTensors, second: PairTensors) -> PairTensors:
-    """Return the pairs of both, the first ones first."""
-    return PairTensors(images=torch.cat([first.images, second.images]), masks=torch.cat([first.masks, second.masks]))
+def add(real: PairTensors, more: PairTensors) -> PairTensors:
+    """Return the pairs with others added to them."""
+    return replace(
+        real,
+        images=torch.cat([real.images, more.images]),
+        masks=torch.cat([real.masks, more.masks]),
+        added=real.added + len(more),
+    )
 
 
 def require_unseen(path: Path, attributes: Mapping[str, str], test_cases: Sequence[str]) -> None:
@@ -136,7 +175,8 @@ def make_batch(
         ``image``, ``mask`` and the noise, each (B, ...) but for scalars, on the data's device and in its precision.
     """
     n = optim.batch_size
-    index = images_of_step(len(data), seed, images_seen, n)[mine].to(data.images.device, non_blocking=True)
+    index = images_of_step(len(data), seed, images_seen, n, data.added, data.alone)[mine]
+    index = index.to(data.images.device, non_blocking=True)
     images, masks = data.images[index], data.masks[index]
     if moves is not None:
         height, width = data.image_size
