@@ -36,6 +36,7 @@ def write_results(runs: Path, sweep: str, partial: bool = False, out: Path | Non
     """
     # pandas and matplotlib take a second that --help and a wrong path need not wait for.
     from hvae_hpc.plan import plan_path, read_plan
+    from hvae_hpc.results.arms_table import build_arms
     from hvae_hpc.results.collect import collect, name_some
     from hvae_hpc.results.figures import write_figures
     from hvae_hpc.results.tables import (
@@ -51,7 +52,7 @@ def write_results(runs: Path, sweep: str, partial: bool = False, out: Path | Non
     collected = collect(plan, partial)
     folder = (out or runs / "results") / sweep
     paths = []
-    tables = {"table1": build_table1, "table2": build_table2, "likelihoods": build_likelihoods}
+    tables = {"table1": build_table1, "arms": build_arms, "table2": build_table2, "likelihoods": build_likelihoods}
     for name, build in tables.items():
         table = build(plan, collected)
         if table is None:

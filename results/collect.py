@@ -24,7 +24,8 @@ KNOWN_GENERATORS = ("lsgan", "vae", "hvae")
 
 SEGMENT_COLUMNS = (
     *("data", "arm", "generator", "n_synthetic", "n_standard", "seed", "split_seed"),
-    *("dice", "median_dice", "n_cases", "wall_s", "run_id", "folder"),
+    *("dice", "precision", "recall", "hausdorff_95", "hausdorff_95_unit", "median_dice"),
+    *("n_cases", "generator_seed", "wall_s", "run_id", "folder"),
 )
 QUALITY_COLUMNS = (
     *("data", "source", "seed", "split_seed", "n"),
@@ -58,6 +59,7 @@ class Collected:
         segment: one row per done segment run; columns SEGMENT_COLUMNS.
         quality: one row per done quality run; columns QUALITY_COLUMNS; an sd over one draw is NaN.
         likelihood: one row per done likelihood run; columns LIKELIHOOD_COLUMNS; elbo_flow is NaN for a VAE.
+        case_dice: id of a done segment run to its Dice by case id.
         done: ids of all runs that are done.
         missing: "folder: reason" of every other expected run.
         code_shas: code version to the number of runs that it made.
@@ -66,6 +68,7 @@ class Collected:
     segment: pd.DataFrame
     quality: pd.DataFrame
     likelihood: pd.DataFrame
+    case_dice: dict[str, dict[str, float]]
     done: frozenset[str]
     missing: tuple[str, ...]
     code_shas: dict[str, int]
@@ -87,6 +90,7 @@ def collect(plan: Plan, partial: bool = False) -> Collected:
         UserError: runs are missing, unless partial.
     """
     rows: dict[str, list[dict[str, Any]]] = {"segment": [], "quality": [], "likelihood": []}
+    case_dice: dict[str, dict[str, float]] = {}
     done: set[str] = set()
     missing: list[str] = []
     code_shas: Counter[str] = Counter()
@@ -100,6 +104,7 @@ def collect(plan: Plan, partial: bool = False) -> Collected:
         try:
             if isinstance(run.config, SegmentConfig):
                 rows["segment"].append(_segment_row(run.config, state.result, str(place)))
+                case_dice[run_id] = {case: numbers["dice"] for case, numbers in state.result.per_case.items()}
             elif isinstance(run.config, QualityConfig):
                 rows["quality"].append(_quality_row(run.config, state.result, str(place)))
             elif isinstance(run.config, LikelihoodConfig):
@@ -118,6 +123,7 @@ def collect(plan: Plan, partial: bool = False) -> Collected:
         segment=pd.DataFrame(rows["segment"], columns=list(SEGMENT_COLUMNS)),
         quality=pd.DataFrame(rows["quality"], columns=list(QUALITY_COLUMNS)),
         likelihood=pd.DataFrame(rows["likelihood"], columns=list(LIKELIHOOD_COLUMNS)),
+        case_dice=case_dice,
         done=frozenset(done),
         missing=tuple(missing),
         code_shas=dict(sorted(code_shas.items())),
@@ -144,9 +150,11 @@ def _segment_row(config: SegmentConfig, result: RunResult, folder: str) -> dict[
         "n_standard": config.arm.n_standard,
         "seed": config.seed,
         "split_seed": config.split.seed,
-        **_metrics(result, ["dice"]),
+        **_metrics(result, ["dice", "precision", "recall", "hausdorff_95"]),
+        "hausdorff_95_unit": result.details.get("hausdorff_95_unit", "px"),
         "median_dice": float(np.median(per_case)),
         "n_cases": len(per_case),
+        "generator_seed": config.arm.generator_seed,
         "wall_s": result.provenance.wall_s,
         "run_id": result.run_id,
         "folder": folder,

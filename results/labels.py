@@ -1,11 +1,12 @@
 """What arms, generators and image sources are called, and in which order tables and figures show them."""
 
 import re
+from typing import get_args
 
 from hvae_hpc.arms import ArmConfig
 from hvae_hpc.plan import Plan
 from hvae_hpc.results.collect import KNOWN_GENERATORS, generators_of
-from hvae_hpc.stages import QualityConfig, SegmentConfig
+from hvae_hpc.stages import QualityConfig, Sampler, SegmentConfig
 
 REFERENCE = "reference"
 IMAGE_SOURCES = {"real": "Real (training images)", "mean": "Mean training image"}
@@ -39,18 +40,47 @@ def method_of(arm: ArmConfig) -> tuple[str, str]:
 
 
 def arm_label(arm: ArmConfig) -> str:
-    """Return what an arm is called: "Reference", "Standard aug. ×5", "HVAE + 100"."""
-    method, amount = method_of(arm)
-    if method == REFERENCE:
-        return "Reference"
-    if method == "standard":
-        return f"Standard aug. ×{amount[1:]}"
-    return f"{generator_label(method)} + {amount[1:]}" if amount else arm.name
+    """Return what an arm is called: "Reference", "Standard aug. ×5 + HVAE aggregated + 100".
+
+    An arm that is not what its name says, in a plan made by hand, has its name.
+    """
+    name, _, budget = arm.name.partition("@")
+    use = "-shuffled" if arm.shuffled else "-only" if arm.alone else "-first" if arm.first_share else ""
+    pairs = f"{arm.generator}{use}+{arm.n_synthetic}" if arm.generator else ""
+    before = name.removesuffix(pairs).rstrip("+") if pairs else name
+    labels = [_plain_label(part) for part in before.split("+") if part]
+    if pairs:
+        shown = generator_label(arm.generator)
+        shown = {"-shuffled": f"{shown}, masks shuffled", "-only": f"only {shown}", "-first": f"first {shown}"}.get(
+            use, shown
+        )
+        labels += [shown, str(arm.n_synthetic)]
+    copies = (bool(arm.n_standard), bool(arm.n_copies)) == ("standard-x" in before, "copies-x" in before)
+    if not copies or not all(labels) or not name.endswith(pairs):
+        return arm.name
+    label = " + ".join(labels)
+    return label[0].upper() + label[1:] + (f", equal {budget}" if budget else "")
+
+
+def _plain_label(part: str) -> str:
+    """Return what a part of an arm's name without synthetic pairs is called; "" where it is no such part."""
+    for pattern, label in (
+        ("reference", "Reference"),
+        ("moved", "Moved in every step"),
+        (r"standard-x(\d+)", "Standard aug. ×{}"),
+        (r"copies-x(\d+)", "Copies ×{}"),
+        (r"real-(\d+)", "{} real cases"),
+    ):
+        if found := re.fullmatch(pattern, part):
+            return label.format(*found.groups())
+    return ""
 
 
 def generator_label(name: str) -> str:
-    """Return a generator's name as printed: LSGAN, VAE, HVAE, or as the sweep has it."""
-    return name.upper() if name in KNOWN_GENERATORS else name
+    """Return a generator's name as printed: LSGAN, VAE, HVAE aggregated, or as the sweep has it."""
+    generator, dash, sampler = name.partition("-")
+    known = generator in KNOWN_GENERATORS and (not dash or sampler in get_args(Sampler))
+    return f"{generator.upper()} {sampler}".strip() if known else name
 
 
 def ordered_sources(plan: Plan, data: str) -> list[str]:

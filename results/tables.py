@@ -31,7 +31,6 @@ _WIDTH = 100
 _NUMBERS = ("mean", "sd", "published_mean", "published_sd")
 TIDY_1 = ("data", "arm", "method", "amount", "n", "n_expected", *_NUMBERS)
 TIDY_2 = ("data", "source", "metric", "n", *_NUMBERS)
-
 TIDY_LIKELIHOOD = ("data", "generator", "metric", "n", "n_expected", "mean", "sd")
 
 Cell = str | int | float | None
@@ -85,7 +84,7 @@ def build_table1(plan: Plan, collected: Collected) -> Table | None:
         title=f"Table 1 ({plan.sweep}): Dice on the test cases",
         columns=tuple(columns),
         rows=tuple(rows),
-        notes=(_caption1(plan, bool(compared)), *_remarks(plan, collected)),
+        notes=(_caption1(plan, bool(compared)), *remarks(plan, collected)),
         tidy_columns=TIDY_1,
         tidy_rows=tuple(sorted(tidy, key=lambda row: names.index(str(row[0])))),
     )
@@ -118,7 +117,7 @@ def build_table2(plan: Plan, collected: Collected) -> Table | None:
         title=f"Table 2 ({plan.sweep}): images against the test images, unpaired",
         columns=("data", "images", "PSNR (dB)", *beside, "SSIM", *beside),
         rows=tuple(rows),
-        notes=(_caption2(compared), *_remarks(plan, collected)),
+        notes=(_caption2(compared), *remarks(plan, collected)),
         tidy_columns=TIDY_2,
         tidy_rows=tuple(tidy),
     )
@@ -159,7 +158,7 @@ def build_likelihoods(plan: Plan, collected: Collected) -> Table | None:
         title=f"Held-out likelihood ({plan.sweep}): how likely generators find test pairs",
         columns=("data", "generator", *(name for name, _ in LIKELIHOOD_CELLS.values())),
         rows=tuple(rows),
-        notes=(_caption_likelihoods(config), *_remarks(plan, collected)),
+        notes=(_caption_likelihoods(config), *remarks(plan, collected)),
         tidy_columns=TIDY_LIKELIHOOD,
         tidy_rows=tuple(tidy),
     )
@@ -279,15 +278,16 @@ def _caption_likelihoods(config: LikelihoodConfig) -> str:
     )
 
 
-def _remarks(plan: Plan, collected: Collected) -> list[str]:
-    remarks = []
+def remarks(plan: Plan, collected: Collected) -> list[str]:
+    """Return what must be said below any table: missing runs, mixed code."""
+    lines = []
     if collected.missing:
         count = f"{len(collected.missing)} of {len(plan.runs)}"
-        remarks.append(f"Partial: {count} expected runs have no result; (7/10) means 7 runs of 10.")
+        lines.append(f"Partial: {count} expected runs have no result; (7/10) means 7 runs of 10.")
     if len(collected.code_shas) > 1:
         versions = ", ".join(f"{sha} ({count} runs)" for sha, count in collected.code_shas.items())
-        remarks.append(f"Mixed code: {len(collected.code_shas)} versions of the code made the runs: {versions}.")
-    return remarks
+        lines.append(f"Mixed code: {len(collected.code_shas)} versions of the code made the runs: {versions}.")
+    return lines
 
 
 def _printable(text: str) -> str:

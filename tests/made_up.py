@@ -18,7 +18,6 @@ from hvae_hpc.runs import Run
 from hvae_hpc.stages import GenerateConfig, LikelihoodConfig, QualityConfig, SegmentConfig, SplitConfig, TrainConfig
 
 SPLIT = SplitConfig(train=20, test=12)
-FAKE_MEDIAN = 0.5
 HASHES = {"brats2021": "b" * 64, "hecktor2022": "c" * 64, "lgg": "d" * 64}
 GENERATORS = ("vae", "hvae", "lsgan")
 DOSES = (100, 200, 300, 500)
@@ -99,8 +98,8 @@ def write_plan(folder: Path, runs: list[Run], sweep: str = "small", changes: Map
 
 def finish(folder: Path, run: Run, metrics: Mapping[str, float], code_sha: str = "abc") -> None:
     """Write a run's metrics.json as its stage would."""
-    dice = (0.1, *[FAKE_MEDIAN] * 10, 0.9) if run.stage == "segment" else ()
-    per_case = {f"case{i:02}": {"dice": value} for i, value in enumerate(dice)}
+    offsets = (-0.05, *[0.0] * 10, 0.05) if run.stage == "segment" else ()
+    per_case = {f"case{i:02}": {"dice": metrics["dice"] + offset} for i, offset in enumerate(offsets)}
     result = RunResult(
         schema=1,
         run_id=run.run_id,
@@ -122,6 +121,7 @@ def finish(folder: Path, run: Run, metrics: Mapping[str, float], code_sha: str =
             peak_memory_mib=100.0,
             threads=1,
         ),
+        details={"hausdorff_95_unit": "mm"} if run.stage == "segment" else {},
     )
     write_result(folder / run.folder, result)
 
@@ -138,7 +138,8 @@ def _stamps(folder: Path, run: Run) -> dict[str, str]:
 
 def fake_metrics(run: Run) -> dict[str, float]:
     if isinstance(run.config, SegmentConfig):
-        return {"dice": fake_dice(run)}
+        dice = fake_dice(run)
+        return {"dice": dice, "precision": dice + 0.1, "recall": dice - 0.1, "hausdorff_95": 10 * (1 - dice)}
     if isinstance(run.config, QualityConfig):
         k = ("lsgan", "vae", "hvae", "real", "mean").index(run.config.source)
         sds = {"psnr_sd": 0.04, "ssim_sd": 0.02}

@@ -25,7 +25,7 @@ from hvae_hpc.results.samples import CASES, PAIRS, first_segment, read_samples
 from hvae_hpc.rundir import SAMPLES
 from hvae_hpc.runs import Run
 from hvae_hpc.stages import GenerateConfig, SegmentConfig
-from tests.made_up import FAKE_MEDIAN, SMALL_ARMS, fake_dice, segments, write_sweep
+from tests.made_up import SMALL_ARMS, fake_dice, segments, write_sweep
 
 PX = 32
 
@@ -160,7 +160,8 @@ def test_each_arm_shows_its_own_worst_and_median_case_then_shared_ones(sweep: tu
             f"worst: Dice {min(case_dice.values()):.3f}",
             min(case_dice, key=case_dice.__getitem__),
         ]
-        nearest = min(case_dice, key=lambda case: abs(case_dice[case] - FAKE_MEDIAN))
+        middle = fake_dice(segments(sweep[1], arm)[0])
+        nearest = min(case_dice, key=lambda case: abs(case_dice[case] - middle))
         assert median == [f"median: Dice {case_dice[nearest]:.3f}", nearest]
         for shown in titles[4 * row + 2 : 4 * row + 4]:
             assert shown[0] == f"Dice {case_dice[shown[1]]:.3f}"

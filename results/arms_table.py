@@ -1,0 +1,179 @@
+"""The table of arms: how much better or worse than the reference each is, with an interval, and not by Dice alone."""
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from hvae_hpc.arms import ArmConfig
+from hvae_hpc.plan import Plan
+from hvae_hpc.results.collect import Collected
+from hvae_hpc.results.labels import REFERENCE, arm_label, ordered_arms
+from hvae_hpc.results.statistics import Estimate, bootstrap_mean
+from hvae_hpc.results.tables import NOTHING, Cell, Table, remarks
+from hvae_hpc.stages import SegmentConfig
+
+TIDY_ARMS = (
+    *("data", "arm", "n", "n_expected", "dice", "dice_low", "dice_high"),
+    *("versus", "difference", "difference_low", "difference_high", "better", "paired"),
+    *("hausdorff_95", "unit", "precision", "recall"),
+)
+FEW_SEEDS = 6
+"""Below it an exact signed test cannot reach 5 %."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmScores:
+    """What the done runs of one arm on one data set say.
+
+    Attributes:
+        arm: which.
+        n, n_expected: runs done and planned.
+        dice: None without runs; so the following.
+        versus: name of the arm that it is compared with; "" for a reference.
+        difference: mean Dice less that arm's, over runs of the same split and seed.
+        better, paired: in how many of such pairs it is above, and how many there are.
+        others: means of hausdorff_95 (in ``unit``), precision and recall.
+    """
+
+    data: str
+    arm: ArmConfig
+    n: int
+    n_expected: int
+    dice: Estimate | None
+    versus: str
+    difference: Estimate | None
+    better: int
+    paired: int
+    others: dict[str, float]
+    unit: str
+
+
+def score_arms(plan: Plan, collected: Collected) -> list[ArmScores]:
+    """Score every arm of every data set, in the tables' order."""
+    expected = Counter((config.data, config.arm.name) for config in plan.configs(SegmentConfig))
+    return [
+        _score(plan, collected, data, arm, expected[data, arm.name])
+        for data in plan.data
+        for arm in ordered_arms(plan)
+        if expected[data, arm.name]
+    ]
+
+
+def build_arms(plan: Plan, collected: Collected) -> Table | None:
+    """Return each arm's scores and its paired difference to the reference; None for a plan without segment runs."""
+    scores = score_arms(plan, collected)
+    if not scores:
+        return None
+    return Table(
+        title=f"Arms ({plan.sweep}): segmentation of the test cases",
+        columns=("data", "arm", "runs", "Dice", "against the reference", "better", "HD95", "precision", "recall"),
+        rows=tuple(map(_cells, scores)),
+        notes=(_caption(plan), *remarks(plan, collected)),
+        tidy_columns=TIDY_ARMS,
+        tidy_rows=tuple(map(_tidy, scores)),
+    )
+
+
+def reference_of(plan: Plan, data: str, arm: ArmConfig) -> str:
+    """Return the arm that an arm is compared with: the reference of the same budget where there is one."""
+    names = {config.arm.name for config in plan.configs(SegmentConfig) if config.data == data}
+    _, at, budget = arm.name.partition("@")
+    return REFERENCE + at + budget if REFERENCE + at + budget in names else REFERENCE
+
+
+def _score(plan: Plan, collected: Collected, data: str, arm: ArmConfig, n_expected: int) -> ArmScores:
+    versus = reference_of(plan, data, arm)
+    rows, other = (_rows(collected, data, name) for name in (arm.name, versus))
+    pairs = [] if versus == arm.name else _pair(rows, other)
+    dice = dict(zip(collected.segment["run_id"], collected.segment["dice"], strict=True))
+    return ArmScores(
+        data=data,
+        arm=arm,
+        n=len(rows),
+        n_expected=n_expected,
+        dice=_estimate(collected, [(split, run_id, "") for split, run_id, _ in _pair(rows, rows)]),
+        versus="" if versus == arm.name else versus,
+        difference=_estimate(collected, pairs),
+        better=sum(dice[own] > dice[against] for _, own, against in pairs),
+        paired=len(pairs),
+        others={name: float(rows[name].mean()) for name in ("hausdorff_95", "precision", "recall") if len(rows)},
+        unit=str(rows["hausdorff_95_unit"].iloc[0]) if len(rows) else "",
+    )
+
+
+def _rows(collected: Collected, data: str, arm: str) -> pd.DataFrame:
+    segment = collected.segment
+    return segment[(segment["data"] == data) & (segment["arm"] == arm)]
+
+
+def _pair(rows: pd.DataFrame, others: pd.DataFrame) -> list[tuple[int, str, str]]:
+    """Return split, run id, and the id of the other arm's run of the same split and seed, where it is done.
+
+    An arm has a run per generator seed, the reference one for all of them.
+    """
+    keys = ["split_seed", "seed", "generator_seed"]
+    own = sorted(zip(*(rows[key] for key in keys), rows["run_id"], strict=True))
+    exact = dict(zip(zip(*(others[key] for key in keys), strict=True), others["run_id"], strict=True))
+    found = [(split, run_id, exact.get((split, s, g), exact.get((split, s, 0), ""))) for split, s, g, run_id in own]
+    return [row for row in found if row[2]]
+
+
+def _estimate(collected: Collected, pairs: list[tuple[int, str, str]]) -> Estimate | None:
+    """Return mean Dice less that of the other run of each pair, none where it is ""; None without pairs."""
+    blocks: dict[int, list[NDArray[np.float64]]] = defaultdict(list)
+    for split, own, other in pairs:
+        dice = collected.case_dice[own]
+        minus = collected.case_dice[other] if other else dict.fromkeys(dice, 0.0)
+        blocks[split].append(np.array([dice[case] - minus[case] for case in sorted(dice)]))
+    return bootstrap_mean([np.stack(block) for block in blocks.values()]) if blocks else None
+
+
+def _cells(scores: ArmScores) -> tuple[str, ...]:
+    n = str(scores.n) if scores.n == scores.n_expected else f"{scores.n}/{scores.n_expected}"
+    others = scores.others
+    return (
+        scores.data,
+        arm_label(scores.arm),
+        n,
+        _shown(scores.dice, ""),
+        _shown(scores.difference, "+") if scores.versus else "",
+        f"{scores.better} of {scores.paired}" if scores.paired else "",
+        f"{others['hausdorff_95']:.1f} {scores.unit}" if others else NOTHING,
+        f"{others['precision']:.3f}" if others else NOTHING,
+        f"{others['recall']:.3f}" if others else NOTHING,
+    )
+
+
+def _tidy(scores: ArmScores) -> tuple[Cell, ...]:
+    compared = (scores.better, scores.paired) if scores.paired else (None, None)
+    return (
+        *(scores.data, scores.arm.name, scores.n, scores.n_expected, *_numbers(scores.dice)),
+        *(scores.versus or None, *_numbers(scores.difference), *compared),
+        *(scores.others.get("hausdorff_95"), scores.unit or None),
+        *(scores.others.get("precision"), scores.others.get("recall")),
+    )
+
+
+def _shown(estimate: Estimate | None, sign: str) -> str:
+    if estimate is None:
+        return NOTHING
+    return f"{estimate.mean:{sign}.3f} [{estimate.low:{sign}.3f}, {estimate.high:{sign}.3f}]"
+
+
+def _numbers(estimate: Estimate | None) -> tuple[Cell, Cell, Cell]:
+    return (estimate.mean, estimate.low, estimate.high) if estimate else (None, None, None)
+
+
+def _caption(plan: Plan) -> str:
+    seeds = len({config.seed for config in plan.configs(SegmentConfig)})
+    few = f" With {seeds} seeds it is rather narrow, and no test." if seeds < FEW_SEEDS else ""
+    return (
+        "Hard Dice per case, mean over runs and test cases; in brackets the 95 % interval of a two-way bootstrap over "
+        f"runs and cases.{few} Against the reference: the mean difference of runs with the same seed, which have the "
+        "same initial weights and order of the real pairs; better: in how many of these the arm is above. HD95: 95 % "
+        "Hausdorff distance of the edges. Where both masks are empty Dice, precision and recall are 1 and the distance "
+        "0; where just one is, they are 0 and the distance is the image's diagonal."
+    )

@@ -1,0 +1,119 @@
+"""The table of arms: paired differences, their intervals, and what is compared with what."""
+
+import csv
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hvae_hpc.arms import ArmConfig
+from hvae_hpc.plan import read_plan
+from hvae_hpc.results.arms_table import build_arms, reference_of
+from hvae_hpc.results.collect import collect
+from hvae_hpc.results.labels import arm_label
+from hvae_hpc.results.tables import Table, render_csv
+from hvae_hpc.runs import Run
+from tests.made_up import SMALL_ARMS, fake_dice, make_runs, segments, write_plan, write_sweep
+
+
+def table_of(folder: Path, partial: bool = False) -> Table:
+    plan = read_plan(folder / "plans/small.json")
+    table = build_arms(plan, collect(plan, partial))
+    assert table is not None
+    return table
+
+
+def rows_of(table: Table) -> dict[str, dict[str, str]]:
+    return {row["arm"]: row for row in csv.DictReader(io.StringIO(render_csv(table)))}
+
+
+def test_the_difference_is_the_mean_of_those_of_equal_seeds(tmp_path: Path) -> None:
+    runs = write_sweep(tmp_path)
+    table = table_of(tmp_path)
+    rows = rows_of(table)
+    reference, hvae = ([fake_dice(run) for run in segments(runs, arm)] for arm in ("reference", "hvae+300"))
+    differences = np.array(hvae) - np.array(reference)
+    assert float(rows["hvae+300"]["dice"]) == pytest.approx(np.mean(hvae))
+    assert float(rows["hvae+300"]["difference"]) == pytest.approx(differences.mean())
+    assert float(rows["hvae+300"]["difference_low"]) == pytest.approx(differences.min(), abs=0.01)
+    assert (rows["hvae+300"]["better"], rows["hvae+300"]["paired"]) == (str((differences > 0).sum()), "3")
+    assert rows["hvae+300"]["versus"] == "reference"
+    assert (rows["reference"]["versus"], rows["reference"]["difference"]) == ("", "")
+    cells = dict(zip(table.columns, table.rows[0], strict=True))
+    assert cells["HD95"] == f"{10 * (1 - np.mean(reference)):.1f} mm"
+    assert cells["precision"] == f"{np.mean(reference) + 0.1:.3f}"
+
+
+def test_runs_are_paired_by_seed_whatever_is_missing(tmp_path: Path) -> None:
+    def lost(run: Run) -> bool:
+        return run in [*segments([run], "reference"), *segments([run], "vae+300")] and run.config.seed == (
+            0 if segments([run], "reference") else 2
+        )
+
+    runs = write_sweep(tmp_path, skip=lost)
+    row = rows_of(table_of(tmp_path, partial=True))["vae+300"]
+    left = [fake_dice(segments(runs, arm)[1]) for arm in ("vae+300", "reference")]
+    assert (row["n"], row["n_expected"], row["paired"]) == ("2", "3", "1")
+    assert float(row["difference"]) == pytest.approx(left[0] - left[1])
+
+
+def test_every_generator_seed_is_paired_with_the_one_reference(tmp_path: Path) -> None:
+    arm = ArmConfig(name="hvae+100", generator="hvae", n_synthetic=100)
+    runs = write_sweep(tmp_path, arms=(SMALL_ARMS[0], arm, replace(arm, generator_seed=1)), seeds=2)
+    assert len(segments(runs, "hvae+100")) == 4
+    assert rows_of(table_of(tmp_path))["hvae+100"]["paired"] == "4"
+
+
+def test_arms_of_a_budget_are_compared_with_the_reference_of_that_budget(tmp_path: Path) -> None:
+    names = ("reference", "reference@epochs", "copies-x5", "copies-x5@epochs", "moved@steps")
+    arms = tuple(ArmConfig(name=name, n_copies=80 if "copies" in name else 0) for name in names)
+    plan = read_plan(write_plan(tmp_path, make_runs(arms=arms, seeds=1)))
+    versus = {arm.name: reference_of(plan, "brats2021", arm) for arm in arms}
+    assert versus == {
+        "reference": "reference",
+        "reference@epochs": "reference@epochs",
+        "copies-x5": "reference",
+        "copies-x5@epochs": "reference@epochs",
+        "moved@steps": "reference",
+    }
+
+
+def test_few_seeds_are_called_no_test_and_many_are_not(tmp_path: Path) -> None:
+    write_sweep(tmp_path, seeds=3)
+    assert "With 3 seeds it is rather narrow, and no test." in table_of(tmp_path).notes[0]
+    write_sweep(tmp_path, seeds=6)
+    assert "no test" not in table_of(tmp_path).notes[0]
+
+
+def test_an_arm_without_runs_has_dashes(tmp_path: Path) -> None:
+    write_sweep(tmp_path, skip=lambda run: bool(segments([run], "vae+100")))
+    table = table_of(tmp_path, partial=True)
+    (row,) = [row for row in table.rows if row[1] == "VAE + 100"]
+    assert row == ("brats2021", "VAE + 100", "0/3", "—", "—", "", "—", "—", "—")
+
+
+@pytest.mark.parametrize(
+    ("arm", "label"),
+    [
+        (ArmConfig(name="reference@steps"), "Reference, equal steps"),
+        (ArmConfig(name="copies-x5", n_copies=80), "Copies ×5"),
+        (ArmConfig(name="real-300", n_cases=300), "300 real cases"),
+        (ArmConfig(name="moved"), "Moved in every step"),
+        (
+            ArmConfig(
+                name="standard-x5+hvae-aggregated+300", n_standard=80, generator="hvae-aggregated", n_synthetic=300
+            ),
+            "Standard aug. ×5 + HVAE aggregated + 300",
+        ),
+        (
+            ArmConfig(name="hvae-shuffled+100", generator="hvae", n_synthetic=100, shuffled=True),
+            "HVAE, masks shuffled + 100",
+        ),
+        (ArmConfig(name="vae-only+100", generator="vae", n_synthetic=100, alone=True), "Only VAE + 100"),
+        (ArmConfig(name="mine-first+100", generator="mine", n_synthetic=100, first_share=0.5), "First mine + 100"),
+    ],
+)
+def test_arms_have_names_for_people(arm: ArmConfig, label: str) -> None:
+    assert arm_label(arm) == label
