@@ -156,6 +156,23 @@ def test_arms_by_name_come_beside_the_others_with_their_own_parents_and_budget()
     assert not any(run.stage == "augment" for run in runs.values())
 
 
+def test_the_controls_take_equal_steps_and_those_of_the_paper_its_epochs() -> None:
+    sizes = {"brats2021": 700, "hecktor2022": 488}
+    runs = dag.expand(read_sweep("beyond"), [paper_data(name, 240, cases) for name, cases in sizes.items()])
+    for data in sizes:
+        arms = {config.arm.name: config for config in segments(runs, data)}
+        assert {"copies-x5", "moved", "real-300", "hvae-aggregated-shuffled+300", "hvae-aggregated-only+300"} < set(
+            arms
+        )
+        assert {"hvae-aggregated-first+300", "standard-x5+hvae-aggregated+300", "hvae+300", "reference@epochs"} < set(
+            arms
+        )
+        assert ("real-500" in arms) == (data == "brats2021")
+        steps = {name: config.optim.images for name, config in arms.items()}
+        assert {images for name, images in steps.items() if "@" not in name} == {max(steps.values())}
+        assert steps["reference@epochs"] == 8000
+
+
 def test_an_arm_of_more_real_cases_than_there_are_is_left_out_and_one_of_fewer_than_the_split_s_refused() -> None:
     sweep = replace(read_sweep("table1"), arms=("real-110", "real-111"))
     data = paper_data("brats2021", 240, cases=210)
@@ -258,7 +275,7 @@ def test_an_arm_s_name_and_amounts_are_in_its_id() -> None:
 
 
 def test_every_sampler_of_a_sweep_makes_pairs_and_arms_of_one_training() -> None:
-    runs = {run.run_id: run for run in dag.expand(read_sweep("beyond"), PAPER[:1])}
+    runs = {run.run_id: run for run in dag.expand(read_sweep("samplers"), PAPER[:1])}
     made = [run for run in runs.values() if isinstance(run.config, GenerateConfig)]
     sources = {run.config.source for run in made}
     samplers = ("aggregated", "mixture", "hmc", "mask")

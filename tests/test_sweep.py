@@ -28,7 +28,7 @@ def assert_refused(message: str, project: Path, capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nothing"], "'nothing' is not one of ablation, beyond, demo, table1, table1-literal"),
+        (["nothing"], "'nothing' is not one of ablation, beyond, demo, samplers, table1, table1-literal"),
         (["none.toml"], "none.toml: cannot be read"),
         (["--data", "tiny3=x", "--plan"], "--data tiny3=x: expected NAME=DIR with NAME one of tiny, tiny2"),
         (["--data", "tiny=nowhere", "--plan"], "data set tiny: no manifest.json in nowhere; pack yours with"),
