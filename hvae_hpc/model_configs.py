@@ -175,10 +175,11 @@ class OptimConfig:
         images: length of the training, in images seen; whole batches.
         batch_size: images per step over all processes.
         lr: learning rate after the warm-up.
-        beta_1, beta_2: Adam's decay rates.
-        weight_decay: AdamW's, decoupled.
+        optimizer: AdamW, or stochastic gradient descent with Nesterov's momentum.
+        beta_1, beta_2: Adam's decay rates; beta_1 is also the momentum.
+        weight_decay: decoupled from AdamW's step, added to SGD's gradient.
         warm_up: share of the training during which lr rises linearly from 0.
-        schedule: what lr does then.
+        schedule: what lr does then: half a cosine to 0, nothing, or "poly", the 0.9th power of the share that is left.
         clip_norm: largest norm of the parameters' gradient; 0 for no clipping.
         ema_decay: decay per step of the moving average of the weights that the snapshot holds; 0 for the last weights.
         precision: of the networks' matrix work; the flow and all losses are float32.
@@ -187,11 +188,12 @@ class OptimConfig:
     images: int
     batch_size: int = 32
     lr: float = 2e-4
+    optimizer: Literal["adamw", "sgd"] = "adamw"
     beta_1: float = 0.9
     beta_2: float = 0.999
     weight_decay: float = 1e-4
     warm_up: float = 0.02
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "constant", "poly"] = "cosine"
     clip_norm: float = 1.0
     ema_decay: float = 0.0
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"

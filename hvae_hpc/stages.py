@@ -234,7 +234,7 @@ class SegmentConfig:
     """Train a U-Net on one arm's pairs with one seed and measure it on the split's test cases.
 
     Attributes:
-        loss: "dice+ce" is soft Dice plus cross-entropy, "ce" cross-entropy alone.
+        loss: "dice+ce" is soft Dice plus cross-entropy, "dice" and "ce" are one of them alone.
         threshold: tumour probability above which a pixel is predicted tumour.
         seed: of the weights and the order of the images; with one seed, the real pairs come in one order in all arms.
     """
@@ -245,7 +245,7 @@ class SegmentConfig:
     arm: ArmConfig
     unet: UNetConfig
     optim: OptimConfig
-    loss: Literal["dice+ce", "ce"] = "dice+ce"
+    loss: Literal["dice+ce", "dice", "ce"] = "dice+ce"
     threshold: float = 0.5
     seed: int = 0
 

@@ -160,6 +160,8 @@ def test_the_unet_s_loss_is_cross_entropy_plus_one_minus_soft_dice() -> None:
     torch.testing.assert_close(unet(batch).total, expected)
     unet.loss = "ce"
     torch.testing.assert_close(unet(batch).total, entropy)
+    unet.loss = "dice"
+    torch.testing.assert_close(unet(batch).total, expected - entropy)
 
 
 def test_no_moves_change_nothing() -> None:

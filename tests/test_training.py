@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -330,6 +331,33 @@ def test_added_pairs_alone_come_first_and_then_the_real_ones_alone() -> None:
     assert torch.equal(stream[28:], images_of_step(10, 3, 0, 40))
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_sgd_is_torch_s_own_with_nesterov_s_momentum_and_a_bad_step_changes_nothing(momentum: float) -> None:
+    optim = OptimConfig(images=8, batch_size=4, lr=0.1, optimizer="sgd", beta_1=momentum, weight_decay=0.01)
+    ours, theirs = (torch.nn.Linear(3, 2, bias=False) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    mine = loop._optimizer(Phase("one", ours), optim)
+    reference = torch.optim.SGD(
+        theirs.parameters(), lr=0.1, momentum=momentum, nesterov=momentum > 0, weight_decay=0.01
+    )
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    for step in range(5):
+        gradient = torch.randn(2, 3, generator=torch.Generator().manual_seed(step))
+        for bad in (True, False):
+            ours.weight.grad = torch.full_like(gradient, math.nan) if bad else gradient.clone()
+            loop._step(mine, ours.weight.grad.norm(), scaler, 0.1)
+        theirs.weight.grad = gradient.clone()
+        reference.step()
+        torch.testing.assert_close(ours.weight, theirs.weight)
+
+
+def test_a_training_by_sgd_that_was_stopped_goes_on_bit_for_bit(data: PairTensors, tmp_path: Path) -> None:
+    optim = replace(OPTIM, optimizer="sgd", schedule="poly")
+    whole = run("unet", data, place(tmp_path / "whole"), optim)
+    assert not run("unet", data, place(tmp_path / "parts", stop_after=5), optim).finished
+    assert_same(whole, run("unet", data, place(tmp_path / "parts"), optim))
+
+
 def test_the_learning_rate_rises_to_its_value_and_falls_to_zero() -> None:
     optim = OptimConfig(images=1000, batch_size=10, lr=0.1, warm_up=0.1)
     rates = [learning_rate(optim, seen) for seen in range(0, 1000, 10)]
@@ -338,6 +366,8 @@ def test_the_learning_rate_rises_to_its_value_and_falls_to_zero() -> None:
     assert rates.index(max(rates)) == 10
     assert all(a >= b for a, b in pairwise(rates[10:]))
     assert rates[-1] < 0.001
+    left = [learning_rate(replace(optim, schedule="poly"), seen) / 0.1 for seen in (100, 550, 990)]
+    assert left == pytest.approx([1, 0.5**0.9, (1 / 90) ** 0.9])
 
 
 def test_the_moving_average_is_the_recursion_it_claims() -> None:

@@ -24,7 +24,7 @@ class UNet(nn.Module):
 
     Args:
         config: base channels and depth.
-        loss: "dice+ce" or "ce".
+        loss: "dice+ce", "dice" or "ce".
     """
 
     def __init__(self, config: UNetConfig, loss: str = "dice+ce") -> None:
@@ -57,20 +57,22 @@ class UNet(nn.Module):
         return self.out(x).float()
 
     def forward(self, batch: Batch, phase: str = "segmentation") -> Loss:
-        """Return cross-entropy, plus one minus the soft Dice of each pair where the loss asks for it."""
+        """Return cross-entropy, one minus the soft Dice of each pair, or both together, as the loss asks."""
         del phase
         logits, mask = self.logits(batch["image"]), batch["mask"]
-        cross_entropy = F.binary_cross_entropy_with_logits(logits, mask)
-        terms = {"cross_entropy": cross_entropy}
-        total = cross_entropy
-        if self.loss == "dice+ce":
+        terms: dict[str, Tensor] = {}
+        if self.loss in ("ce", "dice+ce"):
+            terms["cross_entropy"] = F.binary_cross_entropy_with_logits(logits, mask)
+        if self.loss in ("dice", "dice+ce"):
             probability = torch.sigmoid(logits)
             overlap = (probability * mask).sum((1, 2, 3))
             size = probability.sum((1, 2, 3)) + mask.sum((1, 2, 3))
-            soft_dice = ((2 * overlap + 1) / (size + 1)).mean()  # + 1 px: an empty mask asks for an empty prediction
-            terms["soft_dice"] = soft_dice
-            total = total + 1 - soft_dice
-        return Loss(total, {name: term.detach() for name, term in terms.items()})
+            # + 1 px: an empty mask asks for an empty prediction
+            terms["soft_dice_loss"] = 1 - ((2 * overlap + 1) / (size + 1)).mean()
+        return Loss(
+            sum(terms.values(), torch.zeros((), device=logits.device)),
+            {name: term.detach() for name, term in terms.items()},
+        )
 
     @torch.no_grad()
     def probability(self, image: Tensor) -> Tensor:

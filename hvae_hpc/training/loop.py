@@ -60,13 +60,14 @@ class TrainReport:
 
 
 def learning_rate(optim: OptimConfig, images_seen: int) -> float:
-    """Return the learning rate of the step that starts at images_seen: linear warm-up, then cosine to 0 or constant."""
+    """Return the learning rate of the step that starts at images_seen: linear warm-up, then what the schedule says."""
     share = images_seen / optim.images
     if share < optim.warm_up:
         return optim.lr * (images_seen + optim.batch_size) / (optim.warm_up * optim.images + optim.batch_size)
     if optim.schedule == "constant":
         return optim.lr
-    return optim.lr * 0.5 * (1 + math.cos(math.pi * (share - optim.warm_up) / (1 - optim.warm_up)))
+    gone = (share - optim.warm_up) / (1 - optim.warm_up)
+    return optim.lr * ((1 - gone) ** 0.9 if optim.schedule == "poly" else 0.5 * (1 + math.cos(math.pi * gone)))
 
 
 def train(
@@ -179,17 +180,21 @@ def _train(
     return TrainReport(finished=True, terms=reader.means, weights=weights, notes=tuple(forward.notes))
 
 
-def _optimizer(phase: Phase, optim: OptimConfig) -> torch.optim.AdamW:
-    return torch.optim.AdamW(
-        phase.network.parameters(),
-        lr=optim.lr,
-        betas=(optim.beta_1, optim.beta_2),
-        weight_decay=optim.weight_decay,
-        fused=True,
+def _optimizer(phase: Phase, optim: OptimConfig) -> torch.optim.Optimizer:
+    weights = list(phase.network.parameters())
+    decay = optim.weight_decay
+    if optim.optimizer == "adamw":
+        betas = (optim.beta_1, optim.beta_2)
+        return torch.optim.AdamW(weights, lr=optim.lr, betas=betas, weight_decay=decay, fused=True)
+    sgd = torch.optim.SGD(
+        weights, lr=optim.lr, momentum=optim.beta_1, nesterov=optim.beta_1 > 0, weight_decay=decay, fused=True
     )
+    for weight in weights:  # the fused step leaves a momentum that it makes itself unset where found_inf is 1
+        sgd.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+    return sgd
 
 
-def _step(optimizer: torch.optim.AdamW, norm: Tensor, scaler: torch.amp.GradScaler, lr: float) -> None:
+def _step(optimizer: torch.optim.Optimizer, norm: Tensor, scaler: torch.amp.GradScaler, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr
     if scaler.is_enabled():
@@ -206,7 +211,7 @@ class _Training:
     """All that a training changes as it goes on."""
 
     model: nn.Module
-    optimizers: list[torch.optim.AdamW]
+    optimizers: list[torch.optim.Optimizer]
     average: MovingAverage | None
     scaler: torch.amp.GradScaler
     reader: TermReader
