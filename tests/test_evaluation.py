@@ -244,6 +244,24 @@ def test_every_arm_is_trained_on_what_its_name_says(data: Path, generated: Path,
         pairs(n_cases=8)
 
 
+def test_synthetic_pairs_under_wrong_masks_harm_at_equal_steps_and_paired_seeds(data: Path, tmp_path: Path) -> None:
+    write_pairs(tmp_path / "pairs" / PAIRS, make_pairs(300, 16, seed=9), {"source_cases": "[]"})
+    arms = {
+        "reference": ArmConfig(name="reference"),
+        "more": ArmConfig(name="vae+300", generator="vae", n_synthetic=300),
+        "wrong": ArmConfig(name="vae-shuffled+300", generator="vae", n_synthetic=300, shuffled=True),
+    }
+    dice: dict[str, list[float]] = {name: [] for name in arms}
+    for name, arm in arms.items():
+        for seed in range(2):
+            folder = tmp_path / f"{name}-{seed}"
+            outcome = segment(replace(SEGMENT, arm=arm, seed=seed), place(folder, data, pairs=tmp_path / "pairs"))
+            assert outcome is not None
+            dice[name].append(outcome.metrics["dice"])
+    assert all(wrong < reference - 0.1 for wrong, reference in zip(dice["wrong"], dice["reference"], strict=True))
+    assert np.mean(dice["more"]) > np.mean(dice["reference"]) - 0.05  # and what harmed were the masks
+
+
 def test_a_moved_arm_is_moved_in_every_step(data: Path, tmp_path: Path) -> None:
     losses = {}
     for name, moves in (("still", None), ("moved", MovesConfig()), ("moved by nothing", STILL)):

@@ -64,6 +64,34 @@ def test_a_sweep_ends_in_its_tables_and_says_where_they_lie(finished: Path) -> N
     assert "Reference" in out
 
 
+def test_a_sweep_that_asks_for_likelihoods_and_controls_has_them_in_its_tables(tmp_path: Path) -> None:
+    project = make_project(tmp_path)
+    (project / "more.toml").write_text(
+        """
+        extends = "./sweep.toml"
+        data = ["tiny"]
+        seeds = 1
+        factors = []
+        doses = []
+        samplers = ["prior", "aggregated"]
+        arms = ["hvae-aggregated-shuffled+4@steps", "vae-first+8", "copies-x2", "moved", "real-7", "real-9", "vae-only+8"]
+        likelihoods = true
+        likelihood = {cases = 2, chains = 2, temperatures = 5, importance_samples = 5}
+        """
+    )
+    done = sweep(project, "more.toml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "goes without arm real-9: too few cases" in done.stdout
+    folder = project / "runs/results/tiny"
+    likelihoods = (folder / "likelihoods.csv").read_text()
+    assert "tiny,hvae,elbo_flow,1,1," in likelihoods
+    assert "tiny,vae,log_likelihood,1,1," in likelihoods
+    arms = [line.split(",")[1] for line in (folder / "arms.csv").read_text().splitlines()[1:]]
+    assert sorted(arms) == sorted([
+        "reference", "hvae-aggregated-shuffled+4@steps", "vae-first+8", "copies-x2", "moved", "real-7", "vae-only+8",
+    ])  # fmt: skip
+
+
 def test_the_same_command_again_makes_nothing(finished: Path) -> None:
     before = makings(finished)
     done = sweep(finished)

@@ -254,6 +254,18 @@ def test_tensorboard_has_what_the_log_has_also_after_going_on(
     assert not (tmp_path / "other" / FOLDER).exists()
 
 
+def test_tensorboard_shows_the_path_that_was_kept_after_going_back(data: PairTensors, tmp_path: Path) -> None:
+    stumble(data, tmp_path / "run", tensorboard=True)
+    kept: dict[int, float] = {}
+    for entry in read_log(tmp_path / "run"):
+        if entry.get("event") == "rolled_back":
+            kept = {seen: weight for seen, weight in kept.items() if seen <= entry["images_seen"]}
+        elif "weight" in entry:
+            kept[entry["images_seen"]] = entry["weight"]
+    assert list(kept) == [200, 400, 600, 640]
+    assert events(tmp_path / "run")["weight"] == [(seen, pytest.approx(weight)) for seen, weight in kept.items()]
+
+
 def test_tensorboard_that_is_not_installed_is_named(
     data: PairTensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
