@@ -1,7 +1,7 @@
 """The table of arms: how much better or worse than the reference each is, with an interval, and not by Dice alone."""
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -11,13 +11,13 @@ from hvae_hpc.arms import ArmConfig
 from hvae_hpc.plan import Plan
 from hvae_hpc.results.collect import Collected
 from hvae_hpc.results.labels import REFERENCE, arm_label, ordered_arms
-from hvae_hpc.results.statistics import Estimate, bootstrap_mean
+from hvae_hpc.results.statistics import Estimate, bootstrap_mean, effect_size, holm, paired_p
 from hvae_hpc.results.tables import NOTHING, Cell, Table, remarks
 from hvae_hpc.stages import SegmentConfig
 
 TIDY_ARMS = (
     *("data", "arm", "n", "n_expected", "dice", "dice_low", "dice_high"),
-    *("versus", "difference", "difference_low", "difference_high", "better", "paired"),
+    *("versus", "difference", "difference_low", "difference_high", "better", "paired", "p_holm", "effect_size"),
     *("hausdorff_95", "unit", "precision", "recall"),
 )
 FEW_SEEDS = 6
@@ -35,6 +35,9 @@ class ArmScores:
         versus: name of the arm that it is compared with; "" for a reference.
         difference: mean Dice less that arm's, over runs of the same split and seed.
         better, paired: in how many of such pairs it is above, and how many there are.
+        p: of no difference (:func:`paired_p`), adjusted by Holm for all arms of the data set that are compared; None
+            without a pair.
+        effect: Cohen's d over cases.
         others: means of hausdorff_95 (in ``unit``), precision and recall.
     """
 
@@ -47,6 +50,8 @@ class ArmScores:
     difference: Estimate | None
     better: int
     paired: int
+    p: float | None
+    effect: float | None
     others: dict[str, float]
     unit: str
 
@@ -54,12 +59,13 @@ class ArmScores:
 def score_arms(plan: Plan, collected: Collected) -> list[ArmScores]:
     """Score every arm of every data set, in the tables' order."""
     expected = Counter((config.data, config.arm.name) for config in plan.configs(SegmentConfig))
-    return [
-        _score(plan, collected, data, arm, expected[data, arm.name])
-        for data in plan.data
-        for arm in ordered_arms(plan)
-        if expected[data, arm.name]
-    ]
+    scores: list[ArmScores] = []
+    for data in plan.data:
+        arms = [arm for arm in ordered_arms(plan) if expected[data, arm.name]]
+        of_data = [_score(plan, collected, data, arm, expected[data, arm.name]) for arm in arms]
+        adjusted = iter(holm([of_arm.p for of_arm in of_data if of_arm.p is not None]))
+        scores += [of_arm if of_arm.p is None else replace(of_arm, p=next(adjusted)) for of_arm in of_data]
+    return scores
 
 
 def build_arms(plan: Plan, collected: Collected) -> Table | None:
@@ -69,7 +75,7 @@ def build_arms(plan: Plan, collected: Collected) -> Table | None:
         return None
     return Table(
         title=f"Arms ({plan.sweep}): segmentation of the test cases",
-        columns=("data", "arm", "runs", "Dice", "against the reference", "better", "HD95", "precision", "recall"),
+        columns=("data", "arm", "runs", "Dice", "against the reference", "better", "p", "HD95", "precision", "recall"),
         rows=tuple(map(_cells, scores)),
         notes=(_caption(plan), *remarks(plan, collected)),
         tidy_columns=TIDY_ARMS,
@@ -86,17 +92,19 @@ def reference_of(plan: Plan, data: str, arm: ArmConfig) -> str:
 
 def _score(plan: Plan, collected: Collected, data: str, arm: ArmConfig, n_expected: int) -> ArmScores:
     versus = reference_of(plan, data, arm)
-    rows, other = (_rows(collected, data, name) for name in (arm.name, versus))
-    pairs = [] if versus == arm.name else _pair(rows, other)
+    rows, other = (rows_of(collected, data, name) for name in (arm.name, versus))
+    pairs = [] if versus == arm.name else pair(rows, other)
     dice = dict(zip(collected.segment["run_id"], collected.segment["dice"], strict=True))
     return ArmScores(
         data=data,
         arm=arm,
         n=len(rows),
         n_expected=n_expected,
-        dice=_estimate(collected, [(split, run_id, "") for split, run_id, _ in _pair(rows, rows)]),
+        dice=_estimate(collected, [(split, run_id, "") for split, run_id, _ in pair(rows, rows)]),
         versus="" if versus == arm.name else versus,
         difference=_estimate(collected, pairs),
+        p=paired_p(blocks) if (blocks := differences(collected, pairs)) else None,
+        effect=effect_size(blocks) if blocks else None,
         better=sum(dice[own] > dice[against] for _, own, against in pairs),
         paired=len(pairs),
         others={name: float(rows[name].mean()) for name in ("hausdorff_95", "precision", "recall") if len(rows)},
@@ -104,12 +112,13 @@ def _score(plan: Plan, collected: Collected, data: str, arm: ArmConfig, n_expect
     )
 
 
-def _rows(collected: Collected, data: str, arm: str) -> pd.DataFrame:
+def rows_of(collected: Collected, data: str, arm: str) -> pd.DataFrame:
+    """Return the rows of an arm's done runs."""
     segment = collected.segment
     return segment[(segment["data"] == data) & (segment["arm"] == arm)]
 
 
-def _pair(rows: pd.DataFrame, others: pd.DataFrame) -> list[tuple[int, str, str]]:
+def pair(rows: pd.DataFrame, others: pd.DataFrame) -> list[tuple[int, str, str]]:
     """Return split, run id, and the id of the other arm's run of the same split and seed, where it is done.
 
     An arm has a run per generator seed, the reference one for all of them.
@@ -121,14 +130,18 @@ def _pair(rows: pd.DataFrame, others: pd.DataFrame) -> list[tuple[int, str, str]
     return [row for row in found if row[2]]
 
 
-def _estimate(collected: Collected, pairs: list[tuple[int, str, str]]) -> Estimate | None:
-    """Return mean Dice less that of the other run of each pair, none where it is ""; None without pairs."""
+def differences(collected: Collected, pairs: list[tuple[int, str, str]]) -> list[NDArray[np.float64]]:
+    """Return each split's Dice (runs, cases) less that of the other run of each pair, none where it is ""."""
     blocks: dict[int, list[NDArray[np.float64]]] = defaultdict(list)
     for split, own, other in pairs:
         dice = collected.case_dice[own]
         minus = collected.case_dice[other] if other else dict.fromkeys(dice, 0.0)
         blocks[split].append(np.array([dice[case] - minus[case] for case in sorted(dice)]))
-    return bootstrap_mean([np.stack(block) for block in blocks.values()]) if blocks else None
+    return [np.stack(block) for block in blocks.values()]
+
+
+def _estimate(collected: Collected, pairs: list[tuple[int, str, str]]) -> Estimate | None:
+    return bootstrap_mean(differences(collected, pairs)) if pairs else None
 
 
 def _cells(scores: ArmScores) -> tuple[str, ...]:
@@ -141,6 +154,7 @@ def _cells(scores: ArmScores) -> tuple[str, ...]:
         _shown(scores.dice, ""),
         _shown(scores.difference, "+") if scores.versus else "",
         f"{scores.better} of {scores.paired}" if scores.paired else "",
+        shown_p(scores.p) if scores.versus else "",
         f"{others['hausdorff_95']:.1f} {scores.unit}" if others else NOTHING,
         f"{others['precision']:.3f}" if others else NOTHING,
         f"{others['recall']:.3f}" if others else NOTHING,
@@ -148,13 +162,18 @@ def _cells(scores: ArmScores) -> tuple[str, ...]:
 
 
 def _tidy(scores: ArmScores) -> tuple[Cell, ...]:
-    compared = (scores.better, scores.paired) if scores.paired else (None, None)
+    compared = (scores.better, scores.paired, scores.p, scores.effect) if scores.paired else (None,) * 4
     return (
         *(scores.data, scores.arm.name, scores.n, scores.n_expected, *_numbers(scores.dice)),
         *(scores.versus or None, *_numbers(scores.difference), *compared),
         *(scores.others.get("hausdorff_95"), scores.unit or None),
         *(scores.others.get("precision"), scores.others.get("recall")),
     )
+
+
+def shown_p(p: float | None) -> str:
+    """Return a p-value for people."""
+    return NOTHING if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _shown(estimate: Estimate | None, sign: str) -> str:
@@ -169,11 +188,16 @@ def _numbers(estimate: Estimate | None) -> tuple[Cell, Cell, Cell]:
 
 def _caption(plan: Plan) -> str:
     seeds = len({config.seed for config in plan.configs(SegmentConfig)})
-    few = f" With {seeds} seeds it is rather narrow, and no test." if seeds < FEW_SEEDS else ""
+    few = (
+        f" With {seeds} seeds they are rather narrow, and no p is below {2 / 2**seeds:.2g}."
+        if seeds < FEW_SEEDS
+        else ""
+    )
     return (
-        "Hard Dice per case, mean over runs and test cases; in brackets the 95 % interval of a two-way bootstrap over "
-        f"runs and cases.{few} Against the reference: the mean difference of runs with the same seed, which have the "
-        "same initial weights and order of the real pairs; better: in how many of these the arm is above. HD95: 95 % "
-        "Hausdorff distance of the edges. Where both masks are empty Dice, precision and recall are 1 and the distance "
-        "0; where just one is, they are 0 and the distance is the image's diagonal."
+        "Hard Dice per case, mean over runs and test cases; in brackets 95 % intervals of a two-way bootstrap over runs "
+        f"and cases.{few} Against the reference: the mean difference of runs with the same seed, which have the same "
+        "initial weights and order of the real pairs; better: in how many of these the arm is above; p: of no "
+        "difference, the larger of two sign-flip tests, over runs and over cases, adjusted by Holm for all arms of the "
+        "data set. HD95: 95 % Hausdorff distance of the edges. Where both masks are empty Dice, precision and recall "
+        "are 1 and the distance 0; where just one is, they are 0 and the distance is the image's diagonal."
     )

@@ -13,6 +13,7 @@ from hvae_hpc.plan import read_plan
 from hvae_hpc.results.arms_table import build_arms, reference_of
 from hvae_hpc.results.collect import collect
 from hvae_hpc.results.labels import arm_label
+from hvae_hpc.results.statistics import holm, sign_flip_test
 from hvae_hpc.results.tables import Table, render_csv
 from hvae_hpc.runs import Run
 from tests.made_up import SMALL_ARMS, fake_dice, make_runs, segments, write_plan, write_sweep
@@ -82,16 +83,30 @@ def test_arms_of_a_budget_are_compared_with_the_reference_of_that_budget(tmp_pat
 
 def test_few_seeds_are_called_no_test_and_many_are_not(tmp_path: Path) -> None:
     write_sweep(tmp_path, seeds=3)
-    assert "With 3 seeds it is rather narrow, and no test." in table_of(tmp_path).notes[0]
+    assert "With 3 seeds they are rather narrow, and no p is below 0.25." in table_of(tmp_path).notes[0]
     write_sweep(tmp_path, seeds=6)
-    assert "no test" not in table_of(tmp_path).notes[0]
+    assert "rather narrow" not in table_of(tmp_path).notes[0]
+
+
+def test_p_values_are_adjusted_for_all_arms_of_a_data_set(tmp_path: Path) -> None:
+    runs = write_sweep(tmp_path, arms=SMALL_ARMS[:3], seeds=8)
+    rows = rows_of(table_of(tmp_path))
+    raw = {}
+    for arm in (SMALL_ARMS[1].name, SMALL_ARMS[2].name):
+        pairs = zip(segments(runs, arm), segments(runs, "reference"), strict=True)
+        by_seed = np.array([fake_dice(one) - fake_dice(other) for one, other in pairs])
+        # Every case of a made-up run differs alike, so that the test over 12 cases has the least p there is.
+        raw[arm] = max(sign_flip_test(by_seed), 2 / 2**12)
+    for arm, adjusted in zip(raw, holm(list(raw.values())), strict=True):
+        assert float(rows[arm]["p_holm"]) == pytest.approx(adjusted)
+    assert rows["reference"]["p_holm"] == ""
 
 
 def test_an_arm_without_runs_has_dashes(tmp_path: Path) -> None:
     write_sweep(tmp_path, skip=lambda run: bool(segments([run], "vae+100")))
     table = table_of(tmp_path, partial=True)
     (row,) = [row for row in table.rows if row[1] == "VAE + 100"]
-    assert row == ("brats2021", "VAE + 100", "0/3", "—", "—", "", "—", "—", "—")
+    assert row == ("brats2021", "VAE + 100", "0/3", "—", "—", "", "—", "—", "—", "—")
 
 
 @pytest.mark.parametrize(
