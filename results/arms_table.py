@@ -194,9 +194,9 @@ def _caption(plan: Plan) -> str:
         else ""
     )
     return (
-        "Hard Dice per case, mean over runs and test cases; in brackets 95 % intervals of a two-way bootstrap over runs "
-        f"and cases.{few} Against the reference: the mean difference of runs with the same seed, which have the same "
-        "initial weights and order of the real pairs; better: in how many of these the arm is above; p: of no "
+        "Hard Dice per case, mean over runs and test cases; in brackets 95 % intervals of a two-way bootstrap over "
+        f"runs and cases.{few} Against the reference: the mean difference of runs with the same seed, which have the "
+        "same initial weights and order of the real pairs; better: in how many of these the arm is above; p: of no "
         "difference, the larger of two sign-flip tests, over runs and over cases, adjusted by Holm for all arms of the "
         "data set. HD95: 95 % Hausdorff distance of the edges. Where both masks are empty Dice, precision and recall "
         "are 1 and the distance 0; where just one is, they are 0 and the distance is the image's diagonal."
