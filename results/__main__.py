@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -47,6 +48,8 @@ def write_results(runs: Path, sweep: str, partial: bool = False, out: Path | Non
         render_markdown,
         render_text,
     )
+    from hvae_hpc.results.verdict import judge
+    from hvae_hpc.stages import SegmentConfig
 
     plan = replace(read_plan(plan_path(runs, sweep)), runs_folder=runs)  # which may have been moved since
     collected = collect(plan, partial)
@@ -61,6 +64,10 @@ def write_results(runs: Path, sweep: str, partial: bool = False, out: Path | Non
         for ending, text in (("md", render_markdown(table)), ("csv", render_csv(table))):
             paths.append(folder / f"{name}.{ending}")
             write_atomic(paths[-1], text)
+    if sentences := [verdict.sentence for verdict in judge(plan, collected)] if plan.configs(SegmentConfig) else []:
+        print("Verdict\n\n" + "\n".join(textwrap.fill(sentence, 100) for sentence in sentences) + "\n")
+        paths.append(folder / "verdict.txt")
+        write_atomic(paths[-1], "".join(f"{sentence}\n" for sentence in sentences))
     if collected.missing:
         print(f"missing, {len(collected.missing)} of {len(plan.runs)} runs:\n{name_some(collected.missing)}")
     figures, remarks = write_figures(plan, collected, folder)
