@@ -14,7 +14,7 @@ setup(
     package_data={
         "hvae_hpc.jobs": ["sweeps/*.toml", "sites/*.toml"],
         "hvae_hpc.preprocess": ["recipes/*.toml"],
-        "hvae_hpc.results": ["published/*"],
+        "hvae_hpc.results": ["published/*", "*.html"],
     },
     install_requires=[
         "torch>=2.9",

@@ -37,44 +37,50 @@ def write_results(runs: Path, sweep: str, partial: bool = False, out: Path | Non
     """
     # pandas and matplotlib take a second that --help and a wrong path need not wait for.
     from hvae_hpc.plan import plan_path, read_plan
-    from hvae_hpc.results.arms_table import build_arms
+    from hvae_hpc.results.arms_table import build_arms, score_arms, supported_best
+    from hvae_hpc.results.claims import build_claims
     from hvae_hpc.results.collect import collect, name_some
     from hvae_hpc.results.figures import write_figures
-    from hvae_hpc.results.tables import (
-        build_likelihoods,
-        build_table1,
-        build_table2,
-        render_csv,
-        render_markdown,
-        render_text,
-    )
+    from hvae_hpc.results.likelihood_table import build_likelihoods
+    from hvae_hpc.results.rendering import render_latex
+    from hvae_hpc.results.report import write_report
+    from hvae_hpc.results.tables import build_table1, build_table2, render_csv, render_markdown, render_text
     from hvae_hpc.results.verdict import judge
-    from hvae_hpc.stages import SegmentConfig
 
     plan = replace(read_plan(plan_path(runs, sweep)), runs_folder=runs)  # which may have been moved since
     collected = collect(plan, partial)
     folder = (out or runs / "results") / sweep
+    scores = score_arms(plan, collected)
+    built = {
+        "table1": build_table1(plan, collected, supported_best(scores)),
+        "arms": build_arms(plan, collected, scores),
+        "table2": build_table2(plan, collected),
+        "likelihoods": build_likelihoods(plan, collected),
+        "claims": build_claims(plan, collected),
+    }
+    tables = {name: table for name, table in built.items() if table is not None}
     paths = []
-    tables = {"table1": build_table1, "arms": build_arms, "table2": build_table2, "likelihoods": build_likelihoods}
-    for name, build in tables.items():
-        table = build(plan, collected)
-        if table is None:
-            continue
+    for name, table in tables.items():
         print(render_text(table))
-        for ending, text in (("md", render_markdown(table)), ("csv", render_csv(table))):
+        texts = {"md": render_markdown(table), "csv": render_csv(table), "tex": render_latex(table, f"{sweep}-{name}")}
+        for ending, text in texts.items():
             paths.append(folder / f"{name}.{ending}")
             write_atomic(paths[-1], text)
-    if sentences := [verdict.sentence for verdict in judge(plan, collected)] if plan.configs(SegmentConfig) else []:
-        print("Verdict\n\n" + "\n".join(textwrap.fill(sentence, 100) for sentence in sentences) + "\n")
+    verdicts = [verdict.sentence for verdict in judge(collected, scores)]
+    if verdicts:
+        print("Verdict\n\n" + "\n".join(textwrap.fill(sentence, 100) for sentence in verdicts) + "\n")
         paths.append(folder / "verdict.txt")
-        write_atomic(paths[-1], "".join(f"{sentence}\n" for sentence in sentences))
+        write_atomic(paths[-1], "".join(f"{sentence}\n" for sentence in verdicts))
     if collected.missing:
         print(f"missing, {len(collected.missing)} of {len(plan.runs)} runs:\n{name_some(collected.missing)}")
     figures, remarks = write_figures(plan, collected, folder)
     for line in remarks:
         print(line)
     paths += figures
+    report = write_report(folder / "report.html", plan, collected, tables, verdicts, figures)
+    paths.append(report)
     print(f"{len(paths)} files are in {folder}: {', '.join(path.name for path in paths)}")
+    print(f"open {report}")
     return paths
 
 

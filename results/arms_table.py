@@ -1,6 +1,7 @@
 """The table of arms: how much better or worse than the reference each is, with an interval, and not by Dice alone."""
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +21,7 @@ TIDY_ARMS = (
     *("versus", "difference", "difference_low", "difference_high", "better", "paired", "p_holm", "effect_size"),
     *("hausdorff_95", "unit", "precision", "recall"),
 )
+LEVEL = 0.05
 FEW_SEEDS = 6
 """Below it an exact signed test cannot reach 5 %."""
 
@@ -68,11 +70,24 @@ def score_arms(plan: Plan, collected: Collected) -> list[ArmScores]:
     return scores
 
 
-def build_arms(plan: Plan, collected: Collected) -> Table | None:
+def supported_best(scores: Sequence[ArmScores]) -> dict[str, str]:
+    """Return each data set's arm of the highest mean Dice, where its gain over the reference is beyond chance."""
+    best: dict[str, ArmScores] = {}
+    for of_arm in scores:
+        if of_arm.dice and (of_arm.data not in best or of_arm.dice.mean > _mean(best[of_arm.data])):
+            best[of_arm.data] = of_arm
+    return {data: s.arm.name for data, s in best.items() if s.versus and s.p is not None and s.p < LEVEL}
+
+
+def _mean(scores: ArmScores) -> float:
+    return scores.dice.mean if scores.dice else -1.0
+
+
+def build_arms(plan: Plan, collected: Collected, scores: Sequence[ArmScores]) -> Table | None:
     """Return each arm's scores and its paired difference to the reference; None for a plan without segment runs."""
-    scores = score_arms(plan, collected)
     if not scores:
         return None
+    best = supported_best(scores)
     return Table(
         title=f"Arms ({plan.sweep}): segmentation of the test cases",
         columns=("data", "arm", "runs", "Dice", "against the reference", "better", "p", "HD95", "precision", "recall"),
@@ -80,6 +95,7 @@ def build_arms(plan: Plan, collected: Collected) -> Table | None:
         notes=(_caption(plan), *remarks(plan, collected)),
         tidy_columns=TIDY_ARMS,
         tidy_rows=tuple(map(_tidy, scores)),
+        bold=frozenset((i, 3) for i, s in enumerate(scores) if best.get(s.data) == s.arm.name),
     )
 
 
@@ -198,6 +214,7 @@ def _caption(plan: Plan) -> str:
         f"runs and cases.{few} Against the reference: the mean difference of runs with the same seed, which have the "
         "same initial weights and order of the real pairs; better: in how many of these the arm is above; p: of no "
         "difference, the larger of two sign-flip tests, over runs and over cases, adjusted by Holm for all arms of the "
-        "data set. HD95: 95 % Hausdorff distance of the edges. Where both masks are empty Dice, precision and recall "
-        "are 1 and the distance 0; where just one is, they are 0 and the distance is the image's diagonal."
+        "data set; bold: the highest, where that p is below 0.05. HD95: 95 % Hausdorff distance of the edges. Where "
+        "both masks are empty Dice, precision and recall are 1 and the distance 0; where just one is, they are 0 and "
+        "the distance is the image's diagonal."
     )

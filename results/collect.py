@@ -39,6 +39,10 @@ LIKELIHOOD_COLUMNS = (
     *("data", "generator", "seed", "split_seed", *LIKELIHOOD_METRICS, "elbo_flow"),
     *("wall_s", "run_id", "folder"),
 )
+COST_COLUMNS = (
+    *("stage", "data", "device", "host", "processes", "attempt", "wall_s", "spent_s"),
+    *("peak_memory_mib", "energy_j", "torch", "code_sha"),
+)
 _MOST_NAMED = 9
 
 
@@ -59,6 +63,7 @@ class Collected:
         segment: one row per done segment run; columns SEGMENT_COLUMNS.
         quality: one row per done quality run; columns QUALITY_COLUMNS; an sd over one draw is NaN.
         likelihood: one row per done likelihood run; columns LIKELIHOOD_COLUMNS; elbo_flow is NaN for a VAE.
+        costs: one row per done run: where it was made and what it took; columns COST_COLUMNS.
         case_dice: id of a done segment run to its Dice by case id.
         done: ids of all runs that are done.
         missing: "folder: reason" of every other expected run.
@@ -68,6 +73,7 @@ class Collected:
     segment: pd.DataFrame
     quality: pd.DataFrame
     likelihood: pd.DataFrame
+    costs: pd.DataFrame
     case_dice: dict[str, dict[str, float]]
     done: frozenset[str]
     missing: tuple[str, ...]
@@ -89,7 +95,7 @@ def collect(plan: Plan, partial: bool = False) -> Collected:
     Raises:
         UserError: runs are missing, unless partial.
     """
-    rows: dict[str, list[dict[str, Any]]] = {"segment": [], "quality": [], "likelihood": []}
+    rows: dict[str, list[dict[str, Any]]] = {"segment": [], "quality": [], "likelihood": [], "costs": []}
     case_dice: dict[str, dict[str, float]] = {}
     done: set[str] = set()
     missing: list[str] = []
@@ -112,6 +118,7 @@ def collect(plan: Plan, partial: bool = False) -> Collected:
         except UserError as error:
             missing.append(f"{place}: {error}")
             continue
+        rows["costs"].append(_cost_row(state.result))
         done.add(run_id)
         code_shas[state.result.provenance.code_sha] += 1
     if missing and not partial:
@@ -123,6 +130,7 @@ def collect(plan: Plan, partial: bool = False) -> Collected:
         segment=pd.DataFrame(rows["segment"], columns=list(SEGMENT_COLUMNS)),
         quality=pd.DataFrame(rows["quality"], columns=list(QUALITY_COLUMNS)),
         likelihood=pd.DataFrame(rows["likelihood"], columns=list(LIKELIHOOD_COLUMNS)),
+        costs=pd.DataFrame(rows["costs"], columns=list(COST_COLUMNS)),
         case_dice=case_dice,
         done=frozenset(done),
         missing=tuple(missing),
@@ -191,6 +199,19 @@ def _likelihood_row(config: LikelihoodConfig, result: RunResult, folder: str) ->
         "wall_s": result.provenance.wall_s,
         "run_id": result.run_id,
         "folder": folder,
+    }
+
+
+def _cost_row(result: RunResult) -> dict[str, Any]:
+    made = result.provenance
+    named = ("device", "host", "processes", "attempt", "wall_s", "peak_memory_mib", "code_sha")
+    return {
+        "stage": result.stage,
+        "data": result.config.get("data", ""),
+        **{name: getattr(made, name) for name in named},
+        "spent_s": max(made.spent_s, made.wall_s),
+        "energy_j": made.gpu.get("energy_j", math.nan),
+        "torch": made.versions.get("torch", ""),
     }
 
 

@@ -1,4 +1,4 @@
-"""Tables 1 and 2, and the table of likelihoods: built once from the collected rows, rendered as text, Markdown and CSV.
+"""Tables 1 and 2, as in the paper: built once from the collected rows, rendered as text, Markdown and CSV.
 
 The text and the Markdown show rounded cells beside the published ones; the CSV is tidy, one line per
 cell, with all digits.
@@ -10,6 +10,7 @@ import math
 import re
 import textwrap
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,9 +19,9 @@ import pandas as pd
 
 from hvae_hpc.plan import Plan
 from hvae_hpc.results.collect import Collected
-from hvae_hpc.results.labels import arm_label, generator_label, method_of, ordered_arms, ordered_sources, source_label
-from hvae_hpc.results.statistics import Summary, pool, summarise
-from hvae_hpc.stages import LikelihoodConfig, QualityConfig, SegmentConfig, TrainConfig
+from hvae_hpc.results.labels import arm_label, method_of, ordered_arms, ordered_sources, source_label
+from hvae_hpc.results.statistics import Summary, pool
+from hvae_hpc.stages import QualityConfig, SegmentConfig, TrainConfig
 
 PUBLISHED = Path(__file__).with_name("published")
 SOURCE = "Kebaili et al. 2023, arXiv:2311.10472"
@@ -31,7 +32,6 @@ _WIDTH = 100
 _NUMBERS = ("mean", "sd", "published_mean", "published_sd")
 TIDY_1 = ("data", "arm", "method", "amount", "n", "n_expected", *_NUMBERS)
 TIDY_2 = ("data", "source", "metric", "n", *_NUMBERS)
-TIDY_LIKELIHOOD = ("data", "generator", "metric", "n", "n_expected", "mean", "sd")
 
 Cell = str | int | float | None
 
@@ -45,6 +45,7 @@ class Table:
         columns, rows: what people read.
         notes: the caption's paragraphs, below the table.
         tidy_columns, tidy_rows: the CSV; None for what is not there.
+        bold: (row, column) of cells that stand out.
     """
 
     title: str
@@ -53,10 +54,16 @@ class Table:
     notes: tuple[str, ...]
     tidy_columns: tuple[str, ...]
     tidy_rows: tuple[tuple[Cell, ...], ...]
+    bold: frozenset[tuple[int, int]] = frozenset()
 
 
-def build_table1(plan: Plan, collected: Collected) -> Table | None:
-    """Return Dice per arm and data set beside the published; None for a plan without segment runs."""
+def build_table1(plan: Plan, collected: Collected, best: Mapping[str, str]) -> Table | None:
+    """Return Dice per arm and data set beside the published; None for a plan without segment runs.
+
+    Args:
+        plan, collected: what is expected, and what is there.
+        best: data set to the arm that is set in bold; see :func:`hvae_hpc.results.arms_table.supported_best`.
+    """
     expected = Counter((config.data, config.arm.name) for config in plan.configs(SegmentConfig))
     if not expected:
         return None
@@ -66,18 +73,22 @@ def build_table1(plan: Plan, collected: Collected) -> Table | None:
     columns = ["arm"]
     for data in names:
         columns += [data, f"{data}, published"] if data in compared else [data]
-    rows, tidy = [], []
+    rows: list[tuple[str, ...]] = []
+    tidy: list[tuple[Cell, ...]] = []
+    bold: set[tuple[int, int]] = set()
     for arm in ordered_arms(plan):
         method, amount = method_of(arm)
         cells = [arm_label(arm)]
         for data in names:
             ours = collected.dice(data, arm.name)
             printed = published.get((data, method, amount), {})
-            cells.append(_cell(ours, expected[data, arm.name]))
+            if best.get(data) == arm.name:
+                bold.add((len(rows), len(cells)))
+            cells.append(cell_of(ours, expected[data, arm.name]))
             if data in compared:
                 cells.append(_printed(printed, ""))
             if expected[data, arm.name]:
-                cell = (*_tidy(ours, expected[data, arm.name]), printed.get("mean"), printed.get("sd"))
+                cell = (*tidy_of(ours, expected[data, arm.name]), printed.get("mean"), printed.get("sd"))
                 tidy.append((data, arm.name, method, amount, *cell))
         rows.append(tuple(cells))
     return Table(
@@ -87,6 +98,7 @@ def build_table1(plan: Plan, collected: Collected) -> Table | None:
         notes=(_caption1(plan, bool(compared)), *remarks(plan, collected)),
         tidy_columns=TIDY_1,
         tidy_rows=tuple(sorted(tidy, key=lambda row: names.index(str(row[0])))),
+        bold=frozenset(bold),
     )
 
 
@@ -105,11 +117,11 @@ def build_table2(plan: Plan, collected: Collected) -> Table | None:
             cells = [data, source_label(source)]
             for metric in ("psnr", "ssim"):
                 ours = _over_draws(of_source, metric)
-                cells.append(_cell(ours, ours.n if ours else 0))
+                cells.append(cell_of(ours, ours.n if ours else 0))
                 if compared:
                     cells.append(_printed(printed, f"{metric}_"))
                 paper = printed.get(f"{metric}_mean"), printed.get(f"{metric}_sd")
-                n, _, mean, sd = _tidy(ours, 0)
+                n, _, mean, sd = tidy_of(ours, 0)
                 tidy.append((data, source, metric, n, mean, sd, *paper))
             rows.append(tuple(cells))
     beside = ["published"] if compared else []
@@ -119,47 +131,6 @@ def build_table2(plan: Plan, collected: Collected) -> Table | None:
         rows=tuple(rows),
         notes=(_caption2(compared), *remarks(plan, collected)),
         tidy_columns=TIDY_2,
-        tidy_rows=tuple(tidy),
-    )
-
-
-LIKELIHOOD_CELLS = {
-    "log_likelihood": ("log p(x, m), nats", 1),
-    "bits_per_pixel": ("bits per pixel", 4),
-    "spread": ("spread, nats", 2),
-    "effective_samples": ("effective chains", 1),
-    "importance_bound": ("importance bound, nats", 1),
-    "elbo": ("ELBO, K = 0", 1),
-    "elbo_flow": ("ELBO, flow", 1),
-}
-"""Metric of the likelihood stage to its column's name and digits."""
-
-
-def build_likelihoods(plan: Plan, collected: Collected) -> Table | None:
-    """Return the held-out likelihood of each generator with an encoder; None for a plan without likelihood runs."""
-    expected = Counter((config.data, config.generator) for config in plan.configs(LikelihoodConfig))
-    if not expected:
-        return None
-    rows, tidy = [], []
-    for (data, generator), n_expected in expected.items():
-        table = collected.likelihood
-        of_generator = table[(table["data"] == data) & (table["generator"] == generator)]
-        cells = [data, generator_label(generator)]
-        for metric, (_, digits) in LIKELIHOOD_CELLS.items():
-            values = of_generator[metric].dropna()
-            found = summarise(values) if len(values) else None
-            counted = n_expected if metric != "elbo_flow" or found or of_generator.empty else 0
-            cells.append(_cell(found, counted, digits))
-            n, _, mean, sd = _tidy(found, counted)
-            tidy.append((data, generator, metric, n, counted, mean, sd))
-        rows.append(tuple(cells))
-    config = plan.configs(LikelihoodConfig)[0]
-    return Table(
-        title=f"Held-out likelihood ({plan.sweep}): how likely generators find test pairs",
-        columns=("data", "generator", *(name for name, _ in LIKELIHOOD_CELLS.values())),
-        rows=tuple(rows),
-        notes=(_caption_likelihoods(config), *remarks(plan, collected)),
-        tidy_columns=TIDY_LIKELIHOOD,
         tidy_rows=tuple(tidy),
     )
 
@@ -183,7 +154,11 @@ def render_text(table: Table) -> str:
 
 def render_markdown(table: Table) -> str:
     """Return a table as GitHub Markdown; names that hold Markdown or HTML are shown, not obeyed."""
-    head, *body = (f"| {' | '.join(map(_escape, row))} |" for row in (table.columns, *table.rows))
+    shown = [
+        [f"**{_escape(cell)}**" if (i, j) in table.bold else _escape(cell) for j, cell in enumerate(row)]
+        for i, row in enumerate(table.rows)
+    ]
+    head, *body = (f"| {' | '.join(row)} |" for row in (map(_escape, table.columns), *shown))
     rule = f"|{'---|' * len(table.columns)}"
     paragraphs = [f"### {_escape(table.title)}", "\n".join([head, rule, *body]), *map(_escape, table.notes)]
     return "\n\n".join(paragraphs) + "\n"
@@ -205,7 +180,8 @@ def _over_draws(rows: pd.DataFrame, metric: str) -> Summary | None:
     return pool(parts) if parts else None
 
 
-def _cell(summary: Summary | None, expected: int, digits: int = _DIGITS) -> str:
+def cell_of(summary: Summary | None, expected: int, digits: int = _DIGITS) -> str:
+    """Return "mean ± sd (n)" for people, with n of how many where some are missing."""
     if summary is None:
         return f"{NOTHING} (0/{expected})" if expected else NOTHING
     sd = NOTHING if summary.sd is None else f"{summary.sd:.{digits}f}"
@@ -217,7 +193,8 @@ def _printed(row: dict[str, str], prefix: str) -> str:
     return f"{row[f'{prefix}mean']} ± {row[f'{prefix}sd']}" if row else NOTHING
 
 
-def _tidy(summary: Summary | None, expected: int) -> tuple[Cell, Cell, Cell, Cell]:
+def tidy_of(summary: Summary | None, expected: int) -> tuple[Cell, Cell, Cell, Cell]:
+    """Return n, the expected n, mean and sd for the CSV."""
     if summary is None:
         return 0, expected, None, None
     return summary.n, expected, summary.mean, summary.sd
@@ -264,17 +241,6 @@ def _caption2(compared: bool) -> str:
         "paired at random. A constant mean image typically scores higher than real images against real ones: "
         "read the generators against these two rows. ± is the standard deviation (ddof 1) over the draws "
         f"(their number in brackets). SSIM is a fraction.{published}"
-    )
-
-
-def _caption_likelihoods(config: LikelihoodConfig) -> str:
-    return (
-        "Means over held-out pairs; ± is the standard deviation (ddof 1) over trainings (their number in brackets), "
-        "not over cases. log p(x, m) at mask weight 1 by annealed importance sampling from the "
-        f"{config.start}, {config.chains} chains of {config.temperatures} temperatures per pair, which uses no flow: "
-        f"compare generators by it, where the spread of its {config.estimates} estimates is small against their "
-        f"difference. Effective chains: of {config.chains}. The importance bound takes {config.importance_samples} "
-        "draws of the encoder and, as the ELBOs, rewards the encoder too."
     )
 
 

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hvae_hpc.plan import Plan
-from hvae_hpc.results.arms_table import ArmScores, differences, pair, rows_of, score_arms
+from hvae_hpc.results.arms_table import LEVEL, ArmScores, differences, pair, rows_of
 from hvae_hpc.results.collect import Collected
 from hvae_hpc.results.labels import REFERENCE, arm_label
 from hvae_hpc.results.statistics import Estimate, bootstrap_mean, holm, paired_p
 
-LEVEL = 0.05
+MOST_NAMED = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +40,10 @@ class Verdict:
     sentence: str
 
 
-def judge(plan: Plan, collected: Collected) -> list[Verdict]:
-    """Return the verdict on every data set of a plan with segment runs."""
-    scores = score_arms(plan, collected)
-    return [_judge(collected, data, [of_arm for of_arm in scores if of_arm.data == data]) for data in plan.data]
+def judge(collected: Collected, scores: Sequence[ArmScores]) -> list[Verdict]:
+    """Return the verdict on every data set, given the scores of all arms."""
+    names = dict.fromkeys(of_arm.data for of_arm in scores)
+    return [_judge(collected, data, [of_arm for of_arm in scores if of_arm.data == data]) for data in names]
 
 
 def _judge(collected: Collected, data: str, scores: Sequence[ArmScores]) -> Verdict:
@@ -56,8 +55,7 @@ def _judge(collected: Collected, data: str, scores: Sequence[ArmScores]) -> Verd
         return Verdict(data=data, best="", gain=None, stable=False, helps=False, sentence=said)
     best = max(candidates, key=lambda s: s.difference.mean if s.difference else -1.0)
     name = arm_label(best.arm)
-    tables = {s.arm.name: _table(collected, data, s.arm.name, REFERENCE) for s in candidates}
-    gain, chosen = cross_estimate([table for table in tables.values() if table is not None])
+    gain, chosen = cross_estimate(_tables(collected, data, [s.arm.name for s in candidates]))
     stable = len(set(chosen)) == 1
     beyond = best.p is not None and best.p < LEVEL
     helps = beyond and best.difference is not None and best.difference.mean > 0
@@ -93,8 +91,7 @@ def cross_estimate(tables: Sequence[NDArray[np.float64]]) -> tuple[Estimate | No
         The mean of both ways with its interval, and what each half chose; None and nothing with fewer than two runs or
         cases.
     """
-    shapes = {table.shape for table in tables}
-    if len(shapes) != 1 or min(tables[0].shape) < 2:
+    if not tables or min(tables[0].shape) < 2:
         return None, []
     blocks, chosen = [], []
     for half in (0, 1):
@@ -104,12 +101,21 @@ def cross_estimate(tables: Sequence[NDArray[np.float64]]) -> tuple[Estimate | No
     return bootstrap_mean(blocks), chosen
 
 
-def _table(collected: Collected, data: str, arm: str, versus: str) -> NDArray[np.float64] | None:
-    """Return paired differences (runs, cases) over all splits; None where splits have other numbers of cases."""
-    blocks = differences(collected, pair(rows_of(collected, data, arm), rows_of(collected, data, versus)))
-    if not blocks or len({block.shape[1] for block in blocks}) != 1:
-        return None
-    return np.concatenate(blocks)
+def _tables(collected: Collected, data: str, arms: Sequence[str]) -> list[NDArray[np.float64]]:
+    """Return each arm's differences to the reference (runs, cases), of the runs that all of these arms have."""
+    seeds = dict(zip(collected.segment["run_id"], collected.segment["seed"], strict=True))
+    found: list[dict[tuple[int, int], NDArray[np.float64]]] = []
+    for arm in arms:
+        pairs = pair(rows_of(collected, data, arm), rows_of(collected, data, REFERENCE))
+        by_seed: dict[tuple[int, int], list[tuple[int, str, str]]] = {}
+        for one in pairs:
+            by_seed.setdefault((one[0], seeds[one[1]]), []).append(one)
+        # One row per split and seed: the mean over trainings of the generator.
+        found.append({key: differences(collected, of_seed)[0].mean(0) for key, of_seed in by_seed.items()})
+    common = sorted(set.intersection(*map(set, found)))
+    if len({len(of_arm[key]) for of_arm in found for key in common}) != 1:
+        return []  # no such run, or splits with other numbers of cases
+    return [np.stack([of_arm[key] for key in common]) for of_arm in found]
 
 
 def _why_not(best: ArmScores, scores: Sequence[ArmScores]) -> str:
@@ -143,8 +149,12 @@ def _against_standard(
     than = arm_label(largest.arm)
     if not above and not below:
         return f"no arm with synthetic pairs differs from {than} beyond chance"
-    said = [f"better than {than}: {', '.join(above)}"] if above else [f"none is better than {than}"]
-    return "; ".join([*said, *([f"worse: {', '.join(below)}"] if below else [])])
+    said = f"better than {than}: {_listed(above)}" if above else f"none is better than {than}"
+    return said + (f"; worse: {_listed(below)}" if below else "")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= MOST_NAMED else f"{len(names)} arms"
 
 
 def _mean(blocks: Sequence[NDArray[np.float64]]) -> float:

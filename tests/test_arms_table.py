@@ -10,7 +10,7 @@ import pytest
 
 from hvae_hpc.arms import ArmConfig
 from hvae_hpc.plan import read_plan
-from hvae_hpc.results.arms_table import build_arms, reference_of
+from hvae_hpc.results.arms_table import build_arms, reference_of, score_arms
 from hvae_hpc.results.collect import collect
 from hvae_hpc.results.labels import arm_label
 from hvae_hpc.results.statistics import holm, sign_flip_test
@@ -21,7 +21,8 @@ from tests.made_up import SMALL_ARMS, fake_dice, make_runs, segments, write_plan
 
 def table_of(folder: Path, partial: bool = False) -> Table:
     plan = read_plan(folder / "plans/small.json")
-    table = build_arms(plan, collect(plan, partial))
+    collected = collect(plan, partial)
+    table = build_arms(plan, collected, score_arms(plan, collected))
     assert table is not None
     return table
 

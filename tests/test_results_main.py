@@ -13,8 +13,10 @@ from tests.made_up import make_runs, segments, write_plan, write_sweep
 from tests.test_figures import write_samples
 
 ROOT = Path(__file__).parents[1]
-TABLES = [f"{name}.{ending}" for name in ("table1", "arms", "table2", "likelihoods") for ending in ("md", "csv")]
+ENDINGS = ("md", "csv", "tex")
+TABLES = [f"{name}.{ending}" for name in ("table1", "arms", "table2", "likelihoods", "claims") for ending in ENDINGS]
 VERDICT = ["verdict.txt"]
+REPORT = ["report.html"]
 PICTURES = ["figure2-brats2021.png", "dice-brats2021.png", "cases-brats2021.png"]
 PROGRESS = [f"progress-brats2021-{name}-s0.png" for name in ("vae", "hvae", "lsgan")]
 
@@ -31,8 +33,11 @@ def test_tables_are_printed_and_all_files_are_written(tmp_path: Path, capsys: py
     assert "Table 2 (small): images" in printed
     assert "Verdict\n\nbrats2021: HVAE + 300 raises Dice by 0." in printed
     folder = tmp_path / "results/small"
-    assert printed.splitlines()[-1] == f"15 files are in {folder}: {', '.join(TABLES + VERDICT + PICTURES + PROGRESS)}"
-    assert sorted(path.name for path in folder.iterdir()) == sorted(TABLES + VERDICT + PICTURES + PROGRESS)
+    assert (
+        printed.splitlines()[-2]
+        == f"23 files are in {folder}: {', '.join(TABLES + VERDICT + PICTURES + PROGRESS + REPORT)}"
+    )
+    assert sorted(path.name for path in folder.iterdir()) == sorted(TABLES + VERDICT + PICTURES + PROGRESS + REPORT)
 
 
 def test_a_second_run_writes_the_same_bytes(tmp_path: Path) -> None:
@@ -98,7 +103,7 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path: Path, capsys: pytest.Ca
 def test_a_sweep_without_quality_runs_has_no_table_2(tmp_path: Path) -> None:
     write_sweep(tmp_path, sources=())
     names = [path.name for path in write_results(tmp_path, "small")]
-    assert names == [*TABLES[:4], *VERDICT, "dice-brats2021.png", *PROGRESS]
+    assert names == [*TABLES[:6], *TABLES[-3:], *VERDICT, "dice-brats2021.png", *PROGRESS, *REPORT]
 
 
 def test_a_remark_is_printed_for_every_picture_that_is_left_out(

@@ -12,9 +12,9 @@ from hvae_hpc.arms import ArmConfig
 from hvae_hpc.plan import read_plan
 from hvae_hpc.results.collect import collect
 from hvae_hpc.results.labels import arm_label, method_of, ordered_arms
+from hvae_hpc.results.likelihood_table import build_likelihoods
 from hvae_hpc.results.tables import (
     Table,
-    build_likelihoods,
     build_table1,
     build_table2,
     read_published,
@@ -41,7 +41,7 @@ from tests.made_up import (
 def tables_of(folder: Path, sweep: str = "small", partial: bool = False) -> tuple[Table | None, Table | None]:
     plan = read_plan(folder / f"plans/{sweep}.json")
     collected = collect(plan, partial)
-    return build_table1(plan, collected), build_table2(plan, collected)
+    return build_table1(plan, collected, {}), build_table2(plan, collected)
 
 
 def table1_of(folder: Path, partial: bool = False) -> Table:

@@ -7,6 +7,7 @@ import pytest
 
 from hvae_hpc.arms import ArmConfig
 from hvae_hpc.plan import read_plan
+from hvae_hpc.results.arms_table import score_arms
 from hvae_hpc.results.collect import collect
 from hvae_hpc.results.verdict import Verdict, cross_estimate, judge
 from hvae_hpc.runs import Run
@@ -15,7 +16,8 @@ from tests.made_up import SMALL_ARMS, fake_dice, fake_metrics, finish, make_runs
 
 def verdict_of(folder: Path, partial: bool = False) -> Verdict:
     plan = read_plan(folder / "plans/small.json")
-    (verdict,) = judge(plan, collect(plan, partial))
+    collected = collect(plan, partial)
+    (verdict,) = judge(collected, score_arms(plan, collected))
     return verdict
 
 
