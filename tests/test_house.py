@@ -28,6 +28,7 @@ FLOORS = [
     ("hvae_hpc.preprocess.__main__", 5),
     ("hvae_hpc.results.__main__", 5),
     ("hvae_hpc.metrics", 1),
+    ("hvae_hpc.memorisation", 1),
     ("hvae_hpc.models", 1),
     ("hvae_hpc.preprocess", 1),
     ("hvae_hpc.results", 1),
