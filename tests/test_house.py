@@ -37,6 +37,7 @@ FLOORS = [
     ("hvae_hpc.jobs", 4),
     ("hvae_hpc.sweep", 5),
     ("hvae_hpc.cli", 5),
+    ("hvae_hpc.export", 5),
     ("hvae_hpc", 0),
 ]
 FORBIDDEN = {  # room: libraries that it must not import, not even inside a function
