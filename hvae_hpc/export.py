@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hvae_hpc.errors import run_command
+from hvae_hpc.errors import UserError, run_command
 from hvae_hpc.jobs.control import find_run
 
 
@@ -19,8 +19,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="the runs folder (default: ./runs)")
     parser.add_argument("--keep-copies", action="store_true", help="hand over copies too, marked in manifest.json")
     parser.add_argument("--synthetic-only", action="store_true", help="--nnunet without the real pairs")
-    parser.add_argument("--id", type=int, default=501, metavar="N", help="--nnunet: data set number (default: 501)")
+    parser.add_argument("--id", type=int, metavar="N", help="--nnunet: data set number (default: 501)")
     options = parser.parse_args(argv)
+    if options.png and (options.synthetic_only or options.id is not None):
+        raise UserError("--synthetic-only and --id say what --nnunet writes; leave them out with --png")
     plan, run_id = find_run(options.runs, options.run, "generate")
 
     from hvae_hpc.evaluation.export import Order, export_pairs  # torch: not before it is needed
@@ -30,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
         folder=options.nnunet or options.png,
         keep_copies=options.keep_copies,
         synthetic_only=options.synthetic_only,
-        dataset_id=options.id,
+        dataset_id=501 if options.id is None else options.id,
     )
     print("\n".join(export_pairs(plan, run_id, order)))
     return 0

@@ -384,6 +384,7 @@ def test_what_is_no_finished_generate_run_is_refused(project: Project, command: 
     assert "data set number is 1000, expected 1 to 999" in command(
         f"generate/{LABEL}", "--nnunet", project.out, "--id", 1000, code=2
     )
+    assert "say what --nnunet writes" in command(LABEL, "--png", project.out, "--id", 7, code=2)
     result = read_result(project.train, project.train_id)
     assert result is not None
     write_result(project.train, replace(result, metrics={"loss": 1.0}))
