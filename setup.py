@@ -33,7 +33,7 @@ setup(
         "nvidia-ml-py>=12",  # pynvml: a GPU's utilisation and energy, where there is one
     ],
     extras_require={
-        "bench": ["torchio>=0.20", "pythae>=0.1.2"],  # the peers of benchmarks/
+        "bench": ["torchio>=0.20", "pythae>=0.1.2", "nnunetv2>=2.5"],  # the peers of benchmarks/; exports are checked
         "tensorboard": ["tensorboard>=2.15"],
         "dev": [
             "tensorboard",

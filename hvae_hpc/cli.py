@@ -10,6 +10,7 @@ COMMANDS = {
     "preprocess": ("hvae_hpc.preprocess.__main__", "pack NIfTI cases into shards"),
     "sweep": ("hvae_hpc.sweep", "train, evaluate, make the tables; here or on SLURM"),
     "results": ("hvae_hpc.results.__main__", "make the tables and figures of a runs folder"),
+    "export": ("hvae_hpc.export", "hand over the pairs of a generate run, to nnU-Net or as PNG"),
     "status": ("hvae_hpc.jobs.status", "what is done, running, lost, failed, and why"),
     "logs": ("hvae_hpc.jobs.logs", "what a run says of itself"),
     "cancel": ("hvae_hpc.jobs.control:cancel", "take a sweep or a run out of the queue"),

@@ -22,17 +22,19 @@ PATIENCE_S = 30.0
 """How long SLURM is asked again where it does not answer: a person waits."""
 
 
-def find_run(runs_folder: Path, text: str) -> tuple[Plan, str]:
+def find_run(runs_folder: Path, text: str, stage: str = "") -> tuple[Plan, str]:
     """Return the run that a person means, and a plan with it.
 
     Args:
         runs_folder: of one or more sweeps.
         text: the beginning of a run id, a label, ``<stage>/<label>``, or the run's folder.
+        stage: whose runs are meant where a label is that of several stages' runs.
 
     Raises:
         UserError: none is meant, or several are; they are named.
     """
-    wanted, found, labels = text.rstrip("/"), dict[str, tuple[Plan, str]](), set[str]()
+    wanted = Path(text).name if Path(text).is_dir() else text.rstrip("/")
+    found, labels = dict[str, tuple[Plan, str]](), set[str]()
     for plan in read_plans(runs_folder):
         for run_id, run in plan.runs.items():
             folder = plan.folder_name(run_id)
@@ -44,6 +46,8 @@ def find_run(runs_folder: Path, text: str) -> tuple[Plan, str]:
         close = difflib.get_close_matches(wanted.rpartition("/")[2], labels, n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else "give the beginning of a run id, or a label"
         raise UserError(f"{runs_folder}: no run {text!r}; {hint}")
+    if len(found) > 1:
+        found = {folder: meant for folder, meant in found.items() if folder.startswith(f"{stage}/")} or found
     if len(found) > 1:
         names = [*list(found)[:MOST_NAMED], *([f"... ({len(found)} in all)"] if len(found) > MOST_NAMED else [])]
         raise UserError("\n  ".join([f"{text!r} may be any of these; give one of them", *names]))

@@ -27,6 +27,7 @@ from hvae_hpc.jobs.attempts import check_stall, checkpoint_at, record, spent_s
 from hvae_hpc.jobs.gpu import GPUMeter
 from hvae_hpc.jobs.provenance import host, job_id, make_provenance
 from hvae_hpc.plan import AGAIN, Plan, read_plan, read_state
+from hvae_hpc.preprocess.manifest import require_content
 from hvae_hpc.resources import Outcome, Workplace
 from hvae_hpc.rundir import (
     INPUTS,
@@ -116,8 +117,7 @@ def _work(
     at = checkpoint_at(folder)
     append_log(folder, {"event": "started", "attempt": attempt, "host": host(), "job_id": job_id(), "at": at})
     check_stall(folder, log)
-    data = Path(plan.data[run.config.data]["folder"])
-    _check_data(data, run.parents["data"])
+    require_content(Path(plan.data[run.config.data]["folder"]), run.parents["data"])
     resources = plan.resources[run.stage]
     workplace = _workplace(plan, run_id, stopped)
     with GPUMeter(wanted=resources.gpus > 0) as meter:
@@ -178,17 +178,6 @@ def stage_function(stage: str) -> Callable[[Any, Workplace], Outcome | None]:
     from hvae_hpc.evaluation.segment import segment
 
     return segment
-
-
-def _check_data(folder: Path, content_hash: str) -> None:
-    from hvae_hpc.preprocess.manifest import read_manifest
-
-    found = read_manifest(folder).content_hash
-    if found != content_hash:
-        raise UserError(
-            f"{folder}: was repacked (content {found[:12]}, this run reads {content_hash[:12]}); "
-            "give the sweep command again"
-        )
 
 
 def _workplace(plan: Plan, run_id: str, stopped: Callable[[], bool], rank: int = 0) -> Workplace:

@@ -108,6 +108,17 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_json(folder / MANIFEST, {**plain, "checksum": content_hash(plain)})
 
 
+def require_content(folder: Path, content_hash: str) -> Manifest:
+    """Read a data set's manifest and refuse it where it is not of the content that a run reads."""
+    manifest = read_manifest(folder)
+    if manifest.content_hash != content_hash:
+        raise UserError(
+            f"{folder}: was repacked (content {manifest.content_hash[:12]}, this run reads {content_hash[:12]}); "
+            "give the sweep command again"
+        )
+    return manifest
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Read and check a data set's manifest.
 

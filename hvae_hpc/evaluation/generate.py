@@ -44,6 +44,7 @@ def generate_pairs(config: GenerateConfig, workplace: Workplace) -> Outcome | No
         real = read_cases(workplace.data, train_cases, parent.image_px).to(device)
     sampler = make_sampler(config, model, parent.model.network.latent_size, real, device)
     images, masks, draws, accepted = [], [], 0, 0
+    numbers: list[int] = []
     limit = config.n_pairs * config.max_draws_per_pair
     while accepted < config.n_pairs:
         if workplace.stopped():
@@ -58,6 +59,7 @@ def generate_pairs(config: GenerateConfig, workplace: Workplace) -> Outcome | No
         keep = mask.sum((1, 2)) >= config.min_mask_px
         images.append(image[:, 0][keep].clamp(0, 1).cpu().numpy())
         masks.append(mask[keep].to(torch.uint8).cpu().numpy())
+        numbers += (draws + keep.nonzero()[:, 0]).tolist()
         draws += DRAWN_AT_ONCE
         accepted += int(keep.sum())
     n = config.n_pairs
@@ -73,7 +75,8 @@ def generate_pairs(config: GenerateConfig, workplace: Workplace) -> Outcome | No
     areas = pairs.masks.sum((1, 2))
     counts = {"draws": draws, "accepted": accepted, "rejected": draws - accepted, "smallest_mask_px": int(areas.min())}
     attributes = {name: str(value) for name, value in {**record, **counts, **sampler.facts}.items()}
-    write_pairs(workplace.folder / PAIRS, pairs, {**attributes, "source_cases": json.dumps(train_cases)})
+    attributes |= {"source_cases": json.dumps(train_cases), "draw_numbers": json.dumps(numbers[:n])}
+    write_pairs(workplace.folder / PAIRS, pairs, attributes)
     write_arrays(workplace.folder / SAMPLES, images=pairs.images[:SHOWN], masks=pairs.masks[:SHOWN])
     return Outcome(
         metrics={
