@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Installs what the tests on a real SLURM need (Debian, Ubuntu), and starts no service: the tests start
-# daemons of their own. Does nothing where all packages are there.
+# Installs what the tests on a real SLURM and in a real browser need (Debian, Ubuntu), and starts no service: the tests
+# start daemons of their own. Does nothing where all packages are there.
 set -euo pipefail
 
-packages=(munge slurmctld slurmd slurm-client slurmdbd mariadb-server)
+packages=(munge slurmctld slurmd slurm-client slurmdbd mariadb-server chromium)
 missing=()
 for package in "${packages[@]}"; do
     status=$(dpkg-query --show --showformat='${Status}' "$package" 2>/dev/null || true)
