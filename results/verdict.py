@@ -65,7 +65,8 @@ def _judge(collected: Collected, data: str, scores: Sequence[ArmScores]) -> Verd
     else:
         verb = "raises" if gain.mean >= 0 else "lowers"
         parts.append(
-            f"{data}: {name} {verb} Dice by {abs(gain.mean):.3f} [{gain.low:+.3f}, {gain.high:+.3f}] over the reference"
+            f"{data}: {name} {verb} Dice by {abs(gain.mean):.3f} [{gain.low:+.3f}, {gain.high:+.3f}] against the "
+            "reference"
         )
     parts.append("beyond chance" if beyond else "not beyond chance" + _why_not(best, scores))
     if gain is not None and not stable:

@@ -58,7 +58,7 @@ def test_the_verdict_names_the_best_arm_its_gain_and_standard_augmentation(tmp_p
     assert verdict.gain is not None
     assert verdict.gain.mean == pytest.approx(np.mean(gains))  # all of a made-up run's cases differ alike
     assert verdict.sentence.startswith("brats2021: HVAE + 300 raises Dice by 0.")
-    assert "over the reference; beyond chance; " in verdict.sentence
+    assert "against the reference; beyond chance; " in verdict.sentence
     assert "Standard aug. ×5" in verdict.sentence
 
 
