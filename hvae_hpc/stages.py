@@ -27,7 +27,7 @@ STAGE_VERSIONS: dict[Stage, int] = {
     "likelihood": 1,
     "generate": 1,
     "augment": 1,
-    "quality": 1,
+    "quality": 2,
     "segment": 2,
 }
 """Raised when a stage's numbers change, so that old results are not taken for new ones."""
@@ -208,13 +208,15 @@ class AugmentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class QualityConfig:
-    """PSNR and SSIM between a set of images and the test images, paired at random as in the paper.
+    """A set of images or pairs against the test cases: PSNR and SSIM, paired at random as in the paper; set measures.
 
     Attributes:
         source: a generator's name; "real" (training images) and "mean" (their mean image) are the two
             reference rows without which the numbers mean nothing.
-        n_images: images of each set per draw (fewer where there are fewer).
-        draws: independent draws of the two sets.
+        n_images: images of each set per draw, and of each set that set measures compare (fewer where there are fewer).
+        draws: independent draws of the two sets, for PSNR and SSIM.
+        features: measure the sets as well, in the features of the reference arm's first U-Net, the parent "judge".
+        nearest: k, which nearest neighbour makes the radius of precision, recall, density and coverage.
     """
 
     data: str
@@ -223,10 +225,16 @@ class QualityConfig:
     source: str
     n_images: int = 100
     draws: int = 10
+    features: bool = True
+    nearest: int = 5
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require_positive(self, "n_images", "draws")
+        require_positive(self, "n_images", "draws", "nearest")
+        if self.features and self.n_images < self.nearest + 2:
+            raise ValueError(
+                f"n_images is {self.n_images}, expected at least {self.nearest + 2} for nearest = {self.nearest}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,6 +244,7 @@ class SegmentConfig:
     Attributes:
         loss: "dice+ce" is soft Dice plus cross-entropy, "dice" and "ce" are one of them alone.
         threshold: tumour probability above which a pixel is predicted tumour.
+        keep_weights: leave ``snapshot.pt``, for quality runs to judge images by.
         seed: of the weights and the order of the images; with one seed, the real pairs come in one order in all arms.
     """
 
@@ -247,6 +256,7 @@ class SegmentConfig:
     optim: OptimConfig
     loss: Literal["dice+ce", "dice", "ce"] = "dice+ce"
     threshold: float = 0.5
+    keep_weights: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -261,6 +271,7 @@ CONFIGS: dict[Stage, type[Any]] = {
     "likelihood": LikelihoodConfig,
     "generate": GenerateConfig,
     "augment": AugmentConfig,
-    "quality": QualityConfig,
     "segment": SegmentConfig,
+    "quality": QualityConfig,
 }
+"""Stage to its config; stages of parents come first."""

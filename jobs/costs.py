@@ -66,7 +66,7 @@ def expected_seconds(plan: Plan, states: Mapping[str, State], run_ids: Iterable[
 
 def _kind(run: Run) -> Hashable:
     """Return what runs have in common whose time per image is alike."""
-    config = {key: value for key, value in vars(run.config).items() if key not in ("seed", "arm")}
+    config = {key: value for key, value in vars(run.config).items() if key not in ("seed", "arm", "keep_weights")}
     if "optim" in config:
         config["optim"] = tuple((key, value) for key, value in vars(config["optim"]).items() if key != "images")
     return (run.stage, *config.items())
@@ -87,8 +87,9 @@ def _estimate(config: StageConfig, resources: Resources) -> float:
     images = _images(config)
     if isinstance(config, AugmentConfig):
         return SECONDS_PER_RUN + SECONDS_PER_COPY * images
-    if isinstance(config, QualityConfig):
-        return SECONDS_PER_RUN + SECONDS_PER_COMPARISON * images
+    if isinstance(config, QualityConfig):  # the judge looks at three sets; its network is taken for the default one
+        judged = 3 * config.n_images * _unet_flops(UNetConfig()) * pixels / speed if config.features else 0.0
+        return SECONDS_PER_RUN + SECONDS_PER_COMPARISON * images + judged
     if isinstance(config, GenerateConfig):
         return SECONDS_PER_RUN + SECONDS_PER_COMPARISON * images
     if isinstance(config, LikelihoodConfig):  # float32; it does not know the network: the default one
@@ -125,7 +126,7 @@ def expected_bytes(run: Run) -> tuple[float, float]:
     log = 50_000.0
     if isinstance(config, SegmentConfig):
         weights = 4.0 * 30 * config.unet.base_channels**2 * 4**config.unet.depth
-        return log + 6 * 6 * pixels, 2 * 4 * weights
+        return log + 6 * 6 * pixels + (weights if config.keep_weights else 0), 2 * 4 * weights
     if isinstance(config, TrainConfig):
         weights = 4.0 * 9 * 8 * sum(channels**2 for channels in config.model.network.channels)
         return log + weights, 2 * 4 * weights

@@ -24,7 +24,7 @@ from hvae_hpc.preprocess.manifest import Manifest
 from hvae_hpc.preprocess.splits import Split, draw_split
 from hvae_hpc.resources import Resources
 from hvae_hpc.runs import Run
-from hvae_hpc.stages import CONFIGS, GenerateConfig, SplitConfig, Stage, source_name
+from hvae_hpc.stages import CONFIGS, GenerateConfig, QualityConfig, SplitConfig, Stage, source_name
 
 SMALLEST_PX = 11
 
@@ -81,10 +81,6 @@ def _expand_split(sweep: SweepConfig, data: DataSet, split: SplitConfig) -> Iter
                 pairs, source = make("generate", {"generator": train.run_id}, **asked_of), source_name(name, sampler)
                 generated[source, seed] = pairs
                 yield pairs
-                yield make("quality", {"pairs": pairs.run_id}, **{**sweep.quality, "source": source, "seed": seed})
-    if sweep.generators:
-        for source in ("real", "mean"):
-            yield make("quality", {}, **{**sweep.quality, "source": source})
 
     arms = _arms(sweep, drawn, pairs_of, list(generated))
     largest = max(arms, key=lambda arm: arm.n_synthetic)
@@ -98,6 +94,8 @@ def _expand_split(sweep: SweepConfig, data: DataSet, split: SplitConfig) -> Iter
     ]
     budgets = [budget_of(arm.name, sweep.segment.budget) for arm in arms]
     copies = max(arm.n_standard for arm in arms)
+    judged = bool(sweep.generators and sweep.quality.get("features", QualityConfig.features))
+    judge: dict[str, str] = {}
     for seed in range(sweep.seeds):
         parents = {}
         if copies:
@@ -109,7 +107,16 @@ def _expand_split(sweep: SweepConfig, data: DataSet, split: SplitConfig) -> Iter
             if arm.generator:
                 own["pairs"] = generated[arm.generator, arm.generator_seed].run_id
             n_images = max(own_images) if budget == "steps" else images
-            yield make("segment", own, **_segment_fields(sweep, arm, n_images, seed))
+            is_judge = judged and (arm.name, seed) == ("reference", 0)
+            run = make("segment", own, **_segment_fields(sweep, arm, n_images, seed), keep_weights=is_judge)
+            if is_judge:
+                judge["judge"] = run.run_id
+            yield run
+    for (source, seed), pairs in generated.items():
+        asked_of = {**sweep.quality, "source": source, "seed": seed}
+        yield make("quality", {"pairs": pairs.run_id, **judge}, **asked_of)
+    for source in ("real", "mean") if sweep.generators else ():
+        yield make("quality", judge, **{**sweep.quality, "source": source})
 
 
 def _arms(

@@ -47,7 +47,8 @@ def _table(overview: Overview, width: int) -> Iterator[str]:
         lines = [run.stage, f"  {run.config.arm.name}"] if isinstance(run.config, SegmentConfig) else [run.stage]
         counts.update((run.config.data, line, overview.standings[run_id].kind) for line in lines)
     present = dict.fromkeys(line for _, line, _ in counts)
-    names = sorted(present, key=lambda line: [*CONFIGS, line].index(line))  # segment is the last, its arms follow
+    order = sorted(CONFIGS, key="segment".__eq__)  # which is the last: its arms follow
+    names = sorted(present, key=lambda line: [*order, line].index(line))
     kinds = [kind for kind in KINDS if kind == "done" or overview.totals[kind]]
     blocks = {data: _block(counts, data, names, kinds) for data in plan.data}
     label = max(map(len, [*names, *blocks]))

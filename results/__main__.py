@@ -42,6 +42,7 @@ def write_results(runs: Path, sweep: str, partial: bool = False, out: Path | Non
     from hvae_hpc.results.collect import collect, name_some
     from hvae_hpc.results.figures import write_figures
     from hvae_hpc.results.likelihood_table import build_likelihoods
+    from hvae_hpc.results.quality_table import build_quality
     from hvae_hpc.results.rendering import render_latex
     from hvae_hpc.results.report import write_report
     from hvae_hpc.results.tables import build_table1, build_table2, render_csv, render_markdown, render_text
@@ -55,6 +56,7 @@ def write_results(runs: Path, sweep: str, partial: bool = False, out: Path | Non
         "table1": build_table1(plan, collected, supported_best(scores)),
         "arms": build_arms(plan, collected, scores),
         "table2": build_table2(plan, collected),
+        "quality": build_quality(plan, collected),
         "likelihoods": build_likelihoods(plan, collected),
         "claims": build_claims(plan, collected),
     }

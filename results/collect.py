@@ -27,9 +27,19 @@ SEGMENT_COLUMNS = (
     *("dice", "precision", "recall", "hausdorff_95", "hausdorff_95_unit", "median_dice"),
     *("n_cases", "generator_seed", "wall_s", "run_id", "folder"),
 )
+SET_MEASURES = (
+    *("kid", "precision", "recall", "density", "coverage", "duplicates", "distinct"),
+    *("area", "components", "row", "column", "agreement", "copies"),
+)
+"""Measures of the quality stage that have an interval; which ones a run has depends on its source."""
+MASK_MEDIANS = tuple(f"{name}_median{of}" for name in ("area", "components", "row", "column") for of in ("", "_test"))
+SET_COLUMNS = (
+    *(f"{name}{end}" for name in SET_MEASURES for end in ("", "_low", "_high")),
+    *(*MASK_MEDIANS, "copying"),
+)
 QUALITY_COLUMNS = (
     *("data", "source", "seed", "split_seed", "n"),
-    *("psnr_mean", "psnr_sd", "ssim_mean", "ssim_sd", "wall_s", "run_id", "folder"),
+    *("psnr_mean", "psnr_sd", "ssim_mean", "ssim_sd", *SET_COLUMNS, "wall_s", "run_id", "folder"),
 )
 LIKELIHOOD_METRICS = (
     *("cases", "log_likelihood", "spread", "effective_samples", "acceptance"),
@@ -61,7 +71,8 @@ class Collected:
 
     Attributes:
         segment: one row per done segment run; columns SEGMENT_COLUMNS.
-        quality: one row per done quality run; columns QUALITY_COLUMNS; an sd over one draw is NaN.
+        quality: one row per done quality run; columns QUALITY_COLUMNS; an sd over one draw is NaN, and so is a
+            set measure that the source does not have.
         likelihood: one row per done likelihood run; columns LIKELIHOOD_COLUMNS; elbo_flow is NaN for a VAE.
         costs: one row per done run: where it was made and what it took; columns COST_COLUMNS.
         case_dice: id of a done segment run to its Dice by case id.
@@ -181,6 +192,8 @@ def _quality_row(config: QualityConfig, result: RunResult, folder: str) -> dict[
         "n": n,
         **_metrics(result, ["psnr_mean", "ssim_mean"]),
         **sds,
+        **dict.fromkeys(SET_COLUMNS, math.nan),
+        **_metrics(result, [name for name in SET_COLUMNS if name in result.metrics]),
         "wall_s": result.provenance.wall_s,
         "run_id": result.run_id,
         "folder": folder,

@@ -20,6 +20,8 @@ _LATEX = {
     ">": r"\textgreater{}",
     "±": r"$\pm$",
     "×": r"$\times$",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
     "—": "---",
     "−": "$-$",
 }

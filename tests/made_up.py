@@ -12,12 +12,13 @@ from hvae_hpc.arms import ArmConfig
 from hvae_hpc.config import dump
 from hvae_hpc.model_configs import HVAEConfig, OptimConfig, UNetConfig
 from hvae_hpc.plan import Plan, plan_path
-from hvae_hpc.results.collect import LIKELIHOOD_METRICS
+from hvae_hpc.results.collect import LIKELIHOOD_METRICS, MASK_MEDIANS, SET_MEASURES
 from hvae_hpc.rundir import Provenance, RunResult, append_log, read_result, result_stamp, write_json, write_result
 from hvae_hpc.runs import Run
 from hvae_hpc.stages import GenerateConfig, LikelihoodConfig, QualityConfig, SegmentConfig, SplitConfig, TrainConfig
 
 SPLIT = SplitConfig(train=20, test=12)
+ENDS = {"": 0.0, "_low": -0.1, "_high": 0.1}
 HASHES = {"brats2021": "b" * 64, "hecktor2022": "c" * 64, "lgg": "d" * 64}
 GENERATORS = ("vae", "hvae", "lsgan")
 DOSES = (100, 200, 300, 500)
@@ -143,12 +144,36 @@ def fake_metrics(run: Run) -> dict[str, float]:
     if isinstance(run.config, QualityConfig):
         k = ("lsgan", "vae", "hvae", "real", "mean").index(run.config.source)
         sds = {"psnr_sd": 0.04, "ssim_sd": 0.02}
-        return {"psnr_mean": 13 + k / 7, "ssim_mean": 0.6 + k / 30, **sds, "n": 10.0}
+        return {
+            "psnr_mean": 13 + k / 7,
+            "ssim_mean": 0.6 + k / 30,
+            **sds,
+            "n": 10.0,
+            **fake_measures(run.config.source),
+        }
     if isinstance(run.config, LikelihoodConfig):
         flow = {"elbo_flow": -95.0} if run.config.generator == "hvae" else {}
         found = {name: float(i) for i, name in enumerate(LIKELIHOOD_METRICS)}
         return {**found, "log_likelihood": -90.0 if flow else -92.25, **flow}
     return {"loss": 1.0}
+
+
+def fake_measures(source: str) -> dict[str, float]:
+    """Return made-up set measures: an LSGAN that repeats itself, a VAE that copies, and what a source does not have."""
+    lacking = {"real": ("copies",), "mean": ("copies", "agreement", "area", "components", "row", "column")}
+    values = {"kid": 0.25, "distinct": 80.0, "density": 1.0} | {
+        "area": 12.5,
+        "row": 1.0,
+        "column": 2.0,
+        "components": 0.5,
+    }
+    if source == "lsgan":
+        values |= {"duplicates": 0.83, "distinct": 6.4}
+    measures = {name: values.get(name, 0.05) for name in SET_MEASURES if name not in lacking.get(source, ())}
+    found = {f"{name}{end}": value * (1 + by) for name, value in measures.items() for end, by in ENDS.items()}
+    if source != "mean":
+        found |= {name: 40.0 + 2 * name.endswith("_test") for name in MASK_MEDIANS}
+    return found | ({"copying": float(source == "vae")} if "copies" in measures else {})
 
 
 def write_sweep(

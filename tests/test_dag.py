@@ -14,7 +14,14 @@ from hvae_hpc.jobs.sweep_config import SweepConfig
 from hvae_hpc.model_configs import OptimConfig
 from hvae_hpc.plan import Array, Plan, read_plan, write_plan
 from hvae_hpc.preprocess.manifest import CaseEntry, Manifest, compute_content_hash, read_manifest
-from hvae_hpc.stages import GenerateConfig, LikelihoodConfig, SegmentConfig, SplitConfig, TrainConfig
+from hvae_hpc.stages import (
+    GenerateConfig,
+    LikelihoodConfig,
+    QualityConfig,
+    SegmentConfig,
+    SplitConfig,
+    TrainConfig,
+)
 from hvae_hpc.sweep import SWEEPS, read_site, read_sweep
 from tests.tiny import make_project
 
@@ -93,6 +100,22 @@ def test_the_arms_share_their_parents_as_the_paper_does() -> None:
             for parent in parents.values():
                 assert parent.config.split == config.split
                 assert parent.config.data == config.data
+
+
+def test_the_first_reference_of_a_split_keeps_its_weights_and_judges_all_quality_runs_of_it() -> None:
+    sweep = replace(read_sweep("table1"), splits=2)
+    runs = {run.run_id: run for run in dag.expand(sweep, PAPER)}
+    judges = [run for run in runs.values() if isinstance(run.config, SegmentConfig) and run.config.keep_weights]
+    assert [(judge.config.arm.name, judge.config.seed) for judge in judges] == [("reference", 0)] * 4  # type: ignore[union-attr]
+    for run in runs.values():
+        if isinstance(run.config, QualityConfig):
+            (judge,) = [j for j in judges if (j.config.data, j.config.split) == (run.config.data, run.config.split)]
+            assert run.parents["judge"] == judge.run_id
+            assert ("pairs" in run.parents) == (run.config.source not in ("real", "mean"))
+    without = dag.expand(replace(sweep, quality={**sweep.quality, "features": False}), PAPER)
+    assert len(without) == len(runs)
+    assert not any("judge" in run.parents for run in without)
+    assert not any(isinstance(run.config, SegmentConfig) and run.config.keep_weights for run in without)
 
 
 def test_parents_come_before_children() -> None:

@@ -141,7 +141,7 @@ def test_standard_augmentation_is_a_function_of_its_seed(data: Path, tmp_path: P
 def test_quality_of_real_and_mean_images(data: Path, tmp_path: Path) -> None:
     values = {}
     for source in ("real", "mean"):
-        config = QualityConfig(data="tiny", split=SPLIT, image_px=0, source=source, n_images=5, draws=4)
+        config = QualityConfig(data="tiny", split=SPLIT, image_px=0, source=source, n_images=5, draws=4, features=False)
         outcome = measure_quality(config, place(tmp_path / source, data))
         assert outcome is not None
         values[source] = outcome.metrics

@@ -29,6 +29,7 @@ FLOORS = [
     ("hvae_hpc.results.__main__", 5),
     ("hvae_hpc.metrics", 1),
     ("hvae_hpc.memorisation", 1),
+    ("hvae_hpc.set_measures", 1),
     ("hvae_hpc.models", 1),
     ("hvae_hpc.preprocess", 1),
     ("hvae_hpc.results", 1),
@@ -131,7 +132,7 @@ def code_lines(path: Path) -> int:
 def test_product_files_are_short_enough_to_read() -> None:
     lengths = {path: len(path.read_text().splitlines()) for path in modules().values()}
     assert {str(path): n for path, n in lengths.items() if n > 300} == {}
-    assert sum(code_lines(path) for path in modules().values()) <= 10_700
+    assert sum(code_lines(path) for path in modules().values()) <= 11_000
 
 
 @pytest.mark.parametrize(

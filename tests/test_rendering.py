@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 from hvae_hpc.results.rendering import render_html, render_latex
 from hvae_hpc.results.tables import Table
 
-NASTY = r"50 % of $x_1$ & {a}\input{/etc/passwd} ~ ^ # <b>é±×—"
+NASTY = r"50 % of $x_1$ & {a}\input{/etc/passwd} ~ ^ # <b>é±×↑↓—"
 TABLE = Table(
     title=f"Title {NASTY}",
     columns=("arm", "Dice", NASTY),
@@ -21,7 +21,7 @@ TABLE = Table(
 def plain(latex: str) -> str:
     """Undo the escapes that a text may have; what is left must have no special character of LaTeX."""
     words = r"textbackslash|textasciitilde|textasciicircum|textless|textgreater"
-    latex = re.sub(rf"\\(?:{words})\{{\}}|\$\\(?:pm|times)\$|\$-\$", "", latex)
+    latex = re.sub(rf"\\(?:{words})\{{\}}|\$\\(?:pm|times|uparrow|downarrow)\$|\$-\$", "", latex)
     return re.sub(r"\\[&%$#_{}]", "", latex)
 
 

@@ -14,7 +14,11 @@ from tests.test_figures import write_samples
 
 ROOT = Path(__file__).parents[1]
 ENDINGS = ("md", "csv", "tex")
-TABLES = [f"{name}.{ending}" for name in ("table1", "arms", "table2", "likelihoods", "claims") for ending in ENDINGS]
+TABLES = [
+    f"{name}.{ending}"
+    for name in ("table1", "arms", "table2", "quality", "likelihoods", "claims")
+    for ending in ENDINGS
+]
 VERDICT = ["verdict.txt"]
 REPORT = ["report.html"]
 PICTURES = ["figure2-brats2021.png", "dice-brats2021.png", "cases-brats2021.png"]
@@ -35,7 +39,7 @@ def test_tables_are_printed_and_all_files_are_written(tmp_path: Path, capsys: py
     folder = tmp_path / "results/small"
     assert (
         printed.splitlines()[-2]
-        == f"23 files are in {folder}: {', '.join(TABLES + VERDICT + PICTURES + PROGRESS + REPORT)}"
+        == f"26 files are in {folder}: {', '.join(TABLES + VERDICT + PICTURES + PROGRESS + REPORT)}"
     )
     assert sorted(path.name for path in folder.iterdir()) == sorted(TABLES + VERDICT + PICTURES + PROGRESS + REPORT)
 

@@ -90,7 +90,7 @@ def test_data_that_was_repacked_after_planning_is_refused(plan: Plan, tmp_path: 
 
 def test_a_damaged_shard_fails_one_run_with_one_line(plan: Plan) -> None:
     train, generate, quality = (run_named(plan, stage, "vae") for stage in ("train", "generate", "quality"))
-    for run_id in (train, generate):
+    for run_id in (train, generate, run_named(plan, "segment", "reference")):
         assert execute(plan, run_id).state == "done"
     path = plan.folder(generate) / PAIRS
     path.write_bytes(path.read_bytes()[:-1000])

@@ -95,6 +95,7 @@ threshold = 0.3
 max_draws_per_pair = 2000
 [quality]
 n_images = 5
+nearest = 2
 draws = 3
 [generators.vae]
 model = {kind = "hvae", n_leapfrog = 0, network = {channels = [4, 8], attention_levels = [1], latent_size = 4, attention_heads = 2}}

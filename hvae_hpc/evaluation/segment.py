@@ -17,9 +17,10 @@ from hvae_hpc.models.unet import UNet
 from hvae_hpc.preprocess.pairs import Pairs
 from hvae_hpc.preprocess.reader import read_dataset
 from hvae_hpc.resources import Outcome, Workplace
-from hvae_hpc.rundir import SAMPLES, write_arrays
+from hvae_hpc.rundir import SAMPLES, SNAPSHOT, write_arrays
 from hvae_hpc.stages import SegmentConfig
 from hvae_hpc.training.batches import PairTensors, to_tensors
+from hvae_hpc.training.checkpoint import save_snapshot
 from hvae_hpc.training.device import build, choose_device, device_name
 from hvae_hpc.training.loop import train
 from hvae_hpc.training.train import read_split
@@ -43,6 +44,8 @@ def segment(config: SegmentConfig, workplace: Workplace) -> Outcome | None:
     if report.weights is None:
         return None
     model.load_state_dict(report.weights)
+    if config.keep_weights:
+        save_snapshot(workplace.folder / SNAPSHOT, {"weights": report.weights})
     test = read_dataset(workplace.data, split.test)
     tensors = to_tensors(test, config.image_px)
     predictions = predict(model, tensors, config.threshold, config.optim.batch_size, device)

@@ -45,14 +45,19 @@ class UNet(nn.Module):
         del n, share, generator
         return {}
 
-    def logits(self, image: Tensor) -> Tensor:
-        """Return tumour logits (B, 1, H, W), float32."""
-        skips: list[Tensor] = []
+    def encode(self, image: Tensor) -> list[Tensor]:
+        """Return the encoder's features (B, C, H / 2^level, W / 2^level) of every level, the bottleneck's last."""
+        levels: list[Tensor] = []
         x = image
         for level, block in enumerate(self.down):
             x = block(F.max_pool2d(x, 2) if level else x)
-            skips.append(x)
-        for up, merge, skip in zip(self.up, self.merge, reversed(skips[:-1]), strict=True):
+            levels.append(x)
+        return levels
+
+    def logits(self, image: Tensor) -> Tensor:
+        """Return tumour logits (B, 1, H, W), float32."""
+        *skips, x = self.encode(image)
+        for up, merge, skip in zip(self.up, self.merge, reversed(skips), strict=True):
             x = merge(torch.cat([skip, up(x)], dim=1))
         return self.out(x).float()
 
