@@ -177,7 +177,7 @@ def test_trainings_killed_at_random_end_as_if_undisturbed(tmp_path: Path) -> Non
     random.seed(int(os.environ.get("DRILL_SEED", "1")))
     killed, kills = projects[1], 0
     command = [sys.executable, "-m", "hvae_hpc.sweep", "--local", "--site", "site.toml"]
-    for attempt in range(6):
+    for attempt in range(4):
         process = subprocess.Popen(command, cwd=killed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         before, deadline = starts(killed), time.time() + 60
         while starts(killed) == before and process.poll() is None:
@@ -193,14 +193,14 @@ def test_trainings_killed_at_random_end_as_if_undisturbed(tmp_path: Path) -> Non
         process.wait()
     done = sweep(killed, "--site", "site.toml")
     assert done.returncode == 0, done.stderr
-    assert kills >= 6
+    assert kills >= 4
     assert numbers(killed) == numbers(projects[0])
     for snapshot in projects[0].glob(f"runs/train/*/{SNAPSHOT}"):
         other = killed / snapshot.relative_to(projects[0])
         one, two = (torch.load(path, weights_only=True)["weights"] for path in (snapshot, other))
         assert all(torch.equal(one[name], two[name]) for name in one)
     logs = [r for path in killed.glob("runs/*/*/log.jsonl") for r in read_log(path.parent)]
-    assert sum(r.get("event") == "resumed" for r in logs) >= 3  # the kills hit trainings, and these went on
+    assert sum(r.get("event") == "resumed" for r in logs) >= 2  # the kills hit trainings, and these went on
 
 
 def starts(project: Path) -> int:
