@@ -70,8 +70,10 @@ class ArmConfig:
             raise ValueError("shuffled, alone and first_share are about synthetic pairs; add some")
         if (self.alone or self.first_share) and (self.n_standard or self.n_copies):
             raise ValueError("its synthetic pairs stand alone, so no copies are added to them")
-        if self.n_cases and (self.n_standard or self.n_copies or self.alone):
-            raise ValueError("copies are made of the split's training cases, so n_cases cannot be another number")
+        if self.n_cases and (self.n_standard or self.n_copies or self.alone or self.first_share):
+            raise ValueError(
+                "copies, and pairs that stand alone, go with the split's training cases; leave n_cases at 0"
+            )
 
     @property
     def n_added(self) -> int:
@@ -96,13 +98,13 @@ def parse_arm(name: str, sources: Collection[str], n_real: int, moves: MovesConf
     parts = name.split("@")[0].split("+")
     while parts:
         part = parts.pop(0)
-        if made := re.fullmatch(r"(standard|copies)-x(\d+)", part):
+        if made := re.fullmatch(r"(standard|copies)-x([1-9]\d*)", part):
             new = {f"n_{made[1]}": (int(made[2]) - 1) * n_real}
-        elif cases := re.fullmatch(r"real-(\d+)", part):
+        elif cases := re.fullmatch(r"real-([1-9]\d*)", part):
             new = {"n_cases": int(cases[1])}
         elif part == "moved":
             new = {"moves": moves}
-        elif part == "reference":
+        elif part == "reference" and not parts and not asked:
             new = {}
         else:
             source, use = _source_and_use(part, sources)

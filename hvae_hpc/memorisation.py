@@ -58,6 +58,7 @@ def find_copies(
     train: NDArray[np.float32],
     held_out: NDArray[np.float32],
     train_cases: Sequence[str] | None = None,
+    held_out_cases: Sequence[str] | None = None,
 ) -> Copies:
     """Compare images with the training images, and the outcome with that of held-out real images.
 
@@ -70,7 +71,9 @@ def find_copies(
         images: (N, H, W) in [0, 1], of a generator.
         train: (T, H, W), all that it was trained on.
         held_out: (R, H, W), of cases that are not in train.
-        train_cases: T case ids; None where each image is of a case of its own.
+        train_cases, held_out_cases: T and R case ids; None where each image is of a case of its own. Of a held-out case
+            with several images the lowest score counts, so that R above is the number of cases: images of one patient
+            are not as many observations.
 
     Raises:
         UserError: images of another size, too small ones, or less than two training cases or one held-out image.
@@ -89,7 +92,11 @@ def find_copies(
     by_case = np.stack([distances[:, cases == case].min(1) for case in range(cases.max() + 1)], 1)
     by_case.sort(axis=1)
     scores = by_case[:, 0] / np.maximum(by_case[:, 1 : 1 + NEXT].mean(1), 1e-12)  # where all images are one: 0
-    ours, real = scores[: len(images)], np.sort(scores[len(images) :])
+    ours, real = scores[: len(images)], scores[len(images) :]
+    if held_out_cases is not None:
+        of_case = np.array(held_out_cases)
+        real = np.array([real[of_case == case].min() for case in np.unique(of_case)])
+    real.sort()
     k = max(1, int(FALSE_ALARMS * (len(real) + 1)))
     threshold = min(HALF, float(real[k - 1]))
     flagged = ours < threshold

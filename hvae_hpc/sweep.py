@@ -173,6 +173,9 @@ def _describe(sweep: SweepConfig, plan: Plan, missing: Sequence[str]) -> None:
         arms = {config.arm.name for config in plan.configs(SegmentConfig) if config.data == name}
         for arm in sorted(set(sweep.arms) - arms):
             print(f"    goes without arm {arm}: too few cases beside the test cases")
+        compared = len(arms) - len({name for name in arms if name.partition("@")[0] == "reference"})
+        if compared * 2 / 2 ** (sweep.seeds * sweep.splits) >= 0.05:
+            print(f"    {sweep.seeds} seeds are too few to show that any of {compared} arms differs from the reference")
     every = Counter(run.stage for run in plan.runs.values())
     todo = Counter(plan.runs[run_id].stage for run_id in missing)
     for stage, number in every.items():

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from hvae_hpc.arms import ArmConfig
@@ -22,8 +21,6 @@ TIDY_ARMS = (
     *("hausdorff_95", "unit", "precision", "recall"),
 )
 LEVEL = 0.05
-FEW_SEEDS = 6
-"""Below it an exact signed test cannot reach 5 %."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +32,10 @@ class ArmScores:
         n, n_expected: runs done and planned.
         dice: None without runs; so the following.
         versus: name of the arm that it is compared with; "" for a reference.
-        difference: mean Dice less that arm's, over runs of the same split and seed.
-        better, paired: in how many of such pairs it is above, and how many there are.
-        p: of no difference (:func:`paired_p`), adjusted by Holm for all arms of the data set that are compared; None
-            without a pair.
+        difference: mean Dice less that arm's, over the splits and U-Net seeds that both have.
+        better, paired: for how many of these it is above, and how many there are.
+        p: of no difference (:func:`paired_p`), adjusted by Holm for all arms of the data set that are tested; None
+            where there are too few seeds for any test.
         effect: Cohen's d over cases.
         others: means of hausdorff_95 (in ``unit``), precision and recall.
     """
@@ -64,19 +61,24 @@ def score_arms(plan: Plan, collected: Collected) -> list[ArmScores]:
     scores: list[ArmScores] = []
     for data in plan.data:
         arms = [arm for arm in ordered_arms(plan) if expected[data, arm.name]]
-        of_data = [_score(plan, collected, data, arm, expected[data, arm.name]) for arm in arms]
+        of_data = [_score(collected, data, arm, expected[data, arm.name]) for arm in arms]
         adjusted = iter(holm([of_arm.p for of_arm in of_data if of_arm.p is not None]))
         scores += [of_arm if of_arm.p is None else replace(of_arm, p=next(adjusted)) for of_arm in of_data]
     return scores
 
 
 def supported_best(scores: Sequence[ArmScores]) -> dict[str, str]:
-    """Return each data set's arm of the highest mean Dice, where its gain over the reference is beyond chance."""
+    """Return each data set's arm of the highest mean Dice, where its gain over the reference is beyond chance.
+
+    Arms of another budget than the sweep's have another reference, and stand apart.
+    """
     best: dict[str, ArmScores] = {}
     for of_arm in scores:
-        if of_arm.dice and (of_arm.data not in best or of_arm.dice.mean > _mean(best[of_arm.data])):
+        if "@" in of_arm.arm.name or not of_arm.dice:
+            continue
+        if of_arm.data not in best or of_arm.dice.mean > _mean(best[of_arm.data]):
             best[of_arm.data] = of_arm
-    return {data: s.arm.name for data, s in best.items() if s.versus and s.p is not None and s.p < LEVEL}
+    return {data: s.arm.name for data, s in best.items() if s.difference and s.p is not None and s.p < LEVEL}
 
 
 def _mean(scores: ArmScores) -> float:
@@ -99,65 +101,64 @@ def build_arms(plan: Plan, collected: Collected, scores: Sequence[ArmScores]) ->
     )
 
 
-def reference_of(plan: Plan, data: str, arm: ArmConfig) -> str:
-    """Return the arm that an arm is compared with: the reference of the same budget where there is one."""
-    names = {config.arm.name for config in plan.configs(SegmentConfig) if config.data == data}
+def reference_of(arm: ArmConfig) -> str:
+    """Return the name of the arm that an arm is compared with: the reference of the same budget."""
     _, at, budget = arm.name.partition("@")
-    return REFERENCE + at + budget if REFERENCE + at + budget in names else REFERENCE
+    return REFERENCE + at + budget
 
 
-def _score(plan: Plan, collected: Collected, data: str, arm: ArmConfig, n_expected: int) -> ArmScores:
-    versus = reference_of(plan, data, arm)
-    rows, other = (rows_of(collected, data, name) for name in (arm.name, versus))
-    pairs = [] if versus == arm.name else pair(rows, other)
-    dice = dict(zip(collected.segment["run_id"], collected.segment["dice"], strict=True))
+def _score(collected: Collected, data: str, arm: ArmConfig, n_expected: int) -> ArmScores:
+    versus = reference_of(arm)
+    rows = collected.segment[(collected.segment["data"] == data) & (collected.segment["arm"] == arm.name)]
+    own = dice_of(collected, data, arm.name)
+    less = {} if versus == arm.name else subtract(own, dice_of(collected, data, versus))
+    blocks = to_blocks(less)
+    tested = blocks and 2 / 2 ** len(less) < LEVEL
     return ArmScores(
         data=data,
         arm=arm,
         n=len(rows),
         n_expected=n_expected,
-        dice=_estimate(collected, [(split, run_id, "") for split, run_id, _ in pair(rows, rows)]),
+        dice=bootstrap_mean(to_blocks(own)) if own else None,
         versus="" if versus == arm.name else versus,
-        difference=_estimate(collected, pairs),
-        p=paired_p(blocks) if (blocks := differences(collected, pairs)) else None,
+        difference=bootstrap_mean(blocks) if blocks else None,
+        better=sum(sum(of_cases.values()) > 0 for of_cases in less.values()),
+        paired=len(less),
+        p=paired_p(blocks) if tested else None,
         effect=effect_size(blocks) if blocks else None,
-        better=sum(dice[own] > dice[against] for _, own, against in pairs),
-        paired=len(pairs),
         others={name: float(rows[name].mean()) for name in ("hausdorff_95", "precision", "recall") if len(rows)},
         unit=str(rows["hausdorff_95_unit"].iloc[0]) if len(rows) else "",
     )
 
 
-def rows_of(collected: Collected, data: str, arm: str) -> pd.DataFrame:
-    """Return the rows of an arm's done runs."""
-    segment = collected.segment
-    return segment[(segment["data"] == data) & (segment["arm"] == arm)]
+DiceTable = dict[tuple[int, int], dict[str, float]]
+"""(split, U-Net seed) to case to Dice, or to a difference in Dice."""
 
 
-def pair(rows: pd.DataFrame, others: pd.DataFrame) -> list[tuple[int, str, str]]:
-    """Return split, run id, and the id of the other arm's run of the same split and seed, where it is done.
-
-    An arm has a run per generator seed, the reference one for all of them.
-    """
-    keys = ["split_seed", "seed", "generator_seed"]
-    own = sorted(zip(*(rows[key] for key in keys), rows["run_id"], strict=True))
-    exact = dict(zip(zip(*(others[key] for key in keys), strict=True), others["run_id"], strict=True))
-    found = [(split, run_id, exact.get((split, s, g), exact.get((split, s, 0), ""))) for split, s, g, run_id in own]
-    return [row for row in found if row[2]]
-
-
-def differences(collected: Collected, pairs: list[tuple[int, str, str]]) -> list[NDArray[np.float64]]:
-    """Return each split's Dice (runs, cases) less that of the other run of each pair, none where it is ""."""
-    blocks: dict[int, list[NDArray[np.float64]]] = defaultdict(list)
-    for split, own, other in pairs:
-        dice = collected.case_dice[own]
-        minus = collected.case_dice[other] if other else dict.fromkeys(dice, 0.0)
-        blocks[split].append(np.array([dice[case] - minus[case] for case in sorted(dice)]))
-    return [np.stack(block) for block in blocks.values()]
+def dice_of(collected: Collected, data: str, arm: str) -> DiceTable:
+    """Return an arm's Dice; of several trainings of its generator the mean, since they share their U-Net seeds."""
+    rows = collected.segment[(collected.segment["data"] == data) & (collected.segment["arm"] == arm)]
+    runs: dict[tuple[int, int], list[dict[str, float]]] = defaultdict(list)
+    for split, seed, run_id in zip(rows["split_seed"], rows["seed"], rows["run_id"], strict=True):
+        runs[int(split), int(seed)].append(collected.case_dice[run_id])
+    return {
+        key: {case: float(np.mean([run[case] for run in of_key])) for case in sorted(of_key[0])}
+        for key, of_key in sorted(runs.items())
+    }
 
 
-def _estimate(collected: Collected, pairs: list[tuple[int, str, str]]) -> Estimate | None:
-    return bootstrap_mean(differences(collected, pairs)) if pairs else None
+def subtract(table: DiceTable, other: DiceTable) -> DiceTable:
+    """Return the differences where both have a run of the same split and seed."""
+    common = [key for key in table if key in other]
+    return {key: {case: dice - other[key][case] for case, dice in table[key].items()} for key in common}
+
+
+def to_blocks(table: DiceTable) -> list[NDArray[np.float64]]:
+    """Return a matrix (seeds, cases) for each split."""
+    by_split: dict[int, list[list[float]]] = defaultdict(list)
+    for (split, _), of_cases in table.items():
+        by_split[split].append([of_cases[case] for case in sorted(of_cases)])
+    return [np.array(rows) for rows in by_split.values()]
 
 
 def _cells(scores: ArmScores) -> tuple[str, ...]:
@@ -203,18 +204,29 @@ def _numbers(estimate: Estimate | None) -> tuple[Cell, Cell, Cell]:
 
 
 def _caption(plan: Plan) -> str:
-    seeds = len({config.seed for config in plan.configs(SegmentConfig)})
-    few = (
-        f" With {seeds} seeds they are rather narrow, and no p is below {2 / 2**seeds:.2g}."
-        if seeds < FEW_SEEDS
-        else ""
+    configs = plan.configs(SegmentConfig)
+    seeds = len({(config.split.seed, config.seed) for config in configs})
+    splits, generators = ({c.split.seed for c in configs}, {c.arm.generator_seed for c in configs})
+    several = ""
+    if len(splits) > 1 or len(generators) > 1:
+        several = (
+            f" Several trainings of a generator are averaged, {len(splits)} split(s) pooled: intervals and p are about "
+            "these trainings and splits, not about others."
+        )
+    few = ""
+    if 2 / 2**seeds >= LEVEL:
+        few = (
+            f" With {seeds} seeds there is no p (none could be below {2 / 2**seeds:.2g}), and intervals are too narrow."
+        )
+    budget = " Arms with a budget of their own are compared with the reference of that budget." * any(
+        "@" in config.arm.name for config in configs
     )
     return (
         "Hard Dice per case, mean over runs and test cases; in brackets 95 % intervals of a two-way bootstrap over "
-        f"runs and cases.{few} Against the reference: the mean difference of runs with the same seed, which have the "
-        "same initial weights and order of the real pairs; better: in how many of these the arm is above; p: of no "
-        "difference, the larger of two sign-flip tests, over runs and over cases, adjusted by Holm for all arms of the "
-        "data set; bold: the highest, where that p is below 0.05. HD95: 95 % Hausdorff distance of the edges. Where "
-        "both masks are empty Dice, precision and recall are 1 and the distance 0; where just one is, they are 0 and "
-        "the distance is the image's diagonal."
+        f"seeds and cases.{few} Against the reference: the mean difference of runs with the same seed, which have the "
+        f"same initial weights and order of the real pairs.{budget} Better: for how many seeds the arm is above; p: of "
+        "no difference, the larger of two sign-flip tests, over seeds and over cases, adjusted by Holm for all arms of "
+        "the data set; bold: the highest, where that p is below 0.05. HD95: 95 % Hausdorff distance of the edges. "
+        "Where both masks are empty Dice, precision and recall are 1 and the distance 0; where just one is, they are 0 "
+        f"and the distance is the image's diagonal.{several}"
     )

@@ -132,6 +132,10 @@ def collect(plan: Plan, partial: bool = False) -> Collected:
         rows["costs"].append(_cost_row(state.result))
         done.add(run_id)
         code_shas[state.result.provenance.code_sha] += 1
+    for run_id, why in _other_cases(rows["segment"], case_dice).items():
+        missing.append(f"{plan.folder_name(run_id)}: {why}")
+        rows["segment"] = [row for row in rows["segment"] if row["run_id"] != run_id]
+        done.discard(run_id)
     if missing and not partial:
         raise UserError(
             f"sweep {plan.sweep}: {len(missing)} of {len(plan.runs)} runs have no valid metrics.json; "
@@ -147,6 +151,20 @@ def collect(plan: Plan, partial: bool = False) -> Collected:
         missing=tuple(missing),
         code_shas=dict(sorted(code_shas.items())),
     )
+
+
+def _other_cases(rows: list[dict[str, Any]], case_dice: dict[str, dict[str, float]]) -> dict[str, str]:
+    """Return the runs whose test cases are not those of most runs of their data set and split, and why."""
+    sets: dict[tuple[str, int], Counter[frozenset[str]]] = {}
+    for row in rows:
+        cases = frozenset(case_dice[row["run_id"]])
+        sets.setdefault((row["data"], row["split_seed"]), Counter())[cases] += 1
+    found = {}
+    for row in rows:
+        usual = sets[row["data"], row["split_seed"]].most_common(1)[0][0]
+        if odd := usual ^ frozenset(case_dice[row["run_id"]]):
+            found[row["run_id"]] = f"metrics.json: other test cases than its like ({min(odd)}); delete the folder"
+    return found
 
 
 def name_some(lines: Sequence[str]) -> str:
@@ -193,6 +211,7 @@ def _quality_row(config: QualityConfig, result: RunResult, folder: str) -> dict[
         **_metrics(result, ["psnr_mean", "ssim_mean"]),
         **sds,
         **dict.fromkeys(SET_COLUMNS, math.nan),
+        **_metrics(result, ["kid", "coverage", "duplicates"] if config.features else []),
         **_metrics(result, [name for name in SET_COLUMNS if name in result.metrics]),
         "wall_s": result.provenance.wall_s,
         "run_id": result.run_id,

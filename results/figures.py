@@ -161,7 +161,7 @@ def draw_dice(plan: Plan, collected: Collected, data: str) -> tuple[Figure, list
     }
     doses = sorted({dose for points in lines.values() for dose, _ in points})
     if not doses:
-        raise UserError("no arm with synthetic pairs is done yet")
+        raise UserError("no arm that adds nothing but a number of synthetic pairs is done yet")
     figure = Figure(figsize=(5.6, 3.6), layout="constrained")
     axes = figure.add_subplot()
     step = 0.012 * (doses[-1] - doses[0] or 100)

@@ -55,8 +55,9 @@ def arm_label(arm: ArmConfig) -> str:
             use, shown
         )
         labels += [shown, str(arm.n_synthetic)]
-    copies = (bool(arm.n_standard), bool(arm.n_copies)) == ("standard-x" in before, "copies-x" in before)
-    if not copies or not all(labels) or not name.endswith(pairs):
+    has = (bool(arm.n_standard), bool(arm.n_copies), bool(arm.n_cases), bool(arm.moves))
+    as_named = has == tuple(word in before for word in ("standard-x", "copies-x", "real-", "moved"))
+    if not as_named or not all(labels) or not name.endswith(pairs):
         return arm.name
     label = " + ".join(labels)
     return label[0].upper() + label[1:] + (f", equal {budget}" if budget else "")
@@ -69,7 +70,7 @@ def _plain_label(part: str) -> str:
         ("moved", "Moved in every step"),
         (r"standard-x(\d+)", "Standard aug. ×{}"),
         (r"copies-x(\d+)", "Copies ×{}"),
-        (r"real-(\d+)", "{} real cases"),
+        (r"real-(\d+)", "Real, {} cases"),
     ):
         if found := re.fullmatch(pattern, part):
             return label.format(*found.groups())

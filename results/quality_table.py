@@ -99,6 +99,8 @@ def _findings(done: dict[tuple[str, str], pd.DataFrame]) -> list[str]:
     looked_at, lines = 0, []
     for (data, source), runs in done.items():
         for _, run in runs.iterrows() if source not in IMAGE_SOURCES else ():
+            if pd.isna(run["duplicates_low"]):
+                continue  # measured without features
             usual = list(done[data, "real"]["duplicates_high"]) if (data, "real") in done else []
             looked_at += 1
             who = f"{data}, {source_label(source)}"
@@ -134,8 +136,9 @@ def _captions(config: QualityConfig) -> tuple[str, ...]:
         "of the images with another one of their own within half the usual distance of real neighbours; 1 is a "
         "generator that makes one picture. Distinct images: how many different ones they amount to (Vendi score). "
         "Copies: share of the images that are much nearer to one training patient than to any other, as at most 1 in "
-        "20 held-out real images is. Image-mask Dice: of the judge's prediction with the pair's own mask; for real, on "
-        "the test pairs; low also where the images are unlike any real ones.",
+        "20 held-out real cases is (1 in N + 1 where there are N, fewer than 19). Image-mask Dice: of the judge's "
+        "prediction with the pair's own mask; for real, on the test pairs; low also where the images are unlike any "
+        "real ones.",
         "Tumour area, parts (8-connected) and centre: by how much the masks' values must change on average to be "
         "spread like the test masks' (Wasserstein distance; not 0 for real masks either); below it, the median of the "
         "source against that of the test masks.",

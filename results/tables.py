@@ -210,12 +210,13 @@ def _caption1(plan: Plan, compared: bool) -> str:
 
 
 def _budget(plan: Plan) -> str:
-    """Say where all arms take the same number of steps, which the paper's do not."""
-    configs = plan.configs(SegmentConfig)
-    sizes = {(config.arm.n_standard, config.arm.n_synthetic) for config in configs}
+    """Say where arms of different sizes take the same number of steps, which the paper's do not."""
+    configs = [config for config in plan.configs(SegmentConfig) if "@" not in config.arm.name]
+    sizes = {(config.arm.n_added, config.arm.n_cases, config.arm.alone) for config in configs}
     if len(sizes) == 1 or any(len({c.optim.images for c in configs if c.data == data}) > 1 for data in plan.data):
         return ""
-    return " All arms take the same number of steps, unlike the paper's."
+    others = any("@" in config.arm.name for config in plan.configs(SegmentConfig))
+    return f" All arms take the same number of steps{' but those that say otherwise' * others}, unlike the paper's."
 
 
 def _spread(plan: Plan) -> str:

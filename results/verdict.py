@@ -1,22 +1,25 @@
-"""The verdict: one sentence per data set on whether pairs help, which ones, and by how much.
+"""The verdict: a sentence or two per data set on whether pairs help, which ones, and by how much.
 
 The arm that looks best flatters itself: it was chosen by the scores that it is then praised for. So the choice is made
 on half of the seeds and half of the cases, and the gain is estimated on the other seeds and the other cases; then the
-other way about, and the gain is the mean of both.
+other way about, and the gain is the mean of both. Only arms that add synthetic pairs to the real ones, and nothing
+else, are chosen among: what an arm with copies or moves gains, it may gain by these.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from hvae_hpc.results.arms_table import LEVEL, ArmScores, differences, pair, rows_of
+from hvae_hpc.arms import ArmConfig
+from hvae_hpc.results.arms_table import LEVEL, ArmScores, DiceTable, dice_of, subtract, to_blocks
 from hvae_hpc.results.collect import Collected
 from hvae_hpc.results.labels import REFERENCE, arm_label
 from hvae_hpc.results.statistics import Estimate, bootstrap_mean, holm, paired_p
 
 MOST_NAMED = 3
+FEWEST_SEEDS = 4
+"""Of fewer, halves are one seed each, and the interval covers the truth in two cases of three at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +27,9 @@ class Verdict:
     """What the runs of one data set say.
 
     Attributes:
-        best: the arm with synthetic pairs whose mean Dice is highest; "" where none is done.
-        gain: its gain over the reference, estimated on seeds and cases that did not choose it; None where there are too
-            few of either.
-        stable: both halves choose the same arm.
+        best: the arm with the highest mean gain over the reference; "" where none is done.
+        gain: of the arms that halves of the data chose, on the other halves; None with too few seeds or cases.
+        chosen: these arms, one per half.
         helps: the best arm is above the reference, beyond chance (Holm over all arms).
         sentence: all of it for people.
     """
@@ -35,7 +37,7 @@ class Verdict:
     data: str
     best: str
     gain: Estimate | None
-    stable: bool
+    chosen: tuple[str, ...]
     helps: bool
     sentence: str
 
@@ -47,106 +49,120 @@ def judge(collected: Collected, scores: Sequence[ArmScores]) -> list[Verdict]:
 
 
 def _judge(collected: Collected, data: str, scores: Sequence[ArmScores]) -> Verdict:
-    candidates = [
-        s for s in scores if s.arm.generator and s.versus == REFERENCE and s.difference and not s.arm.shuffled
-    ]
+    plain = [s for s in scores if _only_adds_pairs(s.arm) and s.versus == REFERENCE and s.difference]
+    # An arm with one lucky seed is not compared with arms that have all of theirs.
+    most = max((s.paired for s in plain), default=0)
+    candidates = {s.arm.name: s for s in plain if s.paired == most}
     if not candidates:
         said = f"{data}: no arm with synthetic pairs can be compared with the reference yet."
-        return Verdict(data=data, best="", gain=None, stable=False, helps=False, sentence=said)
-    best = max(candidates, key=lambda s: s.difference.mean if s.difference else -1.0)
-    name = arm_label(best.arm)
-    gain, chosen = cross_estimate(_tables(collected, data, [s.arm.name for s in candidates]))
-    stable = len(set(chosen)) == 1
-    beyond = best.p is not None and best.p < LEVEL
-    helps = beyond and best.difference is not None and best.difference.mean > 0
-    parts = []
-    if gain is None:
-        parts.append(f"{data}: too few seeds or cases to choose an arm and to judge it by others")
-    else:
-        verb = "raises" if gain.mean >= 0 else "lowers"
-        parts.append(
-            f"{data}: {name} {verb} Dice by {abs(gain.mean):.3f} [{gain.low:+.3f}, {gain.high:+.3f}] against the "
-            "reference"
-        )
-    parts.append("beyond chance" if beyond else "not beyond chance" + _why_not(best, scores))
-    if gain is not None and not stable:
-        parts.append("halves of the data choose different arms, so take it as one of several that are alike")
-    parts.append(_against_standard(collected, data, scores, candidates))
+        return Verdict(data=data, best="", gain=None, chosen=(), helps=False, sentence=said)
+    best = max(candidates.values(), key=_mean_gain)
+    reference = dice_of(collected, data, REFERENCE)
+    gain, chosen = cross_estimate({n: subtract(dice_of(collected, data, n), reference) for n in candidates})
+    parts = [
+        f"{data}: {_gain_said(best, gain, chosen, candidates)}",
+        _chance_said(best),
+        _standard_said(collected, data, scores, list(candidates.values())),
+        *_on_top_said(collected, data, scores),
+    ]
     return Verdict(
         data=data,
         best=best.arm.name,
         gain=gain,
-        stable=stable,
-        helps=helps,
+        chosen=chosen,
+        helps=best.p is not None and best.p < LEVEL and _mean_gain(best) > 0,
         sentence="; ".join(part for part in parts if part) + ".",
     )
 
 
-def cross_estimate(tables: Sequence[NDArray[np.float64]]) -> tuple[Estimate | None, list[int]]:
-    """Choose the table with the highest mean on half of rows and columns, and estimate that mean on the other half.
+def _only_adds_pairs(arm: ArmConfig) -> bool:
+    others = arm.n_standard or arm.n_copies or arm.n_cases or arm.moves or arm.alone or arm.first_share
+    return bool(arm.generator) and not (others or arm.shuffled)
+
+
+def _mean_gain(scores: ArmScores) -> float:
+    return scores.difference.mean if scores.difference else -1.0
+
+
+def cross_estimate(tables: Mapping[str, DiceTable]) -> tuple[Estimate | None, tuple[str, ...]]:
+    """Choose the arm with the highest mean on half of seeds and cases, and estimate its mean on the others.
+
+    A case belongs to one half in all splits.
 
     Args:
-        tables: differences (runs, cases) of each arm, one shape.
+        tables: each arm's differences to the reference.
 
     Returns:
-        The mean of both ways with its interval, and what each half chose; None and nothing with fewer than two runs or
-        cases.
+        The mean of both ways with its interval, and what each half chose; None and nothing with fewer than four seeds
+        that all arms have, or two cases.
     """
-    if not tables or min(tables[0].shape) < 2:
-        return None, []
+    common = sorted(set.intersection(*(set(table) for table in tables.values())))
+    seeds = sorted({seed for _, seed in common})
+    cases = sorted({case for table in tables.values() for key in common for case in table[key]})
+    if len(seeds) < FEWEST_SEEDS or len(cases) < 2:
+        return None, ()
+
+    def part(table: DiceTable, of_seeds: set[int], of_cases: set[str]) -> DiceTable:
+        rows = {key: table[key] for key in common if key[1] in of_seeds}
+        return {key: {c: value for c, value in row.items() if c in of_cases} for key, row in rows.items()}
+
     blocks, chosen = [], []
     for half in (0, 1):
-        chooser = [table[half::2, half::2].mean() for table in tables]
-        chosen.append(int(np.argmax(chooser)))
-        blocks.append(tables[chosen[-1]][1 - half :: 2, 1 - half :: 2])
-    return bootstrap_mean(blocks), chosen
+        mine, others = (
+            {arm: part(table, set(seeds[h::2]), set(cases[h::2])) for arm, table in tables.items()}
+            for h in (half, 1 - half)
+        )
+        chosen.append(max(mine, key=lambda arm, mine=mine: _mean(mine[arm])))  # type: ignore[misc]
+        blocks += [block for block in to_blocks(others[chosen[-1]]) if block.size]
+    return bootstrap_mean(blocks), tuple(chosen)
 
 
-def _tables(collected: Collected, data: str, arms: Sequence[str]) -> list[NDArray[np.float64]]:
-    """Return each arm's differences to the reference (runs, cases), of the runs that all of these arms have."""
-    seeds = dict(zip(collected.segment["run_id"], collected.segment["seed"], strict=True))
-    found: list[dict[tuple[int, int], NDArray[np.float64]]] = []
-    for arm in arms:
-        pairs = pair(rows_of(collected, data, arm), rows_of(collected, data, REFERENCE))
-        by_seed: dict[tuple[int, int], list[tuple[int, str, str]]] = {}
-        for one in pairs:
-            by_seed.setdefault((one[0], seeds[one[1]]), []).append(one)
-        # One row per split and seed: the mean over trainings of the generator.
-        found.append({key: differences(collected, of_seed)[0].mean(0) for key, of_seed in by_seed.items()})
-    common = sorted(set.intersection(*map(set, found)))
-    if len({len(of_arm[key]) for of_arm in found for key in common}) != 1:
-        return []  # no such run, or splits with other numbers of cases
-    return [np.stack([of_arm[key] for key in common]) for of_arm in found]
+def _mean(table: DiceTable) -> float:
+    return float(np.mean([value for row in table.values() for value in row.values()]))
 
 
-def _why_not(best: ArmScores, scores: Sequence[ArmScores]) -> str:
-    family = sum(s.p is not None for s in scores)
-    least = min(1.0, family * 2 / 2**best.paired)
-    if least >= LEVEL:
-        return f" ({best.paired} seeds cannot show it among {family} arms: no p is below {least:.2g})"
-    return f" (p = {best.p:.2g})"
+def _gain_said(
+    best: ArmScores, gain: Estimate | None, chosen: Sequence[str], candidates: Mapping[str, ArmScores]
+) -> str:
+    name = arm_label(best.arm)
+    if gain is None:
+        return (
+            f"{name} looks best, {_mean_gain(best):+.3f} Dice against the reference by the runs that chose it (too few "
+            "seeds or cases to choose by some and judge by others)"
+        )
+    interval = f"[{gain.low:+.3f}, {gain.high:+.3f}] against the reference"
+    if set(chosen) == {best.arm.name}:
+        return f"{name} {'raises' if gain.mean >= 0 else 'lowers'} Dice by {abs(gain.mean):.3f} {interval}"
+    halves = " and ".join(dict.fromkeys(arm_label(candidates[arm].arm) for arm in chosen))
+    return (
+        f"{name} looks best; what halves of the data choose ({halves}) changes Dice by {gain.mean:+.3f} {interval} on "
+        "the other halves, so take these arms as alike"
+    )
 
 
-def _against_standard(
+def _chance_said(best: ArmScores) -> str:
+    if best.p is None:
+        return f"{best.paired} seeds are too few to tell it from chance"
+    return "beyond chance" if best.p < LEVEL else f"not beyond chance (p = {best.p:.2g})"
+
+
+def _standard_said(
     collected: Collected, data: str, scores: Sequence[ArmScores], candidates: Sequence[ArmScores]
 ) -> str:
-    """Say which arms differ from the largest standard augmentation, where there is one."""
+    """Say which arms differ from the largest standard augmentation, where there is one and enough seeds."""
     standard = [s for s in scores if s.arm.n_standard and not s.arm.generator and s.versus == REFERENCE and s.n]
     if not standard:
         return ""
     largest = max(standard, key=lambda s: s.arm.n_standard)
-    compared = [
-        (s, blocks)
-        for s in candidates
-        if (
-            blocks := differences(
-                collected, pair(rows_of(collected, data, s.arm.name), rows_of(collected, data, largest.arm.name))
-            )
-        )
-    ]
-    adjusted = holm([paired_p(blocks) for _, blocks in compared])
-    above = [arm_label(s.arm) for (s, b), p in zip(compared, adjusted, strict=True) if p < LEVEL and _mean(b) > 0]
-    below = [arm_label(s.arm) for (s, b), p in zip(compared, adjusted, strict=True) if p < LEVEL and _mean(b) < 0]
+    with_it = dice_of(collected, data, largest.arm.name)
+    tables = {s.arm.name: subtract(dice_of(collected, data, s.arm.name), with_it) for s in candidates}
+    tested = [s for s in candidates if 2 / 2 ** len(tables[s.arm.name]) < LEVEL]
+    if not tested:
+        return ""
+    adjusted = holm([paired_p(to_blocks(tables[s.arm.name])) for s in tested])
+    differ = [s for s, p in zip(tested, adjusted, strict=True) if p < LEVEL]
+    above = [arm_label(s.arm) for s in differ if _mean(tables[s.arm.name]) > 0]
+    below = [arm_label(s.arm) for s in differ if _mean(tables[s.arm.name]) < 0]
     than = arm_label(largest.arm)
     if not above and not below:
         return f"no arm with synthetic pairs differs from {than} beyond chance"
@@ -154,9 +170,26 @@ def _against_standard(
     return said + (f"; worse: {_listed(below)}" if below else "")
 
 
+def _on_top_said(collected: Collected, data: str, scores: Sequence[ArmScores]) -> list[str]:
+    """Say what pairs change on top of copies or moves, for each arm that has both and a counterpart without pairs."""
+    there = {s.arm.name for s in scores if s.n}
+    said = []
+    for s in scores:
+        base = s.arm.name.removesuffix(f"+{s.arm.generator}+{s.arm.n_synthetic}")
+        if not s.arm.generator or base == s.arm.name or base not in there or s.versus != REFERENCE:
+            continue
+        table = subtract(dice_of(collected, data, s.arm.name), dice_of(collected, data, base))
+        if not table:
+            continue
+        change = bootstrap_mean(to_blocks(table))
+        better = sum(_mean({key: row}) > 0 for key, row in table.items())
+        without = ArmConfig(name=base, n_standard=s.arm.n_standard, n_copies=s.arm.n_copies, moves=s.arm.moves)
+        said.append(
+            f"{arm_label(s.arm)} against {arm_label(without)} alone: {change.mean:+.3f} [{change.low:+.3f}, "
+            f"{change.high:+.3f}], better for {better} of {len(table)} seeds"
+        )
+    return said
+
+
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(names) if len(names) <= MOST_NAMED else f"{len(names)} arms"
-
-
-def _mean(blocks: Sequence[NDArray[np.float64]]) -> float:
-    return float(np.mean([block.mean() for block in blocks]))

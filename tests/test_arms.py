@@ -51,6 +51,10 @@ def test_a_name_says_what_an_arm_is(name: str, asked: dict[str, object]) -> None
         ("standard-x2+hvae-only+100", "so no copies are added"),
         ("copies-x2+hvae-first+100", "so no copies are added"),
         ("real-300+standard-x2", "the split's training cases"),
+        ("real-300+hvae-first+9", "the split's training cases"),
+        ("reference+hvae+100", "'reference' is not"),
+        ("hvae+100+reference", "'reference' is not"),
+        ("standard-x05", "'standard-x05' is not"),
         ("", "'' is not"),
     ],
 )

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 from hvae_hpc.arms import ArmConfig
+from hvae_hpc.model_configs import MovesConfig
 from hvae_hpc.plan import read_plan
-from hvae_hpc.results.arms_table import build_arms, reference_of, score_arms
+from hvae_hpc.results.arms_table import build_arms, reference_of, score_arms, supported_best
 from hvae_hpc.results.collect import collect
 from hvae_hpc.results.labels import arm_label
 from hvae_hpc.results.statistics import holm, sign_flip_test
 from hvae_hpc.results.tables import Table, render_csv
 from hvae_hpc.runs import Run
-from tests.made_up import SMALL_ARMS, fake_dice, make_runs, segments, write_plan, write_sweep
+from tests.made_up import SMALL_ARMS, fake_dice, fake_metrics, finish, make_runs, segments, write_plan, write_sweep
 
 
 def table_of(folder: Path, partial: bool = False) -> Table:
@@ -61,32 +62,51 @@ def test_runs_are_paired_by_seed_whatever_is_missing(tmp_path: Path) -> None:
     assert float(row["difference"]) == pytest.approx(left[0] - left[1])
 
 
-def test_every_generator_seed_is_paired_with_the_one_reference(tmp_path: Path) -> None:
+def test_several_trainings_of_a_generator_are_averaged_and_not_taken_for_more_seeds(tmp_path: Path) -> None:
     arm = ArmConfig(name="hvae+100", generator="hvae", n_synthetic=100)
-    runs = write_sweep(tmp_path, arms=(SMALL_ARMS[0], arm, replace(arm, generator_seed=1)), seeds=2)
-    assert len(segments(runs, "hvae+100")) == 4
-    assert rows_of(table_of(tmp_path))["hvae+100"]["paired"] == "4"
+    runs = make_runs(arms=(SMALL_ARMS[0], arm, replace(arm, generator_seed=1)), seeds=2)
+    write_plan(tmp_path, runs)
+    dice = {}
+    for i, run in enumerate(runs):
+        dice[run.run_id] = 0.5 + 0.01 * i
+        finish(tmp_path, run, {**fake_metrics(run), **({"dice": dice[run.run_id]} if run.stage == "segment" else {})})
+    row = rows_of(table_of(tmp_path))["hvae+100"]
+    of_arm, reference = segments(runs, "hvae+100"), segments(runs, "reference")
+    assert (len(of_arm), row["n"], row["paired"]) == (4, "4", "2")
+    expected = np.mean([dice[run.run_id] for run in of_arm]) - np.mean([dice[run.run_id] for run in reference])
+    assert float(row["difference"]) == pytest.approx(expected)
+    assert "Several trainings of a generator are averaged" in table_of(tmp_path).notes[0]
 
 
-def test_arms_of_a_budget_are_compared_with_the_reference_of_that_budget(tmp_path: Path) -> None:
-    names = ("reference", "reference@epochs", "copies-x5", "copies-x5@epochs", "moved@steps")
-    arms = tuple(ArmConfig(name=name, n_copies=80 if "copies" in name else 0) for name in names)
-    plan = read_plan(write_plan(tmp_path, make_runs(arms=arms, seeds=1)))
-    versus = {arm.name: reference_of(plan, "brats2021", arm) for arm in arms}
+def test_arms_of_a_budget_are_compared_with_the_reference_of_that_budget() -> None:
+    versus = {name: reference_of(ArmConfig(name=name)) for name in ("copies-x5", "copies-x5@epochs", "hvae+1@steps")}
     assert versus == {
-        "reference": "reference",
-        "reference@epochs": "reference@epochs",
-        "copies-x5": "reference",
-        "copies-x5@epochs": "reference@epochs",
-        "moved@steps": "reference",
-    }
+        "copies-x5": "reference", "copies-x5@epochs": "reference@epochs", "hvae+1@steps": "reference@steps",
+    }  # fmt: skip
+
+
+def test_only_arms_of_the_sweep_s_own_budget_are_set_in_bold(tmp_path: Path) -> None:
+    names = ("reference", "copies-x2", "reference@epochs", "copies-x5@epochs")
+    arms = tuple(ArmConfig(name=name, n_copies=20 if "copies" in name else 0) for name in names)
+    runs = make_runs(arms=arms, seeds=10)
+    write_plan(tmp_path, runs)
+    height = dict(zip(names, (0.5, 0.6, 0.55, 0.8), strict=True))
+    for run in runs:
+        mine = {"dice": height[run.config.arm.name] + 0.001 * run.config.seed} if run.stage == "segment" else {}
+        finish(tmp_path, run, {**fake_metrics(run), **mine})
+    plan = read_plan(tmp_path / "plans/small.json")
+    scores = score_arms(plan, collect(plan))
+    assert supported_best(scores) == {"brats2021": "copies-x2"}
+    assert {s.arm.name: s.versus for s in scores}["copies-x5@epochs"] == "reference@epochs"
 
 
 def test_few_seeds_are_called_no_test_and_many_are_not(tmp_path: Path) -> None:
     write_sweep(tmp_path, seeds=3)
-    assert "With 3 seeds they are rather narrow, and no p is below 0.25." in table_of(tmp_path).notes[0]
+    table = table_of(tmp_path)
+    assert "With 3 seeds there is no p (none could be below 0.25), and intervals are too narrow." in table.notes[0]
+    assert {row[table.columns.index("p")] for row in table.rows} == {"", "—"}
     write_sweep(tmp_path, seeds=6)
-    assert "rather narrow" not in table_of(tmp_path).notes[0]
+    assert "too narrow" not in table_of(tmp_path).notes[0]
 
 
 def test_p_values_are_adjusted_for_all_arms_of_a_data_set(tmp_path: Path) -> None:
@@ -115,8 +135,8 @@ def test_an_arm_without_runs_has_dashes(tmp_path: Path) -> None:
     [
         (ArmConfig(name="reference@steps"), "Reference, equal steps"),
         (ArmConfig(name="copies-x5", n_copies=80), "Copies ×5"),
-        (ArmConfig(name="real-300", n_cases=300), "300 real cases"),
-        (ArmConfig(name="moved"), "Moved in every step"),
+        (ArmConfig(name="real-300", n_cases=300), "Real, 300 cases"),
+        (ArmConfig(name="moved", moves=MovesConfig()), "Moved in every step"),
         (
             ArmConfig(
                 name="standard-x5+hvae-aggregated+300", n_standard=80, generator="hvae-aggregated", n_synthetic=300

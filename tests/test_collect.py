@@ -1,6 +1,7 @@
 """Rows: of every run that is done, and of no other."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -146,6 +147,30 @@ def test_two_versions_of_the_code_are_counted(tmp_path: Path) -> None:
 def test_a_single_draw_has_no_sd_whatever_the_file_says(tmp_path: Path) -> None:
     runs = write_sweep(tmp_path)
     run = next(run for run in runs if run.stage == "quality")
-    finish(tmp_path, run, {"psnr_mean": 13.0, "psnr_sd": 0.0, "ssim_mean": 0.6, "ssim_sd": 0.0, "n": 1.0})
+    one_draw = {"psnr_mean": 13.0, "psnr_sd": 0.0, "ssim_mean": 0.6, "ssim_sd": 0.0, "n": 1.0}
+    finish(tmp_path, run, {**fake_metrics(run), **one_draw})
     quality = collect(read_plan(tmp_path / "plans/small.json")).quality
     assert np.isnan(quality.set_index("run_id").loc[run.run_id, "psnr_sd"])
+
+
+def test_a_run_on_other_test_cases_than_its_like_is_named_and_left_out(tmp_path: Path) -> None:
+    runs = write_sweep(tmp_path)
+    odd = segments(runs, "vae+100")[1]
+    path = tmp_path / odd.folder / METRICS
+    data = json.loads(path.read_text())
+    data["per_case"]["case99"] = data["per_case"].pop("case03")
+    path.write_text(json.dumps(data))
+    plan = read_plan(tmp_path / "plans/small.json")
+    reason = f"{odd.folder}: metrics.json: other test cases than its like (case03); delete the folder"
+    with pytest.raises(UserError, match=re.escape(reason)):
+        collect(plan)
+    collected = collect(plan, partial=True)
+    assert len(collected.segment) == len(SMALL_ARMS) * 3 - 1
+    assert odd.run_id not in collected.done
+
+
+def test_a_quality_run_without_the_measures_that_it_was_asked_for_is_missing(tmp_path: Path) -> None:
+    run = next(run for run in write_sweep(tmp_path) if run.stage == "quality")
+    finish(tmp_path, run, {name: value for name, value in fake_metrics(run).items() if name != "kid"})
+    with pytest.raises(UserError, match=f"{run.folder}: metrics.json: kid is missing"):
+        collect(read_plan(tmp_path / "plans/small.json"))

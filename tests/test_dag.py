@@ -196,6 +196,35 @@ def test_the_controls_take_equal_steps_and_those_of_the_paper_its_epochs() -> No
         assert steps["reference@epochs"] == 8000
 
 
+@pytest.mark.parametrize(
+    ("arms", "budget", "reason"),
+    [
+        (("standard-x5",), "epochs", None),
+        (("reference@steps",), "steps", "arms 'reference' and 'reference@steps' are the same"),
+        (("hvae+100@steps", "reference@epochs"), "steps", "are the same|nothing to be compared"),
+        (("hvae+100@epochs",), "steps", "'hvae\\+100@epochs' has nothing to be compared with; add 'reference@epochs'"),
+        (("copies-x3", "copies-x3@steps", "reference@steps"), "epochs", None),
+    ],
+)
+def test_one_training_has_one_name_and_every_budget_its_reference(
+    arms: tuple[str, ...], budget: str, reason: str | None
+) -> None:
+    sweep = read_sweep("table1")
+    sweep = replace(sweep, arms=arms, segment=replace(sweep.segment, budget=budget))
+    if reason is None:
+        assert len(dag.expand(sweep, PAPER[:1])) > 160
+        return
+    with pytest.raises(UserError, match=reason):
+        dag.expand(sweep, PAPER[:1])
+
+
+def test_too_few_cases_to_judge_pairs_are_refused_before_anything_is_trained() -> None:
+    sweep = replace(read_sweep("table1"), split=SplitConfig(train=100, test=6))
+    with pytest.raises(UserError, match=r"6 training or test cases, expected 7 or more for the quality of pairs"):
+        dag.expand(sweep, PAPER[:1])
+    assert dag.expand(replace(sweep, quality={"features": False}), PAPER[:1])
+
+
 def test_an_arm_of_more_real_cases_than_there_are_is_left_out_and_one_of_fewer_than_the_split_s_refused() -> None:
     sweep = replace(read_sweep("table1"), arms=("real-110", "real-111"))
     data = paper_data("brats2021", 240, cases=210)

@@ -142,7 +142,9 @@ def test_what_has_no_data_is_a_line_and_not_an_empty_picture(tmp_path: Path) -> 
     assert not (tmp_path / "out").exists()
     figure2, dice, cases = remarks
     assert figure2 == "figure2-brats2021.png is left out: the sweep has no generator for it"
-    assert dice == "dice-brats2021.png is left out: no arm with synthetic pairs is done yet"
+    assert (
+        dice == "dice-brats2021.png is left out: no arm that adds nothing but a number of synthetic pairs is done yet"
+    )
     assert cases.startswith("cases-brats2021.png is left out: segment/brats2021-reference-s0-")
 
 

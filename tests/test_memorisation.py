@@ -155,3 +155,14 @@ def test_what_cannot_be_compared_is_refused_in_one_line() -> None:
         find_copies(TRAIN, TRAIN, HELD_OUT, ["one"] * 20)
     with pytest.raises(UserError, match=r"0 held-out images"):
         find_copies(TRAIN, TRAIN, HELD_OUT[:0])
+
+
+def test_several_images_of_a_held_out_case_are_one_observation() -> None:
+    images = draw_heads(30, seed=5)
+    alone = find_copies(images, TRAIN, HELD_OUT)
+    twice = np.repeat(HELD_OUT, 3, axis=0)
+    cases = [f"case{i // 3}" for i in range(len(twice))]
+    together = find_copies(images, TRAIN, twice, held_out_cases=cases)
+    assert (together.threshold, together.p_value) == (pytest.approx(alone.threshold), pytest.approx(alone.p_value))
+    # Taken one by one they would be three times as many, and the threshold would not be the lowest any more.
+    assert find_copies(images, TRAIN, twice).threshold >= together.threshold

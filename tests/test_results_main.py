@@ -35,7 +35,7 @@ def test_tables_are_printed_and_all_files_are_written(tmp_path: Path, capsys: py
     printed = capsys.readouterr().out
     assert "Table 1 (small): Dice" in printed
     assert "Table 2 (small): images" in printed
-    assert "Verdict\n\nbrats2021: HVAE + 300 raises Dice by 0." in printed
+    assert "Verdict\n\nbrats2021: HVAE + 300 looks best" in printed
     folder = tmp_path / "results/small"
     assert (
         printed.splitlines()[-2]

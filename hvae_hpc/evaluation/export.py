@@ -91,7 +91,9 @@ def export_pairs(plan: Plan, run_id: str, order: Order) -> list[str]:
             copies, or the folder cannot be made.
     """
     source = _read_source(plan, run_id)
-    copies = find_copies(source.synthetic.images, source.real.images, source.test.images, source.real.case_ids)
+    copies = find_copies(
+        source.synthetic.images, source.real.images, source.test.images, source.real.case_ids, source.test.case_ids
+    )
     kept = [row for row, copy in enumerate(copies.flagged) if order.keep_copies or not copy]
     if not kept:
         raise UserError(

@@ -78,7 +78,7 @@ def measure_quality(config: QualityConfig, workplace: Workplace) -> Outcome | No
         judge = load_judge(workplace.parents["judge"], device)
         found, medians = _compare_sets(config, judge, source.first(n), train, test.first(n))
         if "pairs" in workplace.parents:
-            copies = find_copies(source.first(n).images, train.images, test.images, train.cases)
+            copies = find_copies(source.first(n).images, train.images, test.images, train.cases, test.cases)
             found |= average("copies", copies.flagged.astype(np.float64), source.cases[:n])
             medians["copying"] = float(copies.copying)
             details["copies"] = {
