@@ -127,7 +127,7 @@ def _gain_said(
     name = arm_label(best.arm)
     if gain is None:
         return (
-            f"{name} looks best, {_mean_gain(best):+.3f} Dice against the reference by the runs that chose it (too few "
+            f"{name} {'looks best' if _mean_gain(best) > 0 else 'comes nearest'}, {_mean_gain(best):+.3f} Dice against the reference by the runs that chose it (too few "
             "seeds or cases to choose by some and judge by others)"
         )
     interval = f"[{gain.low:+.3f}, {gain.high:+.3f}] against the reference"
