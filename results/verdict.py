@@ -126,8 +126,9 @@ def _gain_said(
 ) -> str:
     name = arm_label(best.arm)
     if gain is None:
+        leads = "looks best" if _mean_gain(best) > 0 else "comes nearest"
         return (
-            f"{name} {'looks best' if _mean_gain(best) > 0 else 'comes nearest'}, {_mean_gain(best):+.3f} Dice against the reference by the runs that chose it (too few "
+            f"{name} {leads}, {_mean_gain(best):+.3f} Dice against the reference by the runs that chose it (too few "
             "seeds or cases to choose by some and judge by others)"
         )
     interval = f"[{gain.low:+.3f}, {gain.high:+.3f}] against the reference"
