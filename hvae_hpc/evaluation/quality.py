@@ -16,7 +16,8 @@ from hvae_hpc.rundir import PAIRS
 from hvae_hpc.stages import QualityConfig
 from hvae_hpc.training.batches import generator_for, require_unseen
 from hvae_hpc.training.device import choose_device
-from hvae_hpc.training.train import read_cases, read_split
+from hvae_hpc.training.resident import read_cases
+from hvae_hpc.training.train import read_split
 
 
 def measure_quality(config: QualityConfig, workplace: Workplace) -> Outcome | None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_input
 
 WIDE = 32
 """Channels from which on matrix products are the faster ones: 1.1 to 6 times, the more so the larger the image."""
@@ -28,7 +29,7 @@ class Convolution(nn.Conv2d):
         plain = x.device.type != "cpu" or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
         if plain or min(self.in_channels, self.out_channels) < WIDE:
             return super().forward(x)
-        return _ProductsBackward.apply(x, self.weight)  # type: ignore[no-any-return]
+        return _ProductsBackward.apply(x, self.weight)
 
 
 class DoubleSize(nn.ConvTranspose2d):
@@ -60,17 +61,17 @@ class _ProductsBackward(torch.autograd.Function):
         return F.conv2d(x, weight, padding=1)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Return the gradients by the input and by the weight."""
         x, weight = ctx.saved_tensors
-        by_x = torch.nn.grad.conv2d_input(x.shape, weight, gradient, padding=1) if ctx.needs_input_grad[0] else None
+        by_x = conv2d_input(x.shape, weight, gradient, padding=1) if ctx.needs_input_grad[0] else None
         return by_x, _weight_gradient(x, gradient) if ctx.needs_input_grad[1] else None
 
 
 def _weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:
     """Return sum over pixels of gradient (B, C_out, H, W) times window of x (B, C_in, H, W): (C_out, C_in, 3, 3)."""
-    n, c_in, height, width = x.shape
+    n, c_in, height = x.shape[:3]
     c_out = gradient.shape[1]
     padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
     windows = padded.unfold(1, 3, 1).unfold(2, 3, 1).permute(0, 1, 2, 4, 5, 3)  # (B, H, W, 3, 3, C_in), a view
