@@ -22,7 +22,8 @@ from hvae_hpc.resources import Resources, Workplace
 from hvae_hpc.stages import TrainConfig
 from hvae_hpc.training.batches import generator_for
 from hvae_hpc.training.loop import train
-from hvae_hpc.training.train import load_generator, make_generator, read_cases, read_split
+from hvae_hpc.training.resident import read_cases
+from hvae_hpc.training.train import load_generator, make_generator, read_split
 
 
 def main() -> None:

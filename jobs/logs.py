@@ -14,6 +14,7 @@ from hvae_hpc.rundir import read_log
 
 EVENTS = {
     "started": "attempt {attempt} began on {host} {job_id}",
+    "training": "trains from {images_seen:,} images on",
     "resumed": "went on from a checkpoint at {images_seen:,} images",
     "stopped": "saved, and left",
     "failed": "failed: {reason}",

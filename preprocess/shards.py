@@ -66,6 +66,7 @@ class Shard:
 
     Attributes:
         path: the file.
+        content_sha256: the hash of its content.
         image_size: rows and columns of its pairs.
         attributes: what was written with the pairs.
     """
@@ -93,16 +94,17 @@ class Shard:
                 ) from error
             raise self._damaged(_first_line(error)) from error
         try:
-            digest = self._open()
+            self.content_sha256 = self._open()
         except BaseException as error:
             self.close()
             if isinstance(error, _WRONG):
                 raise self._damaged(_first_line(error)) from error
             raise
-        if content_sha256 is not None and digest != content_sha256:
+        if content_sha256 not in (None, self.content_sha256):
             self.close()
             raise UserError(
-                f"{path}: has content {digest[:12]}, the manifest says {content_sha256[:12]}; pack the data again"
+                f"{path}: has content {self.content_sha256[:12]}, the manifest says {content_sha256[:12]}; "
+                "pack the data again"
             )
 
     def _open(self) -> str:

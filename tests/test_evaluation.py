@@ -25,7 +25,8 @@ from hvae_hpc.resources import Resources, Workplace
 from hvae_hpc.rundir import PAIRS, write_config
 from hvae_hpc.stages import AugmentConfig, GenerateConfig, QualityConfig, SegmentConfig, SplitConfig, TrainConfig
 from hvae_hpc.training.batches import PairTensors, to_tensors
-from hvae_hpc.training.train import load_generator, read_cases, read_split, train_generator
+from hvae_hpc.training.resident import read_cases
+from hvae_hpc.training.train import load_generator, read_split, train_generator
 from tests.tiny import make_data_set, make_pairs
 
 SPLIT = SplitConfig(train=6, test=5)

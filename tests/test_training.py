@@ -2,7 +2,9 @@
 
 import json
 import math
+import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -29,6 +31,7 @@ from hvae_hpc.training.checkpoint import find_checkpoints, load_checkpoint, save
 from hvae_hpc.training.device import build
 from hvae_hpc.training.intervals import SaveClock, young_interval
 from hvae_hpc.training.loop import TrainReport, learning_rate, train
+from hvae_hpc.training.optimizers import make_optimizer, take_step
 from tests.tiny import make_pairs
 
 CPU = torch.device("cpu")
@@ -309,6 +312,74 @@ def test_a_compilation_that_fails_runs_eager_and_says_so(
     assert_same(report, run("vae", data, place(tmp_path / "eager")))
 
 
+def graphs_compiled(
+    data: PairTensors, folder: Path, make: Callable[[], nn.Module], seed: int, optim: OptimConfig
+) -> int:
+    """Train a network compiled and return how many graphs torch had to compile for that."""
+    graphs = torch._dynamo.utils.counters["stats"]
+    before = graphs["unique_graphs"]
+    report = train(build(make, seed, CPU), data, optim, seed, None, place(folder, compile="on"))
+    assert report.notes == ()
+    return int(graphs["unique_graphs"]) - before
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compile as on a GPU but for the last step, which takes a compiler long."""
+    real_compile = torch.compile
+    monkeypatch.setattr(device.torch, "compile", lambda model, **kw: real_compile(model, backend="aot_eager", **kw))
+    monkeypatch.setattr(device.CompiledForward, "graphs_of", None)
+
+
+@pytest.mark.usefixtures("traced")
+@pytest.mark.parametrize(("kind", "graphs"), [("unet", 1), ("hvae", 3)])
+def test_networks_that_differ_in_their_weights_share_what_was_compiled(
+    kind: str, graphs: int, data: PairTensors, tmp_path: Path
+) -> None:
+    optim = replace(OPTIM, images=8)
+    assert graphs_compiled(data, tmp_path / "first", MODELS[kind], 0, optim) == graphs
+    for seed in (1, 2):
+        assert graphs_compiled(data, tmp_path / str(seed), MODELS[kind], seed, optim) == 0
+    other = train(build(MODELS[kind], 2, CPU), data, optim, 2, None, place(tmp_path / "eager"))
+    again = train(build(MODELS[kind], 2, CPU), data, optim, 2, None, place(tmp_path / "compiled", compile="on"))
+    assert again.terms["loss"] == pytest.approx(other.terms["loss"], rel=1e-5)
+
+
+class Normalised(Exploding):
+    """Its layer's class is made for it alone, as torch does for what is parametrised: its code is nobody else's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.utils.parametrizations.spectral_norm(nn.Linear(16, 1))
+
+    def forward(self, batch: Batch, phase: str) -> Loss:
+        return Loss(self.layer(batch["image"][:, 0, 0]).mean() * self.weight.sum(), {})
+
+
+@pytest.mark.usefixtures("traced")
+def test_graphs_of_other_networks_batches_and_precisions_are_dropped_so_that_there_is_always_room(
+    data: PairTensors, tmp_path: Path
+) -> None:
+    optim = replace(OPTIM, images=8)
+    smaller = UNetConfig(base_channels=4, depth=1)
+    kinds = [(Normalised, optim)] * 3 + [(lambda: UNet(smaller), replace(optim, batch_size=n)) for n in (2, 8)]
+    kinds += [(lambda: UNet(smaller), replace(optim, precision="bf16"))] * 2 + [(MODELS["unet"], optim)]
+    with torch._dynamo.config.patch(recompile_limit=2):  # of a function in a process; 8 if nobody says otherwise
+        found = [graphs_compiled(data, tmp_path / str(i), make, i, of) for i, (make, of) in enumerate(kinds)]
+    assert found == [1, 1, 1, 1, 1, 1, 0, 1]
+
+
+def test_a_training_that_is_not_compiled_does_not_import_the_compiler() -> None:
+    check = (
+        "import sys, tempfile, torch\nfrom pathlib import Path\nfrom tests import test_training as t\n"
+        "pairs = t.to_tensors(t.make_pairs(6, 16), 0)\n"
+        "for kind in t.MODELS:\n"
+        "    t.run(kind, pairs, t.place(Path(tempfile.mkdtemp()) / kind), t.replace(t.OPTIM, images=8))\n"
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", check], check=True, cwd=Path(__file__).parent.parent)
+
+
 def test_every_image_is_seen_equally_often_at_any_time() -> None:
     n, batch = 7, 4
     seen = torch.zeros(n, dtype=torch.long)
@@ -348,7 +419,7 @@ def test_sgd_is_torch_s_own_with_nesterov_s_momentum_and_a_bad_step_changes_noth
     optim = OptimConfig(images=8, batch_size=4, lr=0.1, optimizer="sgd", beta_1=momentum, weight_decay=0.01)
     ours, theirs = (torch.nn.Linear(3, 2, bias=False) for _ in range(2))
     theirs.load_state_dict(ours.state_dict())
-    mine = loop._optimizer(Phase("one", ours), optim)
+    mine = make_optimizer(Phase("one", ours), optim)
     reference = torch.optim.SGD(
         theirs.parameters(), lr=0.1, momentum=momentum, nesterov=momentum > 0, weight_decay=0.01
     )
@@ -357,7 +428,7 @@ def test_sgd_is_torch_s_own_with_nesterov_s_momentum_and_a_bad_step_changes_noth
         gradient = torch.randn(2, 3, generator=torch.Generator().manual_seed(step))
         for bad in (True, False):
             ours.weight.grad = torch.full_like(gradient, math.nan) if bad else gradient.clone()
-            loop._step(mine, ours.weight.grad.norm(), scaler, 0.1)
+            take_step(mine, ours.weight.grad.norm(), scaler, 0.1)
         theirs.weight.grad = gradient.clone()
         reference.step()
         torch.testing.assert_close(ours.weight, theirs.weight)

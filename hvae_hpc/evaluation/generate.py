@@ -18,7 +18,8 @@ from hvae_hpc.resources import Outcome, Workplace
 from hvae_hpc.rundir import CONFIG, PAIRS, SAMPLES, write_arrays
 from hvae_hpc.stages import GenerateConfig, TrainConfig
 from hvae_hpc.training.device import choose_device, device_name
-from hvae_hpc.training.train import load_generator, read_cases
+from hvae_hpc.training.resident import read_cases
+from hvae_hpc.training.train import load_generator
 
 DRAWN_AT_ONCE = 64
 SHOWN = 12  # pairs that samples.npz keeps for the figures
@@ -41,7 +42,7 @@ def generate_pairs(config: GenerateConfig, workplace: Workplace) -> Outcome | No
     model = model.to(device)
     real = None
     if config.sampler != "prior":
-        real = read_cases(workplace.data, train_cases, parent.image_px).to(device)
+        real = read_cases(workplace.data, train_cases, parent.image_px, device)
     sampler = make_sampler(config, model, parent.model.network.latent_size, real, device)
     images, masks, draws, accepted = [], [], 0, 0
     numbers: list[int] = []

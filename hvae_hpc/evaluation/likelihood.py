@@ -23,7 +23,8 @@ from hvae_hpc.stages import LikelihoodConfig, TrainConfig
 from hvae_hpc.training.batches import PairTensors, generator_for
 from hvae_hpc.training.checkpoint import load_checkpoint, save_checkpoint
 from hvae_hpc.training.device import choose_device, device_name
-from hvae_hpc.training.train import load_generator, read_cases, read_split
+from hvae_hpc.training.resident import read_cases
+from hvae_hpc.training.train import load_generator, read_split
 
 ROWS_AT_ONCE = 64
 """Latent variables that are decoded together."""

@@ -17,7 +17,6 @@ from hvae_hpc.errors import UserError
 from hvae_hpc.evaluation.features import Judge, load_judge, standardise
 from hvae_hpc.memorisation import find_copies
 from hvae_hpc.metrics import FLOAT, psnr, ssim
-from hvae_hpc.preprocess.reader import read_dataset
 from hvae_hpc.preprocess.shards import read_pairs
 from hvae_hpc.resources import Outcome, Workplace
 from hvae_hpc.rundir import PAIRS
@@ -32,6 +31,7 @@ from hvae_hpc.set_measures import (
 from hvae_hpc.stages import QualityConfig
 from hvae_hpc.training.batches import PairTensors, generator_for, require_unseen, to_tensors
 from hvae_hpc.training.device import choose_device, device_name
+from hvae_hpc.training.resident import read_packed
 from hvae_hpc.training.train import read_split
 
 
@@ -91,7 +91,7 @@ def measure_quality(config: QualityConfig, workplace: Workplace) -> Outcome | No
 
 
 def _read(workplace: Workplace, cases: tuple[str, ...], image_px: int) -> _Set:
-    pairs = read_dataset(workplace.data, cases)
+    pairs = read_packed(workplace.data, cases)
     return _Set(pairs=to_tensors(pairs, image_px), cases=pairs.case_ids)
 
 

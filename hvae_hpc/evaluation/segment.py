@@ -15,7 +15,6 @@ from hvae_hpc.metrics import MASK, MaskScores, score_masks
 from hvae_hpc.model_configs import require_halvings
 from hvae_hpc.models.unet import UNet
 from hvae_hpc.preprocess.pairs import Pairs
-from hvae_hpc.preprocess.reader import read_dataset
 from hvae_hpc.resources import Outcome, Workplace
 from hvae_hpc.rundir import SAMPLES, SNAPSHOT, write_arrays
 from hvae_hpc.stages import SegmentConfig
@@ -23,6 +22,7 @@ from hvae_hpc.training.batches import PairTensors, to_tensors
 from hvae_hpc.training.checkpoint import save_snapshot
 from hvae_hpc.training.device import build, choose_device, device_name
 from hvae_hpc.training.loop import train
+from hvae_hpc.training.resident import read_packed
 from hvae_hpc.training.train import read_split
 
 SHOWN = 6
@@ -37,16 +37,16 @@ def segment(config: SegmentConfig, workplace: Workplace) -> Outcome | None:
     """
     device = choose_device(workplace)
     split = read_split(workplace.data, config.split)
-    data = training_pairs(config, workplace, split)
+    data = training_pairs(config, workplace, split, device)
     require_halvings(f"a U-Net of depth {config.unet.depth}", data.image_size, config.unet.depth)
     model = build(lambda: UNet(config.unet, config.loss), config.seed, device)
-    report = train(model, data.to(device), config.optim, config.seed, config.arm.moves, workplace)
+    report = train(model, data, config.optim, config.seed, config.arm.moves, workplace)
     if report.weights is None:
         return None
     model.load_state_dict(report.weights)
     if config.keep_weights:
         save_snapshot(workplace.folder / SNAPSHOT, {"weights": report.weights})
-    test = read_dataset(workplace.data, split.test)
+    test = read_packed(workplace.data, split.test)
     tensors = to_tensors(test, config.image_px)
     predictions = predict(model, tensors, config.threshold, config.optim.batch_size, device)
     scores, unit = score_cases(predictions, tensors.masks[:, 0].numpy() > 0.5, test)

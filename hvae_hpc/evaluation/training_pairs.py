@@ -5,34 +5,36 @@ from dataclasses import replace
 import torch
 
 from hvae_hpc.errors import UserError
-from hvae_hpc.preprocess.shards import read_pairs
+from hvae_hpc.preprocess.shards import Shard
 from hvae_hpc.preprocess.splits import Split
 from hvae_hpc.resources import Workplace
 from hvae_hpc.rundir import PAIRS
 from hvae_hpc.stages import SegmentConfig
-from hvae_hpc.training.batches import PairTensors, add, generator_for, require_unseen, to_tensors
-from hvae_hpc.training.train import read_cases
+from hvae_hpc.training.batches import PairTensors, add, generator_for, require_unseen
+from hvae_hpc.training.resident import CPU, read_cases, read_first
 
 
-def training_pairs(config: SegmentConfig, workplace: Workplace, split: Split) -> PairTensors:
-    """Read an arm's pairs: the split's real ones first, then further real cases, copies, synthetic pairs.
+def training_pairs(
+    config: SegmentConfig, workplace: Workplace, split: Split, device: torch.device = CPU
+) -> PairTensors:
+    """Return an arm's pairs on a device: the split's real ones first, then further real cases, copies, synthetic pairs.
 
     Raises:
         UserError: a parent has too few pairs, of another size, or made from a test case.
     """
     arm = config.arm
     cases = split.training_cases(arm.n_cases)
-    real = read_cases(workplace.data, cases[: len(split.train)], config.image_px)
+    real = read_cases(workplace.data, cases[: len(split.train)], config.image_px, device)
     data = real
     if further := cases[len(split.train) :]:
-        data = add(data, read_cases(workplace.data, further, config.image_px))
+        data = add(data, read_cases(workplace.data, further, config.image_px, device))
     if arm.n_copies:
         again = torch.arange(arm.n_copies) % len(real)
         data = add(data, PairTensors(images=real.images[again], masks=real.masks[again]))
     if arm.n_standard:
-        data = add(data, _added_pairs(workplace, "standard", arm.n_standard, split.test, real.image_size))
+        data = add(data, _added_pairs(workplace, "standard", arm.n_standard, split.test, real))
     if arm.n_synthetic:
-        synthetic = _added_pairs(workplace, "pairs", arm.n_synthetic, split.test, real.image_size)
+        synthetic = _added_pairs(workplace, "pairs", arm.n_synthetic, split.test, real)
         if arm.shuffled:
             synthetic = _shuffle_masks(synthetic, config.seed)
         data = synthetic if arm.alone else add(data, synthetic)
@@ -51,15 +53,14 @@ def _shuffle_masks(pairs: PairTensors, seed: int) -> PairTensors:
 
 
 def _added_pairs(
-    workplace: Workplace, role: str, n: int, test_cases: tuple[str, ...], image_size: tuple[int, int]
+    workplace: Workplace, role: str, n: int, test_cases: tuple[str, ...], real: PairTensors
 ) -> PairTensors:
-    """Read the first n pairs of a parent, after making sure that it never saw a test case."""
-    path = workplace.parents[role] / PAIRS
-    pairs, attributes = read_pairs(path)
-    require_unseen(path, attributes, test_cases)
-    if len(pairs) < n:
-        raise UserError(f"{path}: holds {len(pairs)} pairs, the arm asks for {n}; raise n_pairs in the sweep")
-    tensors = to_tensors(pairs, 0)
-    if tensors.image_size != image_size:
-        raise UserError(f"{path}: pairs of {tensors.image_size} px, the real ones have {image_size}; use one image_px")
-    return PairTensors(images=tensors.images[:n], masks=tensors.masks[:n])
+    """Return the first n pairs of a parent beside the real ones, after making sure that it never saw a test case."""
+    path, size = workplace.parents[role] / PAIRS, real.image_size
+    with Shard(path) as shard:
+        require_unseen(path, shard.attributes, test_cases)
+        if len(shard) < n:
+            raise UserError(f"{path}: holds {len(shard)} pairs, the arm asks for {n}; raise n_pairs in the sweep")
+        if shard.image_size != size:
+            raise UserError(f"{path}: pairs of {shard.image_size} px, the real ones have {size}; use one image_px")
+        return read_first(shard, n, real.images.device)

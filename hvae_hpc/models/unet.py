@@ -9,13 +9,14 @@ from torch.nn import functional as F
 
 from hvae_hpc.model_configs import UNetConfig
 from hvae_hpc.models.blocks import Batch, Loss, Phase
+from hvae_hpc.models.convolutions import Convolution, DoubleSize
 
 
 def _double_convolution(channels_in: int, channels_out: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for before in (channels_in, channels_out):
         # BatchNorm subtracts the mean, so a bias before it would do nothing.
-        layers += [nn.Conv2d(before, channels_out, 3, padding=1, bias=False), nn.BatchNorm2d(channels_out), nn.ReLU()]
+        layers += [Convolution(before, channels_out), nn.BatchNorm2d(channels_out), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)
 
 
@@ -32,7 +33,7 @@ class UNet(nn.Module):
         self.loss = loss
         widths = [config.base_channels * 2**level for level in range(config.depth + 1)]
         self.down = nn.ModuleList(_double_convolution(a, b) for a, b in zip([1, *widths[:-1]], widths, strict=True))
-        self.up = nn.ModuleList(nn.ConvTranspose2d(2 * width, width, 2, stride=2) for width in reversed(widths[:-1]))
+        self.up = nn.ModuleList(DoubleSize(2 * width, width) for width in reversed(widths[:-1]))
         self.merge = nn.ModuleList(_double_convolution(2 * width, width) for width in reversed(widths[:-1]))
         self.out = nn.Conv2d(widths[0], 1, 1)
 

@@ -1,9 +1,9 @@
 """Where and how a network runs: the device, its threads, the initial weights, and the compiled forward."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from typing import ClassVar
 
 import torch
-import torch._dynamo  # its exceptions
 from torch import nn
 
 from hvae_hpc.errors import UserError
@@ -60,22 +60,31 @@ def move_only(phase: Phase, phases: tuple[Phase, ...]) -> None:
             other.network.requires_grad_(other.network is phase.network)
 
 
-COMPILE_ERRORS = (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit)
-
-
 class CompiledForward(nn.Module):
     """A model's forward, compiled where asked; a compilation that fails runs eager, says so, and is noted.
 
     A model that names ``compiled_parts``, methods of its own, has these compiled, each as a whole, and not its forward:
-    what a flow does K + 1 times is then compiled once, and not K + 1 times in a row.
+    what a flow does K + 1 times is then compiled once, and not K + 1 times in a row. Networks that are alike but for
+    their weights, as those of ten seeds, share what was compiled for the first.
+
+    Args:
+        model: its ``config``, modules and weights' shapes say what is alike.
+        compiled: whether to compile at all.
+        workplace: whose log is told of a failure.
+        shapes: what else the graphs depend on: sizes of the batch, and precision.
+
+    Attributes:
+        graphs_of: the networks whose graphs torch holds in this process.
     """
 
-    def __init__(self, model: nn.Module, compiled: bool, workplace: Workplace) -> None:
+    graphs_of: ClassVar[Hashable] = None
+
+    def __init__(self, model: nn.Module, compiled: bool, workplace: Workplace, shapes: Hashable = None) -> None:
         super().__init__()
         self.model = model
         self.parts: tuple[str, ...] = getattr(model, "compiled_parts", ("forward",)) if compiled else ()
         if compiled:
-            torch._dynamo.reset()  # its limit of graphs is per process, and a worker trains many networks
+            self._drop_graphs_of_others(shapes)
         for name in self.parts:  # an attribute of the instance goes before the class's method
             setattr(model, name, torch.compile(getattr(model, name), fullgraph=True, dynamic=False))
         self.workplace = workplace
@@ -85,8 +94,8 @@ class CompiledForward(nn.Module):
         """Return the phase's loss."""
         try:
             return self.model(batch, phase)
-        except COMPILE_ERRORS as error:
-            if not self.parts:
+        except Exception as error:
+            if not self.parts or not _is_of_compiler(error):
                 raise
             reason = " ".join(str(error).split())[:200]
             self.notes.append(f"torch.compile failed, ran eager: {type(error).__name__}: {reason}")
@@ -95,5 +104,20 @@ class CompiledForward(nn.Module):
                 print(f"{self.workplace.folder.name}: {self.notes[-1]}", flush=True)
             for name in self.parts:
                 delattr(self.model, name)
-            self.parts = ()
+            self.parts, CompiledForward.graphs_of = (), None
         return self.model(batch, phase)
+
+    def _drop_graphs_of_others(self, shapes: Hashable) -> None:
+        """Make room: torch's limit of graphs is per process, and a worker trains many networks."""
+        types = tuple(type(module) for module in self.model.modules())  # a parametrised layer's is its own each time
+        weights = tuple(weight.shape for weight in self.model.parameters())
+        mine = (getattr(self.model, "config", None), types, weights, shapes)
+        if mine != CompiledForward.graphs_of:
+            torch._dynamo.reset()
+        CompiledForward.graphs_of = mine
+
+
+def _is_of_compiler(error: Exception) -> bool:
+    from torch._dynamo import exc  # only here: it takes longer to import than the rest of torch, on a CPU for nothing
+
+    return isinstance(error, (exc.TorchDynamoException, exc.FailOnRecompileLimitHit))

@@ -26,6 +26,7 @@ from hvae_hpc.training.checkpoint import load_checkpoint, remove_checkpoints, sa
 from hvae_hpc.training.device import CompiledForward, move_only
 from hvae_hpc.training.distributed import Team, join_team, part_of_batch
 from hvae_hpc.training.intervals import SaveClock
+from hvae_hpc.training.optimizers import make_optimizer, take_step
 from hvae_hpc.training.rollback import LastGood
 
 READ_EVERY = 50
@@ -110,11 +111,12 @@ def _train(
     device, folder = data.images.device, workplace.folder
     mine = part_of_batch(optim.batch_size, workplace)
     phases = model.phases()  # type: ignore[operator]
-    optimizers = [_optimizer(phase, optim) for phase in phases]
+    optimizers = [make_optimizer(phase, optim) for phase in phases]
     average = MovingAverage(model, optim.ema_decay) if optim.ema_decay > 0 else None
     scaler = torch.amp.GradScaler(device.type, enabled=optim.precision == "fp16")
     wish = workplace.resources.compile
-    forward = CompiledForward(model, wish == "on" or (wish == "auto" and device.type == "cuda"), workplace)
+    compiled = wish == "on" or (wish == "auto" and device.type == "cuda")
+    forward = CompiledForward(model, compiled, workplace, (data.image_size, mine.stop - mine.start, optim.precision))
 
     with join_team(workplace, device) as team:
         reader, clock = TermReader(team), SaveClock(workplace.resources)
@@ -122,6 +124,7 @@ def _train(
         images_seen, good = _restore(workplace, team, training)
         board = Board(workplace, images_seen)
         forwards = team.wrap(forward, phases)
+        workplace.log({"event": "training", "images_seen": images_seen})
         while images_seen < optim.images:
             batch = make_batch(model, data, optim, seed, moves, images_seen, mine)
             terms: dict[str, Tensor] = {}
@@ -134,7 +137,7 @@ def _train(
                 scaler.scale(loss.total).backward()  # from here on the gradients are the same in all processes
                 scaler.unscale_(optimizer)
                 norm = nn.utils.clip_grad_norm_(phase.network.parameters(), optim.clip_norm or math.inf)
-                _step(optimizer, norm, scaler, rate)
+                take_step(optimizer, norm, scaler, rate)
                 terms |= {**loss.terms, "loss" if len(phases) == 1 else f"loss_{phase.name}": loss.total}
                 if not scaler.is_enabled():  # float16 overflows now and then, and the scaler deals with it
                     terms["gradient_norm" if len(phases) == 1 else f"gradient_norm_{phase.name}"] = norm
@@ -178,32 +181,6 @@ def _train(
     weights = average.state if average else model.state_dict()
     weights = {name: value.detach().cpu().clone() for name, value in weights.items()}
     return TrainReport(finished=True, terms=reader.means, weights=weights, notes=tuple(forward.notes))
-
-
-def _optimizer(phase: Phase, optim: OptimConfig) -> torch.optim.Optimizer:
-    weights = list(phase.network.parameters())
-    decay = optim.weight_decay
-    if optim.optimizer == "adamw":
-        betas = (optim.beta_1, optim.beta_2)
-        return torch.optim.AdamW(weights, lr=optim.lr, betas=betas, weight_decay=decay, fused=True)
-    sgd = torch.optim.SGD(
-        weights, lr=optim.lr, momentum=optim.beta_1, nesterov=optim.beta_1 > 0, weight_decay=decay, fused=True
-    )
-    for weight in weights:  # the fused step leaves a momentum that it makes itself unset where found_inf is 1
-        sgd.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
-    return sgd
-
-
-def _step(optimizer: torch.optim.Optimizer, norm: Tensor, scaler: torch.amp.GradScaler, lr: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    if scaler.is_enabled():
-        scaler.step(optimizer)
-        return
-    # What GradScaler does too: the fused optimizer itself leaves everything as it was where found_inf is 1.
-    optimizer.grad_scale = None  # type: ignore[attr-defined]
-    optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
-    optimizer.step()
 
 
 @dataclass(frozen=True)

@@ -10,26 +10,20 @@ from hvae_hpc.model_configs import HVAEConfig, LSGANConfig
 from hvae_hpc.models.hvae import HVAE
 from hvae_hpc.models.lsgan import LSGAN
 from hvae_hpc.preprocess.manifest import read_manifest
-from hvae_hpc.preprocess.reader import read_dataset
 from hvae_hpc.preprocess.splits import Split, draw_split
 from hvae_hpc.resources import Outcome, Workplace
 from hvae_hpc.rundir import SNAPSHOT
 from hvae_hpc.stages import SplitConfig, TrainConfig
-from hvae_hpc.training.batches import PairTensors, to_tensors
 from hvae_hpc.training.checkpoint import load_snapshot, save_snapshot
 from hvae_hpc.training.device import build, choose_device, device_name
 from hvae_hpc.training.loop import train
+from hvae_hpc.training.resident import read_cases
 
 
 def read_split(data: Path, config: SplitConfig) -> Split:
     """Draw the split's cases from a packed data set."""
     cases = [case.case_id for case in read_manifest(data).cases]
     return draw_split(cases, config.train, config.test, config.seed)
-
-
-def read_cases(data: Path, case_ids: tuple[str, ...], image_px: int) -> PairTensors:
-    """Read these cases' pairs from a packed data set, in this order."""
-    return to_tensors(read_dataset(data, case_ids), image_px)
 
 
 def make_generator(config: HVAEConfig | LSGANConfig, image_size: tuple[int, int]) -> nn.Module:
@@ -54,7 +48,7 @@ def train_generator(config: TrainConfig, workplace: Workplace) -> Outcome | None
     """
     device = choose_device(workplace)
     split = read_split(workplace.data, config.split)
-    data = read_cases(workplace.data, split.train, config.image_px).to(device)
+    data = read_cases(workplace.data, split.train, config.image_px, device)
     model = build(lambda: make_generator(config.model, data.image_size), config.seed, device)
     if isinstance(model, HVAE):
         model.recompute = workplace.resources.recompute

@@ -1,0 +1,48 @@
+"""The optimizers, fused, and a step of theirs that a gradient without a number does not spoil."""
+
+import functools
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hvae_hpc.model_configs import OptimConfig
+from hvae_hpc.models.blocks import Phase
+
+WRAPPED = ("add_param_group", "state_dict", "load_state_dict", "zero_grad")
+
+
+def make_optimizer(phase: Phase, optim: OptimConfig) -> torch.optim.Optimizer:
+    """Return the optimizer of a phase's weights."""
+    weights = list(phase.network.parameters())
+    decay = optim.weight_decay
+    if optim.optimizer == "adamw":
+        betas = (optim.beta_1, optim.beta_2)
+        return _plain(torch.optim.AdamW)(weights, lr=optim.lr, betas=betas, weight_decay=decay, fused=True)
+    sgd = _plain(torch.optim.SGD)(
+        weights, lr=optim.lr, momentum=optim.beta_1, nesterov=optim.beta_1 > 0, weight_decay=decay, fused=True
+    )
+    for weight in weights:  # the fused step leaves a momentum that it makes itself unset where found_inf is 1
+        sgd.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+    return sgd
+
+
+def take_step(optimizer: torch.optim.Optimizer, norm: Tensor, scaler: torch.amp.GradScaler, lr: float) -> None:
+    """Move the weights, unless their gradient's norm is not finite."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    if scaler.is_enabled():
+        scaler.step(optimizer)
+        return
+    # What GradScaler does too: the fused optimizer itself leaves everything as it was where found_inf is 1.
+    optimizer.grad_scale = None  # type: ignore[attr-defined]
+    optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
+    optimizer.step()
+
+
+@functools.cache
+def _plain(kind: Any) -> Any:
+    """Return a class of optimizers without wrappers that import torch's compiler, which takes a process seconds."""
+    methods = {name: inspect.unwrap(getattr(kind, name)) for name in WRAPPED}
+    return type(kind.__name__, (kind,), {**methods, "step": torch.no_grad()(inspect.unwrap(kind.step))})
