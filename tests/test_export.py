@@ -29,7 +29,8 @@ from hvae_hpc.resources import Resources
 from hvae_hpc.rundir import METRICS, PAIRS, SNAPSHOT, read_result, write_result
 from hvae_hpc.runs import Run
 from hvae_hpc.stages import GenerateConfig, SplitConfig, TrainConfig
-from hvae_hpc.training.train import read_cases, read_split
+from hvae_hpc.training.resident import read_cases
+from hvae_hpc.training.train import read_split
 from tests.tiny import make_data_set, make_pairs
 
 SIDE, PX = 32, 16

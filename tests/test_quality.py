@@ -23,7 +23,8 @@ from hvae_hpc.results.collect import SET_COLUMNS
 from hvae_hpc.rundir import PAIRS, write_config
 from hvae_hpc.stages import QualityConfig, SegmentConfig, SplitConfig
 from hvae_hpc.training.batches import to_tensors
-from hvae_hpc.training.train import read_cases, read_split
+from hvae_hpc.training.resident import read_cases
+from hvae_hpc.training.train import read_split
 from tests.tiny import make_data_set, make_pairs
 
 SPLIT = SplitConfig(train=20, test=19)
