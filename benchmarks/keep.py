@@ -2,7 +2,7 @@
 
     python benchmarks/keep.py RUNS SWEEP SWEEP_FILE
 
-Case ids become numbers and nodes' names "node"; ``runs.json.gz`` holds the plan and every metrics.json, so that a test
+``sweep.json`` has every setting. Case ids become numbers and nodes' names "node"; ``runs.json.gz`` holds the plan and every metrics.json, so that a test
 makes the tables anew and compares them byte for byte.
 """
 
@@ -16,7 +16,8 @@ from typing import Any
 from hvae_hpc.config import dump, load
 from hvae_hpc.plan import Plan, plan_path, read_plan, read_states
 from hvae_hpc.results.__main__ import write_results
-from hvae_hpc.rundir import RunResult, result_stamp, write_atomic, write_result
+from hvae_hpc.rundir import RunResult, result_stamp, write_atomic, write_json, write_result
+from hvae_hpc.sweep import read_sweep
 
 MEASURED = Path(__file__).parents[1] / "results/measured"
 
@@ -33,7 +34,7 @@ def keep(runs: Path, sweep: str, sweep_file: Path, out: Path) -> None:
     folder = out / sweep
     # mtime 0: the same runs give the same bytes.
     write_atomic(folder / "runs.json.gz", gzip.compress(json.dumps(packed, sort_keys=True).encode(), mtime=0))
-    write_atomic(folder / "sweep.toml", sweep_file.read_text())
+    write_json(folder / "sweep.json", dump(read_sweep(str(sweep_file))))
     with tempfile.TemporaryDirectory() as scratch:
         unpack(folder / "runs.json.gz", Path(scratch))
         for file in write_results(Path(scratch), sweep, out=Path(scratch) / "results"):

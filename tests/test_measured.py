@@ -2,7 +2,6 @@
 
 import json
 import re
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ def test_something_is_kept() -> None:
 @pytest.mark.parametrize("folder", KEPT, ids=lambda folder: folder.name)
 def test_the_kept_tables_follow_from_the_kept_runs(folder: Path, tmp_path: Path) -> None:
     sweep = unpack(folder / "runs.json.gz", tmp_path)
-    assert sweep == folder.name == tomllib.loads((folder / "sweep.toml").read_text())["name"]
+    assert sweep == folder.name == json.loads((folder / "sweep.json").read_text())["name"]
     made = {path.name: path for path in write_results(tmp_path, sweep)}
     tables = [path for path in folder.iterdir() if path.suffix in (".md", ".csv", ".txt")]
     assert {"arms.md", "arms.csv", "table1.csv", "verdict.txt"} <= {path.name for path in tables}
