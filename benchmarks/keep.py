@@ -2,8 +2,8 @@
 
     python benchmarks/keep.py RUNS SWEEP SWEEP_FILE
 
-``sweep.json`` has every setting. Case ids become numbers and nodes' names "node"; ``runs.json.gz`` holds the plan and every metrics.json, so that a test
-makes the tables anew and compares them byte for byte.
+``sweep.json`` has every setting. Case ids become numbers and nodes' names "node"; ``runs.json.gz`` holds the plan and
+every metrics.json, so that a test makes the tables anew and compares them byte for byte.
 """
 
 import argparse
