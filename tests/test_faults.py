@@ -123,7 +123,7 @@ def most_in_a_minute(times: list[float]) -> int:
     return max((sum(start <= other < start + 60 for other in times) for start in times), default=0)
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_two_hundred_runs_survive_everything_and_equal_an_undisturbed_sweep(
     minislurm: MiniSlurm, tmp_path: Path
 ) -> None:
