@@ -6,6 +6,8 @@ Measured is the elements' own wall time, one after the other: what SLURM takes p
 """
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import platform
@@ -16,8 +18,10 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from hvae_hpc.jobs import dag
+from hvae_hpc.jobs.sweep_config import SweepConfig
 from hvae_hpc.plan import Array, Plan, write_plan
 from hvae_hpc.preprocess.__main__ import main as preprocess
 from hvae_hpc.preprocess.manifest import read_manifest
@@ -26,15 +30,21 @@ from hvae_hpc.stages import CONFIGS
 from hvae_hpc.sweep import read_sweep
 
 
-def make_plan(folder: Path, seeds: int) -> Plan:
-    """Plan the demo's reference arm on phantoms."""
+def make_plan(folder: Path, seeds: int, **changes: Any) -> Plan:
+    """Plan the demo's reference arm on phantoms; changes are to a run's resources."""
+    return plan_reference(read_sweep("demo"), folder, 40, seeds, **changes)
+
+
+def plan_reference(sweep: SweepConfig, folder: Path, phantoms: int, seeds: int, **changes: Any) -> Plan:
+    """Plan a sweep's reference arm on phantoms."""
     shards = folder / "shards"
     raw = ["--raw", str(folder / "raw"), "--out", str(shards), "--local"]
-    if preprocess(["brats2021", "--phantom", "40", *raw]):
-        raise SystemExit("the phantoms could not be packed")
-    sweep = replace(read_sweep("demo"), data=("brats2021",), seeds=seeds, factors=(), generators={})
+    with contextlib.redirect_stdout(io.StringIO()):
+        if preprocess(["brats2021", "--phantom", str(phantoms), *raw]):
+            raise SystemExit("the phantoms could not be packed")
+    sweep = replace(sweep, data=("brats2021",), seeds=seeds, factors=(), doses=(), arms=(), generators={})
     data = dag.DataSet(name="brats2021", folder=shards, manifest=read_manifest(shards))
-    return dag.make_plan(sweep, [data], folder / "runs", dict.fromkeys(CONFIGS, Resources()))
+    return dag.make_plan(sweep, [data], folder / "runs", dict.fromkeys(CONFIGS, Resources(**changes)))
 
 
 def run_elements(plan: Plan, bundles: list[tuple[str, ...]], folder: Path) -> float:

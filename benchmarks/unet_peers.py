@@ -1,0 +1,122 @@
+"""The peers of benchmarks/segmentation.py: MONAI's BasicUNet and nnU-Net's PlainConvUNet, as wide and deep as ours.
+
+Both with batch norm, ReLU, no bias before a norm, no dropout, no deep supervision, one channel in and one class out:
+
+* monai: its last level up keeps twice the channels (``halves=False``), so it has a little more to do than ours.
+* nnunet: strided convolutions in place of pooling, as nnU-Net has it: as many multiplications.
+* monai_same and nnunet_same: the same blocks put together as ours; with equal weights their logits are ours.
+"""
+
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+from torch import Tensor, nn
+
+from hvae_hpc.model_configs import UNetConfig
+from hvae_hpc.models.unet import UNet
+
+PACKAGES = ("monai", "dynamic-network-architectures")
+RELU = ("relu", {"inplace": True})
+TOLERANCE = 1e-3  # of the largest logit, and of a gradient's norm, float32
+
+
+class Peer(UNet):
+    """A peer's network under our loss, so that the sides differ in their networks and in how they train alone."""
+
+    def __init__(self, config: UNetConfig, network: nn.Module) -> None:
+        nn.Module.__init__(self)
+        self.config, self.loss, self.network = config, "dice+ce", network
+
+    def logits(self, image: Tensor) -> Tensor:
+        """Return tumour logits (B, 1, H, W), float32."""
+        return self.network(image).float()
+
+
+def make_peers(config: UNetConfig) -> dict[str, Peer]:
+    """Return the peers whose packages are installed, with random weights; MONAI's has four halvings only."""
+    networks = {**dict(_monai(config) if config.depth == 4 else ()), **dict(_nnunet(config))}
+    return {name: Peer(config, network) for name, network in networks.items()}
+
+
+def _monai(config: UNetConfig) -> Iterator[tuple[str, nn.Module]]:
+    try:
+        from monai.networks.nets.basic_unet import BasicUNet, UpCat
+    except ImportError:
+        return
+    width = config.base_channels
+    features = (*(width * 2**level for level in range(5)), width)
+    for name in ("monai", "monai_same"):
+        network = BasicUNet(2, 1, 1, features, act=RELU, norm="batch", bias=False)
+        if name == "monai_same":
+            network.upcat_1 = UpCat(2, 2 * width, width, width, RELU, "batch", False)
+        yield name, network
+
+
+def _nnunet(config: UNetConfig) -> Iterator[tuple[str, nn.Module]]:
+    try:
+        from dynamic_network_architectures.architectures.unet import PlainConvUNet
+        from dynamic_network_architectures.building_blocks.plain_conv_encoder import PlainConvEncoder
+    except ImportError:
+        return
+    levels = config.depth + 1
+    widths = [config.base_channels * 2**level for level in range(levels)]
+    strides = [1] + [2] * config.depth
+    how = {"norm_op": nn.BatchNorm2d, "norm_op_kwargs": {}, "nonlin": nn.ReLU, "nonlin_kwargs": {"inplace": True}}
+    for name in ("nnunet", "nnunet_same"):
+        network = PlainConvUNet(1, levels, widths, nn.Conv2d, 3, strides, 2, 1, 2, conv_bias=False, **how)
+        if name == "nnunet_same":
+            network.encoder = network.decoder.encoder = PlainConvEncoder(
+                1, levels, widths, nn.Conv2d, 3, strides, 2, False, **how, return_skips=True, pool="max"
+            )
+        yield name, network
+
+
+def share_weights(ours: UNet, peer: Peer) -> None:
+    """Give a peer that is put together as ours the same weights; where it has no biases, ours become 0."""
+    mine, theirs = _of(ours, nn.Conv2d), _of(peer, nn.Conv2d)
+    theirs = [*theirs[: len(mine) - 1], theirs[-1]]  # nnU-Net has outputs for deep supervision that nothing reads
+    swap = "decoder" in dict(peer.network.named_children())  # nnU-Net joins what comes from below before the skip
+    for our, their in zip(mine, theirs, strict=True):
+        joins = swap and our.in_channels == 2 * our.out_channels
+        their.weight.data.copy_(our.weight.data.roll(our.out_channels, 1) if joins else our.weight.data)
+        if our.bias is not None:
+            their.bias.data.copy_(our.bias.data)
+    for our, their in zip(_of(ours, nn.ConvTranspose2d), _of(peer, nn.ConvTranspose2d), strict=True):
+        their.weight.data.copy_(our.weight.data)
+        if their.bias is None:
+            our.bias.data.zero_()
+        else:
+            their.bias.data.copy_(our.bias.data)
+
+
+def _of(model: nn.Module, kind: type) -> list:
+    return [module for module in model.modules() if isinstance(module, kind)]
+
+
+def check_same(ours: UNet, peer: Peer, batch: dict[str, Tensor]) -> float:
+    """Return the largest difference of logits, loss and gradient's norm, relative; refuse more than ``TOLERANCE``."""
+    share_weights(ours, peer)
+    found = []
+    for model in (ours, peer):
+        model.train()
+        model.zero_grad()
+        total = model(batch).total
+        total.backward()
+        grads = [weight.grad.norm() for m in _of(model, nn.Conv2d) if (weight := m.weight).grad is not None]
+        found.append((model.logits(batch["image"]).detach(), total.detach(), torch.stack(grads).norm()))
+    worst = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(*found, strict=True))
+    if not worst <= TOLERANCE:
+        raise SystemExit(f"with equal weights our logits and {type(peer.network).__name__}'s differ by {worst:.2g}")
+    return worst
+
+
+def versions() -> dict[str, str | None]:
+    """Return the peers' versions; None where one is not installed."""
+    found: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
