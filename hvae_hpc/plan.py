@@ -240,7 +240,7 @@ class State:
         reason: why it is not done, for people; "" where there simply is nothing yet, and where it is done.
         stamp: names this making of the run; "" where it is not done.
         attempt: the one that made it.
-        wall_s: seconds that this attempt took.
+        wall_s: seconds of its device that this attempt took.
         result: its metrics.json where it is done and was asked for, else None.
     """
 

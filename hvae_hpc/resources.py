@@ -35,6 +35,8 @@ class Resources:
         device: "auto" is the GPU where gpus > 0, and an error where there is none; "cpu" is for trying a sweep on
             nodes whose GPUs torch cannot use.
         threads: CPU threads that torch is pinned to; results are equal bit for bit only for the same number.
+        at_once: runs of an element that are made side by side on its GPU, each by a process of its own, for which
+            ``cpus`` and ``memory_gb`` must suffice; 0 for as many as a short measurement finds to be worth it.
         compile: torch.compile the training step: "auto" on a GPU only.
         recompute: save memory where a (H)VAE does not fit (256 px, large batches): its decodings are done again in the
             backward pass, not kept.
@@ -65,6 +67,7 @@ class Resources:
     signal_lead_s: int = 90
     device: Literal["auto", "cpu"] = "auto"
     threads: int = 1
+    at_once: int = 1
     compile: Literal["auto", "on", "off"] = "auto"
     recompute: bool = False
     tensorboard: bool = False
@@ -84,7 +87,7 @@ class Resources:
         ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected more than 0")
-        for name in ("gpus", "minutes_min", "nice", "grace_s", "array_parallelism", "checkpoint_every_s"):
+        for name in ("gpus", "minutes_min", "nice", "grace_s", "array_parallelism", "at_once", "checkpoint_every_s"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or more")
         for name in ("partition", "account", "qos", "constraint", "exclude", "container", "python"):
@@ -108,6 +111,11 @@ class Resources:
     def tasks(self) -> int:
         """Processes of a run."""
         return self.nodes * self.tasks_per_node
+
+    @property
+    def side_by_side(self) -> bool:
+        """Whether an element may make several runs at once; how many pay is measured on a GPU only."""
+        return self.tasks == 1 and (self.at_once > 1 or (self.at_once == 0 and self.gpus > 0 and self.device != "cpu"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,7 +50,7 @@ class Provenance:
         threads: CPU threads that torch was pinned to.
         notes: what else a reader must know ("compile failed: ...").
         spent_s: seconds that all attempts took together, as far as their logs tell.
-        processes: that trained together.
+        processes, at_once: that trained this run together; and runs that shared the device when it began.
         slurm: cluster, partition, account, nodes, restarts, visible GPUs, as SLURM named them.
         gpu: utilisation (0 to 1), memory_mib and energy_j, where NVML told them.
     """
@@ -68,6 +68,7 @@ class Provenance:
     notes: tuple[str, ...] = ()
     spent_s: float = 0.0
     processes: int = 1
+    at_once: int = 1
     slurm: dict[str, str] = field(default_factory=dict)
     gpu: dict[str, float] = field(default_factory=dict)
 

@@ -53,7 +53,7 @@ def spent_s(log: Sequence[dict[str, Any]]) -> float:
     return spent
 
 
-def record(folder: Path, event: Literal["failed", "blocked"], message: str) -> str:
+def record(folder: Path, event: Literal["failed", "blocked", "again"], message: str) -> str:
     """Log why an attempt ended without a result, and return that as one line."""
     line = " ".join(message.split())
     try:

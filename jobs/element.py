@@ -1,4 +1,4 @@
-"""What one SLURM array element does: the runs of its bundle, one after the other, and how it leaves.
+"""What one SLURM array element does: the runs of its bundle, one after the other or side by side, and how it leaves.
 
 At the time limit it saves and sends itself back to the queue, if it got further; told to go for another reason, it
 saves and goes: what is preempted, SLURM requeues by itself. Elements that reach their limits together make one call.
@@ -21,10 +21,12 @@ from pathlib import Path
 from hvae_hpc.errors import UserError, run_command
 from hvae_hpc.identity import code_sha
 from hvae_hpc.jobs.attempts import failed_in, how_far, record
+from hvae_hpc.jobs.local import Worker
 from hvae_hpc.jobs.provenance import job_id
 from hvae_hpc.jobs.slurm import ask, format_places
-from hvae_hpc.jobs.tasks import Report, execute, follow, meeting_file
-from hvae_hpc.plan import Plan, read_element
+from hvae_hpc.jobs.tasks import Report, execute, follow, meeting_file, read_mine
+from hvae_hpc.jobs.together import Together
+from hvae_hpc.plan import Plan
 from hvae_hpc.resources import Resources
 
 LEFT_EARLY = 75
@@ -53,7 +55,7 @@ def run_element(plan_file: Path, array: int) -> int:
     Returns:
         0 where all are done, 1 where one failed or is blocked, 75 where it was asked to leave.
     """
-    plan, ids = read_element(plan_file, array, int(os.environ.get("SLURM_ARRAY_TASK_ID", "0")))
+    plan, ids = read_mine(plan_file, array)
     _check_code(plan, ids)
     if rank := int(os.environ.get("SLURM_PROCID", "0")):
         return follow(plan, ids[0], rank)
@@ -61,7 +63,7 @@ def run_element(plan_file: Path, array: int) -> int:
     _wait(random.uniform(0, min(SPREAD_S, 0.02 * elements)), signals.leave_asked)
     began = time.time()
     before = {run_id: how_far(plan.folder(run_id)) for run_id in ids}
-    reports = _do_all(plan, ids)
+    reports = _do_all(plan, ids, lambda: Worker(plan_file, sys.stderr, array))
     resources = plan.resources[plan.arrays[array].stage]
     if resources.tasks > 1 and (before[ids[0]] == float("inf") or how_far(plan.folder(ids[0])) < float("inf")):
         meeting_file(plan, ids[0], "over").touch()  # where there was nothing to train, the others wait still
@@ -104,20 +106,35 @@ def _check_code(plan: Plan, ids: Sequence[str]) -> None:
     raise UserError(message)
 
 
-def _do_all(plan: Plan, ids: Sequence[str]) -> dict[str, Report]:
-    """Make the runs in order, then those again that another process held."""
+def _do_all(plan: Plan, ids: Sequence[str], start: Callable[[], Worker]) -> dict[str, Report]:
+    """Make the runs, in order or side by side, then those again that another process held or that failed beside others.
+
+    Args:
+        plan: of the element.
+        ids: its runs.
+        start: starts a process for some of them.
+    """
     reports: dict[str, Report] = {}
     todo = [run_id for run_id in ids if not failed_in(plan.folder(run_id), job_id())]  # before it was sent back
     end: float | None = None
+
+    def tell(report: Report) -> None:
+        run = plan.runs[report.run_id]
+        said = f"{report.state}: {run.stage} {run.label} ({report.run_id}), {report.wall_s:.1f} s: {report.message}"
+        print(said, flush=True)
+
+    if len(todo) > 1 and plan.resources[plan.runs[ids[0]].stage].side_by_side:
+        together = Together(plan, todo, start, tell)
+        together.run()
+        reports |= together.reports
+        todo = [run_id for run_id in todo if run_id not in reports]
     while todo and not signals.leave_asked():
         for run_id in todo:
             if signals.leave_asked():
                 break
             report = reports[run_id] = execute(plan, run_id)
-            run = plan.runs[run_id]
             if report.state != "busy":
-                said = f"{report.state}: {run.stage} {run.label} ({run_id}), {report.wall_s:.1f} s: {report.message}"
-                print(said, flush=True)
+                tell(report)
         todo = [run_id for run_id in todo if reports.get(run_id) is None or reports[run_id].state == "busy"]
         end = end or time.monotonic() + BUSY_S
         if time.monotonic() > end:

@@ -25,10 +25,17 @@ ASK_AGAIN_S = 1.0
 
 
 class Worker:
-    """One worker process and the run it is at."""
+    """One worker process and the run it is at.
 
-    def __init__(self, plan_file: Path, log: IO[str]) -> None:
+    Args:
+        plan_file: where its runs stand.
+        log: takes what it prints.
+        array: of the element in the plan that it works for; None for all of the plan.
+    """
+
+    def __init__(self, plan_file: Path, log: IO[str], array: int | None = None) -> None:
         command = [sys.executable, "-u", "-m", "hvae_hpc.jobs.tasks", "--plan", str(plan_file)]
+        command += ["--array", str(array)] if array is not None else []
         # Its own process group: Ctrl-C reaches the sweep alone, which then asks its workers to save and leave.
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
@@ -36,12 +43,12 @@ class Worker:
         self.run_id: str | None = None
         self.started = 0.0
 
-    def give(self, run_id: str) -> None:
-        """Tell it to make a run."""
+    def give(self, run_id: str, at_once: int = 1) -> None:
+        """Tell it to make a run, as one of so many on its device."""
         assert self.process.stdin is not None
         self.run_id, self.started = run_id, time.time()
         with contextlib.suppress(BrokenPipeError):  # it died between two runs; its silence is read as that
-            self.process.stdin.write(run_id + "\n")
+            self.process.stdin.write(f"{run_id} {at_once}\n")
             self.process.stdin.flush()
 
     def read(self) -> Report:
@@ -56,6 +63,14 @@ class Worker:
         cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         message = f"its process died ({cause}); the same command goes on from the last checkpoint"
         return Report(run_id=run_id, state="failed", message=message, wall_s=time.time() - self.started)
+
+    def memory_mib(self) -> float:
+        """Return its largest resident set so far."""
+        with contextlib.suppress(OSError):  # it ended
+            for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) / 1024
+        return 0.0
 
     def leave(self) -> None:
         """Ask it to save and leave, and wait for that."""

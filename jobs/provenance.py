@@ -40,6 +40,7 @@ def make_provenance(
     started: float,
     before_s: float,
     gpu: Mapping[str, float],
+    at_once: int,
 ) -> Provenance:
     """Return the provenance of a run that has just ended.
 
@@ -51,6 +52,7 @@ def make_provenance(
         started: seconds since 1970.
         before_s: seconds that earlier attempts took.
         gpu: from :class:`hvae_hpc.jobs.gpu.GPUMeter`.
+        at_once: runs on the device.
     """
     notes = list(outcome.notes)
     if code_sha() != planned_sha:
@@ -71,6 +73,7 @@ def make_provenance(
         notes=tuple(notes),
         spent_s=round(before_s + wall_s, 3),
         processes=resources.tasks,
+        at_once=at_once,
         slurm=facts if job_id() else {},
         gpu={name: round(value, 4) for name, value in gpu.items()},
     )

@@ -26,7 +26,7 @@ from hvae_hpc.errors import UserError, run_command
 from hvae_hpc.jobs.attempts import check_stall, checkpoint_at, record, spent_s
 from hvae_hpc.jobs.gpu import GPUMeter
 from hvae_hpc.jobs.provenance import host, job_id, make_provenance
-from hvae_hpc.plan import AGAIN, Plan, read_plan, read_state
+from hvae_hpc.plan import AGAIN, Plan, read_element, read_plan, read_state
 from hvae_hpc.preprocess.manifest import require_content
 from hvae_hpc.resources import Outcome, Workplace
 from hvae_hpc.rundir import (
@@ -61,8 +61,8 @@ class Report:
     wall_s: float
 
 
-def execute(plan: Plan, run_id: str, stopped: Callable[[], bool] = signals.leave_asked) -> Report:
-    """Make one run, or go on with it; never raises for what went wrong inside it."""
+def execute(plan: Plan, run_id: str, stopped: Callable[[], bool] = signals.leave_asked, at_once: int = 1) -> Report:
+    """Make one run, or go on with it, as one of so many on its device; never raises for what went wrong inside it."""
     started = time.time()
     folder = plan.folder(run_id)
 
@@ -79,7 +79,7 @@ def execute(plan: Plan, run_id: str, stopped: Callable[[], bool] = signals.leave
                 return report("blocked", record(folder, "blocked", str(error)))
             if read_state(plan, run_id, {role: result_stamp(result) for role, result in parents.items()}).done:
                 return report("done", "was done already")
-            outcome = _work(plan, run_id, stopped, started, parents)
+            outcome = _work(plan, run_id, stopped, started, parents, at_once)
             return report("stopped", "saved and left") if outcome is None else report("done", _headline(outcome))
     except UserError as error:
         return report("failed", record(folder, "failed", str(error)))
@@ -103,7 +103,12 @@ def _read_parents(plan: Plan, run_id: str) -> dict[str, RunResult]:
 
 
 def _work(
-    plan: Plan, run_id: str, stopped: Callable[[], bool], started: float, parents: dict[str, RunResult]
+    plan: Plan,
+    run_id: str,
+    stopped: Callable[[], bool],
+    started: float,
+    parents: dict[str, RunResult],
+    at_once: int,
 ) -> Outcome | None:
     run, folder = plan.runs[run_id], plan.folder(run_id)
     if run.run_id != run_id:
@@ -134,7 +139,9 @@ def _work(
         parent_results={role: result_stamp(parent) for role, parent in parents.items()},
         metrics=outcome.metrics,
         per_case=outcome.per_case,
-        provenance=make_provenance(outcome, plan.code_sha, resources, attempt, started, spent_s(log), meter.read()),
+        provenance=make_provenance(
+            outcome, plan.code_sha, resources, attempt, started, spent_s(log), meter.read(), at_once
+        ),
         details=outcome.details,
     )
     write_result(folder, result)
@@ -217,6 +224,11 @@ def follow(plan: Plan, run_id: str, rank: int) -> int:
     return 0
 
 
+def read_mine(plan_file: Path, array: int) -> tuple[Plan, tuple[str, ...]]:
+    """Read of a submission's plan what this process's element needs."""
+    return read_element(plan_file, array, int(os.environ.get("SLURM_ARRAY_TASK_ID", "0")))
+
+
 def _headline(outcome: Outcome) -> str:
     for name, unit in (
         ("dice", ""),
@@ -231,12 +243,11 @@ def _headline(outcome: Outcome) -> str:
     return ""
 
 
-def serve(plan_file: Path) -> int:
-    """Do the runs whose ids come line by line on standard input; answer each with a line of JSON.
+def serve(plan: Plan) -> int:
+    """Do the runs that come line by line on standard input, id and number at once; answer each with a line of JSON.
 
     When the input ends, so does this process, after a checkpoint: a worker never outlives the sweep that started it.
     """
-    plan = read_plan(plan_file)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints must not get among the answers
     wanted: queue.Queue[str | None] = queue.Queue()
@@ -250,20 +261,23 @@ def serve(plan_file: Path) -> int:
     threading.Thread(target=listen, daemon=True).start()
     while not signals.leave_asked():
         try:
-            run_id = wanted.get(timeout=0.5)  # so that a signal between two runs is noticed
+            order = wanted.get(timeout=0.5)  # so that a signal between two runs is noticed
         except queue.Empty:
             continue
-        if run_id is None:
+        if order is None:
             break
-        print(json.dumps(dump(execute(plan, run_id))), file=answers, flush=True)
+        run_id, at_once = order.split()
+        print(json.dumps(dump(execute(plan, run_id, at_once=int(at_once)))), file=answers, flush=True)
     return 0
 
 
 def main(argv: Sequence[str]) -> int:
-    """Parse the command line that the local sweep wrote."""
+    """Parse the command line that the local sweep, or an element, wrote."""
     parser = argparse.ArgumentParser(prog="python -m hvae_hpc.jobs.tasks")
     parser.add_argument("--plan", type=Path, required=True)
-    return serve(parser.parse_args(argv).plan)
+    parser.add_argument("--array", type=int, help="number of the array in the plan, for an element's runs alone")
+    options = parser.parse_args(argv)
+    return serve(read_plan(options.plan) if options.array is None else read_mine(options.plan, options.array)[0])
 
 
 if __name__ == "__main__":

@@ -241,7 +241,8 @@ def _cost_row(result: RunResult) -> dict[str, Any]:
         "stage": result.stage,
         "data": result.config.get("data", ""),
         **{name: getattr(made, name) for name in named},
-        "spent_s": max(made.spent_s, made.wall_s),
+        "wall_s": made.wall_s / made.at_once,
+        "spent_s": max(made.spent_s, made.wall_s) / made.at_once,
         "energy_j": made.gpu.get("energy_j", math.nan),
         "torch": made.versions.get("torch", ""),
     }
