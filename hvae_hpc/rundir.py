@@ -8,7 +8,6 @@ a temporary name in the same folder, flushed to the disk and renamed.
 import contextlib
 import fcntl
 import hashlib
-import io
 import json
 import os
 import secrets
@@ -141,15 +140,6 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_arrays(path: Path, **arrays: Any) -> None:
-    """Write numpy arrays as a compressed .npz, atomically."""
-    import numpy  # for the stages that make arrays; everybody else does without
-
-    buffer = io.BytesIO()
-    numpy.savez_compressed(buffer, **arrays)
-    write_atomic(path, buffer.getvalue())
-
-
 def write_json(path: Path, value: Any) -> None:
     """Write plain data as indented JSON, atomically.
 
@@ -188,12 +178,22 @@ def read_result(folder: Path, run_id: str) -> RunResult | None:
     result = load(RunResult, data, str(path))
     if result.run_id != run_id:
         raise UserError(f"{path}: is run {result.run_id}, expected {run_id}; delete the folder to make it anew")
+    object.__setattr__(result, "_stamp", _stamp_of(data))  # of what the file says, without what was added to it here
     return result
 
 
 def result_stamp(result: RunResult) -> str:
-    """Return 12 digits that name this making of a run: a second making has another stamp."""
-    return hashlib.sha256(canonical_json(dump(result)).encode()).hexdigest()[:12]
+    """Return 12 digits that name this making of a run: a second making has another stamp.
+
+    It is that of metrics.json as it was written: a later version of the package, whose RunResult has more fields, reads
+    the same stamp.
+    """
+    stamp: str = getattr(result, "_stamp", "") or _stamp_of(dump(result))
+    return stamp
+
+
+def _stamp_of(data: Any) -> str:
+    return hashlib.sha256(canonical_json(data).encode()).hexdigest()[:12]
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:

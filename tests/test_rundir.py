@@ -1,5 +1,6 @@
 """Run folders: nothing half-written, nothing believed that should not be."""
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -14,6 +15,7 @@ import pytest
 
 from hvae_hpc.config import dump
 from hvae_hpc.errors import UserError
+from hvae_hpc.identity import canonical_json
 from hvae_hpc.rundir import (
     METRICS,
     Provenance,
@@ -49,6 +51,17 @@ def test_another_making_has_another_stamp() -> None:
     again = replace(RESULT, provenance=replace(PROVENANCE, started_at=2.0))
     assert result_stamp(RESULT) == result_stamp(replace(RESULT))
     assert result_stamp(RESULT) != result_stamp(again)
+
+
+def test_a_result_of_before_a_field_was_added_keeps_its_stamp(tmp_path: Path) -> None:
+    write_result(tmp_path, RESULT)
+    data = json.loads((tmp_path / METRICS).read_text())
+    del data["provenance"]["at_once"]  # as an earlier version of the package wrote it
+    (tmp_path / METRICS).write_text(json.dumps(data))
+    result = read_result(tmp_path, "abc")
+    assert result == RESULT
+    assert result_stamp(result) == hashlib.sha256(canonical_json(data).encode()).hexdigest()[:12]
+    assert result_stamp(result) != result_stamp(RESULT)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

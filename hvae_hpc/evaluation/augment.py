@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from hvae_hpc.evaluation.generate import SHOWN
+from hvae_hpc.evaluation.samples import write_samples
 from hvae_hpc.preprocess.pairs import Pairs
 from hvae_hpc.preprocess.reader import read_dataset
 from hvae_hpc.preprocess.shards import write_pairs
 from hvae_hpc.resources import Outcome, Workplace
-from hvae_hpc.rundir import PAIRS, SAMPLES, write_arrays
+from hvae_hpc.rundir import PAIRS
 from hvae_hpc.stages import AugmentConfig
 from hvae_hpc.training.batches import generator_for, to_tensors
 from hvae_hpc.training.device import choose_device
@@ -51,7 +52,7 @@ def augment_pairs(config: AugmentConfig, workplace: Workplace) -> Outcome | None
         source_sha256=tuple(real.source_sha256[row] for row in rows),
     )
     write_pairs(workplace.folder / PAIRS, pairs, {"source_cases": json.dumps(split.train)})
-    write_arrays(workplace.folder / SAMPLES, images=pairs.images[:SHOWN], masks=pairs.masks[:SHOWN])
+    write_samples(workplace.folder, images=pairs.images[:SHOWN], masks=pairs.masks[:SHOWN])
     return Outcome(metrics={"pairs": float(len(pairs))}, details={"train_cases": list(split.train)})
 
 

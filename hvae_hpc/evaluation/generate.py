@@ -12,10 +12,11 @@ import torch
 from hvae_hpc.config import load, read_json
 from hvae_hpc.errors import UserError
 from hvae_hpc.evaluation.samplers import make_sampler
+from hvae_hpc.evaluation.samples import write_samples
 from hvae_hpc.preprocess.pairs import Pairs
 from hvae_hpc.preprocess.shards import write_pairs
 from hvae_hpc.resources import Outcome, Workplace
-from hvae_hpc.rundir import CONFIG, PAIRS, SAMPLES, write_arrays
+from hvae_hpc.rundir import CONFIG, PAIRS
 from hvae_hpc.stages import GenerateConfig, TrainConfig
 from hvae_hpc.training.device import choose_device, device_name
 from hvae_hpc.training.resident import read_cases
@@ -78,7 +79,7 @@ def generate_pairs(config: GenerateConfig, workplace: Workplace) -> Outcome | No
     attributes = {name: str(value) for name, value in {**record, **counts, **sampler.facts}.items()}
     attributes |= {"source_cases": json.dumps(train_cases), "draw_numbers": json.dumps(numbers[:n])}
     write_pairs(workplace.folder / PAIRS, pairs, attributes)
-    write_arrays(workplace.folder / SAMPLES, images=pairs.images[:SHOWN], masks=pairs.masks[:SHOWN])
+    write_samples(workplace.folder, images=pairs.images[:SHOWN], masks=pairs.masks[:SHOWN])
     return Outcome(
         metrics={
             **{name: float(value) for name, value in {**counts, **sampler.facts}.items()},

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hvae_hpc.evaluation.samples import write_samples
 from hvae_hpc.evaluation.training_pairs import training_pairs
 from hvae_hpc.metrics import MASK, MaskScores, score_masks
 from hvae_hpc.model_configs import require_halvings
 from hvae_hpc.models.unet import UNet
 from hvae_hpc.preprocess.pairs import Pairs
 from hvae_hpc.resources import Outcome, Workplace
-from hvae_hpc.rundir import SAMPLES, SNAPSHOT, write_arrays
+from hvae_hpc.rundir import SNAPSHOT
 from hvae_hpc.stages import SegmentConfig
 from hvae_hpc.training.batches import PairTensors, to_tensors
 from hvae_hpc.training.checkpoint import save_snapshot
@@ -106,8 +107,8 @@ def _keep_samples(
     order = sorted(per_case, key=lambda case: per_case[case])
     chosen = dict.fromkeys([order[0], order[len(order) // 2], order[-1], *test.case_ids])
     rows = [test.case_ids.index(case) for case in list(chosen)[:SHOWN]]
-    write_arrays(
-        workplace.folder / SAMPLES,
+    write_samples(
+        workplace.folder,
         images=tensors.images[rows, 0].numpy(),
         masks=tensors.masks[rows, 0].numpy().astype(np.uint8),
         predictions=predictions[rows].astype(np.uint8),

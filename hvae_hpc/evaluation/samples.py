@@ -1,0 +1,16 @@
+"""The few images that a run leaves in its folder for the figures, which are drawn without torch and without shards."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hvae_hpc.rundir import SAMPLES, write_atomic
+
+
+def write_samples(folder: Path, **arrays: Any) -> None:
+    """Write arrays as the run's samples.npz, atomically."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_atomic(folder / SAMPLES, buffer.getvalue())
