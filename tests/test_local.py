@@ -74,7 +74,7 @@ def test_a_sweep_that_asks_for_likelihoods_and_controls_has_them_in_its_tables(t
         factors = []
         doses = []
         samplers = ["prior", "aggregated"]
-        arms = ["hvae-aggregated-shuffled+4@steps", "vae-first+8", "copies-x2", "moved", "real-7", "real-9", "vae-only+8"]
+        arms = ["hvae-aggregated-shuffled+4@steps", "vae-first+8", "copies-x2", "moved", "real-7", "real-9", "vae-only+8", "reference@steps"]
         likelihoods = true
         likelihood = {cases = 2, chains = 2, temperatures = 5, importance_samples = 5}
         """
@@ -89,6 +89,7 @@ def test_a_sweep_that_asks_for_likelihoods_and_controls_has_them_in_its_tables(t
     arms = [line.split(",")[1] for line in (folder / "arms.csv").read_text().splitlines()[1:]]
     assert sorted(arms) == sorted([
         "reference", "hvae-aggregated-shuffled+4@steps", "vae-first+8", "copies-x2", "moved", "real-7", "vae-only+8",
+        "reference@steps",
     ])  # fmt: skip
 
 
