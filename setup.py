@@ -33,7 +33,13 @@ setup(
         "nvidia-ml-py>=12",  # pynvml: a GPU's utilisation and energy, where there is one
     ],
     extras_require={
-        "bench": ["torchio>=0.20", "pythae>=0.1.2", "nnunetv2>=2.5"],  # the peers of benchmarks/; exports are checked
+        "bench": [  # the peers of benchmarks/; exports are checked
+            "torchio>=0.20",
+            "pythae>=0.1.2",
+            "monai>=1.5",
+            "dynamic-network-architectures>=0.4",
+            "nnunetv2>=2.5",
+        ],
         "tensorboard": ["tensorboard>=2.15"],
         "dev": [
             "tensorboard",

@@ -266,13 +266,16 @@ def operations_by_formula(config: UNetConfig, px: int) -> float:
     return 3 * 2 * total * px**2
 
 
-def project_table_1(runs: list[Run], steps: Callable[[Any, int], float] | None, beside: float) -> dict[str, Any]:
+def project_table_1(
+    runs: list[Run], steps: Callable[[Any, int], float] | None, beside: float, generators: bool = True
+) -> dict[str, Any]:
     """Return table1's operations, and GPU-hours where steps can be measured.
 
     Args:
         runs: of the sweep.
         steps: returns the seconds an image takes in a run's training, for the config and the size in px.
         beside: seconds that a U-Net's run takes beside its steps.
+        generators: whether to measure theirs.
     """
     segments = [run.config for run in runs if isinstance(run.config, SegmentConfig)]
     of_px = {px: operations(UNet(segments[0].unet), px) for px in SIZES.values()}
@@ -295,14 +298,15 @@ def project_table_1(runs: list[Run], steps: Callable[[Any, int], float] | None, 
         per_image = steps(config, px)
         number = sum(c.data == name for c in segments)
         hours[f"{number} U-Nets, {px} px"] = (images[name] * per_image + number * beside) / 3600
+    unets = sum(hours.values())
     for run in runs:
-        if isinstance(run.config, TrainConfig):
+        if generators and isinstance(run.config, TrainConfig):
             px = SIZES[run.config.data]
             hours[f"{run.config.generator}, {px} px"] = run.config.optim.images * steps(run.config, px) / 3600
     for name, value in hours.items():
         print(f"{name:24}{value:8.3f} h")
     print(f"{'sum':24}{sum(hours.values()):8.3f} h on one {torch.cuda.get_device_name()}")
-    return {**found, "table1_gpu_hours": sum(hours.values())}
+    return {**found, "table1_unet_gpu_hours": unets, "table1_gpu_hours": sum(hours.values()) if generators else None}
 
 
 def seconds_an_image(config: Any, px: int, device: torch.device, compiled: bool) -> float:
@@ -316,12 +320,12 @@ def seconds_an_image(config: Any, px: int, device: torch.device, compiled: bool)
 
     if isinstance(config, SegmentConfig):
         return measure(lambda: UNet(config.unet, config.loss), None)
-    from_share = getattr(config.model, "flow_from", 1.0) if getattr(config.model, "n_leapfrog", 0) else 1.0
-    parts = [(from_share, {"flow_from": 1.0}), (1 - from_share, {"flow_from": 0.0})] if from_share < 1 else [(1.0, {})]
-    return sum(
-        share * measure(lambda change=change: make_generator(replace(config.model, **change), (px, px)), config.moves)  # type: ignore[misc]
-        for share, change in parts
-    )
+    if not getattr(config.model, "n_leapfrog", 0):
+        return measure(lambda: make_generator(config.model, (px, px)), config.moves)
+    never, always = replace(config.model, flow_from=1.0), replace(config.model, flow_from=0.0, kl_warm_up=0.0)
+    without = measure(lambda: make_generator(never, (px, px)), config.moves)
+    with_flow = measure(lambda: make_generator(always, (px, px)), config.moves)
+    return config.model.flow_from * without + (1 - config.model.flow_from) * with_flow
 
 
 def measure_beside(device: torch.device, px: int, compiled: bool) -> tuple[float, float]:
@@ -347,7 +351,7 @@ def measure_beside(device: torch.device, px: int, compiled: bool) -> tuple[float
     model = build(lambda: UNet(sweep.segment.unet), 0, device)
     images = make_pairs(1, px, device).images
     times = []
-    for _ in range(3):
+    for _ in range(2):
         began = time.perf_counter()
         model.probability(images)  # type: ignore[operator]
         synchronise()
@@ -376,6 +380,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--turns", type=int, help="of every side (9; 5 with --quick)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="(bf16 on a GPU, fp32 on a CPU)")
     parser.add_argument("--compile", action="store_true", help="compile on a CPU as well: minutes for each side")
+    parser.add_argument(
+        "--no-generators", action="store_true", help="project the U-Nets' GPU-hours alone: no compiling"
+    )
     parser.add_argument("--seeds", type=int, default=10, help="in the bundle (default: %(default)s)")
     parser.add_argument("--alone", type=int, default=3, help="runs of elements of their own (default: %(default)s)")
     options = parser.parse_args()
@@ -465,7 +472,7 @@ def main() -> None:
     def steps(config: Any, size: int) -> float:
         return seconds_an_image(config, size, device, options.compile)
 
-    figures |= overhead | projected | project_table_1(runs, steps if gpus else None, beside)
+    figures |= overhead | projected | project_table_1(runs, steps if gpus else None, beside, not options.no_generators)
     kept = {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in figures.items()}
     setting = {"px": px, "batch": n, "precision": options.precision, "device": hardware[-1]}
     print(json.dumps({**kept, **setting, "versions": {"torch": torch.__version__, **versions()}}))
