@@ -17,9 +17,6 @@ with TF32 off as well, and the share of the device's peak is printed.
 """
 
 import argparse
-import contextlib
-import ctypes
-import gc
 import importlib.metadata
 import json
 import os
@@ -27,42 +24,23 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from generator_peers import Side, make_model, make_step, naive_loss, pythae_sides, repeat_and_convolve
+from peak_memory import peak_memory
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
+from turns import name_device, peak_of, ratio, synchronise
 
-from hvae_hpc.model_configs import HVAEConfig, NetworkConfig
 from hvae_hpc.models.blocks import Upsample
 from hvae_hpc.models.hvae import HVAE
 from hvae_hpc.resources import Resources, Workplace
 from hvae_hpc.training.device import CompiledForward
 
-PEAKS = {"H100": 989e12, "H200": 989e12}
-"""Dense bfloat16 operations per second by the maker's data sheet."""
 TOLERANCE = 1e-3  # of a gradient's norm, float32
-
-
-@dataclass(frozen=True, kw_only=True)
-class Side:
-    """One way to take a step: ``step`` leaves gradients and returns the loss."""
-
-    name: str
-    step: Callable[[], Tensor]
-    model: nn.Module
-
-
-def make_model(n_leapfrog: int, px: int, device: torch.device) -> HVAE:
-    """Make table1's network with random weights; the same ones for every number of leaps."""
-    torch.manual_seed(0)
-    config = HVAEConfig(network=NetworkConfig(), n_leapfrog=n_leapfrog, kl_warm_up=0.0, flow_from=0.0)
-    return HVAE(config, (px, px)).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def make_batch(model: HVAE, n: int, px: int, device: torch.device) -> dict[str, Tensor]:
@@ -71,110 +49,6 @@ def make_batch(model: HVAE, n: int, px: int, device: torch.device) -> dict[str, 
     image = torch.rand(n, 1, px, px, generator=generator)
     drawn = model.draw(n, 1.0, generator)
     return {name: x.to(device) for name, x in {"image": image, "mask": (image > 0.8).float(), **drawn}.items()}
-
-
-def naive_loss(model: HVAE, batch: dict[str, Tensor]) -> Tensor:
-    """Return the loss of an HVAE in whitened coordinates as one writes it down."""
-    mean, scale = model.encode(batch)
-    eps = model.step_size()
-    u, rho = batch["noise"].clone().requires_grad_(), batch["momentum"] / model.sqrt_beta_0()
-
-    def force(u: Tensor) -> Tensor:
-        z = mean + scale * u
-        image_nats, mask_nats = model.log_likelihood(z, batch)
-        potential = (0.5 * z.square().sum(1) - image_nats - mask_nats).sum()
-        (gradient,) = torch.autograd.grad(potential, u, create_graph=True)
-        return gradient
-
-    for alpha in model.alphas():
-        rho = rho - 0.5 * eps * force(u)
-        u = u + eps * rho
-        rho = alpha * (rho - 0.5 * eps * force(u))
-    z = mean + scale * u
-    image_nats, mask_nats = model.log_likelihood(z, batch)
-    elbo = image_nats + mask_nats - 0.5 * (z.square() + rho.square()).sum(1) + scale.log().sum(1) + z.shape[1]
-    return -elbo.mean() / batch["image"][0].numel()
-
-
-def repeat_and_convolve(block: Upsample, x: Tensor) -> Tensor:
-    """Upsample as one writes it down."""
-    return block.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-
-
-def make_step(
-    loss: Callable[[dict[str, Tensor]], Tensor],
-    model: nn.Module,
-    batch: dict[str, Tensor],
-    micro_batch: int,
-    autocast: torch.dtype | None,
-) -> Callable[[], Tensor]:
-    """Return a step: gradients of the batch's mean loss, ``micro_batch`` pairs at a time."""
-    n = len(batch["image"])
-    parts = [
-        {name: x[first : first + micro_batch] if x.ndim else x for name, x in batch.items()}
-        for first in range(0, n, micro_batch)
-    ]
-    device = batch["image"].device.type
-
-    def step() -> Tensor:
-        model.zero_grad(set_to_none=True)
-        total = torch.zeros((), device=device)
-        for part in parts:
-            with torch.autocast(device, autocast or torch.bfloat16, enabled=autocast is not None):
-                value = loss(part) * (len(part["image"]) / n)
-            value.backward()
-            total += value.detach()
-        return total
-
-    return step
-
-
-def pythae_sides(px: int, batch: dict[str, Tensor], micro_batch: int, autocast: torch.dtype | None) -> list[Side]:
-    """Return pythae's VAE and HVAE on our encoder and decoder; none where it is not installed."""
-    try:
-        from pythae.models import HVAE as TheirHVAE
-        from pythae.models import VAE as TheirVAE
-        from pythae.models import HVAEConfig as TheirHVAEConfig
-        from pythae.models import VAEConfig as TheirVAEConfig
-        from pythae.models.base.base_utils import ModelOutput
-        from pythae.models.nn import BaseDecoder, BaseEncoder
-    except ImportError as error:
-        print(f"pythae is not installed ({error}); its figures are null: pip install '.[bench]'")
-        return []
-    device = batch["image"].device
-
-    class TheirEncoder(BaseEncoder):
-        def __init__(self, encoder: nn.Module) -> None:
-            super().__init__()
-            self.encoder = encoder
-
-        def forward(self, x: Tensor) -> Any:
-            mean, log_var = self.encoder(x)
-            return ModelOutput(embedding=mean, log_covariance=log_var)
-
-    class TheirDecoder(BaseDecoder):
-        def __init__(self, decoder: nn.Module) -> None:
-            super().__init__()
-            self.decoder = decoder
-
-        def forward(self, z: Tensor) -> Any:
-            image, logits = self.decoder(z)
-            return ModelOutput(reconstruction=torch.cat([image, torch.sigmoid(logits)], 1))
-
-    sides = []
-    common = {"input_dim": (2, px, px), "latent_dim": NetworkConfig().latent_size, "reconstruction_loss": "mse"}
-    for name, kind, config in (
-        ("pythae_vae", TheirVAE, TheirVAEConfig(**common)),
-        ("pythae_hvae", TheirHVAE, TheirHVAEConfig(**common, n_lf=3, learn_eps_lf=True, learn_beta_zero=True)),
-    ):
-        ours = make_model(0, px, device)
-        model = kind(config, encoder=TheirEncoder(ours.encoder), decoder=TheirDecoder(ours.decoder)).to(device)
-
-        def loss(part: dict[str, Tensor], model: nn.Module = model) -> Tensor:
-            return model({"data": torch.cat([part["image"], part["mask"]], 1)}).loss / part["image"][0].numel()
-
-        sides.append(Side(name=name, step=make_step(loss, model, batch, micro_batch, autocast), model=model))
-    return sides
 
 
 def check_equal(sides: list[Side], reference: Side) -> float:
@@ -216,36 +90,6 @@ def take_turns(sides: list[Side], repeats: int) -> dict[str, list[float]]:
     return seconds
 
 
-def synchronise() -> None:
-    """Wait for the GPU, where there is one."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-@contextlib.contextmanager
-def peak_memory(device: torch.device) -> Iterator[list[float]]:
-    """Yield a list that afterwards holds the block's peak memory beyond what was there before, MiB."""
-    found: list[float] = []
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        yield found
-        found.append((torch.cuda.max_memory_allocated() - before) / 2**20)
-        return
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = _status("VmRSS")
-    yield found
-    found.append((_status("VmHWM") - before) / 1024)
-
-
-def _status(field: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(float(line.split()[1]) for line in lines if line.startswith(field))
-
-
 def forward_seconds(
     model: HVAE, batch: dict[str, Tensor], micro_batch: int, repeats: int, autocast: torch.dtype | None
 ) -> tuple[float, float]:
@@ -269,18 +113,7 @@ def describe() -> str:
         versions.append(f"pythae {importlib.metadata.version('pythae')}")
     except importlib.metadata.PackageNotFoundError:
         versions.append("no pythae")
-    if torch.cuda.is_available():
-        return f"{', '.join(versions)}\n{torch.cuda.get_device_name()}"
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return f"{', '.join(versions)}\n{model}, {torch.get_num_threads()} threads"
-
-
-def ratio(seconds: dict[str, list[float]], slow: str, fast: str) -> float | None:
-    """Return how many times as long the slow side takes: the median over turns; None where a side is missing."""
-    if slow not in seconds or fast not in seconds:
-        return None
-    return statistics.median(a / b for a, b in zip(seconds[slow], seconds[fast], strict=True))
+    return f"{', '.join(versions)}\n{name_device()}"
 
 
 def parse() -> argparse.Namespace:
@@ -396,7 +229,7 @@ def main() -> None:
     }
     print(f"\npass count (3 e + 24 d) / (3 e + 3 d) with e = {e:.3f} s, d = {d:.3f} s: {passes:.2f}")
     if device.type == "cuda" and "hvae_compiled" in seconds and options.precision == "bf16":
-        peak = next((peak for name, peak in PEAKS.items() if name in torch.cuda.get_device_name()), None)
+        peak = peak_of(name_device())
         if peak:
             figures["share_of_peak"] = operations / statistics.median(seconds["hvae_compiled"]) / peak
     kept = {name: None if value is None else float(f"{value:.4g}") for name, value in figures.items()}
@@ -405,7 +238,7 @@ def main() -> None:
         "batch": n,
         "micro_batch": micro,
         "precision": options.precision,
-        "device": describe().splitlines()[-1],
+        "device": name_device(),
     }
     print(json.dumps({**kept, **setting}))
 

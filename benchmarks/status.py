@@ -16,15 +16,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from made_up_data import make_data_set
+
 from hvae_hpc.config import dump
 from hvae_hpc.identity import code_sha
 from hvae_hpc.jobs.arrays import make_arrays
 from hvae_hpc.jobs.costs import expected_seconds
-from hvae_hpc.jobs.dag import DataSet, make_plan
+from hvae_hpc.jobs.dag import make_plan
 from hvae_hpc.jobs.site import read_site
 from hvae_hpc.jobs.standing import comment_of
 from hvae_hpc.plan import Plan, plan_path, read_states, write_plan
-from hvae_hpc.preprocess.manifest import CaseEntry, Manifest
 from hvae_hpc.rundir import Provenance, RunResult, result_stamp
 from hvae_hpc.states import SETTLED_NS
 from hvae_hpc.sweep import read_sweep
@@ -32,34 +33,6 @@ from hvae_hpc.sweep import read_sweep
 SEEDS = 294
 REPEATS = 3
 FAKE_SLURM = {"sbatch": "exit 1", "sacct": "exit 1"}
-
-
-def make_data(name: str) -> DataSet:
-    cases = [
-        CaseEntry(
-            case_id=f"{name}-{i:04d}",
-            shard="a.h5",
-            first_row=i,
-            pairs=1,
-            slices=(0,),
-            tumour_px=(9,),
-            spacing_mm=(1.0, 1.0),
-            sources={},
-        )
-        for i in range(200)
-    ]
-    manifest = Manifest(
-        schema=1,
-        name=name,
-        modality="T2",
-        recipe={},
-        size_px=(240, 240),
-        shards=(),
-        cases=tuple(cases),
-        skipped=(),
-        content_hash=name[0] * 64,
-    )
-    return DataSet(name=name, folder=Path(name), manifest=manifest)
 
 
 def write_results(plan: Plan) -> None:
@@ -134,7 +107,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         environment = {**os.environ, "XDG_CACHE_HOME": str(home / "cache")}
-        data = [make_data(dataset) for dataset in ("brats2021", "hecktor2022")]
+        data = [make_data_set(dataset) for dataset in ("brats2021", "hecktor2022")]
         plan = make_plan(replace(read_sweep("table1"), seeds=SEEDS), data, home / "runs", read_site(None).resources)
         write_plan(plan, plan_path(plan.runs_folder, plan.sweep))
         print(f"{len(plan.runs):,} runs, median of {REPEATS}")

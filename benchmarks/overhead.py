@@ -1,0 +1,93 @@
+"""What a run costs beside its training loop: in a bundle, alone, and at table1's size."""
+
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from bundles import make_plan, plan_reference, run_elements
+from turns import synchronise
+from unet_steps import make_pairs
+
+from hvae_hpc.jobs.tasks import execute
+from hvae_hpc.models.unet import UNet
+from hvae_hpc.plan import Plan
+from hvae_hpc.rundir import read_log, read_result
+from hvae_hpc.sweep import read_sweep
+from hvae_hpc.training.device import build
+
+
+def loop_seconds(log: list[dict[str, Any]]) -> float:
+    """Return the seconds that an undisturbed run spent in its training loop, by its log."""
+    (began,) = [entry["time"] for entry in log if entry.get("event") == "training"]
+    return float([entry["time"] for entry in log if "event" not in entry][-1] - began)
+
+
+def spent(plan: Plan, run_id: str) -> tuple[float, float]:
+    """Return the seconds that a run took in its process, and those of them in its training loop."""
+    place = plan.folder(run_id)
+    result = read_result(place, run_id)
+    assert result is not None
+    return result.provenance.wall_s, loop_seconds(read_log(place))
+
+
+def measure_overhead(seeds: int, alone: int, gpus: int) -> dict[str, float]:
+    """Run the demo's reference arm as one element, and some of its runs as elements of their own.
+
+    Returns:
+        Wall time over the time in the training loops, seconds a run beside these, both ways; ``start_s``: seconds
+        that an element takes once (its imports, first reading); and seconds in a training loop.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        plan = make_plan(folder, seeds, gpus=gpus, threads=torch.get_num_threads(), compile="off")
+        ids = [run_id for run_id, run in plan.runs.items() if run.stage == "segment"]
+        together = run_elements(plan, [tuple(ids)], folder / "together")
+        apart = run_elements(plan, [(run_id,) for run_id in ids[:alone]], folder / "apart")
+        in_bundle = [spent(replace(plan, runs_folder=folder / "together" / "runs"), run_id) for run_id in ids]
+        in_turn = [spent(replace(plan, runs_folder=folder / "apart" / "runs"), run_id) for run_id in ids[:alone]]
+    pure = sum(loop for _, loop in in_bundle)
+    further = statistics.median(wall - loop for wall, loop in in_bundle[1:])
+    beside_alone = (apart - sum(loop for _, loop in in_turn)) / alone
+    return {
+        "bundle_overhead": together / pure,
+        "alone_overhead": 1 + beside_alone * alone / sum(loop for _, loop in in_turn),
+        "overhead_s_a_run_bundled": (together - pure) / seeds,
+        "overhead_s_a_run_alone": beside_alone,
+        "start_s": beside_alone - further,
+        "demo_training_s": pure / seeds,
+    }
+
+
+def measure_beside(device: torch.device, px: int, compiled: bool) -> tuple[float, float]:
+    """Return the seconds that a run of table1's U-Net takes beside its training loop, and that compiling took.
+
+    Few cases on a CPU, where their prediction is then scaled up by the time of a forward; all 100 on a GPU.
+    """
+    gpu, sweep = device.type == "cuda", read_sweep("table1")
+    cases, batch, epochs, precision = (100, 32, 7, "bf16") if gpu else (2, 1, 1, "fp32")
+    settings = replace(
+        sweep.segment, epochs=epochs, optim={**sweep.segment.optim, "batch_size": batch, "precision": precision}
+    )
+    few = replace(sweep, split=replace(sweep.split, train=cases, test=cases), segment=settings)
+    with tempfile.TemporaryDirectory() as name:
+        how = {"gpus": int(gpu), "threads": torch.get_num_threads(), "compile": "on" if compiled else "off"}
+        plan = plan_reference(few, Path(name), 2 * cases, 2, **how)
+        ids = [run_id for run_id, run in plan.runs.items() if run.stage == "segment"]
+        for run_id in ids:
+            report = execute(plan, run_id)
+            if report.state != "done":
+                raise SystemExit(f"a run of table1's network ended {report.state}: {report.message}")
+        (_, first), (wall, second) = (spent(plan, run_id) for run_id in ids)
+    model = build(lambda: UNet(sweep.segment.unet), 0, device)
+    images = make_pairs(1, px, device).images
+    times = []
+    for _ in range(2):
+        began = time.perf_counter()
+        model.probability(images)  # type: ignore[operator]
+        synchronise()
+        times.append(time.perf_counter() - began)
+    return wall - second + (sweep.split.test - cases) * min(times), first - second

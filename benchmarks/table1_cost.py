@@ -1,0 +1,114 @@
+"""What Table 1 takes: operations of its U-Nets, and GPU-hours by measured steps of them and of the generators."""
+
+import statistics
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from made_up_data import make_data_set
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from unet_steps import in_the_loop, make_pairs
+
+from hvae_hpc.jobs import dag
+from hvae_hpc.model_configs import MovesConfig, UNetConfig
+from hvae_hpc.models.unet import UNet
+from hvae_hpc.runs import Run
+from hvae_hpc.stages import SegmentConfig, TrainConfig
+from hvae_hpc.sweep import read_sweep
+from hvae_hpc.training.train import make_generator
+
+SIZES = {"brats2021": 240, "hecktor2022": 256}
+
+
+def plan_table_1() -> list[Run]:
+    """Return table1's runs on made-up data sets of the real ones' sizes."""
+    sweep = read_sweep("table1")
+    number = sweep.split.train + sweep.split.test
+    sets = [make_data_set(name, number, px) for name, px in SIZES.items()]
+    return dag.expand(sweep, sets)
+
+
+def operations(model: nn.Module, px: int) -> float:
+    """Return the operations of a training step for one image of px x px, by torch's counter of what is multiplied."""
+    counter = FlopCounterMode(display=False)
+    with torch.device("meta"):
+        images = torch.empty(1, 1, px, px)
+    with counter:
+        model.to("meta")({"image": images, "mask": images}).total.backward()
+    return float(counter.get_total_flops())
+
+
+def operations_by_formula(config: UNetConfig, px: int) -> float:
+    """Return the same by hand: two a multiplication; forward, and twice that backward but for the images' gradient."""
+    base = config.base_channels
+    total = base - 9 * base / 3  # the last layer, and what the first one is spared
+    for level in range(config.depth + 1):
+        width = base * 2**level
+        down = 9 * (width * width + (width * width // 2 if level else width))
+        up = 9 * (2 * width * width + width * width) + 2 * width * width if level < config.depth else 0
+        total += (down + up) / 4**level
+    return 3 * 2 * total * px**2
+
+
+def project_table_1(
+    runs: list[Run], steps: Callable[[Any, int], float] | None, beside: float, generators: bool = True
+) -> dict[str, Any]:
+    """Return table1's operations, and GPU-hours where steps can be measured.
+
+    Args:
+        runs: of the sweep.
+        steps: returns the seconds an image takes in a run's training, for the config and the size in px.
+        beside: seconds that a U-Net's run takes beside its steps.
+        generators: whether to measure theirs.
+    """
+    segments = [run.config for run in runs if isinstance(run.config, SegmentConfig)]
+    of_px = {px: operations(UNet(segments[0].unet), px) for px in SIZES.values()}
+    images = {name: sum(c.optim.images for c in segments if c.data == name) for name in SIZES}
+    total = sum(images[name] * of_px[px] for name, px in SIZES.items())
+    by_formula = sum(images[name] * operations_by_formula(segments[0].unet, px) for name, px in SIZES.items())
+    if abs(total / by_formula - 1) > 1e-3:
+        raise SystemExit(f"{total:.4g} operations were counted, {by_formula:.4g} expected: nothing is projected")
+    print(f"\nTable 1: {len(segments)} U-Nets, {sum(images.values()):,} images", flush=True)
+    print(" + ".join(f"{images[name]:,} x {of_px[px] / 1e9:.0f} GFLOP ({px} px)" for name, px in SIZES.items()), end="")
+    print(f" = {total / 1e18:.3f} EFLOP ({by_formula / 1e18:.3f} by formula): ", end="")
+    print(f"{total / 788e12 / 3600:.2f} h at 788 TFLOP/s")
+    found: dict[str, Any] = {"table1_runs": len(segments), "table1_eflop": total / 1e18, "table1_gpu_hours": None}
+    if steps is None:
+        print("GPU-hours: no GPU here, so no step to project them from")
+        return found
+    hours = {}
+    for name, px in SIZES.items():
+        config = next(c for c in segments if c.data == name)
+        per_image = steps(config, px)
+        number = sum(c.data == name for c in segments)
+        hours[f"{number} U-Nets, {px} px"] = (images[name] * per_image + number * beside) / 3600
+    unets = sum(hours.values())
+    for run in runs:
+        if generators and isinstance(run.config, TrainConfig):
+            px = SIZES[run.config.data]
+            hours[f"{run.config.generator}, {px} px"] = run.config.optim.images * steps(run.config, px) / 3600
+    for name, value in hours.items():
+        print(f"{name:24}{value:8.3f} h")
+    print(f"{'sum':24}{sum(hours.values()):8.3f} h on one {torch.cuda.get_device_name()}")
+    return {**found, "table1_unet_gpu_hours": unets, "table1_gpu_hours": sum(hours.values()) if generators else None}
+
+
+def seconds_an_image(config: Any, px: int, device: torch.device, compiled: bool) -> float:
+    """Measure the product's loop on a run of table1 and return its seconds an image, the flow's share weighted in."""
+    data = make_pairs(4 * config.optim.batch_size, px, device)
+
+    def measure(make: Callable[[], nn.Module], moves: MovesConfig | None) -> float:
+        turn = in_the_loop(make, data, config.optim, compiled, moves)
+        turn(1)
+        return statistics.median(turn(20)) / config.optim.batch_size
+
+    if isinstance(config, SegmentConfig):
+        return measure(lambda: UNet(config.unet, config.loss), None)
+    if not getattr(config.model, "n_leapfrog", 0):
+        return measure(lambda: make_generator(config.model, (px, px)), config.moves)
+    never, always = replace(config.model, flow_from=1.0), replace(config.model, flow_from=0.0, kl_warm_up=0.0)
+    without = measure(lambda: make_generator(never, (px, px)), config.moves)
+    with_flow = measure(lambda: make_generator(always, (px, px)), config.moves)
+    return config.model.flow_from * without + (1 - config.model.flow_from) * with_flow

@@ -1,0 +1,37 @@
+"""What the benchmarks of training steps share: waiting for the device, ratios of turns, names of hardware."""
+
+import platform
+import statistics
+from pathlib import Path
+
+import torch
+
+PEAKS = {"H100": 989e12, "H200": 989e12}
+"""Dense bfloat16 operations per second by the maker's data sheet."""
+
+
+def synchronise() -> None:
+    """Wait for the GPU, where there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def ratio(seconds: dict[str, list[float]], slow: str, fast: str) -> float | None:
+    """Return how many times as long the slow side takes: the median over turns; None where a side is missing."""
+    if slow not in seconds or fast not in seconds:
+        return None
+    return statistics.median(a / b for a, b in zip(seconds[slow], seconds[fast], strict=True))
+
+
+def peak_of(device: str) -> float | None:
+    """Return a GPU's peak operations per second by its name; None for others."""
+    return next((peak for name, peak in PEAKS.items() if name in device), None)
+
+
+def name_device() -> str:
+    """Return the GPU's name, or the processor's with the threads that torch uses."""
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{model}, {torch.get_num_threads()} threads"
