@@ -91,7 +91,8 @@ def compare_features(
         our_cases, real_cases: the case of each row.
 
     Returns:
-        ``kid``: the kernel distance of :func:`kid`. ``precision``: the share of ours that lie in the ball of a real
+        ``kid``: the kernel distance, :func:`unbiased_mmd` of :func:`polynomial_kernel`; 0 is expected of equal
+        distributions (Binkowski et al. 2018, arXiv:1801.01401). ``precision``: the share of ours that lie in the ball of a real
         image; ``recall``: of real images in the ball of one of ours (Kynkaanniemi et al. 2019, arXiv:1904.06991).
         ``density``: in how many real balls one of ours lies, over k; 1 is expected of real images. ``coverage``: the
         share of real balls with one of ours in it (Naeem et al. 2020, arXiv:2002.09797). ``duplicates``: the share of
@@ -140,22 +141,16 @@ def _radius(distances: Floats, k: int) -> Floats:
     return np.partition(distances, k, axis=1)[:, k]
 
 
-def kid(ours: Floats, real: Floats) -> float:
-    """Return the kernel distance of features (N, D) and (M, D); 0 is expected of equal distributions.
-
-    The squared maximum mean discrepancy over all pairs, with the kernel ``(x.y / D + 1)^3``; an unbiased estimate
-    may be below 0. Source: Binkowski et al. 2018, arXiv:1801.01401.
-    """
-    return unbiased_mmd(*(polynomial_kernel(a, b) for a, b in ((ours, ours), (ours, real), (real, real))))
-
-
 def polynomial_kernel(first: Floats, second: Floats) -> Floats:
     """Return ``(x.y / D + 1)^3`` of all pairs of rows (N, D) and (M, D), as (N, M)."""
     return np.asarray((first @ second.T / first.shape[1] + 1) ** 3)
 
 
 def unbiased_mmd(xx: Floats, xy: Floats, yy: Floats) -> float:
-    """Return the unbiased squared maximum mean discrepancy from kernel matrices (N, N), (N, M) and (M, M)."""
+    """Return the squared maximum mean discrepancy from kernel matrices (N, N), (N, M) and (M, M).
+
+    Over all pairs of different images: an unbiased estimate, which may be below 0.
+    """
     n, m = xy.shape
     within = (xx.sum() - xx.trace()) / (n * (n - 1)) + (yy.sum() - yy.trace()) / (m * (m - 1))
     return float(within - 2 * xy.mean())

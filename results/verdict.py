@@ -112,7 +112,8 @@ def cross_estimate(tables: Mapping[str, DiceTable]) -> tuple[Estimate | None, tu
             {arm: part(table, set(seeds[h::2]), set(cases[h::2])) for arm, table in tables.items()}
             for h in (half, 1 - half)
         )
-        chosen.append(max(mine, key=lambda arm, mine=mine: _mean(mine[arm])))  # type: ignore[misc]
+        means = {arm: _mean(table) for arm, table in mine.items()}
+        chosen.append(max(means, key=means.__getitem__))
         blocks += [block for block in to_blocks(others[chosen[-1]]) if block.size]
     return bootstrap_mean(blocks), tuple(chosen)
 

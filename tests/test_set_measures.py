@@ -29,6 +29,10 @@ def compare(ours: np.ndarray, real: np.ndarray, k: int) -> dict[str, float]:
     return {name: one.value for name, one in found.items()}
 
 
+def kid(ours: np.ndarray, real: np.ndarray) -> float:
+    return unbiased_mmd(*(polynomial_kernel(a, b) for a, b in ((ours, ours), (ours, real), (real, real))))
+
+
 def gaussians(random: np.random.Generator, n: int, d: int = 1, shift: float = 0.0) -> np.ndarray:
     return random.normal(shift, 1, (n, d))
 

@@ -6,7 +6,7 @@ What was read is known by the hash of its content, so what was packed or made an
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -20,7 +20,7 @@ LIMIT = 2**30
 """Bytes that are kept, on the host and on the device together; what was used longest ago goes first."""
 CPU = torch.device("cpu")
 Read = TypeVar("Read", Pairs, PairTensors)
-_kept: OrderedDict[Hashable, Pairs | PairTensors] = OrderedDict()
+_kept: OrderedDict[Hashable, Any] = OrderedDict()
 
 
 def read_cases(data: Path, case_ids: tuple[str, ...], image_px: int, device: torch.device = CPU) -> PairTensors:
@@ -40,7 +40,7 @@ def read_first(shard: Shard, n: int, device: torch.device = CPU) -> PairTensors:
 
 
 def _once(key: Hashable, read: Callable[[], Read]) -> Read:
-    found: Read = _kept.pop(key) if key in _kept else read()  # type: ignore[assignment]
+    found: Read = _kept.pop(key) if key in _kept else read()
     _kept[key] = found
     while sum(pairs.images.nbytes + pairs.masks.nbytes for pairs in _kept.values()) > LIMIT:
         _kept.popitem(last=False)

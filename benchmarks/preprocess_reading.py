@@ -1,0 +1,232 @@
+"""Reading packed pairs back, and what they take on disk, against other forms."""
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from preprocess_sides import import_peer, one_core
+from preprocess_tables import median, rate, ratio, show, take_turns
+
+from hvae_hpc.preprocess import codec
+from hvae_hpc.preprocess.manifest import read_manifest
+from hvae_hpc.preprocess.pairs import Pairs
+
+GREY = 65535
+"""White of a 16-bit PNG."""
+
+
+Read = Callable[[int], tuple[NDArray[Any], NDArray[Any]]]
+
+
+def measure_reading(folder: Path, scratch: Path, repeats: int) -> dict[str, Any]:
+    """Single slices in random order, from shards and from other files, and then the whole data set."""
+    import h5py
+
+    from hvae_hpc.preprocess.reader import DatasetReader
+
+    manifest = read_manifest(folder)
+    whole = DatasetReader(folder).read_all()
+    pictures = import_peer("PIL.Image")
+    sizes = write_peers(whole, scratch, pictures)
+    sizes["shards"] = sum((folder / shard.file).stat().st_size for shard in manifest.shards)
+    places = [(case.shard, case.first_row + row) for case in manifest.cases for row in range(case.pairs)]
+    order = [int(row) for row in np.random.default_rng(0).permutation(len(whole))]
+    images = np.memmap(scratch / "images.raw", "<f4", "r", shape=whole.images.shape)
+    masks = np.memmap(scratch / "masks.raw", np.uint8, "r", shape=whole.masks.shape)
+    readers = [DatasetReader(folder)]
+
+    def from_shards(row: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        pairs = readers[0].read([row])
+        return pairs.images[0], pairs.masks[0]
+
+    def from_h5py(row: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        shard, place = places[row]
+        return files[shard]["images"][place], files[shard]["masks"][place]
+
+    def from_memmap(row: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        return np.array(images[row]), np.array(masks[row])
+
+    def from_png(row: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        with pictures.open(scratch / f"image-{row}.png") as image, pictures.open(scratch / f"mask-{row}.png") as mask:
+            return np.asarray(image, dtype=np.float32) / np.float32(GREY), np.asarray(mask, dtype=np.uint8)
+
+    def first_time() -> None:
+        readers[0] = DatasetReader(folder, manifest=manifest)
+        for row in order:
+            from_shards(row)
+
+    def in_order(read: Read) -> Callable[[], None]:
+        def read_each() -> None:
+            for row in order:
+                read(row)
+
+        return read_each
+
+    with contextlib.ExitStack() as stack:
+        names = {shard for shard, _ in places}
+        # Without locks, as our reader: HDF5 refuses to open a file in one process in both ways.
+        files = {name: stack.enter_context(h5py.File(folder / name, "r", locking=False)) for name in names}
+        for read, tolerance in ((from_shards, 0.0), (from_h5py, 0.0), (from_memmap, 0.0), (from_png, 0.51 / GREY)):
+            if read is not from_png or pictures is not None:
+                check_same_content(whole, read, tolerance)
+        with one_core():
+            slices = take_turns(
+                {
+                    "shards, first time": first_time,
+                    "shards, verified": in_order(from_shards),
+                    "h5py on the shards": in_order(from_h5py),
+                    "memmap": in_order(from_memmap),
+                    "PNG": in_order(from_png) if pictures is not None else None,
+                },
+                repeats,
+            )
+            everything = take_turns(
+                {
+                    "shards, read_all": lambda: DatasetReader(folder, manifest=manifest).read_all(),
+                    "np.load": lambda: (np.load(scratch / "images.npy"), np.load(scratch / "masks.npy")),
+                    "memmap, copied": lambda: (np.array(images), np.array(masks)),
+                },
+                repeats,
+            )
+    n = len(whole)
+    size_of = {"shards, first time": "shards", "shards, verified": "shards", "h5py on the shards": "shards"}
+    disk = {name: sizes.get(size_of.get(name, name)) for name in slices}
+    if pictures is None:
+        print("Pillow is not installed: no figures of PNG")
+    show(
+        f"one slice of {n} at a time, in random order, from the page cache; PNG rounds to 16 bits",
+        ("", "ms/slice", "bytes/slice"),
+        [(name, median(found, 1000 / n), (size := disk[name]) and size // n) for name, found in slices.items()],
+    )
+    show(
+        f"all {n} slices to memory, from the page cache",
+        ("", "pairs/s"),
+        [(name, rate(found, n)) for name, found in everything.items()],
+    )
+    return {
+        "slice_read_vs_memmap": ratio(slices["memmap"], slices["shards, verified"]),
+        "slice_read_vs_h5py": ratio(slices["h5py on the shards"], slices["shards, verified"]),
+        "slice_read_vs_png": ratio(slices["PNG"], slices["shards, verified"]),
+        "slice_ms": {name: median(found, 1000 / n) for name, found in slices.items()},
+        "slice_bytes": {name: size and size // n for name, size in disk.items()},
+        "read_all_pairs_per_s": {name: rate(found, n) for name, found in everything.items()},
+    }
+
+
+def write_peers(pairs: Pairs, scratch: Path, pictures: Any) -> dict[str, int]:
+    """Write the pairs as raw files, .npy and PNG, and return bytes on disk."""
+    for name, values in (("images", pairs.images), ("masks", pairs.masks)):
+        values.tofile(scratch / f"{name}.raw")
+        np.save(scratch / f"{name}.npy", values)
+    sizes = {"memmap": pairs.images.nbytes + pairs.masks.nbytes}
+    if pictures is not None:
+        for row in range(len(pairs)):
+            grey = np.rint(pairs.images[row].astype(np.float64) * GREY).astype(np.uint16)
+            pictures.fromarray(grey).save(scratch / f"image-{row}.png")
+            pictures.fromarray(pairs.masks[row]).save(scratch / f"mask-{row}.png")
+        sizes["PNG"] = sum(path.stat().st_size for path in scratch.glob("*.png"))
+    return sizes
+
+
+def check_same_content(pairs: Pairs, read: Read, tolerance: float) -> None:
+    """Compare all slices.
+
+    Raises:
+        SystemExit: they are not the same.
+    """
+    for row in range(len(pairs)):
+        image, mask = read(row)
+        if image.dtype != np.float32 or not np.array_equal(mask, pairs.masks[row]):
+            raise SystemExit(f"{read.__name__}: row {row} has another mask, or is {image.dtype}, expected float32")
+        apart = float(np.abs(image.astype(np.float64) - pairs.images[row]).max())
+        if not apart <= tolerance:
+            raise SystemExit(f"{read.__name__}: row {row} is {apart:g} off, expected {tolerance:g} at most")
+
+
+def measure_storage(folder: Path, scratch: Path, at_most: int, repeats: int) -> dict[str, Any]:
+    """The shards' compression beside HDF5's own filters, on the first pairs."""
+    from hvae_hpc.preprocess.reader import DatasetReader
+
+    reader = DatasetReader(folder)
+    pairs = reader.read(range(min(at_most, len(reader))))
+    n, raw = len(pairs), pairs.images.nbytes + pairs.masks.nbytes
+    forms: dict[str, dict[str, Any] | None] = {
+        "none": {},
+        "gzip 1, HDF5's": {"compression": "gzip", "compression_opts": 1},
+        "gzip 4, HDF5's": {"compression": "gzip", "compression_opts": 4},
+        "gzip 1, shuffled": {"compression": "gzip", "compression_opts": 1, "shuffle": True},
+        "lzf": {"compression": "lzf"},
+        "ours": None,
+    }
+    path = {name: scratch / f"form-{place}.h5" for place, name in enumerate(forms)}
+    order = [int(row) for row in np.random.default_rng(0).permutation(n)]
+    taken: dict[str, float] = {}
+    for name, form in forms.items():
+        taken[name] = write_form(path[name], pairs, form) / raw
+        read_form(path[name], order, form, pairs)
+    with one_core():
+        writing = take_turns({name: partial(write_form, path[name], pairs, forms[name]) for name in forms}, repeats)
+        reading = take_turns({name: partial(read_form, path[name], order, forms[name]) for name in forms}, repeats)
+    rows = [(name, taken[name], median(writing[name], 1000 / n), median(reading[name], 1000 / n)) for name in forms]
+    how = "libdeflate" if codec.libdeflate is not None else "zlib: deflate is not installed"
+    show(
+        f"storage of {n} slices, a chunk each (ours: gzip 1 by {how})",
+        ("", "of raw size", "ms/slice write", "ms/slice read"),
+        rows,
+    )
+    return {
+        "storage": {
+            name: {"of_raw": size, "write_ms": writing_ms, "read_ms": reading_ms}
+            for name, size, writing_ms, reading_ms in rows
+        }
+    }
+
+
+def write_form(path: Path, pairs: Pairs, form: Mapping[str, Any] | None) -> int:
+    """Write pairs to an HDF5 file in one form and return the bytes of their chunks; None: as shards do."""
+    import h5py
+
+    size = 0
+    with h5py.File(path, "w") as file:
+        for name, values in (("images", pairs.images), ("masks", pairs.masks)):
+            filters = {"compression": "gzip", "compression_opts": 1} if form is None else form
+            dataset = file.create_dataset(name, values.shape, values.dtype, chunks=(1, *values.shape[1:]), **filters)
+            for row, plane in enumerate(values):
+                if form is None:
+                    dataset.id.write_direct_chunk((row, 0, 0), codec.compress(plane.tobytes()))
+                else:
+                    dataset[row] = plane
+            file.flush()
+            size += dataset.id.get_storage_size()
+    return size
+
+
+def read_form(path: Path, order: Sequence[int], form: Mapping[str, Any] | None, expected: Pairs | None = None) -> None:
+    """Read the slices one at a time.
+
+    Raises:
+        SystemExit: they are not the expected ones.
+    """
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        images, masks = file["images"], file["masks"]
+        for row in order:
+            image, mask = (_read_plane(dataset, row, form) for dataset in (images, masks))
+            if expected is None:
+                continue
+            if not (np.array_equal(image, expected.images[row]) and np.array_equal(mask, expected.masks[row])):
+                raise SystemExit(f"row {row} comes back changed from HDF5 with {form}")
+
+
+def _read_plane(dataset: Any, row: int, form: Mapping[str, Any] | None) -> NDArray[Any]:
+    if form is not None:
+        return np.asarray(dataset[row])
+    plane = np.empty(dataset.shape[1:], dataset.dtype)
+    stream = dataset.id.read_direct_chunk((row, 0, 0))[1]
+    plane.reshape(-1)[:] = np.frombuffer(codec.decompress(stream, plane.nbytes), plane.dtype)
+    return plane
