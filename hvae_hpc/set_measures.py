@@ -92,12 +92,13 @@ def compare_features(
 
     Returns:
         ``kid``: the kernel distance, :func:`unbiased_mmd` of :func:`polynomial_kernel`; 0 is expected of equal
-        distributions (Binkowski et al. 2018, arXiv:1801.01401). ``precision``: the share of ours that lie in the ball of a real
-        image; ``recall``: of real images in the ball of one of ours (Kynkaanniemi et al. 2019, arXiv:1904.06991).
-        ``density``: in how many real balls one of ours lies, over k; 1 is expected of real images. ``coverage``: the
-        share of real balls with one of ours in it (Naeem et al. 2020, arXiv:2002.09797). ``duplicates``: the share of
-        ours that are nearer to another of ours than ``ALIKE`` times the median distance from a real image to its
-        nearest (of another case). ``distinct``: the effective number of different images among ours at that scale,
+        distributions (Binkowski et al. 2018, arXiv:1801.01401). ``precision``: the share of ours that lie in the ball
+        of a real image; ``recall``: of real images in the ball of one of ours (Kynkaanniemi et al. 2019,
+        arXiv:1904.06991). ``density``: in how many real balls one of ours lies, over k; 1 is expected of real images.
+        ``coverage``: the share of real balls with one of ours in it (Naeem et al. 2020, arXiv:2002.09797).
+        ``duplicates``: the share of ours that are nearer to another of ours than ``ALIKE`` times the median distance
+        from a real image to its nearest (of another case). ``distinct``: the effective number of different images
+        among ours at that scale,
         see :func:`vendi_score`.
 
     Raises:

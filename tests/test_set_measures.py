@@ -14,7 +14,8 @@ from hvae_hpc.set_measures import (
     compare_features,
     compare_masks,
     describe_masks,
-    kid,
+    polynomial_kernel,
+    unbiased_mmd,
     vendi_score,
 )
 
