@@ -90,14 +90,12 @@ def _expand_split(sweep: SweepConfig, data: DataSet, split: SplitConfig) -> Iter
             f"sweep {sweep.name}: arm {largest.name} asks for {largest.n_synthetic} pairs, generate.n_pairs is "
             f"{asked.n_pairs}; raise it"
         )
-    own_images = [
-        _images(sweep, arm, sum(pairs_of[case] for case in drawn.training_cases(arm.n_cases))) for arm in arms
-    ]
-    budgets = [budget_of(arm.name, sweep.segment.budget) for arm in arms]
+    lengths = _lengths(sweep, arms, drawn, pairs_of)
     copies = max(arm.n_standard for arm in arms)
-    judged = bool(sweep.generators and sweep.quality.get("features", QualityConfig.features))
+    quality = load(QualityConfig, {**common, **sweep.quality, "source": "real"}, f"sweep {sweep.name}: quality")
+    judged = bool(sweep.generators) and quality.features
     if judged:
-        _check_judged(sweep, min(split.train, split.test))
+        _check_judged(sweep, quality, min(split.train, split.test))
     judge: dict[str, str] = {}
     for seed in range(sweep.seeds):
         parents = {}
@@ -105,13 +103,12 @@ def _expand_split(sweep: SweepConfig, data: DataSet, split: SplitConfig) -> Iter
             standard = make("augment", {}, **{**sweep.augment, "n_pairs": copies, "seed": seed})
             parents["standard"] = standard.run_id
             yield standard
-        for arm, images, budget in zip(arms, own_images, budgets, strict=True):
+        for arm, images in zip(arms, lengths, strict=True):
             own = {"standard": parents["standard"]} if arm.n_standard else {}
             if arm.generator:
                 own["pairs"] = generated[arm.generator, arm.generator_seed].run_id
-            n_images = max(own_images) if budget == "steps" else images
             is_judge = judged and (arm.name, seed) == ("reference", 0)
-            run = make("segment", own, **_segment_fields(sweep, arm, n_images, seed), keep_weights=is_judge)
+            run = make("segment", own, **_segment_fields(sweep, arm, images, seed), keep_weights=is_judge)
             if is_judge:
                 judge["judge"] = run.run_id
             yield run
@@ -122,9 +119,9 @@ def _expand_split(sweep: SweepConfig, data: DataSet, split: SplitConfig) -> Iter
         yield make("quality", judge, **{**sweep.quality, "source": source})
 
 
-def _check_judged(sweep: SweepConfig, cases: int) -> None:
+def _check_judged(sweep: SweepConfig, quality: QualityConfig, cases: int) -> None:
     """Refuse sets too small for what their quality is measured by, before anything is trained."""
-    least = sweep.quality.get("nearest", QualityConfig.nearest) + 2
+    least = quality.nearest + 2
     if cases < least:
         raise UserError(
             f"sweep {sweep.name}: {cases} training or test cases, expected {least} or more for the quality of pairs; "
@@ -165,6 +162,14 @@ def _refuse_doubles(sweep: SweepConfig, arms: list[ArmConfig]) -> None:
             raise UserError(
                 f"sweep {sweep.name}: arm {arm.name!r} has nothing to be compared with; add 'reference@{budget}'"
             )
+
+
+def _lengths(sweep: SweepConfig, arms: list[ArmConfig], drawn: Split, pairs_of: Mapping[str, int]) -> list[int]:
+    """Return each arm's training in images: its own epochs, or the steps of the largest arm."""
+    real = [sum(pairs_of[case] for case in drawn.training_cases(arm.n_cases)) for arm in arms]
+    own = [_images(sweep, arm, n_real) for arm, n_real in zip(arms, real, strict=True)]
+    budgets = [budget_of(arm.name, sweep.segment.budget) for arm in arms]
+    return [max(own) if budget == "steps" else images for images, budget in zip(own, budgets, strict=True)]
 
 
 def _images(sweep: SweepConfig, arm: ArmConfig, n_real: int) -> int:

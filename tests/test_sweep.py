@@ -120,6 +120,11 @@ def test_the_console_script_knows_its_commands(
         (("[generate]", "[generate]\nsplit = {train = 3}"), "generate.split follows from the rest of the sweep"),
         (("n_pairs = 8", 'n_pairs = "x"'), "generate.n_pairs: got 'x', expected int"),
         (("draws = 3", "draws = 0"), "draws is 0, expected more than 0"),
+        (("nearest = 2", 'nearest = "x"'), "quality.nearest: got 'x', expected int"),
+        (
+            ("doses = [4, 8]", 'doses = []\narms = ["hvae-twice+4"]'),
+            "arm 'hvae-twice+4': 'hvae-twice' is not reference",
+        ),
         (("batch_size = 4, lr = 1e-2, precision", "batch_size = 0, lr = 1e-2, precision"), "batch_size: got 0"),
         (("lr = 1e-2", "lr = inf"), "got inf, expected a finite number"),
         (("lr = 1e-3", "clip_norm = -1.0"), "clip_norm is -1.0, expected 0 or more"),
