@@ -45,6 +45,7 @@ setup(
             "tensorboard",
             "pytest",
             "pytest-timeout",
+            "pytest-xdist",
             "ruff",
             "mypy",
             "scikit-image",

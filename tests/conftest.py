@@ -28,13 +28,18 @@ def _one_thread() -> None:
         sys.modules["torch"].set_num_threads(1)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a real SLURM where there is none: marked, pytest folds them into one line."""
+    """Skip what needs a real SLURM where there is none: marked, pytest folds them into one line.
+
+    Side by side (pytest -n), a file's tests stay in one process, and so do all that need a SLURM: there is one.
+    """
     reasons = {"needs_slurm": reason_to_skip(), "needs_accounting": reason_to_skip(accounting=True)}
     for item in items:
         needs = [name for name in reasons if item.get_closest_marker(name)]
         needs += ["needs_slurm"] if "minislurm" in getattr(item, "fixturenames", ()) else []
         needs += ["needs_accounting"] if "strict_slurm" in getattr(item, "fixturenames", ()) else []
+        item.add_marker(pytest.mark.xdist_group("slurm" if needs else item.path.stem))
         for reason in {reasons[name] for name in needs} - {""}:
             item.add_marker(pytest.mark.skip(reason=reason))
 
