@@ -1,9 +1,19 @@
-"""Data sets as the planner sees them, without any file of theirs."""
+"""Data sets as the planner sees them, without any file of theirs, and results of runs that nobody made."""
 
+import json
 from pathlib import Path
 
+import numpy as np
+
+from hvae_hpc.config import dump
 from hvae_hpc.jobs.dag import DataSet
+from hvae_hpc.plan import Plan
 from hvae_hpc.preprocess.manifest import MANIFEST_SCHEMA, CaseEntry, Manifest
+from hvae_hpc.results.collect import METRICS
+from hvae_hpc.rundir import Provenance, RunResult, read_result, result_stamp
+
+BLOCKS = 50
+CASE_METRICS = ("dice", "hausdorff_95", "precision", "recall")
 
 
 def make_data_set(name: str, cases: int = 200, px: int = 240) -> DataSet:
@@ -33,3 +43,57 @@ def make_data_set(name: str, cases: int = 200, px: int = 240) -> DataSet:
         content_hash=name[0] * 64,
     )
     return DataSet(name=name, folder=Path(name), manifest=manifest)
+
+
+def write_results(plan: Plan, cases: int = 100) -> None:
+    """Write every run's metrics.json as its stage would; plain writes, since 10,000 times fsync would take minutes.
+
+    The numbers per case are one of 50 made-up blocks, since 100,000 runs of 100 cases would take their time as well.
+    """
+    random = np.random.default_rng(0)
+    blocks = []
+    for _ in range(BLOCKS):
+        numbers = random.random((cases, len(CASE_METRICS)))
+        per_case = {
+            f"case-{i:04d}": dict(zip(CASE_METRICS, row.tolist(), strict=True)) for i, row in enumerate(numbers)
+        }
+        blocks.append(json.dumps(per_case, indent=1).replace("\n", "\n "))
+    origin = Provenance(
+        code_sha=plan.code_sha,
+        versions={"torch": "2.13.0", "numpy": "2.4.6", "python": "3.11.7", "h5py": "3.16.0"},
+        device="NVIDIA H200",
+        host="n1",
+        job_id="1_0",
+        attempt=1,
+        started_at=1795853889.273,
+        wall_s=301.007,
+        peak_memory_mib=1008.12,
+        threads=4,
+    )
+    parents = {parent for run in plan.runs.values() for parent in run.parents.values()}
+    stamps: dict[str, str] = {}
+    texts: dict[tuple[str, ...], str] = {}
+    for run_id, run in plan.runs.items():
+        # Runs that differ in their seed alone share a text: json.dumps takes milliseconds.
+        alike = (run.stage, run.label.rpartition("-s")[0], *run.parents.values())
+        if alike not in texts:
+            result = RunResult(
+                schema=1,
+                run_id="@RUN@",
+                stage=run.stage,
+                config={**dump(run.config), "seed": "@SEED@"},
+                parents=dict(run.parents),
+                parent_results={role: stamps[parent] for role, parent in plan.parents(run_id).items()},
+                metrics=dict(zip(METRICS.get(run.stage, ()), random.random(99).tolist(), strict=False)) | {"n": 10.0},
+                per_case={},
+                provenance=origin,
+                details={"train_cases": [f"train-{i:04d}" for i in range(cases)]} if run.stage == "segment" else {},
+            )
+            texts[alike] = json.dumps(dump(result), indent=1, sort_keys=True)
+        text = texts[alike].replace("@RUN@", run_id).replace('"@SEED@"', str(run.config.seed))
+        if run.stage == "segment":
+            text = text.replace('"per_case": {}', f'"per_case": {blocks[random.integers(BLOCKS)]}')
+        plan.folder(run_id).mkdir(parents=True)
+        (plan.folder(run_id) / "metrics.json").write_text(text + "\n")
+        if run_id in parents and (made := read_result(plan.folder(run_id), run_id)):
+            stamps[run_id] = result_stamp(made)

@@ -16,9 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from made_up_data import make_data_set
+from made_up_data import make_data_set, write_results
 
-from hvae_hpc.config import dump
 from hvae_hpc.identity import code_sha
 from hvae_hpc.jobs.arrays import make_arrays
 from hvae_hpc.jobs.costs import expected_seconds
@@ -26,45 +25,12 @@ from hvae_hpc.jobs.dag import make_plan
 from hvae_hpc.jobs.site import read_site
 from hvae_hpc.jobs.standing import comment_of
 from hvae_hpc.plan import Plan, plan_path, read_states, write_plan
-from hvae_hpc.rundir import Provenance, RunResult, result_stamp
 from hvae_hpc.states import SETTLED_NS
 from hvae_hpc.sweep import read_sweep
 
 SEEDS = 294
 REPEATS = 3
 FAKE_SLURM = {"sbatch": "exit 1", "sacct": "exit 1"}
-
-
-def write_results(plan: Plan) -> None:
-    """Write every run's metrics.json; plain writes, since 10,000 times fsync would take minutes."""
-    origin = Provenance(
-        code_sha=plan.code_sha,
-        versions={"torch": "2", "numpy": "2"},
-        device="NVIDIA H200",
-        host="n1",
-        job_id="1_0",
-        attempt=1,
-        started_at=0.0,
-        wall_s=300.0,
-        peak_memory_mib=1000.0,
-        threads=4,
-    )
-    stamps: dict[str, str] = {}
-    for run_id, run in plan.runs.items():
-        result = RunResult(
-            schema=1,
-            run_id=run_id,
-            stage=run.stage,
-            config=dump(run.config),
-            parents=dict(run.parents),
-            parent_results={role: stamps[parent] for role, parent in plan.parents(run_id).items()},
-            metrics={"dice": 0.8},
-            per_case={f"case-{i:04d}": {"dice": 0.8 + i / 1000} for i in range(100 if run.stage == "segment" else 0)},
-            provenance=origin,
-        )
-        stamps[run_id] = result_stamp(result)
-        plan.folder(run_id).mkdir(parents=True)
-        (plan.folder(run_id) / "metrics.json").write_text(json.dumps(dump(result), indent=1, sort_keys=True))
 
 
 def submit(plan: Plan, clients: Path) -> None:

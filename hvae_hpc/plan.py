@@ -6,7 +6,7 @@ done, and it was made from just these makings of them. So a parent that was dele
 along what hangs on it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,11 +18,11 @@ from hvae_hpc.resources import Resources
 from hvae_hpc.rundir import RunResult, write_json
 from hvae_hpc.runs import Run
 from hvae_hpc.stages import CONFIGS, Stage
-from hvae_hpc.states import Remembered, list_folders
+from hvae_hpc.states import Made, Remembered, list_folders
 
 C = TypeVar("C")
 
-PLAN_SCHEMA = 2
+PLAN_SCHEMA = 3
 PLANS = "plans"
 AGAIN = "give the sweep command again to make it anew"
 
@@ -101,11 +101,11 @@ class Plan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _RunEntry:
+class _Kind:
+    """What runs that differ only in seed and parents have in common, which is nearly all of a large plan."""
+
     stage: Stage
-    run_id: str
     config: dict[str, Any]
-    parents: dict[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +116,9 @@ class _PlanFile:
     code_sha: str
     data: dict[str, dict[str, str]]
     resources: dict[str, Resources]
-    runs: tuple[_RunEntry, ...]
+    kinds: tuple[_Kind, ...]
+    parents: tuple[dict[str, str], ...]
+    runs: tuple[str, ...]
     arrays: tuple[Array, ...] = ()
     totals: dict[str, float] = field(default_factory=dict)
     allow_code_drift: bool = False
@@ -148,13 +150,19 @@ def find_plans(runs_folder: Path, sweep: str | None = None) -> list[Path]:
 
 
 def write_plan(plan: Plan, path: Path) -> None:
-    """Write a plan, atomically."""
-    entries = [
-        _RunEntry(stage=run.stage, run_id=run_id, config=dump(run.config), parents=dict(run.parents))
-        for run_id, run in plan.runs.items()
-    ]
-    file = {**vars(plan), "schema": PLAN_SCHEMA, "runs_folder": str(plan.runs_folder), "runs": entries}
-    write_json(path, dump(file))
+    """Write a plan, atomically: kinds of runs, sets of parents, and a line per run: id, numbers of these two, seed."""
+    kinds: dict[Any, tuple[int, _Kind]] = {}
+    parents: dict[tuple[tuple[str, str], ...], int] = {}
+    lines = []
+    for run_id, run in plan.runs.items():
+        alike = (run.stage, replace(run.config, seed=0))
+        if alike not in kinds:
+            config = {name: value for name, value in dump(run.config).items() if name != "seed"}
+            kinds[alike] = (len(kinds), _Kind(stage=run.stage, config=config))
+        of_run = parents.setdefault(tuple(run.parents.items()), len(parents))
+        lines.append(f"{run_id} {kinds[alike][0]} {of_run} {run.config.seed}")
+    tables = {"kinds": [kind for _, kind in kinds.values()], "parents": list(map(dict, parents)), "runs": lines}
+    write_json(path, dump({**vars(plan), "schema": PLAN_SCHEMA, "runs_folder": str(plan.runs_folder), **tables}))
 
 
 def read_plan(path: Path) -> Plan:
@@ -175,15 +183,16 @@ def read_element(path: Path, array: int, place: int) -> tuple[Plan, tuple[str, .
     data = _read_file(path)
     try:
         ids = tuple(data["arrays"][array]["elements"][place])
-        entries = {entry["run_id"]: entry for entry in data["runs"]}
+        lines = {line.partition(" ")[0]: line for line in data["runs"]}
         needed, open_ids = set[str](), list(ids)
         while open_ids:
             run_id = open_ids.pop()
             needed.add(run_id)
-            open_ids += [parent for role, parent in entries[run_id]["parents"].items() if role != "data"]
-    except (LookupError, TypeError, AttributeError) as error:
+            parents = data["parents"][int(lines[run_id].split()[2])]
+            open_ids += [parent for role, parent in parents.items() if role != "data"]
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{path}: has no array {array} with an element {place} that holds together; {AGAIN}") from error
-    return _make_plan({**data, "runs": [entry for i, entry in entries.items() if i in needed]}, path), ids
+    return _make_plan({**data, "runs": [line for run_id, line in lines.items() if run_id in needed]}, path), ids
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -196,34 +205,58 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 def _make_plan(data: dict[str, Any], path: Path) -> Plan:
     file = load(_PlanFile, data, str(path))
+    kinds: list[Any] = [None] * len(file.kinds)  # loaded when a run needs them: an element needs few
+    checked, current = set[tuple[int, int]](), dict[str, set[bool]]()
     runs: dict[str, Run] = {}
-    alike: dict[str, Any] = {}
-    for entry in file.runs:
-        config = _load_config(entry, alike, f"{path}: {entry.stage} {entry.run_id}")
-        run = Run(stage=entry.stage, config=config, parents=entry.parents)
-        what = f"{path}: {run.stage} {run.label}"
-        if entry.run_id in runs:
-            raise UserError(f"{what} ({entry.run_id}) stands in it twice; {AGAIN}")
-        if config.data not in file.data:
-            raise UserError(f"{what} reads {config.data!r}, expected one of {', '.join(file.data)}; {AGAIN}")
-        content = file.data[config.data].get("content_hash")
-        if entry.parents.get("data") != content:
-            raise UserError(f"{what} reads other data than the plan's {config.data} ({content}); {AGAIN}")
-        lost = [parent for role, parent in entry.parents.items() if role != "data" and parent not in runs]
-        if lost:
-            raise UserError(f"{what} has a parent {lost[0]} that does not stand before it; {AGAIN}")
-        runs[entry.run_id] = run
-    values = {name: value for name, value in vars(file).items() if name != "schema"}
+    for line in file.runs:
+        run_id, number, of_run, seed = _read_line(line, file, path)
+        kind, parents = file.kinds[number], file.parents[of_run]
+        where = f"{path}: {kind.stage} {run_id}"
+        if run_id in runs:
+            raise UserError(f"{where} stands in it twice; {AGAIN}")
+        if first := kinds[number] is None:
+            kinds[number] = load(CONFIGS[kind.stage], kind.config, where)
+        if (number, of_run) not in checked:
+            _check_parents(kinds[number].data, parents, file, runs, where)
+            checked.add((number, of_run))
+        runs[run_id] = Run(stage=kind.stage, config=_with_seed(kinds[number], seed), parents=parents)
+        if first:
+            current.setdefault(kind.stage, set()).add(runs[run_id].run_id == run_id)
+    for stage, said in current.items():
+        if len(said) > 1:
+            raise UserError(f"{path}: mixes runs of stage {stage} by two versions of the program; {AGAIN}")
+    values = {name: value for name, value in vars(file).items() if name not in ("schema", "kinds", "parents")}
     return Plan(**{**values, "runs_folder": Path(file.runs_folder), "runs": runs})
 
 
-def _load_config(entry: _RunEntry, alike: dict[str, Any], where: str) -> Any:
-    """Load a run's config; of those that differ only in the seed, which are most of a large plan, only the first."""
-    key, seed = repr((entry.stage, {**entry.config, "seed": None})), entry.config.get("seed")
-    if key in alike and type(seed) is int:
-        return replace(alike[key], seed=seed)
-    alike[key] = load(CONFIGS[entry.stage], entry.config, where)
-    return alike[key]
+def _read_line(line: str, file: _PlanFile, path: Path) -> tuple[str, int, int, int]:
+    run_id, *rest = line.split(" ")
+    try:
+        number, parents, seed = map(int, rest)
+        if 0 <= number < len(file.kinds) and 0 <= parents < len(file.parents):
+            return run_id, number, parents, seed
+    except ValueError:
+        pass
+    tables = f"{len(file.kinds)} kinds, {len(file.parents)} sets of parents"
+    raise UserError(f"{path}: got the run {line!r}, expected an id, numbers of one of {tables}, and a seed; {AGAIN}")
+
+
+def _check_parents(data: str, parents: Mapping[str, str], file: _PlanFile, runs: Mapping[str, Run], where: str) -> None:
+    if data not in file.data:
+        raise UserError(f"{where} reads {data!r}, expected one of {', '.join(file.data)}; {AGAIN}")
+    content = file.data[data].get("content_hash")
+    if parents.get("data") != content:
+        raise UserError(f"{where} reads other data than the plan's {data} ({content}); {AGAIN}")
+    lost = [parent for role, parent in parents.items() if role != "data" and parent not in runs]
+    if lost:
+        raise UserError(f"{where} has a parent {lost[0]} that does not stand before it; {AGAIN}")
+
+
+def _with_seed(config: C, seed: int) -> C:
+    """Return a config with another seed; quickly, since all else in it was checked (replace() checks it again)."""
+    other: C = object.__new__(type(config))
+    other.__dict__.update(config.__dict__, seed=seed)
+    return other
 
 
 def plan_id(plan: Plan) -> str:
@@ -265,32 +298,47 @@ def read_states(plan: Plan, *, results: bool = False) -> dict[str, State]:
     """
     remembered = Remembered(plan.runs_folder / PLANS / f"{plan.sweep}.states")
     there = list_folders(plan.runs_folder, {run.stage for run in plan.runs.values()})
-    states: dict[str, State] = {}
-    for run_id in plan.runs:
+
+    def read(run_id: str) -> Made | None:
         folder = plan.folder_name(run_id)
-        stamps = {role: states[parent].stamp for role, parent in plan.parents(run_id).items()}
-        states[run_id] = State()
-        if folder in there:
-            states[run_id] = _read_state(remembered, f"{plan.runs_folder}/{folder}", run_id, stamps, results)
+        return remembered.read(f"{plan.runs_folder}/{folder}", run_id, results) if folder in there else None
+
+    states = follow(plan, read)
     remembered.write()
+    return states
+
+
+def follow(plan: Plan, read: Callable[[str], Made | None]) -> dict[str, State]:
+    """Return every run's state, in the plan's order, given what its metrics.json says.
+
+    Args:
+        plan: of the sweep.
+        read: from a run id; raises UserError where the file cannot be believed.
+    """
+    states: dict[str, State] = {}
+    stamps: dict[int, dict[str, str]] = {}  # by the parents' identity: many runs share them
+    for run_id, run in plan.runs.items():
+        of_parents = stamps.get(id(run.parents))
+        if of_parents is None:
+            of_parents = {role: states[parent].stamp for role, parent in run.parents.items() if role != "data"}
+            stamps[id(run.parents)] = of_parents
+        states[run_id] = _to_state(read, run_id, of_parents)
     return states
 
 
 def read_state(plan: Plan, run_id: str, parent_stamps: Mapping[str, str]) -> State:
     """Return one run's state, given its parents' stamps ("" for a parent that is not done)."""
-    return _read_state(Remembered(None), str(plan.folder(run_id)), run_id, parent_stamps, True)
+    folder = str(plan.folder(run_id))
+    return _to_state(lambda run_id: Remembered(None).read(folder, run_id, True), run_id, dict(parent_stamps))
 
 
-def _read_state(
-    remembered: Remembered, folder: str, run_id: str, parent_stamps: Mapping[str, str], whole: bool
-) -> State:
+def _to_state(read: Callable[[str], Made | None], run_id: str, parent_stamps: dict[str, str]) -> State:
     try:
-        made = remembered.read(folder, run_id, whole)
+        made = read(run_id)
     except UserError as error:
         return State(reason=str(error))
     if made is None:
         return State()
-    if made.parent_stamps != dict(parent_stamps):
+    if made.parent_stamps != parent_stamps:
         return State(reason="what it was made from was made anew, or is gone")
-    result = made.result if whole else None
-    return State(stamp=made.stamp, attempt=made.attempt, wall_s=made.wall_s, result=result)
+    return State(stamp=made.stamp, attempt=made.attempt, wall_s=made.wall_s, result=made.result)

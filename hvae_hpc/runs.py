@@ -17,6 +17,9 @@ from hvae_hpc.stages import (
     StageConfig,
 )
 
+_UNFIT = re.compile(r"[^A-Za-z0-9+._-]")
+"""What does not stand in the name of a folder."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
@@ -50,7 +53,7 @@ class Run:
         else:
             what = config.generator
         split = f"-d{config.split.seed}" if config.split.seed else ""
-        return re.sub(r"[^A-Za-z0-9+._-]", "_", f"{config.data}-{what}{split}-s{config.seed}")
+        return _UNFIT.sub("_", f"{config.data}-{what}{split}-s{config.seed}")
 
     @property
     def folder(self) -> str:

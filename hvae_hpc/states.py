@@ -25,7 +25,7 @@ SETTLED_NS = 2_000_000_000
 class Made(NamedTuple):
     """What of a run's metrics.json tells how the run stands and what its like will cost.
 
-    ``wall_s`` is the run's share of its device's time. ``result`` is the whole of it where it was read just now.
+    ``wall_s`` is the run's share of its device's time. ``result`` is the whole of it where it was asked for.
     """
 
     stamp: str
@@ -72,7 +72,13 @@ class Remembered:
         if result is None:
             return None
         origin = result.provenance
-        made = Made(result_stamp(result), result.parent_results, origin.attempt, origin.wall_s / origin.at_once, result)
+        made = Made(
+            stamp=result_stamp(result),
+            parent_stamps=result.parent_results,
+            attempt=origin.attempt,
+            wall_s=origin.wall_s / origin.at_once,
+            result=result if whole else None,
+        )
         # The mark was taken before reading: a change in between is seen the next time.
         if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > SETTLED_NS:
             self._kept[run_id] = [mark, *made[:-1]]

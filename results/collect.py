@@ -4,20 +4,21 @@ The plan names every run that the sweep expects. A row is made only of a run tha
 missing, with its reason.
 """
 
-import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from hvae_hpc.errors import UserError
-from hvae_hpc.plan import Plan, read_states
+from hvae_hpc.plan import Plan, follow
+from hvae_hpc.results.records import CaseDice, Records, read_records
 from hvae_hpc.results.statistics import Summary, summarise
-from hvae_hpc.rundir import RunResult
-from hvae_hpc.stages import GenerateConfig, LikelihoodConfig, QualityConfig, SegmentConfig
+from hvae_hpc.stages import GenerateConfig, SegmentConfig
+from hvae_hpc.states import Made
 
 KNOWN_GENERATORS = ("lsgan", "vae", "hvae")
 """The paper's generators in the order of its tables; others follow in the plan's order."""
@@ -51,8 +52,21 @@ LIKELIHOOD_COLUMNS = (
 )
 COST_COLUMNS = (
     *("stage", "data", "device", "host", "processes", "attempt", "wall_s", "spent_s"),
-    *("peak_memory_mib", "energy_j", "torch", "code_sha"),
+    *("peak_memory_mib", "energy_j", "torch", "code_sha", "run_id"),
 )
+SHARES = ("dice", "precision", "recall")
+REQUIRED = {
+    "segment": (*SHARES, "hausdorff_95"),
+    "quality": ("n", "psnr_mean", "ssim_mean"),
+    "likelihood": LIKELIHOOD_METRICS,
+}
+"""Stage to the metrics that each of its runs must have."""
+METRICS = {
+    "segment": REQUIRED["segment"],
+    "quality": (*REQUIRED["quality"], "psnr_sd", "ssim_sd", *SET_COLUMNS),
+    "likelihood": (*REQUIRED["likelihood"], "elbo_flow"),
+}
+"""Stage to the metrics that are kept of its runs."""
 _MOST_NAMED = 9
 
 
@@ -75,7 +89,7 @@ class Collected:
             set measure that the source does not have.
         likelihood: one row per done likelihood run; columns LIKELIHOOD_COLUMNS; elbo_flow is NaN for a VAE.
         costs: one row per done run: where it was made and what it took; columns COST_COLUMNS.
-        case_dice: id of a done segment run to its Dice by case id.
+        case_dice: id of a segment run to its Dice by case id.
         done: ids of all runs that are done.
         missing: "folder: reason" of every other expected run.
         code_shas: code version to the number of runs that it made.
@@ -85,7 +99,7 @@ class Collected:
     quality: pd.DataFrame
     likelihood: pd.DataFrame
     costs: pd.DataFrame
-    case_dice: dict[str, dict[str, float]]
+    case_dice: CaseDice
     done: frozenset[str]
     missing: tuple[str, ...]
     code_shas: dict[str, int]
@@ -97,7 +111,7 @@ class Collected:
 
 
 def collect(plan: Plan, partial: bool = False) -> Collected:
-    """Read the metrics.json of all runs of a plan.
+    """Read the metrics.json of all runs of a plan; of those that did not change since, what was kept of them.
 
     Args:
         plan: what is expected in its runs folder.
@@ -106,64 +120,103 @@ def collect(plan: Plan, partial: bool = False) -> Collected:
     Raises:
         UserError: runs are missing, unless partial.
     """
-    rows: dict[str, list[dict[str, Any]]] = {"segment": [], "quality": [], "likelihood": [], "costs": []}
-    case_dice: dict[str, dict[str, float]] = {}
-    done: set[str] = set()
-    missing: list[str] = []
-    code_shas: Counter[str] = Counter()
-    for run_id, state in read_states(plan, results=True).items():
-        run, folder = plan.runs[run_id], plan.folder(run_id)
-        place = folder.relative_to(plan.runs_folder)
-        if state.result is None:
-            # The list names the folder already.
-            missing.append(f"{place}: {state.reason.removeprefix(f'{folder}/') or 'no metrics.json yet'}")
-            continue
-        try:
-            if isinstance(run.config, SegmentConfig):
-                rows["segment"].append(_segment_row(run.config, state.result, str(place)))
-                case_dice[run_id] = {case: numbers["dice"] for case, numbers in state.result.per_case.items()}
-            elif isinstance(run.config, QualityConfig):
-                rows["quality"].append(_quality_row(run.config, state.result, str(place)))
-            elif isinstance(run.config, LikelihoodConfig):
-                rows["likelihood"].append(_likelihood_row(run.config, state.result, str(place)))
-        except UserError as error:
-            missing.append(f"{place}: {error}")
-            continue
-        rows["costs"].append(_cost_row(state.result))
-        done.add(run_id)
-        code_shas[state.result.provenance.code_sha] += 1
-    for run_id, why in _other_cases(rows["segment"], case_dice).items():
-        missing.append(f"{plan.folder_name(run_id)}: {why}")
-        rows["segment"] = [row for row in rows["segment"] if row["run_id"] != run_id]
-        done.discard(run_id)
+    records = read_records(plan, METRICS)
+    faults = {**_wrong_numbers(plan, records), **_other_cases(plan, records), **records.faults}
+    done, missing = set[str](), []
+    for run_id, state in follow(plan, _reader(records, faults)).items():
+        if state.done:
+            done.add(run_id)
+        else:
+            missing.append(f"{plan.folder_name(run_id)}: {state.reason or 'no metrics.json yet'}")
     if missing and not partial:
-        raise UserError(
-            f"sweep {plan.sweep}: {len(missing)} of {len(plan.runs)} runs have no valid metrics.json; "
-            f"run the sweep command again, or add --partial\n{name_some(missing)}"
-        )
+        raise UserError(refusal(plan, missing))
+    believed = {stage: _complete(plan, frame, done) for stage, frame in records.frames.items()}
+    costs = pd.concat([_costs(stage, frame) for stage, frame in believed.items()])
     return Collected(
-        segment=pd.DataFrame(rows["segment"], columns=list(SEGMENT_COLUMNS)),
-        quality=pd.DataFrame(rows["quality"], columns=list(QUALITY_COLUMNS)),
-        likelihood=pd.DataFrame(rows["likelihood"], columns=list(LIKELIHOOD_COLUMNS)),
-        costs=pd.DataFrame(rows["costs"], columns=list(COST_COLUMNS)),
-        case_dice=case_dice,
+        segment=_segments(plan, believed.get("segment")),
+        quality=_qualities(plan, believed.get("quality")),
+        likelihood=_likelihoods(plan, believed.get("likelihood")),
+        costs=costs,
+        case_dice=records.dice,
         done=frozenset(done),
         missing=tuple(missing),
-        code_shas=dict(sorted(code_shas.items())),
+        code_shas=dict(sorted(Counter(costs["code_sha"]).items())),
     )
 
 
-def _other_cases(rows: list[dict[str, Any]], case_dice: dict[str, dict[str, float]]) -> dict[str, str]:
+def _complete(plan: Plan, frame: pd.DataFrame, done: Set[str]) -> pd.DataFrame:
+    """Return the rows of done runs, with the columns that all stages have of their config and folder."""
+    frame = frame[[run_id in done for run_id in frame["run_id"].tolist()]]
+    configs = _configs(plan, frame)
+    return frame.assign(
+        data=[config.data for config in configs],
+        seed=[config.seed for config in configs],
+        split_seed=[config.split.seed for config in configs],
+        folder=[plan.folder_name(run_id) for run_id in frame["run_id"].tolist()],
+    )
+
+
+def refusal(plan: Plan, missing: Sequence[str]) -> str:
+    """Return what a user is told whose sweep is not done."""
+    return (
+        f"sweep {plan.sweep}: {len(missing)} of {len(plan.runs)} runs have no valid metrics.json; "
+        f"run the sweep command again, or add --partial\n{name_some(missing)}"
+    )
+
+
+def _reader(records: Records, faults: Mapping[str, str]) -> Callable[[str], Made | None]:
+    """Return what tells how a run was made, for :func:`hvae_hpc.plan.follow`."""
+    made: dict[str, Made] = {}
+
+    @cache
+    def make(stamp: str, parents: str) -> Made:
+        stamps = dict(pair.split("=") for pair in parents.split(",")) if parents else {}
+        return Made(stamp=stamp, parent_stamps=stamps, attempt=0, wall_s=0.0)
+
+    for frame in records.frames.values():
+        run_ids, stamps, parents = (frame[name].tolist() for name in ("run_id", "stamp", "parents"))
+        made.update(zip(run_ids, map(make, stamps, parents), strict=True))
+
+    def read(run_id: str) -> Made | None:
+        if run_id in faults:
+            raise UserError(faults[run_id])
+        return made.get(run_id)
+
+    return read
+
+
+def _wrong_numbers(plan: Plan, records: Records) -> dict[str, str]:
+    """Return the runs that lack a number that their stage always has, or have an impossible one, and why."""
+    found: dict[str, str] = {}
+    for stage, frame in records.frames.items():
+        needed = dict.fromkeys(REQUIRED.get(stage, ()), np.ones(len(frame), dtype=bool))
+        if stage == "quality":
+            needed |= dict.fromkeys(("psnr_sd", "ssim_sd"), frame["n"].to_numpy() > 1)
+            featured = [config.features for config in _configs(plan, frame)]
+            needed |= dict.fromkeys(("kid", "coverage", "duplicates"), np.array(featured, dtype=bool))
+        for name, among in needed.items():
+            reason = f"metrics.json: {name} is missing, expected a finite number; delete the folder"
+            found |= dict.fromkeys(frame["run_id"][frame[name].isna() & among], reason)
+        for name in SHARES if stage == "segment" else ():
+            wrong = frame[(frame[name] < 0) | (frame[name] > 1)]
+            for run_id, value in zip(wrong["run_id"], wrong[name], strict=True):
+                found[run_id] = f"metrics.json: {name} is {value:g}, expected 0 to 1; delete the folder"
+    return found
+
+
+def _other_cases(plan: Plan, records: Records) -> dict[str, str]:
     """Return the runs whose test cases are not those of most runs of their data set and split, and why."""
-    sets: dict[tuple[str, int], Counter[frozenset[str]]] = {}
-    for row in rows:
-        cases = frozenset(case_dice[row["run_id"]])
-        sets.setdefault((row["data"], row["split_seed"]), Counter())[cases] += 1
-    found = {}
-    for row in rows:
-        usual = sets[row["data"], row["split_seed"]].most_common(1)[0][0]
-        if odd := usual ^ frozenset(case_dice[row["run_id"]]):
-            found[row["run_id"]] = f"metrics.json: other test cases than its like ({min(odd)}); delete the folder"
+    runs: dict[tuple[str, int], dict[int, list[str]]] = {}
+    for run_id, which in records.dice.which.items():
+        config = plan.runs[run_id].config
+        runs.setdefault((config.data, config.split.seed), {}).setdefault(which, []).append(run_id)
+    found: dict[str, str] = {}
+    for by_set in runs.values():
+        usual = set(records.dice.case_sets[max(by_set, key=lambda which: len(by_set[which]))])
+        for which, run_ids in by_set.items():
+            if odd := usual ^ set(records.dice.case_sets[which]):
+                reason = f"metrics.json: other test cases than its like ({min(odd)}); delete the folder"
+                found |= dict.fromkeys(run_ids, reason)
     return found
 
 
@@ -175,83 +228,43 @@ def name_some(lines: Sequence[str]) -> str:
     return "\n".join(shown)
 
 
-def _segment_row(config: SegmentConfig, result: RunResult, folder: str) -> dict[str, Any]:
-    per_case = [numbers.get("dice", math.nan) for numbers in result.per_case.values()]
-    if not per_case or not all(map(math.isfinite, per_case)):
-        raise UserError("metrics.json: per_case has no finite dice for every case; delete the folder")
-    return {
-        "data": config.data,
-        "arm": config.arm.name,
-        "generator": config.arm.generator,
-        "n_synthetic": config.arm.n_synthetic,
-        "n_standard": config.arm.n_standard,
-        "seed": config.seed,
-        "split_seed": config.split.seed,
-        **_metrics(result, ["dice", "precision", "recall", "hausdorff_95"]),
-        "hausdorff_95_unit": result.details.get("hausdorff_95_unit", "px"),
-        "median_dice": float(np.median(per_case)),
-        "n_cases": len(per_case),
-        "generator_seed": config.arm.generator_seed,
-        "wall_s": result.provenance.wall_s,
-        "run_id": result.run_id,
-        "folder": folder,
-    }
+def _segments(plan: Plan, frame: pd.DataFrame | None) -> pd.DataFrame:
+    if frame is None:
+        return pd.DataFrame(columns=list(SEGMENT_COLUMNS))
+    arms = [config.arm for config in _configs(plan, frame)]
+    names = ("n_synthetic", "n_standard", "generator_seed", "generator")
+    of_arms = {name: [getattr(arm, name) for arm in arms] for name in names}
+    numbers = frame["n_cases"].astype(int)
+    frame = frame.assign(arm=[arm.name for arm in arms], **of_arms, hausdorff_95_unit=frame["unit"], n_cases=numbers)
+    return frame[list(SEGMENT_COLUMNS)]
 
 
-def _quality_row(config: QualityConfig, result: RunResult, folder: str) -> dict[str, Any]:
-    n = int(_metrics(result, ["n"])["n"])
+def _qualities(plan: Plan, frame: pd.DataFrame | None) -> pd.DataFrame:
+    if frame is None:
+        return pd.DataFrame(columns=list(QUALITY_COLUMNS))
     # The sd over a single draw does not exist, whatever the file holds in its place.
-    sds = _metrics(result, ["psnr_sd", "ssim_sd"]) if n > 1 else {"psnr_sd": math.nan, "ssim_sd": math.nan}
-    return {
-        "data": config.data,
-        "source": config.source,
-        "seed": config.seed,
-        "split_seed": config.split.seed,
-        "n": n,
-        **_metrics(result, ["psnr_mean", "ssim_mean"]),
-        **sds,
-        **dict.fromkeys(SET_COLUMNS, math.nan),
-        **_metrics(result, ["kid", "coverage", "duplicates"] if config.features else []),
-        **_metrics(result, [name for name in SET_COLUMNS if name in result.metrics]),
-        "wall_s": result.provenance.wall_s,
-        "run_id": result.run_id,
-        "folder": folder,
-    }
+    sds = {name: frame[name].where(frame["n"] > 1) for name in ("psnr_sd", "ssim_sd")}
+    sources = [config.source for config in _configs(plan, frame)]
+    return frame.assign(source=sources, n=frame["n"].astype(int), **sds)[list(QUALITY_COLUMNS)]
 
 
-def _likelihood_row(config: LikelihoodConfig, result: RunResult, folder: str) -> dict[str, Any]:
-    with_flow = _metrics(result, ["elbo_flow"]) if "elbo_flow" in result.metrics else {"elbo_flow": math.nan}
-    return {
-        "data": config.data,
-        "generator": config.generator,
-        "seed": config.seed,
-        "split_seed": config.split.seed,
-        **_metrics(result, LIKELIHOOD_METRICS),
-        **with_flow,
-        "wall_s": result.provenance.wall_s,
-        "run_id": result.run_id,
-        "folder": folder,
-    }
+def _likelihoods(plan: Plan, frame: pd.DataFrame | None) -> pd.DataFrame:
+    if frame is None:
+        return pd.DataFrame(columns=list(LIKELIHOOD_COLUMNS))
+    generators = [config.generator for config in _configs(plan, frame)]
+    return frame.assign(generator=generators)[list(LIKELIHOOD_COLUMNS)]
 
 
-def _cost_row(result: RunResult) -> dict[str, Any]:
-    made = result.provenance
-    named = ("device", "host", "processes", "attempt", "wall_s", "peak_memory_mib", "code_sha")
-    return {
-        "stage": result.stage,
-        "data": result.config.get("data", ""),
-        **{name: getattr(made, name) for name in named},
-        "wall_s": made.wall_s / made.at_once,
-        "spent_s": max(made.spent_s, made.wall_s) / made.at_once,
-        "energy_j": made.gpu.get("energy_j", math.nan),
-        "torch": made.versions.get("torch", ""),
-    }
+def _costs(stage: str, frame: pd.DataFrame) -> pd.DataFrame:
+    at_once = frame["at_once"].clip(lower=1)
+    return frame.assign(
+        stage=stage,
+        processes=frame["processes"].astype(int),
+        attempt=frame["attempt"].astype(int),
+        wall_s=frame["wall_s"] / at_once,
+        spent_s=np.maximum(frame["spent_s"], frame["wall_s"]) / at_once,
+    )[list(COST_COLUMNS)]
 
 
-def _metrics(result: RunResult, names: Iterable[str]) -> dict[str, float]:
-    values = {name: result.metrics.get(name, math.nan) for name in names}
-    for name, value in values.items():
-        if not math.isfinite(value):
-            got = value if name in result.metrics else "missing"
-            raise UserError(f"metrics.json: {name} is {got}, expected a finite number; delete the folder")
-    return values
+def _configs(plan: Plan, frame: pd.DataFrame) -> list[Any]:
+    return [plan.runs[run_id].config for run_id in frame["run_id"].tolist()]

@@ -14,6 +14,8 @@ from hvae_hpc import states as states_module
 from hvae_hpc.errors import UserError
 from hvae_hpc.plan import Plan, find_plans, read_plan, read_states
 from hvae_hpc.rundir import RunResult, read_result
+from hvae_hpc.runs import Run
+from hvae_hpc.stages import STAGE_VERSIONS
 from tests.made_up import fake_metrics, finish, make_runs, write_plan, write_sweep
 
 
@@ -32,9 +34,17 @@ def test_a_missing_plan_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema": 3}, "schema 3, expected 2"),
-        ({"runs": [{"name": "a"}]}, r"runs\[0\]: unknown key 'name'"),
-        ({"runs": [{"stage": "segmnt"}]}, r"runs\[0\]\.stage: got 'segmnt'"),
+        ({"schema": 2}, "schema 2, expected 3"),
+        ({"kinds": [{"name": "a"}]}, r"kinds\[0\]: unknown key 'name'"),
+        ({"kinds": [{"stage": "segmnt"}]}, r"kinds\[0\]\.stage: got 'segmnt'"),
+        (
+            {"runs": ["0123456789ab 0"]},
+            "got the run '0123456789ab 0', expected an id, numbers of one of 19 kinds, 7 sets of parents",
+        ),
+        ({"runs": ["0123456789ab 19 0 0"]}, "one of 19 kinds, 7 sets of parents, and a seed"),
+        ({"runs": ["0123456789ab 0 -1 0"]}, "one of 19 kinds, 7 sets of parents, and a seed"),
+        ({"runs": ["0123456789ab 0 0 one"]}, "one of 19 kinds, 7 sets of parents, and a seed"),
+        ({"runs": [7]}, r"runs\[0\]: got 7, expected str"),
         ({"data": {}}, "reads 'brats2021', expected one of"),
         ({"data": {"brats2021": {"content_hash": "e" * 64}}}, "reads other data than the plan's brats2021"),
     ],
@@ -48,7 +58,7 @@ def test_a_wrong_plan_is_refused_with_its_place(tmp_path: Path, changes: dict[st
 def test_a_config_that_the_stage_does_not_know_is_refused(tmp_path: Path) -> None:
     path = write_plan(tmp_path, make_runs())
     plan = json.loads(path.read_text())
-    plan["runs"][-1]["config"]["lr"] = 1.0
+    plan["kinds"][-1]["config"]["lr"] = 1.0
     path.write_text(json.dumps(plan))
     with pytest.raises(UserError, match="unknown key 'lr'"):
         read_plan(path)
@@ -217,9 +227,30 @@ def test_a_file_so_young_that_it_may_change_unseen_is_not_remembered(tmp_path: P
 
 def test_runs_that_differ_only_in_their_seed_keep_it(tmp_path: Path) -> None:
     runs = make_runs(seeds=5)
-    plan = read_plan(write_plan(tmp_path, runs))
+    path = write_plan(tmp_path, runs)
+    plan = read_plan(path)
     assert list(plan.runs.values()) == runs
-    entries = json.loads((tmp_path / "plans/small.json").read_text())["runs"]
-    entries[-1]["config"]["seed"] = "4"
-    with pytest.raises(UserError, match="seed: got '4', expected int"):
-        read_plan(write_plan(tmp_path, runs, changes={"runs": entries}))
+    assert [run.run_id for run in plan.runs.values()] == list(plan.runs)
+    assert len(json.loads(path.read_text())["kinds"]) < len(runs) / 2
+
+
+def test_a_parent_that_does_not_stand_before_its_run_is_refused(tmp_path: Path) -> None:
+    runs = make_runs()
+    lines = json.loads(write_plan(tmp_path, runs).read_text())["runs"]
+    with pytest.raises(UserError, match="that does not stand before it"):
+        read_plan(write_plan(tmp_path, runs, changes={"runs": lines[::-1]}))
+
+
+def test_runs_of_two_versions_of_a_stage_do_not_stand_in_one_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = make_runs()
+    path = write_plan(tmp_path, new)
+    monkeypatch.setitem(STAGE_VERSIONS, "segment", STAGE_VERSIONS["segment"] + 1)
+    assert list(read_plan(path).runs) == [run.run_id for run in new]  # all of them older: as it was made
+    lines = json.loads(path.read_text())["runs"]
+    first = next(i for i, run in enumerate(new) if run.stage == "segment")
+    changed = Run(stage="segment", config=new[first].config, parents=new[first].parents).run_id
+    lines[first] = lines[first].replace(new[first].run_id, changed)
+    with pytest.raises(UserError, match="mixes runs of stage segment by two versions of the program"):
+        read_plan(write_plan(tmp_path, new, changes={"runs": lines}))

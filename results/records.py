@@ -1,0 +1,247 @@
+"""All metrics.json of a plan's runs as columns, each file read again only where it changed.
+
+A file beside the plan keeps the columns of each stage (Arrow's format), with what the file system said of every
+metrics.json when it was read. It is a shortcut only: damaged, foreign or of another version it is ignored.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from hvae_hpc.errors import UserError
+from hvae_hpc.plan import PLANS, Plan
+from hvae_hpc.results.reading import CASE_NUMBERS, NO_STAMP, ORIGIN, TEXTS, Asked, Row, read_rows
+from hvae_hpc.rundir import METRICS, RESULT_SCHEMA, write_atomic
+from hvae_hpc.states import SETTLED_NS, list_folders
+
+TITLE = f"hvae_hpc records 1, results {RESULT_SCHEMA}"
+MARKS = ("mtime_ns", "ctime_ns", "size", "inode")
+
+
+class CaseDice(Mapping[str, dict[str, float]]):
+    """Run id to the Dice of each of its test cases, kept as one array for all runs.
+
+    Args:
+        run_ids: of the runs.
+        case_sets: the different lists of test cases.
+        which: for each run the index of its list; as an attribute, run id to index.
+        values: the runs' Dice, one run after the other.
+    """
+
+    def __init__(
+        self,
+        run_ids: Sequence[str],
+        case_sets: Sequence[tuple[str, ...]],
+        which: NDArray[np.int64],
+        values: NDArray[np.float64],
+    ) -> None:
+        self.case_sets = case_sets
+        self.which = dict(zip(run_ids, which.tolist(), strict=True))
+        lengths = np.array([len(cases) for cases in case_sets], dtype=np.int64)
+        starts = np.concatenate([[0], np.cumsum(lengths[which])]).astype(np.int64)
+        self._starts = dict(zip(run_ids, starts[:-1].tolist(), strict=True))
+        self._values = values
+
+    def __getitem__(self, run_id: str) -> dict[str, float]:
+        cases, start = self.case_sets[self.which[run_id]], self._starts[run_id]
+        return dict(zip(cases, self._values[start : start + len(cases)].tolist(), strict=True))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.which)
+
+    def __len__(self) -> int:
+        return len(self.which)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Records:
+    """What the metrics.json files of a plan's runs say.
+
+    Attributes:
+        frames: stage to one row per readable file, in the plan's order; columns run_id, TEXTS, ORIGIN, CASE_NUMBERS
+            and the stage's metrics, NaN where a file does not have one.
+        dice: of every test case of every segment run.
+        faults: run id to why its file cannot be believed, "metrics.json: ...".
+    """
+
+    frames: dict[str, pd.DataFrame]
+    dice: CaseDice
+    faults: dict[str, str]
+
+
+def read_records(plan: Plan, metrics: Mapping[str, tuple[str, ...]]) -> Records:
+    """Read what is new, remember the rest.
+
+    Args:
+        plan: whose runs.
+        metrics: stage to the metrics that are kept of its runs.
+
+    Raises:
+        UserError: a stage's folder cannot be read.
+    """
+    folders: dict[str, dict[str, str]] = {run.stage: {} for run in plan.runs.values()}
+    there = list_folders(plan.runs_folder, folders)
+    for run_id, run in plan.runs.items():
+        folders[run.stage][run_id] = plan.folder_name(run_id)
+    faults = _doubled(plan, there.difference(*(of_stage.values() for of_stage in folders.values())))
+    frames, dice = {}, CaseDice([], [], np.zeros(0, np.int64), np.zeros(0))
+    for stage, of_stage in folders.items():
+        reading = {run_id: folder for run_id, folder in of_stage.items() if folder in there}
+        columns, unread = _read_stage(plan, stage, reading, metrics.get(stage, ()))
+        faults = {**unread, **faults}
+        frames[stage] = columns.drop_columns(["case_ids", "case_dice", *MARKS]).to_pandas()
+        if stage == "segment":
+            dice = _as_dice(columns)
+    return Records(frames=frames, dice=dice, faults=faults)
+
+
+def _doubled(plan: Plan, others: Iterable[str]) -> dict[str, str]:
+    """Return the runs that also lie in one of other folders, by a copy or a renaming, and what to say of each."""
+    found = {}
+    for folder in others:
+        run_id = folder.rpartition("-")[2]
+        if run_id in plan.runs and (plan.runs_folder / folder / METRICS).exists():
+            found[run_id] = f"the same run lies in {folder} as well; keep one of the two and delete the other"
+    return found
+
+
+def _read_stage(
+    plan: Plan, stage: str, folders: Mapping[str, str], metrics: tuple[str, ...]
+) -> tuple[pa.Table, dict[str, str]]:
+    """Return a stage's columns, in the order of the folders (by run id), and the runs whose files are not believed."""
+    now, path, schema = time.time_ns(), plan.runs_folder / PLANS / f"{plan.sweep}.{stage}.records", _schema(metrics)
+    known = _read_file(path, schema)
+    run_ids, marks = _look(plan.runs_folder, folders)
+    stamped = {parent for parents in _parents(plan) for parent in parents.values()}
+    same = _unchanged(known, run_ids, marks, stamped)
+    fresh = np.flatnonzero(same < 0).tolist()
+    asked = [
+        Asked(f"{plan.runs_folder}/{folders[run_ids[i]]}", run_ids[i], stage, metrics, run_ids[i] in stamped)
+        for i in fresh
+    ]
+    unread, rows, places = {}, [], []
+    for place, row in zip(fresh, read_rows(asked), strict=True):
+        if isinstance(row, str):
+            unread[run_ids[place]] = row
+        elif row is not None:
+            rows.append(row)
+            places.append(place)
+    kept = np.flatnonzero(same >= 0)
+    if not rows and np.array_equal(same[kept], np.arange(len(known))):
+        return known, unread
+    columns = pa.concat_tables([known.take(pa.array(same[kept])), _as_columns(rows, marks[places], schema)])
+    order = np.argsort(np.concatenate([kept, np.array(places, dtype=np.int64)]))
+    columns = columns.unify_dictionaries().take(pa.array(order)).combine_chunks()
+    youngest = np.maximum(columns.column("mtime_ns").to_numpy(), columns.column("ctime_ns").to_numpy())
+    _write_file(path, columns.filter(pa.array(now - youngest > SETTLED_NS)))
+    return columns, unread
+
+
+def _parents(plan: Plan) -> Iterable[Mapping[str, str]]:
+    """Return the different sets of parents in a plan, which many runs share."""
+    return {id(run.parents): run.parents for run in plan.runs.values()}.values()
+
+
+def _look(runs_folder: Path, folders: Mapping[str, str]) -> tuple[list[str], NDArray[np.int64]]:
+    """Return the runs that have a metrics.json, and what the file system says of it: a row of MARKS each."""
+    run_ids, marks = [], []
+    for run_id, folder in folders.items():
+        try:
+            stat = os.stat(f"{runs_folder}/{folder}/{METRICS}")  # noqa: PTH116 (100,000 Paths cost more than the calls)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        run_ids.append(run_id)
+        marks.append((stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino))
+    return run_ids, np.array(marks, dtype=np.int64).reshape(-1, len(MARKS))
+
+
+def _unchanged(
+    known: pa.Table, run_ids: Sequence[str], marks: NDArray[np.int64], stamped: Set[str]
+) -> NDArray[np.int64]:
+    """Return for each run its place in what is known; -1 where it is not, has changed, or lacks a stamp."""
+    old_ids, stamps = known.column("run_id").to_pylist(), known.column("stamp").to_pylist()
+    places = dict(zip(old_ids, range(len(known)), strict=True))
+    for run_id, stamp in zip(old_ids, stamps, strict=True):
+        if stamp == NO_STAMP and run_id in stamped:
+            del places[run_id]
+    place = np.array([places.get(run_id, -1) for run_id in run_ids], dtype=np.int64)
+    if len(known):
+        old = np.stack([known.column(name).to_numpy() for name in MARKS], axis=1)
+        place[(old[place] != marks).any(1)] = -1
+    return place
+
+
+def _schema(metrics: Sequence[str]) -> pa.Schema:
+    return pa.schema(
+        [
+            ("run_id", pa.string()),
+            *((name, pa.int64()) for name in MARKS),
+            *((name, pa.float64()) for name in (*ORIGIN, *CASE_NUMBERS, *metrics)),
+            *((name, pa.string()) for name in TEXTS),
+            ("case_ids", pa.dictionary(pa.int32(), pa.string())),  # a JSON list, the same for most runs
+            ("case_dice", pa.large_list(pa.float64())),
+        ]
+    )
+
+
+def _as_columns(rows: Sequence[Row], marks: NDArray[np.int64], schema: pa.Schema) -> pa.Table:
+    n_numbers = sum(kind == pa.float64() for kind in schema.types)
+    numbers = np.array([row.numbers for row in rows], dtype=np.float64).reshape(len(rows), n_numbers)
+    texts = list(zip(*(row.texts for row in rows), strict=True)) or [()] * len(TEXTS)
+    sets = dict.fromkeys(row.cases for row in rows)
+    index = {cases: i for i, cases in enumerate(sets)}
+    which = pa.array([index[row.cases] for row in rows], pa.int32())
+    cases = pa.DictionaryArray.from_arrays(which, pa.array([json.dumps(names) for names in sets], pa.string()))
+    starts = np.concatenate([[0], np.cumsum([len(row.cases) for row in rows])]).astype(np.int64)
+    dice = pa.LargeListArray.from_arrays(starts, np.frombuffer(b"".join(row.dice for row in rows)))
+    arrays = [[row.run_id for row in rows], *marks.T, *numbers.T, *texts]
+    columns = [pa.array(values, kind) for values, kind in zip(arrays, schema.types, strict=False)]
+    return pa.table([*columns, cases, dice], schema=schema)
+
+
+def _as_dice(columns: pa.Table) -> CaseDice:
+    cases, dice = columns.column("case_ids").combine_chunks(), columns.column("case_dice").combine_chunks()
+    return CaseDice(
+        columns.column("run_id").to_pylist(),
+        [tuple(json.loads(names)) for names in cases.dictionary.to_pylist()],
+        cases.indices.to_numpy().astype(np.int64),
+        dice.flatten().to_numpy(),
+    )
+
+
+def _read_file(path: Path, schema: pa.Schema) -> pa.Table:
+    """Return the columns that an earlier process kept; empty ones where the file is not just what such a one wrote."""
+    with contextlib.suppress(OSError, ValueError):
+        data = path.read_bytes()
+        start = data.index(b"\n") + 1
+        body = memoryview(data)[start:]
+        if data[:start] == _title(body):
+            columns = pa.ipc.open_file(pa.py_buffer(body)).read_all()
+            if columns.schema == schema:
+                return columns
+    return schema.empty_table()
+
+
+def _write_file(path: Path, columns: pa.Table) -> None:
+    """Keep columns for the next time, where there is a place for it."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, columns.schema) as writer:
+        writer.write_table(columns)
+    body = memoryview(sink.getvalue())
+    if path.parent.is_dir():
+        with contextlib.suppress(UserError, OSError):
+            write_atomic(path, b"".join([_title(body), body]))
+
+
+def _title(body: memoryview) -> bytes:
+    return f"{TITLE}, {hashlib.sha256(body).hexdigest()}\n".encode()

@@ -1,0 +1,149 @@
+"""Rows of metrics.json files: quick and strict reading agree, and hostile files get one line each."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hvae_hpc.results import reading
+from hvae_hpc.results.collect import METRICS
+from hvae_hpc.results.reading import NO_STAMP, Asked, Row, read_row, read_rows
+from hvae_hpc.rundir import read_result, result_stamp
+from tests.made_up import segments, write_sweep
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> list[Asked]:
+    runs = write_sweep(tmp_path)
+    return [Asked(str(tmp_path / run.folder), run.run_id, run.stage, METRICS.get(run.stage, ()), False) for run in runs]
+
+
+def test_quick_and_strict_reading_agree_on_every_run(sweep: list[Asked]) -> None:
+    for asked in sweep:
+        quick, strict = read_row(asked), read_row(asked._replace(stamped=True))
+        assert isinstance(quick, Row)
+        assert isinstance(strict, Row)
+        result = read_result(Path(asked.folder), asked.run_id)
+        assert result is not None
+        assert (quick.texts[0], strict.texts[0]) == (NO_STAMP, result_stamp(result))
+        assert quick.texts[1:] == strict.texts[1:]
+        assert (quick.cases, quick.dice) == (strict.cases, strict.dice)
+        np.testing.assert_array_equal(quick.numbers, strict.numbers)
+
+
+def test_the_numbers_are_those_of_the_file(sweep: list[Asked]) -> None:
+    asked = next(one for one in sweep if one.stage == "segment")
+    data = json.loads(Path(asked.folder, "metrics.json").read_text())
+    row = read_row(asked)
+    assert isinstance(row, Row)
+    dice = [numbers["dice"] for numbers in data["per_case"].values()]
+    assert np.frombuffer(row.dice).tolist() == dice
+    assert row.cases == tuple(data["per_case"])
+    named = dict(zip((*reading.ORIGIN, *reading.CASE_NUMBERS, *asked.metrics), row.numbers, strict=True))
+    assert named["wall_s"] == 12.5
+    assert named["dice"] == data["metrics"]["dice"]
+    assert named["median_dice"] == np.median(dice)
+    assert named["n_cases"] == 12
+    assert np.isnan(named["energy_j"])
+
+
+def test_the_median_of_any_number_of_cases_is_numpys() -> None:
+    for n in range(1, 9):
+        values = sorted(np.random.default_rng(n).random(n).tolist())
+        assert reading._median(values) == pytest.approx(np.median(values), abs=0)
+
+
+def test_several_processes_read_what_one_reads(sweep: list[Asked], monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = sweep[-1]
+    Path(broken.folder, "metrics.json").write_text("{")
+    Path(sweep[-2].folder, "metrics.json").unlink()
+    alone = read_rows(sweep)
+    assert alone[-2] is None
+    assert isinstance(alone[-1], str)
+    monkeypatch.setattr(reading, "PARALLEL_FROM", 4)
+    monkeypatch.setattr(reading, "CHUNK", 3)
+    monkeypatch.setattr(reading.os, "sched_getaffinity", lambda _: {0, 1})
+    several = read_rows(sweep)
+    assert repr(several) == repr(alone)  # nan is not itself, but looks like it
+
+
+def _with(**changes: Any) -> Callable[[str], str]:
+    """Return what replaces values of a metrics.json, by "outer__inner" names."""
+
+    def spoil(text: str) -> str:
+        data = json.loads(text)
+        for name, value in changes.items():
+            place, names = data, name.split("__")
+            for outer in names[:-1]:
+                place = place[outer]
+            place[names[-1]] = value
+        return json.dumps(data)
+
+    return spoil
+
+
+HOSTILE: dict[str, tuple[Callable[[str], str | bytes], str]] = {
+    "empty": (lambda text: "", "not valid JSON"),
+    "cut short": (lambda text: text[: len(text) // 2], "not valid JSON"),
+    "two of them": (lambda text: text + text, "not valid JSON"),
+    "not text": (lambda text: b"\xff\xfe" + text.encode(), "not valid JSON"),
+    "a list": (lambda text: f"[{text}]", "expected a table"),
+    "only a number": (lambda text: "7", "expected a table"),
+    "deeply nested": (lambda text: "[" * 100_000, "not valid JSON"),
+    "another schema": (_with(schema=9), "schema 9, expected 1"),
+    "no schema": (lambda text: text.replace('"schema": 1,', ""), "schema None, expected 1"),
+    "another run": (_with(run_id="0" * 12), "is run 000000000000"),
+    "another stage": (_with(stage="train"), "is of stage 'train', expected 'segment'"),
+    "an unknown key": (_with(extra=1), "unknown key 'extra'"),
+    "a missing key": (lambda text: text.replace('"metrics":', '"metric":'), "did you mean 'metrics'?"),
+    "NaN": (_with(metrics__dice=float("nan")), "NaN is not a number"),
+    "infinity": (_with(metrics__dice=float("inf")), "Infinity is not a number"),
+    "a number too large for a double": (lambda text: text.replace('"wall_s": 12.5', '"wall_s": 1e999'), "got inf"),
+    "a word for a number": (_with(metrics__dice="0.5"), "got '0.5', expected float"),
+    "true for a number": (_with(metrics__dice=True), "got True, expected float"),
+    "a case that is a number": (_with(per_case__case00=0.5), "got 0.5, expected dict"),
+    "a case without Dice": (_with(per_case__case00={"precision": 0.5}), "no finite dice for every case"),
+    "a huge Dice of a case": (_with(per_case__case00={"dice": 1e300}), "a dice of 1e+300, expected 0 to 1"),
+    "a negative Dice of a case": (_with(per_case__case00={"dice": -0.1}), "a dice of -0.1, expected 0 to 1"),
+    "no cases": (_with(per_case={}), "no finite dice for every case"),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_hostile_file_gets_one_line(tmp_path: Path, what: str) -> None:
+    spoil, reason = HOSTILE[what]
+    run = segments(write_sweep(tmp_path), "reference")[0]
+    path = tmp_path / run.folder / "metrics.json"
+    spoilt = spoil(path.read_text())
+    path.write_bytes(spoilt if isinstance(spoilt, bytes) else spoilt.encode())
+    for stamped in (False, True):
+        line = read_row(Asked(str(path.parent), run.run_id, "segment", METRICS["segment"], stamped))
+        assert isinstance(line, str)
+        assert line.startswith("metrics.json")
+        assert reason in line
+        assert "\n" not in line
+        assert len(line) < 300
+
+
+def test_other_numbers_per_case_are_taken(tmp_path: Path) -> None:
+    run = segments(write_sweep(tmp_path), "reference")[0]
+    path = tmp_path / run.folder / "metrics.json"
+    asked = Asked(str(path.parent), run.run_id, "segment", METRICS["segment"], False)
+    before = read_row(asked)
+    data = json.loads(path.read_text())
+    for numbers in data["per_case"].values():
+        numbers["surface_dice"] = 0.25
+    path.write_text(json.dumps(data))
+    assert repr(read_row(asked)) == repr(before)
+
+
+def test_a_folder_in_the_file_s_place_is_said(tmp_path: Path) -> None:
+    run = segments(write_sweep(tmp_path), "reference")[0]
+    path = tmp_path / run.folder / "metrics.json"
+    path.unlink()
+    path.mkdir()
+    line = read_row(Asked(str(path.parent), run.run_id, "segment", METRICS["segment"], False))
+    assert line == "metrics.json: cannot be read (Is a directory); check the path"
