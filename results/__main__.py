@@ -75,7 +75,7 @@ def write_results(runs: Path, sweep: str, partial: bool = False, out: Path | Non
         write_atomic(paths[-1], "".join(f"{sentence}\n" for sentence in verdicts))
     if collected.missing:
         print(f"missing, {len(collected.missing)} of {len(plan.runs)} runs:\n{name_some(collected.missing)}")
-    figures, remarks = write_figures(plan, collected, folder)
+    figures, remarks = write_figures(plan, collected, scores, folder)
     for line in remarks:
         print(line)
     paths += figures
