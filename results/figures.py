@@ -15,6 +15,7 @@ from hvae_hpc.results.arms_table import ArmScores
 from hvae_hpc.results.collect import Collected
 from hvae_hpc.results.dose_figure import draw_dice
 from hvae_hpc.results.image_figures import draw_cases, draw_figure2
+from hvae_hpc.results.per_case_figure import draw_per_case
 from hvae_hpc.results.progress import draw_progress, progress_name, trainings
 from hvae_hpc.rundir import write_atomic_by
 
@@ -77,7 +78,7 @@ def _wanted(plan: Plan, collected: Collected, scores: Sequence[ArmScores]) -> di
     for data in plan.data:
         of_data = re.sub(r"[^A-Za-z0-9._+-]", "_", data)
         wanted[f"figure2-{of_data}"] = IMAGES, partial(draw_figure2, plan, collected, data)
-        for kind, draw in (("dice", draw_dice),):
+        for kind, draw in (("dice", draw_dice), ("per-case", draw_per_case)):
             wanted[f"{kind}-{of_data}"] = PLOT, partial(draw, plan, collected, scores, data)
         wanted[f"cases-{of_data}"] = IMAGES, partial(draw_cases, plan, collected, data)
     for run_id, label in trainings(plan).items():
