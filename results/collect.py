@@ -50,7 +50,7 @@ LIKELIHOOD_COLUMNS = (
     *("wall_s", "run_id", "folder"),
 )
 COST_COLUMNS = (
-    *("stage", "data", "device", "host", "processes", "attempt", "wall_s", "spent_s"),
+    *("run_id", "stage", "data", "device", "host", "processes", "attempt", "wall_s", "spent_s"),
     *("peak_memory_mib", "energy_j", "torch", "code_sha"),
 )
 _MOST_NAMED = 9
@@ -238,6 +238,7 @@ def _cost_row(result: RunResult) -> dict[str, Any]:
     made = result.provenance
     named = ("device", "host", "processes", "attempt", "wall_s", "peak_memory_mib", "code_sha")
     return {
+        "run_id": result.run_id,
         "stage": result.stage,
         "data": result.config.get("data", ""),
         **{name: getattr(made, name) for name in named},

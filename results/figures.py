@@ -13,6 +13,7 @@ from hvae_hpc.errors import UserError
 from hvae_hpc.plan import Plan
 from hvae_hpc.results.arms_table import ArmScores
 from hvae_hpc.results.collect import Collected
+from hvae_hpc.results.cost_figure import draw_cost
 from hvae_hpc.results.dose_figure import draw_dice
 from hvae_hpc.results.image_figures import draw_cases, draw_figure2
 from hvae_hpc.results.per_case_figure import draw_per_case
@@ -78,7 +79,7 @@ def _wanted(plan: Plan, collected: Collected, scores: Sequence[ArmScores]) -> di
     for data in plan.data:
         of_data = re.sub(r"[^A-Za-z0-9._+-]", "_", data)
         wanted[f"figure2-{of_data}"] = IMAGES, partial(draw_figure2, plan, collected, data)
-        for kind, draw in (("dice", draw_dice), ("per-case", draw_per_case)):
+        for kind, draw in (("dice", draw_dice), ("per-case", draw_per_case), ("cost", draw_cost)):
             wanted[f"{kind}-{of_data}"] = PLOT, partial(draw, plan, collected, scores, data)
         wanted[f"cases-{of_data}"] = IMAGES, partial(draw_cases, plan, collected, data)
     for run_id, label in trainings(plan).items():
