@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from hvae_hpc.config import dump, load
-from hvae_hpc.plan import Plan, plan_path, read_plan, read_states
+from hvae_hpc.plan import Plan, plan_path, read_plan
 from hvae_hpc.results.__main__ import write_results
 from hvae_hpc.rundir import RunResult, result_stamp, write_atomic, write_json, write_result
+from hvae_hpc.states import read_states
 from hvae_hpc.sweep import read_sweep
 
 MEASURED = Path(__file__).parents[1] / "results/measured"
@@ -38,7 +39,7 @@ def keep(runs: Path, sweep: str, sweep_file: Path, out: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         unpack(folder / "runs.json.gz", Path(scratch))
         for file in write_results(Path(scratch), sweep, out=Path(scratch) / "results"):
-            if file.suffix in (".md", ".csv", ".txt") or file.name.startswith("dice-"):
+            if file.suffix in (".md", ".csv", ".txt") or (file.name.startswith("dice-") and file.suffix == ".png"):
                 write_atomic(folder / file.name, file.read_bytes())
 
 

@@ -24,8 +24,8 @@ from hvae_hpc.jobs.costs import expected_seconds
 from hvae_hpc.jobs.dag import make_plan
 from hvae_hpc.jobs.site import read_site
 from hvae_hpc.jobs.standing import comment_of
-from hvae_hpc.plan import Plan, plan_path, read_states, write_plan
-from hvae_hpc.states import SETTLED_NS
+from hvae_hpc.plan import Plan, plan_path, write_plan
+from hvae_hpc.states import SETTLED_NS, read_states
 from hvae_hpc.sweep import read_sweep
 
 SEEDS = 294

@@ -6,7 +6,7 @@ done, and it was made from just these makings of them. So a parent that was dele
 along what hangs on it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,10 +15,9 @@ from hvae_hpc.config import dump, load, read_json
 from hvae_hpc.errors import UserError
 from hvae_hpc.identity import content_hash
 from hvae_hpc.resources import Resources
-from hvae_hpc.rundir import RunResult, write_json
+from hvae_hpc.rundir import write_json
 from hvae_hpc.runs import Run
 from hvae_hpc.stages import CONFIGS, Stage
-from hvae_hpc.states import Made, Remembered, list_folders
 
 C = TypeVar("C")
 
@@ -263,82 +262,3 @@ def plan_id(plan: Plan) -> str:
     """Return 12 digits that follow from all that the plan says, for the names of what is submitted."""
     said = [plan.sweep, str(plan.runs_folder), list(plan.runs), dump(plan.resources), dump(plan.data), plan.code_sha]
     return content_hash([*said, dump(plan.arrays), plan.allow_code_drift])[:12]
-
-
-@dataclass(frozen=True, kw_only=True)
-class State:
-    """How a run stands.
-
-    Attributes:
-        reason: why it is not done, for people; "" where there simply is nothing yet, and where it is done.
-        stamp: names this making of the run; "" where it is not done.
-        attempt: the one that made it.
-        wall_s: seconds of its device that this attempt took.
-        result: its metrics.json where it is done and was asked for, else None.
-    """
-
-    reason: str = ""
-    stamp: str = ""
-    attempt: int = 0
-    wall_s: float = 0.0
-    result: RunResult | None = None
-
-    @property
-    def done(self) -> bool:
-        """Whether it need not be made."""
-        return bool(self.stamp)
-
-
-def read_states(plan: Plan, *, results: bool = False) -> dict[str, State]:
-    """Return every run's state, in the plan's order (parents before children).
-
-    Args:
-        plan: of the sweep.
-        results: read the whole results as well, also those that did not change since they were last looked at.
-    """
-    remembered = Remembered(plan.runs_folder / PLANS / f"{plan.sweep}.states")
-    there = list_folders(plan.runs_folder, {run.stage for run in plan.runs.values()})
-
-    def read(run_id: str) -> Made | None:
-        folder = plan.folder_name(run_id)
-        return remembered.read(f"{plan.runs_folder}/{folder}", run_id, results) if folder in there else None
-
-    states = follow(plan, read)
-    remembered.write()
-    return states
-
-
-def follow(plan: Plan, read: Callable[[str], Made | None]) -> dict[str, State]:
-    """Return every run's state, in the plan's order, given what its metrics.json says.
-
-    Args:
-        plan: of the sweep.
-        read: from a run id; raises UserError where the file cannot be believed.
-    """
-    states: dict[str, State] = {}
-    stamps: dict[int, dict[str, str]] = {}  # by the parents' identity: many runs share them
-    for run_id, run in plan.runs.items():
-        of_parents = stamps.get(id(run.parents))
-        if of_parents is None:
-            of_parents = {role: states[parent].stamp for role, parent in run.parents.items() if role != "data"}
-            stamps[id(run.parents)] = of_parents
-        states[run_id] = _to_state(read, run_id, of_parents)
-    return states
-
-
-def read_state(plan: Plan, run_id: str, parent_stamps: Mapping[str, str]) -> State:
-    """Return one run's state, given its parents' stamps ("" for a parent that is not done)."""
-    folder = str(plan.folder(run_id))
-    return _to_state(lambda run_id: Remembered(None).read(folder, run_id, True), run_id, dict(parent_stamps))
-
-
-def _to_state(read: Callable[[str], Made | None], run_id: str, parent_stamps: dict[str, str]) -> State:
-    try:
-        made = read(run_id)
-    except UserError as error:
-        return State(reason=str(error))
-    if made is None:
-        return State()
-    if made.parent_stamps != parent_stamps:
-        return State(reason="what it was made from was made anew, or is gone")
-    return State(stamp=made.stamp, attempt=made.attempt, wall_s=made.wall_s, result=made.result)

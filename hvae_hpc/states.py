@@ -10,11 +10,13 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hvae_hpc.errors import UserError
+from hvae_hpc.plan import PLANS, Plan
 from hvae_hpc.rundir import METRICS, RESULT_SCHEMA, RunResult, read_result, result_stamp, write_atomic
 
 TITLE = f"hvae_hpc states 1, results {RESULT_SCHEMA}"
@@ -119,3 +121,82 @@ def list_folders(runs_folder: Path, stages: Iterable[str]) -> set[str]:
         except OSError as error:
             raise UserError(f"{runs_folder / stage}: cannot be read ({error.strerror}); mend that first") from error
     return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """How a run stands.
+
+    Attributes:
+        reason: why it is not done, for people; "" where there simply is nothing yet, and where it is done.
+        stamp: names this making of the run; "" where it is not done.
+        attempt: the one that made it.
+        wall_s: seconds of its device that this attempt took.
+        result: its metrics.json where it is done and was asked for, else None.
+    """
+
+    reason: str = ""
+    stamp: str = ""
+    attempt: int = 0
+    wall_s: float = 0.0
+    result: RunResult | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether it need not be made."""
+        return bool(self.stamp)
+
+
+def read_states(plan: Plan, *, results: bool = False) -> dict[str, State]:
+    """Return every run's state, in the plan's order (parents before children).
+
+    Args:
+        plan: of the sweep.
+        results: read the whole results as well, also those that did not change since they were last looked at.
+    """
+    remembered = Remembered(plan.runs_folder / PLANS / f"{plan.sweep}.states")
+    there = list_folders(plan.runs_folder, {run.stage for run in plan.runs.values()})
+
+    def read(run_id: str) -> Made | None:
+        folder = plan.folder_name(run_id)
+        return remembered.read(f"{plan.runs_folder}/{folder}", run_id, results) if folder in there else None
+
+    states = follow(plan, read)
+    remembered.write()
+    return states
+
+
+def follow(plan: Plan, read: Callable[[str], Made | None]) -> dict[str, State]:
+    """Return every run's state, in the plan's order, given what its metrics.json says.
+
+    Args:
+        plan: of the sweep.
+        read: from a run id; raises UserError where the file cannot be believed.
+    """
+    states: dict[str, State] = {}
+    stamps: dict[int, dict[str, str]] = {}  # by the parents' identity: many runs share them
+    for run_id, run in plan.runs.items():
+        of_parents = stamps.get(id(run.parents))
+        if of_parents is None:
+            of_parents = {role: states[parent].stamp for role, parent in run.parents.items() if role != "data"}
+            stamps[id(run.parents)] = of_parents
+        states[run_id] = _to_state(read, run_id, of_parents)
+    return states
+
+
+def read_state(plan: Plan, run_id: str, parent_stamps: Mapping[str, str]) -> State:
+    """Return one run's state, given its parents' stamps ("" for a parent that is not done)."""
+    folder = str(plan.folder(run_id))
+    return _to_state(lambda run_id: Remembered(None).read(folder, run_id, True), run_id, dict(parent_stamps))
+
+
+def _to_state(read: Callable[[str], Made | None], run_id: str, parent_stamps: dict[str, str]) -> State:
+    try:
+        made = read(run_id)
+    except UserError as error:
+        return State(reason=str(error))
+    if made is None:
+        return State()
+    if made.parent_stamps != parent_stamps:
+        return State(reason="what it was made from was made anew, or is gone")
+    return State(stamp=made.stamp, attempt=made.attempt, wall_s=made.wall_s, result=made.result)

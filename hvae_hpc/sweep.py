@@ -19,10 +19,11 @@ from hvae_hpc.jobs import dag, slurm
 from hvae_hpc.jobs.site import Site, add_flags, fit_cluster, flags_of, read_site
 from hvae_hpc.jobs.standing import PLAN_FILE, SUBMISSIONS, Submissions
 from hvae_hpc.jobs.sweep_config import SweepConfig
-from hvae_hpc.plan import Plan, plan_path, read_plan, read_states, write_plan
+from hvae_hpc.plan import Plan, plan_path, read_plan, write_plan
 from hvae_hpc.preprocess.manifest import MANIFEST, read_manifest
 from hvae_hpc.resources import Resources
 from hvae_hpc.stages import SegmentConfig
+from hvae_hpc.states import read_states
 
 SWEEPS = Path(__file__).parent / "jobs" / "sweeps"
 RECIPES = Path(__file__).parent / "preprocess" / "recipes"

@@ -15,7 +15,8 @@ from hvae_hpc.jobs import slurm
 from hvae_hpc.jobs.overview import read_plans
 from hvae_hpc.jobs.site import read_site
 from hvae_hpc.jobs.standing import Submissions
-from hvae_hpc.plan import Plan, find_plans, read_states
+from hvae_hpc.plan import Plan, find_plans
+from hvae_hpc.states import read_states
 
 MOST_NAMED = 9
 PATIENCE_S = 30.0

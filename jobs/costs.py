@@ -11,7 +11,7 @@ from statistics import median
 from typing import NamedTuple
 
 from hvae_hpc.model_configs import HVAEConfig, LSGANConfig, NetworkConfig, UNetConfig
-from hvae_hpc.plan import Plan, State
+from hvae_hpc.plan import Plan
 from hvae_hpc.resources import Resources
 from hvae_hpc.runs import Run
 from hvae_hpc.stages import (
@@ -23,6 +23,7 @@ from hvae_hpc.stages import (
     StageConfig,
     TrainConfig,
 )
+from hvae_hpc.states import State
 
 FLOPS_GPU, FLOPS_CPU = 2e13, 3e10
 """Operations per second that small networks reach in practice: a data-centre GPU in bfloat16, one CPU thread."""

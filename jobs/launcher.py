@@ -31,9 +31,10 @@ from hvae_hpc.jobs.standing import (
     comment_of,
     read_standings,
 )
-from hvae_hpc.plan import Array, Plan, plan_id, read_states
+from hvae_hpc.plan import Array, Plan, plan_id
 from hvae_hpc.resources import Resources
 from hvae_hpc.rundir import write_atomic
+from hvae_hpc.states import read_states
 
 TABLES = "tables"
 QUESTIONS = 4

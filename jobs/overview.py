@@ -18,10 +18,11 @@ from hvae_hpc.jobs.accounting import explain_lost
 from hvae_hpc.jobs.costs import Seconds, expected_seconds
 from hvae_hpc.jobs.site import read_site
 from hvae_hpc.jobs.standing import KINDS, Standing, Submissions, read_standings
-from hvae_hpc.plan import Plan, find_plans, read_plan, read_states
+from hvae_hpc.plan import Plan, find_plans, read_plan
 from hvae_hpc.rundir import read_log
 from hvae_hpc.runs import Run
 from hvae_hpc.stages import SegmentConfig, TrainConfig
+from hvae_hpc.states import read_states
 
 SCHEMA = 1
 """Of the plain data that ``--json`` prints."""

@@ -14,9 +14,9 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from hvae_hpc.config import read_json
 from hvae_hpc.jobs.slurm import Queue, Queued
-from hvae_hpc.plan import Plan, State
+from hvae_hpc.plan import Plan
 from hvae_hpc.rundir import is_held, read_log, read_log_tail
-from hvae_hpc.states import list_folders
+from hvae_hpc.states import State, list_folders
 
 SUBMISSIONS = "submissions"
 PLAN_FILE = "plan.json"

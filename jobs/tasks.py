@@ -26,7 +26,7 @@ from hvae_hpc.errors import UserError, run_command
 from hvae_hpc.jobs.attempts import check_stall, checkpoint_at, record, spent_s
 from hvae_hpc.jobs.gpu import GPUMeter
 from hvae_hpc.jobs.provenance import host, job_id, make_provenance
-from hvae_hpc.plan import AGAIN, Plan, read_element, read_plan, read_state
+from hvae_hpc.plan import AGAIN, Plan, read_element, read_plan
 from hvae_hpc.preprocess.manifest import require_content
 from hvae_hpc.resources import Outcome, Workplace
 from hvae_hpc.rundir import (
@@ -44,6 +44,7 @@ from hvae_hpc.rundir import (
     write_json,
     write_result,
 )
+from hvae_hpc.states import read_state
 
 
 @dataclass(frozen=True, kw_only=True)

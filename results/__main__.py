@@ -39,18 +39,22 @@ def write_results(runs: Path, sweep: str, partial: bool = False, out: Path | Non
     from hvae_hpc.plan import plan_path, read_plan
     from hvae_hpc.results.arms_table import build_arms, score_arms, supported_best
     from hvae_hpc.results.claims import build_claims
-    from hvae_hpc.results.collect import collect, name_some
+    from hvae_hpc.results.collect import collect, name_some, refusal
     from hvae_hpc.results.figures import write_figures
     from hvae_hpc.results.likelihood_table import build_likelihoods
     from hvae_hpc.results.quality_table import build_quality
     from hvae_hpc.results.rendering import render_latex
     from hvae_hpc.results.report import write_report
+    from hvae_hpc.results.rows import write_rows
     from hvae_hpc.results.tables import build_table1, build_table2, render_csv, render_markdown, render_text
     from hvae_hpc.results.verdict import judge
 
     plan = replace(read_plan(plan_path(runs, sweep)), runs_folder=runs)  # which may have been moved since
-    collected = collect(plan, partial)
+    collected = collect(plan, partial=True)
     folder = (out or runs / "results") / sweep
+    missing = _list_missing(folder / "missing.txt", collected.missing)
+    if missing and not partial:
+        raise UserError(f"{refusal(plan, collected.missing)}\nall of them are listed in {missing[0]}")
     scores = score_arms(plan, collected)
     built = {
         "table1": build_table1(plan, collected, supported_best(scores)),
@@ -75,15 +79,25 @@ def write_results(runs: Path, sweep: str, partial: bool = False, out: Path | Non
         write_atomic(paths[-1], "".join(f"{sentence}\n" for sentence in verdicts))
     if collected.missing:
         print(f"missing, {len(collected.missing)} of {len(plan.runs)} runs:\n{name_some(collected.missing)}")
-    figures, remarks = write_figures(plan, collected, folder)
+    figures, remarks = write_figures(plan, collected, scores, folder)
     for line in remarks:
         print(line)
-    paths += figures
+    paths += [*figures, *missing, *write_rows(collected, folder)]
     report = write_report(folder / "report.html", plan, collected, tables, verdicts, figures)
     paths.append(report)
-    print(f"{len(paths)} files are in {folder}: {', '.join(path.name for path in paths)}")
+    names = ", ".join(str(path.relative_to(folder)) for path in paths)
+    print(f"{len(paths)} files are in {folder}: {names}")
     print(f"open {report}")
     return paths
+
+
+def _list_missing(path: Path, missing: Sequence[str]) -> list[Path]:
+    """Write what is missing and why, a line each; where nothing is, remove the list of an earlier time."""
+    if missing:
+        write_atomic(path, "".join(f"{line}\n" for line in missing))
+        return [path]
+    path.unlink(missing_ok=True)
+    return []
 
 
 def main(argv: Sequence[str]) -> int:

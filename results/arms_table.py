@@ -1,7 +1,7 @@
 """The table of arms: how much better or worse than the reference each is, with an interval, and not by Dice alone."""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -138,7 +138,7 @@ DiceTable = dict[tuple[int, int], dict[str, float]]
 def dice_of(collected: Collected, data: str, arm: str) -> DiceTable:
     """Return an arm's Dice; of several trainings of its generator the mean, since they share their U-Net seeds."""
     rows = collected.segment[(collected.segment["data"] == data) & (collected.segment["arm"] == arm)]
-    runs: dict[tuple[int, int], list[dict[str, float]]] = defaultdict(list)
+    runs: dict[tuple[int, int], list[Mapping[str, float]]] = defaultdict(list)
     for split, seed, run_id in zip(rows["split_seed"], rows["seed"], rows["run_id"], strict=True):
         runs[int(split), int(seed)].append(collected.case_dice[run_id])
     return {

@@ -14,11 +14,11 @@ import numpy as np
 import pandas as pd
 
 from hvae_hpc.errors import UserError
-from hvae_hpc.plan import Plan, follow
-from hvae_hpc.results.records import CaseDice, Records, read_records
+from hvae_hpc.plan import Plan
+from hvae_hpc.results.records import Records, read_records
 from hvae_hpc.results.statistics import Summary, summarise
 from hvae_hpc.stages import GenerateConfig, SegmentConfig
-from hvae_hpc.states import Made
+from hvae_hpc.states import Made, follow
 
 KNOWN_GENERATORS = ("lsgan", "vae", "hvae")
 """The paper's generators in the order of its tables; others follow in the plan's order."""
@@ -51,8 +51,8 @@ LIKELIHOOD_COLUMNS = (
     *("wall_s", "run_id", "folder"),
 )
 COST_COLUMNS = (
-    *("stage", "data", "device", "host", "processes", "attempt", "wall_s", "spent_s"),
-    *("peak_memory_mib", "energy_j", "torch", "code_sha", "run_id"),
+    *("run_id", "stage", "data", "device", "host", "processes", "attempt", "wall_s", "spent_s"),
+    *("peak_memory_mib", "energy_j", "torch", "code_sha"),
 )
 SHARES = ("dice", "precision", "recall")
 REQUIRED = {
@@ -99,7 +99,7 @@ class Collected:
     quality: pd.DataFrame
     likelihood: pd.DataFrame
     costs: pd.DataFrame
-    case_dice: CaseDice
+    case_dice: Mapping[str, Mapping[str, float]]
     done: frozenset[str]
     missing: tuple[str, ...]
     code_shas: dict[str, int]
@@ -146,7 +146,7 @@ def collect(plan: Plan, partial: bool = False) -> Collected:
 
 def _complete(plan: Plan, frame: pd.DataFrame, done: Set[str]) -> pd.DataFrame:
     """Return the rows of done runs, with the columns that all stages have of their config and folder."""
-    frame = frame[[run_id in done for run_id in frame["run_id"].tolist()]]
+    frame = frame[np.array([run_id in done for run_id in frame["run_id"].tolist()], dtype=bool)]
     configs = _configs(plan, frame)
     return frame.assign(
         data=[config.data for config in configs],

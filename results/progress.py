@@ -49,8 +49,8 @@ _START = 0.1
 
 
 def progress_name(label: str) -> str:
-    """Return the file's name of a training's figure."""
-    return f"progress-{re.sub(r'[^A-Za-z0-9._+-]', '_', label)}.png"
+    """Return the name of a training's figure, without an ending."""
+    return f"progress-{re.sub(r'[^A-Za-z0-9._+-]', '_', label)}"
 
 
 def trainings(plan: Plan) -> dict[str, str]:

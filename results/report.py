@@ -23,7 +23,15 @@ PAGE = Path(__file__).with_name("report.template.html")
 MOST_MISSING = 200
 CAPTIONS = {
     "figure2": "Real test images and each generator's first samples, with masks",
-    "dice": "Dice against the number of synthetic pairs",
+    "dice": "Dice, and below it the difference to the reference on the same cases and seeds, against the number of "
+    "synthetic pairs: markers are means, bars and bands their 95 % intervals by a two-way bootstrap, over what the "
+    "axis names; the reference and the largest standard augmentation have the bands",
+    "per-case": "The Dice of every test case, mean over seeds, and beside it the same less the reference's: a row's "
+    "points go from its lowest case to its highest, a bar is at the median, a box from quartile to quartile; where "
+    "arms are many, each method's best by these same cases",
+    "cost": "Mean Dice with its interval against the device time of one trained network: all attempts at its own "
+    "training and, whole, at what it needed (moved copies; the generator's training and the making of all its pairs), "
+    "mean over the arm's networks; packing, quality and likelihoods are not counted; numbered arms are named below",
     "cases": "Worst and median cases: truth and prediction outlined",
     "progress": "A training: its bound or losses, and what the flow did",
 }
@@ -44,7 +52,7 @@ def write_report(
         plan, collected: what is expected, and what is there.
         tables: name to table, in the order of the page.
         verdicts: a sentence per data set.
-        figures: PNG files to put in.
+        figures: files of figures: those in PNG are put in, others are named beside them.
 
     Returns:
         The path.
@@ -56,7 +64,7 @@ def write_report(
         "state": html.escape(_state(plan, collected)),
         "contents": "".join(f'<a href="#{name}">{html.escape(_short(table))}</a>' for name, table in tables.items()),
         "tables": "".join(f'<section id="{name}">{render_html(table)}</section>' for name, table in tables.items()),
-        "figures": "".join(map(_figure, figures)) or "<p>None yet.</p>",
+        "figures": "".join(_figure(path, figures) for path in figures if path.suffix == ".png") or "<p>None yet.</p>",
         "missing": _missing(collected),
         "cost": render_html(_cost_table(collected)),
         "settings": _settings(plan),
@@ -78,13 +86,14 @@ def _short(table: Table) -> str:
     return table.title.split(" (", 1)[0]
 
 
-def _figure(path: Path) -> str:
-    caption = CAPTIONS.get(path.name.split("-")[0], "")
+def _figure(path: Path, figures: Sequence[Path]) -> str:
+    caption = next((text for kind, text in CAPTIONS.items() if path.name.startswith(f"{kind}-")), "")
     data = base64.b64encode(path.read_bytes()).decode()
     name = html.escape(path.stem)
+    files = ", ".join(html.escape(other.name) for other in figures if other.stem == path.stem)
     return (
         f'<figure><img loading="lazy" alt="{html.escape(caption)}: {name}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{html.escape(caption)} ({name})</figcaption></figure>"
+        f"<figcaption>{html.escape(caption)} ({files})</figcaption></figure>"
     )
 
 

@@ -73,7 +73,9 @@ def bootstrap_mean(blocks: Sequence[NDArray[np.float64]], level: float = 0.95, s
         runs, cases = (random.multinomial(n, np.full(n, 1 / n), RESAMPLES) / n for n in scores.shape)
         means += np.einsum("bc,bc->b", runs @ scores, cases) / len(blocks)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(mean=float(np.mean([scores.mean() for scores in blocks])), low=float(low), high=float(high))
+    mean = float(np.mean([scores.mean() for scores in blocks]))
+    # Where all scores are alike, rounding may put the ends on one side of the mean.
+    return Estimate(mean=mean, low=min(float(low), mean), high=max(float(high), mean))
 
 
 def sign_flip_test(differences: NDArray[np.float64], seed: int = 0) -> float:

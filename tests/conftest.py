@@ -28,6 +28,15 @@ def _one_thread() -> None:
         sys.modules["torch"].set_num_threads(1)
 
 
+@pytest.fixture
+def png_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write no vector files of figures, which take most of the time that results take."""
+    from hvae_hpc.results import figures
+
+    for name in ("PLOT", "IMAGES", "PROGRESS"):
+        monkeypatch.setattr(figures, name, ("png",))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs a real SLURM where there is none: marked, pytest folds them into one line.

@@ -13,7 +13,16 @@ from hvae_hpc.config import dump
 from hvae_hpc.model_configs import HVAEConfig, OptimConfig, UNetConfig
 from hvae_hpc.plan import Plan, plan_path
 from hvae_hpc.results.collect import LIKELIHOOD_METRICS, MASK_MEDIANS, SET_MEASURES
-from hvae_hpc.rundir import Provenance, RunResult, append_log, read_result, result_stamp, write_json, write_result
+from hvae_hpc.rundir import (
+    SAMPLES,
+    Provenance,
+    RunResult,
+    append_log,
+    read_result,
+    result_stamp,
+    write_json,
+    write_result,
+)
 from hvae_hpc.runs import Run
 from hvae_hpc.stages import GenerateConfig, LikelihoodConfig, QualityConfig, SegmentConfig, SplitConfig, TrainConfig
 
@@ -38,7 +47,8 @@ def fake_dice(run: Run) -> float:
     noise = np.random.default_rng([config.seed, len(config.arm.name), dose]).normal(0, 0.012)
     base = 0.6 if config.data == "brats2021" else 0.45
     standard = 0.11 * (config.arm.n_standard / 80) ** 0.5
-    return float(base + gain * (dose / 300) ** 0.5 - 0.05 * max(0, dose - 300) / 200 + standard + noise)
+    mean = base + gain * (dose / 300) ** 0.5 - 0.05 * max(0, dose - 300) / 200 + standard + noise
+    return float(np.clip(mean, 0.1, 0.9))
 
 
 def make_runs(
@@ -192,3 +202,38 @@ def write_sweep(
 
 def segments(runs: list[Run], arm: str) -> list[Run]:
     return [run for run in runs if isinstance(run.config, SegmentConfig) and run.config.arm.name == arm]
+
+
+def draw_pair(rng: np.random.Generator, px: int, noise: float) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a made-up head with a lesion and its mask."""
+    y, x = np.mgrid[:px, :px] / px - 0.5
+    head = (x / 0.36) ** 2 + (y / 0.44) ** 2 < 1
+    cx, cy, r = rng.uniform(-0.18, 0.18), rng.uniform(-0.2, 0.2), rng.uniform(0.05, 0.13)
+    angle = np.arctan2(y - cy, x - cx)
+    mask = np.hypot(x - cx, y - cy) < r * (1 + 0.25 * np.sin(3 * angle + rng.uniform(0, 6)))
+    folds = 0.06 * np.sin(28 * x + 5 * np.sin(14 * y + rng.uniform(0, 6)))
+    image = head * (0.4 + folds) + 0.4 * mask + rng.normal(0, noise, (px, px)) * head
+    return np.clip(image, 0, 1), mask.astype(np.uint8)
+
+
+def write_samples(folder: Path, runs: list[Run], px: int = 64) -> None:
+    """Write the samples.npz of generate and segment runs."""
+    noise = {"lsgan": 0.15, "vae": 0.02, "hvae": 0.04}
+    for run in runs:
+        config = run.config
+        if isinstance(config, GenerateConfig):
+            rng = np.random.default_rng(len(config.generator))
+            images, masks = zip(*(draw_pair(rng, px, noise[config.generator]) for _ in range(8)), strict=True)
+            np.savez_compressed(folder / run.folder / SAMPLES, images=np.stack(images), masks=np.stack(masks))
+        elif isinstance(config, SegmentConfig) and config.seed == 0:
+            rng = np.random.default_rng(7)
+            images, masks = map(np.stack, zip(*(draw_pair(rng, px, 0.05) for _ in range(12)), strict=True))
+            shifts = np.random.default_rng(len(config.arm.name)).integers(0, 7, (12, 2))
+            moved = [np.roll(m, s, (0, 1)) for m, s in zip(masks, shifts, strict=True)]
+            predictions = np.stack(moved).astype(np.uint8)
+            both = (predictions * masks).sum((1, 2))
+            dice = 2 * both / (predictions.sum((1, 2)) + masks.sum((1, 2)))
+            ids = np.array([f"BraTS2021_{i:05}" for i in range(12)])
+            path = folder / run.folder / SAMPLES
+            cases = {"predictions": predictions, "dice": dice, "case_ids": ids}
+            np.savez_compressed(path, images=images, masks=masks, **cases)

@@ -12,7 +12,7 @@ from hvae_hpc.jobs.accounting import ENDS_FILE, explain_lost
 from hvae_hpc.jobs.minislurm import MiniSlurm
 from hvae_hpc.jobs.slurm import read_queue
 from hvae_hpc.jobs.standing import Standing, Submissions, read_standings
-from hvae_hpc.plan import read_states
+from hvae_hpc.states import read_states
 from tests.made_up import SMALL_ARMS, make_runs
 from tests.queues import make_plan, submit
 from tests.test_minislurm import wait_until

@@ -15,10 +15,11 @@ from hvae_hpc.errors import UserError
 from hvae_hpc.jobs import element, signals
 from hvae_hpc.jobs.attempts import STALLS
 from hvae_hpc.jobs.slurm import parse_places
-from hvae_hpc.plan import Array, Plan, read_element, read_states, write_plan
+from hvae_hpc.plan import Array, Plan, read_element, write_plan
 from hvae_hpc.resources import Resources
 from hvae_hpc.rundir import METRICS, read_log
 from hvae_hpc.stages import CONFIGS
+from hvae_hpc.states import read_states
 from tests.test_tasks import make_plan, run_named
 
 RUN = "import sys; from hvae_hpc.jobs.element import main; sys.exit(main(sys.argv[1:]))"

@@ -12,10 +12,11 @@ import pytest
 
 from hvae_hpc import states as states_module
 from hvae_hpc.errors import UserError
-from hvae_hpc.plan import Plan, find_plans, read_plan, read_states
+from hvae_hpc.plan import Plan, find_plans, read_plan
 from hvae_hpc.rundir import RunResult, read_result
 from hvae_hpc.runs import Run
 from hvae_hpc.stages import STAGE_VERSIONS
+from hvae_hpc.states import read_states
 from tests.made_up import fake_metrics, finish, make_runs, write_plan, write_sweep
 
 

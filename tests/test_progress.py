@@ -60,8 +60,8 @@ def test_every_done_training_of_a_sweep_has_its_figure(tmp_path: Path) -> None:
     trained = [run for run in runs if isinstance(run.config, TrainConfig)]
     (tmp_path / trained[2].folder / LOG).unlink()
     plan = read_plan(tmp_path / "plans/small.json")
-    paths, remarks = write_figures(plan, collect(plan), tmp_path / "out")
+    paths, remarks = write_figures(plan, collect(plan), [], tmp_path / "out")
     drawn = [path.name for path in paths if path.name.startswith("progress-")]
-    assert drawn == [f"progress-{run.label}.png" for run in trained[:2]]
+    assert drawn == [f"progress-{run.label}.{ending}" for run in trained[:2] for ending in ("png", "svg")]
     assert all((tmp_path / "out" / name).stat().st_size > 5000 for name in drawn)
     assert f"progress-{trained[2].label}.png is left out: its training has logged nothing yet" in remarks

@@ -12,8 +12,7 @@ from PIL import Image
 from hvae_hpc.arms import ArmConfig
 from hvae_hpc.results.__main__ import write_results
 from hvae_hpc.runs import Run
-from tests.made_up import SMALL_ARMS, segments, write_sweep
-from tests.test_figures import write_samples
+from tests.made_up import SMALL_ARMS, segments, write_samples, write_sweep
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
@@ -50,7 +49,20 @@ def test_the_page_opens_with_the_verdict_and_has_everything(report: Path) -> Non
     )]  # fmt: skip
     assert places == sorted(places)
     assert "<!--" not in page
-    assert page.count("data:image/png") == len(list(report.parent.glob("*.png"))) == 6
+    assert page.count("data:image/png") == len(list(report.parent.glob("*.png"))) == 8
+
+
+def test_every_figure_has_a_sentence_and_names_its_vector_files_which_are_not_put_in(report: Path) -> None:
+    page = report.read_text()
+    captions = re.findall(r"<figcaption>([^<]*) \(([^<]*)\)</figcaption>", page)
+    assert len(captions) == 8
+    for sentence, files in captions:
+        assert sentence
+        assert all((report.parent / name).is_file() for name in files.split(", "))
+    named = {name for _, files in captions for name in files.split(", ")}
+    assert named == {path.name for path in report.parent.iterdir() if path.suffix in (".png", ".svg", ".pdf")}
+    assert "image/svg" not in page
+    assert "application/pdf" not in page
 
 
 def test_the_page_loads_nothing(report: Path) -> None:

@@ -9,8 +9,7 @@ import pytest
 from hvae_hpc.errors import run_command
 from hvae_hpc.results.__main__ import main, write_results
 from hvae_hpc.runs import Run
-from tests.made_up import make_runs, segments, write_plan, write_sweep
-from tests.test_figures import write_samples
+from tests.made_up import fake_metrics, finish, make_runs, segments, write_plan, write_samples, write_sweep
 
 ROOT = Path(__file__).parents[1]
 ENDINGS = ("md", "csv", "tex")
@@ -21,8 +20,21 @@ TABLES = [
 ]
 VERDICT = ["verdict.txt"]
 REPORT = ["report.html"]
-PICTURES = ["figure2-brats2021.png", "dice-brats2021.png", "cases-brats2021.png"]
-PROGRESS = [f"progress-brats2021-{name}-s0.png" for name in ("vae", "hvae", "lsgan")]
+PLOTS = [f"{kind}-brats2021.{ending}" for kind in ("dice", "per-case", "cost") for ending in ("png", "svg", "pdf")]
+PICTURES = [
+    *(f"figure2-brats2021.{ending}" for ending in ("png", "pdf")),
+    *PLOTS,
+    *(f"cases-brats2021.{ending}" for ending in ("png", "pdf")),
+]
+ROWS = [
+    *(
+        f"rows/{name}.{ending}"
+        for name in ("segment", "quality", "likelihood", "costs")
+        for ending in ("csv", "parquet")
+    ),
+    "rows/cases.parquet",
+]
+PROGRESS = [f"progress-brats2021-{name}-s0.{e}" for name in ("vae", "hvae", "lsgan") for e in ("png", "svg")]
 
 
 def run_main(*argv: object) -> int:
@@ -39,11 +51,13 @@ def test_tables_are_printed_and_all_files_are_written(tmp_path: Path, capsys: py
     folder = tmp_path / "results/small"
     assert (
         printed.splitlines()[-2]
-        == f"26 files are in {folder}: {', '.join(TABLES + VERDICT + PICTURES + PROGRESS + REPORT)}"
+        == f"48 files are in {folder}: {', '.join(TABLES + VERDICT + PICTURES + PROGRESS + ROWS + REPORT)}"
     )
-    assert sorted(path.name for path in folder.iterdir()) == sorted(TABLES + VERDICT + PICTURES + PROGRESS + REPORT)
+    there = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+    assert sorted(there) == sorted(TABLES + VERDICT + PICTURES + PROGRESS + ROWS + REPORT)
 
 
+@pytest.mark.usefixtures("png_alone")
 def test_a_second_run_writes_the_same_bytes(tmp_path: Path) -> None:
     write_sweep(tmp_path, likelihoods=True)
     first = [path.read_bytes() for path in write_results(tmp_path, "small") if path.suffix in (".csv", ".md")]
@@ -53,6 +67,7 @@ def test_a_second_run_writes_the_same_bytes(tmp_path: Path) -> None:
     assert second[0].parent == tmp_path / "again/small"
 
 
+@pytest.mark.usefixtures("png_alone")
 def test_missing_seeds_are_refused_and_partial_shows_7_of_10(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -63,13 +78,24 @@ def test_missing_seeds_are_refused_and_partial_shows_7_of_10(
     assert out == ""
     assert "3 of" in err.splitlines()[0]
     assert err.count("segment/brats2021-hvae+100-s") == 3
-    assert not (tmp_path / "results").exists()
+    listed = tmp_path / "results/small/missing.txt"
+    assert err.splitlines()[-1] == f"all of them are listed in {listed}"
+    assert [path for path in (tmp_path / "results").rglob("*") if path.is_file()] == [listed]
+    folders = [run.folder for run in make_runs(seeds=10) if run.run_id in lost]
+    assert listed.read_text().splitlines() == [f"{folder}: no metrics.json yet" for folder in folders]
     assert run_main(tmp_path, "--partial") == 0
     out = capsys.readouterr().out
     assert "(7/10)" in out
     assert out.count("no metrics.json yet") == 3
+    assert listed.exists()
+    for run in make_runs(seeds=10):
+        if run.run_id in lost:
+            finish(tmp_path, run, fake_metrics(run))
+    assert run_main(tmp_path) == 0
+    assert not listed.exists()
 
 
+@pytest.mark.usefixtures("png_alone")
 def test_a_sweep_that_is_refused_does_not_stop_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_plan(tmp_path, make_runs(seeds=1), "all-missing")
     write_sweep(tmp_path, "done", arms=make_arms())
@@ -106,10 +132,12 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path: Path, capsys: pytest.Ca
 
 def test_a_sweep_without_quality_runs_has_no_table_2(tmp_path: Path) -> None:
     write_sweep(tmp_path, sources=())
-    names = [path.name for path in write_results(tmp_path, "small")]
-    assert names == [*TABLES[:6], *TABLES[-3:], *VERDICT, "dice-brats2021.png", *PROGRESS, *REPORT]
+    names = [str(path.relative_to(tmp_path / "results/small")) for path in write_results(tmp_path, "small")]
+    rows = [name for name in ROWS if not name.startswith(("rows/quality", "rows/likelihood"))]
+    assert names == [*TABLES[:6], *TABLES[-3:], *VERDICT, *PLOTS, *PROGRESS, *rows, *REPORT]
 
 
+@pytest.mark.usefixtures("png_alone")
 def test_a_remark_is_printed_for_every_picture_that_is_left_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -120,7 +148,8 @@ def test_a_remark_is_printed_for_every_picture_that_is_left_out(
     write_results(tmp_path, "small", partial=True)
     out = capsys.readouterr().out
     for name in PICTURES:
-        assert f"{name} is left out: " in out
+        if name.endswith(".png"):
+            assert f"{name} is left out: " in out
 
 
 def test_help_fits_a_screen_and_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,11 +7,12 @@ import pytest
 
 from hvae_hpc.jobs import dag
 from hvae_hpc.jobs.tasks import execute
-from hvae_hpc.plan import Plan, read_states
+from hvae_hpc.plan import Plan
 from hvae_hpc.preprocess.manifest import read_manifest
 from hvae_hpc.resources import Resources
 from hvae_hpc.rundir import PAIRS, read_log, read_result
 from hvae_hpc.stages import CONFIGS
+from hvae_hpc.states import read_states
 from hvae_hpc.sweep import read_sweep
 from tests.tiny import make_data_set, make_project
 

@@ -23,7 +23,7 @@ from hvae_hpc.errors import UserError
 from hvae_hpc.evaluation.formats import Part, write_nnunet, write_png
 from hvae_hpc.identity import file_sha256
 from hvae_hpc.memorisation import Copies, find_copies
-from hvae_hpc.plan import Plan, read_states
+from hvae_hpc.plan import Plan
 from hvae_hpc.preprocess.manifest import MANIFEST, Manifest, require_content
 from hvae_hpc.preprocess.pairs import Pairs, take
 from hvae_hpc.preprocess.reader import read_dataset
@@ -31,6 +31,7 @@ from hvae_hpc.preprocess.shards import read_pairs
 from hvae_hpc.preprocess.splits import draw_split
 from hvae_hpc.rundir import PAIRS, SNAPSHOT, write_json
 from hvae_hpc.stages import GenerateConfig
+from hvae_hpc.states import read_states
 from hvae_hpc.training.batches import require_unseen, to_tensors
 
 EXPORT_SCHEMA = 1
