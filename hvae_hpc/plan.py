@@ -205,6 +205,7 @@ def _read_file(path: Path) -> dict[str, Any]:
 def _make_plan(data: dict[str, Any], path: Path) -> Plan:
     file = load(_PlanFile, data, str(path))
     kinds: list[Any] = [None] * len(file.kinds)  # loaded when a run needs them: an element needs few
+    labels = [""] * len(file.kinds)
     checked, current = set[tuple[int, int]](), dict[str, set[bool]]()
     runs: dict[str, Run] = {}
     for line in file.runs:
@@ -218,9 +219,11 @@ def _make_plan(data: dict[str, Any], path: Path) -> Plan:
         if (number, of_run) not in checked:
             _check_parents(kinds[number].data, parents, file, runs, where)
             checked.add((number, of_run))
-        runs[run_id] = Run(stage=kind.stage, config=_with_seed(kinds[number], seed), parents=parents)
+        run = runs[run_id] = Run(stage=kind.stage, config=_with_seed(kinds[number], seed), parents=parents)
         if first:
-            current.setdefault(kind.stage, set()).add(runs[run_id].run_id == run_id)
+            current.setdefault(kind.stage, set()).add(run.run_id == run_id)
+            labels[number] = run.label.removesuffix(str(seed))
+        run.__dict__["label"] = f"{labels[number]}{seed}"  # as cached_property would find out, but sooner
     for stage, said in current.items():
         if len(said) > 1:
             raise UserError(f"{path}: mixes runs of stage {stage} by two versions of the program; {AGAIN}")

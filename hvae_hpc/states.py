@@ -174,7 +174,7 @@ def follow(plan: Plan, read: Callable[[str], Made | None]) -> dict[str, State]:
         read: from a run id; raises UserError where the file cannot be believed.
     """
     states: dict[str, State] = {}
-    stamps: dict[int, dict[str, str]] = {}  # by the parents' identity: many runs share them
+    stamps: dict[int, dict[str, str]] = {}  # by the parents' identity: most runs share them with others
     for run_id, run in plan.runs.items():
         of_parents = stamps.get(id(run.parents))
         if of_parents is None:

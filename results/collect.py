@@ -121,7 +121,7 @@ def collect(plan: Plan, partial: bool = False) -> Collected:
         UserError: runs are missing, unless partial.
     """
     records = read_records(plan, METRICS)
-    faults = {**_wrong_numbers(plan, records), **_other_cases(plan, records), **records.faults}
+    faults = {**_wrong_numbers(plan, records), **_other_cases(records), **records.faults}
     done, missing = set[str](), []
     for run_id, state in follow(plan, _reader(records, faults)).items():
         if state.done:
@@ -130,12 +130,12 @@ def collect(plan: Plan, partial: bool = False) -> Collected:
             missing.append(f"{plan.folder_name(run_id)}: {state.reason or 'no metrics.json yet'}")
     if missing and not partial:
         raise UserError(refusal(plan, missing))
-    believed = {stage: _complete(plan, frame, done) for stage, frame in records.frames.items()}
+    believed = {stage: _keep(frame, done) for stage, frame in records.frames.items()}
     costs = pd.concat([_costs(stage, frame) for stage, frame in believed.items()])
     return Collected(
-        segment=_segments(plan, believed.get("segment")),
-        quality=_qualities(plan, believed.get("quality")),
-        likelihood=_likelihoods(plan, believed.get("likelihood")),
+        segment=_segments(believed.get("segment")),
+        quality=_qualities(believed.get("quality")),
+        likelihood=_likelihoods(believed.get("likelihood")),
         costs=costs,
         case_dice=records.dice,
         done=frozenset(done),
@@ -144,16 +144,9 @@ def collect(plan: Plan, partial: bool = False) -> Collected:
     )
 
 
-def _complete(plan: Plan, frame: pd.DataFrame, done: Set[str]) -> pd.DataFrame:
-    """Return the rows of done runs, with the columns that all stages have of their config and folder."""
-    frame = frame[np.array([run_id in done for run_id in frame["run_id"].tolist()], dtype=bool)]
-    configs = _configs(plan, frame)
-    return frame.assign(
-        data=[config.data for config in configs],
-        seed=[config.seed for config in configs],
-        split_seed=[config.split.seed for config in configs],
-        folder=[plan.folder_name(run_id) for run_id in frame["run_id"].tolist()],
-    )
+def _keep(frame: pd.DataFrame, done: Set[str]) -> pd.DataFrame:
+    keep = np.array([run_id in done for run_id in frame["run_id"].tolist()], dtype=bool)
+    return frame if keep.all() else frame[keep]
 
 
 def refusal(plan: Plan, missing: Sequence[str]) -> str:
@@ -192,7 +185,8 @@ def _wrong_numbers(plan: Plan, records: Records) -> dict[str, str]:
         needed = dict.fromkeys(REQUIRED.get(stage, ()), np.ones(len(frame), dtype=bool))
         if stage == "quality":
             needed |= dict.fromkeys(("psnr_sd", "ssim_sd"), frame["n"].to_numpy() > 1)
-            featured = [config.features for config in _configs(plan, frame)]
+            configs: list[Any] = [plan.runs[run_id].config for run_id in frame["run_id"]]
+            featured = [config.features for config in configs]
             needed |= dict.fromkeys(("kid", "coverage", "duplicates"), np.array(featured, dtype=bool))
         for name, among in needed.items():
             reason = f"metrics.json: {name} is missing, expected a finite number; delete the folder"
@@ -204,19 +198,17 @@ def _wrong_numbers(plan: Plan, records: Records) -> dict[str, str]:
     return found
 
 
-def _other_cases(plan: Plan, records: Records) -> dict[str, str]:
+def _other_cases(records: Records) -> dict[str, str]:
     """Return the runs whose test cases are not those of most runs of their data set and split, and why."""
-    runs: dict[tuple[str, int], dict[int, list[str]]] = {}
-    for run_id, which in records.dice.which.items():
-        config = plan.runs[run_id].config
-        runs.setdefault((config.data, config.split.seed), {}).setdefault(which, []).append(run_id)
     found: dict[str, str] = {}
-    for by_set in runs.values():
-        usual = set(records.dice.case_sets[max(by_set, key=lambda which: len(by_set[which]))])
-        for which, run_ids in by_set.items():
-            if odd := usual ^ set(records.dice.case_sets[which]):
+    if (frame := records.frames.get("segment")) is None:
+        return found
+    for _, like in frame.groupby(["data", "split_seed"]):
+        usual, *others = like["case_set"].value_counts().index
+        for which in others:
+            if odd := set(records.dice.case_sets[usual]) ^ set(records.dice.case_sets[which]):
                 reason = f"metrics.json: other test cases than its like ({min(odd)}); delete the folder"
-                found |= dict.fromkeys(run_ids, reason)
+                found |= dict.fromkeys(like.loc[like["case_set"] == which, "run_id"], reason)
     return found
 
 
@@ -228,31 +220,22 @@ def name_some(lines: Sequence[str]) -> str:
     return "\n".join(shown)
 
 
-def _segments(plan: Plan, frame: pd.DataFrame | None) -> pd.DataFrame:
+def _segments(frame: pd.DataFrame | None) -> pd.DataFrame:
     if frame is None:
         return pd.DataFrame(columns=list(SEGMENT_COLUMNS))
-    arms = [config.arm for config in _configs(plan, frame)]
-    names = ("n_synthetic", "n_standard", "generator_seed", "generator")
-    of_arms = {name: [getattr(arm, name) for arm in arms] for name in names}
-    numbers = frame["n_cases"].astype(int)
-    frame = frame.assign(arm=[arm.name for arm in arms], **of_arms, hausdorff_95_unit=frame["unit"], n_cases=numbers)
-    return frame[list(SEGMENT_COLUMNS)]
+    return frame.assign(hausdorff_95_unit=frame["unit"], n_cases=frame["n_cases"].astype(int))[list(SEGMENT_COLUMNS)]
 
 
-def _qualities(plan: Plan, frame: pd.DataFrame | None) -> pd.DataFrame:
+def _qualities(frame: pd.DataFrame | None) -> pd.DataFrame:
     if frame is None:
         return pd.DataFrame(columns=list(QUALITY_COLUMNS))
     # The sd over a single draw does not exist, whatever the file holds in its place.
     sds = {name: frame[name].where(frame["n"] > 1) for name in ("psnr_sd", "ssim_sd")}
-    sources = [config.source for config in _configs(plan, frame)]
-    return frame.assign(source=sources, n=frame["n"].astype(int), **sds)[list(QUALITY_COLUMNS)]
+    return frame.assign(n=frame["n"].astype(int), **sds)[list(QUALITY_COLUMNS)]
 
 
-def _likelihoods(plan: Plan, frame: pd.DataFrame | None) -> pd.DataFrame:
-    if frame is None:
-        return pd.DataFrame(columns=list(LIKELIHOOD_COLUMNS))
-    generators = [config.generator for config in _configs(plan, frame)]
-    return frame.assign(generator=generators)[list(LIKELIHOOD_COLUMNS)]
+def _likelihoods(frame: pd.DataFrame | None) -> pd.DataFrame:
+    return pd.DataFrame(columns=list(LIKELIHOOD_COLUMNS)) if frame is None else frame[list(LIKELIHOOD_COLUMNS)]
 
 
 def _costs(stage: str, frame: pd.DataFrame) -> pd.DataFrame:
@@ -264,7 +247,3 @@ def _costs(stage: str, frame: pd.DataFrame) -> pd.DataFrame:
         wall_s=frame["wall_s"] / at_once,
         spent_s=np.maximum(frame["spent_s"], frame["wall_s"]) / at_once,
     )[list(COST_COLUMNS)]
-
-
-def _configs(plan: Plan, frame: pd.DataFrame) -> list[Any]:
-    return [plan.runs[run_id].config for run_id in frame["run_id"].tolist()]

@@ -7,7 +7,7 @@ import dataclasses
 import os
 import typing
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -149,10 +149,11 @@ def _median(ordered: Sequence[float]) -> float:
     return (ordered[middle] + ordered[~middle]) / 2 if ordered else NOTHING
 
 
-def read_rows(asked: Sequence[Asked]) -> list[Row | str | None]:
+def read_rows(asked: Sequence[Asked]) -> Iterator[Row | str | None]:
     """Read many files, in order; on several cores where there are enough of them."""
     workers = min(len(os.sched_getaffinity(0)), 1 + len(asked) // PARALLEL_FROM)
     if workers < 2:
-        return [read_row(one) for one in asked]
+        yield from map(read_row, asked)
+        return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        return list(pool.map(read_row, asked, chunksize=CHUNK))
+        yield from pool.map(read_row, asked, chunksize=CHUNK)

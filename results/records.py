@@ -1,11 +1,9 @@
 """All metrics.json of a plan's runs as columns, each file read again only where it changed.
 
-A file beside the plan keeps the columns of each stage (Arrow's format), with what the file system said of every
-metrics.json when it was read. It is a shortcut only: damaged, foreign or of another version it is ignored.
+A file beside the plan keeps the columns of each stage, with what the file system said of every metrics.json when it
+was read.
 """
 
-import contextlib
-import hashlib
 import json
 import os
 import time
@@ -18,14 +16,14 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from hvae_hpc.errors import UserError
 from hvae_hpc.plan import PLANS, Plan
-from hvae_hpc.results.reading import CASE_NUMBERS, NO_STAMP, ORIGIN, TEXTS, Asked, Row, read_rows
-from hvae_hpc.rundir import METRICS, RESULT_SCHEMA, write_atomic
+from hvae_hpc.results.columns import MARKS, read_columns, schema_of, to_columns, write_columns
+from hvae_hpc.results.reading import NO_STAMP, Asked, Row, read_rows
+from hvae_hpc.rundir import METRICS
 from hvae_hpc.states import SETTLED_NS, list_folders
 
-TITLE = f"hvae_hpc records 1, results {RESULT_SCHEMA}"
-MARKS = ("mtime_ns", "ctime_ns", "size", "inode")
+FLUSH = 10_000
+"""Rows that are read before they become columns, which take a tenth of the memory."""
 
 
 class CaseDice(Mapping[str, dict[str, float]]):
@@ -34,7 +32,7 @@ class CaseDice(Mapping[str, dict[str, float]]):
     Args:
         run_ids: of the runs.
         case_sets: the different lists of test cases.
-        which: for each run the index of its list; as an attribute, run id to index.
+        which: for each run the index of its list.
         values: the runs' Dice, one run after the other.
     """
 
@@ -46,21 +44,21 @@ class CaseDice(Mapping[str, dict[str, float]]):
         values: NDArray[np.float64],
     ) -> None:
         self.case_sets = case_sets
-        self.which = dict(zip(run_ids, which.tolist(), strict=True))
         lengths = np.array([len(cases) for cases in case_sets], dtype=np.int64)
         starts = np.concatenate([[0], np.cumsum(lengths[which])]).astype(np.int64)
-        self._starts = dict(zip(run_ids, starts[:-1].tolist(), strict=True))
+        self._places = dict(zip(run_ids, zip(which.tolist(), starts.tolist(), strict=False), strict=True))
         self._values = values
 
     def __getitem__(self, run_id: str) -> dict[str, float]:
-        cases, start = self.case_sets[self.which[run_id]], self._starts[run_id]
+        which, start = self._places[run_id]
+        cases = self.case_sets[which]
         return dict(zip(cases, self._values[start : start + len(cases)].tolist(), strict=True))
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.which)
+        return iter(self._places)
 
     def __len__(self) -> int:
-        return len(self.which)
+        return len(self._places)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +66,9 @@ class Records:
     """What the metrics.json files of a plan's runs say.
 
     Attributes:
-        frames: stage to one row per readable file, in the plan's order; columns run_id, TEXTS, ORIGIN, CASE_NUMBERS
-            and the stage's metrics, NaN where a file does not have one.
+        frames: stage to one row per readable file, in the plan's order; columns run_id, NAMES, COUNTS, TEXTS, ORIGIN,
+            CASE_NUMBERS and the stage's metrics, NaN where a file does not have one, and "case_set": which of
+            ``dice.case_sets`` are its test cases.
         dice: of every test case of every segment run.
         faults: run id to why its file cannot be believed, "metrics.json: ...".
     """
@@ -100,6 +99,7 @@ def read_records(plan: Plan, metrics: Mapping[str, tuple[str, ...]]) -> Records:
         columns, unread = _read_stage(plan, stage, reading, metrics.get(stage, ()))
         faults = {**unread, **faults}
         frames[stage] = columns.drop_columns(["case_ids", "case_dice", *MARKS]).to_pandas()
+        frames[stage]["case_set"] = _case_sets(columns).indices.to_numpy()
         if stage == "segment":
             dice = _as_dice(columns)
     return Records(frames=frames, dice=dice, faults=faults)
@@ -119,8 +119,8 @@ def _read_stage(
     plan: Plan, stage: str, folders: Mapping[str, str], metrics: tuple[str, ...]
 ) -> tuple[pa.Table, dict[str, str]]:
     """Return a stage's columns, in the order of the folders (by run id), and the runs whose files are not believed."""
-    now, path, schema = time.time_ns(), plan.runs_folder / PLANS / f"{plan.sweep}.{stage}.records", _schema(metrics)
-    known = _read_file(path, schema)
+    now, path, schema = time.time_ns(), plan.runs_folder / PLANS / f"{plan.sweep}.{stage}.records", schema_of(metrics)
+    known = read_columns(path, schema)
     run_ids, marks = _look(plan.runs_folder, folders)
     stamped = {parent for parents in _parents(plan) for parent in parents.values()}
     same = _unchanged(known, run_ids, marks, stamped)
@@ -129,21 +129,34 @@ def _read_stage(
         Asked(f"{plan.runs_folder}/{folders[run_ids[i]]}", run_ids[i], stage, metrics, run_ids[i] in stamped)
         for i in fresh
     ]
-    unread, rows, places = {}, [], []
+    unread: dict[str, str] = {}
+    rows: dict[int, Row] = {}
+    kept = np.flatnonzero(same >= 0)
+    parts, places = [known.take(pa.array(same[kept]))], kept.tolist()
+
+    def flush() -> None:
+        parts.append(to_columns(plan, list(rows.values()), marks[list(rows)], schema))
+        places.extend(rows)
+        rows.clear()
+
     for place, row in zip(fresh, read_rows(asked), strict=True):
         if isinstance(row, str):
             unread[run_ids[place]] = row
         elif row is not None:
-            rows.append(row)
-            places.append(place)
-    kept = np.flatnonzero(same >= 0)
-    if not rows and np.array_equal(same[kept], np.arange(len(known))):
+            rows[place] = row
+        if len(rows) >= FLUSH:
+            flush()
+    flush()
+    if len(places) == len(known) and np.array_equal(same[kept], np.arange(len(known))):
         return known, unread
-    columns = pa.concat_tables([known.take(pa.array(same[kept])), _as_columns(rows, marks[places], schema)])
-    order = np.argsort(np.concatenate([kept, np.array(places, dtype=np.int64)]))
-    columns = columns.unify_dictionaries().take(pa.array(order)).combine_chunks()
+    columns = pa.concat_tables(parts).unify_dictionaries()
+    parts.clear()
+    if places != sorted(places):
+        columns = columns.take(pa.array(np.argsort(places)))
+    columns = columns.combine_chunks()
     youngest = np.maximum(columns.column("mtime_ns").to_numpy(), columns.column("ctime_ns").to_numpy())
-    _write_file(path, columns.filter(pa.array(now - youngest > SETTLED_NS)))
+    settled = now - youngest > SETTLED_NS
+    write_columns(path, columns if settled.all() else columns.filter(pa.array(settled)))
     return columns, unread
 
 
@@ -181,67 +194,15 @@ def _unchanged(
     return place
 
 
-def _schema(metrics: Sequence[str]) -> pa.Schema:
-    return pa.schema(
-        [
-            ("run_id", pa.string()),
-            *((name, pa.int64()) for name in MARKS),
-            *((name, pa.float64()) for name in (*ORIGIN, *CASE_NUMBERS, *metrics)),
-            *((name, pa.string()) for name in TEXTS),
-            ("case_ids", pa.dictionary(pa.int32(), pa.string())),  # a JSON list, the same for most runs
-            ("case_dice", pa.large_list(pa.float64())),
-        ]
-    )
-
-
-def _as_columns(rows: Sequence[Row], marks: NDArray[np.int64], schema: pa.Schema) -> pa.Table:
-    n_numbers = sum(kind == pa.float64() for kind in schema.types)
-    numbers = np.array([row.numbers for row in rows], dtype=np.float64).reshape(len(rows), n_numbers)
-    texts = list(zip(*(row.texts for row in rows), strict=True)) or [()] * len(TEXTS)
-    sets = dict.fromkeys(row.cases for row in rows)
-    index = {cases: i for i, cases in enumerate(sets)}
-    which = pa.array([index[row.cases] for row in rows], pa.int32())
-    cases = pa.DictionaryArray.from_arrays(which, pa.array([json.dumps(names) for names in sets], pa.string()))
-    starts = np.concatenate([[0], np.cumsum([len(row.cases) for row in rows])]).astype(np.int64)
-    dice = pa.LargeListArray.from_arrays(starts, np.frombuffer(b"".join(row.dice for row in rows)))
-    arrays = [[row.run_id for row in rows], *marks.T, *numbers.T, *texts]
-    columns = [pa.array(values, kind) for values, kind in zip(arrays, schema.types, strict=False)]
-    return pa.table([*columns, cases, dice], schema=schema)
+def _case_sets(columns: pa.Table) -> pa.DictionaryArray:
+    return columns.column("case_ids").combine_chunks()
 
 
 def _as_dice(columns: pa.Table) -> CaseDice:
-    cases, dice = columns.column("case_ids").combine_chunks(), columns.column("case_dice").combine_chunks()
+    cases, dice = _case_sets(columns), columns.column("case_dice").combine_chunks()
     return CaseDice(
         columns.column("run_id").to_pylist(),
         [tuple(json.loads(names)) for names in cases.dictionary.to_pylist()],
-        cases.indices.to_numpy().astype(np.int64),
+        cases.indices.to_numpy(),
         dice.flatten().to_numpy(),
     )
-
-
-def _read_file(path: Path, schema: pa.Schema) -> pa.Table:
-    """Return the columns that an earlier process kept; empty ones where the file is not just what such a one wrote."""
-    with contextlib.suppress(OSError, ValueError):
-        data = path.read_bytes()
-        start = data.index(b"\n") + 1
-        body = memoryview(data)[start:]
-        if data[:start] == _title(body):
-            columns = pa.ipc.open_file(pa.py_buffer(body)).read_all()
-            if columns.schema == schema:
-                return columns
-    return schema.empty_table()
-
-
-def _write_file(path: Path, columns: pa.Table) -> None:
-    """Keep columns for the next time, where there is a place for it."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, columns.schema) as writer:
-        writer.write_table(columns)
-    body = memoryview(sink.getvalue())
-    if path.parent.is_dir():
-        with contextlib.suppress(UserError, OSError):
-            write_atomic(path, b"".join([_title(body), body]))
-
-
-def _title(body: memoryview) -> bytes:
-    return f"{TITLE}, {hashlib.sha256(body).hexdigest()}\n".encode()

@@ -60,13 +60,13 @@ def test_several_processes_read_what_one_reads(sweep: list[Asked], monkeypatch: 
     broken = sweep[-1]
     Path(broken.folder, "metrics.json").write_text("{")
     Path(sweep[-2].folder, "metrics.json").unlink()
-    alone = read_rows(sweep)
+    alone = list(read_rows(sweep))
     assert alone[-2] is None
     assert isinstance(alone[-1], str)
     monkeypatch.setattr(reading, "PARALLEL_FROM", 4)
     monkeypatch.setattr(reading, "CHUNK", 3)
     monkeypatch.setattr(reading.os, "sched_getaffinity", lambda _: {0, 1})
-    several = read_rows(sweep)
+    several = list(read_rows(sweep))
     assert repr(several) == repr(alone)  # nan is not itself, but looks like it
 
 

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import pytest
 from hvae_hpc.plan import Plan, read_plan
 from hvae_hpc.results import records as module
 from hvae_hpc.results.collect import METRICS, collect
+from hvae_hpc.results.columns import read_columns, schema_of
 from hvae_hpc.results.reading import NO_STAMP, Asked, Row, read_rows
 from hvae_hpc.results.records import Records, read_records
 from hvae_hpc.rundir import read_result, result_stamp
@@ -27,7 +28,7 @@ def remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Plan, l
     read_records(plan, METRICS)
     read: list[str] = []
 
-    def counting(asked: Sequence[Asked]) -> list[Row | str | None]:
+    def counting(asked: Sequence[Asked]) -> Iterator[Row | str | None]:
         read.extend(one.run_id for one in asked)
         return read_rows(asked)
 
@@ -168,8 +169,7 @@ def test_a_file_so_young_that_it_may_change_unseen_is_not_remembered(tmp_path: P
     plan = read_plan(write_sweep(tmp_path) and tmp_path / "plans/small.json")
     read_records(plan, METRICS)
     sizes = {path.name: path.stat().st_size for path in tmp_path.glob("plans/*.records")}
-    empty = module._schema(METRICS["segment"]).empty_table()
-    assert len(module._read_file(tmp_path / "plans/small.segment.records", empty.schema)) == 0
+    assert len(read_columns(tmp_path / "plans/small.segment.records", schema_of(METRICS["segment"]))) == 0
     assert len(sizes) == len({run.stage for run in plan.runs.values()})
 
 
