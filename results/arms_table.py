@@ -141,10 +141,14 @@ def dice_of(collected: Collected, data: str, arm: str) -> DiceTable:
     runs: dict[tuple[int, int], list[Mapping[str, float]]] = defaultdict(list)
     for split, seed, run_id in zip(rows["split_seed"], rows["seed"], rows["run_id"], strict=True):
         runs[int(split), int(seed)].append(collected.case_dice[run_id])
-    return {
-        key: {case: float(np.mean([run[case] for run in of_key])) for case in sorted(of_key[0])}
-        for key, of_key in sorted(runs.items())
-    }
+    return {key: _mean_of(of_key) for key, of_key in sorted(runs.items())}
+
+
+def _mean_of(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    cases = sorted(runs[0])
+    if len(runs) == 1:
+        return {case: runs[0][case] for case in cases}
+    return dict(zip(cases, np.mean([[run[case] for case in cases] for run in runs], axis=0).tolist(), strict=True))
 
 
 def subtract(table: DiceTable, other: DiceTable) -> DiceTable:
