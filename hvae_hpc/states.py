@@ -11,7 +11,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -123,8 +122,7 @@ def list_folders(runs_folder: Path, stages: Iterable[str]) -> set[str]:
     return found
 
 
-@dataclass(frozen=True, kw_only=True)
-class State:
+class State(NamedTuple):
     """How a run stands.
 
     Attributes:

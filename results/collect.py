@@ -4,7 +4,6 @@ The plan names every run that the sweep expects. A row is made only of a run tha
 missing, with its reason.
 """
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cache
@@ -14,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from hvae_hpc.errors import UserError
-from hvae_hpc.plan import Plan
+from hvae_hpc.plan import Plan, collector_paused
 from hvae_hpc.results.records import Records, read_records
 from hvae_hpc.results.statistics import Summary, summarise
 from hvae_hpc.stages import GenerateConfig, SegmentConfig
@@ -110,6 +109,7 @@ class Collected:
         return summarise(values) if len(values) else None
 
 
+@collector_paused()
 def collect(plan: Plan, partial: bool = False) -> Collected:
     """Read the metrics.json of all runs of a plan; of those that did not change since, what was kept of them.
 
@@ -140,7 +140,7 @@ def collect(plan: Plan, partial: bool = False) -> Collected:
         case_dice=records.dice,
         done=frozenset(done),
         missing=tuple(missing),
-        code_shas=dict(sorted(Counter(costs["code_sha"]).items())),
+        code_shas={str(sha): int(n) for sha, n in costs["code_sha"].value_counts().sort_index().items()},
     )
 
 

@@ -93,10 +93,12 @@ def read_records(plan: Plan, metrics: Mapping[str, tuple[str, ...]]) -> Records:
     for run_id, run in plan.runs.items():
         folders[run.stage][run_id] = plan.folder_name(run_id)
     faults = _doubled(plan, there.difference(*(of_stage.values() for of_stage in folders.values())))
+    sets_of_parents = {id(run.parents): run.parents for run in plan.runs.values()}  # most runs share them with others
+    stamped = {parent for parents in sets_of_parents.values() for parent in parents.values()}
     frames, dice = {}, CaseDice([], [], np.zeros(0, np.int64), np.zeros(0))
     for stage, of_stage in folders.items():
         reading = {run_id: folder for run_id, folder in of_stage.items() if folder in there}
-        columns, unread = _read_stage(plan, stage, reading, metrics.get(stage, ()))
+        columns, unread = _read_stage(plan, stage, reading, metrics.get(stage, ()), stamped)
         faults = {**unread, **faults}
         frames[stage] = columns.drop_columns(["case_ids", "case_dice", *MARKS]).to_pandas()
         frames[stage]["case_set"] = _case_sets(columns).indices.to_numpy()
@@ -116,13 +118,12 @@ def _doubled(plan: Plan, others: Iterable[str]) -> dict[str, str]:
 
 
 def _read_stage(
-    plan: Plan, stage: str, folders: Mapping[str, str], metrics: tuple[str, ...]
+    plan: Plan, stage: str, folders: Mapping[str, str], metrics: tuple[str, ...], stamped: Set[str]
 ) -> tuple[pa.Table, dict[str, str]]:
     """Return a stage's columns, in the order of the folders (by run id), and the runs whose files are not believed."""
     now, path, schema = time.time_ns(), plan.runs_folder / PLANS / f"{plan.sweep}.{stage}.records", schema_of(metrics)
     known = read_columns(path, schema)
     run_ids, marks = _look(plan.runs_folder, folders)
-    stamped = {parent for parents in _parents(plan) for parent in parents.values()}
     same = _unchanged(known, run_ids, marks, stamped)
     fresh = np.flatnonzero(same < 0).tolist()
     asked = [
@@ -132,7 +133,8 @@ def _read_stage(
     unread: dict[str, str] = {}
     rows: dict[int, Row] = {}
     kept = np.flatnonzero(same >= 0)
-    parts, places = [known.take(pa.array(same[kept]))], kept.tolist()
+    as_they_are = np.array_equal(same[kept], np.arange(len(known)))
+    parts, places = [known if as_they_are else known.take(pa.array(same[kept]))], kept.tolist()
 
     def flush() -> None:
         parts.append(to_columns(plan, list(rows.values()), marks[list(rows)], schema))
@@ -147,7 +149,7 @@ def _read_stage(
         if len(rows) >= FLUSH:
             flush()
     flush()
-    if len(places) == len(known) and np.array_equal(same[kept], np.arange(len(known))):
+    if as_they_are and len(places) == len(kept):
         return known, unread
     columns = pa.concat_tables(parts).unify_dictionaries()
     parts.clear()
@@ -160,21 +162,16 @@ def _read_stage(
     return columns, unread
 
 
-def _parents(plan: Plan) -> Iterable[Mapping[str, str]]:
-    """Return the different sets of parents in a plan, which many runs share."""
-    return {id(run.parents): run.parents for run in plan.runs.values()}.values()
-
-
 def _look(runs_folder: Path, folders: Mapping[str, str]) -> tuple[list[str], NDArray[np.int64]]:
     """Return the runs that have a metrics.json, and what the file system says of it: a row of MARKS each."""
-    run_ids, marks = [], []
+    root, stat, run_ids, found = str(runs_folder), os.stat, [], []
     for run_id, folder in folders.items():
         try:
-            stat = os.stat(f"{runs_folder}/{folder}/{METRICS}")  # noqa: PTH116 (100,000 Paths cost more than the calls)
+            found.append(stat(f"{root}/{folder}/{METRICS}"))
         except (FileNotFoundError, NotADirectoryError):
             continue
         run_ids.append(run_id)
-        marks.append((stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino))
+    marks = [(of_file.st_mtime_ns, of_file.st_ctime_ns, of_file.st_size, of_file.st_ino) for of_file in found]
     return run_ids, np.array(marks, dtype=np.int64).reshape(-1, len(MARKS))
 
 
