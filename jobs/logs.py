@@ -21,6 +21,8 @@ EVENTS = {
     "blocked": "{reason}",
     "inputs_changed": "what it is made from was made anew, so it begins anew",
     "checkpoint_damaged": "{file} is damaged, the one before it is taken",
+    "died": "{reason}",
+    "left": "its element left: {reason}",
     "again": "failed beside other runs, is to be done again alone: {reason}",
     "compile_failed": "could not be compiled, goes on without: {reason}",
 }

@@ -23,7 +23,7 @@ PLAN_FILE = "plan.json"
 JOBS_FILE = "jobs.jsonl"
 SILENT_S = 150.0
 """A local run that has written nothing for so long is not at work any more."""
-ENDS = ("failed", "blocked", "stopped")
+ENDS = ("failed", "blocked", "stopped", "died")
 
 Kind = Literal["done", "running", "waiting", "lost", "failed", "blocked", "open"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -215,6 +215,8 @@ def _at_rest(
         return Standing("open", element, reason or str(record.get("reason", "")))
     if event == "stopped":
         return Standing("lost", element, "saved and left")
+    if event == "died":
+        return Standing("lost", element, str(record.get("reason", "")))
     if element:
         return Standing("lost", element, "left the queue without a result")
     return Standing("lost", "", "its process ended without a result") if record else Standing("open")

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from hvae_hpc.config import dump, read_json
 from hvae_hpc.errors import UserError, run_command
-from hvae_hpc.jobs.attempts import check_stall, checkpoint_at, record, spent_s
+from hvae_hpc.jobs.attempts import check_stall, checkpoint_at, evidence_of, record, spent_s
 from hvae_hpc.jobs.gpu import GPUMeter
 from hvae_hpc.jobs.provenance import host, job_id, make_provenance
 from hvae_hpc.plan import AGAIN, Plan, read_element, read_plan
@@ -83,12 +83,13 @@ def execute(plan: Plan, run_id: str, stopped: Callable[[], bool] = signals.leave
             outcome = _work(plan, run_id, stopped, started, parents, at_once)
             return report("stopped", "saved and left") if outcome is None else report("done", _headline(outcome))
     except UserError as error:
-        return report("failed", record(folder, "failed", str(error)))
+        return report("failed", record(folder, "failed", str(error), **evidence_of(error)))
     except Exception as error:  # a bug in one run must not take the others of this process along
         traceback.print_exc()
-        return report(
-            "failed", record(folder, "failed", f"{type(error).__name__}: {error} (a bug: traceback in the log)")
-        )
+        kind = type(error).__name__
+        ours = not isinstance(error, OSError) and not kind.endswith("MemoryError")
+        message = f"{kind}: {error}{' (a bug: traceback in the log)' if ours else ''}"
+        return report("failed", record(folder, "failed", message, **evidence_of(error)))
 
 
 def _read_parents(plan: Plan, run_id: str) -> dict[str, RunResult]:

@@ -144,10 +144,10 @@ class Together:
         if report is None or report.state == "busy" or (died and signals.leave_asked()):
             return
         if report.state == "failed" and report.run_id in self.shared:
-            record(self.plan.folder(report.run_id), "again", report.message)
+            record(self.plan.folder(report.run_id), "again", report.message, **worker.death)
             return
         if died:
-            record(self.plan.folder(report.run_id), "failed", report.message)
+            record(self.plan.folder(report.run_id), "failed", report.message, **worker.death)
         self.reports[report.run_id] = report
         self.tell(report)
 
