@@ -64,7 +64,7 @@ def run_element(plan_file: Path, array: int) -> int:
     began = time.time()
     before = {run_id: how_far(plan.folder(run_id)) for run_id in ids}
     reports = _do_all(plan, ids, lambda: Worker(plan_file, sys.stderr, array))
-    resources = plan.resources[plan.arrays[array].stage]
+    resources = plan.resources_of(ids[0])
     if resources.tasks > 1 and (before[ids[0]] == float("inf") or how_far(plan.folder(ids[0])) < float("inf")):
         meeting_file(plan, ids[0], "over").touch()  # where there was nothing to train, the others wait still
     if not signals.leave_asked() and all(report.state != "stopped" for report in reports.values()):
@@ -130,7 +130,7 @@ def _do_all(plan: Plan, ids: Sequence[str], start: Callable[[], Worker]) -> dict
         said = f"{report.state}: {run.stage} {run.label} ({report.run_id}), {report.wall_s:.1f} s: {report.message}"
         print(said, flush=True)
 
-    if len(todo) > 1 and plan.resources[plan.runs[ids[0]].stage].side_by_side:
+    if len(todo) > 1 and plan.resources_of(ids[0]).side_by_side:
         together = Together(plan, todo, start, tell)
         together.run()
         reports |= together.reports

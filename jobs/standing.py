@@ -8,7 +8,7 @@ import contextlib
 import json
 import time
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -107,6 +107,18 @@ class Submissions:
         """Return the run ids of one element."""
         elements = self.arrays(name)[array]["elements"]
         return tuple(elements[place]) if place < len(elements) else ()
+
+    def minutes(self, element: str) -> int:
+        """Return the time limit that an element was submitted with; 0 for one that is not known."""
+        return self._minutes.get(element, 0)
+
+    @cached_property
+    def _minutes(self) -> dict[str, int]:
+        return {
+            f"{job.job}_{place}": int(self.arrays(job.submission)[job.array].get("minutes", 0))
+            for job in self.jobs()
+            for place in job.places
+        }
 
     def elements(self) -> dict[str, str]:
         """Return run id to the SLURM element that last had it, of all that was ever submitted."""

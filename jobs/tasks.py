@@ -125,7 +125,7 @@ def _work(
     append_log(folder, {"event": "started", "attempt": attempt, "host": host(), "job_id": job_id(), "at": at})
     check_stall(folder, log)
     require_content(Path(plan.data[run.config.data]["folder"]), run.parents["data"])
-    resources = plan.resources[run.stage]
+    resources = plan.resources_of(run_id)
     workplace = _workplace(plan, run_id, stopped)
     with GPUMeter(wanted=resources.gpus > 0) as meter:
         outcome = stage_function(run.stage)(run.config, workplace)
@@ -190,7 +190,7 @@ def stage_function(stage: str) -> Callable[[Any, Workplace], Outcome | None]:
 
 
 def _workplace(plan: Plan, run_id: str, stopped: Callable[[], bool], rank: int = 0) -> Workplace:
-    run, resources = plan.runs[run_id], plan.resources[plan.runs[run_id].stage]
+    run, resources = plan.runs[run_id], plan.resources_of(run_id)
     return Workplace(
         folder=plan.folder(run_id),
         data=Path(plan.data[run.config.data]["folder"]),

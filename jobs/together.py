@@ -85,7 +85,7 @@ class Together:
         self, plan: Plan, ids: Sequence[str], start: Callable[[], Worker], tell: Callable[[Report], None]
     ) -> None:
         self.plan, self.waiting, self.start, self.tell = plan, list(ids), start, tell
-        self.resources = plan.resources[plan.runs[ids[0]].stage]
+        self.resources = plan.resources_of(ids[0])
         self.number, self.measures = self.resources.at_once or 1, not self.resources.at_once
         self.rates: dict[int, float] = {}
         self.reports: dict[str, Report] = {}
