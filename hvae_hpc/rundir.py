@@ -230,7 +230,7 @@ def append_log(folder: Path, record: dict[str, Any]) -> None:
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """Read log.jsonl; lines that a crash cut short are left out."""
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         return _parse_lines((folder / LOG).read_bytes().splitlines())
     return []
 

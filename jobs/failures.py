@@ -41,7 +41,7 @@ SENTENCES: tuple[tuple[Failure, str], ...] = (
     ("non-finite loss", r"became (nan|-?inf)|metric \S+ is (nan|-?inf)"),
 )
 CANCELLED = re.compile(r"\*\*\* JOB \S+ ON \S+ CANCELLED AT \S+ \*\*\*")
-REPORT = re.compile(r"(done|failed|blocked|stopped): .*\(([0-9a-f]{12})\), ")
+REPORT = re.compile(r"(done|failed|blocked|stopped): .*?\(([0-9a-f]{12})\), [0-9.]+ s: (.*)")
 """How an element's log tells of a run that ended."""
 STATES: Mapping[str, Failure] = {
     "OUT_OF_MEMORY": "out of memory (host)",
@@ -111,6 +111,10 @@ def gather(plan: Plan, run_id: str, standing: Standing, submissions: Submissions
     endings = [record for record in since if record.get("event") in ENDINGS]
     if standing.kind != "failed":  # which is what its log says, whoever had it since
         endings = [record for record in endings if record.get("job_id", "") == element]
+    lines = _read_lines(plan, run_id, element) if element else []
+    if standing.kind == "lost" and not endings:  # its folder may have taken no word of it, and the element's log did
+        told = (REPORT.match(line) for line in lines)
+        endings = [{"event": "failed", "reason": words[3]} for words in told if words and words[1] == "failed"]
     began = since[0] if starts and since[0].get("job_id", "") == element else {}
     return Evidence(
         standing=standing,
@@ -120,7 +124,7 @@ def gather(plan: Plan, run_id: str, standing: Standing, submissions: Submissions
         attempts=len(starts),
         reached=checkpoint_at(folder),
         minutes=submissions.minutes(element),
-        lines=_read_lines(plan, run_id, element) if element else (),
+        lines=lines,
     )
 
 

@@ -121,4 +121,5 @@ def change(
 def in_words(changes: Mapping[str, Any], had: Resources, minutes: int) -> str:
     """Return what the next try has otherwise, in a few words: "memory_gb 16 -> 24"."""
     before = {**vars(had), "minutes": minutes}
-    return ", ".join(f"{name} {before[name] or 'all'} -> {value}" for name, value in changes.items()) or "as it was"
+    shown = {name: f"{name} {before[name]:g} ->" if before[name] else name for name in changes}
+    return ", ".join(f"{shown[name]} {value:g}" for name, value in changes.items()) or "as it was"

@@ -26,6 +26,7 @@ TELLING = re.compile("|".join([*(pattern for _, pattern in SENTENCES), CANCELLED
 MEND = {
     "bad input": "mend what it names, then give the same sweep command again",
     "code error": "hvae-hpc logs {run} shows the traceback; mend the code, then give the same sweep command again",
+    "out of memory (device)": "a GPU with more memory (--constraint), or fewer runs on it at a time (at_once)",
     "non-finite loss": "a smaller optim.lr (or model.step_size), or precision fp32, in the sweep makes new runs",
     "blocked by parent": "hvae-hpc why {parent}",
     "disk full or quota": "make room, then give the same sweep command again",
@@ -78,8 +79,10 @@ def explain(plan: Plan, run_id: str, standing: Standing, submissions: Submission
         apart = f", not on {evidence.node} for {hours:.0f} h" if hours and evidence.node else ""
         yield f"retry:     {words}{apart}; {verdict.tries} of {times} tries after this made"
     names = {"run": f"{run.stage}/{run.label}", "parent": _culprit(plan, run_id, reason)}
-    again = "the same sweep command" + (" with --retries 1" if verdict.changes is not None else "")
-    yield f"next:      {MEND.get(failure, again).format(**names)}"
+    again, mend = "the same sweep command", MEND.get(failure, "")
+    if verdict.changes is not None and failure != "disk full or quota":
+        again, mend = f"{again} with --retries 1", ""
+    yield f"next:      {(mend or again).format(**names)}"
 
 
 def _facts(evidence: Evidence) -> Iterator[str]:
@@ -92,12 +95,12 @@ def _facts(evidence: Evidence) -> Iterator[str]:
     if evidence.minutes:
         yield f"limit {evidence.minutes} min"
     if errors := ended.get("errors"):
-        yield " from ".join(errors)
+        yield " from ".join(dict.fromkeys(errors))
     for name, words in (
         ("errno", "error number {}"),
         ("signal", "ended by {}"),
         ("exit_code", "exit code {}"),
-        ("oom_kills", "{} processes of its cgroup ended for memory"),
+        ("oom_kills", "kills for memory in its cgroup: {}"),
     ):
         if name in ended:
             yield words.format(ended[name])
