@@ -89,9 +89,11 @@ class Evidence(NamedTuple):
     def cancelled(self) -> bool:
         """Whether somebody took it out of the queue, also before it began."""
         if self.standing.kind == "failed":  # in an earlier element
-            return self.ended.get("job_id", self.standing.element) != self.standing.element
+            return self.ended.get("job_id", "") not in ("", self.standing.element)
         never = bool(self.standing.element) and not (self.began or self.lines or self.state)
-        return self.state.startswith("CANCELLED") or any(map(CANCELLED.search, self.lines)) or never
+        # Who preempts says so: SLURM, in its accounting or in the element's log.
+        told = self.ended.get("event") == "left" and not self.ended.get("at_limit") and classify(self) == "lost"
+        return never or told or self.state.startswith("CANCELLED") or any(map(CANCELLED.search, self.lines))
 
 
 def gather(plan: Plan, run_id: str, standing: Standing, submissions: Submissions, ends: Mapping[str, str]) -> Evidence:
@@ -108,6 +110,8 @@ def gather(plan: Plan, run_id: str, standing: Standing, submissions: Submissions
     log = read_log(folder)
     starts = [number for number, record in enumerate(log) if record.get("event") == "started"]
     since = log[starts[-1] :] if starts else log
+    if starts and not since[0].get("job_id") and since[0].get("time", 0.0) > submissions.submitted_at(element):
+        element = ""  # it was made here since it was submitted
     endings = [record for record in since if record.get("event") in ENDINGS]
     if standing.kind != "failed":  # which is what its log says, whoever had it since
         endings = [record for record in endings if record.get("job_id", "") == element]

@@ -109,7 +109,7 @@ def prepare(
     memory = read_memory(plan.runs_folder)
     plan, choice = with_memory(plan, memory, site, cluster), None
     if retries:
-        standings = explain_lost(standings, submissions, poll_s=0.0)
+        standings = explain_lost(standings, submissions, thorough=True)
         choice = choose(plan, states, standings, memory, retries, site, cluster, by_hand=not only_new)
         plan = with_memory(plan, choice.memory, site, cluster)
     before = submissions.elements().keys() - (choice.run_ids if choice else ()) if only_new else ()

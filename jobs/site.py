@@ -33,7 +33,7 @@ class Caps:
         partitions: the only ones that may be used; none for all.
         poll_s: seconds between two looks at the queue by a user's processes together.
         requeues: times that an element may send itself back at its time limit.
-        retries: times that a run may be tried again by itself, whatever ``--retries`` says.
+        retries: times that a run may be tried again by itself, whatever ``--retries`` says; 0 for never.
     """
 
     nodes: int = 0

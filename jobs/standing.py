@@ -110,12 +110,16 @@ class Submissions:
 
     def minutes(self, element: str) -> int:
         """Return the time limit that an element was submitted with; 0 for one that is not known."""
-        return self._minutes.get(element, 0)
+        return self._limits.get(element, (0, 0.0))[0]
+
+    def submitted_at(self, element: str) -> float:
+        """Return when an element was submitted, in seconds since 1970; 0 for one that is not known."""
+        return self._limits.get(element, (0, 0.0))[1]
 
     @cached_property
-    def _minutes(self) -> dict[str, int]:
+    def _limits(self) -> dict[str, tuple[int, float]]:
         return {
-            f"{job.job}_{place}": int(self.arrays(job.submission)[job.array].get("minutes", 0))
+            f"{job.job}_{place}": (int(self.arrays(job.submission)[job.array].get("minutes", 0)), job.time)
             for job in self.jobs()
             for place in job.places
         }

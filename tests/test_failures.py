@@ -255,7 +255,7 @@ def ended(harsh_slurm: MiniSlurm, tmp_path_factory: pytest.TempPathFactory) -> t
         queue, standings = read_queue(not_before=time.time()), dict[str, Standing]()
 
         def all_known() -> bool:  # slurmdbd takes its time
-            standings.update(explain_lost(read_standings(plan, states, submissions, queue), submissions, poll_s=0.0))
+            standings.update(explain_lost(read_standings(plan, states, submissions, queue), submissions, thorough=True))
             return len([end for end in known_ends(submissions).values() if end]) == len(KINDS)
 
         wait_until(all_known, 20)
@@ -329,6 +329,26 @@ def test_a_run_whose_folder_took_no_word_is_known_by_the_element_s_log(plan: Pla
     )
     evidence = gather(plan, run_id, Standing("lost", "12_0"), Submissions(plan.runs_folder), {})
     assert classify(evidence) == "disk full or quota"
+
+
+def test_a_local_attempt_after_a_submitted_one_is_told_by_its_own_log(plan: Plan) -> None:
+    run_id = next(iter(plan.runs))
+    submit(plan, [[run_id]], at=time.time() - 60)
+    log(plan, run_id, {"event": "started", "job_id": ""}, {"event": "died", "signal": "SIGSEGV", "job_id": ""})
+    standing = read_standings(plan, read_states(plan), Submissions(plan.runs_folder), None)[run_id]
+    evidence = gather(plan, run_id, standing, Submissions(plan.runs_folder), {"12_0": "PREEMPTED"})
+    assert classify(evidence) == "code error"
+    assert not evidence.cancelled
+
+
+def test_who_was_told_to_go_by_somebody_is_not_lost_by_chance() -> None:
+    lost, left = Standing("lost", "12_0", "saved and left"), {"event": "left", "at_limit": False}
+    assert Evidence(lost, began={"at": 0}, ended=left).cancelled
+    preempted = Evidence(
+        lost, began={"at": 0}, ended=left, lines=["*** STEP 5.0 ON n4 CANCELLED AT x DUE TO PREEMPTION ***"]
+    )
+    assert not preempted.cancelled
+    assert not Evidence(lost, began={"at": 0}, ended={**left, "at_limit": True}).cancelled
 
 
 def test_a_time_limit_is_known_from_the_element_s_own_word() -> None:
