@@ -97,16 +97,18 @@ def change(
         rule: of the class of its failure.
         run: that failed.
         had: what it had.
-        minutes: the time limit that it had, which may be less than its stage's longest.
+        minutes: the time limit that it had, which may be less than its stage's longest; 0 for that.
         fit: cuts resources to what may be asked for.
     """
     asked: dict[str, Any] = {}
+    minutes = minutes or had.minutes
     if rule.memory > 1:
         asked["memory_gb"] = round(had.memory_gb * rule.memory, 1)
     if rule.minutes > 1:
         asked["minutes"] = math.ceil(minutes * rule.minutes)
     if rule.micro_batch < 1 and isinstance(run.config, TrainConfig) and isinstance(run.config.model, HVAEConfig):
-        pairs = had.micro_batch or run.config.optim.batch_size // had.tasks
+        share = run.config.optim.batch_size // had.tasks
+        pairs = min(share, had.micro_batch or share)
         asked["micro_batch"] = max(1, math.floor(pairs * rule.micro_batch))
         if pairs == 1:
             del asked["micro_batch"]
@@ -119,7 +121,7 @@ def change(
 
 
 def in_words(changes: Mapping[str, Any], had: Resources, minutes: int) -> str:
-    """Return what the next try has otherwise, in a few words: "memory_gb 16 -> 24"."""
-    before = {**vars(had), "minutes": minutes}
+    """Return what the next try has otherwise than a run had, in a few words: "memory_gb 16 -> 24"."""
+    before = {**vars(had), "minutes": minutes or had.minutes}
     shown = {name: f"{name} {before[name]:g} ->" if before[name] else name for name in changes}
     return ", ".join(f"{shown[name]} {value:g}" for name, value in changes.items()) or "as it was"

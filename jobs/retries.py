@@ -7,7 +7,7 @@ the memory and submitting is taken up by the next command.
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from hvae_hpc.config import dump, load, read_json
 from hvae_hpc.jobs.accounting import known_ends
 from hvae_hpc.jobs.failures import Evidence, classify, gather
-from hvae_hpc.jobs.policy import Failure, Rule, change, in_words
+from hvae_hpc.jobs.policy import Failure, change, in_words
 from hvae_hpc.jobs.site import Site
 from hvae_hpc.jobs.slurm import Cluster
 from hvae_hpc.jobs.standing import SUBMISSIONS, Standing, Submissions, read_standings
@@ -130,9 +130,9 @@ def judge(
         cluster: what SLURM allows; None where nobody asked it.
     """
     failure = classify(evidence)
-    rule: Rule = site.rules[failure]
+    rule = site.rules[failure]
     had, tries = plan.resources_of(run_id), tried.tries.get(failure, 0)
-    changes = change(rule, plan.runs[run_id], had, evidence.minutes or had.minutes, lambda r: site.fit(r, cluster))
+    changes = change(rule, plan.runs[run_id], had, evidence.minutes, lambda asked: site.fit(asked, cluster))
     why_not = ""
     if rule.times == 0:
         why_not = "never: it would end in the same way" if failure != "blocked by parent" else "with its parent"
@@ -173,11 +173,10 @@ def choose(
     submissions, again, told = Submissions(plan.runs_folder), set[str](), Counter[str]()
     ends = known_ends(submissions)
     runs, nodes = dict(memory.runs), {name: dict(bad) for name, bad in memory.nodes.items()}
+    otherwise = "taken up as it was" if by_hand and cluster else "not tried again"
     for run_id, standing in standings.items():
-        parents = plan.parents(run_id).values()
-        if standing.kind in ("blocked", "open") and not states[run_id].reason:
-            ready = (states[p].done or p in again or standings[p].kind in ("waiting", "running") for p in parents)
-            again |= {run_id} if all(ready) else set()
+        if _goes_along(plan, run_id, states, standings, again):
+            again.add(run_id)
         if standing.kind not in ("failed", "lost"):
             continue
         evidence = gather(plan, run_id, standing, submissions, ends)
@@ -188,7 +187,7 @@ def choose(
         tried = replace(tried, tries={}) if by_hand else tried
         verdict = judge(plan, run_id, evidence, tried, most, site, cluster)
         if verdict.changes is None:
-            told[f"not tried again: {{}} after {verdict.failure} ({verdict.why_not})"] += 1
+            told[f"{otherwise}: {{}} after {verdict.failure} ({verdict.why_not})"] += 1
             continue
         again.add(run_id)
         tries = {**tried.tries, verdict.failure: verdict.tries + 1}
@@ -196,11 +195,20 @@ def choose(
         runs[run_id] = Tried(tries=tries, changes=changes, answered=mark, time=round(time.time(), 3))
         if (hours := site.rules[verdict.failure].exclude_hours) and evidence.node and cluster:
             nodes.setdefault(cluster.name, {})[evidence.node] = round(time.time() + 3600 * hours, 3)
-        had = plan.resources_of(run_id)
-        words = in_words(verdict.changes, had, evidence.minutes or had.minutes)
+        words = in_words(verdict.changes, plan.resources_of(run_id), evidence.minutes)
         told[f"tried again: {{}} after {verdict.failure} ({words})"] += 1
     lines = tuple(line.format(f"{n:,} run{'s' * (n > 1)}") for line, n in sorted(told.items(), reverse=True))
     return Choice(frozenset(again), Memory(runs=runs, nodes=nodes), lines)
+
+
+def _goes_along(
+    plan: Plan, run_id: str, states: Mapping[str, State], standings: Mapping[str, Standing], again: Collection[str]
+) -> bool:
+    """Tell whether a run that was blocked can be made once those are that are tried again."""
+    if standings[run_id].kind not in ("blocked", "open") or states[run_id].reason:
+        return False
+    parents = plan.parents(run_id).values()
+    return all(states[p].done or p in again or standings[p].kind in ("waiting", "running") for p in parents)
 
 
 def choose_here(plan: Plan, site: Site, most: int, *, by_hand: bool) -> tuple[Plan, list[str]]:

@@ -42,8 +42,11 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     plan, run_id = find_run(options.runs, options.run)
     submissions = Submissions(plan.runs_folder)
-    standing = make_overview(plan, submissions, *read_our_queue(submissions)).standings[run_id]
+    queue, note = read_our_queue(submissions)
+    standing = make_overview(plan, submissions, queue).standings[run_id]
     print(*explain(plan, run_id, standing, submissions, read_site(options.site)), sep="\n")
+    if note:
+        print(f"note:      the queue is not known: {note}"[:WIDTH])
     return 0
 
 
@@ -55,7 +58,7 @@ def explain(plan: Plan, run_id: str, standing: Standing, submissions: Submission
     reason = standing.reason.replace(f"{plan.folder(run_id)}/", "")
     if standing.kind not in ("failed", "lost", "blocked"):
         yield f"state:     {': '.join(filter(None, [standing.kind, reason]))}"
-        if evidence.attempts:
+        if evidence.attempts and standing.kind != "done":
             yield from _attempts(plan, run_id, evidence)
         yield "next:      nothing: it is no failure" if standing.kind != "open" else "next:      the same sweep command"
         return
@@ -73,11 +76,9 @@ def explain(plan: Plan, run_id: str, standing: Standing, submissions: Submission
     if verdict.changes is None:
         yield f"retry:     {verdict.why_not}"
     else:
-        had, times = plan.resources_of(run_id), site.rules[failure].times
-        words = in_words(verdict.changes, had, evidence.minutes or had.minutes)
-        hours = site.rules[failure].exclude_hours
-        apart = f", not on {evidence.node} for {hours:.0f} h" if hours and evidence.node else ""
-        yield f"retry:     {words}{apart}; {verdict.tries} of {times} tries after this made"
+        rule, words = site.rules[failure], in_words(verdict.changes, plan.resources_of(run_id), evidence.minutes)
+        apart = f", not on {evidence.node} for {rule.exclude_hours:g} h" if rule.exclude_hours and evidence.node else ""
+        yield f"retry:     {words}{apart}; {verdict.tries} of {rule.times} tries after this made"
     names = {"run": f"{run.stage}/{run.label}", "parent": _culprit(plan, run_id, reason)}
     again, mend = "the same sweep command", MEND.get(failure, "")
     if verdict.changes is not None and failure != "disk full or quota":

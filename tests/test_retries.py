@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -159,6 +160,8 @@ def test_the_last_job_tries_again_with_more_memory_and_leaves_what_cannot_be_mad
     impossible = next(iter(plan_of(project).runs.values()))
     (project / "runs/segment").mkdir(parents=True)
     (project / "runs" / impossible.folder).write_text("not a folder")
+    (cluster,) = re.findall(r"ClusterName\s*= (\S+)", harsh_slurm.client("scontrol", "show", "config"))
+    keep(project / "runs", Memory(nodes={cluster: {"n1": time.time() + 600}, "other": {"n2": time.time() + 600}}))
     done = call(project, harsh_slurm, "--partition", "gpu", "--retries", "2")
     assert done.returncode == 0, done.stderr
     assert "retries:    the last job tries again what failed, each run up to 2 times; where jobs may" in done.stdout
@@ -173,7 +176,10 @@ def test_the_last_job_tries_again_with_more_memory_and_leaves_what_cannot_be_mad
     assert sorted(map(len, changes)) == [0, 1]
     assert "--mem=1024" in "".join(path.read_text() for path in project.glob("runs/submissions/*/*.sh"))
     again = call(project, harsh_slurm, "--partition", "gpu", "--plan", "--retries", "2")
-    assert "not tried again: 1 run after bad input" in again.stdout
+    assert "taken up as it was: 1 run after bad input" in again.stdout
+    texts = [path.read_text() for path in project.glob("runs/submissions/*/*.sh")]
+    assert all("#SBATCH --exclude=n1\n" in text for text in texts)
+    assert log_of_made[0]["host"] != "n1"
 
 
 def test_where_jobs_may_not_submit_the_last_job_says_that_the_same_command_does(tmp_path: Path) -> None:
