@@ -80,7 +80,7 @@ class Job:
         stop_after: rank to the steps after which that process alone is asked to leave.
         break_after: rank to the steps after which something breaks there.
         full_disk: no checkpoint can be written.
-        compiled, recompute: see Resources.
+        compiled, recompute, micro_batch: see Resources.
     """
 
     folder: Path
@@ -94,6 +94,7 @@ class Job:
     full_disk: bool = False
     compiled: bool = False
     recompute: bool = False
+    micro_batch: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +129,11 @@ def perform(job: Job, rank: int = 0, world: int = 1) -> Result:
         folder=job.folder,
         data=job.data or job.folder,
         parents={},
-        resources=Resources(checkpoint_every_s=job.checkpoint_every_s, compile="on" if job.compiled else "off"),
+        resources=Resources(
+            checkpoint_every_s=job.checkpoint_every_s,
+            compile="on" if job.compiled else "off",
+            micro_batch=job.micro_batch,
+        ),
         stopped=stopped,
         rank=rank,
         world=world,
@@ -258,6 +263,13 @@ def test_compiled_parts_and_recomputing_change_nothing_in_two_processes(crew: Cr
     assert_near(alone, together[0])
     assert len({result.digest for result in together}) == 1
     assert not [entry for entry in read_log(tmp_path / "two") if entry.get("event") == "compile_failed"]
+
+
+def test_batches_in_parts_change_nothing_in_two_processes(crew: Crew, tmp_path: Path) -> None:
+    alone = perform(Job(folder=tmp_path / "alone", kind="hvae"))
+    together = crew.run(2, Job(folder=tmp_path / "two", kind="hvae", micro_batch=1))  # of two pairs each
+    assert_near(alone, together[0])
+    assert len({result.digest for result in together}) == 1
 
 
 def test_float16_skips_the_same_steps_in_all_processes(crew: Crew, tmp_path: Path) -> None:
