@@ -5,6 +5,7 @@ types, the system's error number, the signal, what the kernel counted), so that 
 """
 
 import contextlib
+import errno
 import re
 import signal
 import sys
@@ -18,6 +19,10 @@ from hvae_hpc.rundir import METRICS, append_log, read_log
 
 STALLS = 10
 """Attempts of one element that may end where they began before the run is given up."""
+
+
+MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EIO, errno.ESTALE)
+"""The system's error numbers that say something of the machine and nothing of our code."""
 
 
 class StallError(UserError):

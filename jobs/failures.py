@@ -53,6 +53,8 @@ NUMBERS: Mapping[int, Failure] = {
     errno.ENOSPC: "disk full or quota",
     errno.EDQUOT: "disk full or quota",
     errno.ENOMEM: "out of memory (host)",
+    errno.EIO: "node failure",  # its disk, or its way to the file server
+    errno.ESTALE: "node failure",
 }
 
 

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from hvae_hpc.config import dump, read_json
 from hvae_hpc.errors import UserError, run_command
-from hvae_hpc.jobs.attempts import check_stall, checkpoint_at, evidence_of, record, spent_s
+from hvae_hpc.jobs.attempts import MACHINE_ERRORS, check_stall, checkpoint_at, evidence_of, record, spent_s
 from hvae_hpc.jobs.gpu import GPUMeter
 from hvae_hpc.jobs.provenance import host, job_id, make_provenance
 from hvae_hpc.plan import AGAIN, Plan, read_element, read_plan
@@ -86,10 +86,10 @@ def execute(plan: Plan, run_id: str, stopped: Callable[[], bool] = signals.leave
         return report("failed", record(folder, "failed", str(error), **evidence_of(error)))
     except Exception as error:  # a bug in one run must not take the others of this process along
         traceback.print_exc()
-        kind = type(error).__name__
-        ours = not isinstance(error, OSError) and not kind.endswith("MemoryError")
+        kind, evidence = type(error).__name__, evidence_of(error)
+        ours = evidence.get("errno") not in MACHINE_ERRORS and not kind.endswith("MemoryError")
         message = f"{kind}: {error}{' (a bug: traceback in the log)' if ours else ''}"
-        return report("failed", record(folder, "failed", message, **evidence_of(error)))
+        return report("failed", record(folder, "failed", message, **evidence))
 
 
 def _read_parents(plan: Plan, run_id: str) -> dict[str, RunResult]:

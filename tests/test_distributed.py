@@ -313,7 +313,7 @@ def test_a_damaged_checkpoint_is_passed_over_by_all(crew: Crew, tmp_path: Path) 
 
 def test_a_term_that_is_not_finite_in_one_process_ends_all_alike(crew: Crew, tmp_path: Path) -> None:
     results = crew.run(2, Job(folder=tmp_path / "run", kind="one-sided"))
-    assert results[0].error.startswith("UserError: size became inf at images_seen = 16")
+    assert results[0].error.startswith("NonFiniteError: size became inf at images_seen = 16")
     assert results[1].error == results[0].error
     assert not find_checkpoints(tmp_path / "run")
 

@@ -93,6 +93,28 @@ def test_a_bug(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "failed: ZeroDivisionError: division by zero (a bug: traceback in the log)" in lines[2]
 
 
+@pytest.mark.parametrize(
+    ("number", "failure"),
+    [
+        (errno.ENOSPC, "disk full or quota"),
+        (errno.EDQUOT, "disk full or quota"),
+        (errno.ENOMEM, "out of memory (host)"),
+        (errno.EIO, "node failure"),
+        (errno.ESTALE, "node failure"),
+        (errno.ENOENT, "code error"),
+    ],
+)
+def test_the_system_s_error_numbers_are_told_apart(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, number: int, failure: str
+) -> None:
+    run_id = run_named(plan, "train", "vae")
+    monkeypatch.setattr(tasks, "stage_function", failing_by(OSError(number, os.strerror(number))))
+    assert tasks.execute(plan, run_id).state == "failed"
+    lines = why(plan, run_id)
+    assert lines[1] == f"class:     {failure}"
+    assert ("a bug" in lines[2]) == (failure == "code error")
+
+
 def test_a_gpu_whose_memory_is_full_has_fewer_pairs_at_once_next(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
