@@ -269,4 +269,4 @@ def _with_seed(config: C, seed: int) -> C:
 def plan_id(plan: Plan) -> str:
     """Return 12 digits that follow from all that the plan says, for the names of what is submitted."""
     said = [plan.sweep, str(plan.runs_folder), list(plan.runs), dump(plan.resources), dump(plan.data), plan.code_sha]
-    return content_hash([*said, dump(plan.arrays), plan.allow_code_drift])[:12]
+    return content_hash([*said, dump(plan.arrays), plan.allow_code_drift, dump(plan.changes)])[:12]

@@ -19,9 +19,10 @@ from hvae_hpc.jobs.policy import Failure, change, in_words
 from hvae_hpc.jobs.site import Site
 from hvae_hpc.jobs.slurm import Cluster
 from hvae_hpc.jobs.standing import SUBMISSIONS, Standing, Submissions, read_standings
-from hvae_hpc.plan import Plan, State, read_states
+from hvae_hpc.plan import Plan
 from hvae_hpc.resources import Resources
 from hvae_hpc.rundir import write_json
+from hvae_hpc.states import State, read_states
 
 MEMORY_FILE = "retries.json"
 

@@ -22,8 +22,9 @@ from hvae_hpc.jobs.site import read_site
 from hvae_hpc.jobs.slurm import read_queue
 from hvae_hpc.jobs.standing import Standing, Submissions, comment_of, read_standings
 from hvae_hpc.jobs.why import explain
-from hvae_hpc.plan import Plan, read_states, write_plan
+from hvae_hpc.plan import Plan, write_plan
 from hvae_hpc.resources import Resources
+from hvae_hpc.states import read_states
 from tests.made_up import SMALL_ARMS, make_runs
 from tests.queues import log, submit
 from tests.queues import make_plan as make_up_plan

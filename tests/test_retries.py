@@ -19,9 +19,10 @@ from hvae_hpc.jobs.retries import write_memory as keep
 from hvae_hpc.jobs.site import Site, read_site
 from hvae_hpc.jobs.slurm import Cluster, Partition
 from hvae_hpc.jobs.standing import Submissions, read_standings
-from hvae_hpc.plan import Array, Plan, plan_path, read_states, write_plan
+from hvae_hpc.plan import Array, Plan, plan_path, write_plan
 from hvae_hpc.resources import Resources
 from hvae_hpc.rundir import read_log
+from hvae_hpc.states import read_states
 from tests.made_up import SMALL_ARMS, make_runs
 from tests.queues import log, make_plan, queue_of, submit
 from tests.test_apply import call, make_project, plan_of
