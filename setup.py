@@ -12,7 +12,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["hvae_hpc", "hvae_hpc.*"]),
     package_data={
-        "hvae_hpc.jobs": ["sweeps/*.toml", "sites/*.toml"],
+        "hvae_hpc.jobs": ["sweeps/*.toml", "sites/*.toml", "policy.toml"],
         "hvae_hpc.preprocess": ["recipes/*.toml"],
         "hvae_hpc.results": ["published/*", "*.html"],
     },

@@ -14,6 +14,10 @@ class UserError(Exception):
     """What was got, what was expected, and what to do next, in one line for a person to read."""
 
 
+class NonFiniteError(UserError):
+    """A loss, a gradient or a metric that is no number, and when it became so."""
+
+
 def printable(text: str) -> str:
     """Escape what a terminal would obey or refuse: control characters, and bytes of a name that are no UTF-8."""
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)

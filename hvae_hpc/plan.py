@@ -70,6 +70,7 @@ class Plan:
         totals: of a submission: what it will cost, by name (see :mod:`hvae_hpc.jobs.costs`).
         allow_code_drift: an element also starts where the package has changed since.
         requeues: times that an element may send itself back to the queue at its time limit.
+        changes: run id to the fields of its stage's resources that a run has otherwise, after it failed with these.
     """
 
     sweep: str
@@ -82,6 +83,11 @@ class Plan:
     totals: Mapping[str, float] = field(default_factory=dict)
     allow_code_drift: bool = False
     requeues: int = 100
+    changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def resources_of(self, run_id: str) -> Resources:
+        """What a run may use."""
+        return replace(self.resources[self.runs[run_id].stage], **self.changes.get(run_id, {}))
 
     def folder(self, run_id: str) -> Path:
         """The run's folder."""
@@ -124,6 +130,7 @@ class _PlanFile:
     totals: dict[str, float] = field(default_factory=dict)
     allow_code_drift: bool = False
     requeues: int = 100
+    changes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def plan_path(runs_folder: Path, sweep: str) -> Path:
@@ -141,9 +148,7 @@ def find_plans(runs_folder: Path, sweep: str | None = None) -> list[Path]:
         raise UserError(f"{runs_folder}: no such folder; expected the runs folder of a sweep")
     plans = sorted((runs_folder / PLANS).glob("*.json"), key=lambda path: path.stem)
     if not plans:
-        raise UserError(
-            f"{runs_folder}: no plan of a sweep in it; give the folder that a sweep printed as its runs folder"
-        )
+        raise UserError(f"{runs_folder}: no plan of a sweep in it; give the runs folder that a sweep printed")
     if sweep is not None and plan_path(runs_folder, sweep) not in plans:
         known = ", ".join(path.stem for path in plans)
         raise UserError(f"{runs_folder}: has no sweep {sweep!r}, expected one of {known}")
@@ -279,4 +284,4 @@ def _with_seed(config: C, seed: int) -> C:
 def plan_id(plan: Plan) -> str:
     """Return 12 digits that follow from all that the plan says, for the names of what is submitted."""
     said = [plan.sweep, str(plan.runs_folder), list(plan.runs), dump(plan.resources), dump(plan.data), plan.code_sha]
-    return content_hash([*said, dump(plan.arrays), plan.allow_code_drift])[:12]
+    return content_hash([*said, dump(plan.arrays), plan.allow_code_drift, dump(plan.changes)])[:12]

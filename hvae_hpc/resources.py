@@ -38,6 +38,8 @@ class Resources:
         at_once: runs of an element that are made side by side on its GPU, each by a process of its own, for which
             ``cpus`` and ``memory_gb`` must suffice; 0 for as many as a short measurement finds to be worth it.
         compile: torch.compile the training step: "auto" on a GPU only.
+        micro_batch: pairs that go through a (V/H)VAE at once where a process's share of the batch does not fit; their
+            gradients are added up to the batch's, which changes the weights by rounding alone. 0 for the whole share.
         recompute: save memory where a (H)VAE does not fit (256 px, large batches): its decodings are done again in the
             backward pass, not kept.
         tensorboard: write the training's log as TensorBoard event files too, into ``tensorboard/`` of the run's folder.
@@ -69,6 +71,7 @@ class Resources:
     threads: int = 1
     at_once: int = 1
     compile: Literal["auto", "on", "off"] = "auto"
+    micro_batch: int = 0
     recompute: bool = False
     tensorboard: bool = False
     checkpoint_every_s: float | None = None
@@ -87,7 +90,16 @@ class Resources:
         ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected more than 0")
-        for name in ("gpus", "minutes_min", "nice", "grace_s", "array_parallelism", "at_once", "checkpoint_every_s"):
+        for name in (
+            "gpus",
+            "minutes_min",
+            "nice",
+            "grace_s",
+            "array_parallelism",
+            "at_once",
+            "micro_batch",
+            "checkpoint_every_s",
+        ):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or more")
         for name in ("partition", "account", "qos", "constraint", "exclude", "container", "python"):

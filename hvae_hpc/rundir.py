@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from hvae_hpc.config import dump, load, read_json
-from hvae_hpc.errors import UserError
+from hvae_hpc.errors import NonFiniteError, UserError
 from hvae_hpc.identity import canonical_json
 
 CONFIG = "config.json"
@@ -153,11 +153,11 @@ def write_result(folder: Path, result: RunResult) -> None:
     """Write metrics.json: from now on the run is done.
 
     Raises:
-        UserError: a metric is not finite; it names the metric.
+        NonFiniteError: a metric is not finite; it names the metric.
     """
     for name, value in result.metrics.items():
         if not abs(value) < float("inf"):
-            raise UserError(f"{folder}: metric {name} is {value}; a run with a non-finite metric is not done")
+            raise NonFiniteError(f"{folder}: metric {name} is {value}; a run with a non-finite metric is not done")
     write_json(folder / METRICS, dump(result))
 
 
@@ -230,7 +230,7 @@ def append_log(folder: Path, record: dict[str, Any]) -> None:
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """Read log.jsonl; lines that a crash cut short are left out."""
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         return _parse_lines((folder / LOG).read_bytes().splitlines())
     return []
 

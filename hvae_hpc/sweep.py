@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
         print("nothing was done (--plan)")
         return 0
     write_plan(plan, plan_path(plan.runs_folder, plan.sweep))
-    return _run_here(plan, missing, options.workers)
+    return _run_here(plan, missing, options.workers, site, min(options.retries, site.caps.retries))
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -97,6 +97,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--plan", action="store_true", help="show what would run, and do nothing")
     parser.add_argument(
+        "--retries", type=int, default=0, metavar="N", help="try again what failed, each run up to N times (default: 0)"
+    )
+    parser.add_argument(
         "--allow-code-drift", action="store_true", help="let queued runs start after the package was changed"
     )
     parser.add_argument("--finish", type=Path, help=argparse.SUPPRESS)  # the last job of a submission
@@ -104,6 +107,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.workers < 1:
         raise UserError(f"--workers is {options.workers}, expected 1 or more")
+    if options.retries < 0:
+        raise UserError(f"--retries is {options.retries}, expected 0 or more")
     return options
 
 
@@ -202,20 +207,20 @@ def _submit(
         print(f"tables: python -m hvae_hpc.results {plan.runs_folder}")
         return 0
     again = [word for word in argv if word not in ("--plan", "--finish", str(options.finish))]
-    last = ["-m", "hvae_hpc.sweep", *again, "--finish"]
+    last, retries = ["-m", "hvae_hpc.sweep", *again, "--finish"], min(options.retries, site.caps.retries)
     if options.plan:
-        prepared = launcher.prepare(plan, site, cluster, last)
+        prepared = launcher.prepare(plan, site, cluster, last, retries=retries)
         lines = outlook.describe(prepared, launcher.check_space(prepared))
         print(*lines, *outlook.sbatch_texts(prepared.plan.arrays), "nothing was done (--plan)", sep="\n")
         return 0
     with launcher.submitting(plan.runs_folder / SUBMISSIONS) as lock:
-        prepared = launcher.prepare(plan, site, cluster, last, only_new=bool(options.finish))
+        prepared = launcher.prepare(plan, site, cluster, last, only_new=bool(options.finish), retries=retries)
         for line in outlook.describe(prepared, launcher.check_space(prepared)):
             print(line)
         write_plan(plan, plan_path(plan.runs_folder, plan.sweep))
         application = apply.Application(prepared, lock)
         application.run()
-    print(*outlook.tell(application), sep="\n")
+    print(*outlook.tell(application, retries), sep="\n")
     there = any(standing.kind in ("waiting", "running") for standing in prepared.standings.values())
     return 0 if application.jobs or there or not application.refused else 1
 
@@ -235,26 +240,37 @@ def _finish(options: argparse.Namespace, argv: Sequence[str]) -> int:
     states, submissions = read_states(plan), Submissions(plan.runs_folder)
     submitted = submissions.elements()
     never = sum(not state.done and run_id not in submitted for run_id, state in states.items())
-    if not never or not submissions.got_further(options.finish.name, states):
+    goes_on = never and submissions.got_further(options.finish.name, states)
+    if not goes_on and not (options.retries and not all(state.done for state in states.values())):
         return 0
+    left = f"{never} runs are not in the queue yet" if never else "what failed is not tried again"
     if read_plan(plan_path(plan.runs_folder, plan.sweep)).runs != plan.runs:
-        raise UserError(f"{never} runs are not in the queue yet, and the sweep has changed; give the command again")
+        raise UserError(f"{left}, and the sweep has changed; give the command again")
     if code_sha() != plan.code_sha and not plan.allow_code_drift:
-        raise UserError(f"{never} runs are not in the queue yet, and the package has changed; give the command again")
+        raise UserError(f"{left}, and the package has changed; give the command again")
     try:
         return _submit(plan, list(plan.runs), read_site(options.site), slurm.read_cluster(), options, argv)
     except UserError as error:  # many sites forbid sbatch on compute nodes
-        raise UserError(f"{never} runs are not in the queue yet: {error}; give the sweep command again") from error
+        raise UserError(f"{left}: {error}; give the sweep command again") from error
 
 
-def _run_here(plan: Plan, missing: Sequence[str], workers: int) -> int:
+def _run_here(plan: Plan, missing: Sequence[str], workers: int, site: Site, retries: int) -> int:
     from hvae_hpc.jobs.local import run_locally
+    from hvae_hpc.jobs.retries import choose_here
 
     plan = replace(plan, resources={stage: _for_this_machine(value) for stage, value in plan.resources.items()})
     # Workers read a plan of their own: another command may replace the sweep's while they are at work.
     plan_file = plan.runs_folder / "local" / f"{plan.sweep}-{os.getpid()}.json"
     write_plan(plan, plan_file)
     reports = run_locally(plan, plan_file, missing, workers) if missing else {}
+    by_hand = True
+    while retries and any(report.state != "done" for report in reports.values()):
+        plan, again = choose_here(plan, site, retries, by_hand=by_hand)
+        if not again:
+            break
+        by_hand = False
+        write_plan(plan, plan_file)
+        reports |= run_locally(plan, plan_file, again, 1)  # one at a time: each has the machine for itself
     bad = [report for report in reports.values() if report.state != "done"]
     if bad:
         first = plan.runs[bad[0].run_id]

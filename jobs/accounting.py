@@ -23,7 +23,11 @@ UNENDED = ("PENDING", "RUNNING", "REQUEUED", "RESIZING", "SUSPENDED", "REVOKED")
 
 
 def explain_lost(
-    standings: Mapping[str, Standing], submissions: Submissions, patience_s: float = 10.0
+    standings: Mapping[str, Standing],
+    submissions: Submissions,
+    patience_s: float = 10.0,
+    *,
+    thorough: bool = False,
 ) -> dict[str, Standing]:
     """Return the standings, with SLURM's word in the reason of those that are lost.
 
@@ -31,10 +35,11 @@ def explain_lost(
         standings: of a plan's runs.
         submissions: of its runs folder.
         patience_s: how long to try.
+        thorough: ask now, and where there is no accounting ask for what SLURM remembers of the last minutes.
     """
     ends: dict[str, str] = {}
     if lost := {standing.element for standing in standings.values() if standing.kind == "lost"} - {""}:
-        ends = _read_ends(submissions, lost, patience_s)
+        ends = _read_ends(submissions, lost, patience_s, thorough)
     explained = dict(standings)
     for run_id, standing in standings.items():
         if standing.kind == "lost" and (state := ends.get(standing.element)):
@@ -42,17 +47,16 @@ def explain_lost(
     return explained
 
 
-def _read_ends(submissions: Submissions, elements: set[str], patience_s: float) -> dict[str, str]:
+def _read_ends(submissions: Submissions, elements: set[str], patience_s: float, thorough: bool) -> dict[str, str]:
     """Return how elements ended; "" for those of which accounting knows nothing."""
-    path = submissions.folder / ENDS_FILE
-    known: dict[str, Any] = {"asked_at": 0.0, "ends": {}}
-    with contextlib.suppress(UserError, TypeError):
-        known |= read_json(path)
+    path, known = submissions.folder / ENDS_FILE, _read_known(submissions)
     ends: dict[str, str] = known["ends"]
     unknown = elements - set(ends)
-    if unknown and not 0 <= time.time() - float(known["asked_at"]) < POLL_S:
+    if unknown and (thorough or not 0 <= time.time() - float(known["asked_at"]) < POLL_S):
         job_of = {element: element.partition("_")[0] for element in unknown}
         states = ask_accounting(sorted(set(job_of.values())), patience_s)
+        if states is None and thorough:
+            states = _ask_what_is_remembered(patience_s)
         if states is not None:
             recent = {job.job for job in submissions.jobs() if time.time() - job.time < BEHIND_S}
             ends |= {element: "" for element in unknown if element not in states and job_of[element] not in recent}
@@ -60,6 +64,18 @@ def _read_ends(submissions: Submissions, elements: set[str], patience_s: float) 
         with contextlib.suppress(UserError, OSError):  # somebody else's runs folder: then it is asked again
             write_json(path, {"asked_at": time.time(), "ends": ends})
     return dict(ends)
+
+
+def known_ends(submissions: Submissions) -> dict[str, str]:
+    """Return how elements ended, as far as somebody has asked: "12_3" to "TIMEOUT", "FAILED, exit code 1", ""."""
+    return dict(_read_known(submissions)["ends"])
+
+
+def _read_known(submissions: Submissions) -> dict[str, Any]:
+    known: dict[str, Any] = {"asked_at": 0.0, "ends": {}}
+    with contextlib.suppress(UserError, TypeError):
+        known |= read_json(submissions.folder / ENDS_FILE)
+    return known
 
 
 def ask_accounting(jobs: Sequence[str], patience_s: float) -> dict[str, str] | None:
@@ -78,6 +94,18 @@ def ask_accounting(jobs: Sequence[str], patience_s: float) -> dict[str, str] | N
     states: dict[str, str] = {}
     for element, state, code in (line.split("|") for line in lines):
         job, _, places = element.partition("_")
-        word = f"FAILED, exit code {code.partition(':')[0]}" if state == "FAILED" else state
+        exit_code, _, number = code.partition(":")
+        how = f"signal {number}" if number not in ("", "0") else f"exit code {exit_code}"
+        word = f"FAILED, {how}" if state == "FAILED" else state
         states |= {f"{job}_{place}": word for place in parse_places(places.strip("[]"))}
     return states
+
+
+def _ask_what_is_remembered(patience_s: float) -> dict[str, str] | None:
+    """Return the states of all the user's elements, also of those that ended in the last minutes (MinJobAge)."""
+    try:
+        lines = ask(["squeue", "--me", "--states=all", "--noheader", "--format=%F|%K|%T"], patience_s).splitlines()
+    except UserError:
+        return None
+    rows = (line.split("|") for line in lines)
+    return {f"{job}_{place}": state for job, places, state in rows for place in parse_places(places)}

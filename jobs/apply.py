@@ -8,6 +8,7 @@ from pathlib import Path
 from hvae_hpc.errors import UserError
 from hvae_hpc.jobs import slurm
 from hvae_hpc.jobs.launcher import Prepared
+from hvae_hpc.jobs.retries import write_memory
 from hvae_hpc.jobs.standing import PLAN_FILE, Job, Submissions, parse_comment
 from hvae_hpc.plan import Array, write_plan
 from hvae_hpc.rundir import write_atomic
@@ -43,6 +44,8 @@ class Application:
             self._submissions.note(job)
         if not self.prepared.plan.arrays:
             return
+        if self.prepared.memory:
+            write_memory(self.prepared.plan.runs_folder, self.prepared.memory)
         *arrays, _ = self.prepared.plan.arrays
         write_plan(self.prepared.plan, self.prepared.folder / PLAN_FILE)
         for number, array in enumerate(arrays):

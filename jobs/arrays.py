@@ -70,8 +70,8 @@ def _build(
     for stage in CONFIGS:  # parents' stages first
         mine = [run_id for run_id in run_ids if plan.runs[run_id].stage == stage]
         for (data, source), ids in _group(plan, mine, place_of, queued):
-            resources = plan.resources[stage]
-            capacity_s = 60 * resources.element_minutes if resources.tasks == 1 else 0.0
+            resources, longest = plan.resources[stage], plan.changes.get(ids[0], {}).get("minutes", 0)
+            capacity_s = 60 * resources.element_minutes if resources.tasks == 1 and not longest else 0.0
             elements = bundle(ids, seconds, capacity_s, fill)
             for start in range(0, len(elements), max_array_size):
                 part = elements[start : start + max_array_size]
@@ -85,7 +85,7 @@ def _build(
                         elements=tuple(part),
                         after=tuple(sorted({place_of[parent] for parent in parents if parent in place_of})),
                         after_jobs=tuple(sorted({queued[parent] for parent in parents if parent in queued})),
-                        minutes=_limit(part, seconds, resources),
+                        minutes=max(longest, _limit(part, seconds, resources)),
                         seconds=sum(seconds[run_id].expected for run_id in runs),
                     )
                 )
@@ -95,19 +95,20 @@ def _build(
 def _group(
     plan: Plan, run_ids: Sequence[str], place_of: Mapping[str, Place], queued: Mapping[str, str]
 ) -> Iterator[tuple[tuple[str, str], list[str]]]:
-    """Yield (data set, source) and the runs of one stage that wait for the same elements."""
+    """Yield (data set, source) and the runs of one stage that wait for the same elements and ask for the same."""
     keys = {}
     for run_id in run_ids:
         run, parents = plan.runs[run_id], plan.parents(run_id).values()
         waits = frozenset(place_of.get(parent) or queued.get(parent) for parent in parents)
-        keys[run_id] = (run.config.data, _source(run), waits)
-    number = Counter((data, source) for data, source, _ in set(keys.values()))
+        changes = tuple(sorted(plan.changes.get(run_id, {}).items()))
+        keys[run_id] = (run.config.data, _source(run), changes, waits)
+    number = Counter((data, source) for data, source, *_ in set(keys.values()))
     groups: dict[object, list[str]] = {}
-    for run_id, (data, source, waits) in keys.items():
-        key = (data, source, waits if number[data, source] <= MOST_GROUPS else None)
+    for run_id, (data, source, changes, waits) in keys.items():
+        key = (data, source, changes, waits if number[data, source] <= MOST_GROUPS else None)
         groups.setdefault(key, []).append(run_id)
     for ids in groups.values():
-        data, source, _ = keys[ids[0]]
+        data, source, *_ = keys[ids[0]]
         yield (data, source), ids
 
 

@@ -1,16 +1,32 @@
-"""What a run's log and files say of its attempts: how far each came, how long it took, why it ended."""
+"""What a run's log and files say of its attempts: how far each came, how long it took, why it ended.
 
+How an attempt ended is logged where it is known, with what tells one kind of failure from another (the exceptions'
+types, the system's error number, the signal, what the kernel counted), so that nobody has to guess it from a sentence.
+"""
+
+import contextlib
+import errno
+import re
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from hvae_hpc.errors import UserError
-from hvae_hpc.jobs.provenance import job_id
+from hvae_hpc.jobs.provenance import host, job_id
 from hvae_hpc.rundir import METRICS, append_log, read_log
 
 STALLS = 10
 """Attempts of one element that may end where they began before the run is given up."""
+
+
+MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EIO, errno.ESTALE)
+"""The system's error numbers that say something of the machine and nothing of our code."""
+
+
+class StallError(UserError):
+    """An element began a run again and again without getting further."""
 
 
 def checkpoint_at(folder: Path) -> int:
@@ -23,10 +39,10 @@ def how_far(folder: Path) -> float:
     return float("inf") if (folder / METRICS).exists() else checkpoint_at(folder)
 
 
-def failed_in(folder: Path, job: str) -> bool:
-    """Tell whether a run failed in an earlier life of this very element, which does not try it again."""
+def last_event_in(folder: Path, job: str) -> str:
+    """Return the last event of a run's log if it is of this very element, in this life or an earlier one; else ""."""
     last: dict[str, Any] = next((entry for entry in reversed(read_log(folder)) if "event" in entry), {})
-    return bool(job) and last.get("event") == "failed" and last.get("job_id") == job
+    return str(last["event"]) if job and last.get("job_id") == job else ""
 
 
 def check_stall(folder: Path, log: Sequence[dict[str, Any]]) -> None:
@@ -37,7 +53,7 @@ def check_stall(folder: Path, log: Sequence[dict[str, Any]]) -> None:
     starts = [entry.get("at") for entry in log if entry.get("event") == "started" and entry.get("job_id")]
     mine = [entry for entry in log if entry.get("event") == "started" and entry.get("job_id") == job_id()]
     if job_id() and len(mine) >= STALLS and set(starts[-STALLS:]) == {checkpoint_at(folder)}:
-        raise UserError(
+        raise StallError(
             f"began {STALLS} times at images_seen = {checkpoint_at(folder)} and never got further; in the site file "
             "give its stage more minutes, or a smaller checkpoint_every_s"
         )
@@ -53,12 +69,60 @@ def spent_s(log: Sequence[dict[str, Any]]) -> float:
     return spent
 
 
-def record(folder: Path, event: Literal["failed", "blocked", "again"], message: str) -> str:
-    """Log why an attempt ended without a result, and return that as one line."""
+def evidence_of(error: BaseException) -> dict[str, Any]:
+    """Return what an exception tells of its cause: the types of it and of what it was raised from, an error number."""
+    errors, number = list[str](), None
+    cause: BaseException | None = error
+    while cause is not None:
+        errors.append(type(cause).__name__)
+        number = number or (cause.errno if isinstance(cause, OSError) else None)
+        cause = cause.__cause__
+    return {"errors": errors} | ({"errno": number} if number else {})
+
+
+def evidence_of_death(code: int, oom_kills: int) -> dict[str, Any]:
+    """Return what is known of a process that ended without a word.
+
+    Args:
+        code: its exit code, or minus the number of the signal that ended it.
+        oom_kills: processes that the kernel ended for memory meanwhile, in the cgroup that it shares with us.
+    """
+    how = {"signal": signal.Signals(-code).name} if code < 0 else {"exit_code": code}
+    return how | ({"oom_kills": oom_kills} if oom_kills else {})
+
+
+def count_oom_kills(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return how many processes of our cgroup the kernel has ended for memory so far; 0 where it does not tell.
+
+    Args:
+        proc: names our cgroup: ``0::/path`` in version 2, ``4:memory:/path`` in version 1.
+        root: where the cgroups' files lie.
+    """
+    with contextlib.suppress(OSError):
+        for line in proc.read_text().splitlines():
+            _, kinds, path = line.split(":", maxsplit=2)
+            name = "memory.oom_control" if kinds else "memory.events"
+            file = root / kinds / path.strip("/") / name
+            if kinds in ("", "memory") and file.is_file():
+                return sum(map(int, re.findall(r"^oom_kill (\d+)$", file.read_text(), re.MULTILINE)))
+    return 0
+
+
+def record(
+    folder: Path, event: Literal["failed", "blocked", "again", "died", "left"], message: str, **evidence: Any
+) -> str:
+    """Log why an attempt ended without a result, and return that as one line.
+
+    Args:
+        folder: the run's.
+        event: "failed" is the run's own word, "died" that of the process that started the run's.
+        message: for people.
+        evidence: of its cause, as :func:`evidence_of` returns it.
+    """
     line = " ".join(message.split())
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        append_log(folder, {"event": event, "reason": line, "job_id": job_id()})
+        append_log(folder, {"event": event, "reason": line, "job_id": job_id(), "host": host(), **evidence})
     except OSError:  # a full disk is one of the failures to tell of
         print(f"{folder}: the failure could not be logged", file=sys.stderr)
     return line

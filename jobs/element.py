@@ -20,7 +20,7 @@ from pathlib import Path
 
 from hvae_hpc.errors import UserError, run_command
 from hvae_hpc.identity import code_sha
-from hvae_hpc.jobs.attempts import failed_in, how_far, record
+from hvae_hpc.jobs.attempts import how_far, last_event_in, record
 from hvae_hpc.jobs.local import Worker
 from hvae_hpc.jobs.provenance import job_id
 from hvae_hpc.jobs.slurm import ask, format_places
@@ -64,7 +64,7 @@ def run_element(plan_file: Path, array: int) -> int:
     began = time.time()
     before = {run_id: how_far(plan.folder(run_id)) for run_id in ids}
     reports = _do_all(plan, ids, lambda: Worker(plan_file, sys.stderr, array))
-    resources = plan.resources[plan.arrays[array].stage]
+    resources = plan.resources_of(ids[0])
     if resources.tasks > 1 and (before[ids[0]] == float("inf") or how_far(plan.folder(ids[0])) < float("inf")):
         meeting_file(plan, ids[0], "over").touch()  # where there was nothing to train, the others wait still
     if not signals.leave_asked() and all(report.state != "stopped" for report in reports.values()):
@@ -72,11 +72,17 @@ def run_element(plan_file: Path, array: int) -> int:
     box = plan_file.parent / "requeue"
     times = _times_sent_back(box, job_id())
     further = any(how_far(plan.folder(run_id)) > before[run_id] for run_id in ids)
-    if not (signals.time_is_up() and _limit_is_near(plan.arrays[array].minutes, resources, began)):
+    at_limit = signals.time_is_up() and _limit_is_near(plan.arrays[array].minutes, resources, began)
+    goes_back = at_limit and times < plan.requeues and (further or times < FREE_RESTARTS)
+    why = f"at its limit of {plan.arrays[array].minutes} minutes" if at_limit else "it was told to go"
+    for folder in map(plan.folder, ids):
+        if last_event_in(folder, job_id()) == "stopped":
+            record(folder, "left", why, at_limit=at_limit, further=further, goes_back=goes_back)
+    if not at_limit:
         # What ends by itself in the grace time before a preemption is not requeued: it waits to be ended.
         grace_s = plan.arrays[array].grace_s
         _wait(grace_s + LATE_S if grace_s else 0.0, lambda: False)
-    elif times >= plan.requeues or not (further or times < FREE_RESTARTS):
+    elif not goes_back:
         print(f"at the time limit, sent back {times} times before, no further than then: not sent back", flush=True)
     else:
         requeue(box, job_id())
@@ -115,7 +121,8 @@ def _do_all(plan: Plan, ids: Sequence[str], start: Callable[[], Worker]) -> dict
         start: starts a process for some of them.
     """
     reports: dict[str, Report] = {}
-    todo = [run_id for run_id in ids if not failed_in(plan.folder(run_id), job_id())]  # before it was sent back
+    # What failed before it was sent back is not tried again.
+    todo = [run_id for run_id in ids if last_event_in(plan.folder(run_id), job_id()) != "failed"]
     end: float | None = None
 
     def tell(report: Report) -> None:
@@ -123,7 +130,7 @@ def _do_all(plan: Plan, ids: Sequence[str], start: Callable[[], Worker]) -> dict
         said = f"{report.state}: {run.stage} {run.label} ({report.run_id}), {report.wall_s:.1f} s: {report.message}"
         print(said, flush=True)
 
-    if len(todo) > 1 and plan.resources[plan.runs[ids[0]].stage].side_by_side:
+    if len(todo) > 1 and plan.resources_of(ids[0]).side_by_side:
         together = Together(plan, todo, start, tell)
         together.run()
         reports |= together.reports

@@ -11,15 +11,17 @@ import fcntl
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.identity import content_hash
 from hvae_hpc.jobs import slurm
+from hvae_hpc.jobs.accounting import explain_lost
 from hvae_hpc.jobs.arrays import make_arrays
 from hvae_hpc.jobs.costs import add_up, expected_seconds
+from hvae_hpc.jobs.retries import Memory, choose, read_memory, with_memory, without_bad_nodes
 from hvae_hpc.jobs.sbatch import python_command, sbatch_text
 from hvae_hpc.jobs.site import Site
 from hvae_hpc.jobs.standing import (
@@ -52,6 +54,8 @@ class Prepared:
         room: elements that the queue still takes; None where no limit is known.
         adopted: jobs in the queue that an earlier command submitted and did not live to note.
         again_s: seconds before the last job where SLURM takes no more now and it is to submit the rest.
+        memory: of what is tried again, to be kept before anything of it is submitted.
+        told: what is tried again and what not, for people.
     """
 
     plan: Plan
@@ -60,6 +64,8 @@ class Prepared:
     room: int | None
     adopted: tuple[Job, ...] = ()
     again_s: int = 300
+    memory: Memory | None = None
+    told: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -79,6 +85,7 @@ def prepare(
     tables_command: Sequence[str],
     *,
     only_new: bool = False,
+    retries: int = 0,
 ) -> Prepared:
     """Plan what to submit of a sweep: all that is neither done nor in the queue.
 
@@ -87,7 +94,9 @@ def prepare(
         site: for the caps.
         cluster: what SLURM allows.
         tables_command: argv of the last job; the submission's folder is added to it.
-        only_new: leave out what was ever submitted: what failed, was lost or cancelled is for a person to repeat.
+        only_new: leave out what was ever submitted: what failed, was lost or cancelled is for a person to repeat, but
+            for what the policy lets be tried again.
+        retries: times that a run may be tried again with what the policy changes; 0 changes nothing.
     """
     _check_path(plan.runs_folder)
     submissions = Submissions(plan.runs_folder)
@@ -97,7 +106,13 @@ def prepare(
     queue = slurm.read_queue(not_before=young, poll_s=site.caps.poll_s)
     states = read_states(plan)  # after the queue: what ends in between would seem lost
     standings = read_standings(plan, states, submissions, queue)
-    before = submissions.elements() if only_new else {}
+    memory = read_memory(plan.runs_folder)
+    plan, choice = with_memory(plan, memory, site, cluster), None
+    if retries:
+        standings = explain_lost(standings, submissions, thorough=True)
+        choice = choose(plan, states, standings, memory, retries, site, cluster, by_hand=not only_new)
+        plan = with_memory(plan, choice.memory, site, cluster)
+    before = submissions.elements().keys() - (choice.run_ids if choice else ()) if only_new else ()
     kinds = ("done", "waiting", "running")
     wanted = [run_id for run_id, s in standings.items() if s.kind not in kinds and run_id not in before]
     queued = {run_id: s.element for run_id, s in standings.items() if s.kind in ("waiting", "running") and s.element}
@@ -121,8 +136,12 @@ def prepare(
     plan = replace(plan, arrays=tuple(arrays), requeues=site.caps.requeues)
     name = f"{plan.sweep}-{plan_id(plan)}"
     folder = plan.runs_folder / SUBMISSIONS / name
+
+    def healthy(resources: Resources) -> Resources:
+        return without_bad_nodes(resources, choice.memory if choice else memory, cluster)
+
     arrays = [
-        replace(array, script=_script(plan, folder, name, number, tables_command))
+        replace(array, script=_script(plan, folder, name, number, tables_command, healthy))
         for number, array in enumerate(arrays)
     ]
     plan = replace(plan, arrays=tuple(arrays))
@@ -134,6 +153,8 @@ def prepare(
         room=room,
         adopted=tuple(submissions.unnoted(queue)),
         again_s=int(5 * site.caps.poll_s),
+        memory=choice.memory if choice else None,
+        told=choice.told if choice else (),
     )
 
 
@@ -156,16 +177,23 @@ def _check_path(folder: Path) -> None:
         )
 
 
-def _script(plan: Plan, folder: Path, name: str, number: int, tables_command: Sequence[str]) -> str:
+def _script(
+    plan: Plan,
+    folder: Path,
+    name: str,
+    number: int,
+    tables_command: Sequence[str],
+    healthy: Callable[[Resources], Resources],
+) -> str:
     array = plan.arrays[number]
-    resources = plan.resources[array.stage]
+    resources = plan.resources_of(array.elements[0][0]) if array.elements else plan.resources[array.stage]
     if array.stage == TABLES:
         command = [*python_command(resources), *tables_command, str(folder)]
     else:
         command = [*python_command(resources), "-m", "hvae_hpc.jobs.element", "--plan", str(folder / PLAN_FILE)]
         command += ["--array", str(number)]
     return sbatch_text(
-        folder, array.name, replace(resources, minutes=min(array.minutes, resources.minutes)), command,
+        folder, array.name, replace(healthy(resources), minutes=array.minutes), command,
         comment=comment_of(name, number), elements=len(array.elements),
     )  # fmt: skip
 

@@ -7,15 +7,15 @@ is reported, a fresh worker takes its place, and the same command goes on later 
 import contextlib
 import json
 import selectors
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from hvae_hpc.config import load
+from hvae_hpc.jobs.attempts import count_oom_kills, evidence_of_death, record
 from hvae_hpc.jobs.tasks import Report
 from hvae_hpc.plan import Plan
 
@@ -31,6 +31,10 @@ class Worker:
         plan_file: where its runs stand.
         log: takes what it prints.
         array: of the element in the plan that it works for; None for all of the plan.
+
+    Attributes:
+        run_id: what it is at; where it died at it, that still.
+        death: what is known of that.
     """
 
     def __init__(self, plan_file: Path, log: IO[str], array: int | None = None) -> None:
@@ -41,12 +45,14 @@ class Worker:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
         )
         self.run_id: str | None = None
-        self.started = 0.0
+        self.started, self._oom_kills = 0.0, 0
+        self.death: dict[str, Any] = {}
 
     def give(self, run_id: str, at_once: int = 1) -> None:
         """Tell it to make a run, as one of so many on its device."""
         assert self.process.stdin is not None
         self.run_id, self.started = run_id, time.time()
+        self.death, self._oom_kills = {}, count_oom_kills()
         with contextlib.suppress(BrokenPipeError):  # it died between two runs; its silence is read as that
             self.process.stdin.write(f"{run_id} {at_once}\n")
             self.process.stdin.flush()
@@ -60,7 +66,8 @@ class Worker:
             self.run_id = None
             return load(Report, json.loads(line), "a worker's answer")
         code = self.process.wait()
-        cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        self.death = evidence_of_death(code, count_oom_kills() - self._oom_kills)
+        cause = self.death.get("signal", f"exit code {code}") + (", out of memory" * ("oom_kills" in self.death))
         message = f"its process died ({cause}); the same command goes on from the last checkpoint"
         return Report(run_id=run_id, state="failed", message=message, wall_s=time.time() - self.started)
 
@@ -150,6 +157,8 @@ def run_locally(plan: Plan, plan_file: Path, run_ids: Sequence[str], n_workers: 
                         waiting.append(report.run_id)
                         not_before[report.run_id] = time.time() + ASK_AGAIN_S
                     elif report:
+                        if worker.run_id is not None:  # it died at it
+                            record(plan.folder(report.run_id), "died", report.message, **worker.death)
                         reports[report.run_id] = report
                         progress.tell(report)
                     if worker.process.poll() is not None or report is None:

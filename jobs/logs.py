@@ -21,6 +21,8 @@ EVENTS = {
     "blocked": "{reason}",
     "inputs_changed": "what it is made from was made anew, so it begins anew",
     "checkpoint_damaged": "{file} is damaged, the one before it is taken",
+    "died": "{reason}",
+    "left": "its element left: {reason}",
     "again": "failed beside other runs, is to be done again alone: {reason}",
     "compile_failed": "could not be compiled, goes on without: {reason}",
 }
@@ -53,10 +55,15 @@ def main(argv: Sequence[str]) -> int:
 def _process_log(runs_folder: Path, elements: Sequence[str | None]) -> Path | None:
     """Return the log of the first of some elements that has one; "" stands for local workers, None for nobody."""
     for element in elements:
-        pattern = f"{SUBMISSIONS}/*/{element}_0_log.out" if element else "local/*.log"
-        if element is not None and (paths := list(runs_folder.glob(pattern))):
-            return max(paths, key=lambda path: path.stat().st_mtime)
+        if element is not None and (paths := process_logs(runs_folder, element, "0")):
+            return paths[-1]
     return None
+
+
+def process_logs(runs_folder: Path, element: str, process: str = "*") -> list[Path]:
+    """Return the logs of an element's processes, or of one of them; of local workers for ""; the newest last."""
+    pattern = f"{SUBMISSIONS}/*/{element}_{process}_log.out" if element else "local/*.log"
+    return sorted(runs_folder.glob(pattern), key=lambda path: path.stat().st_mtime)
 
 
 def describe(record: Mapping[str, Any]) -> str:

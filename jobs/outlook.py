@@ -10,6 +10,7 @@ from hvae_hpc.plan import Array
 def describe(prepared: Prepared, free_bytes: float) -> Iterator[str]:
     """Yield what will be submitted and what it costs, in lines."""
     plan, totals = prepared.plan, prepared.plan.totals
+    yield from (f"  {line}" for line in prepared.told)
     if not plan.arrays:
         return
     yield f"  to submit:  {'stage':9}{'runs':>6}{'arrays':>8}{'elements':>10}{'each':>9}{'limit':>9}  partition"
@@ -55,8 +56,8 @@ def sbatch_texts(arrays: Sequence[Array]) -> Iterator[str]:
             yield array.script.rstrip()
 
 
-def tell(application: Application) -> Iterator[str]:
-    """Yield what was submitted, and what to do next."""
+def tell(application: Application, retries: int) -> Iterator[str]:
+    """Yield what was submitted, and what to do next; a run is tried again so often."""
     prepared = application.prepared
     for job, name, elements in application.jobs:
         yield f"  job {job}: {name}" + (f", {elements} elements" if elements else "")
@@ -65,6 +66,11 @@ def tell(application: Application) -> Iterator[str]:
     if left := len(prepared.run_ids) - application.submitted:
         who = "the last job submits them, or this command, given again" if application.jobs else "try again later"
         yield f"{left} runs are not in the queue yet ({application.refused}); {who}"
+    if application.jobs and retries:
+        yield (
+            f"retries:    the last job tries again what failed, each run up to {retries} times; where jobs may not "
+            "submit, this command does, given again"
+        )
     if application.jobs:
         yield f"logs:       {prepared.folder}"
         yield f"status:     hvae-hpc status {prepared.plan.runs_folder}"

@@ -1,19 +1,20 @@
 """What each stage may use on this cluster: the library's defaults, the administrator's file, the user's file, flags.
 
-Each is laid over the one before; then the administrator's caps cut what is above them, and say so. The
-administrator's file is ``/etc/hvae_hpc/site.toml``, and over it ``$HVAE_HPC_SITE``, which cannot lift its caps; only
-these may hold ``[caps]``.
+Each is laid over the one before, a table ``[retry]`` over the library's policy; then the administrator's caps cut what
+is above them, and say so. The administrator's file is ``/etc/hvae_hpc/site.toml``, and over it ``$HVAE_HPC_SITE``,
+which cannot lift its caps; only these may hold ``[caps]``.
 """
 
 import argparse
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from hvae_hpc.config import load, merge, read_toml
 from hvae_hpc.errors import UserError
+from hvae_hpc.jobs.policy import Failure, Rule, read_rules
 from hvae_hpc.jobs.slurm import POLL_S, Cluster
 from hvae_hpc.resources import Resources
 
@@ -32,6 +33,7 @@ class Caps:
         partitions: the only ones that may be used; none for all.
         poll_s: seconds between two looks at the queue by a user's processes together.
         requeues: times that an element may send itself back at its time limit.
+        retries: times that a run may be tried again by itself, whatever ``--retries`` says; 0 for never.
     """
 
     nodes: int = 0
@@ -44,15 +46,22 @@ class Caps:
     partitions: tuple[str, ...] = ()
     poll_s: float = POLL_S
     requeues: int = 100
+    retries: int = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """Resources by stage, the caps, and what the caps cut, one line each."""
+    """Resources by stage, the caps, what the caps cut, one line each, and what is tried again how."""
 
     resources: dict[str, Resources]
     caps: Caps
     notes: tuple[str, ...] = ()
+    rules: Mapping[Failure, Rule] = field(default_factory=dict)
+
+    def fit(self, resources: Resources, cluster: Cluster | None = None) -> Resources:
+        """Return a stage's resources cut to the caps and to what their partition has, if it is known."""
+        mine = _cap({"": resources}, self.caps, "the caps")
+        return (fit_cluster(mine, resources.partition, cluster) if cluster else mine).resources[""]
 
 
 def read_site(path: Path | None, flags: Mapping[str, Any] | None = None) -> Site:
@@ -77,6 +86,7 @@ def read_site(path: Path | None, flags: Mapping[str, Any] | None = None) -> Site
     if "caps" in own and path not in _system_files():
         raise UserError(f"{path}: [caps] stand only in the administrator's file ({SYSTEM_SITE} or $HVAE_HPC_SITE)")
     own.pop("caps", None)
+    rules = read_rules({f"{system}": ours.pop("retry", {}), f"{path}": own.pop("retry", {})})
     resources = {}
     where_from = path or system or "site"
     for stage in default:
@@ -91,7 +101,7 @@ def read_site(path: Path | None, flags: Mapping[str, Any] | None = None) -> Site
                 f"{where_from}: {stage} asks for {resources[stage].tasks} processes per run; "
                 "only train runs on several nodes or GPUs, give nodes = 1 and gpus = 1 or 0"
             )
-    return _cap(resources, caps, f"{system}")
+    return replace(_cap(resources, caps, f"{system}"), rules=rules)
 
 
 def _system_files() -> list[Path]:
@@ -127,7 +137,7 @@ def _with_flags(stage: str, table: dict[str, Any], flags: Mapping[str, Any]) -> 
 def _cap(resources: dict[str, Resources], caps: Caps, where: str) -> Site:
     notes = []
     capped = {}
-    numbers = [cap.name for cap in fields(Caps) if cap.name in {field.name for field in fields(Resources)}]
+    numbers = [cap.name for cap in fields(Caps) if cap.name in {other.name for other in fields(Resources)}]
     for stage, asked in resources.items():
         cuts = {name: getattr(caps, name) for name in numbers if 0 < getattr(caps, name) < getattr(asked, name)}
         if caps.array_parallelism and not asked.array_parallelism:  # as many as fit is above any cap

@@ -115,10 +115,11 @@ def ask(command: Sequence[str], patience_s: float = PATIENCE_S) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Partition:
-    """What a partition allows: time limit in minutes (0: none), seconds between SIGTERM and the end at preemption."""
+    """What a partition allows: minutes (0: no limit), seconds from SIGTERM to the end at preemption; its nodes."""
 
     minutes: int
     grace_s: int
+    nodes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,11 +130,13 @@ class Cluster:
         partitions: by name.
         max_array_size: the highest index of an array, plus one.
         submit_limit: elements that the user may have in the queue; 0 for no limit that we know of.
+        name: what SLURM calls it.
     """
 
     partitions: dict[str, Partition]
     max_array_size: int = 1001
     submit_limit: int = 0
+    name: str = ""
 
     def check_partition(self, name: str) -> Partition:
         """Return a partition; a UserError names those that exist."""
@@ -147,16 +150,16 @@ def read_cluster() -> Cluster:
     partitions = {}
     for line in ask(["scontrol", "--all", "--oneliner", "show", "partition"]).splitlines():
         words = dict(re.findall(r"(\w+)=(\S+)", line))
-        partitions[words["PartitionName"]] = Partition(
-            minutes=_minutes(words.get("MaxTime", "UNLIMITED")), grace_s=int(words.get("GraceTime", "0"))
-        )
+        limit, grace, nodes = (words.get(name, "0") for name in ("MaxTime", "GraceTime", "TotalNodes"))
+        partitions[words["PartitionName"]] = Partition(minutes=_minutes(limit), grace_s=int(grace), nodes=int(nodes))
     settings = dict(re.findall(r"^(\w+)\s*= (\S*)", ask(["scontrol", "show", "config"]), re.MULTILINE))
-    limit = 0
+    elements = 0
     if "slurmdbd" in settings.get("AccountingStorageType", ""):
         with contextlib.suppress(UserError, KeyError):  # many sites hide it: then sbatch's refusal teaches it
             user = ["sacctmgr", "-nP", "show", "assoc", f"user={getpass.getuser()}"]
-            limit = min(map(int, re.findall(r"\d+", ask([*user, "format=maxsubmit,grpsubmit"]))), default=0)
-    return Cluster(partitions=partitions, max_array_size=int(settings.get("MaxArraySize", "1001")), submit_limit=limit)
+            elements = min(map(int, re.findall(r"\d+", ask([*user, "format=maxsubmit,grpsubmit"]))), default=0)
+    size, name = int(settings.get("MaxArraySize", "1001")), settings.get("ClusterName", "")
+    return Cluster(partitions=partitions, max_array_size=size, submit_limit=elements, name=name)
 
 
 def _minutes(text: str) -> int:

@@ -8,7 +8,7 @@ import contextlib
 import json
 import time
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -23,7 +23,7 @@ PLAN_FILE = "plan.json"
 JOBS_FILE = "jobs.jsonl"
 SILENT_S = 150.0
 """A local run that has written nothing for so long is not at work any more."""
-ENDS = ("failed", "blocked", "stopped")
+ENDS = ("failed", "blocked", "stopped", "died")
 
 Kind = Literal["done", "running", "waiting", "lost", "failed", "blocked", "open"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -107,6 +107,22 @@ class Submissions:
         """Return the run ids of one element."""
         elements = self.arrays(name)[array]["elements"]
         return tuple(elements[place]) if place < len(elements) else ()
+
+    def minutes(self, element: str) -> int:
+        """Return the time limit that an element was submitted with; 0 for one that is not known."""
+        return self._limits.get(element, (0, 0.0))[0]
+
+    def submitted_at(self, element: str) -> float:
+        """Return when an element was submitted, in seconds since 1970; 0 for one that is not known."""
+        return self._limits.get(element, (0, 0.0))[1]
+
+    @cached_property
+    def _limits(self) -> dict[str, tuple[int, float]]:
+        return {
+            f"{job.job}_{place}": (int(self.arrays(job.submission)[job.array].get("minutes", 0)), job.time)
+            for job in self.jobs()
+            for place in job.places
+        }
 
     def elements(self) -> dict[str, str]:
         """Return run id to the SLURM element that last had it, of all that was ever submitted."""
@@ -215,6 +231,8 @@ def _at_rest(
         return Standing("open", element, reason or str(record.get("reason", "")))
     if event == "stopped":
         return Standing("lost", element, "saved and left")
+    if event == "died":
+        return Standing("lost", element, str(record.get("reason", "")))
     if element:
         return Standing("lost", element, "left the queue without a result")
     return Standing("lost", "", "its process ended without a result") if record else Standing("open")

@@ -13,8 +13,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from hvae_hpc.jobs.accounting import known_ends
+from hvae_hpc.jobs.failures import classify, gather
 from hvae_hpc.jobs.overview import Overview, read_overviews, to_plain
-from hvae_hpc.jobs.standing import KINDS, Kind
+from hvae_hpc.jobs.standing import KINDS, Kind, Submissions
 from hvae_hpc.stages import CONFIGS, SegmentConfig
 
 COLUMNS = dict(zip(KINDS, ("done", "run", "wait", "lost", "fail", "block", "open"), strict=True))
@@ -115,14 +117,19 @@ def _troubles(overview: Overview) -> Iterator[str]:
             groups.setdefault((AGAIN.index(standing.kind), reason), []).append(run_id)
     ordered = sorted(groups.items(), key=lambda group: (group[0][0], -len(group[1])))
     names = {ids[0]: f"{plan.runs[ids[0]].stage} {plan.runs[ids[0]].label}" for _, ids in ordered}
+    submissions = Submissions(plan.runs_folder)
+    ends = known_ends(submissions) if ordered else {}
     for (kind, reason), ids in ordered[:MOST_LINES]:
         more = f" and {len(ids) - 1:,} more" if len(ids) > 1 else ""
-        yield f"{AGAIN[kind]}: {names[ids[0]]}{more}: {reason}"
+        # The class is that of the first: they have the reason in common, and their logs may be many.
+        failure = classify(gather(plan, ids[0], overview.standings[ids[0]], submissions, ends))
+        known = "" if failure in ("lost", "blocked by parent") else f" ({failure})"
+        yield f"{AGAIN[kind]}{known}: {names[ids[0]]}{more}: {reason}"
     if len(ordered) > MOST_LINES:
         yield f"... and {sum(len(ids) for _, ids in ordered[MOST_LINES:]):,} more, for other reasons"
     if ordered:
         counted = [f"{overview.totals[kind]:,} {kind}" for kind in AGAIN if overview.totals[kind]]
-        yield f"more of it: hvae-hpc logs {next(iter(names.values())).replace(' ', '/')}"
+        yield f"more of it: hvae-hpc why {next(iter(names.values())).replace(' ', '/')}"
         yield f"next: the same sweep command takes up the {', '.join(counted)} runs again"
 
 

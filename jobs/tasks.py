@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from hvae_hpc.config import dump, read_json
 from hvae_hpc.errors import UserError, run_command
-from hvae_hpc.jobs.attempts import check_stall, checkpoint_at, record, spent_s
+from hvae_hpc.jobs.attempts import MACHINE_ERRORS, check_stall, checkpoint_at, evidence_of, record, spent_s
 from hvae_hpc.jobs.gpu import GPUMeter
 from hvae_hpc.jobs.provenance import host, job_id, make_provenance
 from hvae_hpc.plan import AGAIN, Plan, read_element, read_plan
@@ -83,12 +83,13 @@ def execute(plan: Plan, run_id: str, stopped: Callable[[], bool] = signals.leave
             outcome = _work(plan, run_id, stopped, started, parents, at_once)
             return report("stopped", "saved and left") if outcome is None else report("done", _headline(outcome))
     except UserError as error:
-        return report("failed", record(folder, "failed", str(error)))
+        return report("failed", record(folder, "failed", str(error), **evidence_of(error)))
     except Exception as error:  # a bug in one run must not take the others of this process along
         traceback.print_exc()
-        return report(
-            "failed", record(folder, "failed", f"{type(error).__name__}: {error} (a bug: traceback in the log)")
-        )
+        kind, evidence = type(error).__name__, evidence_of(error)
+        ours = evidence.get("errno") not in MACHINE_ERRORS and not kind.endswith("MemoryError")
+        message = f"{kind}: {error}{' (a bug: traceback in the log)' if ours else ''}"
+        return report("failed", record(folder, "failed", message, **evidence))
 
 
 def _read_parents(plan: Plan, run_id: str) -> dict[str, RunResult]:
@@ -124,7 +125,7 @@ def _work(
     append_log(folder, {"event": "started", "attempt": attempt, "host": host(), "job_id": job_id(), "at": at})
     check_stall(folder, log)
     require_content(Path(plan.data[run.config.data]["folder"]), run.parents["data"])
-    resources = plan.resources[run.stage]
+    resources = plan.resources_of(run_id)
     workplace = _workplace(plan, run_id, stopped)
     with GPUMeter(wanted=resources.gpus > 0) as meter:
         outcome = stage_function(run.stage)(run.config, workplace)
@@ -189,7 +190,7 @@ def stage_function(stage: str) -> Callable[[Any, Workplace], Outcome | None]:
 
 
 def _workplace(plan: Plan, run_id: str, stopped: Callable[[], bool], rank: int = 0) -> Workplace:
-    run, resources = plan.runs[run_id], plan.resources[plan.runs[run_id].stage]
+    run, resources = plan.runs[run_id], plan.resources_of(run_id)
     return Workplace(
         folder=plan.folder(run_id),
         data=Path(plan.data[run.config.data]["folder"]),

@@ -85,7 +85,7 @@ class Together:
         self, plan: Plan, ids: Sequence[str], start: Callable[[], Worker], tell: Callable[[Report], None]
     ) -> None:
         self.plan, self.waiting, self.start, self.tell = plan, list(ids), start, tell
-        self.resources = plan.resources[plan.runs[ids[0]].stage]
+        self.resources = plan.resources_of(ids[0])
         self.number, self.measures = self.resources.at_once or 1, not self.resources.at_once
         self.rates: dict[int, float] = {}
         self.reports: dict[str, Report] = {}
@@ -144,10 +144,10 @@ class Together:
         if report is None or report.state == "busy" or (died and signals.leave_asked()):
             return
         if report.state == "failed" and report.run_id in self.shared:
-            record(self.plan.folder(report.run_id), "again", report.message)
+            record(self.plan.folder(report.run_id), "again", report.message, **worker.death)
             return
         if died:
-            record(self.plan.folder(report.run_id), "failed", report.message)
+            record(self.plan.folder(report.run_id), "failed", report.message, **worker.death)
         self.reports[report.run_id] = report
         self.tell(report)
 

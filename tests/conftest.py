@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm_fixture import minislurm, reason_to_skip, strict_slurm  # noqa: F401
+from tests.slurm_fixture import harsh_slurm, minislurm, reason_to_skip, strict_slurm  # noqa: F401
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # tests.tiny
 
@@ -47,7 +47,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         needs = [name for name in reasons if item.get_closest_marker(name)]
         needs += ["needs_slurm"] if "minislurm" in getattr(item, "fixturenames", ()) else []
-        needs += ["needs_accounting"] if "strict_slurm" in getattr(item, "fixturenames", ()) else []
+        strict = {"strict_slurm", "harsh_slurm"} & set(getattr(item, "fixturenames", ()))
+        needs += ["needs_accounting"] if strict else []
         item.add_marker(pytest.mark.xdist_group("slurm" if needs else item.path.stem))
         for reason in {reasons[name] for name in needs} - {""}:
             item.add_marker(pytest.mark.skip(reason=reason))

@@ -46,3 +46,20 @@ def strict_slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MiniSlurm
         slurm.client("sacctmgr", "-i", "modify", "user", me, "set", "defaultaccount=lab")
         slurm.client("sacctmgr", "-i", "modify", "user", me, "set", "maxsubmitjobs=50")
         yield slurm
+
+
+HARSH = """
+JobAcctGatherParams=OverMemoryKill
+JobAcctGatherFrequency=1
+"""
+
+
+@pytest.fixture(scope="session")
+def harsh_slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MiniSlurm]:
+    """A SLURM with accounting that ends what takes more memory than it asked for, and cancels what it preempts."""
+    if reason := reason_to_skip(accounting=True):
+        pytest.skip(reason)
+    folder = tmp_path_factory.mktemp("harsh")
+    with MiniSlurm(MiniSlurmConfig(folder=folder, accounting=True, extra_slurm_conf=HARSH)) as slurm:
+        slurm.client("scontrol", "update", "PartitionName=gpu", "PreemptMode=CANCEL")
+        yield slurm

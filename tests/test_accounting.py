@@ -103,7 +103,7 @@ def test_no_sacct_is_not_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert reasons(tmp_path) == [""] * 4
 
 
-def lose_one(slurm: MiniSlurm, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Standing:
+def lose_one(slurm: MiniSlurm, folder: Path, monkeypatch: pytest.MonkeyPatch, *, thorough: bool = False) -> Standing:
     """Submit two elements, end one that runs from outside, and return how its run stands."""
     for name, value in slurm.environment().items():
         monkeypatch.setenv(name, value)
@@ -121,7 +121,8 @@ def lose_one(slurm: MiniSlurm, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     queue = read_queue(not_before=time.time())
     try:
         for _ in range(20):  # slurmdbd takes its time
-            standings = explain_lost(read_standings(plan, read_states(plan), submissions, queue), submissions)
+            standings = read_standings(plan, read_states(plan), submissions, queue)
+            standings = explain_lost(standings, submissions, thorough=thorough)
             if ":" in standings[second].reason or not slurm.config.accounting:
                 break
             time.sleep(0.5)
@@ -146,3 +147,10 @@ def test_a_real_slurm_without_accounting_is_not_an_error(
 ) -> None:
     standing = lose_one(minislurm, tmp_path, monkeypatch)
     assert standing[0::2] == ("lost", "left the queue without a result")
+
+
+def test_who_tries_again_without_accounting_asks_what_slurm_remembers(
+    minislurm: MiniSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    standing = lose_one(minislurm, tmp_path, monkeypatch, thorough=True)
+    assert standing.reason == "left the queue without a result: CANCELLED"

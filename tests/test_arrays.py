@@ -142,3 +142,20 @@ def test_estimates_grow_with_pixels_images_and_the_flow(plan: Plan) -> None:
     assert named["train", "brats2021-vae-s0"] < named["train", "brats2021-hvae-s0"]
     assert named["segment", "brats2021-reference-s0"] < named["segment", "brats2021-standard-x5-s0"]
     assert all(seconds.high is None for seconds in of.values())
+
+
+def test_runs_that_ask_for_more_have_arrays_of_their_own_and_with_a_longer_limit_elements_too(plan: Plan) -> None:
+    ids = [i for i, run in plan.runs.items() if run.label.startswith("brats2021-reference") and run.stage == "segment"]
+    changes = {
+        ids[0]: {"memory_gb": 24.0},
+        ids[1]: {"memory_gb": 24.0},
+        ids[2]: {"minutes": 90},
+        ids[3]: {"minutes": 90},
+    }
+    arrays = make_arrays(replace(plan, changes=changes), ids, seconds_of(plan, 10, 20), queued={})
+    found = {frozenset(run_id for element in array.elements for run_id in element): array for array in arrays}
+    more, longer, usual = (found[frozenset(part)] for part in (ids[:2], ids[2:4], ids[4:]))
+    assert more.elements == (tuple(ids[:2]),)
+    assert longer.elements == ((ids[2],), (ids[3],))
+    assert longer.minutes == 90
+    assert more.minutes < usual.minutes < 60

@@ -74,6 +74,14 @@ def test_a_long_list_of_missing_runs_is_cut_with_a_count(tmp_path: Path) -> None
     assert lines[-1] == f"  ... and {len(runs) - 9} more"
 
 
+def test_partial_takes_a_sweep_of_which_nothing_is_done(tmp_path: Path) -> None:
+    runs = make_runs()
+    write_plan(tmp_path, runs)
+    collected = collect(read_plan(tmp_path / "plans/small.json"), partial=True)
+    assert (len(collected.segment), len(collected.quality), len(collected.costs)) == (0, 0, 0)
+    assert len(collected.missing) == len(runs)
+
+
 def test_partial_keeps_what_is_there_and_lists_the_rest(tmp_path: Path) -> None:
     lost = segments(make_runs(), "reference")[0]
     write_sweep(tmp_path, skip=lambda run: run.run_id == lost.run_id)

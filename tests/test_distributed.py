@@ -80,7 +80,7 @@ class Job:
         stop_after: rank to the steps after which that process alone is asked to leave.
         break_after: rank to the steps after which something breaks there.
         full_disk: no checkpoint can be written.
-        compiled, recompute: see Resources.
+        compiled, recompute, micro_batch: see Resources.
     """
 
     folder: Path
@@ -94,6 +94,7 @@ class Job:
     full_disk: bool = False
     compiled: bool = False
     recompute: bool = False
+    micro_batch: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +129,11 @@ def perform(job: Job, rank: int = 0, world: int = 1) -> Result:
         folder=job.folder,
         data=job.data or job.folder,
         parents={},
-        resources=Resources(checkpoint_every_s=job.checkpoint_every_s, compile="on" if job.compiled else "off"),
+        resources=Resources(
+            checkpoint_every_s=job.checkpoint_every_s,
+            compile="on" if job.compiled else "off",
+            micro_batch=job.micro_batch,
+        ),
         stopped=stopped,
         rank=rank,
         world=world,
@@ -260,6 +265,13 @@ def test_compiled_parts_and_recomputing_change_nothing_in_two_processes(crew: Cr
     assert not [entry for entry in read_log(tmp_path / "two") if entry.get("event") == "compile_failed"]
 
 
+def test_batches_in_parts_change_nothing_in_two_processes(crew: Crew, tmp_path: Path) -> None:
+    alone = perform(Job(folder=tmp_path / "alone", kind="hvae"))
+    together = crew.run(2, Job(folder=tmp_path / "two", kind="hvae", micro_batch=1))  # of two pairs each
+    assert_near(alone, together[0])
+    assert len({result.digest for result in together}) == 1
+
+
 def test_float16_skips_the_same_steps_in_all_processes(crew: Crew, tmp_path: Path) -> None:
     results = crew.run(2, Job(folder=tmp_path / "run", double=False, optim=replace(OPTIM, precision="fp16")))
     assert results[0].finished, results[0].error
@@ -301,7 +313,7 @@ def test_a_damaged_checkpoint_is_passed_over_by_all(crew: Crew, tmp_path: Path) 
 
 def test_a_term_that_is_not_finite_in_one_process_ends_all_alike(crew: Crew, tmp_path: Path) -> None:
     results = crew.run(2, Job(folder=tmp_path / "run", kind="one-sided"))
-    assert results[0].error.startswith("UserError: size became inf at images_seen = 16")
+    assert results[0].error.startswith("NonFiniteError: size became inf at images_seen = 16")
     assert results[1].error == results[0].error
     assert not find_checkpoints(tmp_path / "run")
 

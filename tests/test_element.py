@@ -160,6 +160,9 @@ def test_elements_at_their_time_limit_go_back_together_by_one_call(
     out, error = first.communicate(timeout=30)
     assert (first.returncode, error) == (element.LEFT_EARLY, "")
     assert "at the time limit: saved, sent back to the queue (1 elements)" in out
+    left = read_log(plan.folder(run_id))[-1]
+    assert (left["event"], left["at_limit"], left["further"], left["goes_back"]) == ("left", True, True, True)
+    assert left["reason"] == "at its limit of 1 minutes"
     assert calls.read_text() == "requeue 7_[0]\n"
     assert list(plan.folder(run_id).glob("checkpoint-*.pt"))
 
@@ -200,6 +203,7 @@ def test_usr2_long_before_the_time_limit_is_a_preemption(
     process.communicate(timeout=30)
     assert process.returncode == element.LEFT_EARLY
     assert not calls.exists()
+    assert read_log(plan.folder(run_id))[-1]["at_limit"] is False
 
 
 def test_a_run_that_failed_is_not_tried_again_when_its_element_is_sent_back(plan: Plan) -> None:

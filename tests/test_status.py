@@ -63,7 +63,7 @@ def test_the_paper_s_sweep_in_full_trouble_fits_on_a_screen(tmp_path: Path) -> N
         assert sum(line.startswith(f"  {arm.name} ") for line in lines) == 1, arm
     assert "0 of 342 runs done, 10 running, 29 waiting, 1 lost, 1 failed, 42 blocked, 259 open" in text
     assert "waiting for others of higher priority (29)" in text
-    assert "failed: train brats2021-lsgan-s0: loss became nan" in lines
+    assert "failed (non-finite loss): train brats2021-lsgan-s0: loss became nan" in lines
     assert (
         f"blocked: generate brats2021-lsgan-s0 and 41 more: needs train brats2021-lsgan-s0 ({train}), failed" in lines
     )
@@ -174,7 +174,7 @@ def test_troubles_are_grouped_by_reason_and_few_lines(tmp_path: Path) -> None:
         reason = f"{plan.folder(run.run_id)}/metrics.json: odd" if i < 20 else f"reason {i}"
         log(plan, run.run_id, {"event": "failed", "reason": reason})
     lines = [line for line in show(plan).splitlines() if line.startswith(("failed", "..."))]
-    assert lines[0] == "failed: segment brats2021-reference-s0 and 19 more: metrics.json: odd"
+    assert lines[0] == "failed (bad input): segment brats2021-reference-s0 and 19 more: metrics.json: odd"
     assert len(lines) == 9
     assert lines[-1] == "... and 13 more, for other reasons"
 

@@ -99,7 +99,7 @@ def test_the_console_script_knows_its_commands(
     monkeypatch.setattr(sys, "argv", ["hvae-hpc", "stats"])
     assert cli.main() == 2
     assert (
-        "unknown command 'stats'; expected one of preprocess, sweep, results, export, status, logs, cancel, throttle, minislurm"
+        "unknown command 'stats'; expected one of preprocess, sweep, results, export, status, why, logs, cancel, throttle, minislurm"
         in capsys.readouterr().err
     )
     monkeypatch.setattr(sys, "argv", ["hvae-hpc", "status", "/nowhere"])

@@ -222,7 +222,7 @@ def test_all_runs_save_and_leave_when_the_element_is_told(
     assert out.count("saved and left") == 2
     for run_id in ids:
         assert list(plan.folder(run_id).glob("checkpoint-*.pt"))
-        assert read_log(plan.folder(run_id))[-1]["event"] == "stopped"
+        assert [record["event"] for record in read_log(plan.folder(run_id))[-2:]] == ["stopped", "left"]
 
 
 def test_an_element_that_is_killed_takes_its_processes_along(plan: Plan) -> None:

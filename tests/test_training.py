@@ -76,6 +76,33 @@ def assert_same(one: TrainReport, other: TrainReport) -> None:
         assert torch.equal(value, other.weights[name]), name
 
 
+@pytest.mark.parametrize("kind", ["vae", "hvae"])
+def test_batches_in_parts_give_the_weights_of_whole_ones(kind: str, data: PairTensors, tmp_path: Path) -> None:
+    doubled = replace(data, images=data.images.double(), masks=data.masks.double())
+
+    def train_in(rows: int) -> TrainReport:
+        where = place(tmp_path / f"{rows}", micro_batch=rows)
+        gentle = replace(OPTIM, lr=1e-3)  # Adam enlarges the rounding of gradients that are nearly nought
+        return train(build(MODELS[kind], 3, CPU).double(), doubled, gentle, 3, MovesConfig(), where)
+
+    whole = train_in(0)
+    for rows in (3, 1):  # the last part of a batch of four is smaller, or all are one pair
+        parts = train_in(rows)
+        assert parts.notes == (f"batches in parts of {rows} pairs",)
+        assert parts.terms == pytest.approx(whole.terms, rel=1e-6)
+        for name, value in (whole.weights or {}).items():
+            torch.testing.assert_close((parts.weights or {})[name], value, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["lsgan", "unet"])
+def test_networks_whose_pairs_know_of_each_other_are_not_trained_in_parts(
+    kind: str, data: PairTensors, tmp_path: Path
+) -> None:
+    parts, whole = (run(kind, data, place(tmp_path / f"{rows}", micro_batch=rows)) for rows in (1, 0))
+    assert_same(parts, whole)
+    assert parts.notes == ()
+
+
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_training_that_was_stopped_goes_on_bit_for_bit(kind: str, data: PairTensors, tmp_path: Path) -> None:
     whole = run(kind, data, place(tmp_path / "whole"))

@@ -62,7 +62,10 @@ class HVAE(nn.Module):
         compiled_parts: the methods that cost time; the leaps between them are a few small operations.
         recompute: keep no activation of the decoder for the backward pass, but decode again there: a flow of K leaps
             then needs about the memory of one decoding, not of K + 1.
+        pairs_apart: no pair of a batch knows of another, in no buffer either, so a batch may be taken in parts.
     """
+
+    pairs_apart = True
 
     step_share: Tensor
     recompute = False

@@ -5,11 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from hvae_hpc.errors import NonFiniteError
 from hvae_hpc.training.distributed import Team
-
-
-class NonFiniteError(Exception):
-    """A term that is no number, and when it became so."""
 
 
 class MovingAverage:

@@ -133,6 +133,18 @@ def add(real: PairTensors, more: PairTensors) -> PairTensors:
     )
 
 
+def split_batch(batch: Mapping[str, Tensor], rows: int) -> list[tuple[float, Mapping[str, Tensor]]]:
+    """Cut a batch into parts of at most so many pairs; returns each with its share of the pairs. 0 rows: one part."""
+    n = len(batch["image"])
+    if not 0 < rows < n:
+        return [(1.0, batch)]
+    cuts = [slice(start, min(start + rows, n)) for start in range(0, n, rows)]
+    return [
+        ((cut.stop - cut.start) / n, {name: value[cut] if value.ndim else value for name, value in batch.items()})
+        for cut in cuts
+    ]
+
+
 def require_unseen(path: Path, attributes: Mapping[str, str], test_cases: Sequence[str]) -> None:
     """Refuse pairs that were made from test cases, by case id.
 

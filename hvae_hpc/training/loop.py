@@ -9,18 +9,19 @@ the same steps, and ask each other after each whether one has to leave.
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from hvae_hpc.errors import UserError
+from hvae_hpc.errors import NonFiniteError, UserError
 from hvae_hpc.model_configs import MovesConfig, OptimConfig
 from hvae_hpc.models.blocks import Batch, Loss, Phase
 from hvae_hpc.resources import Workplace
-from hvae_hpc.training.averages import MovingAverage, NonFiniteError, TermReader
-from hvae_hpc.training.batches import PairTensors, make_batch
+from hvae_hpc.training.averages import MovingAverage, TermReader
+from hvae_hpc.training.batches import PairTensors, make_batch, split_batch
 from hvae_hpc.training.board import Board
 from hvae_hpc.training.checkpoint import load_checkpoint, remove_checkpoints, save_checkpoint
 from hvae_hpc.training.device import CompiledForward, move_only
@@ -117,6 +118,10 @@ def _train(
     wish = workplace.resources.compile
     compiled = wish == "on" or (wish == "auto" and device.type == "cuda")
     forward = CompiledForward(model, compiled, workplace, (data.image_size, mine.stop - mine.start, optim.precision))
+    # A U-Net's BatchNorm and an LSGAN's spectral norm would give other numbers in parts: these ask for more memory.
+    rows = workplace.resources.micro_batch if getattr(model, "pairs_apart", False) else 0
+    if 0 < rows < mine.stop - mine.start:
+        forward.notes.append(f"batches in parts of {rows} pairs")
 
     with join_team(workplace, device) as team:
         reader, clock = TermReader(team), SaveClock(workplace.resources)
@@ -132,9 +137,8 @@ def _train(
             for phase, optimizer, of_phase in zip(phases, optimizers, forwards, strict=True):
                 move_only(phase, phases)
                 optimizer.zero_grad(set_to_none=True)
-                with torch.autocast(device.type, AUTOCAST[optim.precision], enabled=optim.precision != "fp32"):
-                    loss = of_phase(batch, phase.name)
-                scaler.scale(loss.total).backward()  # from here on the gradients are the same in all processes
+                loss = _pull_back(of_phase, phase.name, split_batch(batch, rows), optim.precision, scaler)
+                # From here on the gradients are the same in all processes.
                 scaler.unscale_(optimizer)
                 norm = nn.utils.clip_grad_norm_(phase.network.parameters(), optim.clip_norm or math.inf)
                 take_step(optimizer, norm, scaler, rate)
@@ -181,6 +185,28 @@ def _train(
     weights = average.state if average else model.state_dict()
     weights = {name: value.detach().cpu().clone() for name, value in weights.items()}
     return TrainReport(finished=True, terms=reader.means, weights=weights, notes=tuple(forward.notes))
+
+
+def _pull_back(
+    forward: nn.Module,
+    phase: str,
+    parts: Sequence[tuple[float, Batch]],
+    precision: str,
+    scaler: torch.amp.GradScaler,
+) -> Loss:
+    """Add up the gradients of a batch's parts, each by its share of the pairs; returns the batch's loss and terms."""
+    total, terms = torch.zeros(()), dict[str, Tensor]()
+    for share, part in parts:
+        device = part["image"].device.type
+        with torch.autocast(device, AUTOCAST[precision], enabled=precision != "fp32"):
+            loss: Loss = forward(part, phase)
+        scaler.scale(share * loss.total).backward()
+        if len(parts) == 1:
+            return loss
+        total = total.to(loss.total.device) + share * loss.total.detach()
+        for name, term in loss.terms.items():
+            terms[name] = share * term.float().mean() + terms.get(name, 0.0)
+    return Loss(total, terms)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from hvae_hpc.errors import UserError
-from hvae_hpc.training.averages import NonFiniteError
+from hvae_hpc.errors import NonFiniteError
 
 MOST_ROLLBACKS = 3
 """More hardly help: the step is then an eighth, and what is wrong is something else."""
@@ -51,10 +50,10 @@ class LastGood:
             model: whose ``shrink_step`` is told what is left of the step, if it has one.
 
         Raises:
-            UserError: it went back too often; names the term and the images seen.
+            NonFiniteError: it went back too often; names the term and the images seen.
         """
         if self.rollbacks == MOST_ROLLBACKS:
-            raise UserError(
+            raise NonFiniteError(
                 f"{error}, also after going back {MOST_ROLLBACKS} times with half the step each; "
                 "try a smaller optim.lr (or model.step_size, for an HVAE), or precision fp32"
             ) from error

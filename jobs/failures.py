@@ -1,0 +1,191 @@
+"""Why a run came to nothing: all evidence there is, put together, and the one class of failure that follows from it.
+
+What the run's own log recorded goes before SLURM's word, and that before what stands in the element's log: sentences
+are read only where nobody left anything better.
+"""
+
+import errno
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from hvae_hpc.jobs.attempts import StallError, checkpoint_at
+from hvae_hpc.jobs.logs import process_logs, read_end
+from hvae_hpc.jobs.policy import Failure
+from hvae_hpc.jobs.standing import Kind, Standing, Submissions
+from hvae_hpc.plan import Plan
+from hvae_hpc.rundir import read_log
+
+ENDINGS = ("failed", "died", "stopped", "left", "blocked")
+LINES = 200
+"""Of the element's log that are looked at."""
+# The first that is found counts: what a GPU says of its memory has the words of what a host says of its own.
+SENTENCES: tuple[tuple[Failure, str], ...] = (
+    (
+        "out of memory (device)",
+        r"CUDA out of memory|OutOfMemoryError|CUDA error: out of memory|(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED"
+        r"|out of memory with .* on cuda",
+    ),
+    (
+        "node failure",
+        r"\bXid\b|uncorrectable|CUDA-capable devices? (is|are) (busy|detected)|fallen off the bus"
+        r"|CUDA error: (unspecified launch failure|unknown error|hardware)|DUE TO NODE FAILURE",
+    ),
+    (
+        "out of memory (host)",
+        r"oom[-_ ]kill|[Oo]ut-of-memory handler|[Ee]xceeded (job |step )?memory limit|Out Of Memory"
+        r"|(can't|[Cc]annot) allocate memory|MemoryError|bad_alloc|out of memory with",
+    ),
+    ("disk full or quota", r"No space left on device|[Qq]uota exceeded|\d+ requested and \d+ written"),
+    ("preempted", r"DUE TO PREEMPTION"),
+    ("non-finite loss", r"became (nan|-?inf)|metric \S+ is (nan|-?inf)"),
+)
+CANCELLED = re.compile(r"\*\*\* JOB \S+ ON \S+ CANCELLED AT \S+ \*\*\*")
+REPORT = re.compile(r"(done|failed|blocked|stopped): .*?\(([0-9a-f]{12})\), [0-9.]+ s: (.*)")
+"""How an element's log tells of a run that ended."""
+STATES: Mapping[str, Failure] = {
+    "OUT_OF_MEMORY": "out of memory (host)",
+    "NODE_FAIL": "node failure",
+    "BOOT_FAIL": "node failure",
+    "PREEMPTED": "preempted",
+}
+NUMBERS: Mapping[int, Failure] = {
+    errno.ENOSPC: "disk full or quota",
+    errno.EDQUOT: "disk full or quota",
+    errno.ENOMEM: "out of memory (host)",
+    errno.EIO: "node failure",  # its disk, or its way to the file server
+    errno.ESTALE: "node failure",
+}
+
+
+class Evidence(NamedTuple):
+    """What is known of how a run's last attempt ended.
+
+    ``state`` is SLURM's word for the element's end, where accounting gave it. ``began`` and ``ended`` are the log's
+    records of the attempt's beginning and end, empty where there is none: it never began in this element, or was ended
+    from outside. ``attempts`` counts all there were, ``reached`` is the images seen of the newest checkpoint,
+    ``minutes`` the element's time limit, 0 where it is not known. ``lines`` are the last that its processes and SLURM
+    printed since the run before it ended.
+    """
+
+    standing: Standing
+    state: str = ""
+    began: Mapping[str, Any] = {}
+    ended: Mapping[str, Any] = {}
+    attempts: int = 0
+    reached: int = 0
+    minutes: int = 0
+    lines: Sequence[str] = ()
+
+    @property
+    def node(self) -> str:
+        """The node on which it ran; "" where it never began."""
+        return str(self.began.get("host") or self.ended.get("host") or "")
+
+    @property
+    def further(self) -> bool:
+        """Whether the last attempt got further than where it began."""
+        return bool(self.ended.get("further")) or (bool(self.began) and self.reached > int(self.began.get("at", 0)))
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody took it out of the queue, also before it began."""
+        if self.standing.kind == "failed":  # in an earlier element
+            return self.ended.get("job_id", "") not in ("", self.standing.element)
+        never = bool(self.standing.element) and not (self.began or self.lines or self.state)
+        # Who preempts says so: SLURM, in its accounting or in the element's log.
+        told = self.ended.get("event") == "left" and not self.ended.get("at_limit") and classify(self) == "lost"
+        return never or told or self.state.startswith("CANCELLED") or any(map(CANCELLED.search, self.lines))
+
+
+def gather(plan: Plan, run_id: str, standing: Standing, submissions: Submissions, ends: Mapping[str, str]) -> Evidence:
+    """Put together what is known of how a run's last attempt ended.
+
+    Args:
+        plan: of its sweep.
+        run_id: of the run.
+        standing: how it stands.
+        submissions: of its runs folder.
+        ends: elements to SLURM's words for their ends.
+    """
+    folder, element = plan.folder(run_id), standing.element
+    log = read_log(folder)
+    starts = [number for number, record in enumerate(log) if record.get("event") == "started"]
+    since = log[starts[-1] :] if starts else log
+    if starts and not since[0].get("job_id") and since[0].get("time", 0.0) > submissions.submitted_at(element):
+        element = ""  # it was made here since it was submitted
+    endings = [record for record in since if record.get("event") in ENDINGS]
+    if standing.kind != "failed":  # which is what its log says, whoever had it since
+        endings = [record for record in endings if record.get("job_id", "") == element]
+    lines = _read_lines(plan, run_id, element) if element else []
+    if standing.kind == "lost" and not endings:  # its folder may have taken no word of it, and the element's log did
+        told = (REPORT.match(line) for line in lines)
+        endings = [{"event": "failed", "reason": words[3]} for words in told if words and words[1] == "failed"]
+    began = since[0] if starts and since[0].get("job_id", "") == element else {}
+    return Evidence(
+        standing=standing,
+        state=ends.get(element, ""),
+        began=began,
+        ended={key: value for record in endings for key, value in record.items()},
+        attempts=len(starts),
+        reached=checkpoint_at(folder),
+        minutes=submissions.minutes(element),
+        lines=lines,
+    )
+
+
+def _read_lines(plan: Plan, run_id: str, element: str) -> list[str]:
+    """Return the last lines of all processes of an element, without those of its earlier runs."""
+    lines = list[str]()
+    for path in process_logs(plan.runs_folder, element):
+        mine = list[str]()
+        for line in read_end(path, run_id, LINES):
+            told = REPORT.match(line)
+            mine = [] if told and told[2] != run_id else [*mine, line]
+        lines += mine
+    return [line for line in lines if line.strip()]
+
+
+def classify(evidence: Evidence) -> Failure:
+    """Return the one class of a run's failure."""
+    kind: Kind = evidence.standing.kind
+    if kind == "blocked":
+        return "blocked by parent"
+    if evidence.ended.get("event") in ("failed", "died"):
+        return _of_record(evidence)
+    if kind == "failed":  # by an older version, which left a sentence and no more
+        return _of_sentence([evidence.standing.reason]) or "bad input"
+    word = evidence.state.partition(" ")[0].rstrip(",")
+    said = "\n".join(evidence.lines)
+    at_limit = word in ("TIMEOUT", "DEADLINE") or "DUE TO TIME LIMIT" in said
+    if at_limit or (evidence.ended.get("at_limit") and not evidence.ended.get("goes_back")):
+        return "time limit with progress" if evidence.further else "time limit without progress"
+    return STATES.get(word) or _of_sentence(evidence.lines) or "lost"
+
+
+def _of_record(evidence: Evidence) -> Failure:
+    """Return the class of what was recorded when it arose: first by what is no sentence."""
+    record, reason = evidence.ended, str(evidence.ended.get("reason", ""))
+    errors = [str(name) for name in record.get("errors", ())]
+    if "OutOfMemoryError" in errors:
+        return "out of memory (device)"
+    if record.get("oom_kills") or any(name.endswith("MemoryError") for name in errors):
+        return "out of memory (host)"
+    if found := NUMBERS.get(record.get("errno", 0)):
+        return found
+    if "NonFiniteError" in errors:
+        return "non-finite loss"
+    if StallError.__name__ in errors:
+        return "time limit without progress"
+    alone = "lost touch with another" not in reason  # where a process of several died, the others' words say nothing
+    if found := _of_sentence([reason]) or (None if alone and errors else _of_sentence(evidence.lines)):
+        return found
+    if not alone or record.get("signal") in ("SIGKILL", "SIGTERM"):
+        return "lost"
+    ours = errors[:1] != ["UserError"] if errors else "a bug: traceback" in reason or "signal" in record
+    return "code error" if ours or "exit_code" in record else "bad input"
+
+
+def _of_sentence(lines: Sequence[str]) -> Failure | None:
+    text = "\n".join(lines)
+    return next((failure for failure, pattern in SENTENCES if re.search(pattern, text)), None)

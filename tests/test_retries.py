@@ -1,0 +1,222 @@
+"""What is tried again by itself, how often, with what changed: by the last job, by the same command, or here."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hvae_hpc.jobs.minislurm import MiniSlurm
+from hvae_hpc.jobs.retries import Choice, Memory, Tried, choose, read_memory, with_memory, without_bad_nodes
+from hvae_hpc.jobs.retries import write_memory as keep
+from hvae_hpc.jobs.site import Site, read_site
+from hvae_hpc.jobs.slurm import Cluster, Partition
+from hvae_hpc.jobs.standing import Submissions, read_standings
+from hvae_hpc.plan import Array, Plan, plan_path, write_plan
+from hvae_hpc.resources import Resources
+from hvae_hpc.rundir import read_log
+from hvae_hpc.states import read_states
+from tests.made_up import SMALL_ARMS, make_runs
+from tests.queues import log, make_plan, queue_of, submit
+from tests.test_apply import call, make_project, plan_of
+from tests.test_launcher import wait_until_empty
+from tests.test_local import makings
+
+CLUSTER = Cluster(partitions={"gpu": Partition(minutes=1000, grace_s=0, nodes=4)}, name="one")
+NO_MEMORY = {"event": "failed", "reason": "MemoryError", "errors": ["MemoryError"]}
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    """A generator's training, its pairs, and arms without and with them, in one submission."""
+    plan = make_plan(tmp_path, make_runs(arms=(SMALL_ARMS[0], SMALL_ARMS[2]), seeds=1, sources=()))
+    plan = replace(plan, resources={stage: replace(r, partition="gpu") for stage, r in plan.resources.items()})
+    submit(plan, [[run_id] for run_id in plan.runs])
+    return plan
+
+
+def fail(plan: Plan, run_id: str, record: dict[str, object] = NO_MEMORY, host: str = "n1") -> None:
+    element = f"12_{list(plan.runs).index(run_id)}"
+    log(plan, run_id, {"event": "started", "job_id": element, "host": host}, {**record, "job_id": element})
+
+
+def choose_once(plan: Plan, memory: Memory, most: int = 9, site: Site | None = None, by_hand: bool = False) -> Choice:
+    standings = read_standings(plan, read_states(plan), Submissions(plan.runs_folder), queue_of())
+    site = site or read_site(None)
+    plan = with_memory(plan, memory, site, CLUSTER)
+    return choose(plan, read_states(plan), standings, memory, most, site, CLUSTER, by_hand=by_hand)
+
+
+def test_a_failure_is_answered_once_and_the_next_one_by_more(plan: Plan) -> None:
+    train = next(iter(plan.runs))
+    fail(plan, train)
+    first = choose_once(plan, Memory())
+    assert first.memory.runs[train].changes == {"memory_gb": 48.0}
+    again = choose_once(plan, first.memory)  # whoever kept this did not live to submit
+    assert again.memory == first.memory
+    assert again.run_ids == first.run_ids
+    fail(plan, train)
+    second = choose_once(plan, first.memory)
+    assert second.memory.runs[train].changes == {"memory_gb": 72.0}
+    assert second.memory.runs[train].tries == {"out of memory (host)": 2}
+    assert "tried again: 1 run after out of memory (host) (memory_gb 48 -> 72)" in second.told
+
+
+def test_what_hangs_on_a_run_that_is_tried_again_goes_with_it_and_the_rest_stays(plan: Plan) -> None:
+    train, generate, reference, arm = plan.runs
+    fail(plan, train)
+    fail(plan, generate, {"event": "blocked", "reason": "needs train"})
+    fail(plan, arm, {"event": "blocked", "reason": "needs generate"})
+    fail(plan, reference, {"event": "failed", "reason": "a shard is damaged", "errors": ["UserError"]})
+    choice = choose_once(plan, Memory())
+    assert choice.run_ids == {train, generate, arm}
+    assert choice.told[1] == "not tried again: 1 run after bad input (never: it would end in the same way)"
+
+
+def test_neither_the_command_s_number_nor_the_class_s_is_exceeded_but_a_person_begins_anew(plan: Plan) -> None:
+    train = next(iter(plan.runs))
+    fail(plan, train)
+    tried = Memory(runs={train: Tried(tries={"lost": 1, "out of memory (host)": 1}, changes={"memory_gb": 48.0})})
+    assert train not in choose_once(plan, tried, most=2).run_ids
+    assert train in choose_once(plan, tried, most=3).run_ids
+    often = Memory(runs={train: Tried(tries={"out of memory (host)": 3}, changes={"memory_gb": 48.0})})
+    stays = choose_once(plan, often)
+    assert train not in stays.run_ids
+    assert "not tried again: 1 run after out of memory (host) (no more: was tried 3 times after that)" in stays.told
+    by_hand = choose_once(plan, often, by_hand=True).memory.runs[train]
+    assert by_hand.tries == {"out of memory (host)": 1}
+    assert by_hand.changes == {"memory_gb": 72.0}
+
+
+def test_what_was_taken_out_of_the_queue_is_for_a_person_to_repeat(plan: Plan) -> None:
+    train, _, reference, _ = plan.runs
+    log(plan, reference, {"event": "started", "job_id": "12_2"})
+    (plan.runs_folder / "submissions/small-abc/12_2_0_log.out").write_text(
+        "slurmstepd: error: *** JOB 14 ON n1 CANCELLED AT 2026-11-28T10:36:21 ***\n"
+    )
+    choice = choose_once(plan, Memory())
+    assert not choice.run_ids & {train, reference}  # the first never began
+    assert Counter(line.partition(" (")[2] for line in choice.told).total() == 1
+
+
+def test_a_node_that_failed_is_left_out_for_a_day_on_its_cluster_and_never_most_of_them(plan: Plan) -> None:
+    train, _, reference, arm = plan.runs
+    for run_id, node in ((train, "n1"), (reference, "n2"), (arm, "n3")):
+        fail(plan, run_id, {"event": "failed", "reason": "CUDA error: unspecified launch failure", "errors": []}, node)
+    memory = choose_once(plan, Memory()).memory
+    assert set(memory.nodes) == {"one"}
+    assert {round((until - time.time()) / 3600) for until in memory.nodes["one"].values()} == {24}
+    had = Resources(partition="gpu", exclude="n9")
+    excluded = without_bad_nodes(had, memory, CLUSTER).exclude.split(",")
+    assert len(excluded) == 3  # of four nodes at most two, and the user's own
+    assert excluded[0] == "n9"
+    assert without_bad_nodes(had, memory, replace(CLUSTER, name="other")) == had
+    old = Memory(nodes={"one": {"n1": time.time() - 1}})
+    assert without_bad_nodes(had, old, CLUSTER) == had
+
+
+def test_what_a_person_gave_more_of_since_is_left_at_that(plan: Plan) -> None:
+    train = next(iter(plan.runs))
+    memory = Memory(runs={train: Tried(changes={"memory_gb": 48.0, "micro_batch": 4})})
+    site = read_site(None)
+    assert with_memory(plan, memory, site).changes == {train: {"memory_gb": 48.0, "micro_batch": 4}}
+    more = replace(plan, resources={s: replace(r, memory_gb=64.0, micro_batch=2) for s, r in plan.resources.items()})
+    assert with_memory(more, memory, site).changes == {}
+    capped = replace(site, caps=replace(site.caps, memory_gb=40.0))
+    assert with_memory(plan, memory, capped).resources_of(train).memory_gb == 40.0
+
+
+def test_the_memory_is_kept_in_one_strict_file(tmp_path: Path) -> None:
+    assert read_memory(tmp_path) == Memory()
+    memory = Memory(runs={"a": Tried(tries={"lost": 1}, answered="12_0:1")}, nodes={"one": {"n1": 5.0}})
+    keep(tmp_path, memory)
+    assert read_memory(tmp_path) == memory
+
+
+SITE = """
+[all]
+device = "cpu"
+memory_gb = 1
+element_minutes = 0.02       # one run each
+signal_lead_s = 30
+[segment]
+gpus = 0
+memory_gb = 0.1              # torch alone takes more
+[retry."out of memory (host)"]
+memory = 10.0
+"""
+
+
+def test_the_last_job_tries_again_with_more_memory_and_leaves_what_cannot_be_made(
+    harsh_slurm: MiniSlurm, tmp_path: Path
+) -> None:
+    project = make_project(tmp_path, seeds=2, site=SITE)
+    impossible = next(iter(plan_of(project).runs.values()))
+    (project / "runs/segment").mkdir(parents=True)
+    (project / "runs" / impossible.folder).write_text("not a folder")
+    (cluster,) = re.findall(r"ClusterName\s*= (\S+)", harsh_slurm.client("scontrol", "show", "config"))
+    keep(project / "runs", Memory(nodes={cluster: {"n1": time.time() + 600}, "other": {"n2": time.time() + 600}}))
+    done = call(project, harsh_slurm, "--partition", "gpu", "--retries", "2")
+    assert done.returncode == 0, done.stderr
+    assert "retries:    the last job tries again what failed, each run up to 2 times; where jobs may" in done.stdout
+    wait_until_empty(harsh_slurm)
+    logs = "\n".join(path.read_text() for path in project.glob("runs/submissions/*/*log.out"))
+    assert len(makings(project)) == 1, logs
+    assert "tried again: 1 run after out of memory (host) (memory_gb 0.1 -> 1)" in logs
+    assert "not tried again: 1 run after bad input (never: it would end in the same way)" in logs
+    (log_of_made,) = [read_log(path.parent) for path in project.glob("runs/segment/*/log.jsonl")]
+    assert Counter(record.get("event") for record in log_of_made)["started"] <= 2  # it may have been ended before
+    changes = [json.loads(path.read_text())["changes"] for path in project.glob("runs/submissions/*/plan.json")]
+    assert sorted(map(len, changes)) == [0, 1]
+    assert "--mem=1024" in "".join(path.read_text() for path in project.glob("runs/submissions/*/*.sh"))
+    again = call(project, harsh_slurm, "--partition", "gpu", "--plan", "--retries", "2")
+    assert "taken up as it was: 1 run after bad input" in again.stdout
+    texts = [path.read_text() for path in project.glob("runs/submissions/*/*.sh")]
+    assert all("#SBATCH --exclude=n1\n" in text for text in texts)
+    assert log_of_made[0]["host"] != "n1"
+
+
+def test_where_jobs_may_not_submit_the_last_job_says_that_the_same_command_does(tmp_path: Path) -> None:
+    project = make_project(tmp_path, seeds=1)
+    plan = plan_of(project)
+    folder = plan.runs_folder / "submissions" / submit(plan, [list(plan.runs)], name="tiny-1")
+    write_plan(plan, plan_path(plan.runs_folder, "tiny"))
+    write_plan(
+        replace(plan, arrays=(Array(name="a", stage="segment", elements=(tuple(plan.runs),)),)), folder / "plan.json"
+    )
+    fail(plan, next(iter(plan.runs)))
+    command = [sys.executable, "-m", "hvae_hpc.sweep", "--partition", "gpu", "--retries", "1", "--finish", str(folder)]
+    environment = {**os.environ, "PATH": "/nowhere"}
+    ended = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False, env=environment)
+    assert ended.returncode == 2
+    assert "what failed is not tried again: scontrol is not on the PATH" in ended.stderr
+    assert ended.stderr.strip().endswith("give the sweep command again")
+
+
+def children_of(pid: int) -> list[int]:
+    found = subprocess.run(["ps", "--no-headers", "-o", "pid", "--ppid", str(pid)], capture_output=True, text=True)
+    return [int(child) for child in found.stdout.split()]
+
+
+@pytest.mark.parametrize("retries", [1, 0])
+def test_a_local_sweep_tries_again_at_its_end_if_asked_to(tmp_path: Path, retries: int) -> None:
+    project = make_project(tmp_path, seeds=1)
+    command = [sys.executable, "-m", "hvae_hpc.sweep", "--local", "--workers", "1", "--retries", str(retries)]
+    process = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.time() + 60
+    while not list(project.glob("runs/segment/*/log.jsonl")):
+        assert time.time() < deadline
+        time.sleep(0.05)
+    for child in children_of(process.pid):
+        os.kill(child, signal.SIGKILL)
+    out, error = process.communicate(timeout=120)
+    assert process.returncode == (0 if retries else 2), error
+    assert ("tried again: 1 run after lost (as it was)" in out) == bool(retries)
+    assert len(makings(project)) == retries
