@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import json
 import math
+import sys
 import tomllib
 import types
 import typing
@@ -135,7 +136,11 @@ def read_json(path: Path) -> Any:
         UserError: it is missing, or not JSON (a truncated file, say).
     """
     try:
-        return json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+        data = path.read_bytes()
+        value = json.loads(data, parse_constant=_refuse_constant)
+        if b"\\u" in data:
+            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair can be read, but never written
+        return value
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except (ValueError, RecursionError) as error:
@@ -184,8 +189,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return load(hint, value, where)
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        if not math.isfinite(value):
-            raise UserError(f"{where}: got {value}, expected a finite number")
+        if not abs(value) <= sys.float_info.max:
+            raise UserError(f"{where}: got {_shown(value)}, expected a finite number")
         return float(value)
     right = isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool))
     if not right:

@@ -1,9 +1,6 @@
-"""The plan: all runs that a sweep expects, in one file that everything later reads; and which of them are done.
+"""The plan: all runs that a sweep expects, in one file that everything later reads.
 
-It is written before anything starts: tasks find their runs in it, status and tables what is missing. Done is read
-from the runs' own files, never from anybody's memory: a run is done when its metrics.json is valid, its parents are
-done, and it was made from just these makings of them. So a parent that was deleted and made anew takes
-along what hangs on it.
+It is written before anything starts: tasks find their runs in it, status and tables what is missing.
 """
 
 import contextlib
@@ -15,11 +12,11 @@ from typing import Any, TypeVar
 
 from hvae_hpc.config import dump, load, read_json
 from hvae_hpc.errors import UserError
-from hvae_hpc.identity import content_hash
+from hvae_hpc.identity import content_hash, make_run_id
 from hvae_hpc.resources import Resources
 from hvae_hpc.rundir import write_json
 from hvae_hpc.runs import Run
-from hvae_hpc.stages import CONFIGS, Stage
+from hvae_hpc.stages import CONFIGS, STAGE_VERSIONS, Stage
 
 C = TypeVar("C")
 
@@ -241,7 +238,9 @@ def _make_plan(data: dict[str, Any], path: Path) -> Plan:
             checked.add((number, of_run))
         run = runs[run_id] = Run(stage=kind.stage, config=_with_seed(kinds[number], seed), parents=parents)
         if first:
-            current.setdefault(kind.stage, set()).add(run.run_id == run_id)
+            asked = {**kind.config, "seed": seed}
+            made_now = make_run_id(kind.stage, STAGE_VERSIONS[kind.stage], asked, parents)
+            current.setdefault(kind.stage, set()).add(made_now == run_id)
             labels[number] = run.label.removesuffix(str(seed))
         run.__dict__["label"] = f"{labels[number]}{seed}"  # as cached_property would find out, but sooner
     for stage, said in current.items():

@@ -1,4 +1,8 @@
-"""What metrics.json files said when they were last read, so that an unchanged one need not be read again.
+"""Which runs are done, and what their metrics.json said when they were last read, so that few need be read again.
+
+Done is read from the runs' own files, never from anybody's memory: a run is done when its metrics.json is valid, its
+parents are done, and it was made from just these makings of them. So a parent that was deleted and made anew takes
+along what hangs on it.
 
 Reading 10,000 of them strictly takes many seconds, looking whether they changed a tenth of one. The file beside the
 plan in which this is kept is only ever a shortcut: damaged, foreign or of another version it is ignored, and a
@@ -9,18 +13,22 @@ import contextlib
 import hashlib
 import json
 import os
+import stat
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hvae_hpc.errors import UserError
+from hvae_hpc.errors import UserError, printable
 from hvae_hpc.plan import PLANS, Plan
 from hvae_hpc.rundir import METRICS, RESULT_SCHEMA, RunResult, read_result, result_stamp, write_atomic
 
 TITLE = f"hvae_hpc states 1, results {RESULT_SCHEMA}"
 SETTLED_NS = 2_000_000_000
 """A younger file may change again without that its time does: clocks of file systems are coarse."""
+
+LONGEST_REASON = 500
+"""Letters; what a file says may be of any length."""
 
 
 class Made(NamedTuple):
@@ -60,11 +68,10 @@ class Remembered:
         Raises:
             UserError: it is there but cannot be believed.
         """
-        try:
-            stat = os.stat(f"{folder}/{METRICS}")  # noqa: PTH116 (10,000 Path objects cost more than the calls)
-        except (FileNotFoundError, NotADirectoryError):
+        found = look_at(f"{folder}/{METRICS}")
+        if found is None:
             return None
-        mark = [stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino]
+        mark = [found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino]
         known = self._known.get(run_id)
         if known and known[0] == mark and not whole:
             self._kept[run_id] = known
@@ -77,11 +84,11 @@ class Remembered:
             stamp=result_stamp(result),
             parent_stamps=result.parent_results,
             attempt=origin.attempt,
-            wall_s=origin.wall_s / origin.at_once,
+            wall_s=origin.wall_s / max(1, origin.at_once),
             result=result if whole else None,
         )
         # The mark was taken before reading: a change in between is seen the next time.
-        if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > SETTLED_NS:
+        if time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns) > SETTLED_NS:
             self._kept[run_id] = [mark, *made[:-1]]
             self._changed |= self._kept[run_id] != known
         return made
@@ -92,6 +99,23 @@ class Remembered:
             body = json.dumps(self._kept)
             with contextlib.suppress(UserError, OSError):
                 write_atomic(self.path, f"{TITLE}, {hashlib.sha256(body.encode()).hexdigest()}\n{body}\n")
+
+
+def look_at(path: str) -> os.stat_result | None:
+    """Return what the file system says of a file; None where there is none.
+
+    Raises:
+        UserError: it is no file, or its place cannot be looked at.
+    """
+    try:
+        found = os.stat(path)  # noqa: PTH116 (10,000 Path objects cost more than the calls)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check path and permission") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise UserError(f"{path}: is no file; move it away to make it anew")
+    return found
 
 
 def _read(path: Path) -> dict[str, list[Any]]:
@@ -192,7 +216,7 @@ def _to_state(read: Callable[[str], Made | None], run_id: str, parent_stamps: di
     try:
         made = read(run_id)
     except UserError as error:
-        return State(reason=str(error))
+        return State(reason=printable(str(error))[:LONGEST_REASON])
     if made is None:
         return State()
     if made.parent_stamps != parent_stamps:

@@ -1,6 +1,7 @@
 """The command that turns a runs folder into tables and figures: ``python -m hvae_hpc.results RUNS``."""
 
 import argparse
+import contextlib
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -53,8 +54,9 @@ def write_results(runs: Path, sweep: str, partial: bool = False, out: Path | Non
     collected = collect(plan, partial=True)
     folder = (out or runs / "results") / sweep
     missing = _list_missing(folder / "missing.txt", collected.missing)
-    if missing and not partial:
-        raise UserError(f"{refusal(plan, collected.missing)}\nall of them are listed in {missing[0]}")
+    if collected.missing and not partial:
+        listed = f"\nall of them are listed in {missing[0]}" if missing else ""
+        raise UserError(refusal(plan, collected.missing) + listed)
     scores = score_arms(plan, collected)
     built = {
         "table1": build_table1(plan, collected, supported_best(scores)),
@@ -77,6 +79,8 @@ def write_results(runs: Path, sweep: str, partial: bool = False, out: Path | Non
         print("Verdict\n\n" + "\n".join(textwrap.fill(sentence, 100) for sentence in verdicts) + "\n")
         paths.append(folder / "verdict.txt")
         write_atomic(paths[-1], "".join(f"{sentence}\n" for sentence in verdicts))
+    else:
+        (folder / "verdict.txt").unlink(missing_ok=True)
     if collected.missing:
         print(f"missing, {len(collected.missing)} of {len(plan.runs)} runs:\n{name_some(collected.missing)}")
     figures, remarks = write_figures(plan, collected, scores, folder)
@@ -92,11 +96,16 @@ def write_results(runs: Path, sweep: str, partial: bool = False, out: Path | Non
 
 
 def _list_missing(path: Path, missing: Sequence[str]) -> list[Path]:
-    """Write what is missing and why, a line each; where nothing is, remove the list of an earlier time."""
-    if missing:
-        write_atomic(path, "".join(f"{line}\n" for line in missing))
-        return [path]
-    path.unlink(missing_ok=True)
+    """Write what is missing and why, a line each; where nothing is, remove the list of an earlier time.
+
+    Returns:
+        The list's path; none where nothing is missing, or nothing can be written there.
+    """
+    with contextlib.suppress(UserError):
+        if missing:
+            write_atomic(path, "".join(f"{line}\n" for line in missing))
+            return [path]
+        path.unlink(missing_ok=True)
     return []
 
 

@@ -4,6 +4,7 @@ The plan names every run that the sweep expects. A row is made only of a run tha
 missing, with its reason.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cache
@@ -53,9 +54,15 @@ COST_COLUMNS = (
     *("run_id", "stage", "data", "device", "host", "processes", "attempt", "wall_s", "spent_s"),
     *("peak_memory_mib", "energy_j", "torch", "code_sha"),
 )
-SHARES = ("dice", "precision", "recall")
+BOUNDS = {
+    **dict.fromkeys(("attempt", "processes", "at_once"), (1, 1e6)),
+    **dict.fromkeys(("wall_s", "spent_s", "peak_memory_mib", "energy_j"), (0, 1e12)),
+    "n": (1, 1e6),
+}
+OF_SEGMENT = {**dict.fromkeys(("dice", "precision", "recall"), (0, 1)), "hausdorff_95": (0, 1e6)}
+"""What numbers can be: those of all stages, and a segment run's."""
 REQUIRED = {
-    "segment": (*SHARES, "hausdorff_95"),
+    "segment": tuple(OF_SEGMENT),
     "quality": ("n", "psnr_mean", "ssim_mean"),
     "likelihood": LIKELIHOOD_METRICS,
 }
@@ -121,17 +128,18 @@ def collect(plan: Plan, partial: bool = False) -> Collected:
         UserError: runs are missing, unless partial.
     """
     records = read_records(plan, METRICS)
-    faults = {**_wrong_numbers(plan, records), **_other_cases(records), **records.faults}
-    done, missing = set[str](), []
-    for run_id, state in follow(plan, _reader(records, faults)).items():
-        if state.done:
-            done.add(run_id)
-        else:
-            missing.append(f"{plan.folder_name(run_id)}: {state.reason or 'no metrics.json yet'}")
+    faults = {**_wrong_numbers(plan, records), **records.faults}
+    states = follow(plan, _reader(records, faults))
+    if odd := _other_cases(records, {run_id for run_id, state in states.items() if state.done}):
+        states = follow(plan, _reader(records, {**faults, **odd}))
+    reasons = {run_id: state.reason for run_id, state in states.items() if not state.done} | records.doubled
+    missing = [f"{plan.folder_name(i)}: {reasons[i] or 'no metrics.json yet'}" for i in plan.runs if i in reasons]
+    done = plan.runs.keys() - reasons.keys()
     if missing and not partial:
         raise UserError(refusal(plan, missing))
     believed = {stage: _keep(frame, done) for stage, frame in records.frames.items()}
-    costs = pd.concat([_costs(stage, frame) for stage, frame in believed.items()])
+    of_stages = [_costs(stage, frame) for stage, frame in believed.items()]
+    costs = pd.concat(of_stages) if of_stages else pd.DataFrame(columns=list(COST_COLUMNS))
     return Collected(
         segment=_segments(believed.get("segment")),
         quality=_qualities(believed.get("quality")),
@@ -158,13 +166,12 @@ def refusal(plan: Plan, missing: Sequence[str]) -> str:
 
 
 def _reader(records: Records, faults: Mapping[str, str]) -> Callable[[str], Made | None]:
-    """Return what tells how a run was made, for :func:`hvae_hpc.plan.follow`."""
+    """Return what tells how a run was made, for :func:`hvae_hpc.states.follow`."""
     made: dict[str, Made] = {}
 
     @cache
     def make(stamp: str, parents: str) -> Made:
-        stamps = dict(pair.split("=") for pair in parents.split(",")) if parents else {}
-        return Made(stamp=stamp, parent_stamps=stamps, attempt=0, wall_s=0.0)
+        return Made(stamp=stamp, parent_stamps=json.loads(parents), attempt=0, wall_s=0.0)
 
     for frame in records.frames.values():
         run_ids, stamps, parents = (frame[name].tolist() for name in ("run_id", "stamp", "parents"))
@@ -191,19 +198,21 @@ def _wrong_numbers(plan: Plan, records: Records) -> dict[str, str]:
         for name, among in needed.items():
             reason = f"metrics.json: {name} is missing, expected a finite number; delete the folder"
             found |= dict.fromkeys(frame["run_id"][frame[name].isna() & among], reason)
-        for name in SHARES if stage == "segment" else ():
-            wrong = frame[(frame[name] < 0) | (frame[name] > 1)]
-            for run_id, value in zip(wrong["run_id"], wrong[name], strict=True):
-                found[run_id] = f"metrics.json: {name} is {value:g}, expected 0 to 1; delete the folder"
+        for name, (low, high) in (BOUNDS | (OF_SEGMENT if stage == "segment" else {})).items():
+            if name in frame:
+                wrong = frame[(frame[name] < low) | (frame[name] > high)]
+                for run_id, value in zip(wrong["run_id"], wrong[name], strict=True):
+                    got = f"{name} is {value:g}, expected {low:g} to {high:g}"
+                    found[run_id] = f"metrics.json: {got}; delete the folder"
     return found
 
 
-def _other_cases(records: Records) -> dict[str, str]:
-    """Return the runs whose test cases are not those of most runs of their data set and split, and why."""
+def _other_cases(records: Records, done: Set[str]) -> dict[str, str]:
+    """Return the done runs whose test cases are not those of most done runs of their data set and split, and why."""
     found: dict[str, str] = {}
     if (frame := records.frames.get("segment")) is None:
         return found
-    for _, like in frame.groupby(["data", "split_seed"]):
+    for _, like in _keep(frame, done).groupby(["data", "split_seed"]):
         usual, *others = like["case_set"].value_counts().index
         for which in others:
             if odd := set(records.dice.case_sets[usual]) ^ set(records.dice.case_sets[which]):

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from hvae_hpc.arms import ArmConfig
 from hvae_hpc.errors import UserError
-from hvae_hpc.identity import file_sha256
+from hvae_hpc.identity import code_sha, file_sha256
 from hvae_hpc.plan import Plan
 from hvae_hpc.results.reading import CASE_NUMBERS, ORIGIN, TEXTS, Row
-from hvae_hpc.rundir import RESULT_SCHEMA, write_atomic_by
+from hvae_hpc.rundir import write_atomic_by
 
-TITLE = f"hvae_hpc records 1, results {RESULT_SCHEMA}"
+TITLE = "hvae_hpc records by code"
 MARKS = ("mtime_ns", "ctime_ns", "size", "inode")
 """What the file system said of a metrics.json when it was read."""
 NAMES = ("data", "arm", "generator", "source", "folder")
@@ -105,5 +105,5 @@ def _write(path: Path, columns: pa.Table) -> None:
 
 
 def _seal(digest: str) -> bytes:
-    """Return the end of a file with such content; always equally long."""
-    return f"\n{digest:64} {TITLE}\n".encode()
+    """Return the end of a file with such content, always equally long; another code would keep something else."""
+    return f"\n{digest:64} {TITLE} {code_sha()}\n".encode()

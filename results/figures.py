@@ -68,6 +68,8 @@ def write_figures(
                     figure.set_layout_engine("none")  # the first one's holds for all
         except UserError as error:
             remarks.append(f"{name}.png is left out: {error}")
+            for ending in endings:
+                (out / f"{name}.{ending}").unlink(missing_ok=True)  # of an earlier time
             continue
         remarks += [f"{name}.png: {line}" for line in left_out]
     return paths, remarks

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from hvae_hpc.arms import ArmConfig
 from hvae_hpc.plan import Plan
-from hvae_hpc.results.arms_table import ArmScores, dice_of
+from hvae_hpc.results.arms_table import ArmScores
 from hvae_hpc.results.collect import KNOWN_GENERATORS, Collected, generators_of
 from hvae_hpc.results.labels import REFERENCE, arm_label, method_of
 
@@ -54,8 +54,9 @@ def is_plain(arm: ArmConfig) -> bool:
 
 def interval_over(collected: Collected, scores: Sequence[ArmScores]) -> str:
     """Return what the intervals of some arms' means are over: an arm with one seed has none over seeds."""
-    seeds = [{seed for _, seed in dice_of(collected, s.data, s.arm.name)} for s in scores]
-    single = [len(of_arm) == 1 for of_arm in seeds]
+    rows = collected.segment
+    seeds = rows.groupby(["data", "arm", "split_seed"])["seed"].nunique().groupby(level=["data", "arm"]).max()
+    single = [seeds[s.data, s.arm.name] == 1 or (bool(s.versus) and s.paired == 1) for s in scores]
     if all(single):
         return "95 % interval over cases (one seed)"
     return "95 % interval over seeds and cases" + ", where one seed: over cases" * any(single)

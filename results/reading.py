@@ -4,6 +4,7 @@ Whatever that pass does not take is read by :func:`hvae_hpc.rundir.read_result`,
 """
 
 import dataclasses
+import json
 import os
 import typing
 from array import array
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from hvae_hpc.errors import UserError
+from hvae_hpc.errors import UserError, printable
 from hvae_hpc.rundir import METRICS, RESULT_SCHEMA, Provenance, RunResult, read_result, result_stamp
 
 ORIGIN = ("attempt", "wall_s", "spent_s", "processes", "at_once", "peak_memory_mib", "energy_j")
@@ -24,6 +25,7 @@ TEXTS = ("stamp", "parents", "unit", "device", "host", "torch", "code_sha")
 PARALLEL_FROM = 4000
 """Fewer files are read sooner by one process than others have started."""
 CHUNK = 500
+LONGEST_TEXT = 100
 NOTHING = float("nan")
 NO_STAMP = "-"
 """Of a run from which no other is made: to know its stamp would take as long as all the rest."""
@@ -52,8 +54,8 @@ class Row(NamedTuple):
     Attributes:
         run_id: of the run.
         numbers: ORIGIN, CASE_NUMBERS, then the metrics that were asked for; NaN for what the file does not have.
-        texts: TEXTS; parents are ``role=stamp`` joined by commas.
-        cases: ids of the test cases.
+        texts: TEXTS; parents are the JSON of role to stamp.
+        cases: ids of the test cases, sorted.
         dice: of each case, as bytes of float64.
     """
 
@@ -88,7 +90,11 @@ def _as_struct(kind: Any, **changed: Any) -> Any:
 
 # What no table needs is looked at but not kept: its making would take half of the time.
 _FastResult = _as_struct(
-    RunResult, config=msgspec.Raw, provenance=_as_struct(Provenance), per_case=dict[str, _Case], details=_Details
+    RunResult,
+    config=dict[str, msgspec.Raw],
+    provenance=_as_struct(Provenance),
+    per_case=dict[str, _Case],
+    details=_Details,
 )
 _decoder = msgspec.json.Decoder(_FastResult)
 _case_sets: dict[tuple[str, ...], tuple[str, ...]] = {}
@@ -98,8 +104,19 @@ _case_sets: dict[tuple[str, ...], tuple[str, ...]] = {}
 def read_row(asked: Asked) -> Row | str | None:
     """Return a file's row, why it cannot be believed, or None where there is none."""
     try:
+        return _read_row(asked)
+    except (ValueError, ArithmeticError, RecursionError) as error:
+        # Whatever one file holds, the others are read.
+        return f"{METRICS}: cannot be used ({type(error).__name__}: {error}); delete the folder"
+
+
+def _read_row(asked: Asked) -> Row | str | None:
+    try:
         with open(f"{asked.folder}/{METRICS}", "rb", buffering=0) as file:
-            result = _decoder.decode(file.read())
+            data = file.read()
+        if not data.isascii():
+            data.decode()  # what is not looked into is no less UTF-8
+        result = _decoder.decode(data)
         if (result.schema, result.run_id, asked.stamped) == (RESULT_SCHEMA, asked.run_id, False):
             dice = [numbers.dice for numbers in result.per_case.values()]
             return _make_row(asked, result, dice, result.details.hausdorff_95_unit, NO_STAMP)
@@ -130,18 +147,25 @@ def _make_row(asked: Asked, result: Any, dice: Sequence[float], unit: str, stamp
         wrong = ordered[0] if ordered[0] < 0 else ordered[-1]
         return f"{METRICS}: per_case has a dice of {wrong:g}, expected 0 to 1; delete the folder"
     origin = (made.attempt, made.wall_s, made.spent_s, made.processes, made.at_once, made.peak_memory_mib)
-    parents = ",".join([f"{role}={stamp}" for role, stamp in result.parent_results.items()])
+    texts = (unit, made.device, made.host, made.versions.get("torch", ""), made.code_sha)
     cases = tuple(result.per_case) if dice else ()
+    if list(cases) != sorted(cases):  # the same cases are then the same tuple
+        cases, dice = zip(*sorted(zip(cases, dice, strict=True)), strict=True)
     return Row(
         run_id=asked.run_id,
         numbers=(
-            *(*origin, made.gpu.get("energy_j", NOTHING), len(dice), _median(ordered)),
+            *map(float, (*origin, made.gpu.get("energy_j", NOTHING), len(dice), _median(ordered))),
             *[metrics.get(name, NOTHING) for name in asked.metrics],
         ),
-        texts=(stamp, parents, unit, made.device, made.host, made.versions.get("torch", ""), made.code_sha),
+        texts=(stamp, json.dumps(result.parent_results), *map(_clean, texts)),
         cases=_case_sets.setdefault(cases, cases),
         dice=array("d", dice).tobytes(),
     )
+
+
+def _clean(text: str) -> str:
+    """Return what may stand in a table and a figure: control characters escaped, and not without end."""
+    return (text if text.isprintable() else printable(text))[:LONGEST_TEXT]
 
 
 def _median(ordered: Sequence[float]) -> float:

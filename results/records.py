@@ -16,11 +16,12 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from hvae_hpc.errors import UserError
 from hvae_hpc.plan import PLANS, Plan
 from hvae_hpc.results.columns import MARKS, read_columns, schema_of, to_columns, write_columns
 from hvae_hpc.results.reading import NO_STAMP, Asked, Row, read_rows
 from hvae_hpc.rundir import METRICS
-from hvae_hpc.states import SETTLED_NS, list_folders
+from hvae_hpc.states import SETTLED_NS, list_folders, look_at
 
 FLUSH = 10_000
 """Rows that are read before they become columns, which take a tenth of the memory."""
@@ -71,11 +72,13 @@ class Records:
             ``dice.case_sets`` are its test cases.
         dice: of every test case of every segment run.
         faults: run id to why its file cannot be believed, "metrics.json: ...".
+        doubled: run id to why it is not known which of two files to believe.
     """
 
     frames: dict[str, pd.DataFrame]
     dice: CaseDice
     faults: dict[str, str]
+    doubled: dict[str, str]
 
 
 def read_records(plan: Plan, metrics: Mapping[str, tuple[str, ...]]) -> Records:
@@ -92,28 +95,37 @@ def read_records(plan: Plan, metrics: Mapping[str, tuple[str, ...]]) -> Records:
     there = list_folders(plan.runs_folder, folders)
     for run_id, run in plan.runs.items():
         folders[run.stage][run_id] = plan.folder_name(run_id)
-    faults = _doubled(plan, there.difference(*(of_stage.values() for of_stage in folders.values())))
+    elsewhere = _find_elsewhere(plan, there.difference(*(of_stage.values() for of_stage in folders.values())))
+    faults: dict[str, str] = {}
     sets_of_parents = {id(run.parents): run.parents for run in plan.runs.values()}  # most runs share them with others
     stamped = {parent for parents in sets_of_parents.values() for parent in parents.values()}
     frames, dice = {}, CaseDice([], [], np.zeros(0, np.int64), np.zeros(0))
     for stage, of_stage in folders.items():
         reading = {run_id: folder for run_id, folder in of_stage.items() if folder in there}
         columns, unread = _read_stage(plan, stage, reading, metrics.get(stage, ()), stamped)
-        faults = {**unread, **faults}
+        faults |= unread
         frames[stage] = columns.drop_columns(["case_ids", "case_dice", *MARKS]).to_pandas()
         frames[stage]["case_set"] = _case_sets(columns).indices.to_numpy()
         if stage == "segment":
             dice = _as_dice(columns)
-    return Records(frames=frames, dice=dice, faults=faults)
+    found = set[str]().union(*(frame["run_id"] for frame in frames.values()), faults)
+    doubled = {
+        run_id: f"the same run lies in {folder} as well; keep one of the two and delete the other"
+        for run_id, folder in elsewhere.items()
+        if run_id in found
+    }
+    for run_id in elsewhere.keys() - found:
+        faults[run_id] = f"lies in {elsewhere[run_id]} instead; rename that folder"
+    return Records(frames=frames, dice=dice, faults=faults, doubled=doubled)
 
 
-def _doubled(plan: Plan, others: Iterable[str]) -> dict[str, str]:
-    """Return the runs that also lie in one of other folders, by a copy or a renaming, and what to say of each."""
+def _find_elsewhere(plan: Plan, others: Iterable[str]) -> dict[str, str]:
+    """Return the runs that lie in other folders than the plan's, by a copy or a renaming, and where."""
     found = {}
     for folder in others:
         run_id = folder.rpartition("-")[2]
-        if run_id in plan.runs and (plan.runs_folder / folder / METRICS).exists():
-            found[run_id] = f"the same run lies in {folder} as well; keep one of the two and delete the other"
+        if run_id in plan.runs and os.path.exists(f"{plan.runs_folder}/{folder}/{METRICS}"):  # noqa: PTH110 (never raises)
+            found[run_id] = folder
     return found
 
 
@@ -123,14 +135,14 @@ def _read_stage(
     """Return a stage's columns, in the order of the folders (by run id), and the runs whose files are not believed."""
     now, path, schema = time.time_ns(), plan.runs_folder / PLANS / f"{plan.sweep}.{stage}.records", schema_of(metrics)
     known = read_columns(path, schema)
-    run_ids, marks = _look(plan.runs_folder, folders)
+    unread: dict[str, str] = {}
+    run_ids, marks = _look(plan.runs_folder, folders, unread)
     same = _unchanged(known, run_ids, marks, stamped)
     fresh = np.flatnonzero(same < 0).tolist()
     asked = [
         Asked(f"{plan.runs_folder}/{folders[run_ids[i]]}", run_ids[i], stage, metrics, run_ids[i] in stamped)
         for i in fresh
     ]
-    unread: dict[str, str] = {}
     rows: dict[int, Row] = {}
     kept = np.flatnonzero(same >= 0)
     as_they_are = np.array_equal(same[kept], np.arange(len(known)))
@@ -162,17 +174,19 @@ def _read_stage(
     return columns, unread
 
 
-def _look(runs_folder: Path, folders: Mapping[str, str]) -> tuple[list[str], NDArray[np.int64]]:
+def _look(runs_folder: Path, folders: Mapping[str, str], unread: dict[str, str]) -> tuple[list[str], NDArray[np.int64]]:
     """Return the runs that have a metrics.json, and what the file system says of it: a row of MARKS each."""
-    root, stat, run_ids, found = str(runs_folder), os.stat, [], []
+    root, run_ids, found = str(runs_folder), [], []
     for run_id, folder in folders.items():
         try:
-            found.append(stat(f"{root}/{folder}/{METRICS}"))
-        except (FileNotFoundError, NotADirectoryError):
+            of_file = look_at(f"{root}/{folder}/{METRICS}")
+        except UserError as error:
+            unread[run_id] = str(error).removeprefix(f"{root}/{folder}/")
             continue
-        run_ids.append(run_id)
-    marks = [(of_file.st_mtime_ns, of_file.st_ctime_ns, of_file.st_size, of_file.st_ino) for of_file in found]
-    return run_ids, np.array(marks, dtype=np.int64).reshape(-1, len(MARKS))
+        if of_file:
+            run_ids.append(run_id)
+            found.append((of_file.st_mtime_ns, of_file.st_ctime_ns, of_file.st_size, of_file.st_ino))
+    return run_ids, np.array(found, dtype=np.int64).reshape(-1, len(MARKS))
 
 
 def _unchanged(

@@ -25,7 +25,8 @@ CAPTIONS = {
     "figure2": "Real test images and each generator's first samples, with masks",
     "dice": "Dice, and below it the difference to the reference on the same cases and seeds, against the number of "
     "synthetic pairs: markers are means, bars and bands their 95 % intervals by a two-way bootstrap, over what the "
-    "axis names; the reference and the largest standard augmentation have the bands",
+    "axis names (over fewer than six seeds they are too narrow); the reference and the largest standard augmentation "
+    "have the bands",
     "per-case": "The Dice of every test case, mean over seeds, and beside it the same less the reference's: a row's "
     "points go from its lowest case to its highest, a bar is at the median, a box from quartile to quartile; where "
     "arms are many, each method's best by these same cases",

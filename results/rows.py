@@ -25,15 +25,18 @@ def write_rows(collected: Collected, folder: Path) -> list[Path]:
         UserError: the disk refused.
     """
     paths = []
+    there = folder / ROWS
     for name in ("segment", "quality", "likelihood", "costs"):
         rows: pd.DataFrame = getattr(collected, name)
         if len(rows):
-            paths += [folder / ROWS / f"{name}.csv", folder / ROWS / f"{name}.parquet"]
+            paths += [there / f"{name}.csv", there / f"{name}.parquet"]
             write_atomic_by(paths[-2], partial(rows.to_csv, index=False))
             write_atomic_by(paths[-1], partial(rows.to_parquet, index=False))
     if len(collected.segment):
-        paths.append(folder / ROWS / "cases.parquet")
+        paths.append(there / "cases.parquet")
         write_atomic_by(paths[-1], lambda path: pq.write_table(_cases(collected), path))
+    for path in {*there.glob("*.csv"), *there.glob("*.parquet")}.difference(paths):
+        path.unlink()  # of an earlier time: what is not there now must not lie beside what is
     return paths
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.plan import read_plan
+from hvae_hpc.results import records
 from hvae_hpc.results.collect import collect, generators_of
 from hvae_hpc.rundir import METRICS
 from tests.made_up import (
@@ -182,3 +184,79 @@ def test_a_quality_run_without_the_measures_that_it_was_asked_for_is_missing(tmp
     finish(tmp_path, run, {name: value for name, value in fake_metrics(run).items() if name != "kid"})
     with pytest.raises(UserError, match=f"{run.folder}: metrics.json: kid is missing"):
         collect(read_plan(tmp_path / "plans/small.json"))
+
+
+def test_a_parent_that_is_made_anew_takes_along_what_hangs_on_it_also_from_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "SETTLED_NS", -(10**18))
+    runs = write_sweep(tmp_path)
+    plan = read_plan(tmp_path / "plans/small.json")
+    assert collect(plan).missing == ()
+    train = next(run for run in runs if run.stage == "train")
+    finish(tmp_path, train, {"loss": 2.0})
+    collected = collect(plan, partial=True)
+    hanging = {run.folder for run in runs if f"-{train.config.generator}" in run.label and run is not train}
+    reason = "what it was made from was made anew, or is gone"
+    assert set(collected.missing) == {f"{folder}: {reason}" for folder in hanging}
+
+
+def test_runs_that_do_not_count_have_no_say_in_which_test_cases_are_usual(tmp_path: Path) -> None:
+    runs = write_sweep(tmp_path, seeds=5)
+    plan = read_plan(tmp_path / "plans/small.json")
+    for run in segments(runs, "vae+100") + segments(runs, "vae+300") + segments(runs, "hvae+100"):
+        path = tmp_path / run.folder / METRICS
+        data = json.loads(path.read_text())
+        data["per_case"]["case99"] = data["per_case"].pop("case03")
+        data["parent_results"] = dict.fromkeys(data["parent_results"], "0" * 12)
+        path.write_text(json.dumps(data))
+    for run in segments(runs, "standard-x5") + segments(runs, "lsgan+100") + segments(runs, "lsgan+300"):
+        (tmp_path / run.folder / METRICS).unlink()
+    left = segments(runs, "reference") + segments(runs, "hvae+300")
+    assert set(collect(plan, partial=True).segment["run_id"]) == {run.run_id for run in left}
+
+
+def test_a_doubled_run_is_missing_and_what_was_made_from_it_is_not(tmp_path: Path) -> None:
+    runs = write_sweep(tmp_path)
+    generate = next(run for run in runs if run.stage == "generate")
+    folder = tmp_path / generate.folder
+    shutil.copytree(folder, folder.with_name(f"backup-{generate.run_id}"))
+    (line,) = collect(read_plan(tmp_path / "plans/small.json"), partial=True).missing
+    assert line.startswith(f"{generate.folder}: the same run lies in generate/backup-{generate.run_id} as well")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("hausdorff_95", -5.0, "0 to 1e+06"),
+        ("dice", 1.5, "0 to 1"),
+        ("recall", 1e300, "0 to 1"),
+        ("processes", 0, "1 to 1e+06"),
+        ("wall_s", -1.0, "0 to 1e+12"),
+    ],
+)
+def test_an_impossible_number_is_named(tmp_path: Path, name: str, value: float, expected: str) -> None:
+    run = segments(write_sweep(tmp_path), "reference")[0]
+    path = tmp_path / run.folder / METRICS
+    data = json.loads(path.read_text())
+    data["metrics" if name in data["metrics"] else "provenance"][name] = value
+    path.write_text(json.dumps(data))
+    (line,) = collect(read_plan(tmp_path / "plans/small.json"), partial=True).missing
+    assert line == f"{run.folder}: metrics.json: {name} is {value:g}, expected {expected}; delete the folder"
+
+
+def test_what_a_file_says_is_one_line_of_bounded_length(tmp_path: Path) -> None:
+    first, second = segments(write_sweep(tmp_path), "reference")[:2]
+    for run, said in ((first, "x\n  segment/fake: all is well\x1b[2J"), (second, "y" * 10**6)):
+        path = tmp_path / run.folder / METRICS
+        path.write_text(json.dumps({**json.loads(path.read_text()), "run_id": said}))
+    for line in collect(read_plan(tmp_path / "plans/small.json"), partial=True).missing:
+        assert line.isprintable()
+        assert len(line) < 700
+
+
+def test_a_plan_without_runs_has_no_rows(tmp_path: Path) -> None:
+    write_sweep(tmp_path, arms=(), sources=())
+    collected = collect(read_plan(tmp_path / "plans/small.json"))
+    assert collected.missing == ()
+    assert [len(rows) for rows in (collected.segment, collected.quality, collected.costs)] == [0, 0, 0]

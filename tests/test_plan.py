@@ -12,6 +12,7 @@ import pytest
 
 from hvae_hpc import states as states_module
 from hvae_hpc.errors import UserError
+from hvae_hpc.identity import make_run_id
 from hvae_hpc.plan import Plan, find_plans, read_plan
 from hvae_hpc.rundir import RunResult, read_result
 from hvae_hpc.runs import Run
@@ -255,3 +256,21 @@ def test_runs_of_two_versions_of_a_stage_do_not_stand_in_one_plan(
     lines[first] = lines[first].replace(new[first].run_id, changed)
     with pytest.raises(UserError, match="mixes runs of stage segment by two versions of the program"):
         read_plan(write_plan(tmp_path, new, changes={"runs": lines}))
+
+
+def test_a_plan_from_before_a_setting_was_added_is_read(tmp_path: Path) -> None:
+    runs = make_runs()
+    data = json.loads(write_plan(tmp_path, runs).read_text())
+    hvae = next(kind for kind in data["kinds"] if kind["stage"] == "train" and kind["config"]["generator"] == "hvae")
+    del hvae["config"]["model"]["mask_weight"]  # as if it had not been there when this plan was made
+    new: dict[str, str] = {}
+    lines, parents = [], [dict(of_run) for of_run in data["parents"]]
+    for line in data["runs"]:
+        run_id, kind, of_run, seed = line.split()
+        named = data["kinds"][int(kind)]
+        parents[int(of_run)] = {role: new.get(parent, parent) for role, parent in data["parents"][int(of_run)].items()}
+        config, version = {**named["config"], "seed": int(seed)}, STAGE_VERSIONS[named["stage"]]
+        new[run_id] = make_run_id(named["stage"], version, config, parents[int(of_run)])
+        lines.append(line.replace(run_id, new[run_id]))
+    changes = {"kinds": data["kinds"], "runs": lines, "parents": parents}
+    assert list(read_plan(write_plan(tmp_path, runs, changes=changes)).runs) == list(new.values())

@@ -2,12 +2,15 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 
+from hvae_hpc.metrics import MaskScores
 from hvae_hpc.results import reading
 from hvae_hpc.results.collect import METRICS
 from hvae_hpc.results.reading import NO_STAMP, Asked, Row, read_row, read_rows
@@ -21,9 +24,12 @@ def sweep(tmp_path: Path) -> list[Asked]:
     return [Asked(str(tmp_path / run.folder), run.run_id, run.stage, METRICS.get(run.stage, ()), False) for run in runs]
 
 
-def test_quick_and_strict_reading_agree_on_every_run(sweep: list[Asked]) -> None:
+def test_quick_and_strict_reading_agree_on_every_run(sweep: list[Asked], monkeypatch: pytest.MonkeyPatch) -> None:
     for asked in sweep:
-        quick, strict = read_row(asked), read_row(asked._replace(stamped=True))
+        with monkeypatch.context() as patch:
+            patch.setattr(reading, "read_result", None)  # the quick way goes without it
+            quick = read_row(asked)
+        strict = read_row(asked._replace(stamped=True))
         assert isinstance(quick, Row)
         assert isinstance(strict, Row)
         result = read_result(Path(asked.folder), asked.run_id)
@@ -50,6 +56,10 @@ def test_the_numbers_are_those_of_the_file(sweep: list[Asked]) -> None:
     assert np.isnan(named["energy_j"])
 
 
+def test_the_quick_way_knows_the_numbers_that_evaluation_leaves_per_case() -> None:
+    assert reading._Case.__struct_fields__ == ("dice", *sorted({field.name for field in fields(MaskScores)} - {"dice"}))
+
+
 def test_the_median_of_any_number_of_cases_is_numpys() -> None:
     for n in range(1, 9):
         values = sorted(np.random.default_rng(n).random(n).tolist())
@@ -66,7 +76,10 @@ def test_several_processes_read_what_one_reads(sweep: list[Asked], monkeypatch: 
     monkeypatch.setattr(reading, "PARALLEL_FROM", 4)
     monkeypatch.setattr(reading, "CHUNK", 3)
     monkeypatch.setattr(reading.os, "sched_getaffinity", lambda _: {0, 1})
+    pool = mock.Mock(wraps=reading.ProcessPoolExecutor)
+    monkeypatch.setattr(reading, "ProcessPoolExecutor", pool)
     several = list(read_rows(sweep))
+    assert pool.call_args.args == (2,)
     assert repr(several) == repr(alone)  # nan is not itself, but looks like it
 
 
@@ -108,6 +121,25 @@ HOSTILE: dict[str, tuple[Callable[[str], str | bytes], str]] = {
     "a case without Dice": (_with(per_case__case00={"precision": 0.5}), "no finite dice for every case"),
     "a huge Dice of a case": (_with(per_case__case00={"dice": 1e300}), "a dice of 1e+300, expected 0 to 1"),
     "a negative Dice of a case": (_with(per_case__case00={"dice": -0.1}), "a dice of -0.1, expected 0 to 1"),
+    "half a surrogate pair": (_with(provenance__device="\ud800"), "not valid JSON"),
+    "half a surrogate pair in a name": (_with(run_id="\ud800"), "not valid JSON"),
+    "an integer too large for a double": (
+        lambda text: text.replace('"wall_s": 12.5', '"wall_s": 1' + "0" * 400),
+        "expected a finite number",
+    ),
+    "a count too large for a double": (
+        lambda text: text.replace('"attempt": 1', '"attempt": 1' + "0" * 400),
+        "cannot be used",
+    ),
+    "nested just so deeply that it is read": (
+        lambda text: text.replace('"details": {', '"details": {"a": ' + "[" * 960 + "]" * 960 + ", "),
+        "",
+    ),
+    "bytes that are no text, where nobody looks": (
+        lambda text: text.encode().replace(b'"data": "brats2021"', b'"data": "brats\xff"'),
+        "not valid JSON",
+    ),
+    "a config that is a number": (_with(config=7), "got 7, expected dict"),
     "no cases": (_with(per_case={}), "no finite dice for every case"),
 }
 
@@ -121,11 +153,34 @@ def test_a_hostile_file_gets_one_line(tmp_path: Path, what: str) -> None:
     path.write_bytes(spoilt if isinstance(spoilt, bytes) else spoilt.encode())
     for stamped in (False, True):
         line = read_row(Asked(str(path.parent), run.run_id, "segment", METRICS["segment"], stamped))
+        if not reason and isinstance(line, Row):  # it may be read, or not, but nothing breaks
+            continue
         assert isinstance(line, str)
         assert line.startswith("metrics.json")
         assert reason in line
         assert "\n" not in line
         assert len(line) < 300
+
+
+def test_control_characters_of_a_file_do_not_reach_a_table(tmp_path: Path) -> None:
+    run = segments(write_sweep(tmp_path), "reference")[0]
+    path = tmp_path / run.folder / "metrics.json"
+    path.write_text(_with(provenance__device="GPU \x1b[2J" + 200 * "x")(path.read_text()))
+    row = read_row(Asked(str(path.parent), run.run_id, "segment", METRICS["segment"], False))
+    assert isinstance(row, Row)
+    device = row.texts[reading.TEXTS.index("device")]
+    assert device.startswith("GPU \\x1b[2Jxxx")
+    assert len(device) == reading.LONGEST_TEXT
+
+
+def test_cases_in_another_order_are_the_same_cases(tmp_path: Path) -> None:
+    run = segments(write_sweep(tmp_path), "reference")[0]
+    path = tmp_path / run.folder / "metrics.json"
+    asked = Asked(str(path.parent), run.run_id, "segment", METRICS["segment"], False)
+    before = read_row(asked)
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps({**data, "per_case": dict(reversed(data["per_case"].items()))}))
+    assert repr(read_row(asked)) == repr(before)
 
 
 def test_other_numbers_per_case_are_taken(tmp_path: Path) -> None:

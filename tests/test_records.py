@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from hvae_hpc.identity import code_sha
 from hvae_hpc.plan import Plan, read_plan
 from hvae_hpc.results import records as module
 from hvae_hpc.results.collect import METRICS, collect
@@ -16,6 +17,7 @@ from hvae_hpc.results.columns import read_columns, schema_of
 from hvae_hpc.results.reading import NO_STAMP, Asked, Row, read_rows
 from hvae_hpc.results.records import Records, read_records
 from hvae_hpc.rundir import read_result, result_stamp
+from hvae_hpc.states import read_states
 from tests.made_up import fake_metrics, finish, write_sweep
 
 
@@ -23,7 +25,7 @@ from tests.made_up import fake_metrics, finish, write_sweep
 def remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Plan, list[str]]:
     """A sweep that was collected once, and the ids of the runs whose metrics.json is read from then on."""
     write_sweep(tmp_path, likelihoods=True)
-    monkeypatch.setattr(module, "SETTLED_NS", -(10**18))
+    monkeypatch.setattr(module, "SETTLED_NS", -(10**18))  # so young files are remembered as well
     plan = read_plan(tmp_path / "plans/small.json")
     read_records(plan, METRICS)
     read: list[str] = []
@@ -122,7 +124,7 @@ def test_a_file_that_cannot_be_believed_is_looked_at_every_time(remembered: tupl
 DAMAGE: list[Callable[[bytes], bytes]] = [
     lambda data: data[: len(data) // 2],
     lambda data: data[:-100] + bytes([data[-100] ^ 1]) + data[-99:],
-    lambda data: data.replace(b"records 1", b"records 0"),
+    lambda data: data.replace(code_sha().encode(), b"0" * 12),  # of another version of the code
     lambda data: b"",
     lambda data: b"\x00" * 100,
 ]
@@ -165,7 +167,10 @@ def test_a_memory_that_cannot_be_written_is_done_without(remembered: tuple[Plan,
     assert list((plan.runs_folder / "plans").glob(".*")) == []
 
 
-def test_a_file_so_young_that_it_may_change_unseen_is_not_remembered(tmp_path: Path) -> None:
+def test_a_file_so_young_that_it_may_change_unseen_is_not_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SETTLED_NS", 10**12)
     plan = read_plan(write_sweep(tmp_path) and tmp_path / "plans/small.json")
     read_records(plan, METRICS)
     sizes = {path.name: path.stat().st_size for path in tmp_path.glob("plans/*.records")}
@@ -178,9 +183,41 @@ def test_a_run_that_lies_in_two_folders_is_named(remembered: tuple[Plan, list[st
     run_id = next(run_id for run_id, run in plan.runs.items() if run.stage == "segment")
     copy = plan.folder(run_id).with_name(f"copy-{run_id}")
     shutil.copytree(plan.folder(run_id), copy)
-    found = read_records(plan, METRICS).faults
-    assert found == {
-        run_id: f"the same run lies in segment/{copy.name} as well; keep one of the two and delete the other"
-    }
+    reason = f"the same run lies in segment/{copy.name} as well; keep one of the two and delete the other"
+    found = read_records(plan, METRICS)
+    assert (found.doubled, found.faults) == ({run_id: reason}, {})
     (copy / "metrics.json").unlink()
-    assert read_records(plan, METRICS).faults == {}
+    assert read_records(plan, METRICS).doubled == {}
+
+
+def test_a_run_in_a_folder_of_another_name_is_not_said_to_be_there_twice(remembered: tuple[Plan, list[str]]) -> None:
+    plan, _ = remembered
+    run_id = next(run_id for run_id, run in plan.runs.items() if run.stage == "segment")
+    plan.folder(run_id).rename(plan.folder(run_id).with_name(f"other-{run_id}"))
+    found = read_records(plan, METRICS)
+    assert (found.doubled, found.faults) == (
+        {},
+        {run_id: f"lies in segment/other-{run_id} instead; rename that folder"},
+    )
+
+
+def loop(path: Path) -> None:
+    path.symlink_to(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"), [(loop, "cannot be read"), (os.mkfifo, "is no file"), (Path.mkdir, "is no file")]
+)
+def test_what_is_no_file_is_that_run_s_fault_alone(
+    remembered: tuple[Plan, list[str]], make: Callable[[Path], None], reason: str
+) -> None:
+    plan, read = remembered
+    run_id = next(run_id for run_id, run in plan.runs.items() if run.stage == "segment")
+    path = plan.folder(run_id) / "metrics.json"
+    path.unlink()
+    make(path)
+    found = read_records(plan, METRICS)
+    assert found.faults.keys() == {run_id}
+    assert found.faults[run_id].startswith(f"metrics.json: {reason}")
+    assert read == []
+    assert not read_states(plan)[run_id].done

@@ -8,6 +8,7 @@ import pytest
 from hvae_hpc.plan import read_plan
 from hvae_hpc.results.collect import Collected, collect
 from hvae_hpc.results.rows import write_rows
+from hvae_hpc.rundir import METRICS
 from tests.made_up import make_runs, segments, write_sweep
 
 
@@ -44,3 +45,15 @@ def test_a_kind_of_run_that_is_not_there_has_no_file(tmp_path: Path) -> None:
     write_sweep(tmp_path, arms=(), sources=("real",))
     paths = write_rows(collect(read_plan(tmp_path / "plans/small.json")), tmp_path)
     assert [path.name for path in paths] == ["quality.csv", "quality.parquet", "costs.csv", "costs.parquet"]
+
+
+def test_rows_of_an_earlier_time_do_not_lie_beside_those_of_now(tmp_path: Path) -> None:
+    runs = write_sweep(tmp_path)
+    plan = read_plan(tmp_path / "plans/small.json")
+    write_rows(collect(plan), tmp_path)
+    for run in runs:
+        if run.stage == "quality":
+            (tmp_path / run.folder / METRICS).unlink()
+    paths = write_rows(collect(plan, partial=True), tmp_path)
+    assert sorted((tmp_path / "rows").iterdir()) == sorted(paths)
+    assert not (tmp_path / "rows/quality.csv").exists()
