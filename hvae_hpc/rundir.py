@@ -178,11 +178,7 @@ def read_result(folder: Path, run_id: str) -> RunResult | None:
     result = load(RunResult, data, str(path))
     if result.run_id != run_id:
         raise UserError(f"{path}: is run {result.run_id}, expected {run_id}; delete the folder to make it anew")
-    try:
-        stamp = _stamp_of(data)  # of what the file says, without what was added to it here
-    except RecursionError as error:
-        raise UserError(f"{path}: is nested too deeply; delete the folder to make it anew") from error
-    object.__setattr__(result, "_stamp", stamp)
+    object.__setattr__(result, "_stamp", _stamp_of(data))  # of what the file says, without what was added to it here
     return result
 
 

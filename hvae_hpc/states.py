@@ -215,7 +215,7 @@ def read_state(plan: Plan, run_id: str, parent_stamps: Mapping[str, str]) -> Sta
 def _to_state(read: Callable[[str], Made | None], run_id: str, parent_stamps: dict[str, str]) -> State:
     try:
         made = read(run_id)
-    except UserError as error:
+    except (UserError, RecursionError) as error:  # the latter of a file that is nested just too deeply to be stamped
         return State(reason=printable(str(error))[:LONGEST_REASON])
     if made is None:
         return State()

@@ -47,7 +47,14 @@ def write_results(runs: Path, sweep: str, partial: bool = False, out: Path | Non
     from hvae_hpc.results.rendering import render_latex
     from hvae_hpc.results.report import write_report
     from hvae_hpc.results.rows import write_rows
-    from hvae_hpc.results.tables import build_table1, build_table2, render_csv, render_markdown, render_text
+    from hvae_hpc.results.tables import (
+        build_table1,
+        build_table2,
+        render_csv,
+        render_markdown,
+        render_text,
+        without_constants,
+    )
     from hvae_hpc.results.verdict import judge
 
     plan = replace(read_plan(plan_path(runs, sweep)), runs_folder=runs)  # which may have been moved since
@@ -66,7 +73,7 @@ def write_results(runs: Path, sweep: str, partial: bool = False, out: Path | Non
         "likelihoods": build_likelihoods(plan, collected),
         "claims": build_claims(plan, collected),
     }
-    tables = {name: table for name, table in built.items() if table is not None}
+    tables = {name: without_constants(table) for name, table in built.items() if table is not None}
     paths = []
     for name, table in tables.items():
         print(render_text(table))
@@ -87,7 +94,7 @@ def write_results(runs: Path, sweep: str, partial: bool = False, out: Path | Non
     for line in remarks:
         print(line)
     paths += [*figures, *missing, *write_rows(collected, folder)]
-    report = write_report(folder / "report.html", plan, collected, tables, verdicts, figures)
+    report = write_report(folder / "report.html", plan, collected, tables, verdicts, figures, remarks)
     paths.append(report)
     names = ", ".join(str(path.relative_to(folder)) for path in paths)
     print(f"{len(paths)} files are in {folder}: {names}")

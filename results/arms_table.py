@@ -222,15 +222,19 @@ def _caption(plan: Plan) -> str:
         few = (
             f" With {seeds} seeds there is no p (none could be below {2 / 2**seeds:.2g}), and intervals are too narrow."
         )
-    budget = " Arms with a budget of their own are compared with the reference of that budget." * any(
-        "@" in config.arm.name for config in configs
+    tested = (
+        " p: of no difference, the larger of two sign-flip tests, over seeds and over cases, adjusted by Holm for all "
+        "arms of the data set; bold: the highest, where that p is below 0.05."
     )
+    budget = (
+        " Arms named by a budget (equal epochs, equal steps) are compared with the reference of that budget: at equal "
+        "epochs it has far fewer steps, so that differences to it are not those to the reference above."
+    ) * any("@" in config.arm.name for config in configs)
     return (
         "Hard Dice per case, mean over runs and test cases; in brackets 95 % intervals of a two-way bootstrap over "
         f"seeds and cases.{few} Against the reference: the mean difference of runs with the same seed, which have the "
-        f"same initial weights and order of the real pairs.{budget} Better: for how many seeds the arm is above; p: of "
-        "no difference, the larger of two sign-flip tests, over seeds and over cases, adjusted by Holm for all arms of "
-        "the data set; bold: the highest, where that p is below 0.05. HD95: 95 % Hausdorff distance of the edges. "
+        f"same initial weights and order of the real pairs.{budget} Better: for how many seeds the arm is above."
+        f"{'' if few else tested} HD95: 95 % Hausdorff distance of the edges. "
         "Where both masks are empty Dice, precision and recall are 1 and the distance 0; where just one is, they are 0 "
         f"and the distance is the image's diagonal.{several}"
     )

@@ -61,7 +61,7 @@ def draw_per_case(plan: Plan, collected: Collected, scores: Sequence[ArmScores],
     left.set_ylim(len(arms) - 0.5, -0.6)
     left.set_xlim(-0.03, 1.03)
     left.set_xlabel("Dice of a test case, mean over seeds")
-    right.set_xlabel("the same less the reference's")
+    right.set_xlabel("difference from the reference")
     left.set_title(data, loc="left")
     for axes in (left, right):
         finish_axes(axes)

@@ -13,25 +13,25 @@ from hvae_hpc.stages import QualityConfig
 
 ROWS = {
     "kid": ("KID ↓", 3),
-    "precision": ("precision ↑", 2),
-    "recall": ("recall ↑", 2),
+    "precision": ("realism (precision) ↑", 2),
+    "recall": ("variety (recall) ↑", 2),
     "density": ("density ↑", 2),
     "coverage": ("coverage ↑", 2),
     "duplicates": ("near-duplicates ↓", 2),
     "distinct": ("distinct images ↑", 1),
     "copies": ("copies of training images ↓", 2),
     "agreement": ("image-mask Dice ↑", 3),
-    "area": ("tumour area, px ↓", 1),
-    "components": ("tumour parts ↓", 2),
-    "row": ("tumour's row, px ↓", 1),
-    "column": ("tumour's column, px ↓", 1),
+    "area": ("tumour area, distance in px ↓", 1),
+    "components": ("tumour parts, distance ↓", 2),
+    "row": ("tumour's row, distance in px ↓", 1),
+    "column": ("tumour's column, distance in px ↓", 1),
 }
 """Measure to what its row is called, with the better direction, and digits."""
 MEDIANS = {
-    "area": ("median area, px", 0),
-    "components": ("median parts", 0),
-    "row": ("median row, px", 1),
-    "column": ("median column, px", 1),
+    "area": ("median area, px (test)", 0),
+    "components": ("median parts (test)", 0),
+    "row": ("median row, px (test)", 1),
+    "column": ("median column, px (test)", 1),
 }
 """Mask statistic to the row of its medians, and digits."""
 TIDY_QUALITY = ("data", "source", "metric", "n", "n_expected", "mean", "sd", "low", "high")
@@ -84,7 +84,7 @@ def _cell(runs: pd.DataFrame, expected: int, name: str, digits: int) -> str:
 
 def _medians(runs: pd.DataFrame, name: str, digits: int) -> str:
     means = [runs[f"{name}_median{of}"].mean() for of in ("", "_test")]
-    return NOTHING if any(map(pd.isna, means)) else " against ".join(f"{mean:.{digits}f}" for mean in means)
+    return NOTHING if any(map(pd.isna, means)) else f"{means[0]:.{digits}f} ({means[1]:.{digits}f})"
 
 
 def _tidy(runs: pd.DataFrame, expected: int, name: str) -> tuple[Cell, ...]:
@@ -123,14 +123,14 @@ def _findings(done: dict[tuple[str, str], pd.DataFrame]) -> list[str]:
 def _captions(config: QualityConfig) -> tuple[str, ...]:
     return (
         f"Up to {config.n_images} images of each source against as many test images; ↑: higher is better, ↓: lower is. "
-        "Real (training images) is what a perfect copy of the training set would get: a generator can be as good, and "
-        "hardly better. [low, high] is the 95 % interval over images, found by leaving out one case at a time. Where "
-        "there are several trainings or splits, ± is the standard deviation (ddof 1) over them (their number in "
-        "brackets).",
+        "Real (training images) is what a perfect copy of the training set would get: numbers beyond it mean images "
+        "that are easier or more uniform, not better. A source that repeats itself fools KID and realism. [low, high] "
+        "is the 95 % interval over images, found by leaving out one case at a time. Where there are several trainings "
+        "or splits, ± is the standard deviation (ddof 1) over them (their number in brackets).",
         "All but copies and masks is about what the judge sees: the reference arm's first U-Net, trained on the real "
         "training cases alone, which it therefore knows a little better than the test cases. Another judge has another "
         "scale: compare sources of one table, not tables. KID: distance of the two sets; 0 where they are alike, below "
-        "0 by chance. Precision: share of the images that look like test images. Recall: share of the test images that "
+        "0 by chance. Realism: share of the images that look like test images. Variety: share of the test images that "
         "look like the source's. Density and coverage: the same two by real images' neighbourhoods alone "
         f"(k = {config.nearest}), which outliers and a source that makes one picture fool less. Near-duplicates: share "
         "of the images with another one of their own within half the usual distance of real neighbours; 1 is a "
@@ -140,6 +140,6 @@ def _captions(config: QualityConfig) -> tuple[str, ...]:
         "prediction with the pair's own mask; for real, on the test pairs; low also where the images are unlike any "
         "real ones.",
         "Tumour area, parts (8-connected) and centre: by how much the masks' values must change on average to be "
-        "spread like the test masks' (Wasserstein distance; not 0 for real masks either); below it, the median of the "
-        "source against that of the test masks.",
+        "spread like the test masks' (Wasserstein distance; not 0 for real masks either); and the median of the "
+        "source, in brackets that of the test masks.",
     )

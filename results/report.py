@@ -6,16 +6,18 @@ It loads nothing: style, script and figures stand in the file. Whatever comes fr
 import base64
 import html
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
+from hvae_hpc.arms import ArmConfig
 from hvae_hpc.config import dump
 from hvae_hpc.plan import Plan
 from hvae_hpc.results.collect import Collected
 from hvae_hpc.results.rendering import render_html
-from hvae_hpc.results.tables import Table
+from hvae_hpc.results.tables import Table, remarks
 from hvae_hpc.rundir import write_atomic
 from hvae_hpc.stages import SegmentConfig, TrainConfig
 
@@ -27,14 +29,33 @@ CAPTIONS = {
     "synthetic pairs: markers are means, bars and bands their 95 % intervals by a two-way bootstrap, over what the "
     "axis names (over fewer than six seeds they are too narrow); the reference and the largest standard augmentation "
     "have the bands",
-    "per-case": "The Dice of every test case, mean over seeds, and beside it the same less the reference's: a row's "
-    "points go from its lowest case to its highest, a bar is at the median, a box from quartile to quartile; where "
-    "arms are many, each method's best by these same cases",
+    "per-case": "The Dice of every test case, mean over seeds, and beside it the difference from the reference: a "
+    "row's points go from its lowest case to its highest, a bar is at the median, a box from quartile to quartile; "
+    "where arms are many, each method's best by these same cases",
     "cost": "Mean Dice with its interval against the device time of one trained network: all attempts at its own "
     "training and, whole, at what it needed (moved copies; the generator's training and the making of all its pairs), "
     "mean over the arm's networks; packing, quality and likelihoods are not counted; numbered arms are named below",
     "cases": "Worst and median cases: truth and prediction outlined",
     "progress": "A training: its bound or losses, and what the flow did",
+}
+ARMS: tuple[tuple[Callable[[ArmConfig], object], str], ...] = (
+    (lambda arm: arm.name.startswith("reference"), "<b>Reference</b>: the real training pairs alone."),
+    (lambda arm: arm.n_standard, "<b>Standard aug. ×5</b>: with flipped, turned and cropped copies, 5 times as many."),
+    (lambda arm: arm.moves, "<b>Moved in every step</b>: the same moves, drawn anew whenever a pair is seen."),
+    (lambda arm: arm.n_copies, "<b>Copies ×5</b>: with plain copies; a control for training longer."),
+    (lambda arm: arm.n_cases, "<b>Real, 300 cases</b>: the pairs of more real patients."),
+    (lambda arm: arm.generator, "<b>HVAE + 100</b>: with 100 pairs that this generator made (LSGAN, VAE, HVAE, ...)."),
+    (lambda arm: arm.shuffled, "<b>masks shuffled</b>: each made image under another one's mask; a control."),
+    (lambda arm: arm.alone, "<b>only</b>: made pairs alone, without the real ones."),
+    (lambda arm: arm.first_share, "<b>first</b>: made pairs alone at first, then the real ones."),
+    (lambda arm: "@" in arm.name, "<b>equal epochs, equal steps</b>: how long an arm with more images trains."),
+)
+"""Which arms are of a kind, and what it is, in HTML."""
+SAMPLERS = {
+    "aggregated": "pairs drawn between encoded real ones, not from the prior.",
+    "mixture": "pairs drawn from Gaussians fitted on encoded real ones, not from the prior.",
+    "hmc": "pairs drawn around real ones, not from the prior.",
+    "mask": "pairs drawn to fit real masks, not from the prior.",
 }
 
 
@@ -45,6 +66,7 @@ def write_report(
     tables: Mapping[str, Table],
     verdicts: Sequence[str],
     figures: Sequence[Path],
+    figure_remarks: Sequence[str] = (),
 ) -> Path:
     """Write the page.
 
@@ -54,18 +76,23 @@ def write_report(
         tables: name to table, in the order of the page.
         verdicts: a sentence per data set.
         figures: files of figures: those in PNG are put in, others are named beside them.
+        figure_remarks: "<figure>.png: what it does not show".
 
     Returns:
         The path.
     """
+    shared = tuple(remarks(plan, collected))  # said once on a page, and below each table that stands alone
+    shown = {name: replace(t, notes=tuple(n for n in t.notes if n not in shared)) for name, t in tables.items()}
     parts = {
         "title": html.escape(f"{plan.sweep}: do synthetic pairs help?"),
         "sweep": html.escape(plan.sweep),
         "verdicts": "".join(f"<p>{html.escape(sentence)}</p>" for sentence in verdicts) or "<p>No arm is done yet.</p>",
-        "state": html.escape(_state(plan, collected)),
-        "contents": "".join(f'<a href="#{name}">{html.escape(_short(table))}</a>' for name, table in tables.items()),
-        "tables": "".join(f'<section id="{name}">{render_html(table)}</section>' for name, table in tables.items()),
-        "figures": "".join(_figure(path, figures) for path in figures if path.suffix == ".png") or "<p>None yet.</p>",
+        "state": " ".join(map(html.escape, (_state(plan, collected), *shared))),
+        "arms": _explain_arms(plan),
+        "contents": "".join(f'<a href="#{name}">{html.escape(_short(table))}</a>' for name, table in shown.items()),
+        "tables": "".join(f'<section id="{name}">{render_html(table)}</section>' for name, table in shown.items()),
+        "figures": "".join(_figure(path, figures, figure_remarks) for path in figures if path.suffix == ".png")
+        or "<p>None yet.</p>",
         "missing": _missing(collected),
         "cost": render_html(_cost_table(collected)),
         "settings": _settings(plan),
@@ -80,21 +107,41 @@ def write_report(
 
 def _state(plan: Plan, collected: Collected) -> str:
     done = f"{len(collected.done)} of {len(plan.runs)} runs are done"
-    return done + ("." if not collected.missing else f"; {len(collected.missing)} are missing, listed below.")
+    missing = f"; {len(collected.missing)} are missing, listed below" if collected.missing else ""
+    costs = collected.costs
+    spent = (costs["spent_s"] * costs["processes"]).groupby(costs["device"]).sum()
+    took = " and ".join(f"{_duration(seconds)} of {device}" for device, seconds in spent.items())
+    return f"{done}{missing}." + (f" They took {took}." if took else "")
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:,.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
+
+
+def _explain_arms(plan: Plan) -> str:
+    """Say what the sweep's kinds of arms are, a line each."""
+    arms = [config.arm for config in plan.configs(SegmentConfig)]
+    lines = [text for is_there, text in ARMS if any(map(is_there, arms))]
+    samplers = {arm.generator.partition("-")[2] for arm in arms}
+    lines += [f"<b>{name}</b>: {text}" for name, text in SAMPLERS.items() if name in samplers]
+    return f"<ul>{''.join(f'<li>{line}</li>' for line in lines)}</ul>"
 
 
 def _short(table: Table) -> str:
     return table.title.split(" (", 1)[0]
 
 
-def _figure(path: Path, figures: Sequence[Path]) -> str:
+def _figure(path: Path, figures: Sequence[Path], figure_remarks: Sequence[str]) -> str:
     caption = next((text for kind, text in CAPTIONS.items() if path.name.startswith(f"{kind}-")), "")
     data = base64.b64encode(path.read_bytes()).decode()
     name = html.escape(path.stem)
-    files = ", ".join(html.escape(other.name) for other in figures if other.stem == path.stem)
+    names = [html.escape(other.name) for other in figures if other.stem == path.stem]
+    files = ", ".join(f'<a href="{other}">{other}</a>' for other in names)
+    said = [line.removeprefix(f"{path.name}: ") for line in figure_remarks if line.startswith(f"{path.name}: ")]
+    more = html.escape("; ".join(["", *said]))
     return (
         f'<figure><img loading="lazy" alt="{html.escape(caption)}: {name}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{html.escape(caption)} ({files})</figcaption></figure>"
+        f"<figcaption>{html.escape(caption)}{more} ({files})</figcaption></figure>"
     )
 
 
@@ -115,16 +162,16 @@ def _cost_table(collected: Collected) -> Table:
         lost = float(((group["spent_s"] - group["wall_s"]) * group["processes"]).sum()) / 3600
         energy = group["energy_j"].sum(min_count=1) / 3.6e6
         rows.append((
-            str(stage), str(device), str(len(group)), f"{useful:.2f} h", f"{lost:.2f} h",
+            str(stage), str(device), str(len(group)), _duration(3600 * useful), _duration(3600 * lost),
             "—" if pd.isna(energy) else f"{energy:.2f} kWh", f"{group['peak_memory_mib'].max():.0f} MiB",
         ))  # fmt: skip
         tidy.append((str(stage), str(device), len(group), useful, lost, None if pd.isna(energy) else float(energy)))
     return Table(
         title="What it took",
-        columns=("stage", "device", "runs", "last attempts", "attempts before", "energy", "most memory"),
+        columns=("stage", "device", "runs", "finished attempts", "interrupted attempts", "energy", "most memory"),
         rows=tuple(rows),
         notes=(
-            "Hours of a device (a GPU, or a CPU process), of done runs: of the attempts that ended in a result, and of "
+            "Time of a device (a GPU, or a CPU process), of done runs: of the attempts that ended in a result, and of "
             "earlier ones that were preempted, killed or failed. A resumed run goes on from its checkpoint, so most of "
             "the latter is not lost.",
         ),

@@ -11,7 +11,7 @@ import re
 import textwrap
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -55,6 +55,23 @@ class Table:
     tidy_columns: tuple[str, ...]
     tidy_rows: tuple[tuple[Cell, ...], ...]
     bold: frozenset[tuple[int, int]] = frozenset()
+
+
+def without_constants(table: Table) -> Table:
+    """Return a table by data sets without empty columns, and where there is but one set with its name in the title."""
+    if table.columns[0] != "data":
+        return table
+    drop = {j for j in range(1, len(table.columns)) if all(row[j] in ("", NOTHING) for row in table.rows)}
+    names = {row[0] for row in table.rows}
+    drop |= {0} if len(names) == 1 else set()
+    kept = [j for j in range(len(table.columns)) if j not in drop]
+    return replace(
+        table,
+        title=", ".join([table.title, *(names if 0 in drop else ())]),
+        columns=tuple(table.columns[j] for j in kept),
+        rows=tuple(tuple(row[j] for j in kept) for row in table.rows),
+        bold=frozenset((i, kept.index(j)) for i, j in table.bold),
+    )
 
 
 def build_table1(plan: Plan, collected: Collected, best: Mapping[str, str]) -> Table | None:

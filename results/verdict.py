@@ -16,6 +16,7 @@ from hvae_hpc.results.arms_table import LEVEL, ArmScores, DiceTable, dice_of, su
 from hvae_hpc.results.collect import Collected
 from hvae_hpc.results.labels import REFERENCE, arm_label
 from hvae_hpc.results.statistics import Estimate, bootstrap_mean, holm, paired_p
+from hvae_hpc.results.tables import NOTHING
 
 MOST_NAMED = 3
 FEWEST_SEEDS = 4
@@ -129,8 +130,9 @@ def _gain_said(
     if gain is None:
         leads = "looks best" if _mean_gain(best) > 0 else "comes nearest"
         return (
-            f"{name} {leads}, {_mean_gain(best):+.3f} Dice against the reference by the runs that chose it (too few "
-            "seeds or cases to choose by some and judge by others)"
+            f"of the arms that add nothing but synthetic pairs {name} {leads}: {shown_gain(best)} Dice against the "
+            "reference, a flattering number since the same runs chose the arm (they are too few to choose by some and "
+            "judge by others)"
         )
     interval = f"[{gain.low:+.3f}, {gain.high:+.3f}] against the reference"
     if set(chosen) == {best.arm.name}:
@@ -144,23 +146,33 @@ def _gain_said(
 
 def _chance_said(best: ArmScores) -> str:
     if best.p is None:
-        return f"{best.paired} seeds are too few to tell it from chance"
+        return f"{best.paired} seeds are too few for a test, so take it as a hint"
     return "beyond chance" if best.p < LEVEL else f"not beyond chance (p = {best.p:.2g})"
+
+
+def shown_gain(scores: ArmScores) -> str:
+    """Return an arm's mean gain over its reference with its interval."""
+    gain = scores.difference
+    return f"{gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]" if gain else NOTHING
+
+
+def _largest_standard(scores: Sequence[ArmScores]) -> ArmScores | None:
+    standard = [s for s in scores if s.arm.n_standard and not s.arm.generator and s.versus == REFERENCE and s.n]
+    return max(standard, key=lambda s: s.arm.n_standard, default=None)
 
 
 def _standard_said(
     collected: Collected, data: str, scores: Sequence[ArmScores], candidates: Sequence[ArmScores]
 ) -> str:
     """Say which arms differ from the largest standard augmentation, where there is one and enough seeds."""
-    standard = [s for s in scores if s.arm.n_standard and not s.arm.generator and s.versus == REFERENCE and s.n]
-    if not standard:
+    largest = _largest_standard(scores)
+    if not largest:
         return ""
-    largest = max(standard, key=lambda s: s.arm.n_standard)
     with_it = dice_of(collected, data, largest.arm.name)
     tables = {s.arm.name: subtract(dice_of(collected, data, s.arm.name), with_it) for s in candidates}
     tested = [s for s in candidates if 2 / 2 ** len(tables[s.arm.name]) < LEVEL]
     if not tested:
-        return ""
+        return f"{arm_label(largest.arm)} alone gives {shown_gain(largest)}" if largest.difference else ""
     adjusted = holm([paired_p(to_blocks(tables[s.arm.name])) for s in tested])
     differ = [s for s, p in zip(tested, adjusted, strict=True) if p < LEVEL]
     above = [arm_label(s.arm) for s in differ if _mean(tables[s.arm.name]) > 0]
@@ -186,9 +198,10 @@ def _on_top_said(collected: Collected, data: str, scores: Sequence[ArmScores]) -
         change = bootstrap_mean(to_blocks(table))
         better = sum(_mean({key: row}) > 0 for key, row in table.items())
         without = ArmConfig(name=base, n_standard=s.arm.n_standard, n_copies=s.arm.n_copies, moves=s.arm.moves)
+        shown = "" if change.low > 0 or change.high < 0 else ", which shows no difference"
         said.append(
             f"{arm_label(s.arm)} against {arm_label(without)} alone: {change.mean:+.3f} [{change.low:+.3f}, "
-            f"{change.high:+.3f}], better for {better} of {len(table)} seeds"
+            f"{change.high:+.3f}], better for {better} of {len(table)} seeds{shown}"
         )
     return said
 

@@ -33,11 +33,14 @@ def test_a_cell_is_the_value_with_its_interval_and_a_dash_where_the_source_has_n
     table = table_of(tmp_path)
     assert table.columns == ("data", "measure", "LSGAN", "VAE", "HVAE", "Real (training images)", "Mean training image")
     assert cell(table, "near-duplicates ↓", "LSGAN") == "0.83 [0.75, 0.91]"
-    assert cell(table, "tumour area, px ↓", "HVAE") == "12.5 [11.2, 13.8]"
-    assert cell(table, "median area, px", "HVAE") == "40 against 42"
+    assert cell(table, "tumour area, distance in px ↓", "HVAE") == "12.5 [11.2, 13.8]"
+    assert cell(table, "median area, px (test)", "HVAE") == "40 (42)"
     assert cell(table, "copies of training images ↓", "Real (training images)") == "—"
     assert cell(table, "KID ↓", "Mean training image") == "0.250 [0.225, 0.275]"
-    assert [cell(table, name, "Mean training image") for name in ("image-mask Dice ↑", "median row, px")] == ["—", "—"]
+    assert [cell(table, name, "Mean training image") for name in ("image-mask Dice ↑", "median row, px (test)")] == [
+        "—",
+        "—",
+    ]
     assert len(table.rows) == len(ROWS) + 4
 
 

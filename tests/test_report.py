@@ -43,7 +43,7 @@ def look(page: Path, *options: str) -> str:
 def test_the_page_opens_with_the_verdict_and_has_everything(report: Path) -> None:
     page = report.read_text()
     places = [page.index(text) for text in (
-        'class="verdict"', "brats2021: HVAE + 300 looks best", 'id="table1"', 'id="arms"', 'id="table2"',
+        'class="verdict"', "HVAE + 300 looks best", 'id="table1"', 'id="arms"', 'id="table2"',
         'id="likelihoods"', 'id="claims"', 'id="figures"', "data:image/png;base64,", 'id="missing"',
         "segment/brats2021-vae+100-s2-", 'id="cost"', 'id="settings"', "optim.images = 320", 'id="made-with"', "node1",
     )]  # fmt: skip
@@ -54,15 +54,27 @@ def test_the_page_opens_with_the_verdict_and_has_everything(report: Path) -> Non
 
 def test_every_figure_has_a_sentence_and_names_its_vector_files_which_are_not_put_in(report: Path) -> None:
     page = report.read_text()
-    captions = re.findall(r"<figcaption>([^<]*) \(([^<]*)\)</figcaption>", page)
+    captions = re.findall(r"<figcaption>([^<]*) \((<a .*?)\)</figcaption>", page)
     assert len(captions) == 8
-    for sentence, files in captions:
-        assert sentence
-        assert all((report.parent / name).is_file() for name in files.split(", "))
-    named = {name for _, files in captions for name in files.split(", ")}
+    assert all(sentence for sentence, _ in captions)
+    links = [re.findall(r'<a href="([^"]*)">([^<]*)</a>', files) for _, files in captions]
+    assert all(target == name for of_figure in links for target, name in of_figure)
+    named = {name for of_figure in links for name, _ in of_figure}
     assert named == {path.name for path in report.parent.iterdir() if path.suffix in (".png", ".svg", ".pdf")}
     assert "image/svg" not in page
     assert "application/pdf" not in page
+
+
+def test_the_page_says_what_the_arms_are_what_it_took_and_what_figures_leave_out(report: Path) -> None:
+    page = report.read_text()
+    intro = page[: page.index('id="table1"')]
+    assert "<b>Reference</b>: " in intro
+    assert "<b>Copies ×5</b>: " in intro
+    assert "<b>masks shuffled</b>" not in intro  # no such arm
+    runs = int(re.search(r"(\d+) of \d+ runs are done", intro)[1])  # type: ignore[index]
+    assert f"They took {runs * 12.5 / 60:.1f} minutes of cpu." in intro
+    assert page.count("Partial: 1 of ") == 1
+    assert "; not drawn: " in page
 
 
 def test_the_page_loads_nothing(report: Path) -> None:
@@ -82,13 +94,13 @@ def test_no_name_is_obeyed_in_a_browser(report: Path) -> None:
 @browser
 def test_a_click_sorts_a_table_by_numbers_with_gaps_at_the_end(report: Path, tmp_path: Path) -> None:
     def rows(clicks: int) -> list[str]:
-        press = "document.querySelectorAll('#arms th')[4].firstChild.click();" * clicks
+        press = "document.querySelectorAll('#arms th')[3].firstChild.click();" * clicks
         page = tmp_path / f"clicked-{clicks}.html"
         page.write_text(report.read_text().replace("</body>", f"<script>{press}</script></body>"))
         document = look(page, "--dump-dom")
         table = document[document.index('id="arms"') :]
         body = table[table.index("<tbody>") : table.index("</tbody>")]
-        return [re.findall(r"<td[^>]*>(.*?)</td>", row)[4] for row in body.split("</tr>")[:-1]]
+        return [re.findall(r"<td[^>]*>(.*?)</td>", row)[3] for row in body.split("</tr>")[:-1]]
 
     before, once, twice = rows(0), rows(1), rows(2)
     assert sorted(before) == sorted(once) == sorted(twice)
