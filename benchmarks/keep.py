@@ -39,7 +39,8 @@ def keep(runs: Path, sweep: str, sweep_file: Path, out: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         unpack(folder / "runs.json.gz", Path(scratch))
         for file in write_results(Path(scratch), sweep, out=Path(scratch) / "results"):
-            if file.suffix in (".md", ".csv", ".txt") or (file.name.startswith("dice-") and file.suffix == ".png"):
+            table = file.parent.name == sweep and file.suffix in (".md", ".csv", ".txt")
+            if table or (file.name.startswith("dice-") and file.suffix == ".png"):
                 write_atomic(folder / file.name, file.read_bytes())
 
 
