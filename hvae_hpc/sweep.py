@@ -17,7 +17,7 @@ from hvae_hpc.errors import UserError, run_command
 from hvae_hpc.identity import code_sha
 from hvae_hpc.jobs import dag, slurm
 from hvae_hpc.jobs.site import Site, add_flags, fit_cluster, flags_of, read_site
-from hvae_hpc.jobs.standing import PLAN_FILE, SUBMISSIONS, Submissions
+from hvae_hpc.jobs.standing import PLAN_FILE, SUBMISSIONS, Submissions, submitting
 from hvae_hpc.jobs.sweep_config import SweepConfig
 from hvae_hpc.plan import Plan, plan_path, read_plan, write_plan
 from hvae_hpc.preprocess.manifest import MANIFEST, read_manifest
@@ -213,7 +213,7 @@ def _submit(
         lines = outlook.describe(prepared, launcher.check_space(prepared))
         print(*lines, *outlook.sbatch_texts(prepared.plan.arrays), "nothing was done (--plan)", sep="\n")
         return 0
-    with launcher.submitting(plan.runs_folder / SUBMISSIONS) as lock:
+    with submitting(plan.runs_folder / SUBMISSIONS) as lock:
         prepared = launcher.prepare(plan, site, cluster, last, only_new=bool(options.finish), retries=retries)
         for line in outlook.describe(prepared, launcher.check_space(prepared)):
             print(line)
@@ -263,12 +263,12 @@ def _run_here(plan: Plan, missing: Sequence[str], workers: int, site: Site, retr
     plan_file = plan.runs_folder / "local" / f"{plan.sweep}-{os.getpid()}.json"
     write_plan(plan, plan_file)
     reports = run_locally(plan, plan_file, missing, workers) if missing else {}
-    by_hand = True
-    while retries and any(report.state != "done" for report in reports.values()):
-        plan, again = choose_here(plan, site, retries, by_hand=by_hand)
+    for number in range(retries * len(plan.resources)):  # children may fail in their turn, stage by stage
+        if all(report.state == "done" for report in reports.values()):
+            break
+        plan, again = choose_here(plan, site, retries, by_hand=number == 0)
         if not again:
             break
-        by_hand = False
         write_plan(plan, plan_file)
         reports |= run_locally(plan, plan_file, again, 1)  # one at a time: each has the machine for itself
     bad = [report for report in reports.values() if report.state != "done"]

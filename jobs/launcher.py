@@ -6,12 +6,10 @@ run checks its own parents when it starts. The queue is asked first: what of the
 when an earlier call was killed half-way.
 """
 
-import contextlib
-import fcntl
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,6 +30,7 @@ from hvae_hpc.jobs.standing import (
     Submissions,
     comment_of,
     read_standings,
+    submitting,
 )
 from hvae_hpc.plan import Array, Plan, plan_id
 from hvae_hpc.resources import Resources
@@ -196,24 +195,6 @@ def _script(
         folder, array.name, replace(healthy(resources), minutes=array.minutes), command,
         comment=comment_of(name, number), elements=len(array.elements),
     )  # fmt: skip
-
-
-@contextlib.contextmanager
-def submitting(folder: Path) -> Iterator[int]:
-    """Let one command at a time plan and submit in a folder of submissions; yields the lock's file descriptor.
-
-    sbatch inherits it: where a command is killed while sbatch is still talking to SLURM, the next one waits for that.
-    """
-    with contextlib.ExitStack() as stack:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(open(folder / ".lock", "w"))
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError as error:
-            raise UserError(
-                f"{folder}: cannot be written or locked ({error.strerror}); check it and its disk"
-            ) from error
-        yield lock.fileno()
 
 
 def check_space(prepared: Prepared) -> float:

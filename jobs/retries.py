@@ -18,7 +18,7 @@ from hvae_hpc.jobs.failures import Evidence, classify, gather
 from hvae_hpc.jobs.policy import Failure, change, in_words
 from hvae_hpc.jobs.site import Site
 from hvae_hpc.jobs.slurm import Cluster
-from hvae_hpc.jobs.standing import SUBMISSIONS, Standing, Submissions, read_standings
+from hvae_hpc.jobs.standing import SUBMISSIONS, Standing, Submissions, read_standings, submitting
 from hvae_hpc.plan import Plan
 from hvae_hpc.resources import Resources
 from hvae_hpc.rundir import write_json
@@ -172,17 +172,17 @@ def choose(
         by_hand: a person gave the command: the tries are counted anew.
     """
     submissions, again, told = Submissions(plan.runs_folder), set[str](), Counter[str]()
-    ends = known_ends(submissions)
+    ends, behind = known_ends(submissions), _left_behind(plan, submissions) if cluster else set()
     runs, nodes = dict(memory.runs), {name: dict(bad) for name, bad in memory.nodes.items()}
     otherwise = "taken up as it was" if by_hand and cluster else "not tried again"
     for run_id, standing in standings.items():
-        if _goes_along(plan, run_id, states, standings, again):
+        if _goes_along(plan, run_id, states, standings, again, behind):
             again.add(run_id)
         if standing.kind not in ("failed", "lost"):
             continue
         evidence = gather(plan, run_id, standing, submissions, ends)
         tried, mark = runs.get(run_id, Tried()), f"{standing.element}:{evidence.attempts}"
-        if tried.answered == mark:
+        if tried.answered == mark and cluster:  # here, who died before it began would be tried again for ever
             again.add(run_id)
             continue
         tried = replace(tried, tries={}) if by_hand else tried
@@ -203,13 +203,30 @@ def choose(
 
 
 def _goes_along(
-    plan: Plan, run_id: str, states: Mapping[str, State], standings: Mapping[str, Standing], again: Collection[str]
+    plan: Plan,
+    run_id: str,
+    states: Mapping[str, State],
+    standings: Mapping[str, Standing],
+    again: Collection[str],
+    behind: Collection[str],
 ) -> bool:
     """Tell whether a run that was blocked can be made once those are that are tried again."""
     if standings[run_id].kind not in ("blocked", "open") or states[run_id].reason:
         return False
     parents = plan.parents(run_id).values()
+    if run_id not in behind and not any(parent in again for parent in parents):
+        return False  # what was never begun, or leaves no word of it, is nobody's second try
     return all(states[p].done or p in again or standings[p].kind in ("waiting", "running") for p in parents)
+
+
+def _left_behind(plan: Plan, submissions: Submissions) -> set[str]:
+    """Return the runs that were submitted before a parent was tried again, and not since: SLURM took no more then."""
+    at = {run_id: submissions.submitted_at(element) for run_id, element in submissions.elements().items()}
+    return {
+        run_id
+        for run_id in at.keys() & plan.runs
+        if any(at.get(p, 0.0) > at[run_id] for p in plan.parents(run_id).values())
+    }
 
 
 def choose_here(plan: Plan, site: Site, most: int, *, by_hand: bool) -> tuple[Plan, list[str]]:
@@ -221,12 +238,13 @@ def choose_here(plan: Plan, site: Site, most: int, *, by_hand: bool) -> tuple[Pl
         most: times that a run may be tried again.
         by_hand: this is the first time since a person gave the command.
     """
-    memory, states = read_memory(plan.runs_folder), read_states(plan)
-    standings = read_standings(plan, states, Submissions(plan.runs_folder), None)
-    plan = with_memory(plan, memory, site)
-    choice = choose(plan, states, standings, memory, most, site, by_hand=by_hand)
-    if choice.run_ids:
-        write_memory(plan.runs_folder, choice.memory)
+    with submitting(plan.runs_folder / SUBMISSIONS):  # a submission of this runs folder keeps its own choice there
+        memory, states = read_memory(plan.runs_folder), read_states(plan)
+        standings = read_standings(plan, states, Submissions(plan.runs_folder), None)
+        plan = with_memory(plan, memory, site)
+        choice = choose(plan, states, standings, memory, most, site, by_hand=by_hand)
+        if choice.run_ids:
+            write_memory(plan.runs_folder, choice.memory)
     for line in choice.told:
         print(line, flush=True)
     return with_memory(plan, choice.memory, site), [run_id for run_id in plan.runs if run_id in choice.run_ids]

@@ -5,14 +5,16 @@ The launcher submits what is neither done nor in the queue, and ``hvae-hpc statu
 """
 
 import contextlib
+import fcntl
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from hvae_hpc.config import read_json
+from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.slurm import Queue, Queued
 from hvae_hpc.plan import Plan
 from hvae_hpc.rundir import is_held, read_log, read_log_tail
@@ -144,6 +146,24 @@ def _read_plan(path: Path) -> tuple[str, list[dict[str, Any]], str]:
     """Return sweep, arrays and runs folder of a submission's plan, which never changes and may be long."""
     plan = read_json(path)
     return str(plan["sweep"]), list(plan["arrays"]), str(plan["runs_folder"])
+
+
+@contextlib.contextmanager
+def submitting(folder: Path) -> Iterator[int]:
+    """Let one command at a time plan and submit in a folder of submissions; yields the lock's file descriptor.
+
+    sbatch inherits it: where a command is killed while sbatch is still talking to SLURM, the next one waits for that.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(open(folder / ".lock", "w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            raise UserError(
+                f"{folder}: cannot be written or locked ({error.strerror}); check it and its disk"
+            ) from error
+        yield lock.fileno()
 
 
 def comment_of(submission: str, array: int) -> str:

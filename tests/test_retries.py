@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.minislurm import MiniSlurm
 from hvae_hpc.jobs.retries import Choice, Memory, Tried, choose, read_memory, with_memory, without_bad_nodes
 from hvae_hpc.jobs.retries import write_memory as keep
@@ -23,7 +24,8 @@ from hvae_hpc.plan import Array, Plan, plan_path, write_plan
 from hvae_hpc.resources import Resources
 from hvae_hpc.rundir import read_log
 from hvae_hpc.states import read_states
-from tests.made_up import SMALL_ARMS, make_runs
+from hvae_hpc.sweep import _run_here
+from tests.made_up import SMALL_ARMS, finish, make_runs
 from tests.queues import log, make_plan, queue_of, submit
 from tests.test_apply import call, make_project, plan_of
 from tests.test_launcher import wait_until_empty
@@ -220,3 +222,34 @@ def test_a_local_sweep_tries_again_at_its_end_if_asked_to(tmp_path: Path, retrie
     assert process.returncode == (0 if retries else 2), error
     assert ("tried again: 1 run after lost (as it was)" in out) == bool(retries)
     assert len(makings(project)) == retries
+
+
+@pytest.mark.parametrize("takes_a_log", [True, False])
+def test_a_local_sweep_ends_also_where_a_worker_dies_before_it_leaves_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, takes_a_log: bool
+) -> None:
+    plan = make_plan(tmp_path / "runs", make_runs(arms=SMALL_ARMS[:1], seeds=1, sources=()))
+    (run_id,) = plan.runs
+    if not takes_a_log:
+        plan.folder(run_id).parent.mkdir(parents=True)
+        plan.folder(run_id).write_text("not a folder")
+    given = tmp_path / "given"
+    (tmp_path / "python").write_text(f"#!/bin/sh\nread run || exit 0\necho $run >> {given}\nkill -9 $$\n")
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(UserError, match="1 of 1 runs were not made"):
+        _run_here(plan, [run_id], 1, read_site(None), 1)
+    assert len(given.read_text().splitlines()) == (2 if takes_a_log else 1)
+
+
+def test_what_slurm_took_no_more_of_follows_its_parent_later_and_once(plan: Plan) -> None:
+    train, generate, *_ = plan.runs
+    for run_id in (train, generate):
+        fail(plan, run_id, {"event": "blocked", "reason": "needs something"})
+    tried = Memory(runs={train: Tried(tries={"lost": 1})})
+    assert generate not in choose_once(plan, tried).run_ids
+    submit(plan, [[train]], job="13", name="small-later", at=time.time())  # and its pairs were refused
+    finish(plan.runs_folder, plan.runs[train], {})
+    assert choose_once(plan, tried).run_ids == {generate}
+    submit(plan, [[generate]], job="14", name="small-last", at=time.time() + 1)
+    assert not choose_once(plan, tried).run_ids
