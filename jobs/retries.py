@@ -131,6 +131,8 @@ def judge(
         cluster: what SLURM allows; None where nobody asked it.
     """
     failure = classify(evidence)
+    if not evidence.turn and not evidence.cancelled:
+        return Verdict(failure, {}, "", 0)
     rule = site.rules[failure]
     had, tries = plan.resources_of(run_id), tried.tries.get(failure, 0)
     changes = change(rule, plan.runs[run_id], had, evidence.minutes, lambda asked: site.fit(asked, cluster))
@@ -191,6 +193,9 @@ def choose(
             told[f"{otherwise}: {{}} after {verdict.failure} ({verdict.why_not})"] += 1
             continue
         again.add(run_id)
+        if not evidence.turn:  # nothing of what happened is its own
+            told["tried again: {}, whose turn had not come"] += 1
+            continue
         tries = {**tried.tries, verdict.failure: verdict.tries + 1}
         changes = {**tried.changes, **verdict.changes}
         runs[run_id] = Tried(tries=tries, changes=changes, answered=mark, time=round(time.time(), 3))

@@ -75,6 +75,8 @@ def explain(plan: Plan, run_id: str, standing: Standing, submissions: Submission
     verdict = judge(plan, run_id, evidence, tried, site.caps.retries, site)
     if verdict.changes is None:
         yield f"retry:     {verdict.why_not}"
+    elif not evidence.turn:
+        yield "retry:     as it was, and not counted: its turn in the element had not come"
     else:
         rule, words = site.rules[failure], in_words(verdict.changes, plan.resources_of(run_id), evidence.minutes)
         apart = f", not on {evidence.node} for {rule.exclude_hours:g} h" if rule.exclude_hours and evidence.node else ""

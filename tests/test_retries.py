@@ -253,3 +253,15 @@ def test_what_slurm_took_no_more_of_follows_its_parent_later_and_once(plan: Plan
     assert choose_once(plan, tried).run_ids == {generate}
     submit(plan, [[generate]], job="14", name="small-last", at=time.time() + 1)
     assert not choose_once(plan, tried).run_ids
+
+
+def test_a_bundle_s_runs_whose_turn_had_not_come_are_tried_again_as_they_were_and_uncounted(plan: Plan) -> None:
+    train, _, reference, _ = plan.runs
+    name = submit(plan, [[train, reference]], job="13", name="small-bundle")
+    log(plan, train, {"event": "started", "job_id": "13_0", "at": 0})
+    (plan.runs_folder / f"submissions/{name}/13_0_0_log.out").write_text("CANCELLED AT x DUE TO TIME LIMIT")
+    choice = choose_once(plan, Memory())
+    assert {train, reference} <= choice.run_ids
+    assert choice.memory.runs[train].tries == {"time limit without progress": 1}
+    assert reference not in choice.memory.runs
+    assert "tried again: 1 run, whose turn had not come" in choice.told
