@@ -16,6 +16,7 @@ from hvae_hpc.config import find_toml, load, read_toml
 from hvae_hpc.errors import UserError, run_command
 from hvae_hpc.identity import code_sha
 from hvae_hpc.jobs import dag, slurm
+from hvae_hpc.jobs.cluster import read_cluster
 from hvae_hpc.jobs.site import Site, add_flags, fit_cluster, flags_of, read_site
 from hvae_hpc.jobs.standing import PLAN_FILE, SUBMISSIONS, Submissions, submitting
 from hvae_hpc.jobs.sweep_config import SweepConfig
@@ -44,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     sweep = read_sweep(options.sweep)
     runs_folder = options.runs or Path(sweep.runs)
     site = read_site(options.site, flags_of(options))
-    cluster = slurm.read_cluster() if options.partition else None
+    cluster = read_cluster() if options.partition else None
     if cluster:
         site = fit_cluster(site, options.partition, cluster)
     if not options.plan:
@@ -249,7 +250,7 @@ def _finish(options: argparse.Namespace, argv: Sequence[str]) -> int:
     if code_sha() != plan.code_sha and not plan.allow_code_drift:
         raise UserError(f"{left}, and the package has changed; give the command again")
     try:
-        return _submit(plan, list(plan.runs), read_site(options.site), slurm.read_cluster(), options, argv)
+        return _submit(plan, list(plan.runs), read_site(options.site), read_cluster(), options, argv)
     except UserError as error:  # many sites forbid sbatch on compute nodes
         raise UserError(f"{left}: {error}; give the sweep command again") from error
 

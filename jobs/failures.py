@@ -19,6 +19,8 @@ from hvae_hpc.rundir import read_log
 ENDINGS = ("failed", "died", "stopped", "left", "blocked")
 LINES = 200
 """Of the element's log that are looked at."""
+BAD_NODE = r"\bXid\b|DUE TO NODE FAILURE"
+"""What SLURM and the driver say of a node, and no fault of our own can make them say."""
 # The first that is found counts: what a GPU says of its memory has the words of what a host says of its own.
 SENTENCES: tuple[tuple[Failure, str], ...] = (
     (
@@ -28,15 +30,15 @@ SENTENCES: tuple[tuple[Failure, str], ...] = (
     ),
     (
         "node failure",
-        r"\bXid\b|uncorrectable|CUDA-capable devices? (is|are) (busy|detected)|fallen off the bus"
-        r"|CUDA error: (unspecified launch failure|unknown error|hardware)|DUE TO NODE FAILURE",
+        BAD_NODE + r"|uncorrectable|CUDA-capable devices? (is|are) (busy|detected)|fallen off the bus"
+        r"|CUDA error: (unspecified launch failure|unknown error|hardware)",
     ),
     (
         "out of memory (host)",
         r"oom[-_ ]kill|[Oo]ut-of-memory handler|[Ee]xceeded (job |step )?memory limit|Out Of Memory"
         r"|(can't|[Cc]annot) allocate memory|MemoryError|bad_alloc|out of memory with",
     ),
-    ("disk full or quota", r"No space left on device|[Qq]uota exceeded|\d+ requested and \d+ written"),
+    ("disk full or quota", r"No space left on device|[Qq]uota exceeded|\d requested and \d+ written"),
     ("preempted", r"DUE TO PREEMPTION"),
     ("non-finite loss", r"became (nan|-?inf)|metric \S+ is (nan|-?inf)"),
 )
@@ -82,6 +84,12 @@ class Evidence(NamedTuple):
     def node(self) -> str:
         """The node on which it ran; "" where it never began."""
         return str(self.began.get("host") or self.ended.get("host") or "")
+
+    @property
+    def node_failed(self) -> bool:
+        """Whether it ended by a fault of its node, which others would meet there as well."""
+        said = "\n".join([str(self.ended.get("reason", "")), *self.lines])
+        return STATES.get(self.state) == "node failure" or bool(re.search(BAD_NODE, said))
 
     @property
     def further(self) -> bool:

@@ -19,7 +19,8 @@ from hvae_hpc.jobs import slurm
 from hvae_hpc.jobs.accounting import explain_lost
 from hvae_hpc.jobs.arrays import make_arrays
 from hvae_hpc.jobs.costs import add_up, expected_seconds
-from hvae_hpc.jobs.retries import Memory, choose, read_memory, with_memory, without_bad_nodes
+from hvae_hpc.jobs.nodes import without_bad_nodes
+from hvae_hpc.jobs.retries import Memory, choose, read_memory, with_memory
 from hvae_hpc.jobs.sbatch import python_command, sbatch_text
 from hvae_hpc.jobs.site import Site
 from hvae_hpc.jobs.standing import (
@@ -38,8 +39,8 @@ from hvae_hpc.rundir import write_atomic
 from hvae_hpc.states import read_states
 
 TABLES = "tables"
-QUESTIONS = 4
-"""Calls of a client before the first sbatch, at most: partitions, settings, limits, the queue."""
+QUESTIONS = 5
+"""Calls of a client before the first sbatch, at most: nodes, partitions, settings, limits, the queue."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +138,7 @@ def prepare(
     folder = plan.runs_folder / SUBMISSIONS / name
 
     def healthy(resources: Resources) -> Resources:
-        return without_bad_nodes(resources, choice.memory if choice else memory, cluster)
+        return without_bad_nodes(resources, (choice.memory if choice else memory).nodes.get(cluster.name, {}), cluster)
 
     arrays = [
         replace(array, script=_script(plan, folder, name, number, tables_command, healthy))

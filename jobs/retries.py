@@ -5,6 +5,7 @@ nodes are kept apart by cluster. A failure that was answered once is not answere
 the memory and submitting is taken up by the next command.
 """
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hvae_hpc.config import dump, load, read_json
+from hvae_hpc.errors import UserError, printable
 from hvae_hpc.jobs.accounting import known_ends
 from hvae_hpc.jobs.failures import Evidence, classify, gather
 from hvae_hpc.jobs.policy import Failure, change, in_words
@@ -60,13 +62,15 @@ class Memory:
 class Verdict(NamedTuple):
     """What becomes of a run that failed: its class, and what the next try has otherwise; None where there is none.
 
-    ``why_not`` says why, ``tries`` how often it was tried again after such a failure.
+    ``why_not`` says why, ``tries`` how often it was tried again after such a failure, ``bad_node`` the node that is
+    left out for a while; "" for none.
     """
 
     failure: Failure
     changes: dict[str, Any] | None
     why_not: str
     tries: int
+    bad_node: str = ""
 
 
 class Choice(NamedTuple):
@@ -78,9 +82,24 @@ class Choice(NamedTuple):
 
 
 def read_memory(runs_folder: Path) -> Memory:
-    """Return what is remembered of a runs folder; nothing where nothing was ever tried again."""
+    """Return what is remembered of a runs folder; nothing where nothing was ever tried again, or it is damaged."""
     path = runs_folder / SUBMISSIONS / MEMORY_FILE
-    return load(Memory, read_json(path), str(path)) if path.exists() else Memory()
+    if not path.exists():
+        return Memory()
+    try:
+        memory = load(Memory, read_json(path), str(path))
+        for run_id, tried in memory.runs.items():
+            if bad := [f"{name} = {value!r}" for name, value in tried.changes.items() if not _may_be(name, value)]:
+                raise UserError(f"{path}: run {run_id} has {bad[0]}")
+    except UserError as error:
+        print(printable(f"warning: {error}; what was tried before is forgotten"), file=sys.stderr)
+        return Memory()
+    return memory
+
+
+def _may_be(name: str, value: object) -> bool:
+    kinds = {"memory_gb": (int, float), "minutes": (int,), "micro_batch": (int,)}.get(name, ())
+    return type(value) in kinds and value > 0  # type: ignore[operator]
 
 
 def write_memory(runs_folder: Path, memory: Memory) -> None:
@@ -97,17 +116,6 @@ def with_memory(plan: Plan, memory: Memory, site: Site, cluster: Cluster | None 
             fitted = site.fit(replace(had, **more), cluster)
             changes[run_id] = {name: getattr(fitted, name) for name in more}
     return replace(plan, changes=changes)
-
-
-def without_bad_nodes(resources: Resources, memory: Memory, cluster: Cluster) -> Resources:
-    """Exclude the nodes that failed lately, the latest first and never more than half of a partition.
-
-    For a fault of our own may look like that of many nodes.
-    """
-    until, nodes = memory.nodes.get(cluster.name, {}), cluster.check_partition(resources.partition).nodes
-    bad = sorted((node for node in until if until[node] > time.time()), key=lambda node: -until[node])
-    excluded = [*filter(None, [resources.exclude]), *bad[: nodes // 2]]
-    return replace(resources, exclude=",".join(excluded))
 
 
 def _is_more(name: str, value: float, had: Resources) -> bool:
@@ -147,7 +155,9 @@ def judge(
         why_not = f"no more: was tried {tries} times after that"
     elif sum(tried.tries.values()) >= most:
         why_not = f"no more: was tried {sum(tried.tries.values())} times"
-    return Verdict(failure, None if why_not else changes, why_not, tries)
+    alone = had.nodes == 1 and not had.constraint  # else any of them may be at fault, or be missed
+    bad_node = evidence.node if rule.exclude_hours and evidence.node_failed and alone else ""
+    return Verdict(failure, None if why_not else changes, why_not, tries, bad_node)
 
 
 def choose(
@@ -175,7 +185,7 @@ def choose(
     """
     submissions, again, told = Submissions(plan.runs_folder), set[str](), Counter[str]()
     ends, behind = known_ends(submissions), _left_behind(plan, submissions) if cluster else set()
-    runs, nodes = dict(memory.runs), {name: dict(bad) for name, bad in memory.nodes.items()}
+    runs, nodes = dict(memory.runs), _still_bad(memory)
     otherwise = "taken up as it was" if by_hand and cluster else "not tried again"
     for run_id, standing in standings.items():
         if _goes_along(plan, run_id, states, standings, again, behind):
@@ -199,12 +209,19 @@ def choose(
         tries = {**tried.tries, verdict.failure: verdict.tries + 1}
         changes = {**tried.changes, **verdict.changes}
         runs[run_id] = Tried(tries=tries, changes=changes, answered=mark, time=round(time.time(), 3))
-        if (hours := site.rules[verdict.failure].exclude_hours) and evidence.node and cluster:
-            nodes.setdefault(cluster.name, {})[evidence.node] = round(time.time() + 3600 * hours, 3)
+        if verdict.bad_node and cluster:
+            end = time.time() + 3600 * site.rules[verdict.failure].exclude_hours
+            nodes.setdefault(cluster.name, {})[verdict.bad_node] = round(end, 3)
         words = in_words(verdict.changes, plan.resources_of(run_id), evidence.minutes)
         told[f"tried again: {{}} after {verdict.failure} ({words})"] += 1
     lines = tuple(line.format(f"{n:,} run{'s' * (n > 1)}") for line, n in sorted(told.items(), reverse=True))
     return Choice(frozenset(again), Memory(runs=runs, nodes=nodes), lines)
+
+
+def _still_bad(memory: Memory) -> dict[str, dict[str, float]]:
+    now = time.time()
+    left = {name: {node: end for node, end in bad.items() if end > now} for name, bad in memory.nodes.items()}
+    return {name: bad for name, bad in left.items() if bad}
 
 
 def _goes_along(

@@ -79,7 +79,7 @@ def explain(plan: Plan, run_id: str, standing: Standing, submissions: Submission
         yield "retry:     as it was, and not counted: its turn in the element had not come"
     else:
         rule, words = site.rules[failure], in_words(verdict.changes, plan.resources_of(run_id), evidence.minutes)
-        apart = f", not on {evidence.node} for {rule.exclude_hours:g} h" if rule.exclude_hours and evidence.node else ""
+        apart = f", not on {verdict.bad_node} for {rule.exclude_hours:g} h" if verdict.bad_node else ""
         yield f"retry:     {words}{apart}; {verdict.tries} of {rule.times} tries after this made"
     names = {"run": f"{run.stage}/{run.label}", "parent": _culprit(plan, run_id, reason)}
     again, mend = "the same sweep command", MEND.get(failure, "")

@@ -10,12 +10,14 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.minislurm import MiniSlurm
-from hvae_hpc.jobs.retries import Choice, Memory, Tried, choose, read_memory, with_memory, without_bad_nodes
+from hvae_hpc.jobs.nodes import expand_hosts, without_bad_nodes
+from hvae_hpc.jobs.retries import Choice, Memory, Tried, choose, read_memory, with_memory
 from hvae_hpc.jobs.retries import write_memory as keep
 from hvae_hpc.jobs.site import Site, read_site
 from hvae_hpc.jobs.slurm import Cluster, Partition
@@ -31,7 +33,8 @@ from tests.test_apply import call, make_project, plan_of
 from tests.test_launcher import wait_until_empty
 from tests.test_local import makings
 
-CLUSTER = Cluster(partitions={"gpu": Partition(minutes=1000, grace_s=0, nodes=4)}, name="one")
+NODES = frozenset({"n1", "n2", "n3", "n4"})
+CLUSTER = Cluster(partitions={"gpu": Partition(minutes=1000, grace_s=0, nodes=NODES)}, name="one")
 NO_MEMORY = {"event": "failed", "reason": "MemoryError", "errors": ["MemoryError"]}
 
 
@@ -108,20 +111,48 @@ def test_what_was_taken_out_of_the_queue_is_for_a_person_to_repeat(plan: Plan) -
     assert Counter(line.partition(" (")[2] for line in choice.told).total() == 1
 
 
-def test_a_node_that_failed_is_left_out_for_a_day_on_its_cluster_and_never_most_of_them(plan: Plan) -> None:
+XID = "NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus."
+
+
+def test_a_node_that_failed_is_left_out_for_a_day_on_its_cluster(plan: Plan) -> None:
     train, _, reference, arm = plan.runs
-    for run_id, node in ((train, "n1"), (reference, "n2"), (arm, "n3")):
-        fail(plan, run_id, {"event": "failed", "reason": "CUDA error: unspecified launch failure", "errors": []}, node)
-    memory = choose_once(plan, Memory()).memory
-    assert set(memory.nodes) == {"one"}
-    assert {round((until - time.time()) / 3600) for until in memory.nodes["one"].values()} == {24}
-    had = Resources(partition="gpu", exclude="n9")
-    excluded = without_bad_nodes(had, memory, CLUSTER).exclude.split(",")
-    assert len(excluded) == 3  # of four nodes at most two, and the user's own
-    assert excluded[0] == "n9"
-    assert without_bad_nodes(had, memory, replace(CLUSTER, name="other")) == had
-    old = Memory(nodes={"one": {"n1": time.time() - 1}})
-    assert without_bad_nodes(had, old, CLUSTER) == had
+    for run_id, reason in ((train, XID), (reference, "CUDA error: unspecified launch failure"), (arm, "Stale handle")):
+        fail(plan, run_id, {"event": "failed", "reason": reason, "errno": 116 if run_id == arm else 0}, f"of-{run_id}")
+    before = Memory(nodes={"one": {"n1": time.time() - 1, "n2": time.time() + 60}, "two": {"n1": 5.0}})
+    choice = choose_once(plan, before)
+    assert {train, reference, arm} <= choice.run_ids
+    assert set(choice.memory.nodes) == {"one"}
+    assert set(choice.memory.nodes["one"]) == {"n2", f"of-{train}"}
+    assert round((choice.memory.nodes["one"][f"of-{train}"] - time.time()) / 3600) == 24
+
+
+@pytest.mark.parametrize("changes", [{"nodes": 2}, {"constraint": "a100"}])
+def test_no_node_is_blamed_where_it_may_be_another_s_fault_or_be_missed(plan: Plan, changes: dict[str, Any]) -> None:
+    train = next(iter(plan.runs))
+    fail(plan, train, {"event": "failed", "reason": XID})
+    plan = replace(plan, resources={**plan.resources, "train": replace(plan.resources["train"], **changes)})
+    choice = choose_once(plan, Memory())
+    assert train in choice.run_ids
+    assert choice.memory.nodes == {}
+
+
+def test_of_a_partition_s_own_nodes_at_most_half_are_left_out_and_never_those_that_a_run_needs() -> None:
+    now, had = time.time(), Resources(partition="gpu")
+    bad = {"n1": now + 60, "n2": now + 90, "n3": now + 30, "elsewhere": now + 99, "n4": now - 1}
+
+    def excluded(**changes: Any) -> str:
+        return without_bad_nodes(replace(had, **changes), bad, CLUSTER).exclude
+
+    assert excluded() == "n2,n1"
+    assert excluded(exclude="n[3-4]") == "n[3-4],n2"
+    assert excluded(exclude="n[2-4]") == "n[2-4]"
+    assert excluded(nodes=3) == "n2"
+    assert excluded(nodes=4) == excluded(constraint="a100") == ""
+
+
+def test_lists_of_nodes_are_read_as_slurm_writes_them() -> None:
+    assert expand_hosts("n[1-2,07],gpu5,r[1-2]c[3]x") == {"n1", "n2", "n07", "gpu5", "r1c3x", "r2c3x"}
+    assert expand_hosts("") == expand_hosts("n[a]") - {"n[a]"} == frozenset()
 
 
 def test_what_a_person_gave_more_of_since_is_left_at_that(plan: Plan) -> None:
@@ -133,6 +164,36 @@ def test_what_a_person_gave_more_of_since_is_left_at_that(plan: Plan) -> None:
     assert with_memory(more, memory, site).changes == {}
     capped = replace(site, caps=replace(site.caps, memory_gb=40.0))
     assert with_memory(plan, memory, capped).resources_of(train).memory_gb == 40.0
+
+
+def test_memory_that_a_partition_does_not_have_is_not_asked_for_also_where_it_was_remembered(plan: Plan) -> None:
+    train = next(iter(plan.runs))
+    small = replace(CLUSTER, partitions={"gpu": Partition(minutes=0, grace_s=0, memory_gb=40.0)})
+    memory = Memory(runs={train: Tried(changes={"memory_gb": 480.0})})
+    assert with_memory(plan, memory, read_site(None), small).resources_of(train).memory_gb == 40.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "7",
+        '{"tries": {}}',
+        '{"runs": {"a": {"changes": {"memory": 3}}}}',
+        '{"runs": {"a": {"changes": {"memory_gb": "much"}}}}',
+        '{"runs": {"a": {"changes": {"minutes": 1.5}}}}',
+        '{"runs": {"a": {"changes": {"memory_gb": -1}}}}',
+    ],
+)
+def test_a_damaged_memory_is_an_empty_one_and_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    (tmp_path / "submissions").mkdir()
+    (tmp_path / "submissions/retries.json").write_text(text)
+    assert read_memory(tmp_path) == Memory()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: ")
+    assert "retries.json" in line
 
 
 def test_the_memory_is_kept_in_one_strict_file(tmp_path: Path) -> None:
