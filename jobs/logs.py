@@ -90,7 +90,7 @@ def read_tail(path: Path, n_bytes: int = 256_000, width: int = 1000) -> list[str
         start = max(0, file.seek(0, os.SEEK_END) - n_bytes)
         file.seek(start)
         lines = file.read(n_bytes).decode(errors="replace").split("\n")
-    return [line.rstrip("\r").rpartition("\r")[2][:width] for line in lines[1 if start else 0 :]]
+    return [line.rstrip("\r").rpartition("\r")[2][:width] for line in lines[start > 0 and len(lines) > 1 :]]
 
 
 def read_end(path: Path, run_id: str, number: int) -> list[str]:
