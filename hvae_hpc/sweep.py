@@ -197,8 +197,9 @@ def _submit(
     cluster: slurm.Cluster,
     options: argparse.Namespace,
     argv: Sequence[str],
+    rest: bool = True,
 ) -> int:
-    """Submit what is neither done nor queued; with --plan say what that would be."""
+    """Submit what is neither done nor queued, never-submitted runs if asked to; with --plan say what that would be."""
     from hvae_hpc.jobs import apply, launcher, outlook  # submitit
 
     for note in site.notes:
@@ -215,7 +216,8 @@ def _submit(
         print(*lines, *outlook.sbatch_texts(prepared.plan.arrays), "nothing was done (--plan)", sep="\n")
         return 0
     with submitting(plan.runs_folder / SUBMISSIONS) as lock:
-        prepared = launcher.prepare(plan, site, cluster, last, only_new=bool(options.finish), retries=retries)
+        new = bool(options.finish)
+        prepared = launcher.prepare(plan, site, cluster, last, only_new=new, rest=rest, retries=retries)
         for line in outlook.describe(prepared, launcher.check_space(prepared)):
             print(line)
         write_plan(plan, plan_path(plan.runs_folder, plan.sweep))
@@ -241,16 +243,16 @@ def _finish(options: argparse.Namespace, argv: Sequence[str]) -> int:
     states, submissions = read_states(plan), Submissions(plan.runs_folder)
     submitted = submissions.elements()
     never = sum(not state.done and run_id not in submitted for run_id, state in states.items())
-    goes_on = never and submissions.got_further(options.finish.name, states)
+    goes_on = never > 0 and submissions.got_further(options.finish.name, states)
     if not goes_on and not (options.retries and not all(state.done for state in states.values())):
         return 0
-    left = f"{never} runs are not in the queue yet" if never else "what failed is not tried again"
+    left = f"{never} runs are not in the queue yet" if goes_on else "what failed is not tried again"
     if read_plan(plan_path(plan.runs_folder, plan.sweep)).runs != plan.runs:
         raise UserError(f"{left}, and the sweep has changed; give the command again")
     if code_sha() != plan.code_sha and not plan.allow_code_drift:
         raise UserError(f"{left}, and the package has changed; give the command again")
     try:
-        return _submit(plan, list(plan.runs), read_site(options.site), read_cluster(), options, argv)
+        return _submit(plan, list(plan.runs), read_site(options.site), read_cluster(), options, argv, goes_on)
     except UserError as error:  # many sites forbid sbatch on compute nodes
         raise UserError(f"{left}: {error}; give the sweep command again") from error
 

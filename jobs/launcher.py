@@ -85,6 +85,7 @@ def prepare(
     tables_command: Sequence[str],
     *,
     only_new: bool = False,
+    rest: bool = True,
     retries: int = 0,
 ) -> Prepared:
     """Plan what to submit of a sweep: all that is neither done nor in the queue.
@@ -96,6 +97,7 @@ def prepare(
         tables_command: argv of the last job; the submission's folder is added to it.
         only_new: leave out what was ever submitted: what failed, was lost or cancelled is for a person to repeat, but
             for what the policy lets be tried again.
+        rest: take what was never submitted; False is for a broken sweep, where it would most likely fail as well.
         retries: times that a run may be tried again with what the policy changes; 0 changes nothing.
     """
     _check_path(plan.runs_folder)
@@ -112,9 +114,10 @@ def prepare(
         standings = explain_lost(standings, submissions, thorough=True)
         choice = choose(plan, states, standings, memory, retries, site, cluster, by_hand=not only_new)
         plan = with_memory(plan, choice.memory, site, cluster)
-    before = submissions.elements().keys() - (choice.run_ids if choice else ()) if only_new else ()
+    left_out = submissions.elements().keys() if only_new else set[str]()
+    left_out = (left_out if rest else standings.keys()) - (choice.run_ids if choice else set())
     kinds = ("done", "waiting", "running")
-    wanted = [run_id for run_id, s in standings.items() if s.kind not in kinds and run_id not in before]
+    wanted = [run_id for run_id, s in standings.items() if s.kind not in kinds and run_id not in left_out]
     queued = {run_id: s.element for run_id, s in standings.items() if s.kind in ("waiting", "running") and s.element}
     room = max(0, min(limits) - queue.elements) if limits else None
     seconds = expected_seconds(plan, states, wanted)

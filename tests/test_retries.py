@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from hvae_hpc.errors import UserError
+from hvae_hpc.jobs.launcher import prepare
 from hvae_hpc.jobs.minislurm import MiniSlurm
 from hvae_hpc.jobs.nodes import expand_hosts, without_bad_nodes
 from hvae_hpc.jobs.retries import Choice, Memory, Tried, choose, read_memory, with_memory
@@ -26,7 +27,7 @@ from hvae_hpc.plan import Array, Plan, plan_path, write_plan
 from hvae_hpc.resources import Resources
 from hvae_hpc.rundir import read_log
 from hvae_hpc.states import read_states
-from hvae_hpc.sweep import _run_here
+from hvae_hpc.sweep import _run_here, main
 from tests.made_up import SMALL_ARMS, finish, make_runs
 from tests.queues import log, make_plan, queue_of, submit
 from tests.test_apply import call, make_project, plan_of
@@ -326,3 +327,40 @@ def test_a_bundle_s_runs_whose_turn_had_not_come_are_tried_again_as_they_were_an
     assert choice.memory.runs[train].tries == {"time limit without progress": 1}
     assert reference not in choice.memory.runs
     assert "tried again: 1 run, whose turn had not come" in choice.told
+
+
+def test_the_rest_of_a_broken_sweep_is_not_submitted_along_with_what_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hvae_hpc.jobs.slurm.read_queue", lambda **_: queue_of())
+    monkeypatch.setattr("hvae_hpc.jobs.launcher._script", lambda *_: "")  # submitit asks for srun
+    monkeypatch.setenv("PATH", "/nowhere")
+    plan = make_plan(tmp_path, make_runs(arms=(SMALL_ARMS[0], SMALL_ARMS[2]), seeds=1, sources=()))
+    plan = replace(plan, resources={stage: replace(r, partition="gpu") for stage, r in plan.resources.items()})
+    train, generate, reference, arm = plan.runs
+    submit(plan, [[train]])
+    fail(plan, train)
+    for rest, expected in ((False, {train, generate, arm}), (True, {train, generate, arm, reference})):
+        prepared = prepare(plan, read_site(None), CLUSTER, [], only_new=True, rest=rest, retries=1)
+        assert set(prepared.run_ids) == expected
+    log(plan, train, {"event": "failed", "reason": "a shard is damaged", "errors": ["UserError"], "job_id": "12_0"})
+    assert prepare(plan, read_site(None), CLUSTER, [], only_new=True, rest=False, retries=1).run_ids == []
+
+
+@pytest.mark.parametrize("got_further", [True, False])
+def test_the_last_job_takes_the_rest_only_where_its_submission_got_further(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, got_further: bool
+) -> None:
+    plan = make_plan(tmp_path, make_runs(arms=SMALL_ARMS[:1], seeds=2, sources=()))
+    first = next(iter(plan.runs))
+    folder = plan.runs_folder / "submissions" / submit(plan, [[first]])
+    if got_further:
+        finish(plan.runs_folder, plan.runs[first], {"dice": 0.5})
+    write_plan(plan, plan_path(plan.runs_folder, plan.sweep))
+    write_plan(replace(plan, arrays=(Array(name="a", stage="segment", elements=((first,),)),)), folder / "plan.json")
+    asked = []
+    monkeypatch.setattr("hvae_hpc.sweep._submit", lambda *arguments: asked.append(arguments[-1]) or 0)
+    monkeypatch.setattr("hvae_hpc.sweep.read_cluster", lambda: CLUSTER)
+    monkeypatch.setattr("hvae_hpc.sweep.code_sha", lambda: plan.code_sha)
+    assert main(["--partition", "gpu", "--retries", "1", "--finish", str(folder)]) == 0
+    assert asked == [got_further]
