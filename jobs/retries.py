@@ -149,6 +149,8 @@ def judge(
         why_not = "never: it would end in the same way" if failure != "blocked by parent" else "with its parent"
     elif evidence.cancelled:
         why_not = "not by itself: somebody took it out of the queue"
+    elif most == 0:
+        why_not = "not by itself: the administrator's caps say retries = 0"
     elif changes is None:
         why_not = "no: nothing can be changed that would help"
     elif tries >= rule.times:

@@ -97,6 +97,9 @@ def _explain(
     else:
         rule, words = site.rules[failure], in_words(verdict.changes, plan.resources_of(run_id), evidence.minutes)
         apart = f", not on {verdict.bad_node} for {rule.exclude_hours:g} h" if verdict.bad_node else ""
+        # SLURM is not asked for what its partitions have, which is several calls.
+        limited = standing.element and verdict.changes.keys() & {"memory_gb", "minutes"}
+        words += ", as far as the partition allows" if limited else ""
         yield f"retry:     {words}{apart}; {verdict.tries} of {rule.times} tries after this made"
     names = {"run": f"{run.stage}/{run.label}", "parent": _culprit(plan, run_id, reason)}
     again, mend = "the same sweep command", MEND.get(failure, "")

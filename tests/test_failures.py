@@ -291,9 +291,14 @@ def ended(harsh_slurm: MiniSlurm, tmp_path_factory: pytest.TempPathFactory) -> t
 @pytest.mark.parametrize(
     ("kind", "failure", "state", "retry"),
     [
-        ("hungry", "out of memory (host)", "FAILED", "memory_gb 16 -> 24; 0 of 3"),
-        ("slow", "time limit with progress", "TIMEOUT", "minutes 60 -> 90; 0 of 10"),
-        ("stuck", "time limit without progress", "TIMEOUT", "minutes 60 -> 120; 0 of 2"),
+        ("hungry", "out of memory (host)", "FAILED", "memory_gb 16 -> 24, as far as the partition allows; 0 of 3"),
+        ("slow", "time limit with progress", "TIMEOUT", "minutes 60 -> 90, as far as the partition allows; 0 of 10"),
+        (
+            "stuck",
+            "time limit without progress",
+            "TIMEOUT",
+            "minutes 60 -> 120, as far as the partition allows; 0 of 2",
+        ),
         ("preempted", "preempted", "PREEMPTED", "as it was; 0 of 20"),
         ("node", "node failure", "NODE_FAIL", "as it was, not on n3 for 24 h; 0 of 3"),
         ("killed", "lost", "FAILED", "as it was; 0 of 2"),

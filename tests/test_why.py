@@ -91,6 +91,25 @@ def test_the_site_file_s_rules_are_those_it_tells(tmp_path: Path, capsys: pytest
     assert said[-1] == "next:      the same sweep command with --retries 1"
 
 
+def test_it_promises_no_more_than_partition_and_administrator_give(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(tmp_path, make_runs(arms=SMALL_ARMS[:1], seeds=1, sources=()))
+    (run_id,) = plan.runs
+    submit(plan, [[run_id]])
+    error = {"event": "failed", "reason": "MemoryError", "errors": ["MemoryError"], "job_id": "12_0"}
+    log(plan, run_id, {"event": "started", "job_id": "12_0", "host": "n1"}, error)
+    said = ask(capsys, tmp_path, run_id)
+    assert "retry:     memory_gb 16 -> 24, as far as the partition allows; 0 of 3 tries after this made" in said
+    (tmp_path / "admin.toml").write_text("[caps]\nretries = 0\n")
+    monkeypatch.setenv("HVAE_HPC_SITE", str(tmp_path / "admin.toml"))
+    said = ask(capsys, tmp_path, run_id)
+    assert said[-3:-1] == [  # and then that there is no SLURM
+        "retry:     not by itself: the administrator's caps say retries = 0",
+        "next:      the same sweep command",
+    ]
+
+
 def test_it_starts_without_what_it_does_not_need() -> None:
     heavy = ["torch", "numpy", "pandas", "matplotlib", "submitit", "h5py"]
     check = (
