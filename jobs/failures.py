@@ -4,15 +4,14 @@ What the run's own log recorded goes before SLURM's word, and that before what s
 are read only where nobody left anything better.
 """
 
-import errno
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from hvae_hpc.jobs.attempts import BEGINS, StallError, checkpoint_at
+from hvae_hpc.jobs.attempts import BEGINS, MACHINE_ERRORS, StallError, checkpoint_at
 from hvae_hpc.jobs.logs import process_logs, read_tail
 from hvae_hpc.jobs.policy import Failure
-from hvae_hpc.jobs.standing import Kind, Standing, Submissions
+from hvae_hpc.jobs.standing import Standing, Submissions
 from hvae_hpc.plan import Plan
 from hvae_hpc.rundir import read_log
 
@@ -50,13 +49,6 @@ STATES: Mapping[str, Failure] = {
     "NODE_FAIL": "node failure",
     "BOOT_FAIL": "node failure",
     "PREEMPTED": "preempted",
-}
-NUMBERS: Mapping[int, Failure] = {
-    errno.ENOSPC: "disk full or quota",
-    errno.EDQUOT: "disk full or quota",
-    errno.ENOMEM: "out of memory (host)",
-    errno.EIO: "node failure",  # its disk, or its way to the file server
-    errno.ESTALE: "node failure",
 }
 
 
@@ -189,15 +181,12 @@ def _is_over(lines: Sequence[str], run_id: str) -> bool:
 
 def classify(evidence: Evidence) -> Failure:
     """Return the one class of a run's failure."""
-    kind: Kind = evidence.standing.kind
-    if kind == "blocked":
+    if evidence.standing.kind == "blocked":
         return "blocked by parent"
     if not evidence.turn:
         return "lost"
     if evidence.ended.get("event") in ("failed", "died"):
         return _of_record(evidence)
-    if kind == "failed":  # by an older version, which left a sentence and no more
-        return _of_sentence([evidence.standing.reason]) or "bad input"
     word = evidence.state.partition(" ")[0].rstrip(",")
     said = "\n".join(evidence.lines)
     at_limit = word in ("TIMEOUT", "DEADLINE") or "DUE TO TIME LIMIT" in said
@@ -215,7 +204,7 @@ def _of_record(evidence: Evidence) -> Failure:
         return "out of memory (device)"
     if record.get("oom_kills") or any(name.endswith("MemoryError") for name in errors):
         return "out of memory (host)"
-    if found := NUMBERS.get(record.get("errno", 0)):
+    if found := MACHINE_ERRORS.get(record.get("errno", 0)):
         return found
     if "NonFiniteError" in errors:
         return "non-finite loss"

@@ -37,13 +37,11 @@ class Tried:
         tries: class of failure to how often it was tried again after it.
         changes: fields of its stage's resources that it has otherwise since.
         answered: the last failure that was answered: its element and the attempts until then.
-        time: when, in seconds since 1970.
     """
 
     tries: dict[str, int] = field(default_factory=dict)
     changes: dict[str, Any] = field(default_factory=dict)
     answered: str = ""
-    time: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +208,7 @@ def choose(
             continue
         tries = {**tried.tries, verdict.failure: verdict.tries + 1}
         changes = {**tried.changes, **verdict.changes}
-        runs[run_id] = Tried(tries=tries, changes=changes, answered=mark, time=round(time.time(), 3))
+        runs[run_id] = Tried(tries=tries, changes=changes, answered=mark)
         if verdict.bad_node and cluster:
             end = time.time() + 3600 * site.rules[verdict.failure].exclude_hours
             nodes.setdefault(cluster.name, {})[verdict.bad_node] = round(end, 3)
