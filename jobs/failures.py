@@ -152,8 +152,10 @@ def _ended_before(
     def knows(records: Sequence[Mapping[str, Any]]) -> bool:
         return any(record.get("job_id") == element for record in records)
 
+    if knows(log):
+        return False
     others = [other for other in submissions.runs_of(element) if other != run_id and other in plan.runs]
-    return not knows(log) and any(knows(read_log(plan.folder(other))) for other in others)
+    return any(knows(read_log(plan.folder(other))) for other in others)
 
 
 def _read_lines(plan: Plan, run_id: str, element: str) -> list[str]:

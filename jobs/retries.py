@@ -5,6 +5,7 @@ nodes are kept apart by cluster. A failure that was answered once is not answere
 the memory and submitting is taken up by the next command.
 """
 
+import contextlib
 import sys
 import time
 from collections import Counter
@@ -97,7 +98,7 @@ def read_memory(runs_folder: Path) -> Memory:
 
 def _may_be(name: str, value: object) -> bool:
     kinds = {"memory_gb": (int, float), "minutes": (int,), "micro_batch": (int,)}.get(name, ())
-    return type(value) in kinds and value > 0  # type: ignore[operator]
+    return type(value) in kinds and 0 < value < 1e9  # type: ignore[operator]
 
 
 def write_memory(runs_folder: Path, memory: Memory) -> None:
@@ -111,8 +112,9 @@ def with_memory(plan: Plan, memory: Memory, site: Site, cluster: Cluster | None 
     for run_id in plan.runs.keys() & memory.runs.keys():
         had, mine = plan.resources[plan.runs[run_id].stage], memory.runs[run_id].changes
         if more := {name: value for name, value in mine.items() if _is_more(name, value, had)}:
-            fitted = site.fit(replace(had, **more), cluster)
-            changes[run_id] = {name: getattr(fitted, name) for name in more}
+            with contextlib.suppress(ValueError):  # a limit that leaves no time to work, by hand
+                fitted = site.fit(replace(had, **more), cluster)
+                changes[run_id] = {name: getattr(fitted, name) for name in more}
     return replace(plan, changes=changes)
 
 

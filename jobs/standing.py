@@ -129,8 +129,12 @@ class Submissions:
     def runs_of(self, element: str) -> tuple[str, ...]:
         """Return the run ids of an element that SLURM took; none for one that is not known."""
         name, _, place = element.partition("_")
-        found = [job for job in self.jobs() if job.job == name and place.isdigit() and int(place) in job.places]
-        return self.runs(found[-1].submission, found[-1].array, int(place)) if found else ()
+        job = self._job_of.get(name)
+        return self.runs(job.submission, job.array, int(place)) if job and place.isdigit() else ()
+
+    @cached_property
+    def _job_of(self) -> dict[str, Job]:
+        return {job.job: job for job in self.jobs()}
 
     def elements(self) -> dict[str, str]:
         """Return run id to the SLURM element that last had it, of all that was ever submitted."""

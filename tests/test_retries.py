@@ -172,6 +172,8 @@ def test_memory_that_a_partition_does_not_have_is_not_asked_for_also_where_it_wa
     small = replace(CLUSTER, partitions={"gpu": Partition(minutes=0, grace_s=0, memory_gb=40.0)})
     memory = Memory(runs={train: Tried(changes={"memory_gb": 480.0})})
     assert with_memory(plan, memory, read_site(None), small).resources_of(train).memory_gb == 40.0
+    by_hand = Memory(runs={train: Tried(changes={"minutes": 1})})  # too short to work in
+    assert with_memory(plan, by_hand, read_site(None), small).changes == {}
 
 
 @pytest.mark.parametrize(
@@ -184,6 +186,7 @@ def test_memory_that_a_partition_does_not_have_is_not_asked_for_also_where_it_wa
         '{"runs": {"a": {"changes": {"memory_gb": "much"}}}}',
         '{"runs": {"a": {"changes": {"minutes": 1.5}}}}',
         '{"runs": {"a": {"changes": {"memory_gb": -1}}}}',
+        '{"runs": {"a": {"changes": {"memory_gb": 1e999}}}}',
     ],
 )
 def test_a_damaged_memory_is_an_empty_one_and_a_line(
