@@ -247,9 +247,9 @@ def read_log_tail(folder: Path, n_bytes: int = 8192) -> list[dict[str, Any]]:
 def _parse_lines(lines: list[bytes]) -> list[dict[str, Any]]:
     records = []
     for line in lines:
-        with contextlib.suppress(ValueError):  # cut short by a crash
+        with contextlib.suppress(ValueError, RecursionError):  # cut short by a crash, or no line of ours
             records.append(json.loads(line))
-    return records
+    return [record for record in records if isinstance(record, dict)]
 
 
 @contextlib.contextmanager

@@ -16,8 +16,9 @@ from hvae_hpc.config import find_toml, load, read_toml
 from hvae_hpc.errors import UserError, run_command
 from hvae_hpc.identity import code_sha
 from hvae_hpc.jobs import dag, slurm
+from hvae_hpc.jobs.cluster import read_cluster
 from hvae_hpc.jobs.site import Site, add_flags, fit_cluster, flags_of, read_site
-from hvae_hpc.jobs.standing import PLAN_FILE, SUBMISSIONS, Submissions
+from hvae_hpc.jobs.standing import PLAN_FILE, SUBMISSIONS, Submissions, submitting
 from hvae_hpc.jobs.sweep_config import SweepConfig
 from hvae_hpc.plan import Plan, plan_path, read_plan, write_plan
 from hvae_hpc.preprocess.manifest import MANIFEST, read_manifest
@@ -44,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     sweep = read_sweep(options.sweep)
     runs_folder = options.runs or Path(sweep.runs)
     site = read_site(options.site, flags_of(options))
-    cluster = slurm.read_cluster() if options.partition else None
+    cluster = read_cluster() if options.partition else None
     if cluster:
         site = fit_cluster(site, options.partition, cluster)
     if not options.plan:
@@ -196,8 +197,9 @@ def _submit(
     cluster: slurm.Cluster,
     options: argparse.Namespace,
     argv: Sequence[str],
+    rest: bool = True,
 ) -> int:
-    """Submit what is neither done nor queued; with --plan say what that would be."""
+    """Submit what is neither done nor queued, never-submitted runs if asked to; with --plan say what that would be."""
     from hvae_hpc.jobs import apply, launcher, outlook  # submitit
 
     for note in site.notes:
@@ -213,8 +215,9 @@ def _submit(
         lines = outlook.describe(prepared, launcher.check_space(prepared))
         print(*lines, *outlook.sbatch_texts(prepared.plan.arrays), "nothing was done (--plan)", sep="\n")
         return 0
-    with launcher.submitting(plan.runs_folder / SUBMISSIONS) as lock:
-        prepared = launcher.prepare(plan, site, cluster, last, only_new=bool(options.finish), retries=retries)
+    with submitting(plan.runs_folder / SUBMISSIONS) as lock:
+        new = bool(options.finish)
+        prepared = launcher.prepare(plan, site, cluster, last, only_new=new, rest=rest, retries=retries)
         for line in outlook.describe(prepared, launcher.check_space(prepared)):
             print(line)
         write_plan(plan, plan_path(plan.runs_folder, plan.sweep))
@@ -240,16 +243,16 @@ def _finish(options: argparse.Namespace, argv: Sequence[str]) -> int:
     states, submissions = read_states(plan), Submissions(plan.runs_folder)
     submitted = submissions.elements()
     never = sum(not state.done and run_id not in submitted for run_id, state in states.items())
-    goes_on = never and submissions.got_further(options.finish.name, states)
+    goes_on = never > 0 and submissions.got_further(options.finish.name, states)
     if not goes_on and not (options.retries and not all(state.done for state in states.values())):
         return 0
-    left = f"{never} runs are not in the queue yet" if never else "what failed is not tried again"
+    left = f"{never} runs are not in the queue yet" if goes_on else "what failed is not tried again"
     if read_plan(plan_path(plan.runs_folder, plan.sweep)).runs != plan.runs:
         raise UserError(f"{left}, and the sweep has changed; give the command again")
     if code_sha() != plan.code_sha and not plan.allow_code_drift:
         raise UserError(f"{left}, and the package has changed; give the command again")
     try:
-        return _submit(plan, list(plan.runs), read_site(options.site), slurm.read_cluster(), options, argv)
+        return _submit(plan, list(plan.runs), read_site(options.site), read_cluster(), options, argv, goes_on)
     except UserError as error:  # many sites forbid sbatch on compute nodes
         raise UserError(f"{left}: {error}; give the sweep command again") from error
 
@@ -263,12 +266,12 @@ def _run_here(plan: Plan, missing: Sequence[str], workers: int, site: Site, retr
     plan_file = plan.runs_folder / "local" / f"{plan.sweep}-{os.getpid()}.json"
     write_plan(plan, plan_file)
     reports = run_locally(plan, plan_file, missing, workers) if missing else {}
-    by_hand = True
-    while retries and any(report.state != "done" for report in reports.values()):
-        plan, again = choose_here(plan, site, retries, by_hand=by_hand)
+    for number in range(retries * len(plan.resources)):  # children may fail in their turn, stage by stage
+        if all(report.state == "done" for report in reports.values()):
+            break
+        plan, again = choose_here(plan, site, retries, by_hand=number == 0)
         if not again:
             break
-        by_hand = False
         write_plan(plan, plan_file)
         reports |= run_locally(plan, plan_file, again, 1)  # one at a time: each has the machine for itself
     bad = [report for report in reports.values() if report.state != "done"]

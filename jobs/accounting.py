@@ -19,7 +19,10 @@ from hvae_hpc.rundir import write_json
 ENDS_FILE = "ends.json"
 BEHIND_S = 600.0
 """Accounting may be so far behind sbatch; of what was cancelled before it began, it never knows anything."""
-UNENDED = ("PENDING", "RUNNING", "REQUEUED", "RESIZING", "SUSPENDED", "REVOKED")
+ENDED = (
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT",
+)  # fmt: skip
+"""SLURM's words for states in which an element stays; all others pass."""
 
 
 def explain_lost(
@@ -55,15 +58,19 @@ def _read_ends(submissions: Submissions, elements: set[str], patience_s: float, 
     if unknown and (thorough or not 0 <= time.time() - float(known["asked_at"]) < POLL_S):
         job_of = {element: element.partition("_")[0] for element in unknown}
         states = ask_accounting(sorted(set(job_of.values())), patience_s)
-        if states is None and thorough:
-            states = _ask_what_is_remembered(patience_s)
         if states is not None:
             recent = {job.job for job in submissions.jobs() if time.time() - job.time < BEHIND_S}
             ends |= {element: "" for element in unknown if element not in states and job_of[element] not in recent}
-            ends |= {element: state for element, state in states.items() if state not in UNENDED}
+        elif thorough:  # who is not remembered any more may be asked for where there is accounting
+            states = _ask_what_is_remembered(patience_s)
+        ends |= {element: state for element, state in (states or {}).items() if element in unknown and _is_end(state)}
         with contextlib.suppress(UserError, OSError):  # somebody else's runs folder: then it is asked again
             write_json(path, {"asked_at": time.time(), "ends": ends})
     return dict(ends)
+
+
+def _is_end(state: str) -> bool:
+    return state.partition(" ")[0].rstrip(",") in ENDED
 
 
 def known_ends(submissions: Submissions) -> dict[str, str]:

@@ -6,27 +6,40 @@ types, the system's error number, the signal, what the kernel counted), so that 
 
 import contextlib
 import errno
+import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from hvae_hpc.errors import UserError
+from hvae_hpc.jobs.policy import Failure
 from hvae_hpc.jobs.provenance import host, job_id
 from hvae_hpc.rundir import METRICS, append_log, read_log
 
 STALLS = 10
 """Attempts of one element that may end where they began before the run is given up."""
-
-
-MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EIO, errno.ESTALE)
+BEGINS = re.compile(r"element \S+ begins, after \d+ restarts")
+"""An element's first line in its log, to which SLURM adds all its lives."""
+MACHINE_ERRORS: Mapping[int, Failure] = {
+    errno.ENOSPC: "disk full or quota",
+    errno.EDQUOT: "disk full or quota",
+    errno.ENOMEM: "out of memory (host)",
+    errno.EIO: "node failure",  # its disk, or its way to the file server
+    errno.ESTALE: "node failure",
+}
 """The system's error numbers that say something of the machine and nothing of our code."""
 
 
 class StallError(UserError):
     """An element began a run again and again without getting further."""
+
+
+def announce() -> None:
+    """Print that this process of an element begins, so that nobody takes what stands above for what it said."""
+    print(f"element {job_id()} begins, after {os.environ.get('SLURM_RESTART_COUNT', '0')} restarts", flush=True)
 
 
 def checkpoint_at(folder: Path) -> int:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from hvae_hpc.errors import UserError, run_command
 from hvae_hpc.identity import code_sha
-from hvae_hpc.jobs.attempts import how_far, last_event_in, record
+from hvae_hpc.jobs.attempts import announce, how_far, last_event_in, record
 from hvae_hpc.jobs.local import Worker
 from hvae_hpc.jobs.provenance import job_id
 from hvae_hpc.jobs.slurm import ask, format_places
@@ -55,6 +55,7 @@ def run_element(plan_file: Path, array: int) -> int:
     Returns:
         0 where all are done, 1 where one failed or is blocked, 75 where it was asked to leave.
     """
+    announce()
     plan, ids = read_mine(plan_file, array)
     _check_code(plan, ids)
     if rank := int(os.environ.get("SLURM_PROCID", "0")):

@@ -4,21 +4,22 @@ What the run's own log recorded goes before SLURM's word, and that before what s
 are read only where nobody left anything better.
 """
 
-import errno
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from hvae_hpc.jobs.attempts import StallError, checkpoint_at
-from hvae_hpc.jobs.logs import process_logs, read_end
+from hvae_hpc.jobs.attempts import BEGINS, MACHINE_ERRORS, StallError, checkpoint_at
+from hvae_hpc.jobs.logs import process_logs, read_tail
 from hvae_hpc.jobs.policy import Failure
-from hvae_hpc.jobs.standing import Kind, Standing, Submissions
+from hvae_hpc.jobs.standing import Standing, Submissions
 from hvae_hpc.plan import Plan
 from hvae_hpc.rundir import read_log
 
 ENDINGS = ("failed", "died", "stopped", "left", "blocked")
 LINES = 200
 """Of the element's log that are looked at."""
+BAD_NODE = r"\bXid\b|DUE TO NODE FAILURE"
+"""What SLURM and the driver say of a node, and no fault of our own can make them say."""
 # The first that is found counts: what a GPU says of its memory has the words of what a host says of its own.
 SENTENCES: tuple[tuple[Failure, str], ...] = (
     (
@@ -28,15 +29,15 @@ SENTENCES: tuple[tuple[Failure, str], ...] = (
     ),
     (
         "node failure",
-        r"\bXid\b|uncorrectable|CUDA-capable devices? (is|are) (busy|detected)|fallen off the bus"
-        r"|CUDA error: (unspecified launch failure|unknown error|hardware)|DUE TO NODE FAILURE",
+        BAD_NODE + r"|uncorrectable|CUDA-capable devices? (is|are) (busy|detected)|fallen off the bus"
+        r"|CUDA error: (unspecified launch failure|unknown error|hardware)",
     ),
     (
         "out of memory (host)",
         r"oom[-_ ]kill|[Oo]ut-of-memory handler|[Ee]xceeded (job |step )?memory limit|Out Of Memory"
         r"|(can't|[Cc]annot) allocate memory|MemoryError|bad_alloc|out of memory with",
     ),
-    ("disk full or quota", r"No space left on device|[Qq]uota exceeded|\d+ requested and \d+ written"),
+    ("disk full or quota", r"No space left on device|[Qq]uota exceeded|\d requested and \d+ written"),
     ("preempted", r"DUE TO PREEMPTION"),
     ("non-finite loss", r"became (nan|-?inf)|metric \S+ is (nan|-?inf)"),
 )
@@ -49,13 +50,6 @@ STATES: Mapping[str, Failure] = {
     "BOOT_FAIL": "node failure",
     "PREEMPTED": "preempted",
 }
-NUMBERS: Mapping[int, Failure] = {
-    errno.ENOSPC: "disk full or quota",
-    errno.EDQUOT: "disk full or quota",
-    errno.ENOMEM: "out of memory (host)",
-    errno.EIO: "node failure",  # its disk, or its way to the file server
-    errno.ESTALE: "node failure",
-}
 
 
 class Evidence(NamedTuple):
@@ -65,7 +59,7 @@ class Evidence(NamedTuple):
     records of the attempt's beginning and end, empty where there is none: it never began in this element, or was ended
     from outside. ``attempts`` counts all there were, ``reached`` is the images seen of the newest checkpoint,
     ``minutes`` the element's time limit, 0 where it is not known. ``lines`` are the last that its processes and SLURM
-    printed since the run before it ended.
+    printed since the run before it ended. ``turn`` is False where it is in a bundle that ended at a run before it.
     """
 
     standing: Standing
@@ -76,11 +70,18 @@ class Evidence(NamedTuple):
     reached: int = 0
     minutes: int = 0
     lines: Sequence[str] = ()
+    turn: bool = True
 
     @property
     def node(self) -> str:
         """The node on which it ran; "" where it never began."""
         return str(self.began.get("host") or self.ended.get("host") or "")
+
+    @property
+    def node_failed(self) -> bool:
+        """Whether it ended by a fault of its node, which others would meet there as well."""
+        said = "\n".join([str(self.ended.get("reason", "")), *self.lines])
+        return STATES.get(self.state) == "node failure" or bool(re.search(BAD_NODE, said))
 
     @property
     def further(self) -> bool:
@@ -90,12 +91,20 @@ class Evidence(NamedTuple):
     @property
     def cancelled(self) -> bool:
         """Whether somebody took it out of the queue, also before it began."""
+        named = self.state.startswith("CANCELLED") or any(map(CANCELLED.search, self.lines))
+        if not self.turn:  # its element began: only a word of SLURM's tells
+            return named
         if self.standing.kind == "failed":  # in an earlier element
             return self.ended.get("job_id", "") not in ("", self.standing.element)
         never = bool(self.standing.element) and not (self.began or self.lines or self.state)
         # Who preempts says so: SLURM, in its accounting or in the element's log.
-        told = self.ended.get("event") == "left" and not self.ended.get("at_limit") and classify(self) == "lost"
-        return never or told or self.state.startswith("CANCELLED") or any(map(CANCELLED.search, self.lines))
+        told = self.ended.get("event") == "left" and not self.ended.get("at_limit")
+        return named or never or ((told or self.sent_back) and classify(self) == "lost")
+
+    @property
+    def sent_back(self) -> bool:
+        """Whether its element went back to the queue, and never began again."""
+        return bool(self.ended.get("goes_back")) and any("DUE TO JOB REQUEUE" in line for line in self.lines)
 
 
 def gather(plan: Plan, run_id: str, standing: Standing, submissions: Submissions, ends: Mapping[str, str]) -> Evidence:
@@ -118,49 +127,75 @@ def gather(plan: Plan, run_id: str, standing: Standing, submissions: Submissions
     if standing.kind != "failed":  # which is what its log says, whoever had it since
         endings = [record for record in endings if record.get("job_id", "") == element]
     lines = _read_lines(plan, run_id, element) if element else []
+    reports = [words for words in map(REPORT.match, lines) if words and words[2] == run_id]
     if standing.kind == "lost" and not endings:  # its folder may have taken no word of it, and the element's log did
-        told = (REPORT.match(line) for line in lines)
-        endings = [{"event": "failed", "reason": words[3]} for words in told if words and words[1] == "failed"]
+        endings = [{"event": "failed", "reason": words[3]} for words in reports if words[1] == "failed"]
     began = since[0] if starts and since[0].get("job_id", "") == element else {}
     return Evidence(
         standing=standing,
         state=ends.get(element, ""),
         began=began,
-        ended={key: value for record in endings for key, value in record.items()},
+        ended=endings[-1] if endings else {},
         attempts=len(starts),
         reached=checkpoint_at(folder),
         minutes=submissions.minutes(element),
         lines=lines,
+        turn=bool(reports) or not element or not _ended_before(plan, run_id, log, submissions, element),
     )
 
 
+def _ended_before(
+    plan: Plan, run_id: str, log: Sequence[Mapping[str, Any]], submissions: Submissions, element: str
+) -> bool:
+    """Tell whether an element ended before a run's turn: it left a word in other runs' logs, and none in its own."""
+
+    def knows(records: Sequence[Mapping[str, Any]]) -> bool:
+        return any(record.get("job_id") == element for record in records)
+
+    if knows(log):
+        return False
+    others = [other for other in submissions.runs_of(element) if other != run_id and other in plan.runs]
+    return any(knows(read_log(plan.folder(other))) for other in others)
+
+
 def _read_lines(plan: Plan, run_id: str, element: str) -> list[str]:
-    """Return the last lines of all processes of an element, without those of its earlier runs."""
+    """Return the last lines of an element's processes in their last life that are of a run, or of all its runs."""
     lines = list[str]()
     for path in process_logs(plan.runs_folder, element):
         mine = list[str]()
-        for line in read_end(path, run_id, LINES):
+        for line in read_tail(path):
             told = REPORT.match(line)
-            mine = [] if told and told[2] != run_id else [*mine, line]
-        lines += mine
+            if BEGINS.match(line):
+                mine = [line]
+            elif told and told[2] != run_id and not _is_over(mine, run_id):
+                mine = []
+            elif not _is_over(mine, run_id):
+                mine.append(line)
+        lines += mine[-LINES:]
     return [line for line in lines if line.strip()]
+
+
+def _is_over(lines: Sequence[str], run_id: str) -> bool:
+    """Tell whether a run's report is the last line; who stopped is ended by what follows."""
+    told = REPORT.match(lines[-1]) if lines else None
+    return bool(told) and told[2] == run_id and told[1] != "stopped"  # type: ignore[index]
 
 
 def classify(evidence: Evidence) -> Failure:
     """Return the one class of a run's failure."""
-    kind: Kind = evidence.standing.kind
-    if kind == "blocked":
+    if evidence.standing.kind == "blocked":
         return "blocked by parent"
+    if not evidence.turn:
+        return "lost"
     if evidence.ended.get("event") in ("failed", "died"):
         return _of_record(evidence)
-    if kind == "failed":  # by an older version, which left a sentence and no more
-        return _of_sentence([evidence.standing.reason]) or "bad input"
     word = evidence.state.partition(" ")[0].rstrip(",")
     said = "\n".join(evidence.lines)
     at_limit = word in ("TIMEOUT", "DEADLINE") or "DUE TO TIME LIMIT" in said
     if at_limit or (evidence.ended.get("at_limit") and not evidence.ended.get("goes_back")):
         return "time limit with progress" if evidence.further else "time limit without progress"
-    return STATES.get(word) or _of_sentence(evidence.lines) or "lost"
+    words = () if evidence.sent_back else evidence.lines  # it had come to no harm then
+    return STATES.get(word) or _of_sentence(words) or "lost"
 
 
 def _of_record(evidence: Evidence) -> Failure:
@@ -171,7 +206,7 @@ def _of_record(evidence: Evidence) -> Failure:
         return "out of memory (device)"
     if record.get("oom_kills") or any(name.endswith("MemoryError") for name in errors):
         return "out of memory (host)"
-    if found := NUMBERS.get(record.get("errno", 0)):
+    if found := MACHINE_ERRORS.get(record.get("errno", 0)):
         return found
     if "NonFiniteError" in errors:
         return "non-finite loss"

@@ -6,12 +6,10 @@ run checks its own parents when it starts. The queue is asked first: what of the
 when an earlier call was killed half-way.
 """
 
-import contextlib
-import fcntl
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +19,8 @@ from hvae_hpc.jobs import slurm
 from hvae_hpc.jobs.accounting import explain_lost
 from hvae_hpc.jobs.arrays import make_arrays
 from hvae_hpc.jobs.costs import add_up, expected_seconds
-from hvae_hpc.jobs.retries import Memory, choose, read_memory, with_memory, without_bad_nodes
+from hvae_hpc.jobs.nodes import without_bad_nodes
+from hvae_hpc.jobs.retries import Memory, choose, read_memory, with_memory
 from hvae_hpc.jobs.sbatch import python_command, sbatch_text
 from hvae_hpc.jobs.site import Site
 from hvae_hpc.jobs.standing import (
@@ -32,6 +31,7 @@ from hvae_hpc.jobs.standing import (
     Submissions,
     comment_of,
     read_standings,
+    submitting,
 )
 from hvae_hpc.plan import Array, Plan, plan_id
 from hvae_hpc.resources import Resources
@@ -39,8 +39,8 @@ from hvae_hpc.rundir import write_atomic
 from hvae_hpc.states import read_states
 
 TABLES = "tables"
-QUESTIONS = 4
-"""Calls of a client before the first sbatch, at most: partitions, settings, limits, the queue."""
+QUESTIONS = 5
+"""Calls of a client before the first sbatch, at most: nodes, partitions, settings, limits, the queue."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +85,7 @@ def prepare(
     tables_command: Sequence[str],
     *,
     only_new: bool = False,
+    rest: bool = True,
     retries: int = 0,
 ) -> Prepared:
     """Plan what to submit of a sweep: all that is neither done nor in the queue.
@@ -96,6 +97,7 @@ def prepare(
         tables_command: argv of the last job; the submission's folder is added to it.
         only_new: leave out what was ever submitted: what failed, was lost or cancelled is for a person to repeat, but
             for what the policy lets be tried again.
+        rest: take what was never submitted; False is for a broken sweep, where it would most likely fail as well.
         retries: times that a run may be tried again with what the policy changes; 0 changes nothing.
     """
     _check_path(plan.runs_folder)
@@ -112,9 +114,10 @@ def prepare(
         standings = explain_lost(standings, submissions, thorough=True)
         choice = choose(plan, states, standings, memory, retries, site, cluster, by_hand=not only_new)
         plan = with_memory(plan, choice.memory, site, cluster)
-    before = submissions.elements().keys() - (choice.run_ids if choice else ()) if only_new else ()
+    left_out = submissions.elements().keys() if only_new else set[str]()
+    left_out = (left_out if rest else standings.keys()) - (choice.run_ids if choice else set())
     kinds = ("done", "waiting", "running")
-    wanted = [run_id for run_id, s in standings.items() if s.kind not in kinds and run_id not in before]
+    wanted = [run_id for run_id, s in standings.items() if s.kind not in kinds and run_id not in left_out]
     queued = {run_id: s.element for run_id, s in standings.items() if s.kind in ("waiting", "running") and s.element}
     room = max(0, min(limits) - queue.elements) if limits else None
     seconds = expected_seconds(plan, states, wanted)
@@ -138,7 +141,7 @@ def prepare(
     folder = plan.runs_folder / SUBMISSIONS / name
 
     def healthy(resources: Resources) -> Resources:
-        return without_bad_nodes(resources, choice.memory if choice else memory, cluster)
+        return without_bad_nodes(resources, (choice.memory if choice else memory).nodes.get(cluster.name, {}), cluster)
 
     arrays = [
         replace(array, script=_script(plan, folder, name, number, tables_command, healthy))
@@ -196,24 +199,6 @@ def _script(
         folder, array.name, replace(healthy(resources), minutes=array.minutes), command,
         comment=comment_of(name, number), elements=len(array.elements),
     )  # fmt: skip
-
-
-@contextlib.contextmanager
-def submitting(folder: Path) -> Iterator[int]:
-    """Let one command at a time plan and submit in a folder of submissions; yields the lock's file descriptor.
-
-    sbatch inherits it: where a command is killed while sbatch is still talking to SLURM, the next one waits for that.
-    """
-    with contextlib.ExitStack() as stack:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(open(folder / ".lock", "w"))
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError as error:
-            raise UserError(
-                f"{folder}: cannot be written or locked ({error.strerror}); check it and its disk"
-            ) from error
-        yield lock.fileno()
 
 
 def check_space(prepared: Prepared) -> float:

@@ -1,6 +1,7 @@
 """``hvae-hpc logs``: how a run stands, the last events of its log in plain words, the end of its process's log."""
 
 import argparse
+import os
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -81,6 +82,15 @@ def describe(record: Mapping[str, Any]) -> str:
             f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()
         ]
         return ", ".join([event or f"{record.get('images_seen', 0):,} images", *said])
+
+
+def read_tail(path: Path, n_bytes: int = 256_000, width: int = 1000) -> list[str]:
+    """Return a log's last lines as a terminal would show them, cut to a width; of a long log few bytes are read."""
+    with open(path, "rb") as file:
+        start = max(0, file.seek(0, os.SEEK_END) - n_bytes)
+        file.seek(start)
+        lines = file.read(n_bytes).decode(errors="replace").split("\n")
+    return [line.rstrip("\r").rpartition("\r")[2][:width] for line in lines[start > 0 and len(lines) > 1 :]]
 
 
 def read_end(path: Path, run_id: str, number: int) -> list[str]:

@@ -155,7 +155,7 @@ def _cap(resources: dict[str, Resources], caps: Caps, where: str) -> Site:
 
 
 def fit_cluster(site: Site, partition: str, cluster: Cluster) -> Site:
-    """Give every stage an existing, allowed partition, and no longer time than this one has.
+    """Give every stage an existing, allowed partition, and no more time or memory than this one has.
 
     Raises:
         UserError: a partition is unknown, or not among the administrator's.
@@ -168,12 +168,15 @@ def fit_cluster(site: Site, partition: str, cluster: Cluster) -> Site:
             raise UserError(
                 f"{stage}: partition {name!r} is not among the administrator's ({', '.join(site.caps.partitions)})"
             )
-        longest = cluster.check_partition(name).minutes
-        minutes = min(asked.minutes, longest or asked.minutes)
-        if minutes < asked.minutes:
-            notes.append(f"{stage}: minutes {asked.minutes} to {minutes}, all that partition {name} has")
+        has = cluster.check_partition(name)
+        minutes = min(asked.minutes, has.minutes or asked.minutes)
+        memory_gb = min(asked.memory_gb, has.memory_gb or asked.memory_gb)
+        for what, before, cut in (("minutes", asked.minutes, minutes), ("memory_gb", asked.memory_gb, memory_gb)):
+            if cut < before:
+                notes.append(f"{stage}: {what} {before:g} to {cut:g}, all that partition {name} has")
+        least = min(asked.minutes_min, minutes)
         try:
-            fitted = replace(asked, partition=name, minutes=minutes, minutes_min=min(asked.minutes_min, minutes))
+            fitted = replace(asked, partition=name, minutes=minutes, minutes_min=least, memory_gb=memory_gb)
         except ValueError as error:
             raise UserError(f"{stage}: partition {name}: {error}") from error
         resources[stage] = fitted

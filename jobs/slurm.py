@@ -1,4 +1,4 @@
-"""What SLURM says: its settings and partitions, the user's queue, and how submissions are refused.
+"""What SLURM says: the user's queue, and how submissions are refused.
 
 Every question is one call of a client, and few are asked: the queue at most once in ``POLL_S`` by all processes of a
 user together, who share the answer in a file. A controller that is busy is asked again later, with growing,
@@ -7,7 +7,6 @@ random pauses; every other refusal becomes one clear line.
 
 import contextlib
 import fcntl
-import getpass
 import json
 import os
 import random
@@ -115,11 +114,15 @@ def ask(command: Sequence[str], patience_s: float = PATIENCE_S) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Partition:
-    """What a partition allows: minutes (0: no limit), seconds from SIGTERM to the end at preemption; its nodes."""
+    """What a partition allows: minutes, seconds from SIGTERM to the end at preemption, host memory; its nodes' names.
+
+    0 is no limit, or none that is known.
+    """
 
     minutes: int
     grace_s: int
-    nodes: int = 0
+    memory_gb: float = 0.0
+    nodes: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,30 +146,6 @@ class Cluster:
         if name not in self.partitions:
             raise UserError(f"unknown partition {name!r}; this cluster has {', '.join(sorted(self.partitions))}")
         return self.partitions[name]
-
-
-def read_cluster() -> Cluster:
-    """Ask SLURM for what it allows: two calls, one more where there is accounting."""
-    partitions = {}
-    for line in ask(["scontrol", "--all", "--oneliner", "show", "partition"]).splitlines():
-        words = dict(re.findall(r"(\w+)=(\S+)", line))
-        limit, grace, nodes = (words.get(name, "0") for name in ("MaxTime", "GraceTime", "TotalNodes"))
-        partitions[words["PartitionName"]] = Partition(minutes=_minutes(limit), grace_s=int(grace), nodes=int(nodes))
-    settings = dict(re.findall(r"^(\w+)\s*= (\S*)", ask(["scontrol", "show", "config"]), re.MULTILINE))
-    elements = 0
-    if "slurmdbd" in settings.get("AccountingStorageType", ""):
-        with contextlib.suppress(UserError, KeyError):  # many sites hide it: then sbatch's refusal teaches it
-            user = ["sacctmgr", "-nP", "show", "assoc", f"user={getpass.getuser()}"]
-            elements = min(map(int, re.findall(r"\d+", ask([*user, "format=maxsubmit,grpsubmit"]))), default=0)
-    size, name = int(settings.get("MaxArraySize", "1001")), settings.get("ClusterName", "")
-    return Cluster(partitions=partitions, max_array_size=size, submit_limit=elements, name=name)
-
-
-def _minutes(text: str) -> int:
-    """Turn "2-03:04:05" into minutes; 0 for UNLIMITED."""
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", text)
-    days, hours, minutes, seconds = (int(part or 0) for part in match.groups()) if match else (0, 0, 0, 0)
-    return (days * 24 + hours) * 60 + minutes + (seconds > 0)
 
 
 class Queued(NamedTuple):

@@ -5,14 +5,16 @@ The launcher submits what is neither done nor in the queue, and ``hvae-hpc statu
 """
 
 import contextlib
+import fcntl
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from hvae_hpc.config import read_json
+from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.slurm import Queue, Queued
 from hvae_hpc.plan import Plan
 from hvae_hpc.rundir import is_held, read_log, read_log_tail
@@ -124,6 +126,16 @@ class Submissions:
             for place in job.places
         }
 
+    def runs_of(self, element: str) -> tuple[str, ...]:
+        """Return the run ids of an element that SLURM took; none for one that is not known."""
+        name, _, place = element.partition("_")
+        job = self._job_of.get(name)
+        return self.runs(job.submission, job.array, int(place)) if job and place.isdigit() else ()
+
+    @cached_property
+    def _job_of(self) -> dict[str, Job]:
+        return {job.job: job for job in self.jobs()}
+
     def elements(self) -> dict[str, str]:
         """Return run id to the SLURM element that last had it, of all that was ever submitted."""
         return {
@@ -144,6 +156,24 @@ def _read_plan(path: Path) -> tuple[str, list[dict[str, Any]], str]:
     """Return sweep, arrays and runs folder of a submission's plan, which never changes and may be long."""
     plan = read_json(path)
     return str(plan["sweep"]), list(plan["arrays"]), str(plan["runs_folder"])
+
+
+@contextlib.contextmanager
+def submitting(folder: Path) -> Iterator[int]:
+    """Let one command at a time plan and submit in a folder of submissions; yields the lock's file descriptor.
+
+    sbatch inherits it: where a command is killed while sbatch is still talking to SLURM, the next one waits for that.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(open(folder / ".lock", "w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            raise UserError(
+                f"{folder}: cannot be written or locked ({error.strerror}); check it and its disk"
+            ) from error
+        yield lock.fileno()
 
 
 def comment_of(submission: str, array: int) -> str:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from hvae_hpc.errors import printable
 from hvae_hpc.jobs.accounting import known_ends
 from hvae_hpc.jobs.control import find_run
 from hvae_hpc.jobs.failures import CANCELLED, SENTENCES, Evidence, classify, gather
@@ -19,9 +20,10 @@ from hvae_hpc.plan import Plan
 from hvae_hpc.rundir import read_log
 from hvae_hpc.stages import SegmentConfig, TrainConfig
 
-WIDTH = 160
-"""Characters of a line of a log that are shown."""
-SHOWN = 2
+WIDTH = 200
+"""Characters of a line that are shown."""
+SHOWN = 3
+"""Lines of logs, one fewer where there is a note: ten lines in all."""
 TELLING = re.compile("|".join([*(pattern for _, pattern in SENTENCES), CANCELLED.pattern, r"[Ee]rror|Killed|DUE TO"]))
 MEND = {
     "bad input": "mend what it names, then give the same sweep command again",
@@ -44,14 +46,29 @@ def main(argv: Sequence[str]) -> int:
     submissions = Submissions(plan.runs_folder)
     queue, note = read_our_queue(submissions)
     standing = make_overview(plan, submissions, queue).standings[run_id]
-    print(*explain(plan, run_id, standing, submissions, read_site(options.site)), sep="\n")
-    if note:
-        print(f"note:      the queue is not known: {note}"[:WIDTH])
+    note = f"the queue is not known: {note}" if note else ""
+    print(*explain(plan, run_id, standing, submissions, read_site(options.site), note), sep="\n")
     return 0
 
 
-def explain(plan: Plan, run_id: str, standing: Standing, submissions: Submissions, site: Site) -> Iterator[str]:
-    """Yield why a run came to nothing, in ten lines at most."""
+def explain(
+    plan: Plan, run_id: str, standing: Standing, submissions: Submissions, site: Site, note: str = ""
+) -> Iterator[str]:
+    """Yield why a run came to nothing, in ten lines at most that a terminal shows as they are."""
+    for line in _explain(plan, run_id, standing, submissions, site, SHOWN - bool(note)):
+        yield _tidy(line)
+    if note:
+        yield _tidy(f"note:      {note}")
+
+
+def _tidy(line: str) -> str:
+    line = printable(line)
+    return line if len(line) <= WIDTH else line[: WIDTH - 1] + "…"
+
+
+def _explain(
+    plan: Plan, run_id: str, standing: Standing, submissions: Submissions, site: Site, shown: int
+) -> Iterator[str]:
     run = plan.runs[run_id]
     evidence = gather(plan, run_id, standing, submissions, known_ends(submissions))
     yield f"{run.stage} {run.label} ({run_id})"
@@ -69,15 +86,20 @@ def explain(plan: Plan, run_id: str, standing: Standing, submissions: Submission
         yield f"evidence:  {', '.join(facts)}"
     if evidence.attempts:
         yield from _attempts(plan, run_id, evidence)
-    yield from _telling_lines(plan, run_id, evidence)
+    yield from _telling_lines(plan, run_id, evidence, shown)
     memory = read_memory(plan.runs_folder)
     plan, tried = with_memory(plan, memory, site), memory.runs.get(run_id, Tried())
     verdict = judge(plan, run_id, evidence, tried, site.caps.retries, site)
     if verdict.changes is None:
         yield f"retry:     {verdict.why_not}"
+    elif not evidence.turn:
+        yield "retry:     as it was, and not counted: its turn in the element had not come"
     else:
         rule, words = site.rules[failure], in_words(verdict.changes, plan.resources_of(run_id), evidence.minutes)
-        apart = f", not on {evidence.node} for {rule.exclude_hours:g} h" if rule.exclude_hours and evidence.node else ""
+        apart = f", not on {verdict.bad_node} for {rule.exclude_hours:g} h" if verdict.bad_node else ""
+        # SLURM is not asked for what its partitions have, which is several calls.
+        limited = standing.element and verdict.changes.keys() & {"memory_gb", "minutes"}
+        words += ", as far as the partition allows" if limited else ""
         yield f"retry:     {words}{apart}; {verdict.tries} of {rule.times} tries after this made"
     names = {"run": f"{run.stage}/{run.label}", "parent": _culprit(plan, run_id, reason)}
     again, mend = "the same sweep command", MEND.get(failure, "")
@@ -116,16 +138,16 @@ def _attempts(plan: Plan, run_id: str, evidence: Evidence) -> Iterator[str]:
     yield line
 
 
-def _telling_lines(plan: Plan, run_id: str, evidence: Evidence) -> Iterator[str]:
+def _telling_lines(plan: Plan, run_id: str, evidence: Evidence, most: int) -> Iterator[str]:
     """Yield the last event of the run's log, and the last lines of the element's that tell of trouble."""
     reason = str(evidence.ended.get("reason", evidence.standing.reason))
     records = [record for record in read_log(plan.folder(run_id)) if record.get("reason") != reason]
-    shown = [line for line in evidence.lines if TELLING.search(line) and reason not in line][-SHOWN:]
+    shown = [line for line in evidence.lines if TELLING.search(line) and reason not in line][1 - most :]
     if records:
         last = records[-1]
         shown.insert(0, f"{time.strftime('%b %d %H:%M:%S', time.localtime(last.get('time', 0)))}  {describe(last)}")
     for number, line in enumerate(shown):
-        yield f"{'' if number else 'log:':10} {line if len(line) <= WIDTH else line[: WIDTH - 1] + '…'}"
+        yield f"{'' if number else 'log:':10} {line}"
 
 
 def _culprit(plan: Plan, run_id: str, reason: str) -> str:

@@ -102,8 +102,8 @@ def _cores() -> int:
 
 
 def _submit(options: argparse.Namespace, recipe: Recipe, raw: Path, out: Path) -> int:
+    from hvae_hpc.jobs.cluster import read_cluster
     from hvae_hpc.jobs.launcher import submit_command  # brings submitit; packing here does without
-    from hvae_hpc.jobs.slurm import read_cluster
 
     name = options.recipe if not options.recipe.endswith(".toml") else str(Path(options.recipe).resolve())
     argv = ["-m", "hvae_hpc.preprocess", name, "--raw", str(raw.resolve()), "--out", str(out.resolve())]

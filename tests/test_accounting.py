@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hvae_hpc.jobs import accounting
-from hvae_hpc.jobs.accounting import ENDS_FILE, explain_lost
+from hvae_hpc.jobs.accounting import ENDS_FILE, explain_lost, known_ends
 from hvae_hpc.jobs.minislurm import MiniSlurm
 from hvae_hpc.jobs.slurm import read_queue
 from hvae_hpc.jobs.standing import Standing, Submissions, read_standings
@@ -95,12 +95,26 @@ def test_a_damaged_memory_is_asked_anew(tmp_path: Path, sacct: Path, damage: str
     (tmp_path / "submissions").mkdir()
     (tmp_path / "submissions" / ENDS_FILE).write_text(damage)
     assert reasons(tmp_path)[0] == "NODE_FAIL"
-    assert json.loads((tmp_path / "submissions" / ENDS_FILE).read_text())["ends"]["12_12"] == "CANCELLED by 0"
+    assert json.loads((tmp_path / "submissions" / ENDS_FILE).read_text())["ends"]["12_3"] == "CANCELLED by 0"
 
 
 def test_no_sacct_is_not_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert reasons(tmp_path) == [""] * 4
+
+
+def test_what_slurm_remembers_is_kept_of_what_was_asked_for_and_only_where_it_is_an_end(
+    tmp_path: Path, sacct: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin/sacct").write_text("#!/bin/sh\nexit 1\n")
+    states = ("COMPLETING", "OUT_OF_MEMORY", "STOPPED")
+    rows = "".join(f"12|{place}|{state}\n" for place, state in enumerate(states)) + "99|0|CANCELLED\n"
+    (tmp_path / "bin/squeue").write_text(f"#!/bin/sh\nprintf '{rows}'\n")
+    (tmp_path / "bin/squeue").chmod(0o755)
+    submit(make_plan(tmp_path, make_runs(arms=SMALL_ARMS[:1], seeds=1, sources=())), [["a"]], at=time.time() - 9e5)
+    explained = explain_lost(LOST, Submissions(tmp_path), patience_s=5.0, thorough=True)
+    assert [standing.reason.partition(": ")[2] for standing in explained.values()] == ["", "OUT_OF_MEMORY", "", ""]
+    assert known_ends(Submissions(tmp_path)) == {"12_1": "OUT_OF_MEMORY"}
 
 
 def lose_one(slurm: MiniSlurm, folder: Path, monkeypatch: pytest.MonkeyPatch, *, thorough: bool = False) -> Standing:

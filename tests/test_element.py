@@ -13,7 +13,7 @@ import pytest
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.jobs import element, signals
-from hvae_hpc.jobs.attempts import STALLS
+from hvae_hpc.jobs.attempts import BEGINS, STALLS
 from hvae_hpc.jobs.slurm import parse_places
 from hvae_hpc.plan import Array, Plan, read_element, write_plan
 from hvae_hpc.resources import Resources
@@ -47,6 +47,17 @@ def submitted(plan: Plan, *ids: str, **changes: object) -> Path:
 
 def events(plan: Plan, run_id: str) -> list[str]:
     return [record["event"] for record in read_log(plan.folder(run_id)) if "event" in record]
+
+
+def test_an_element_says_first_in_its_log_that_it_begins(
+    plan: Plan, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    with pytest.raises(UserError, match="the package changed"):
+        element.run_element(submitted(replace(plan, code_sha="other"), run_named(plan, "train", "vae")), 0)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "element 7_0 begins, after 2 restarts"
+    assert BEGINS.match(said[0])
 
 
 def test_an_element_reads_only_its_runs_and_what_they_are_made_from(plan: Plan) -> None:

@@ -16,6 +16,7 @@ from hvae_hpc.jobs import tasks
 from hvae_hpc.jobs.accounting import explain_lost, known_ends
 from hvae_hpc.jobs.failures import Evidence, classify, gather
 from hvae_hpc.jobs.local import run_locally
+from hvae_hpc.jobs.logs import read_tail
 from hvae_hpc.jobs.minislurm import MiniSlurm
 from hvae_hpc.jobs.sbatch import sbatch_text
 from hvae_hpc.jobs.site import read_site
@@ -190,6 +191,7 @@ SWEEP = """
 import sys
 from pathlib import Path
 from hvae_hpc.jobs.local import run_locally
+from hvae_hpc.jobs.logs import read_tail
 from hvae_hpc.plan import read_plan
 Path(sys.argv[1], "cgroup.procs").write_text("0")
 plan = read_plan(Path(sys.argv[2]))
@@ -289,9 +291,14 @@ def ended(harsh_slurm: MiniSlurm, tmp_path_factory: pytest.TempPathFactory) -> t
 @pytest.mark.parametrize(
     ("kind", "failure", "state", "retry"),
     [
-        ("hungry", "out of memory (host)", "FAILED", "memory_gb 16 -> 24; 0 of 3"),
-        ("slow", "time limit with progress", "TIMEOUT", "minutes 60 -> 90; 0 of 10"),
-        ("stuck", "time limit without progress", "TIMEOUT", "minutes 60 -> 120; 0 of 2"),
+        ("hungry", "out of memory (host)", "FAILED", "memory_gb 16 -> 24, as far as the partition allows; 0 of 3"),
+        ("slow", "time limit with progress", "TIMEOUT", "minutes 60 -> 90, as far as the partition allows; 0 of 10"),
+        (
+            "stuck",
+            "time limit without progress",
+            "TIMEOUT",
+            "minutes 60 -> 120, as far as the partition allows; 0 of 2",
+        ),
         ("preempted", "preempted", "PREEMPTED", "as it was; 0 of 20"),
         ("node", "node failure", "NODE_FAIL", "as it was, not on n3 for 24 h; 0 of 3"),
         ("killed", "lost", "FAILED", "as it was; 0 of 2"),
@@ -380,3 +387,81 @@ def test_a_time_limit_is_known_from_the_element_s_own_word() -> None:
     assert classify(Evidence(lost, ended=left)) == "time limit with progress"
     assert classify(Evidence(lost, ended={**left, "further": False})) == "time limit without progress"
     assert classify(Evidence(lost, ended={**left, "goes_back": True})) == "lost"  # it was taken out before it came back
+
+
+BEGAN = "element 12_0 begins, after {} restarts\n"
+
+
+def gather_of(plan: Plan, elements: list[list[str]], text: str, run_id: str, kind: str = "lost") -> Evidence:
+    """Return the evidence of a run of an element whose log has some text."""
+    name = submit(plan, elements)
+    (plan.runs_folder / "submissions" / name / "12_0_0_log.out").write_text(text)
+    return gather(plan, run_id, Standing(kind, "12_0"), Submissions(plan.runs_folder), {})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "failure", "cancelled"),
+    [
+        ("CANCELLED AT x DUE TO NODE FAILURE", "Detected 1 oom_kill event in StepId=1", "out of memory (host)", False),
+        ("CANCELLED AT x DUE TO TIME LIMIT", "*** JOB 14 ON n1 CANCELLED AT x ***", "lost", True),
+        ("CANCELLED AT x DUE TO PREEMPTION", "nothing", "lost", False),
+        ("*** JOB 14 ON n1 CANCELLED AT x ***", "CANCELLED AT x DUE TO PREEMPTION", "preempted", False),
+    ],
+)
+def test_only_what_its_last_life_said_counts_of_an_element_s_log(
+    plan: Plan, first: str, second: str, failure: str, cancelled: bool
+) -> None:
+    run_id = next(iter(plan.runs))
+    log(plan, run_id, {"event": "started", "job_id": "12_0", "at": 0})
+    stopped = f"stopped: train x ({run_id}), 1.0 s: saved and left\n"
+    text = f"{BEGAN.format(0)}{stopped}{first}\n{BEGAN.format(1)}{stopped}{second}\n"
+    evidence = gather_of(plan, [[run_id]], text, run_id)
+    assert classify(evidence) == failure
+    assert evidence.cancelled == cancelled
+
+
+def test_who_was_taken_out_after_it_went_back_to_the_queue_is_not_tried_again(plan: Plan) -> None:
+    run_id = next(iter(plan.runs))
+    left = {"event": "left", "at_limit": True, "further": True, "goes_back": True, "job_id": "12_0"}
+    log(plan, run_id, {"event": "started", "job_id": "12_0"}, {"event": "stopped", "job_id": "12_0"}, left)
+    text = f"{BEGAN.format(0)}cannot allocate memory: fewer workers\n*** JOB 14 ON n1 CANCELLED AT x DUE TO JOB REQUEUE ***\n"
+    evidence = gather_of(plan, [[run_id]], text, run_id)
+    assert (classify(evidence), evidence.cancelled) == ("lost", True)
+    began_again = gather_of(plan, [[run_id]], text + BEGAN.format(1), run_id)
+    assert (classify(began_again), began_again.cancelled) == ("lost", False)
+
+
+def test_the_runs_of_a_bundle_whose_turn_had_not_come_are_innocent(plan: Plan) -> None:
+    first, at_work, third, again = list(plan.runs)[:4]
+    for run_id in (first, at_work):
+        log(plan, run_id, {"event": "started", "job_id": "12_0", "at": 0})
+    log(plan, again, {"event": "failed", "reason": "bad_alloc", "job_id": "7_3"})
+    bundle = [[first, at_work, third, again]]
+    text = (
+        BEGAN.format(0) + f"done: train x ({first}), 1.0 s: \nslurmstepd: error: *** CANCELLED AT x DUE TO TIME LIMIT\n"
+    )
+    assert classify(gather_of(plan, bundle, text, at_work)) == "time limit without progress"
+    for run_id, kind in ((third, "lost"), (again, "failed")):
+        evidence = gather_of(plan, bundle, text, run_id, kind)
+        assert (classify(evidence), evidence.cancelled, evidence.turn) == ("lost", False, False)
+    cancelled = gather_of(plan, bundle, text + "*** JOB 14 ON n1 CANCELLED AT x ***\n", third)
+    assert cancelled.cancelled
+
+
+def test_of_several_words_of_an_attempt_s_end_the_last_one_counts(plan: Plan) -> None:
+    run_id = next(iter(plan.runs))
+    records = [
+        {"event": "started", "job_id": "12_0"},
+        {"event": "failed", "reason": "quota", "errno": errno.EDQUOT, "job_id": "12_0"},
+        {"event": "failed", "reason": "ZeroDivisionError: x", "errors": ["ZeroDivisionError"], "job_id": "12_0"},
+    ]
+    log(plan, run_id, *records)
+    assert classify(gather_of(plan, [[run_id]], "", run_id, "failed")) == "code error"
+
+
+def test_of_a_long_log_its_end_is_read_and_no_line_is_long(tmp_path: Path) -> None:
+    with open(tmp_path / "log", "wb") as file:
+        file.truncate(10_000_000_000)
+        file.seek(0, os.SEEK_END)
+        file.write(b"\n" + b"x" * 5000 + b"\n10%\r20%\r\n\xff end")
+    assert read_tail(tmp_path / "log")[-3:] == ["x" * 1000, "20%", "\ufffd end"]

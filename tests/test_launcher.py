@@ -159,7 +159,9 @@ def test_an_unknown_partition_is_named_beside_those_that_exist(minislurm: MiniSl
 
 def test_a_refusal_of_slurm_is_one_line(minislurm: MiniSlurm, tmp_path: Path) -> None:
     project = project_in(tmp_path)
-    (project / "site.toml").write_text(SITE.replace("cpus = 1\nmemory_gb = 1", "memory_gb = 1_000_000"))
+    (project / "site.toml").write_text(
+        SITE.replace("cpus = 1\nmemory_gb = 1", 'constraint = "none-has-it"\ncpus = 1\nmemory_gb = 1')
+    )
     done = call(project, minislurm, "hvae_hpc.sweep", "--partition", "gpu")
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()

@@ -295,7 +295,7 @@ def test_where_there_is_slurm_the_command_asks_or_submits_itself(raw, tmp_path, 
     launcher.submit_command = lambda *given, key: calls.append(given) or ("4711", False)
     monkeypatch.setitem(sys.modules, "hvae_hpc.jobs.launcher", launcher)
     cluster = Cluster(partitions={"cpu": Partition(minutes=0, grace_s=0)})
-    monkeypatch.setattr("hvae_hpc.jobs.slurm.read_cluster", lambda: cluster)
+    monkeypatch.setattr("hvae_hpc.jobs.cluster.read_cluster", lambda: cluster)
     assert run_command(main, [*argv, "--partition", "cpu"]) == 0
     assert "job 4711" in capsys.readouterr().out
     name, command, resources, partition, _ = calls[0]

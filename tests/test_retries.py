@@ -10,11 +10,15 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from hvae_hpc.errors import UserError
+from hvae_hpc.jobs.launcher import prepare
 from hvae_hpc.jobs.minislurm import MiniSlurm
-from hvae_hpc.jobs.retries import Choice, Memory, Tried, choose, read_memory, with_memory, without_bad_nodes
+from hvae_hpc.jobs.nodes import expand_hosts, without_bad_nodes
+from hvae_hpc.jobs.retries import Choice, Memory, Tried, choose, read_memory, with_memory
 from hvae_hpc.jobs.retries import write_memory as keep
 from hvae_hpc.jobs.site import Site, read_site
 from hvae_hpc.jobs.slurm import Cluster, Partition
@@ -23,13 +27,15 @@ from hvae_hpc.plan import Array, Plan, plan_path, write_plan
 from hvae_hpc.resources import Resources
 from hvae_hpc.rundir import read_log
 from hvae_hpc.states import read_states
-from tests.made_up import SMALL_ARMS, make_runs
+from hvae_hpc.sweep import _run_here, main
+from tests.made_up import SMALL_ARMS, finish, make_runs
 from tests.queues import log, make_plan, queue_of, submit
 from tests.test_apply import call, make_project, plan_of
 from tests.test_launcher import wait_until_empty
 from tests.test_local import makings
 
-CLUSTER = Cluster(partitions={"gpu": Partition(minutes=1000, grace_s=0, nodes=4)}, name="one")
+NODES = frozenset({"n1", "n2", "n3", "n4"})
+CLUSTER = Cluster(partitions={"gpu": Partition(minutes=1000, grace_s=0, nodes=NODES)}, name="one")
 NO_MEMORY = {"event": "failed", "reason": "MemoryError", "errors": ["MemoryError"]}
 
 
@@ -106,20 +112,48 @@ def test_what_was_taken_out_of_the_queue_is_for_a_person_to_repeat(plan: Plan) -
     assert Counter(line.partition(" (")[2] for line in choice.told).total() == 1
 
 
-def test_a_node_that_failed_is_left_out_for_a_day_on_its_cluster_and_never_most_of_them(plan: Plan) -> None:
+XID = "NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus."
+
+
+def test_a_node_that_failed_is_left_out_for_a_day_on_its_cluster(plan: Plan) -> None:
     train, _, reference, arm = plan.runs
-    for run_id, node in ((train, "n1"), (reference, "n2"), (arm, "n3")):
-        fail(plan, run_id, {"event": "failed", "reason": "CUDA error: unspecified launch failure", "errors": []}, node)
-    memory = choose_once(plan, Memory()).memory
-    assert set(memory.nodes) == {"one"}
-    assert {round((until - time.time()) / 3600) for until in memory.nodes["one"].values()} == {24}
-    had = Resources(partition="gpu", exclude="n9")
-    excluded = without_bad_nodes(had, memory, CLUSTER).exclude.split(",")
-    assert len(excluded) == 3  # of four nodes at most two, and the user's own
-    assert excluded[0] == "n9"
-    assert without_bad_nodes(had, memory, replace(CLUSTER, name="other")) == had
-    old = Memory(nodes={"one": {"n1": time.time() - 1}})
-    assert without_bad_nodes(had, old, CLUSTER) == had
+    for run_id, reason in ((train, XID), (reference, "CUDA error: unspecified launch failure"), (arm, "Stale handle")):
+        fail(plan, run_id, {"event": "failed", "reason": reason, "errno": 116 if run_id == arm else 0}, f"of-{run_id}")
+    before = Memory(nodes={"one": {"n1": time.time() - 1, "n2": time.time() + 60}, "two": {"n1": 5.0}})
+    choice = choose_once(plan, before)
+    assert {train, reference, arm} <= choice.run_ids
+    assert set(choice.memory.nodes) == {"one"}
+    assert set(choice.memory.nodes["one"]) == {"n2", f"of-{train}"}
+    assert round((choice.memory.nodes["one"][f"of-{train}"] - time.time()) / 3600) == 24
+
+
+@pytest.mark.parametrize("changes", [{"nodes": 2}, {"constraint": "a100"}])
+def test_no_node_is_blamed_where_it_may_be_another_s_fault_or_be_missed(plan: Plan, changes: dict[str, Any]) -> None:
+    train = next(iter(plan.runs))
+    fail(plan, train, {"event": "failed", "reason": XID})
+    plan = replace(plan, resources={**plan.resources, "train": replace(plan.resources["train"], **changes)})
+    choice = choose_once(plan, Memory())
+    assert train in choice.run_ids
+    assert choice.memory.nodes == {}
+
+
+def test_of_a_partition_s_own_nodes_at_most_half_are_left_out_and_never_those_that_a_run_needs() -> None:
+    now, had = time.time(), Resources(partition="gpu")
+    bad = {"n1": now + 60, "n2": now + 90, "n3": now + 30, "elsewhere": now + 99, "n4": now - 1}
+
+    def excluded(**changes: Any) -> str:
+        return without_bad_nodes(replace(had, **changes), bad, CLUSTER).exclude
+
+    assert excluded() == "n2,n1"
+    assert excluded(exclude="n[3-4]") == "n[3-4],n2"
+    assert excluded(exclude="n[2-4]") == "n[2-4]"
+    assert excluded(nodes=3) == "n2"
+    assert excluded(nodes=4) == excluded(constraint="a100") == ""
+
+
+def test_lists_of_nodes_are_read_as_slurm_writes_them() -> None:
+    assert expand_hosts("n[1-2,07],gpu5,r[1-2]c[3]x") == {"n1", "n2", "n07", "gpu5", "r1c3x", "r2c3x"}
+    assert expand_hosts("") == expand_hosts("n[a]") - {"n[a]"} == frozenset()
 
 
 def test_what_a_person_gave_more_of_since_is_left_at_that(plan: Plan) -> None:
@@ -131,6 +165,39 @@ def test_what_a_person_gave_more_of_since_is_left_at_that(plan: Plan) -> None:
     assert with_memory(more, memory, site).changes == {}
     capped = replace(site, caps=replace(site.caps, memory_gb=40.0))
     assert with_memory(plan, memory, capped).resources_of(train).memory_gb == 40.0
+
+
+def test_memory_that_a_partition_does_not_have_is_not_asked_for_also_where_it_was_remembered(plan: Plan) -> None:
+    train = next(iter(plan.runs))
+    small = replace(CLUSTER, partitions={"gpu": Partition(minutes=0, grace_s=0, memory_gb=40.0)})
+    memory = Memory(runs={train: Tried(changes={"memory_gb": 480.0})})
+    assert with_memory(plan, memory, read_site(None), small).resources_of(train).memory_gb == 40.0
+    by_hand = Memory(runs={train: Tried(changes={"minutes": 1})})  # too short to work in
+    assert with_memory(plan, by_hand, read_site(None), small).changes == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "7",
+        '{"tries": {}}',
+        '{"runs": {"a": {"changes": {"memory": 3}}}}',
+        '{"runs": {"a": {"changes": {"memory_gb": "much"}}}}',
+        '{"runs": {"a": {"changes": {"minutes": 1.5}}}}',
+        '{"runs": {"a": {"changes": {"memory_gb": -1}}}}',
+        '{"runs": {"a": {"changes": {"memory_gb": 1e999}}}}',
+    ],
+)
+def test_a_damaged_memory_is_an_empty_one_and_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    (tmp_path / "submissions").mkdir()
+    (tmp_path / "submissions/retries.json").write_text(text)
+    assert read_memory(tmp_path) == Memory()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: ")
+    assert "retries.json" in line
 
 
 def test_the_memory_is_kept_in_one_strict_file(tmp_path: Path) -> None:
@@ -220,3 +287,83 @@ def test_a_local_sweep_tries_again_at_its_end_if_asked_to(tmp_path: Path, retrie
     assert process.returncode == (0 if retries else 2), error
     assert ("tried again: 1 run after lost (as it was)" in out) == bool(retries)
     assert len(makings(project)) == retries
+
+
+@pytest.mark.parametrize("takes_a_log", [True, False])
+def test_a_local_sweep_ends_also_where_a_worker_dies_before_it_leaves_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, takes_a_log: bool
+) -> None:
+    plan = make_plan(tmp_path / "runs", make_runs(arms=SMALL_ARMS[:1], seeds=1, sources=()))
+    (run_id,) = plan.runs
+    if not takes_a_log:
+        plan.folder(run_id).parent.mkdir(parents=True)
+        plan.folder(run_id).write_text("not a folder")
+    given = tmp_path / "given"
+    (tmp_path / "python").write_text(f"#!/bin/sh\nread run || exit 0\necho $run >> {given}\nkill -9 $$\n")
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(UserError, match="1 of 1 runs were not made"):
+        _run_here(plan, [run_id], 1, read_site(None), 1)
+    assert len(given.read_text().splitlines()) == (2 if takes_a_log else 1)
+
+
+def test_what_slurm_took_no_more_of_follows_its_parent_later_and_once(plan: Plan) -> None:
+    train, generate, *_ = plan.runs
+    for run_id in (train, generate):
+        fail(plan, run_id, {"event": "blocked", "reason": "needs something"})
+    tried = Memory(runs={train: Tried(tries={"lost": 1})})
+    assert generate not in choose_once(plan, tried).run_ids
+    submit(plan, [[train]], job="13", name="small-later", at=time.time())  # and its pairs were refused
+    finish(plan.runs_folder, plan.runs[train], {})
+    assert choose_once(plan, tried).run_ids == {generate}
+    submit(plan, [[generate]], job="14", name="small-last", at=time.time() + 1)
+    assert not choose_once(plan, tried).run_ids
+
+
+def test_a_bundle_s_runs_whose_turn_had_not_come_are_tried_again_as_they_were_and_uncounted(plan: Plan) -> None:
+    train, _, reference, _ = plan.runs
+    name = submit(plan, [[train, reference]], job="13", name="small-bundle")
+    log(plan, train, {"event": "started", "job_id": "13_0", "at": 0})
+    (plan.runs_folder / f"submissions/{name}/13_0_0_log.out").write_text("CANCELLED AT x DUE TO TIME LIMIT")
+    choice = choose_once(plan, Memory())
+    assert {train, reference} <= choice.run_ids
+    assert choice.memory.runs[train].tries == {"time limit without progress": 1}
+    assert reference not in choice.memory.runs
+    assert "tried again: 1 run, whose turn had not come" in choice.told
+
+
+def test_the_rest_of_a_broken_sweep_is_not_submitted_along_with_what_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hvae_hpc.jobs.slurm.read_queue", lambda **_: queue_of())
+    monkeypatch.setattr("hvae_hpc.jobs.launcher._script", lambda *_: "")  # submitit asks for srun
+    monkeypatch.setenv("PATH", "/nowhere")
+    plan = make_plan(tmp_path, make_runs(arms=(SMALL_ARMS[0], SMALL_ARMS[2]), seeds=1, sources=()))
+    plan = replace(plan, resources={stage: replace(r, partition="gpu") for stage, r in plan.resources.items()})
+    train, generate, reference, arm = plan.runs
+    submit(plan, [[train]])
+    fail(plan, train)
+    for rest, expected in ((False, {train, generate, arm}), (True, {train, generate, arm, reference})):
+        prepared = prepare(plan, read_site(None), CLUSTER, [], only_new=True, rest=rest, retries=1)
+        assert set(prepared.run_ids) == expected
+    log(plan, train, {"event": "failed", "reason": "a shard is damaged", "errors": ["UserError"], "job_id": "12_0"})
+    assert prepare(plan, read_site(None), CLUSTER, [], only_new=True, rest=False, retries=1).run_ids == []
+
+
+@pytest.mark.parametrize("got_further", [True, False])
+def test_the_last_job_takes_the_rest_only_where_its_submission_got_further(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, got_further: bool
+) -> None:
+    plan = make_plan(tmp_path, make_runs(arms=SMALL_ARMS[:1], seeds=2, sources=()))
+    first = next(iter(plan.runs))
+    folder = plan.runs_folder / "submissions" / submit(plan, [[first]])
+    if got_further:
+        finish(plan.runs_folder, plan.runs[first], {"dice": 0.5})
+    write_plan(plan, plan_path(plan.runs_folder, plan.sweep))
+    write_plan(replace(plan, arrays=(Array(name="a", stage="segment", elements=((first,),)),)), folder / "plan.json")
+    asked = []
+    monkeypatch.setattr("hvae_hpc.sweep._submit", lambda *arguments: asked.append(arguments[-1]) or 0)
+    monkeypatch.setattr("hvae_hpc.sweep.read_cluster", lambda: CLUSTER)
+    monkeypatch.setattr("hvae_hpc.sweep.code_sha", lambda: plan.code_sha)
+    assert main(["--partition", "gpu", "--retries", "1", "--finish", str(folder)]) == 0
+    assert asked == [got_further]

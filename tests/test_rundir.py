@@ -23,6 +23,7 @@ from hvae_hpc.rundir import (
     append_log,
     locked,
     read_log,
+    read_log_tail,
     read_result,
     result_stamp,
     write_atomic,
@@ -151,3 +152,8 @@ def test_a_folder_has_one_writer_and_a_killed_one_holds_nothing(tmp_path: Path) 
     holder.join()
     with locked(tmp_path) as mine:
         assert mine
+
+
+def test_lines_of_a_log_that_are_no_records_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text('7\n[]\nnull\n{"event": "started"}\n"x"\n{"cut')
+    assert read_log(tmp_path) == read_log_tail(tmp_path) == [{"event": "started"}]

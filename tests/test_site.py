@@ -114,6 +114,10 @@ def test_a_partition_s_own_limit_cuts_and_unknown_or_forbidden_partitions_are_re
     site = fit_cluster(read_site(None), "gpu", CLUSTER)
     assert site.resources["train"].minutes == 600
     assert any("train: minutes 1440 to 600, all that partition gpu has" in note for note in site.notes)
+    little = replace(CLUSTER, partitions={"gpu": Partition(minutes=0, grace_s=0, memory_gb=4.0)})
+    cut = fit_cluster(read_site(None), "gpu", little)
+    assert {resources.memory_gb for resources in cut.resources.values()} == {4.0}
+    assert any("train: memory_gb" in note and "to 4, all that partition gpu has" in note for note in cut.notes)
     assert fit_cluster(read_site(None), "cpu", CLUSTER).resources["train"].minutes == 1440
     with pytest.raises(UserError, match="unknown partition 'gone'; this cluster has cpu, gpu"):
         fit_cluster(read_site(None), "gone", CLUSTER)

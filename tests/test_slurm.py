@@ -9,6 +9,7 @@ import pytest
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.jobs import slurm
+from hvae_hpc.jobs.cluster import _minutes
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,7 @@ def test_patience_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [("UNLIMITED", 0), ("1-00:00:00", 1440), ("02:30:00", 150), ("2-01:05:00", 2945), ("00:00:30", 1)],
 )
 def test_time_limits_are_minutes(text: str, minutes: int) -> None:
-    assert slurm._minutes(text) == minutes
+    assert _minutes(text) == minutes
 
 
 QUEUE = """41|0-9%4|PENDING|Dependency|hvae_hpc:tiny-abc:3

@@ -10,7 +10,7 @@ import pytest
 from hvae_hpc.jobs.retries import Memory, Tried, write_memory
 from hvae_hpc.jobs.why import main
 from tests.made_up import SMALL_ARMS, fake_metrics, finish, make_runs
-from tests.queues import log, make_plan
+from tests.queues import log, make_plan, queue_of, submit
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +59,27 @@ def test_of_what_is_no_failure_it_says_so(tmp_path: Path, capsys: pytest.Capture
     assert ask(capsys, tmp_path, runs[1].run_id)[1:] == ["state:     open", "next:      the same sweep command"]
 
 
+def test_whatever_stands_in_the_logs_it_says_ten_lines_that_a_terminal_shows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(tmp_path, make_runs(arms=SMALL_ARMS[:1], seeds=1, sources=()))
+    (run_id,) = plan.runs
+    name = submit(plan, [[run_id]])
+    log(plan, run_id, {"event": "started", "job_id": "12_0", "host": "n\x1b[31m1"})
+    with open(plan.folder(run_id) / "log.jsonl", "a") as file:
+        file.write('7\n[]\n"text"\n' + "[" * 100_000 + '\n{"event": "died", "job_id": "12_0", "signal": "SIGKILL", ')
+        file.write('"reason": "a\\ud800\\f\\u001b' + "x" * 9000 + '"}\n{"event": "odd\\u0085"}\n')
+    text = "1" * 300_000 + "\n" + "Error: \x1b[2J\x0c\x85 again\n" * 9 + "Error: " + "1" * 200_000
+    (plan.runs_folder / "submissions" / name / "12_0_0_log.out").write_text(text)
+    monkeypatch.setattr("hvae_hpc.jobs.why.read_our_queue", lambda submissions: (queue_of(), "no\nanswer"))
+    said = ask(capsys, tmp_path, run_id)
+    assert len(said) == 10
+    assert said[-1] == "note:      the queue is not known: no\\nanswer"
+    assert all(line.isprintable() and len(line) <= 200 for line in said)
+    assert "a\\ud800\\x0c\\x1bxxx" in said[2]
+    assert "n\\x1b[31m1" in said[3]
+
+
 def test_the_site_file_s_rules_are_those_it_tells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = make_plan(tmp_path, make_runs(arms=SMALL_ARMS[:1], seeds=1, sources=()))
     (run_id,) = plan.runs
@@ -68,6 +89,25 @@ def test_the_site_file_s_rules_are_those_it_tells(tmp_path: Path, capsys: pytest
     said = ask(capsys, tmp_path, run_id, "--site", str(tmp_path / "site.toml"))
     assert "retry:     as it was; 0 of 5 tries after this made" in said
     assert said[-1] == "next:      the same sweep command with --retries 1"
+
+
+def test_it_promises_no_more_than_partition_and_administrator_give(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(tmp_path, make_runs(arms=SMALL_ARMS[:1], seeds=1, sources=()))
+    (run_id,) = plan.runs
+    submit(plan, [[run_id]])
+    error = {"event": "failed", "reason": "MemoryError", "errors": ["MemoryError"], "job_id": "12_0"}
+    log(plan, run_id, {"event": "started", "job_id": "12_0", "host": "n1"}, error)
+    said = ask(capsys, tmp_path, run_id)
+    assert "retry:     memory_gb 16 -> 24, as far as the partition allows; 0 of 3 tries after this made" in said
+    (tmp_path / "admin.toml").write_text("[caps]\nretries = 0\n")
+    monkeypatch.setenv("HVAE_HPC_SITE", str(tmp_path / "admin.toml"))
+    said = ask(capsys, tmp_path, run_id)
+    assert said[-3:-1] == [  # and then that there is no SLURM
+        "retry:     not by itself: the administrator's caps say retries = 0",
+        "next:      the same sweep command",
+    ]
 
 
 def test_it_starts_without_what_it_does_not_need() -> None:
