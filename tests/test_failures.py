@@ -265,7 +265,7 @@ def ended(harsh_slurm: MiniSlurm, tmp_path_factory: pytest.TempPathFactory) -> t
         if kind == "slow":
             (plan.folder(run_id) / "checkpoint-000000000032-aa.pt").touch()
     for kind in ("slow", "stuck"):
-        slurm.client("scontrol", "update", f"JobId={jobs[kind]}_0", "EndTime=now")
+        slurm.client("scontrol", "update", f"JobId={jobs[kind]}_0", "EndTime=now+3")  # in the past is refused
     slurm.client("scancel", f"{jobs['cancelled']}_0")
     slurm.client("scontrol", "update", f"JobId={jobs['node']}_0", "Requeue=0")  # or it would begin again by itself
     slurm.kill_node("n3")
