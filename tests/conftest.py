@@ -1,9 +1,11 @@
 """What all tests share."""
 
+import re
 import signal
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,19 +39,31 @@ def png_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(figures, name, ("png",))
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a real SLURM where there is none: marked, pytest folds them into one line.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Side by side (pytest -n), keep a file's tests in one process, and all files that need a SLURM: one is enough."""
+    from xdist.scheduler import LoadScopeScheduling
 
-    Side by side (pytest -n), a file's tests stay in one process, and so do all that need a SLURM: there is one.
-    """
+    needs = re.compile("minislurm|strict_slurm|harsh_slurm|needs_slurm|needs_accounting")
+    here = Path(__file__).parent
+    slurm = {f"tests/{path.name}" for path in here.glob("test_*.py") if needs.search(path.read_text())}
+
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "slurm" if file in slurm else file
+
+    return ByFile(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a real SLURM where there is none: marked, pytest folds them into one line."""
     reasons = {"needs_slurm": reason_to_skip(), "needs_accounting": reason_to_skip(accounting=True)}
     for item in items:
         needs = [name for name in reasons if item.get_closest_marker(name)]
         needs += ["needs_slurm"] if "minislurm" in getattr(item, "fixturenames", ()) else []
         strict = {"strict_slurm", "harsh_slurm"} & set(getattr(item, "fixturenames", ()))
         needs += ["needs_accounting"] if strict else []
-        item.add_marker(pytest.mark.xdist_group("slurm" if needs else item.path.stem))
         for reason in {reasons[name] for name in needs} - {""}:
             item.add_marker(pytest.mark.skip(reason=reason))
 
