@@ -136,11 +136,7 @@ def read_json(path: Path) -> Any:
         UserError: it is missing, or not JSON (a truncated file, say).
     """
     try:
-        data = path.read_bytes()
-        value = json.loads(data, parse_constant=_refuse_constant)
-        if b"\\u" in data:
-            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair can be read, but never written
-        return value
+        return json.loads(path.read_bytes(), parse_constant=_refuse_constant)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except (ValueError, RecursionError) as error:

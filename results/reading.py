@@ -148,7 +148,7 @@ def _make_row(asked: Asked, result: Any, dice: Sequence[float], unit: str, stamp
         return f"{METRICS}: per_case has a dice of {wrong:g}, expected 0 to 1; delete the folder"
     origin = (made.attempt, made.wall_s, made.spent_s, made.processes, made.at_once, made.peak_memory_mib)
     texts = (unit, made.device, made.host, made.versions.get("torch", ""), made.code_sha)
-    cases = tuple(result.per_case) if dice else ()
+    cases = tuple(map(_clean, result.per_case)) if dice else ()
     if list(cases) != sorted(cases):  # the same cases are then the same tuple
         cases, dice = zip(*sorted(zip(cases, dice, strict=True)), strict=True)
     return Row(

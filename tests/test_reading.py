@@ -121,8 +121,7 @@ HOSTILE: dict[str, tuple[Callable[[str], str | bytes], str]] = {
     "a case without Dice": (_with(per_case__case00={"precision": 0.5}), "no finite dice for every case"),
     "a huge Dice of a case": (_with(per_case__case00={"dice": 1e300}), "a dice of 1e+300, expected 0 to 1"),
     "a negative Dice of a case": (_with(per_case__case00={"dice": -0.1}), "a dice of -0.1, expected 0 to 1"),
-    "half a surrogate pair": (_with(provenance__device="\ud800"), "not valid JSON"),
-    "half a surrogate pair in a name": (_with(run_id="\ud800"), "not valid JSON"),
+    "half a surrogate pair": (_with(run_id="\ud800"), "expected"),
     "an integer too large for a double": (
         lambda text: text.replace('"wall_s": 12.5', '"wall_s": 1' + "0" * 400),
         "expected a finite number",
@@ -165,11 +164,11 @@ def test_a_hostile_file_gets_one_line(tmp_path: Path, what: str) -> None:
 def test_control_characters_of_a_file_do_not_reach_a_table(tmp_path: Path) -> None:
     run = segments(write_sweep(tmp_path), "reference")[0]
     path = tmp_path / run.folder / "metrics.json"
-    path.write_text(_with(provenance__device="GPU \x1b[2J" + 200 * "x")(path.read_text()))
+    path.write_text(_with(provenance__device="GPU \x1b[2J\ud800" + 200 * "x")(path.read_text()))
     row = read_row(Asked(str(path.parent), run.run_id, "segment", METRICS["segment"], False))
     assert isinstance(row, Row)
     device = row.texts[reading.TEXTS.index("device")]
-    assert device.startswith("GPU \\x1b[2Jxxx")
+    assert device.startswith("GPU \\x1b[2J\\ud800xxx")
     assert len(device) == reading.LONGEST_TEXT
 
 
