@@ -64,7 +64,7 @@ def main() -> None:
         rows = {"image": held_out.images, "mask": held_out.masks}
         bounds, gained = [], []
         for draw in range(options.draws):
-            drawn = model.draw(len(held_out), 1.0, generator_for(config.seed, "held-out", draw))  # type: ignore[operator]
+            drawn = model.draw(len(held_out), 1.0, generator_for(config.seed, "held-out", draw))
             with torch.no_grad():
                 terms = model({**rows, **drawn}).terms
             bounds.append(float(terms["elbo"].mean()))
@@ -72,7 +72,7 @@ def main() -> None:
         gains.append(statistics.mean(gained))
         print(
             f"{run.label}: held-out bound {statistics.mean(bounds):.2f} nats with flow, {gains[-1]:+.2f} over K = 0; "
-            f"eps {float(model.step_size()):.3f}, sqrt(beta_0) {float(model.sqrt_beta_0()):.3f}, moved "  # type: ignore[operator]
+            f"eps {float(model.step_size()):.3f}, sqrt(beta_0) {float(model.sqrt_beta_0()):.3f}, moved "
             f"{float(terms['moved'].mean()):.2f}, acceptance {float(terms['acceptance'].mean()):.2f}",
             flush=True,
         )

@@ -26,7 +26,7 @@ def make_model(n_leapfrog: int, px: int, device: torch.device) -> HVAE:
     """Make table1's network with random weights; the same ones for every number of leaps."""
     torch.manual_seed(0)
     config = HVAEConfig(network=NetworkConfig(), n_leapfrog=n_leapfrog, kl_warm_up=0.0, flow_from=0.0)
-    return HVAE(config, (px, px)).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return HVAE(config, (px, px)).to(device).to(memory_format=torch.channels_last)
 
 
 def naive_loss(model: HVAE, batch: dict[str, Tensor]) -> Tensor:

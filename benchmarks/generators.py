@@ -151,7 +151,7 @@ def main() -> None:
     plain_hvae = make_model(3, px, device)
     for block in plain_hvae.modules():
         if isinstance(block, Upsample):
-            block.forward = partial(repeat_and_convolve, block)  # type: ignore[method-assign]
+            block.forward = partial(repeat_and_convolve, block)
     batch, plain = make_batch(hvae, n, px, device), make_batch(vae, n, px, device)
 
     def side(
@@ -176,7 +176,7 @@ def main() -> None:
         if compiled:
             for name, k, of in (("hvae_compiled", 3, batch), ("vae_compiled", 0, plain)):
                 forward = compiled[k]
-                sides.append(side(name, forward.model, lambda part, f=forward: f(part, "elbo").total, of, cast))  # type: ignore[misc,arg-type]
+                sides.append(side(name, forward.model, lambda part, f=forward: f(part, "elbo").total, of, cast))
         return sides
 
     exact = {side.name: side for side in all_sides("fp32")}

@@ -87,7 +87,7 @@ def measure_beside(device: torch.device, px: int, compiled: bool) -> tuple[float
     times = []
     for _ in range(2):
         began = time.perf_counter()
-        model.probability(images)  # type: ignore[operator]
+        model.probability(images)
         synchronise()
         times.append(time.perf_counter() - began)
     return wall - second + (sweep.split.test - cases) * min(times), first - second

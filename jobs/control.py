@@ -23,6 +23,12 @@ PATIENCE_S = 30.0
 """How long SLURM is asked again where it does not answer: a person waits."""
 
 
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Let a command take a run and its runs folder, for :func:`find_run`."""
+    parser.add_argument("run", metavar="RUN", help="beginning of a run id, a label, STAGE/LABEL, or the run's folder")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="the runs folder (default: ./runs)")
+
+
 def find_run(runs_folder: Path, text: str, stage: str = "") -> tuple[Plan, str]:
     """Return the run that a person means, and a plan with it.
 

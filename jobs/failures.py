@@ -178,7 +178,7 @@ def _read_lines(plan: Plan, run_id: str, element: str) -> list[str]:
 def _is_over(lines: Sequence[str], run_id: str) -> bool:
     """Tell whether a run's report is the last line; who stopped is ended by what follows."""
     told = REPORT.match(lines[-1]) if lines else None
-    return bool(told) and told[2] == run_id and told[1] != "stopped"  # type: ignore[index]
+    return told is not None and told[2] == run_id and told[1] != "stopped"
 
 
 def classify(evidence: Evidence) -> Failure:

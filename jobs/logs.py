@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hvae_hpc.jobs.control import find_run
+from hvae_hpc.jobs.control import add_run, find_run
 from hvae_hpc.jobs.overview import make_overview, read_our_queue
 from hvae_hpc.jobs.standing import SUBMISSIONS, Submissions
 from hvae_hpc.rundir import read_log
@@ -32,8 +32,7 @@ EVENTS = {
 def main(argv: Sequence[str]) -> int:
     """Print how a run stands, the last events of its log, and the end of the log of the process that made it."""
     parser = argparse.ArgumentParser(prog="hvae-hpc logs", description=main.__doc__)
-    parser.add_argument("run", metavar="RUN", help="beginning of a run id, or a label: brats2021-hvae+100-s3")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="the runs folder (default: ./runs)")
+    add_run(parser)
     parser.add_argument("--lines", type=int, default=20, metavar="N", help="of each log (default: %(default)s)")
     options = parser.parse_args(argv)
     plan, run_id = find_run(options.runs, options.run)

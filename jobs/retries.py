@@ -97,8 +97,9 @@ def read_memory(runs_folder: Path) -> Memory:
 
 
 def _may_be(name: str, value: object) -> bool:
-    kinds = {"memory_gb": (int, float), "minutes": (int,), "micro_batch": (int,)}.get(name, ())
-    return type(value) in kinds and 0 < value < 1e9  # type: ignore[operator]
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1e9:
+        return False
+    return name == "memory_gb" or (name in ("minutes", "micro_batch") and isinstance(value, int))
 
 
 def write_memory(runs_folder: Path, memory: Memory) -> None:

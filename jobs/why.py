@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hvae_hpc.errors import printable
 from hvae_hpc.jobs.accounting import known_ends
-from hvae_hpc.jobs.control import find_run
+from hvae_hpc.jobs.control import add_run, find_run
 from hvae_hpc.jobs.failures import CANCELLED, SENTENCES, Evidence, classify, gather
 from hvae_hpc.jobs.logs import describe
 from hvae_hpc.jobs.overview import make_overview, read_our_queue
@@ -38,8 +38,7 @@ MEND = {
 def main(argv: Sequence[str]) -> int:
     """Say why a run came to nothing: its class, the evidence, what a retry would change, what to do."""
     parser = argparse.ArgumentParser(prog="hvae-hpc why", description=main.__doc__)
-    parser.add_argument("run", metavar="RUN", help="beginning of a run id, a label, STAGE/LABEL, or the run's folder")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="the runs folder (default: ./runs)")
+    add_run(parser)
     parser.add_argument("--site", type=Path, metavar="FILE", help="the site file of the sweep command, for [retry]")
     options = parser.parse_args(argv)
     plan, run_id = find_run(options.runs, options.run)

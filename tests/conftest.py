@@ -48,7 +48,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     here = Path(__file__).parent
     slurm = {f"tests/{path.name}" for path in here.glob("test_*.py") if needs.search(path.read_text())}
 
-    class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+    class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
             return "slurm" if file in slurm else file

@@ -54,7 +54,7 @@ def make_project(folder: Path, seeds: int, site: str = SITE) -> Path:
 
 def plan_of(project: Path, **changes: object) -> Plan:
     """Plan the project's sweep."""
-    sweep = replace(read_sweep(str(project / "sweep.toml")), **changes)  # type: ignore[arg-type]
+    sweep = replace(read_sweep(str(project / "sweep.toml")), **changes)
     folder = project / "shards" / "tiny"
     data = dag.DataSet(name="tiny", folder=folder, manifest=read_manifest(folder))
     return dag.make_plan(sweep, [data], project / "runs", read_site(project / "site.toml").resources)

@@ -33,7 +33,7 @@ def parse(name: str) -> ArmConfig:
     ],
 )
 def test_a_name_says_what_an_arm_is(name: str, asked: dict[str, object]) -> None:
-    assert parse(name) == ArmConfig(name=name, **asked)  # type: ignore[arg-type]
+    assert parse(name) == ArmConfig(name=name, **asked)
 
 
 @pytest.mark.parametrize(

@@ -19,14 +19,14 @@ def results(layer: nn.Module, x: Tensor) -> list[Tensor]:
     factors = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=y.dtype)
     layer.zero_grad()
     (y * factors.contiguous(memory_format=torch.channels_last)).sum().backward()
-    return [y, x.grad, *(weight.grad for weight in layer.parameters())]  # type: ignore[list-item]
+    return [y, x.grad, *(weight.grad for weight in layer.parameters())]
 
 
 def assert_same(ours: nn.Module, theirs: nn.Module, shape: tuple[int, ...]) -> None:
     theirs.load_state_dict(ours.state_dict())
     for layout in LAYOUTS:
         x = torch.randn(shape, dtype=torch.float64).to(memory_format=layout)
-        ours, theirs = ours.to(memory_format=layout), theirs.to(memory_format=layout)  # type: ignore[call-overload]
+        ours, theirs = ours.to(memory_format=layout), theirs.to(memory_format=layout)
         for mine, wanted in zip(results(ours, x), results(theirs, x), strict=True):
             torch.testing.assert_close(mine, wanted, rtol=1e-10, atol=1e-10)
 

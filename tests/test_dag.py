@@ -106,7 +106,7 @@ def test_the_first_reference_of_a_split_keeps_its_weights_and_judges_all_quality
     sweep = replace(read_sweep("table1"), splits=2)
     runs = {run.run_id: run for run in dag.expand(sweep, PAPER)}
     judges = [run for run in runs.values() if isinstance(run.config, SegmentConfig) and run.config.keep_weights]
-    assert [(judge.config.arm.name, judge.config.seed) for judge in judges] == [("reference", 0)] * 4  # type: ignore[union-attr]
+    assert [(judge.config.arm.name, judge.config.seed) for judge in judges] == [("reference", 0)] * 4
     for run in runs.values():
         if isinstance(run.config, QualityConfig):
             (judge,) = [j for j in judges if (j.config.data, j.config.split) == (run.config.data, run.config.split)]
@@ -153,7 +153,7 @@ def test_combined_arms_add_moved_copies_and_generated_pairs() -> None:
     parents = {role: runs[parent].config for role, parent in both.parents.items() if role != "data"}
     assert isinstance(parents["pairs"], GenerateConfig)
     assert parents["pairs"].generator == "hvae"
-    assert parents["standard"].n_pairs == 400  # type: ignore[union-attr]  # of which x2 takes the first 100
+    assert parents["standard"].n_pairs == 400  # of which x2 takes the first 100
 
 
 def test_arms_by_name_come_beside_the_others_with_their_own_parents_and_budget() -> None:
@@ -163,7 +163,7 @@ def test_arms_by_name_come_beside_the_others_with_their_own_parents_and_budget()
     runs = {run.run_id: run for run in dag.expand(sweep, [data])}
     arms = {run.config.arm.name: run for run in runs.values() if isinstance(run.config, SegmentConfig)}
     assert list(arms) == ["reference", *names]
-    images = {name: run.config.optim.images for name, run in arms.items()}  # type: ignore[union-attr]
+    images = {name: run.config.optim.images for name, run in arms.items()}
     assert images == {
         "reference": 80 * 100,
         "copies-x3": 80 * 300,
@@ -243,7 +243,7 @@ def test_likelihoods_are_asked_of_generators_with_an_encoder_where_the_sweep_has
     ]  # fmt: skip
     for run in asked:
         parent = runs[run.parents["generator"]].config
-        assert (parent.generator, parent.seed) == (run.config.generator, run.config.seed)  # type: ignore[union-attr]
+        assert (parent.generator, parent.seed) == (run.config.generator, run.config.seed)
         assert run.config.chains == 4
     without = dag.expand(replace(sweep, likelihoods=False), PAPER[:1])
     assert not any(isinstance(run.config, LikelihoodConfig) for run in without)
@@ -339,7 +339,7 @@ def test_every_sampler_of_a_sweep_makes_pairs_and_arms_of_one_training() -> None
         assert run.config.sampler == "prior" or train.generator != "lsgan"
     assert len({run.parents["generator"] for run in made}) == 3
     arms = {run.config.arm.name: run for run in runs.values() if isinstance(run.config, SegmentConfig)}
-    assert runs[arms["hvae-mask+500"].parents["pairs"]].config.source == "hvae-mask"  # type: ignore[union-attr]
+    assert runs[arms["hvae-mask+500"].parents["pairs"]].config.source == "hvae-mask"
     assert {"hvae+100", "hvae-aggregated+100", "vae-hmc+500"} <= set(arms)
     assert "hvae-hmc" in runs[arms["hvae-hmc+100"].parents["pairs"]].label
 

@@ -152,7 +152,7 @@ def _train(job: Job, place: Workplace) -> Result:
     data, model = to_tensors(make_pairs(6, 16), 0), device.build(MODELS[job.kind], 3, torch.device("cpu"))
     if job.double:
         data, model = PairTensors(images=data.images.double(), masks=data.masks.double()), model.double()
-    model.recompute = job.recompute  # type: ignore[assignment]
+    model.recompute = job.recompute
     # Compiled as on a GPU but for the last step, which takes a compiler minutes.
     traced = functools.partial(torch.compile, backend="aot_eager")
     with mock.patch.object(device.torch, "compile", traced):

@@ -40,7 +40,7 @@ def _in_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
 def submitted(plan: Plan, *ids: str, **changes: object) -> Path:
     """Write a submission of one array with one element."""
     path = plan.runs_folder / "submissions" / "tiny-1" / "plan.json"
-    arrays = (Array(name="tiny-a", stage=plan.runs[ids[0]].stage, elements=(ids,), **changes),)  # type: ignore[arg-type]
+    arrays = (Array(name="tiny-a", stage=plan.runs[ids[0]].stage, elements=(ids,), **changes),)
     write_plan(replace(plan, arrays=arrays), path)
     return path
 
@@ -151,7 +151,7 @@ def long_training(plan: Plan) -> tuple[Plan, str]:
     """Return the plan with a training of minutes in it, and its id."""
     run_id = run_named(plan, "train", "hvae")
     run = plan.runs[run_id]
-    config = replace(run.config, optim=replace(run.config.optim, images=400_000))  # type: ignore[union-attr]
+    config = replace(run.config, optim=replace(run.config.optim, images=400_000))
     run = replace(run, config=config)
     return replace(plan, runs={run.run_id: run}), run.run_id
 

@@ -306,7 +306,7 @@ def test_pairs_type_guards_its_shapes() -> None:
 def test_each_sampler_makes_pairs_and_what_it_did_is_recorded_with_them(
     sampler: str, data: Path, generator: Path, generated: Path, tmp_path: Path
 ) -> None:
-    config = replace(GENERATE, sampler=sampler, n_pairs=20, hmc_proposals=4, components=3)  # type: ignore[arg-type]
+    config = replace(GENERATE, sampler=sampler, n_pairs=20, hmc_proposals=4, components=3)
     outcome = generate_pairs(config, place(tmp_path, data, generator=generator))
     assert outcome is not None
     pairs, attributes = read_pairs(tmp_path / PAIRS)

@@ -57,7 +57,7 @@ def with_model_that(plan: Plan, **optim: object) -> tuple[Plan, str]:
     """Return the plan with its VAE trained otherwise, and that run."""
     run_id = run_named(plan, "train", "vae")
     config = plan.runs[run_id].config
-    run = replace(plan.runs[run_id], config=replace(config, optim=replace(config.optim, **optim)))  # type: ignore[union-attr, type-var]
+    run = replace(plan.runs[run_id], config=replace(config, optim=replace(config.optim, **optim)))
     return replace(plan, runs={run.run_id: run}), run.run_id
 
 
@@ -396,7 +396,7 @@ def gather_of(plan: Plan, elements: list[list[str]], text: str, run_id: str, kin
     """Return the evidence of a run of an element whose log has some text."""
     name = submit(plan, elements)
     (plan.runs_folder / "submissions" / name / "12_0_0_log.out").write_text(text)
-    return gather(plan, run_id, Standing(kind, "12_0"), Submissions(plan.runs_folder), {})  # type: ignore[arg-type]
+    return gather(plan, run_id, Standing(kind, "12_0"), Submissions(plan.runs_folder), {})
 
 
 @pytest.mark.parametrize(

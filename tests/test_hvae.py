@@ -59,15 +59,15 @@ def linear_model(nonlinear: bool = False, **settings: object) -> HVAE:
         sigma_x=SIGMA,
         learn_sigma_x=False,
         flow_from=0.1,
-        **settings,  # type: ignore[arg-type]
+        **settings,
     )
     model = HVAE(config, (SIDE, SIDE)).double()
     decoder = LinearDecoder(nonlinear)
     precision = torch.eye(D, dtype=torch.float64) + decoder.a.detach().T @ decoder.a.detach() / SIGMA**2
     # Wider than the posterior, so that the weights have a finite variance, and off its mean.
     deviation = 1.5 * torch.linalg.inv(precision).diagonal().sqrt()
-    model.decoder = decoder  # type: ignore[assignment]
-    model.encoder = FixedEncoder(posterior_mean(decoder) + 0.2 * deviation, deviation)  # type: ignore[assignment]
+    model.decoder = decoder
+    model.encoder = FixedEncoder(posterior_mean(decoder) + 0.2 * deviation, deviation)
     return model
 
 
@@ -112,7 +112,7 @@ def test_the_mean_importance_weight_is_the_evidence(settings: dict[str, object])
     model = linear_model(**settings)
     with torch.no_grad():
         log_weight = model(batch_of(model, 400_000)).terms["log_weight"]
-    ratio = torch.exp(log_weight - evidence(model.decoder))  # type: ignore[arg-type]
+    ratio = torch.exp(log_weight - evidence(model.decoder))
     error = float(ratio.std() / math.sqrt(len(ratio)))
     assert error < 0.01
     assert float(ratio.mean()) == pytest.approx(1.0, abs=4 * error)
@@ -126,7 +126,7 @@ def test_the_elbo_is_the_mean_log_weight_and_lies_below_the_log_evidence(setting
     elbo, log_weight = loss.terms["elbo"], loss.terms["log_weight"]
     error = float((elbo - log_weight).std() / math.sqrt(len(elbo)))
     assert float(elbo.mean()) == pytest.approx(float(log_weight.mean()), abs=4 * error + 1e-9)
-    assert float(elbo.mean()) < evidence(model.decoder)  # type: ignore[arg-type]
+    assert float(elbo.mean()) < evidence(model.decoder)
     assert float(loss.total) == pytest.approx(-float(elbo.mean()) / SIDE**2)
 
 
@@ -187,7 +187,7 @@ def real_batch(model: HVAE, n: int = 4, share: float = 1.0, side: int = 8) -> di
 
 def real_model(**settings: object) -> HVAE:
     torch.manual_seed(0)
-    return HVAE(HVAEConfig(network=TINY, **settings), (8, 8))  # type: ignore[arg-type]
+    return HVAE(HVAEConfig(network=TINY, **settings), (8, 8))
 
 
 def test_no_leapfrog_steps_is_the_vae_exactly() -> None:
@@ -233,7 +233,7 @@ def test_a_pair_knows_nothing_of_the_others_in_its_batch() -> None:
 @pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
 def test_the_force_is_the_gradient_of_the_likelihood_and_so_are_its_derivatives(likelihood: str) -> None:
     torch.manual_seed(1)
-    config = HVAEConfig(network=TINY, image_likelihood=likelihood, mask_weight=3.0)  # type: ignore[arg-type]
+    config = HVAEConfig(network=TINY, image_likelihood=likelihood, mask_weight=3.0)
     model = HVAE(config, (8, 12)).double()
     generator = torch.Generator().manual_seed(2)
     image = torch.rand(2, 1, 8, 12, generator=generator, dtype=torch.float64)
@@ -244,7 +244,7 @@ def test_the_force_is_the_gradient_of_the_likelihood_and_so_are_its_derivatives(
     plain = model.log_likelihood(z, batch)
     for one, other in zip(values, plain, strict=True):
         torch.testing.assert_close(one, other)
-    (expected,) = torch.autograd.grad(sum(plain).sum(), z, create_graph=True)  # type: ignore[arg-type,union-attr]
+    (expected,) = torch.autograd.grad(sum(plain).sum(), z, create_graph=True)
     torch.testing.assert_close(force, expected)
     # What training needs: derivatives of the force by z, the weights and sigma_x.
     wanted = [z, *(weight for name, weight in model.named_parameters() if name.startswith(("decoder", "raw_sigma")))]
@@ -266,7 +266,7 @@ def test_the_force_in_bfloat16_is_as_close_as_autograd_s() -> None:
     exact = model.linearised_likelihood(z, batch)[1]
     with torch.autocast("cpu", torch.bfloat16):
         (_, force), at = model.linearised_likelihood(z, batch), z.clone().requires_grad_()
-        (wanted,) = torch.autograd.grad(sum(model.log_likelihood(at, batch)).sum(), at)  # type: ignore[arg-type,union-attr]
+        (wanted,) = torch.autograd.grad(sum(model.log_likelihood(at, batch)).sum(), at)
     assert force.dtype == torch.float32
     errors = [float((found - exact).norm() / exact.norm()) for found in (force, wanted)]
     assert errors[0] < 2 * errors[1] + 1e-3
@@ -309,7 +309,7 @@ def test_gradients_go_through_the_inner_gradient() -> None:
         weights = {"decoder.a": a, "raw_step_size": raw_step, "raw_alphas": raw_alphas}
         return torch.func.functional_call(model, weights, (batch,)).total
 
-    decoder: LinearDecoder = model.decoder  # type: ignore[assignment]
+    decoder: LinearDecoder = model.decoder
     weights = [w.detach().clone().requires_grad_() for w in (decoder.a, model.raw_step_size, model.raw_alphas)]
     assert torch.autograd.gradcheck(total, weights)
 
@@ -374,7 +374,7 @@ def test_the_detached_force_gives_the_same_bound_and_the_gradient_of_a_given_for
     for model in (full, detached):
         loss = model(batch)
         loss.total.backward()
-        gradients.append((float(loss.total), model.decoder.b.grad.clone()))  # type: ignore[union-attr,operator]
+        gradients.append((float(loss.total), model.decoder.b.grad.clone()))
     assert gradients[0][0] == gradients[1][0]
     assert not torch.allclose(gradients[0][1], gradients[1][1], rtol=1e-3)
     # With the force given, z_K does not depend on the decoder, and b's gradient is that of log p(x | z_K) alone.
@@ -400,7 +400,7 @@ def test_metropolis_accepts_by_the_energy_and_leaves_the_posterior_as_it_is() ->
     n = 200_000
     batch = batch_of(model, n)
     mean, scale = model.encode(batch)
-    exact = posterior_samples(model.decoder, n)  # type: ignore[arg-type]
+    exact = posterior_samples(model.decoder, n)
     batch["noise"] = (exact - mean) / scale
     with torch.no_grad():
         path, plain = model.leap(batch, mean, scale), without.leap(batch, mean, scale)

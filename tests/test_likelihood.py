@@ -29,7 +29,7 @@ NETWORK = NetworkConfig(channels=(4, 8), attention_levels=(1,), attention_heads=
 
 def config(**changes: object) -> LikelihoodConfig:
     common = {"data": "tiny", "generator": "hvae", "split": SPLIT, "image_px": 0, "step_size": 0.3}
-    return LikelihoodConfig(**{**common, **changes})  # type: ignore[arg-type]
+    return LikelihoodConfig(**{**common, **changes})
 
 
 def narrow_well(z: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ def narrow_well(z: Tensor) -> Tensor:
 def run_annealing(n: int, seed: int, step_sizes: tuple[float, ...] | float, **changes: float):
     start = Start(mean=torch.zeros(n, 2, dtype=torch.float64), scale=torch.ones(n, 2, dtype=torch.float64))
     settings = {"temperatures": 20, "leaps": 2, **changes}
-    return anneal(narrow_well, start, torch.Generator().manual_seed(seed), step_sizes=step_sizes, **settings)  # type: ignore[arg-type]
+    return anneal(narrow_well, start, torch.Generator().manual_seed(seed), step_sizes=step_sizes, **settings)
 
 
 @pytest.mark.parametrize("temperatures", [1, 5, 40])
@@ -87,7 +87,7 @@ def test_the_estimate_is_the_known_evidence_and_the_bounds_lie_below(
     groups = [estimate(asked, first) for first in range(3)]
     found = {name: torch.cat([group[name] for group in groups]) for name in groups[0]}
     again, other = estimate(asked, 0), estimate(replace(asked, seed=1), 0)
-    truth = evidence(model.decoder)  # type: ignore[arg-type]
+    truth = evidence(model.decoder)
     assert found["log_likelihood"].tolist() == pytest.approx([truth] * 3, abs=0.1)
     assert found["importance_bound"].tolist() == pytest.approx([truth] * 3, abs=0.1)
     assert float(found["spread"].max()) < 0.2
@@ -139,7 +139,7 @@ def test_a_stage_that_was_asked_to_leave_goes_on_with_the_next_cases(
     steps = iter(range(100))
     assert measure_likelihood(asked, replace(elsewhere, stopped=lambda: next(steps) >= 3)) is None
     (checkpoint,) = find_checkpoints(elsewhere.folder)
-    assert load_checkpoint(elsewhere.folder)["images_seen"] == 2  # type: ignore[index]
+    assert load_checkpoint(elsewhere.folder)["images_seen"] == 2
     assert checkpoint.name.startswith("checkpoint-000000000002-")
     rest = measure_likelihood(asked, elsewhere)
     assert rest is not None

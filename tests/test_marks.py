@@ -61,7 +61,7 @@ def test_near_heights_are_moved_apart_around_their_mean_in_their_order_and_other
 )
 def test_it_is_said_what_intervals_are_over(tmp_path: Path, lost: object, said: str) -> None:
     def skip(run: Run) -> bool:
-        return bool(lost(run))  # type: ignore[operator]
+        return bool(lost(run))
 
     write_sweep(tmp_path, skip=skip)
     plan = read_plan(tmp_path / "plans/small.json")

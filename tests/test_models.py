@@ -58,7 +58,7 @@ def test_a_block_s_pullback_is_its_vector_jacobian_product(block: nn.Module, cha
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(2, channels, 4, 6, generator=generator, dtype=torch.float64)
     y, vjp = torch.func.vjp(block, x)
-    same, pull = block.linearise(x)  # type: ignore[operator]
+    same, pull = block.linearise(x)
     torch.testing.assert_close(same, y)
     gradient = torch.randn(y.shape, generator=generator, dtype=torch.float64)
     torch.testing.assert_close(pull(gradient), vjp(gradient)[0])
@@ -66,7 +66,7 @@ def test_a_block_s_pullback_is_its_vector_jacobian_product(block: nn.Module, cha
 
 def test_the_lsgan_s_objectives_square_each_pair_s_score() -> None:
     model = plain_lsgan()
-    model.discriminator = Score()  # type: ignore[assignment]
+    model.discriminator = Score()
     batch = pairs(model)
     fake = model.decode(batch["noise"])[0].mean((1, 2, 3))
     real = batch["image"].mean((1, 2, 3))
@@ -79,8 +79,8 @@ def test_the_lsgan_s_objectives_square_each_pair_s_score() -> None:
 def test_the_discriminator_sees_binary_masks_from_both_sides_and_the_generator_still_learns_from_them() -> None:
     model = plain_lsgan()
     score = Score()
-    score.forward = lambda pair: (setattr(score, "seen", pair), pair[:, 1].mean((1, 2)))[1]  # type: ignore[method-assign]
-    model.discriminator = score  # type: ignore[assignment]
+    score.forward = lambda pair: (setattr(score, "seen", pair), pair[:, 1].mean((1, 2)))[1]
+    model.discriminator = score
     loss = model(pairs(model), "generator")
     assert set(score.seen[:, 1].detach().round(decimals=6).unique().tolist()) <= {0.0, 1.0}
     loss.total.backward()

@@ -19,7 +19,7 @@ HAD = Resources(partition="gpu", memory_gb=16.0, minutes=60)
 
 def changed(rule: Rule, run: Run = SEGMENT, had: Resources = HAD, minutes: int = 60, **caps: object) -> object:
     site = read_site(None)
-    site = replace(site, caps=replace(site.caps, **caps))  # type: ignore[arg-type]
+    site = replace(site, caps=replace(site.caps, **caps))
     cluster = Cluster(partitions={"gpu": Partition(minutes=100, grace_s=0)})
     return change(rule, run, had, minutes, lambda resources: site.fit(resources, cluster))
 
@@ -48,7 +48,7 @@ def test_where_nothing_can_change_a_rule_says_whether_that_pays() -> None:
 
 def test_fewer_pairs_at_once_only_where_that_changes_no_number() -> None:
     rule = Rule(times=1, micro_batch=0.5)
-    batch = TRAIN.config.optim.batch_size  # type: ignore[union-attr]
+    batch = TRAIN.config.optim.batch_size
     assert changed(rule, TRAIN) == {"micro_batch": batch // 2}
     assert changed(rule, TRAIN, replace(HAD, micro_batch=3)) == {"micro_batch": 1}
     assert changed(rule, TRAIN, replace(HAD, micro_batch=1)) is None

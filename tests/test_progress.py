@@ -23,8 +23,7 @@ def lines_of(folder: Path) -> dict[str, dict[str, list[tuple[float, float]]]]:
     figure, _ = draw_progress(folder, "a training")
     return {
         axes.get_title(loc="left"): {
-            str(line.get_label()): [tuple(point) for point in line.get_xydata().tolist()]  # type: ignore[union-attr]
-            for line in axes.lines
+            str(line.get_label()): [tuple(point) for point in line.get_xydata().tolist()] for line in axes.lines
         }
         for axes in figure.axes
     }

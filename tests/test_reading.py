@@ -83,6 +83,14 @@ def test_several_processes_read_what_one_reads(sweep: list[Asked], monkeypatch: 
     assert repr(several) == repr(alone)  # nan is not itself, but looks like it
 
 
+@pytest.fixture
+def one(tmp_path: Path) -> tuple[Path, Asked]:
+    """A segment run's metrics.json, and how it is asked for."""
+    run = segments(write_sweep(tmp_path), "reference")[0]
+    path = tmp_path / run.folder / "metrics.json"
+    return path, Asked(str(path.parent), run.run_id, "segment", METRICS["segment"], False)
+
+
 def _with(**changes: Any) -> Callable[[str], str]:
     """Return what replaces values of a metrics.json, by "outer__inner" names."""
 
@@ -144,14 +152,12 @@ HOSTILE: dict[str, tuple[Callable[[str], str | bytes], str]] = {
 
 
 @pytest.mark.parametrize("what", HOSTILE)
-def test_a_hostile_file_gets_one_line(tmp_path: Path, what: str) -> None:
-    spoil, reason = HOSTILE[what]
-    run = segments(write_sweep(tmp_path), "reference")[0]
-    path = tmp_path / run.folder / "metrics.json"
+def test_a_hostile_file_gets_one_line(one: tuple[Path, Asked], what: str) -> None:
+    (path, asked), (spoil, reason) = one, HOSTILE[what]
     spoilt = spoil(path.read_text())
     path.write_bytes(spoilt if isinstance(spoilt, bytes) else spoilt.encode())
     for stamped in (False, True):
-        line = read_row(Asked(str(path.parent), run.run_id, "segment", METRICS["segment"], stamped))
+        line = read_row(asked._replace(stamped=stamped))
         if not reason and isinstance(line, Row):  # it may be read, or not, but nothing breaks
             continue
         assert isinstance(line, str)
@@ -161,31 +167,26 @@ def test_a_hostile_file_gets_one_line(tmp_path: Path, what: str) -> None:
         assert len(line) < 300
 
 
-def test_control_characters_of_a_file_do_not_reach_a_table(tmp_path: Path) -> None:
-    run = segments(write_sweep(tmp_path), "reference")[0]
-    path = tmp_path / run.folder / "metrics.json"
+def test_control_characters_of_a_file_do_not_reach_a_table(one: tuple[Path, Asked]) -> None:
+    path, asked = one
     path.write_text(_with(provenance__device="GPU \x1b[2J\ud800" + 200 * "x")(path.read_text()))
-    row = read_row(Asked(str(path.parent), run.run_id, "segment", METRICS["segment"], False))
+    row = read_row(asked)
     assert isinstance(row, Row)
     device = row.texts[reading.TEXTS.index("device")]
     assert device.startswith("GPU \\x1b[2J\\ud800xxx")
     assert len(device) == reading.LONGEST_TEXT
 
 
-def test_cases_in_another_order_are_the_same_cases(tmp_path: Path) -> None:
-    run = segments(write_sweep(tmp_path), "reference")[0]
-    path = tmp_path / run.folder / "metrics.json"
-    asked = Asked(str(path.parent), run.run_id, "segment", METRICS["segment"], False)
+def test_cases_in_another_order_are_the_same_cases(one: tuple[Path, Asked]) -> None:
+    path, asked = one
     before = read_row(asked)
     data = json.loads(path.read_text())
     path.write_text(json.dumps({**data, "per_case": dict(reversed(data["per_case"].items()))}))
     assert repr(read_row(asked)) == repr(before)
 
 
-def test_other_numbers_per_case_are_taken(tmp_path: Path) -> None:
-    run = segments(write_sweep(tmp_path), "reference")[0]
-    path = tmp_path / run.folder / "metrics.json"
-    asked = Asked(str(path.parent), run.run_id, "segment", METRICS["segment"], False)
+def test_other_numbers_per_case_are_taken(one: tuple[Path, Asked]) -> None:
+    path, asked = one
     before = read_row(asked)
     data = json.loads(path.read_text())
     for numbers in data["per_case"].values():
@@ -194,10 +195,9 @@ def test_other_numbers_per_case_are_taken(tmp_path: Path) -> None:
     assert repr(read_row(asked)) == repr(before)
 
 
-def test_a_folder_in_the_file_s_place_is_said(tmp_path: Path) -> None:
-    run = segments(write_sweep(tmp_path), "reference")[0]
-    path = tmp_path / run.folder / "metrics.json"
+def test_a_folder_in_the_file_s_place_is_said(one: tuple[Path, Asked]) -> None:
+    path, asked = one
     path.unlink()
     path.mkdir()
-    line = read_row(Asked(str(path.parent), run.run_id, "segment", METRICS["segment"], False))
+    line = read_row(asked)
     assert line == "metrics.json: cannot be read (Is a directory); check the path"

@@ -27,7 +27,7 @@ TINY = NetworkConfig(channels=(4, 8), attention_levels=(1,), attention_heads=2, 
 
 def config(sampler: str, **changes: object) -> GenerateConfig:
     common = {"data": "d", "generator": "hvae", "split": SplitConfig(), "image_px": 0, "sampler": sampler}
-    return GenerateConfig(**{**common, **changes})  # type: ignore[arg-type]
+    return GenerateConfig(**{**common, **changes})
 
 
 def pairs_of(n: int) -> PairTensors:
@@ -128,7 +128,7 @@ def chain_of(sampler: str, n: int, **changes: object) -> tuple[Tensor, dict[str,
     with torch.no_grad():
         chain = make_sampler(config(sampler, **changes), model, D, pairs, CPU)
         z = chain.draw(n, 0)
-    return z, chain.facts, model.decoder  # type: ignore[return-value]
+    return z, chain.facts, model.decoder
 
 
 def test_around_a_real_pair_the_chain_reaches_the_known_posterior() -> None:

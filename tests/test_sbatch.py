@@ -30,7 +30,7 @@ def flags(text: str) -> dict[str, str]:
 
 def text_of(command: list[str], folder: Path, elements: int = 3, **resources: object) -> str:
     partition = {"partition": "gpu", **resources}
-    return sbatch_text(folder, "job", Resources(**partition), command, comment="c:0", elements=elements)  # type: ignore[arg-type]
+    return sbatch_text(folder, "job", Resources(**partition), command, comment="c:0", elements=elements)
 
 
 def test_everything_that_was_asked_stands_in_the_text(tmp_path: Path) -> None:

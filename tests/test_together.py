@@ -33,7 +33,7 @@ def plan(tmp_path: Path) -> Plan:
 
 
 def with_resources(plan: Plan, **changes: object) -> Plan:
-    return replace(plan, resources=dict.fromkeys(CONFIGS, Resources(**changes)))  # type: ignore[arg-type]
+    return replace(plan, resources=dict.fromkeys(CONFIGS, Resources(**changes)))
 
 
 @pytest.mark.parametrize(
@@ -83,8 +83,8 @@ def test_there_is_room_for_cores_and_for_both_memories(monkeypatch: pytest.Monke
 
     def room(n: int, memory: Memory | None = None, **changes: float) -> bool:
         monkeypatch.setattr(together, "device_memory", lambda: memory)
-        resources = Resources(**{"cpus": 4, "memory_gb": 16.0, **changes})  # type: ignore[arg-type]
-        return has_room(resources, [Fake()] * n)  # type: ignore[list-item]
+        resources = Resources(**{"cpus": 4, "memory_gb": 16.0, **changes})
+        return has_room(resources, [Fake()] * n)
 
     assert room(1, Memory(10_000, 20_000))
     assert not room(1, Memory(10_000, 14_000))

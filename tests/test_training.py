@@ -58,7 +58,7 @@ def place(folder: Path, stop_after: int | None = None, **resources: object) -> W
         folder=folder,
         data=folder,
         parents={},
-        resources=Resources(**resources),  # type: ignore[arg-type]
+        resources=Resources(**resources),
         stopped=lambda: stop_after is not None and next(steps) + 1 >= stop_after,
     )
 
@@ -510,7 +510,7 @@ def test_images_are_shrunk_by_area_and_masks_stay_binary() -> None:
 def test_mixed_precision_trains_near_float32(kind: str, precision: str, data: PairTensors, tmp_path: Path) -> None:
     terms = {}
     for each in ("fp32", precision):
-        optim = OptimConfig(images=24, batch_size=4, lr=1e-3, precision=each)  # type: ignore[arg-type]
+        optim = OptimConfig(images=24, batch_size=4, lr=1e-3, precision=each)
         terms[each] = run(kind, data, place(tmp_path / each), optim).terms
     loss = "loss_discriminator" if kind == "lsgan" else "loss"
     assert terms[precision][loss] == pytest.approx(terms["fp32"][loss], rel=0.1)

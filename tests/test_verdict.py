@@ -106,8 +106,8 @@ def test_what_an_arm_gains_by_its_copies_is_not_credited_to_its_pairs(tmp_path: 
         {
             ArmConfig(name="reference"): 0.5,
             ArmConfig(name="standard-x5", n_standard=80): 0.55,
-            ArmConfig(name="hvae+100", **both): 0.48,  # type: ignore[arg-type]
-            ArmConfig(name="standard-x5+hvae+100", n_standard=80, **both): 0.54,  # type: ignore[arg-type]
+            ArmConfig(name="hvae+100", **both): 0.48,
+            ArmConfig(name="standard-x5+hvae+100", n_standard=80, **both): 0.54,
         },
     )
     assert verdict.best == "hvae+100"
