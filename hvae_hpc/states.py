@@ -129,18 +129,18 @@ def _read(path: Path) -> dict[str, list[Any]]:
     return {}
 
 
-def list_folders(runs_folder: Path, stages: Iterable[str]) -> set[str]:
-    """Return ``<stage>/<name>`` of the runs' folders that are there, by one look at each stage's and not at each run's.
+def list_folders(runs_folder: Path, stages: Iterable[str]) -> dict[str, set[str]]:
+    """Return the names of the runs' folders that are there by stage, by one look at each stage and not at each run.
 
     Raises:
         UserError: a stage's folder cannot be read.
     """
-    found = set[str]()
+    found: dict[str, set[str]] = {}
     for stage in stages:
         try:
-            found |= {f"{stage}/{name}" for name in os.listdir(runs_folder / stage)}  # noqa: PTH208 (as above)
+            found[stage] = set(os.listdir(runs_folder / stage))  # noqa: PTH208 (as above)
         except (FileNotFoundError, NotADirectoryError):
-            continue
+            found[stage] = set()
         except OSError as error:
             raise UserError(f"{runs_folder / stage}: cannot be read ({error.strerror}); mend that first") from error
     return found
@@ -180,8 +180,8 @@ def read_states(plan: Plan, *, results: bool = False) -> dict[str, State]:
     there = list_folders(plan.runs_folder, {run.stage for run in plan.runs.values()})
 
     def read(run_id: str) -> Made | None:
-        folder = plan.folder_name(run_id)
-        return remembered.read(f"{plan.runs_folder}/{folder}", run_id, results) if folder in there else None
+        stage, _, name = plan.folder_name(run_id).partition("/")
+        return remembered.read(f"{plan.runs_folder}/{stage}/{name}", run_id, results) if name in there[stage] else None
 
     states = follow(plan, read)
     remembered.write()
@@ -197,26 +197,39 @@ def follow(plan: Plan, read: Callable[[str], Made | None]) -> dict[str, State]:
     """
     states: dict[str, State] = {}
     stamps: dict[int, dict[str, str]] = {}  # by the parents' identity: most runs share them with others
+    alike: dict[tuple[int, int], State] = {}  # by the identity of parents and of what was made, where these are shared
+    kept = []  # an identity is one only while its object lives
     for run_id, run in plan.runs.items():
-        of_parents = stamps.get(id(run.parents))
-        if of_parents is None:
+        if (of_parents := stamps.get(id(run.parents))) is None:
             of_parents = {role: states[parent].stamp for role, parent in run.parents.items() if role != "data"}
             stamps[id(run.parents)] = of_parents
-        states[run_id] = _to_state(read, run_id, of_parents)
+        try:
+            made = read(run_id)
+        except (UserError, RecursionError) as error:  # the latter of a file nested just too deeply to be stamped
+            states[run_id] = _not_believed(error)
+            continue
+        pair = (id(of_parents), id(made))
+        if (state := alike.get(pair)) is None:
+            state = alike[pair] = _to_state(made, of_parents)
+            kept.append(made)
+        states[run_id] = state
     return states
 
 
 def read_state(plan: Plan, run_id: str, parent_stamps: Mapping[str, str]) -> State:
     """Return one run's state, given its parents' stamps ("" for a parent that is not done)."""
     folder = str(plan.folder(run_id))
-    return _to_state(lambda run_id: Remembered(None).read(folder, run_id, True), run_id, dict(parent_stamps))
-
-
-def _to_state(read: Callable[[str], Made | None], run_id: str, parent_stamps: dict[str, str]) -> State:
     try:
-        made = read(run_id)
-    except (UserError, RecursionError) as error:  # the latter of a file that is nested just too deeply to be stamped
-        return State(reason=printable(str(error))[:LONGEST_REASON])
+        return _to_state(Remembered(None).read(folder, run_id, True), parent_stamps)
+    except (UserError, RecursionError) as error:
+        return _not_believed(error)
+
+
+def _not_believed(error: Exception) -> State:
+    return State(reason=printable(str(error))[:LONGEST_REASON])
+
+
+def _to_state(made: Made | None, parent_stamps: Mapping[str, str]) -> State:
     if made is None:
         return State()
     if made.parent_stamps != parent_stamps:

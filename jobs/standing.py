@@ -215,7 +215,8 @@ def read_standings(
         if at and at.state == "PENDING":
             standings[run_id] = Standing("waiting", element, at.reason)
             continue
-        folder = plan.folder(run_id) if plan.folder_name(run_id) in there else None
+        stage, _, name = plan.folder_name(run_id).partition("/")
+        folder = plan.folder(run_id) if name in there[stage] else None
         record = _last_event(folder) if folder else {}
         if at:
             standings[run_id] = _at_work(record, element, at.state)

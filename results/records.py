@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -47,19 +47,22 @@ class CaseDice(Mapping[str, dict[str, float]]):
         self.case_sets = case_sets
         lengths = np.array([len(cases) for cases in case_sets], dtype=np.int64)
         starts = np.concatenate([[0], np.cumsum(lengths[which])]).astype(np.int64)
-        self._places = dict(zip(run_ids, zip(which.tolist(), starts.tolist(), strict=False), strict=True))
-        self._values = values
+        self._run_ids, self._which, self._starts, self._values = run_ids, which, starts, values
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return dict(zip(self._run_ids, range(len(self._run_ids)), strict=True))
 
     def __getitem__(self, run_id: str) -> dict[str, float]:
-        which, start = self._places[run_id]
-        cases = self.case_sets[which]
+        place = self._places[run_id]
+        cases, start = self.case_sets[self._which[place]], self._starts[place]
         return dict(zip(cases, self._values[start : start + len(cases)].tolist(), strict=True))
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
+        return iter(self._run_ids)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._run_ids)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,17 +94,19 @@ def read_records(plan: Plan, metrics: Mapping[str, tuple[str, ...]]) -> Records:
     Raises:
         UserError: a stage's folder cannot be read.
     """
-    folders: dict[str, dict[str, str]] = {run.stage: {} for run in plan.runs.values()}
-    there = list_folders(plan.runs_folder, folders)
+    names: dict[str, dict[str, str]] = {run.stage: {} for run in plan.runs.values()}
     for run_id, run in plan.runs.items():
-        folders[run.stage][run_id] = plan.folder_name(run_id)
-    elsewhere = _find_elsewhere(plan, there.difference(*(of_stage.values() for of_stage in folders.values())))
+        names[run.stage][run_id] = f"{run.label}-{run_id}"
+    elsewhere: dict[str, str] = {}
     faults: dict[str, str] = {}
     sets_of_parents = {id(run.parents): run.parents for run in plan.runs.values()}  # most runs share them with others
     stamped = {parent for parents in sets_of_parents.values() for parent in parents.values()}
     frames, dice = {}, CaseDice([], [], np.zeros(0, np.int64), np.zeros(0))
-    for stage, of_stage in folders.items():
-        reading = {run_id: folder for run_id, folder in of_stage.items() if folder in there}
+    for stage, there in list_folders(plan.runs_folder, names).items():
+        reading = names[stage]
+        if there != set(reading.values()):
+            reading = {run_id: name for run_id, name in reading.items() if name in there}
+            elsewhere |= _find_elsewhere(plan, stage, there.difference(reading.values()))
         columns, unread = _read_stage(plan, stage, reading, metrics.get(stage, ()), stamped)
         faults |= unread
         frames[stage] = columns.drop_columns(["case_ids", "case_dice", *MARKS]).to_pandas()
@@ -119,30 +124,28 @@ def read_records(plan: Plan, metrics: Mapping[str, tuple[str, ...]]) -> Records:
     return Records(frames=frames, dice=dice, faults=faults, doubled=doubled)
 
 
-def _find_elsewhere(plan: Plan, others: Iterable[str]) -> dict[str, str]:
+def _find_elsewhere(plan: Plan, stage: str, others: Iterable[str]) -> dict[str, str]:
     """Return the runs that lie in other folders than the plan's, by a copy or a renaming, and where."""
     found = {}
-    for folder in others:
-        run_id = folder.rpartition("-")[2]
-        if run_id in plan.runs and os.path.exists(f"{plan.runs_folder}/{folder}/{METRICS}"):  # noqa: PTH110 (never raises)
-            found[run_id] = folder
+    for name in others:
+        run_id = name.rpartition("-")[2]
+        if run_id in plan.runs and os.path.exists(f"{plan.runs_folder}/{stage}/{name}/{METRICS}"):  # noqa: PTH110 (never raises)
+            found[run_id] = f"{stage}/{name}"
     return found
 
 
 def _read_stage(
-    plan: Plan, stage: str, folders: Mapping[str, str], metrics: tuple[str, ...], stamped: Set[str]
+    plan: Plan, stage: str, names: Mapping[str, str], metrics: tuple[str, ...], stamped: Set[str]
 ) -> tuple[pa.Table, dict[str, str]]:
-    """Return a stage's columns, in the order of the folders (by run id), and the runs whose files are not believed."""
+    """Return a stage's columns, in the order of the names (by run id), and the runs whose files are not believed."""
     now, path, schema = time.time_ns(), plan.runs_folder / PLANS / f"{plan.sweep}.{stage}.records", schema_of(metrics)
     known = read_columns(path, schema)
     unread: dict[str, str] = {}
-    run_ids, marks = _look(plan.runs_folder, folders, unread)
+    folder = f"{plan.runs_folder}/{stage}"
+    run_ids, marks = _look(folder, names, unread)
     same = _unchanged(known, run_ids, marks, stamped)
     fresh = np.flatnonzero(same < 0).tolist()
-    asked = [
-        Asked(f"{plan.runs_folder}/{folders[run_ids[i]]}", run_ids[i], stage, metrics, run_ids[i] in stamped)
-        for i in fresh
-    ]
+    asked = [Asked(f"{folder}/{names[run_ids[i]]}", run_ids[i], stage, metrics, run_ids[i] in stamped) for i in fresh]
     rows: dict[int, Row] = {}
     kept = np.flatnonzero(same >= 0)
     as_they_are = np.array_equal(same[kept], np.arange(len(known)))
@@ -174,18 +177,18 @@ def _read_stage(
     return columns, unread
 
 
-def _look(runs_folder: Path, folders: Mapping[str, str], unread: dict[str, str]) -> tuple[list[str], NDArray[np.int64]]:
+def _look(folder: str, names: Mapping[str, str], unread: dict[str, str]) -> tuple[list[str], NDArray[np.int64]]:
     """Return the runs that have a metrics.json, and what the file system says of it: a row of MARKS each."""
-    root, run_ids, found = str(runs_folder), [], []
-    for run_id, folder in folders.items():
+    run_ids, found = [], []
+    for run_id, name in names.items():
         try:
-            of_file = look_at(f"{root}/{folder}/{METRICS}")
+            of_file = look_at(f"{folder}/{name}/{METRICS}")
         except UserError as error:
-            unread[run_id] = str(error).removeprefix(f"{root}/{folder}/")
+            unread[run_id] = str(error).removeprefix(f"{folder}/{name}/")
             continue
         if of_file:
             run_ids.append(run_id)
-            found.append((of_file.st_mtime_ns, of_file.st_ctime_ns, of_file.st_size, of_file.st_ino))
+            found += [of_file.st_mtime_ns, of_file.st_ctime_ns, of_file.st_size, of_file.st_ino]
     return run_ids, np.array(found, dtype=np.int64).reshape(-1, len(MARKS))
 
 
@@ -193,10 +196,11 @@ def _unchanged(
     known: pa.Table, run_ids: Sequence[str], marks: NDArray[np.int64], stamped: Set[str]
 ) -> NDArray[np.int64]:
     """Return for each run its place in what is known; -1 where it is not, has changed, or lacks a stamp."""
-    old_ids, stamps = known.column("run_id").to_pylist(), known.column("stamp").to_pylist()
+    old_ids = known.column("run_id").to_pylist()
     places = dict(zip(old_ids, range(len(known)), strict=True))
-    for run_id, stamp in zip(old_ids, stamps, strict=True):
-        if stamp == NO_STAMP and run_id in stamped:
+    stamps = known.column("stamp")
+    for run_id in stamped & places.keys():
+        if stamps[places[run_id]].as_py() == NO_STAMP:
             del places[run_id]
     place = np.array([places.get(run_id, -1) for run_id in run_ids], dtype=np.int64)
     if len(known):
