@@ -57,7 +57,8 @@ def write_results(plan: Plan, cases: int = 100) -> None:
         per_case = {
             f"case-{i:04d}": dict(zip(CASE_METRICS, row.tolist(), strict=True)) for i, row in enumerate(numbers)
         }
-        blocks.append(json.dumps(per_case, indent=1).replace("\n", "\n "))
+        text = json.dumps(per_case, indent=1).replace("\n", "\n ")
+        blocks.append((f'"per_case": {text}', f'"dice": {numbers[:, CASE_METRICS.index("dice")].mean()}'))
     origin = Provenance(
         code_sha=plan.code_sha,
         versions={"torch": "2.13.0", "numpy": "2.4.6", "python": "3.11.7", "h5py": "3.16.0"},
@@ -84,7 +85,8 @@ def write_results(plan: Plan, cases: int = 100) -> None:
                 config={**dump(run.config), "seed": "@SEED@"},
                 parents=dict(run.parents),
                 parent_results={role: stamps[parent] for role, parent in plan.parents(run_id).items()},
-                metrics=dict(zip(METRICS.get(run.stage, ()), random.random(99).tolist(), strict=False)) | {"n": 10.0},
+                metrics=dict(zip(METRICS.get(run.stage, ()), random.random(99).tolist(), strict=False))
+                | {"n": 10.0, "dice": -1.0},
                 per_case={},
                 provenance=origin,
                 details={"train_cases": [f"train-{i:04d}" for i in range(cases)]} if run.stage == "segment" else {},
@@ -92,7 +94,8 @@ def write_results(plan: Plan, cases: int = 100) -> None:
             texts[alike] = json.dumps(dump(result), indent=1, sort_keys=True)
         text = texts[alike].replace("@RUN@", run_id).replace('"@SEED@"', str(run.config.seed))
         if run.stage == "segment":
-            text = text.replace('"per_case": {}', f'"per_case": {blocks[random.integers(BLOCKS)]}')
+            per_case, mean = blocks[random.integers(BLOCKS)]
+            text = text.replace('"per_case": {}', per_case).replace('"dice": -1.0', mean)
         plan.folder(run_id).mkdir(parents=True)
         (plan.folder(run_id) / "metrics.json").write_text(text + "\n")
         if run_id in parents and (made := read_result(plan.folder(run_id), run_id)):

@@ -26,6 +26,8 @@ PARALLEL_FROM = 4000
 """Fewer files are read sooner by one process than others have started."""
 CHUNK = 500
 LONGEST_TEXT = 100
+ROUNDING = 1e-6
+"""Sums of the same numbers in another order differ by less."""
 NOTHING = float("nan")
 NO_STAMP = "-"
 """Of a run from which no other is made: to know its stamp would take as long as all the rest."""
@@ -146,6 +148,9 @@ def _make_row(asked: Asked, result: Any, dice: Sequence[float], unit: str, stamp
     if dice and not 0 <= ordered[0] <= ordered[-1] <= 1:
         wrong = ordered[0] if ordered[0] < 0 else ordered[-1]
         return f"{METRICS}: per_case has a dice of {wrong:g}, expected 0 to 1; delete the folder"
+    of_all = metrics.get("dice", NOTHING)
+    if dice and 0 <= of_all <= 1 and abs(of_all - sum(dice) / len(dice)) > ROUNDING:
+        return f"{METRICS}: dice is {of_all:g}, expected its cases' mean {sum(dice) / len(dice):g}; delete the folder"
     origin = (made.attempt, made.wall_s, made.spent_s, made.processes, made.at_once, made.peak_memory_mib)
     texts = (unit, made.device, made.host, made.versions.get("torch", ""), made.code_sha)
     cases = tuple(map(_clean, result.per_case)) if dice else ()

@@ -129,6 +129,7 @@ HOSTILE: dict[str, tuple[Callable[[str], str | bytes], str]] = {
     "a case without Dice": (_with(per_case__case00={"precision": 0.5}), "no finite dice for every case"),
     "a huge Dice of a case": (_with(per_case__case00={"dice": 1e300}), "a dice of 1e+300, expected 0 to 1"),
     "a negative Dice of a case": (_with(per_case__case00={"dice": -0.1}), "a dice of -0.1, expected 0 to 1"),
+    "a Dice that is not its cases'": (_with(metrics__dice=0.123), "dice is 0.123, expected its cases' mean"),
     "half a surrogate pair": (_with(run_id="\ud800"), "expected"),
     "an integer too large for a double": (
         lambda text: text.replace('"wall_s": 12.5', '"wall_s": 1' + "0" * 400),
