@@ -39,25 +39,31 @@ def png_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(figures, name, ("png",))
 
 
+FIRST = ("test_faults.py", "test_launcher.py", "test_local.py", "test_distributed.py")
+"""What takes longest begins first, or the others would be done and wait for it."""
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Side by side (pytest -n), keep a file's tests in one process, and all files that need a SLURM: one is enough."""
+    """Side by side (pytest -n), keep a file's tests in one process, and all files that need a SLURM: two are enough."""
     from xdist.scheduler import LoadScopeScheduling
 
     needs = re.compile("minislurm|strict_slurm|harsh_slurm|needs_slurm|needs_accounting")
     here = Path(__file__).parent
     slurm = {f"tests/{path.name}" for path in here.glob("test_*.py") if needs.search(path.read_text())}
+    config.option.loadscopereorder = False  # by FIRST, not by the number of tests
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            return "slurm" if file in slurm else file
+            return "slurm" if file in slurm and not file.endswith(FIRST[0]) else file
 
     return ByFile(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a real SLURM where there is none: marked, pytest folds them into one line."""
+    """Put the longest first; skip what needs a SLURM where there is none: marked, pytest folds them into one line."""
+    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
     reasons = {"needs_slurm": reason_to_skip(), "needs_accounting": reason_to_skip(accounting=True)}
     for item in items:
         needs = [name for name in reasons if item.get_closest_marker(name)]
