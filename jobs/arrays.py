@@ -101,7 +101,7 @@ def _group(
         run, parents = plan.runs[run_id], plan.parents(run_id).values()
         waits = frozenset(place_of.get(parent) or queued.get(parent) for parent in parents)
         changes = tuple(sorted(plan.changes.get(run_id, {}).items()))
-        keys[run_id] = (run.config.data, _source(run), changes, waits)
+        keys[run_id] = (run.config.data, source_of(run), changes, waits)
     number = Counter((data, source) for data, source, *_ in set(keys.values()))
     groups: dict[object, list[str]] = {}
     for run_id, (data, source, changes, waits) in keys.items():
@@ -112,7 +112,8 @@ def _group(
         yield (data, source), ids
 
 
-def _source(run: Run) -> str:
+def source_of(run: Run) -> str:
+    """Return what makes the pairs that a run makes, takes or judges; "" where none are."""
     config = run.config
     if isinstance(config, SegmentConfig):
         return config.arm.generator or ("standard" if config.arm.n_standard else "reference")

@@ -13,9 +13,10 @@ from hvae_hpc.jobs.failures import CANCELLED, SENTENCES, Evidence, classify, gat
 from hvae_hpc.jobs.logs import describe
 from hvae_hpc.jobs.overview import make_overview, read_our_queue
 from hvae_hpc.jobs.policy import in_words
-from hvae_hpc.jobs.retries import Tried, judge, read_memory, with_memory
+from hvae_hpc.jobs.retries import judge
 from hvae_hpc.jobs.site import Site, read_site
 from hvae_hpc.jobs.standing import Standing, Submissions
+from hvae_hpc.jobs.tried import Tried, read_memory, with_memory
 from hvae_hpc.plan import Plan
 from hvae_hpc.rundir import read_log
 from hvae_hpc.stages import SegmentConfig, TrainConfig
