@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.jobs import slurm
+from hvae_hpc.jobs.breaker import forget
 from hvae_hpc.jobs.canary import GATE_MINUTES, canaries_alone
 from hvae_hpc.jobs.launcher import Prepared
 from hvae_hpc.jobs.standing import PLAN_FILE, Job, Submissions, parse_comment
@@ -65,6 +66,7 @@ class Application:
     def _submit_array(self, number: int) -> None:
         """Submit an array, in parts where its canaries go ahead, or SLURM does not take it whole."""
         alone = self._alone(number)
+        forget(self.prepared.folder, number)
         todo = list(range(len(self.prepared.plan.arrays[number].elements)))
         size = len(todo)
         while todo:

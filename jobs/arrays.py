@@ -152,5 +152,9 @@ def _limit(elements: Sequence[Sequence[str]], seconds: Mapping[str, Seconds], re
     highs = [[seconds[run_id].high for run_id in element] for element in elements]
     if any(high is None for element in highs for high in element):
         return resources.minutes
-    longest = max(sum(high or 0.0 for high in element) for element in highs)
-    return min(resources.minutes, math.ceil((longest + START_S + resources.signal_lead_s) / 60) + 2)
+    return minutes_for(max(sum(high or 0.0 for high in element) for element in highs), resources)
+
+
+def minutes_for(seconds: float, resources: Resources) -> int:
+    """Return the time limit in minutes, up to a stage's longest, in which so much work is done and can be saved."""
+    return min(resources.minutes, math.ceil((seconds + START_S + resources.signal_lead_s) / 60) + 2)

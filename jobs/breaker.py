@@ -28,6 +28,17 @@ def breaker_file(submission: Path, number: int) -> Path:
     return submission / f"breaker-{number:03d}.json"
 
 
+def decided_file(submission: Path, number: int) -> Path:
+    """Return the file whose maker decides whether the rest of a submission's array begins."""
+    return submission / f"canary-{number:03d}"
+
+
+def forget(submission: Path, number: int) -> None:
+    """Let canaries decide anew: a submission of just the same elements has the same name."""
+    for path in (breaker_file(submission, number), decided_file(submission, number)):
+        path.unlink(missing_ok=True)
+
+
 def read_breakers(submissions: Path, names: Iterable[str]) -> dict[tuple[str, int], Breaker]:
     """Return the breakers of submissions by name and number of the array; one that cannot be read holds nothing."""
     found = {}

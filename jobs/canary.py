@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hvae_hpc.errors import UserError
-from hvae_hpc.jobs.breaker import breaker_file
+from hvae_hpc.jobs.breaker import breaker_file, decided_file
 from hvae_hpc.jobs.failures import classify, gather
 from hvae_hpc.jobs.policy import Failure
 from hvae_hpc.jobs.slurm import ask
@@ -97,17 +97,19 @@ class Watch:
         return Submissions(self._plan.runs_folder, self._plan_file.parent.name)
 
     def _jobs(self) -> list[Job]:
-        return [job for job in self._submissions().jobs() if job.array == self._number]
+        """Return the jobs of the array; not those by which just the same was submitted before."""
+        jobs = [job for job in self._submissions().jobs() if job.array == self._number]
+        return jobs[max((n for n, job in enumerate(jobs) if 0 in job.places), default=0) :]
 
     def _decide(self, what: str) -> bool:
         """Tell whether we are the first to decide."""
-        with contextlib.suppress(OSError), open(self._plan_file.parent / f"canary-{self._number:03d}", "x") as file:
+        with contextlib.suppress(OSError), open(decided_file(self._plan_file.parent, self._number), "x") as file:
             file.write(f"{what}\n")
             return True
         return False
 
     def _stop_rest_if_all_failed(self) -> None:
-        if (self._plan_file.parent / f"canary-{self._number:03d}").exists():
+        if decided_file(self._plan_file.parent, self._number).exists():
             return
         places = {place: job.job for job in self._jobs() for place in job.places}
         found = [self._failure(place, f"{places.get(place)}_{place}") for place in range(self._canaries)]

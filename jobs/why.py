@@ -80,7 +80,8 @@ def _explain(
         yield "next:      nothing: it is no failure" if standing.kind != "open" else "next:      the same sweep command"
         return
     failure = classify(evidence)
-    yield f"class:     {failure}" + (", taken out of the queue" * evidence.cancelled)
+    held = standing.kind == "blocked" and submissions.breaker_of(standing.element)
+    yield "class:     " + ("held" if held else failure + ", taken out of the queue" * evidence.cancelled)
     yield f"state:     {standing.kind}: {reason}"
     if facts := list(_facts(evidence)):
         yield f"evidence:  {', '.join(facts)}"
