@@ -90,7 +90,7 @@ def _of_run(
         return
     log = read_log(plan.folder(run_id))
     starts = [number for number, record in enumerate(log) if record.get("event") == "started"]
-    for begin, end in zip(starts, [*starts[1:], None], strict=True):
+    for begin, end in zip(starts, [*starts, None][1:], strict=True):
         attempt, following = log[begin:end], log[end] if end else {"at": checkpoint_at(plan.folder(run_id))}
         began, at = float(attempt[0].get("time", 0.0)), int(attempt[0].get("at", 0))
         side_by_side = max(1, int(attempt[0].get("at_once", 1)))
