@@ -42,7 +42,7 @@ class Spending(NamedTuple):
     hours: dict[str, float]
     energy_kwh: float | None = None
     elements: int = 0
-    minutes_asked: int = 0
+    minutes_asked: float = 0.0
     minutes_used: float = 0.0
     memory_gb_asked: float = 0.0
     memory_gb_used: float = 0.0
@@ -53,31 +53,22 @@ def read_spending(
     plan: Plan, states: Mapping[str, State], standings: Mapping[str, Standing], submissions: Submissions
 ) -> list[Spending]:
     """Return what each stage of a sweep took so far; stages without any time are left out."""
-    ends, energy = known_ends(submissions), dict[str, list[float]]()
-    hours: dict[str, dict[str, float]] = {}
+    ends, hours = known_ends(submissions), dict[str, dict[str, float]]()
+    energy: dict[str, float] = {}
     for run_id, run in plan.runs.items():
+        if run.stage not in plan.resources:
+            continue
         needs, state = plan.resources_of(run_id), states[run_id]
         devices = float(needs.nodes * needs.gpus or needs.tasks * needs.cpus)
         of_stage = hours.setdefault(run.stage, dict.fromkeys(OUTCOMES, 0.0))
         for outcome, seconds in _of_run(plan, run_id, state, standings[run_id], ends):
             of_stage[outcome] += devices * seconds / 3600
         if state.energy_j is not None:
-            energy.setdefault(run.stage, []).append(state.energy_j / 3.6e6)
+            energy[run.stage] = energy.get(run.stage, 0.0) + state.energy_j / 3.6e6
     used = _used(plan, states, submissions)
-    return [
-        _advise(
-            plan,
-            Spending(
-                stage=stage,
-                unit="gpu" if plan.resources[stage].gpus else "cpu",
-                hours=hours[stage],
-                energy_kwh=sum(energy[stage]) if stage in energy else None,
-            ),
-            used.get(stage, []),
-        )
-        for stage in CONFIGS
-        if any(hours.get(stage, {}).values())
-    ]
+    units = {stage: "gpu" if plan.resources[stage].gpus else "cpu" for stage in hours}
+    spent = [Spending(stage, units[stage], hours[stage], energy.get(stage)) for stage in CONFIGS if stage in hours]
+    return [_advise(plan, of_stage, used.get(of_stage.stage, [])) for of_stage in spent if any(of_stage.hours.values())]
 
 
 def _of_run(
@@ -123,58 +114,42 @@ def _outcome(attempt: Sequence[Mapping[str, Any]], following: Mapping[str, Any],
     return "preempted" if word.startswith(("PREEMPTED", "NODE_FAIL", "BOOT_FAIL")) else "interrupted"
 
 
-class _Used(NamedTuple):
-    """What an element asked for and used: minutes, GB."""
-
-    minutes_asked: int
-    minutes: float
-    memory_gb_asked: float
-    memory_gb: float
-
-
-def _used(plan: Plan, states: Mapping[str, State], submissions: Submissions) -> dict[str, list[_Used]]:
-    """Return what was used by each element of a stage all of whose runs were made at their first attempt."""
+def _used(plan: Plan, states: Mapping[str, State], submissions: Submissions) -> dict[str, list[tuple[float, ...]]]:
+    """Return minutes asked for and used, and GB, of each element of a stage all of whose runs had one attempt."""
     mine: dict[str, list[str]] = {}
     for run_id, element in submissions.elements().items():
         if run_id in plan.runs and states[run_id].attempt == 1:
             mine.setdefault(element, []).append(run_id)
-    found: dict[str, list[_Used]] = {}
+    found: dict[str, list[tuple[float, ...]]] = {}
     for element, ids in mine.items():
         if len(ids) == len(submissions.runs_of(element)):
             needs = plan.resources_of(ids[0])
             memory_gb = max(states[i].peak_memory_mib for i in ids) * needs.tasks_per_node / 1024
             minutes = sum(states[i].wall_s for i in ids) / 60
-            used = _Used(submissions.minutes(element), minutes, needs.memory_gb, memory_gb)
+            used = (submissions.minutes(element), minutes, needs.memory_gb, memory_gb)
             found.setdefault(plan.runs[ids[0]].stage, []).append(used)
     return found
 
 
-def _advise(plan: Plan, spending: Spending, used: Sequence[_Used]) -> Spending:
+def _advise(plan: Plan, spending: Spending, used: Sequence[tuple[float, ...]]) -> Spending:
     """Add what was asked for and used, and what would do where that is clearly less."""
     if len(used) < ELEMENTS:
         return spending
-    stage, n = spending.stage, len(used)
-    place = math.ceil(0.95 * n) - 1
-    minutes, memory_gb = sorted(u.minutes for u in used)[place], sorted(u.memory_gb for u in used)[place]
-    asked, asked_gb = max(u.minutes_asked for u in used), max(u.memory_gb_asked for u in used)
-    advice = []
-    would = minutes_for(60 * minutes * HEADROOM, plan.resources[stage])
-    if would <= WORTH_IT * asked:
+    stage, of_elements, advice = spending.stage, f"(95 % of {len(used)} elements)", []
+    asked, minutes, asked_gb, memory_gb = map(sorted, zip(*used, strict=True))
+    place = math.ceil(0.95 * len(used)) - 1
+    would = minutes_for(60 * minutes[place] * HEADROOM, plan.resources[stage])
+    would_gb = max(1, math.ceil(memory_gb[place] * HEADROOM))
+    if would <= WORTH_IT * asked[-1]:
         advice.append(
-            f"{stage}: asked for {asked} min, used {minutes:.1f} (95 % of {n} elements): [{stage}] minutes = {would} "
-            "in the site file would do; later submissions of such runs ask for no more by themselves"
+            f"{stage}: asked for {asked[-1]:.0f} min, used {minutes[place]:.1f} {of_elements}: [{stage}] minutes = "
+            f"{would} in the site file would do; later submissions of such runs ask for no more by themselves"
         )
-    would_gb = max(1, math.ceil(memory_gb * HEADROOM))
-    if memory_gb and would_gb <= WORTH_IT * asked_gb:
+    if would_gb <= WORTH_IT * asked_gb[-1]:
         advice.append(
-            f"{stage}: asked for {asked_gb:g} GB, used {memory_gb:.1f} (95 % of {n} elements): "
+            f"{stage}: asked for {asked_gb[-1]:g} GB, used {memory_gb[place]:.1f} {of_elements}: "
             f"[{stage}] memory_gb = {would_gb} in the site file would do"
         )
-    return spending._replace(
-        elements=n,
-        minutes_asked=asked,
-        minutes_used=round(minutes, 3),
-        memory_gb_asked=asked_gb,
-        memory_gb_used=round(memory_gb, 3),
-        advice=tuple(advice),
-    )
+    most = [round(value, 3) for value in (asked[-1], minutes[place], asked_gb[-1], memory_gb[place])]
+    names = Spending._fields[5:9]
+    return spending._replace(elements=len(used), advice=tuple(advice), **dict(zip(names, most, strict=True)))
