@@ -13,12 +13,8 @@ from hvae_hpc.plan import Plan
 from hvae_hpc.states import State
 
 NODE_MAY_BE_WHY: tuple[Failure, ...] = (
-    "lost",
-    "code error",
-    "bad input",
-    "out of memory (device)",
-    "disk full or quota",
-)
+    "lost", "code error", "bad input", "out of memory (device)", "disk full or quota",
+)  # fmt: skip
 """As what it looks that a node has no GPU, or another one's process on it, a full disk, a folder that is missing."""
 ONCE_ELSEWHERE: tuple[Failure, ...] = ("code error", "bad input")
 """Which are else never tried again."""
@@ -43,8 +39,8 @@ def find_black_holes(seen: Collection[Seen]) -> set[str]:
     where = {(run.like, run.node) for run in seen if run.made}
     found = set()
     for node in {run.node for run in seen if not run.made} - {""}:
-        here = [run for run in seen if run.node == node and not run.made]
-        here = [run for run in here if any(like == run.like and other != node for like, other in where)]
+        elsewhere = {like for like, other in where if other != node}
+        here = [run for run in seen if run.node == node and not run.made and run.like in elsewhere]
         if len(here) >= RUNS and len({run.element for run in here}) >= ELEMENTS:
             first = min(run.at for run in here)
             if not any(run.made and run.node == node and run.at >= first for run in seen):

@@ -31,17 +31,10 @@ from hvae_hpc.rundir import METRICS, write_json
 GATE_MINUTES = 5
 """Between the beginning of the canaries and that of the rest."""
 ALIKE: tuple[Failure, ...] = (
-    "out of memory (host)",
-    "out of memory (device)",
-    "time limit without progress",
-    "disk full or quota",
-    "non-finite loss",
-    "bad input",
-    "code error",
-)
+    "out of memory (host)", "out of memory (device)", "time limit without progress", "disk full or quota",
+    "non-finite loss", "bad input", "code error",
+)  # fmt: skip
 """Failures that others of the array will most likely meet; what becomes of a node or a job says nothing of others."""
-LONGEST = 300
-"""Letters of a reason."""
 
 
 def canaries_of(elements: int, wanted: int) -> int:
@@ -89,7 +82,10 @@ class Watch:
             early = time.time() - self._began < 60 * GATE_MINUTES
             if self._decide("passed") and self._is_canary and early:
                 rest = [job.job for job in self._jobs() if min(job.places) >= self._canaries]
-                self._tell_slurm("begins now", rest, ["scontrol", "update", f"JobId={','.join(rest)}", "Dependency="])
+                if rest:
+                    self._tell_slurm(
+                        "begins now", rest, ["scontrol", "update", "Dependency=", f"JobId={','.join(rest)}"]
+                    )
         elif self._is_canary:
             self._stop_rest_if_all_failed()
 
@@ -104,8 +100,7 @@ class Watch:
     def _decide(self, what: str) -> bool:
         """Tell whether we are the first to decide."""
         with contextlib.suppress(OSError), open(decided_file(self._plan_file.parent, self._number), "x") as file:
-            file.write(f"{what}\n")
-            return True
+            return bool(file.write(what))
         return False
 
     def _stop_rest_if_all_failed(self) -> None:
@@ -117,17 +112,11 @@ class Watch:
         if len(failures) > 1 or "" in failures or not self._decide("stopped"):
             return
         (failure, node, reason), alone = found[0], len(nodes) == 1
-        where = f", all on {node}" if alone and node else ""
-        said = (
-            f"held: the first {self._canaries} of {self._elements} elements failed alike ({failure}{where}): {reason}"
-        )
-        elements = [f"{places[place]}_{place}" for place in range(self._canaries)]
-        content = {"reason": said[:LONGEST], "elements": elements, "node": node if alone else ""}
-        try:
-            write_json(breaker_file(self._plan_file.parent, self._number), content)
-        except UserError as error:
-            print(f"the rest of the array could not be held ({error})", flush=True)
-            return
+        where, n = f", all on {node}" if alone and node else "", self._canaries
+        said = f"held: the first {n} of {self._elements} elements failed alike ({failure}{where}): {reason}"
+        elements = [f"{places[place]}_{place}" for place in range(n)]
+        content = {"reason": said[:300], "elements": elements, "node": node if alone else ""}
+        write_json(breaker_file(self._plan_file.parent, self._number), content)
         print(said, flush=True)
         jobs = sorted({job.job for job in self._jobs()})
         self._tell_slurm("is out of the queue", jobs, ["scancel", "--state=PENDING", *jobs])
@@ -147,8 +136,6 @@ class Watch:
 
     def _tell_slurm(self, what: str, jobs: Sequence[str], command: Sequence[str]) -> None:
         """Do it, or say why not: without it the rest goes its way by itself."""
-        if not jobs:
-            return
         try:
             ask(command, patience_s=30.0)
             print(f"the rest of the array {what} (job {' '.join(jobs)})", flush=True)

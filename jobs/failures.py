@@ -187,10 +187,8 @@ def classify(evidence: Evidence) -> Failure:
     """Return the one class of a run's failure."""
     if evidence.standing.kind == "blocked":
         return "blocked by parent"
-    if not evidence.turn:
-        return "lost"
-    if evidence.blamed:
-        return "node failure"
+    if not evidence.turn or evidence.blamed:
+        return "node failure" if evidence.blamed else "lost"
     if evidence.ended.get("event") in ("failed", "died"):
         return _of_record(evidence)
     word = evidence.state.partition(" ")[0].rstrip(",")

@@ -134,14 +134,8 @@ def prepare(
         max_array_size=cluster.max_array_size,
         max_elements=0 if room is None else max(1, room - 1),  # one is the last job's
     )
-    arrays = [
-        replace(
-            array,
-            grace_s=_grace_s(plan.resources[array.stage], cluster),
-            canaries=canaries_of(len(array.elements), site.caps.canary),
-        )
-        for array in arrays
-    ]
+    arrays = [replace(array, grace_s=_grace_s(plan.resources[array.stage], cluster)) for array in arrays]
+    arrays = [replace(array, canaries=canaries_of(len(array.elements), site.caps.canary)) for array in arrays]
     if arrays or (queued and not _last_job_waits(plan.sweep, submissions, queue)):
         after = tuple(sorted({element.partition("_")[0] for element in queued.values()}))
         everything = tuple((number,) for number in range(len(arrays)))

@@ -25,11 +25,9 @@ def describe(prepared: Prepared, free_bytes: float) -> Iterator[str]:
         where = plan.resources[stage].partition
         yield f"{'':14}{stage:9}{runs:6}{len(arrays):8}{elements or 1:10}{each:>9}{limit:>9}  {where}"
     ahead = [canaries_alone(array, plan.resources[array.stage].array_parallelism) for array in plan.arrays]
-    if any(ahead):
-        yield (
-            f"  canaries:   of {sum(map(bool, ahead))} arrays {max(ahead)} elements go ahead; the rest begins when one "
-            f"has made a run, or {GATE_MINUTES} min later; if all fail alike, it is held"
-        )
+    if n := sum(map(bool, ahead)):
+        when = f"the rest when one has made a run, or after {GATE_MINUTES} min"
+        yield f"  canaries:   {max(ahead)} elements of {n} array{'s' * (n > 1)} go ahead, {when}"
     measured = f"{totals['measured']:.0%} of them" if totals["measured"] else "none yet"
     yield (
         f"  expected:   {totals['gpu_hours']:.1f} GPU-hours, {totals['cpu_hours']:.1f} CPU-hours "

@@ -36,6 +36,9 @@ class Verdict(NamedTuple):
     bad_node: str = ""
 
 
+Judged = tuple[Evidence, Verdict]
+
+
 class Choice(NamedTuple):
     """The runs that are tried again, the memory with that in it, and what a person is told of it, in lines."""
 
@@ -108,7 +111,7 @@ def choose(
     submissions, runs = Submissions(plan.runs_folder), dict(memory.runs)
     # A person who repeats what failed has looked at it: no node is suspected.
     tries = {i: 1 if by_hand else runs.get(i, Tried()).tries.get("node failure", 0) for i in standings}
-    judged: dict[str, _Judged] = {}
+    judged: dict[str, Judged] = {}
     again = set[str]()
     for run_id, evidence in gather_all(plan, states, standings, submissions, tries if cluster else None).items():
         tried, mark = runs.get(run_id, Tried()), f"{evidence.standing.element}:{evidence.attempts}"
@@ -117,32 +120,25 @@ def choose(
             continue
         tried = replace(tried, tries={}) if by_hand else tried
         verdict = judge(plan, run_id, evidence, tried, most, site, cluster)
-        judged[run_id] = _Judged(evidence, verdict)
+        judged[run_id] = (evidence, verdict)
         if verdict.changes is not None:
             again.add(run_id)
             if evidence.turn:  # else nothing of what happened is its own
-                tries_now = {**tried.tries, verdict.failure: verdict.tries + 1}
-                changes = {**tried.changes, **verdict.changes}
-                runs[run_id] = Tried(tries=tries_now, changes=changes, answered=mark)
+                now = {**tried.tries, verdict.failure: verdict.tries + 1}
+                runs[run_id] = Tried(tries=now, changes={**tried.changes, **verdict.changes}, answered=mark)
     for run_id, changes in _held_with(plan, standings, submissions, again, runs).items():
         again.add(run_id)
-        tried = runs.get(run_id, Tried())
-        runs[run_id] = replace(tried, changes={**tried.changes, **changes})
+        before = runs.get(run_id, Tried())
+        runs[run_id] = replace(before, changes={**before.changes, **changes})
     behind = _left_behind(plan, submissions) if cluster else set[str]()
-    for run_id in standings:
-        if _goes_along(plan, run_id, states, standings, again, behind):
-            again.add(run_id)
+    for run_id in standings:  # parents before children
+        again |= {run_id} if _goes_along(plan, run_id, states, standings, again, behind) else set()
     nodes = _leave_out(memory, judged.values(), site, cluster.name if cluster else "")
     told = _tell(plan, judged, "taken up as it was" if by_hand and cluster else "not tried again")
     return Choice(frozenset(again), Memory(runs=runs, nodes=nodes), told)
 
 
-class _Judged(NamedTuple):
-    evidence: Evidence
-    verdict: Verdict
-
-
-def _leave_out(memory: Memory, judged: Iterable[_Judged], site: Site, cluster: str) -> dict[str, dict[str, float]]:
+def _leave_out(memory: Memory, judged: Iterable[Judged], site: Site, cluster: str) -> dict[str, dict[str, float]]:
     """Return the nodes that are left out from now on, by cluster, and until when; none for local processes."""
     now = time.time()
     left = {name: {node: end for node, end in bad.items() if end > now} for name, bad in memory.nodes.items()}
@@ -154,7 +150,7 @@ def _leave_out(memory: Memory, judged: Iterable[_Judged], site: Site, cluster: s
     return {name: bad for name, bad in left.items() if bad}
 
 
-def _tell(plan: Plan, judged: Mapping[str, _Judged], otherwise: str) -> tuple[str, ...]:
+def _tell(plan: Plan, judged: Mapping[str, Judged], otherwise: str) -> tuple[str, ...]:
     """Return what becomes of the runs that failed, a line for all that are alike."""
     told = Counter[str]()
     for run_id, (evidence, verdict) in judged.items():

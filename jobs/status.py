@@ -9,7 +9,7 @@ import json
 import shutil
 import sys
 import time
-from collections import Counter
+from collections import ChainMap, Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -118,8 +118,9 @@ def _troubles(overview: Overview) -> Iterator[str]:
     """Yield what is failed, lost and blocked, by reason, and what to do."""
     plan, groups = overview.plan, _group(overview)
     names = {ids[0]: f"{plan.runs[ids[0]].stage} {plan.runs[ids[0]].label}" for ids in groups.values()}
-    classes = _classify(overview, list(groups.items())[:MOST_LINES])
-    for (kind, reason), ids in list(groups.items())[:MOST_LINES]:
+    shown = list(groups.items())[:MOST_LINES]
+    classes = _classify(overview, shown)
+    for (kind, reason), ids in shown:
         more = f" and {len(ids) - 1:,} more" if len(ids) > 1 else ""
         failure = classes[ids[0]]
         known = "" if failure in ("lost", "blocked by parent", "held") else f" ({failure})"
@@ -220,10 +221,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _plain(overviews: Sequence[Overview], costs: bool) -> dict[str, Any]:
-    classes = dict[str, str]()
-    for overview in overviews:
-        classes |= _classify(overview, list(_group(overview).items()))
-    plain = to_plain(overviews, classes)
+    classes = [_classify(overview, list(_group(overview).items())) for overview in overviews]
+    plain = to_plain(overviews, ChainMap(*classes))
     for overview, sweep in zip(overviews, plain["sweeps"], strict=True):
         sweep |= {"costs": [spending._asdict() for spending in _spending(overview)]} if costs else {}
     return plain

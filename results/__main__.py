@@ -119,11 +119,10 @@ def _add_what_jobs_know(plan: "Plan", collected: "Collected") -> tuple["Collecte
     from hvae_hpc.results.spent_table import build_spent
     from hvae_hpc.states import State
 
-    numbers = ("run_id", "attempt", "wall_s", "peak_memory_mib", "energy_j")
-    states = dict.fromkeys(plan.runs, State())
-    for run_id, attempt, wall_s, memory, energy in collected.costs[list(numbers)].itertuples(index=False):
-        energy_j = None if energy != energy else energy  # NaN
-        states[run_id] = State(stamp="-", attempt=attempt, wall_s=wall_s, peak_memory_mib=memory, energy_j=energy_j)
+    states, numbers = dict.fromkeys(plan.runs, State()), ["attempt", "wall_s", "peak_memory_mib", "energy_j"]
+    for run_id, *values, energy_j in collected.costs[["run_id", *numbers]].itertuples(index=False):
+        known = dict(zip(numbers, [*values, energy_j if energy_j >= 0 else None], strict=True))  # it may be NaN
+        states[run_id] = State(stamp="-", **known)
     submissions = Submissions(plan.runs_folder)
     standings = read_standings(plan, states, submissions, None)
     why = {
