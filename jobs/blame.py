@@ -16,10 +16,8 @@ NODE_MAY_BE_WHY: tuple[Failure, ...] = (
     "lost", "code error", "bad input", "out of memory (device)", "disk full or quota",
 )  # fmt: skip
 """As what it looks that a node has no GPU, or another one's process on it, a full disk, a folder that is missing."""
-ONCE_ELSEWHERE: tuple[Failure, ...] = ("code error", "bad input")
-"""Which are else never tried again."""
-RUNS, ELEMENTS = 3, 2
-"""That must have failed on a node before it is blamed."""
+ONCE_ELSEWHERE: tuple[Failure, ...] = ("code error", "bad input")  # which are else never tried again
+RUNS, ELEMENTS = 3, 2  # that must have failed on a node before it is blamed
 SUSPECTED_H = 1.0
 """How long a node is left out on which all first elements of an array failed, which may be no fault of its own."""
 

@@ -14,6 +14,7 @@ again: then with what those have otherwise, and behind canaries again.
 """
 
 import contextlib
+import fcntl
 import os
 import time
 from collections.abc import Sequence
@@ -23,13 +24,12 @@ from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.breaker import breaker_file, decided_file
 from hvae_hpc.jobs.failures import classify, gather
 from hvae_hpc.jobs.policy import Failure
-from hvae_hpc.jobs.slurm import ask
+from hvae_hpc.jobs.slurm import CALL_EVERY_S, ask
 from hvae_hpc.jobs.standing import Job, Standing, Submissions
 from hvae_hpc.plan import Array, Plan, read_element
 from hvae_hpc.rundir import METRICS, write_json
 
-GATE_MINUTES = 5
-"""Between the beginning of the canaries and that of the rest."""
+GATE_MINUTES = 5  # between the beginning of the canaries and that of the rest
 ALIKE: tuple[Failure, ...] = (
     "out of memory (host)", "out of memory (device)", "time limit without progress", "disk full or quota",
     "non-finite loss", "bad input", "code error",
@@ -135,9 +135,15 @@ class Watch:
         return "", "", ""
 
     def _tell_slurm(self, what: str, jobs: Sequence[str], command: Sequence[str]) -> None:
-        """Do it, or say why not: without it the rest goes its way by itself."""
+        """Do it, when it is our turn among the submission's elements, or say why not: the rest then does by itself."""
         try:
-            ask(command, patience_s=30.0)
+            with open(self._plan_file.parent / "requeue.sent", "a") as sent:  # in which requeued elements stand too
+                fcntl.flock(sent, fcntl.LOCK_EX)
+                time.sleep(
+                    max(0.0, CALL_EVERY_S - time.time() + os.fstat(sent.fileno()).st_mtime) if sent.tell() else 0
+                )
+                sent.write("-\n")
+                ask(command, patience_s=30.0)
             print(f"the rest of the array {what} (job {' '.join(jobs)})", flush=True)
-        except UserError as error:
+        except (UserError, OSError) as error:
             print(f"SLURM was not told about the rest of the array ({error})", flush=True)

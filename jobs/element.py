@@ -24,7 +24,7 @@ from hvae_hpc.jobs.attempts import announce, how_far, last_event_in, record
 from hvae_hpc.jobs.canary import Watch
 from hvae_hpc.jobs.local import Worker
 from hvae_hpc.jobs.provenance import job_id
-from hvae_hpc.jobs.slurm import ask, format_places
+from hvae_hpc.jobs.slurm import CALL_EVERY_S, ask, format_places
 from hvae_hpc.jobs.tasks import Report, execute, follow, meeting_file, read_mine
 from hvae_hpc.jobs.together import Together
 from hvae_hpc.plan import Plan
@@ -40,8 +40,6 @@ EARLY_S = 120.0
 """SLURM sends the signal up to 60 s early, and a step starts some time after its job."""
 LATE_S = 90.0
 """SLURM ends what it preempts up to this long after the grace time: it looks now and then, and is polite."""
-CALL_EVERY_S = 15.0
-"""Seconds between two calls to the scheduler by the elements of a submission together."""
 STALE_S = 120.0
 """An id that lies in the box for so long is of an element that was killed before its turn."""
 ENDED_S = 120.0

@@ -23,10 +23,8 @@ from hvae_hpc.states import State
 
 OUTCOMES = ("useful", "preempted", "time limit", "failed", "cancelled", "interrupted", "at work")
 """What came of device time; "preempted" is also a node that was lost, "interrupted" what nobody gave a reason for."""
-ELEMENTS = 5
-"""That must be done before anything is said of what others need."""
-WORTH_IT = 0.8
-"""Share of what was asked for, below which asking for less is advised."""
+ELEMENTS = 5  # that must be done before anything is said of what others need
+WORTH_IT = 0.8  # share of what was asked for, up to which asking for less is advised
 
 
 class Spending(NamedTuple):
