@@ -38,6 +38,7 @@ class Array:
         minutes: time limit of an element.
         seconds: what all its runs together are expected to take.
         grace_s: seconds that SLURM leaves between SIGTERM and the end when it preempts in this partition.
+        canaries: how many of its elements, the first, go ahead; 0 for none.
         script: the sbatch text; only ``--dependency`` is added when it is submitted.
     """
 
@@ -49,6 +50,7 @@ class Array:
     minutes: int = 30
     seconds: float = 0.0
     grace_s: int = 0
+    canaries: int = 0
     script: str = ""
 
 

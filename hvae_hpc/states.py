@@ -23,7 +23,7 @@ from hvae_hpc.errors import UserError, printable
 from hvae_hpc.plan import PLANS, Plan
 from hvae_hpc.rundir import METRICS, RESULT_SCHEMA, RunResult, read_result, result_stamp, write_atomic
 
-TITLE = f"hvae_hpc states 1, results {RESULT_SCHEMA}"
+TITLE = f"hvae_hpc states 2, results {RESULT_SCHEMA}"
 SETTLED_NS = 2_000_000_000
 """A younger file may change again without that its time does: clocks of file systems are coarse."""
 
@@ -34,13 +34,18 @@ LONGEST_REASON = 500
 class Made(NamedTuple):
     """What of a run's metrics.json tells how the run stands and what its like will cost.
 
-    ``wall_s`` is the run's share of its device's time. ``result`` is the whole of it where it was asked for.
+    ``wall_s`` and ``energy_j`` are the run's shares of its device's. ``result`` is the whole of it where it was asked
+    for.
     """
 
     stamp: str
     parent_stamps: dict[str, str]
     attempt: int
     wall_s: float
+    host: str = ""
+    started_at: float = 0.0
+    peak_memory_mib: float = 0.0
+    energy_j: float | None = None
     result: RunResult | None = None
 
 
@@ -80,11 +85,16 @@ class Remembered:
         if result is None:
             return None
         origin = result.provenance
+        energy_j, at_once = origin.gpu.get("energy_j"), max(1, origin.at_once)
         made = Made(
             stamp=result_stamp(result),
             parent_stamps=result.parent_results,
             attempt=origin.attempt,
-            wall_s=origin.wall_s / max(1, origin.at_once),
+            wall_s=origin.wall_s / at_once,
+            host=origin.host,
+            started_at=origin.started_at,
+            peak_memory_mib=origin.peak_memory_mib * at_once,
+            energy_j=None if energy_j is None else energy_j / at_once,
             result=result if whole else None,
         )
         # The mark was taken before reading: a change in between is seen the next time.
@@ -154,6 +164,9 @@ class State(NamedTuple):
         stamp: names this making of the run; "" where it is not done.
         attempt: the one that made it.
         wall_s: seconds of its device that this attempt took.
+        host, started_at: the node on which it was made, and when that began, in seconds since 1970.
+        peak_memory_mib: of the host's, of all that its element did at once; 0 where it is not done.
+        energy_j: its GPU's; None where nobody knows.
         result: its metrics.json where it is done and was asked for, else None.
     """
 
@@ -161,6 +174,10 @@ class State(NamedTuple):
     stamp: str = ""
     attempt: int = 0
     wall_s: float = 0.0
+    host: str = ""
+    started_at: float = 0.0
+    peak_memory_mib: float = 0.0
+    energy_j: float | None = None
     result: RunResult | None = None
 
     @property
@@ -234,4 +251,4 @@ def _to_state(made: Made | None, parent_stamps: Mapping[str, str]) -> State:
         return State()
     if made.parent_stamps != parent_stamps:
         return State(reason="what it was made from was made anew, or is gone")
-    return State(stamp=made.stamp, attempt=made.attempt, wall_s=made.wall_s, result=made.result)
+    return State("", made.stamp, *made[2:])

@@ -7,9 +7,11 @@ from pathlib import Path
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.jobs import slurm
+from hvae_hpc.jobs.breaker import forget
+from hvae_hpc.jobs.canary import GATE_MINUTES, canaries_alone
 from hvae_hpc.jobs.launcher import Prepared
-from hvae_hpc.jobs.retries import write_memory
 from hvae_hpc.jobs.standing import PLAN_FILE, Job, Submissions, parse_comment
+from hvae_hpc.jobs.tried import write_memory
 from hvae_hpc.plan import Array, write_plan
 from hvae_hpc.rundir import write_atomic
 
@@ -44,6 +46,8 @@ class Application:
             self._submissions.note(job)
         if not self.prepared.plan.arrays:
             return
+        if self.prepared.held_jobs:  # what is in them is submitted anew
+            slurm.ask(["scancel", "--state=PENDING", *self.prepared.held_jobs])
         if self.prepared.memory:
             write_memory(self.prepared.plan.runs_folder, self.prepared.memory)
         *arrays, _ = self.prepared.plan.arrays
@@ -60,7 +64,9 @@ class Application:
             slurm.ask(["scontrol", "update", f"JobId={last[0][0]}", f"Dependency=afterany:{everything}"])
 
     def _submit_array(self, number: int) -> None:
-        """Submit an array, in parts where SLURM does not take it whole."""
+        """Submit an array, in parts where its canaries go ahead, or SLURM does not take it whole."""
+        alone = self._alone(number)
+        forget(self.prepared.folder, number)
         todo = list(range(len(self.prepared.plan.arrays[number].elements)))
         size = len(todo)
         while todo:
@@ -70,16 +76,17 @@ class Application:
             if size < 1:
                 self.refused = f"a limit of {self.prepared.room} more elements in the queue"
                 return
+            part = [place for place in todo[:size] if place < alone or todo[0] >= alone]
             try:
-                self._submit(number, todo[:size])
+                self._submit(number, part)
             except LimitError as error:
-                if size == 1:
+                if len(part) == 1:
                     self.refused = str(error)
                     return
                 self.limited = True
-                size = size // 2 if self.jobs else 1
+                size = len(part) // 2 if self.jobs else 1
             else:
-                todo = todo[size:]
+                todo = todo[len(part) :]
                 size = min(len(todo), 2 * size)
 
     def _submit_last(self) -> None:
@@ -94,8 +101,12 @@ class Application:
         """Submit a part of an array (none: the last job), and note its id."""
         array = self.prepared.plan.arrays[number]
         command = ["sbatch", "--parsable"]
-        if after := self._after(array):
-            command.append("--dependency=afterany:" + ":".join(after))
+        waits = [f"afterany:{':'.join(after)}"] if (after := self._after(array)) else []
+        if places and (alone := self._alone(number)) <= min(places):
+            ahead = [job for job, others in self._ids.get(number, []) if min(others) < alone]
+            waits += [f"after:{job}+{GATE_MINUTES}" for job in ahead]
+        if waits:
+            command.append("--dependency=" + ",".join(waits))
         if 0 < len(places) < len(array.elements):
             throttle = self.prepared.plan.resources[array.stage].array_parallelism
             command.append(f"--array={slurm.format_places(places)}" + (f"%{throttle}" if throttle else ""))
@@ -107,6 +118,10 @@ class Application:
         self.jobs.append((job, array.name, len(places)))
         self.submitted += sum(len(array.elements[place]) for place in places)
         self.room = None if self.room is None else self.room - max(1, len(places))
+
+    def _alone(self, number: int) -> int:
+        array = self.prepared.plan.arrays[number]
+        return canaries_alone(array, self.prepared.plan.resources[array.stage].array_parallelism)
 
     def _after(self, array: Array) -> list[str]:
         """Return the SLURM ids that an array waits for: of elements, or of whole arrays where that says the same."""

@@ -101,7 +101,7 @@ def _group(
         run, parents = plan.runs[run_id], plan.parents(run_id).values()
         waits = frozenset(place_of.get(parent) or queued.get(parent) for parent in parents)
         changes = tuple(sorted(plan.changes.get(run_id, {}).items()))
-        keys[run_id] = (run.config.data, _source(run), changes, waits)
+        keys[run_id] = (run.config.data, source_of(run), changes, waits)
     number = Counter((data, source) for data, source, *_ in set(keys.values()))
     groups: dict[object, list[str]] = {}
     for run_id, (data, source, changes, waits) in keys.items():
@@ -112,7 +112,8 @@ def _group(
         yield (data, source), ids
 
 
-def _source(run: Run) -> str:
+def source_of(run: Run) -> str:
+    """Return what makes the pairs that a run makes, takes or judges; "" where none are."""
     config = run.config
     if isinstance(config, SegmentConfig):
         return config.arm.generator or ("standard" if config.arm.n_standard else "reference")
@@ -151,5 +152,9 @@ def _limit(elements: Sequence[Sequence[str]], seconds: Mapping[str, Seconds], re
     highs = [[seconds[run_id].high for run_id in element] for element in elements]
     if any(high is None for element in highs for high in element):
         return resources.minutes
-    longest = max(sum(high or 0.0 for high in element) for element in highs)
-    return min(resources.minutes, math.ceil((longest + START_S + resources.signal_lead_s) / 60) + 2)
+    return minutes_for(max(sum(high or 0.0 for high in element) for element in highs), resources)
+
+
+def minutes_for(seconds: float, resources: Resources) -> int:
+    """Return the time limit in minutes, up to a stage's longest, in which so much work is done and can be saved."""
+    return min(resources.minutes, math.ceil((seconds + START_S + resources.signal_lead_s) / 60) + 2)

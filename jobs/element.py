@@ -21,9 +21,10 @@ from pathlib import Path
 from hvae_hpc.errors import UserError, run_command
 from hvae_hpc.identity import code_sha
 from hvae_hpc.jobs.attempts import announce, how_far, last_event_in, record
+from hvae_hpc.jobs.canary import Watch
 from hvae_hpc.jobs.local import Worker
 from hvae_hpc.jobs.provenance import job_id
-from hvae_hpc.jobs.slurm import ask, format_places
+from hvae_hpc.jobs.slurm import CALL_EVERY_S, ask, format_places
 from hvae_hpc.jobs.tasks import Report, execute, follow, meeting_file, read_mine
 from hvae_hpc.jobs.together import Together
 from hvae_hpc.plan import Plan
@@ -39,8 +40,6 @@ EARLY_S = 120.0
 """SLURM sends the signal up to 60 s early, and a step starts some time after its job."""
 LATE_S = 90.0
 """SLURM ends what it preempts up to this long after the grace time: it looks now and then, and is polite."""
-CALL_EVERY_S = 15.0
-"""Seconds between two calls to the scheduler by the elements of a submission together."""
 STALE_S = 120.0
 """An id that lies in the box for so long is of an element that was killed before its turn."""
 ENDED_S = 120.0
@@ -53,12 +52,17 @@ def run_element(plan_file: Path, array: int) -> int:
     """Do the runs of one element; a run that fails does not stop the others.
 
     Returns:
-        0 where all are done, 1 where one failed or is blocked, 75 where it was asked to leave.
+        0 where all are done, 1 where one failed or is blocked or held, 75 where it was asked to leave.
     """
     announce()
     plan, ids = read_mine(plan_file, array)
+    rank = int(os.environ.get("SLURM_PROCID", "0"))
+    watch = Watch(plan_file, plan, array, int(os.environ.get("SLURM_ARRAY_TASK_ID", "0")))
+    if not rank and (why := watch.held()):
+        print(why, flush=True)
+        return 1
     _check_code(plan, ids)
-    if rank := int(os.environ.get("SLURM_PROCID", "0")):
+    if rank:
         return follow(plan, ids[0], rank)
     elements = len(plan.arrays[array].elements)
     _wait(random.uniform(0, min(SPREAD_S, 0.02 * elements)), signals.leave_asked)
@@ -69,6 +73,7 @@ def run_element(plan_file: Path, array: int) -> int:
     if resources.tasks > 1 and (before[ids[0]] == float("inf") or how_far(plan.folder(ids[0])) < float("inf")):
         meeting_file(plan, ids[0], "over").touch()  # where there was nothing to train, the others wait still
     if not signals.leave_asked() and all(report.state != "stopped" for report in reports.values()):
+        watch.look(ids)
         return 0 if all(how_far(plan.folder(run_id)) == float("inf") for run_id in ids) else 1
     box = plan_file.parent / "requeue"
     times = _times_sent_back(box, job_id())

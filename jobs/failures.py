@@ -60,6 +60,7 @@ class Evidence(NamedTuple):
     from outside. ``attempts`` counts all there were, ``reached`` is the images seen of the newest checkpoint,
     ``minutes`` the element's time limit, 0 where it is not known. ``lines`` are the last that its processes and SLURM
     printed since the run before it ended. ``turn`` is False where it is in a bundle that ended at a run before it.
+    ``blamed`` is for how many hours at most its node is left out on others' evidence; 0 where there is none.
     """
 
     standing: Standing
@@ -71,6 +72,7 @@ class Evidence(NamedTuple):
     minutes: int = 0
     lines: Sequence[str] = ()
     turn: bool = True
+    blamed: float = 0.0
 
     @property
     def node(self) -> str:
@@ -81,7 +83,7 @@ class Evidence(NamedTuple):
     def node_failed(self) -> bool:
         """Whether it ended by a fault of its node, which others would meet there as well."""
         said = "\n".join([str(self.ended.get("reason", "")), *self.lines])
-        return STATES.get(self.state) == "node failure" or bool(re.search(BAD_NODE, said))
+        return self.blamed > 0 or STATES.get(self.state) == "node failure" or bool(re.search(BAD_NODE, said))
 
     @property
     def further(self) -> bool:
@@ -185,8 +187,8 @@ def classify(evidence: Evidence) -> Failure:
     """Return the one class of a run's failure."""
     if evidence.standing.kind == "blocked":
         return "blocked by parent"
-    if not evidence.turn:
-        return "lost"
+    if not evidence.turn or evidence.blamed:
+        return "node failure" if evidence.blamed else "lost"
     if evidence.ended.get("event") in ("failed", "died"):
         return _of_record(evidence)
     word = evidence.state.partition(" ")[0].rstrip(",")

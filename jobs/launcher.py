@@ -9,7 +9,8 @@ when an earlier call was killed half-way.
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,9 +19,10 @@ from hvae_hpc.identity import content_hash
 from hvae_hpc.jobs import slurm
 from hvae_hpc.jobs.accounting import explain_lost
 from hvae_hpc.jobs.arrays import make_arrays
+from hvae_hpc.jobs.canary import canaries_alone, canaries_of
 from hvae_hpc.jobs.costs import add_up, expected_seconds
 from hvae_hpc.jobs.nodes import without_bad_nodes
-from hvae_hpc.jobs.retries import Memory, choose, read_memory, with_memory
+from hvae_hpc.jobs.retries import choose
 from hvae_hpc.jobs.sbatch import python_command, sbatch_text
 from hvae_hpc.jobs.site import Site
 from hvae_hpc.jobs.standing import (
@@ -33,6 +35,7 @@ from hvae_hpc.jobs.standing import (
     read_standings,
     submitting,
 )
+from hvae_hpc.jobs.tried import Memory, read_memory, with_memory
 from hvae_hpc.plan import Array, Plan, plan_id
 from hvae_hpc.resources import Resources
 from hvae_hpc.rundir import write_atomic
@@ -56,6 +59,7 @@ class Prepared:
         again_s: seconds before the last job where SLURM takes no more now and it is to submit the rest.
         memory: of what is tried again, to be kept before anything of it is submitted.
         told: what is tried again and what not, for people.
+        held_jobs: jobs with waiting elements of arrays whose rest is held.
     """
 
     plan: Plan
@@ -66,6 +70,7 @@ class Prepared:
     again_s: int = 300
     memory: Memory | None = None
     told: tuple[str, ...] = ()
+    held_jobs: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -130,6 +135,7 @@ def prepare(
         max_elements=0 if room is None else max(1, room - 1),  # one is the last job's
     )
     arrays = [replace(array, grace_s=_grace_s(plan.resources[array.stage], cluster)) for array in arrays]
+    arrays = [replace(array, canaries=canaries_of(len(array.elements), site.caps.canary)) for array in arrays]
     if arrays or (queued and not _last_job_waits(plan.sweep, submissions, queue)):
         after = tuple(sorted({element.partition("_")[0] for element in queued.values()}))
         everything = tuple((number,) for number in range(len(arrays)))
@@ -148,7 +154,8 @@ def prepare(
         for number, array in enumerate(arrays)
     ]
     plan = replace(plan, arrays=tuple(arrays))
-    plan = replace(plan, totals=add_up(plan, wanted, seconds, QUESTIONS))
+    gates = sum(canaries_alone(array, plan.resources[array.stage].array_parallelism) > 0 for array in arrays)
+    plan = replace(plan, totals=add_up(plan, wanted, seconds, QUESTIONS + gates))
     return Prepared(
         plan=plan,
         name=name,
@@ -157,8 +164,19 @@ def prepare(
         adopted=tuple(submissions.unnoted(queue)),
         again_s=int(5 * site.caps.poll_s),
         memory=choice.memory if choice else None,
-        told=choice.told if choice else (),
-    )
+        told=(choice.told if choice else ()) + tuple(_tell_held(standings, submissions, wanted)),
+        held_jobs=tuple(sorted({
+            row.job for row, *array in submissions.ours(queue)
+            if row.state == "PENDING" and tuple(array) in submissions.breakers
+        })),
+    )  # fmt: skip
+
+
+def _tell_held(standings: Mapping[str, Standing], submissions: Submissions, wanted: Sequence[str]) -> Iterator[str]:
+    """Yield what that is to be submitted was held, and why."""
+    elements = ((run_id, submissions.breaker_of(standings[run_id].element)) for run_id in wanted)
+    for breaker, n in Counter(breaker for _, breaker in elements if breaker).items():
+        yield f"taken up: {n:,} run{'s' * (n > 1)} that {'were' if n > 1 else 'was'} {breaker.reason}"
 
 
 def _grace_s(resources: Resources, cluster: slurm.Cluster) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from hvae_hpc.jobs.apply import Application
+from hvae_hpc.jobs.canary import GATE_MINUTES, canaries_alone
 from hvae_hpc.jobs.launcher import TABLES, Prepared
 from hvae_hpc.plan import Array
 
@@ -23,6 +24,10 @@ def describe(prepared: Prepared, free_bytes: float) -> Iterator[str]:
         limit = _span(60 * max(array.minutes for array in arrays))
         where = plan.resources[stage].partition
         yield f"{'':14}{stage:9}{runs:6}{len(arrays):8}{elements or 1:10}{each:>9}{limit:>9}  {where}"
+    ahead = [canaries_alone(array, plan.resources[array.stage].array_parallelism) for array in plan.arrays]
+    if n := sum(map(bool, ahead)):
+        when = f"the rest when one has made a run, or after {GATE_MINUTES} min"
+        yield f"  canaries:   {max(ahead)} elements of {n} array{'s' * (n > 1)} go ahead, {when}"
     measured = f"{totals['measured']:.0%} of them" if totals["measured"] else "none yet"
     yield (
         f"  expected:   {totals['gpu_hours']:.1f} GPU-hours, {totals['cpu_hours']:.1f} CPU-hours "

@@ -160,13 +160,13 @@ def read_progress(run: Run, folder: Path, expected: Seconds) -> Progress:
     return Progress(seen / images if images else None, left, str(attempt[0].get("host", "")), now - began)
 
 
-def to_plain(overviews: Sequence[Overview]) -> dict[str, Any]:
-    """Return everything as plain data with stable names."""
+def to_plain(overviews: Sequence[Overview], classes: Mapping[str, str]) -> dict[str, Any]:
+    """Return everything as plain data with stable names; classes are those of the failures, by run id."""
     sweeps = []
     for plan, standings, progress, totals, *_ in overviews:
         runs = [
             {"run_id": run_id, "stage": plan.runs[run_id].stage, "label": plan.runs[run_id].label}
-            | {**standing._asdict(), **progress.get(run_id, Progress())._asdict()}
+            | {**standing._asdict(), **progress.get(run_id, Progress())._asdict(), "failure": classes.get(run_id, "")}
             for run_id, standing in standings.items()
         ]
         sweeps.append({"sweep": plan.sweep, "runs_folder": str(plan.runs_folder), "totals": dict(totals), "runs": runs})

@@ -1,61 +1,25 @@
-"""What is tried again after it failed: which runs, with what changed, and what was tried before.
+"""What is tried again after it failed: which runs, and with what changed.
 
-The memory of it is one small file beside the submissions. What it says of runs is theirs wherever they are submitted,
-nodes are kept apart by cluster. A failure that was answered once is not answered again: who is ended between writing
-the memory and submitting is taken up by the next command.
+A failure that was answered once is not answered again: who is ended between writing the memory and submitting is taken
+up by the next command.
 """
 
-import contextlib
-import sys
+import math
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
-from hvae_hpc.config import dump, load, read_json
-from hvae_hpc.errors import UserError, printable
-from hvae_hpc.jobs.accounting import known_ends
-from hvae_hpc.jobs.failures import Evidence, classify, gather
+from hvae_hpc.jobs.blame import gather_all
+from hvae_hpc.jobs.failures import Evidence, classify
 from hvae_hpc.jobs.policy import Failure, change, in_words
 from hvae_hpc.jobs.site import Site
 from hvae_hpc.jobs.slurm import Cluster
 from hvae_hpc.jobs.standing import SUBMISSIONS, Standing, Submissions, read_standings, submitting
+from hvae_hpc.jobs.tried import Memory, Tried, read_memory, with_memory, write_memory
 from hvae_hpc.plan import Plan
-from hvae_hpc.resources import Resources
-from hvae_hpc.rundir import write_json
 from hvae_hpc.states import State, read_states
-
-MEMORY_FILE = "retries.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tried:
-    """What is remembered of a run that failed.
-
-    Attributes:
-        tries: class of failure to how often it was tried again after it.
-        changes: fields of its stage's resources that it has otherwise since.
-        answered: the last failure that was answered: its element and the attempts until then.
-    """
-
-    tries: dict[str, int] = field(default_factory=dict)
-    changes: dict[str, Any] = field(default_factory=dict)
-    answered: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Memory:
-    """What is remembered of a runs folder.
-
-    Attributes:
-        runs: by run id.
-        nodes: cluster to node to the time until which no run goes there, in seconds since 1970.
-    """
-
-    runs: dict[str, Tried] = field(default_factory=dict)
-    nodes: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 class Verdict(NamedTuple):
@@ -72,57 +36,15 @@ class Verdict(NamedTuple):
     bad_node: str = ""
 
 
+Judged = tuple[Evidence, Verdict]
+
+
 class Choice(NamedTuple):
     """The runs that are tried again, the memory with that in it, and what a person is told of it, in lines."""
 
     run_ids: frozenset[str]
     memory: Memory
     told: tuple[str, ...]
-
-
-def read_memory(runs_folder: Path) -> Memory:
-    """Return what is remembered of a runs folder; nothing where nothing was ever tried again, or it is damaged."""
-    path = runs_folder / SUBMISSIONS / MEMORY_FILE
-    if not path.exists():
-        return Memory()
-    try:
-        memory = load(Memory, read_json(path), str(path))
-        for run_id, tried in memory.runs.items():
-            if bad := [f"{name} = {value!r}" for name, value in tried.changes.items() if not _may_be(name, value)]:
-                raise UserError(f"{path}: run {run_id} has {bad[0]}")
-    except UserError as error:
-        print(printable(f"warning: {error}; what was tried before is forgotten"), file=sys.stderr)
-        return Memory()
-    return memory
-
-
-def _may_be(name: str, value: object) -> bool:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1e9:
-        return False
-    return name == "memory_gb" or (name in ("minutes", "micro_batch") and isinstance(value, int))
-
-
-def write_memory(runs_folder: Path, memory: Memory) -> None:
-    """Keep it, for all later commands."""
-    write_json(runs_folder / SUBMISSIONS / MEMORY_FILE, dump(memory))
-
-
-def with_memory(plan: Plan, memory: Memory, site: Site, cluster: Cluster | None = None) -> Plan:
-    """Return the plan with the changed resources of runs that failed; what a person gave more of since stays so."""
-    changes: dict[str, dict[str, Any]] = {}
-    for run_id in plan.runs.keys() & memory.runs.keys():
-        had, mine = plan.resources[plan.runs[run_id].stage], memory.runs[run_id].changes
-        if more := {name: value for name, value in mine.items() if _is_more(name, value, had)}:
-            with contextlib.suppress(ValueError):  # a limit that leaves no time to work, by hand
-                fitted = site.fit(replace(had, **more), cluster)
-                changes[run_id] = {name: getattr(fitted, name) for name in more}
-    return replace(plan, changes=changes)
-
-
-def _is_more(name: str, value: float, had: Resources) -> bool:
-    if name == "micro_batch":
-        return not 0 < had.micro_batch <= value
-    return name == "minutes" or bool(value > getattr(had, name))
 
 
 def judge(
@@ -147,7 +69,7 @@ def judge(
     changes = change(rule, plan.runs[run_id], had, evidence.minutes, lambda asked: site.fit(asked, cluster))
     why_not = ""
     if rule.times == 0:
-        why_not = "never: it would end in the same way" if failure != "blocked by parent" else "with its parent"
+        why_not = "never: it would end in the same way" if failure != "blocked by parent" else "with what it waits for"
     elif evidence.cancelled:
         why_not = "not by itself: somebody took it out of the queue"
     elif most == 0:
@@ -186,45 +108,78 @@ def choose(
         cluster: what SLURM allows; None for local processes.
         by_hand: a person gave the command: the tries are counted anew.
     """
-    submissions, again, told = Submissions(plan.runs_folder), set[str](), Counter[str]()
-    ends, behind = known_ends(submissions), _left_behind(plan, submissions) if cluster else set()
-    runs, nodes = dict(memory.runs), _still_bad(memory)
-    otherwise = "taken up as it was" if by_hand and cluster else "not tried again"
-    for run_id, standing in standings.items():
-        if _goes_along(plan, run_id, states, standings, again, behind):
-            again.add(run_id)
-        if standing.kind not in ("failed", "lost"):
-            continue
-        evidence = gather(plan, run_id, standing, submissions, ends)
-        tried, mark = runs.get(run_id, Tried()), f"{standing.element}:{evidence.attempts}"
+    submissions, runs = Submissions(plan.runs_folder), dict(memory.runs)
+    # A person who repeats what failed has looked at it: no node is suspected.
+    tries = {i: 1 if by_hand else runs.get(i, Tried()).tries.get("node failure", 0) for i in standings}
+    judged: dict[str, Judged] = {}
+    again = set[str]()
+    for run_id, evidence in gather_all(plan, states, standings, submissions, tries if cluster else None).items():
+        tried, mark = runs.get(run_id, Tried()), f"{evidence.standing.element}:{evidence.attempts}"
         if tried.answered == mark and cluster:  # here, who died before it began would be tried again for ever
             again.add(run_id)
             continue
         tried = replace(tried, tries={}) if by_hand else tried
         verdict = judge(plan, run_id, evidence, tried, most, site, cluster)
-        if verdict.changes is None:
-            told[f"{otherwise}: {{}} after {verdict.failure} ({verdict.why_not})"] += 1
-            continue
+        judged[run_id] = (evidence, verdict)
+        if verdict.changes is not None:
+            again.add(run_id)
+            if evidence.turn:  # else nothing of what happened is its own
+                now = {**tried.tries, verdict.failure: verdict.tries + 1}
+                runs[run_id] = Tried(tries=now, changes={**tried.changes, **verdict.changes}, answered=mark)
+    for run_id, changes in _held_with(plan, standings, submissions, again, runs).items():
         again.add(run_id)
-        if not evidence.turn:  # nothing of what happened is its own
-            told["tried again: {}, whose turn had not come"] += 1
-            continue
-        tries = {**tried.tries, verdict.failure: verdict.tries + 1}
-        changes = {**tried.changes, **verdict.changes}
-        runs[run_id] = Tried(tries=tries, changes=changes, answered=mark)
-        if verdict.bad_node and cluster:
-            end = time.time() + 3600 * site.rules[verdict.failure].exclude_hours
-            nodes.setdefault(cluster.name, {})[verdict.bad_node] = round(end, 3)
-        words = in_words(verdict.changes, plan.resources_of(run_id), evidence.minutes)
-        told[f"tried again: {{}} after {verdict.failure} ({words})"] += 1
-    lines = tuple(line.format(f"{n:,} run{'s' * (n > 1)}") for line, n in sorted(told.items(), reverse=True))
-    return Choice(frozenset(again), Memory(runs=runs, nodes=nodes), lines)
+        before = runs.get(run_id, Tried())
+        runs[run_id] = replace(before, changes={**before.changes, **changes})
+    behind = _left_behind(plan, submissions) if cluster else set[str]()
+    for run_id in standings:  # parents before children
+        again |= {run_id} if _goes_along(plan, run_id, states, standings, again, behind) else set()
+    nodes = _leave_out(memory, judged.values(), site, cluster.name if cluster else "")
+    told = _tell(plan, judged, "taken up as it was" if by_hand and cluster else "not tried again")
+    return Choice(frozenset(again), Memory(runs=runs, nodes=nodes), told)
 
 
-def _still_bad(memory: Memory) -> dict[str, dict[str, float]]:
+def _leave_out(memory: Memory, judged: Iterable[Judged], site: Site, cluster: str) -> dict[str, dict[str, float]]:
+    """Return the nodes that are left out from now on, by cluster, and until when; none for local processes."""
     now = time.time()
     left = {name: {node: end for node, end in bad.items() if end > now} for name, bad in memory.nodes.items()}
+    for evidence, verdict in judged:
+        if verdict.changes is not None and verdict.bad_node and cluster:
+            hours = min(site.rules[verdict.failure].exclude_hours, evidence.blamed or math.inf)
+            bad = left.setdefault(cluster, {})
+            bad[verdict.bad_node] = max(bad.get(verdict.bad_node, 0.0), round(now + 3600 * hours, 3))
     return {name: bad for name, bad in left.items() if bad}
+
+
+def _tell(plan: Plan, judged: Mapping[str, Judged], otherwise: str) -> tuple[str, ...]:
+    """Return what becomes of the runs that failed, a line for all that are alike."""
+    told = Counter[str]()
+    for run_id, (evidence, verdict) in judged.items():
+        if verdict.changes is None:
+            told[f"{otherwise}: {{}} after {verdict.failure} ({verdict.why_not})"] += 1
+        elif not evidence.turn:
+            told["tried again: {}, whose turn had not come"] += 1
+        else:
+            words = in_words(verdict.changes, plan.resources_of(run_id), evidence.minutes)
+            blamed = f", as {verdict.bad_node} looks bad" if evidence.blamed and verdict.bad_node else ""
+            told[f"tried again: {{}} after {verdict.failure} ({words}{blamed})"] += 1
+    return tuple(line.format(f"{n:,} run{'s' * (n > 1)}") for line, n in sorted(told.items(), reverse=True))
+
+
+def _held_with(
+    plan: Plan,
+    standings: Mapping[str, Standing],
+    submissions: Submissions,
+    again: Collection[str],
+    tried: Mapping[str, Tried],
+) -> dict[str, dict[str, Any]]:
+    """Return the held runs whose canaries are tried again, and what those have otherwise."""
+    found = {}
+    for run_id, standing in standings.items():
+        breaker = submissions.breaker_of(standing.element) if standing.kind == "blocked" else None
+        ahead = [i for element in breaker.elements for i in submissions.runs_of(element)] if breaker else []
+        if first := next((i for i in ahead if i in again and i in plan.runs), None):
+            found[run_id] = dict(tried.get(first, Tried()).changes)
+    return found
 
 
 def _goes_along(

@@ -34,6 +34,7 @@ class Caps:
         poll_s: seconds between two looks at the queue by a user's processes together.
         requeues: times that an element may send itself back at its time limit.
         retries: times that a run may be tried again by itself, whatever ``--retries`` says; 0 for never.
+        canary: elements of an array that go ahead where it has twice as many or more; 0 for none.
     """
 
     nodes: int = 0
@@ -47,6 +48,7 @@ class Caps:
     poll_s: float = POLL_S
     requeues: int = 100
     retries: int = 10
+    canary: int = 3
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,8 @@ from hvae_hpc.identity import content_hash
 from hvae_hpc.rundir import write_json
 
 POLL_S = 60.0
+CALL_EVERY_S = 15.0
+"""Seconds between two calls to the scheduler by the elements of a submission together."""
 PATIENCE_S = 180.0
 # What an outer job leaves in our environment, and what would bend the clients' answers or our sbatch texts: variables
 # win over the text's own lines.

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from hvae_hpc.config import read_json
 from hvae_hpc.errors import UserError
+from hvae_hpc.jobs.breaker import Breaker, read_breakers
 from hvae_hpc.jobs.slurm import Queue, Queued
 from hvae_hpc.plan import Plan
 from hvae_hpc.rundir import is_held, read_log, read_log_tail
@@ -54,11 +55,11 @@ class Job(NamedTuple):
 
 
 class Submissions:
-    """What was ever submitted from a runs folder: plans' arrays, and the SLURM ids they got."""
+    """What was ever submitted from a runs folder, or by one command: plans' arrays, and the SLURM ids they got."""
 
-    def __init__(self, runs_folder: Path) -> None:
+    def __init__(self, runs_folder: Path, name: str = "*") -> None:
         self.folder = runs_folder / SUBMISSIONS
-        self.names = {path.parent.name for path in self.folder.glob(f"*/{PLAN_FILE}")}
+        self.names = {path.parent.name for path in self.folder.glob(f"{name}/{PLAN_FILE}")}
 
     def sweep(self, name: str) -> str:
         """Return the name of the sweep that a submission is of."""
@@ -136,6 +137,17 @@ class Submissions:
     def _job_of(self) -> dict[str, Job]:
         return {job.job: job for job in self.jobs()}
 
+    @cached_property
+    def breakers(self) -> dict[tuple[str, int], Breaker]:
+        """What holds the rest of an array, by submission and number of the array."""
+        return read_breakers(self.folder, self.names)
+
+    def breaker_of(self, element: str) -> Breaker | None:
+        """Return what holds an element; None where nothing does."""
+        job = self._job_of.get(element.partition("_")[0]) if self.breakers else None
+        breaker = self.breakers.get((job.submission, job.array)) if job else None
+        return breaker if breaker and element not in breaker.elements else None
+
     def elements(self) -> dict[str, str]:
         """Return run id to the SLURM element that last had it, of all that was ever submitted."""
         return {
@@ -212,13 +224,16 @@ def read_standings(
             standings[run_id] = Standing("done")
             continue
         element, at = queued.get(run_id, (submitted.get(run_id, ""), None))
-        if at and at.state == "PENDING":
+        breaker = submissions.breaker_of(element) if not at or at.state == "PENDING" else None
+        if at and at.state == "PENDING" and not breaker:
             standings[run_id] = Standing("waiting", element, at.reason)
             continue
         stage, _, name = plan.folder_name(run_id).partition("/")
         folder = plan.folder(run_id) if name in there[stage] else None
         record = _last_event(folder) if folder else {}
-        if at:
+        if breaker and record.get("job_id") != element:
+            standings[run_id] = Standing("blocked", element, breaker.reason)
+        elif at:
             standings[run_id] = _at_work(record, element, at.state)
         elif folder and _works_locally(folder, record):
             standings[run_id] = Standing("running", "", "local")

@@ -9,15 +9,18 @@ import json
 import shutil
 import sys
 import time
-from collections import Counter
+from collections import ChainMap, Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from hvae_hpc.jobs.accounting import known_ends
 from hvae_hpc.jobs.failures import classify, gather
+from hvae_hpc.jobs.ledger import OUTCOMES, Spending, read_spending
 from hvae_hpc.jobs.overview import Overview, read_overviews, to_plain
 from hvae_hpc.jobs.standing import KINDS, Kind, Submissions
 from hvae_hpc.stages import CONFIGS, SegmentConfig
+from hvae_hpc.states import read_states
 
 COLUMNS = dict(zip(KINDS, ("done", "run", "wait", "lost", "fail", "block", "open"), strict=True))
 """Short, so that two data sets stand side by side on 80 characters, in full trouble on some 100."""
@@ -28,15 +31,17 @@ MOST_LINES = 8
 REFRESH_S = 5.0
 
 
-def render(overview: Overview, width: int) -> Iterator[str]:
+def render(overview: Overview, width: int, costs: bool = False) -> Iterator[str]:
     """Yield how a sweep stands, in lines for a person.
 
     Args:
         overview: of the sweep.
         width: of the terminal, in characters; only the table heeds it.
+        costs: say what it took too.
     """
     yield f"sweep {overview.plan.sweep}  ({overview.plan.runs_folder})"
-    for part in (_table(overview, width), _totals(overview), _troubles(overview), _at_work(overview)):
+    parts = [_table(overview, width), _totals(overview), _troubles(overview), _at_work(overview)]
+    for part in parts + [_costs(overview)] * costs:
         if lines := list(part):
             yield ""
             yield from lines
@@ -102,6 +107,7 @@ def _totals(overview: Overview) -> Iterator[str]:
         yield f"left: {about} {unit.upper()}-hours ({how})"
     else:
         yield f"tables and figures: python -m hvae_hpc.results {overview.plan.runs_folder}"
+        yield f"what it took: hvae-hpc status {overview.plan.runs_folder} --costs"
     if overview.asked_at is not None:
         yield f"the queue is as SLURM gave it {duration(time.time() - overview.asked_at)} ago"
     elif overview.note:
@@ -110,27 +116,63 @@ def _totals(overview: Overview) -> Iterator[str]:
 
 def _troubles(overview: Overview) -> Iterator[str]:
     """Yield what is failed, lost and blocked, by reason, and what to do."""
-    plan, groups = overview.plan, dict[tuple[int, str], list[str]]()
-    for run_id, standing in overview.standings.items():
-        if standing.kind in AGAIN:
-            reason = standing.reason.replace(f"{plan.folder(run_id)}/", "")
-            groups.setdefault((AGAIN.index(standing.kind), reason), []).append(run_id)
-    ordered = sorted(groups.items(), key=lambda group: (group[0][0], -len(group[1])))
-    names = {ids[0]: f"{plan.runs[ids[0]].stage} {plan.runs[ids[0]].label}" for _, ids in ordered}
-    submissions = Submissions(plan.runs_folder)
-    ends = known_ends(submissions) if ordered else {}
-    for (kind, reason), ids in ordered[:MOST_LINES]:
+    plan, groups = overview.plan, _group(overview)
+    names = {ids[0]: f"{plan.runs[ids[0]].stage} {plan.runs[ids[0]].label}" for ids in groups.values()}
+    shown = list(groups.items())[:MOST_LINES]
+    classes = _classify(overview, shown)
+    for (kind, reason), ids in shown:
         more = f" and {len(ids) - 1:,} more" if len(ids) > 1 else ""
-        # The class is that of the first: they have the reason in common, and their logs may be many.
-        failure = classify(gather(plan, ids[0], overview.standings[ids[0]], submissions, ends))
-        known = "" if failure in ("lost", "blocked by parent") else f" ({failure})"
-        yield f"{AGAIN[kind]}{known}: {names[ids[0]]}{more}: {reason}"
-    if len(ordered) > MOST_LINES:
-        yield f"... and {sum(len(ids) for _, ids in ordered[MOST_LINES:]):,} more, for other reasons"
-    if ordered:
+        failure = classes[ids[0]]
+        known = "" if failure in ("lost", "blocked by parent", "held") else f" ({failure})"
+        yield f"{kind}{known}: {names[ids[0]]}{more}: {reason}"
+    if len(groups) > MOST_LINES:
+        yield f"... and {sum(map(len, list(groups.values())[MOST_LINES:])):,} more, for other reasons"
+    if groups:
         counted = [f"{overview.totals[kind]:,} {kind}" for kind in AGAIN if overview.totals[kind]]
         yield f"more of it: hvae-hpc why {next(iter(names.values())).replace(' ', '/')}"
         yield f"next: the same sweep command takes up the {', '.join(counted)} runs again"
+
+
+Groups = dict[tuple[Kind, str], list[str]]
+
+
+def _group(overview: Overview) -> Groups:
+    """Return the runs that are failed, lost and blocked, by kind and reason; of a kind the most first."""
+    groups: Groups = {}
+    for run_id, standing in overview.standings.items():
+        if standing.kind in AGAIN:
+            reason = standing.reason.replace(f"{overview.plan.folder(run_id)}/", "")
+            groups.setdefault((standing.kind, reason), []).append(run_id)
+    return dict(sorted(groups.items(), key=lambda group: (AGAIN.index(group[0][0]), -len(group[1]))))
+
+
+def _classify(overview: Overview, groups: Sequence[tuple[tuple[Kind, str], list[str]]]) -> dict[str, str]:
+    """Return the classes of failures, a group's that of its first: the reason is the same, and logs may be many."""
+    submissions = Submissions(overview.plan.runs_folder)
+    ends, classes = known_ends(submissions) if groups else {}, dict[str, str]()
+    for (_, reason), ids in groups:
+        failure = classify(gather(overview.plan, ids[0], overview.standings[ids[0]], submissions, ends))
+        classes |= dict.fromkeys(ids, "held" if reason.startswith("held: ") else failure)
+    return classes
+
+
+def _spending(overview: Overview) -> list[Spending]:
+    plan = overview.plan
+    return read_spending(plan, read_states(plan), overview.standings, Submissions(plan.runs_folder))
+
+
+def _costs(overview: Overview) -> Iterator[str]:
+    """Yield what the sweep took, by what came of it, and what to ask for."""
+    spent = _spending(overview)
+    for unit in ("gpu", "cpu"):
+        of_unit = [spending for spending in spent if spending.unit == unit]
+        hours = {outcome: sum(spending.hours[outcome] for spending in of_unit) for outcome in OUTCOMES}
+        if of_unit:
+            parts = [f"{hours[outcome]:,.2f} {outcome}" for outcome in OUTCOMES if hours[outcome] >= 0.005]
+            yield f"spent: {sum(hours.values()):,.2f} {unit.upper()}-hours" + f" ({', '.join(parts)})" * bool(parts)
+    if known := [spending.energy_kwh for spending in spent if spending.energy_kwh is not None]:
+        yield f"energy: {sum(known):,.2f} kWh of GPUs, as far as they tell"
+    yield from (f"advice: {line}" for spending in spent for line in spending.advice)
 
 
 def _at_work(overview: Overview) -> Iterator[str]:
@@ -167,33 +209,42 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--sweep", metavar="NAME", help="this sweep alone (default: all of the folder)")
     parser.add_argument("--watch", action="store_true", help="draw it again every few seconds, until Ctrl-C")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--costs", action="store_true", help="say what it took too, and what to ask for")
     options = parser.parse_args(argv)
     if options.json:
-        print(json.dumps(to_plain(read_overviews(options.runs, options.sweep))))
+        print(json.dumps(_plain(read_overviews(options.runs, options.sweep), options.costs)))
     elif options.watch and sys.stdout.isatty():
-        _watch(options.runs, options.sweep)
+        _watch(options.runs, options.sweep, options.costs)
     else:
-        print("\n".join(_screen(options.runs, options.sweep)))
+        print("\n".join(_screen(options.runs, options.sweep, options.costs)))
     return 0
 
 
-def _screen(runs_folder: Path, sweep: str | None) -> list[str]:
+def _plain(overviews: Sequence[Overview], costs: bool) -> dict[str, Any]:
+    classes = [_classify(overview, list(_group(overview).items())) for overview in overviews]
+    plain = to_plain(overviews, ChainMap(*classes))
+    for overview, sweep in zip(overviews, plain["sweeps"], strict=True):
+        sweep |= {"costs": [spending._asdict() for spending in _spending(overview)]} if costs else {}
+    return plain
+
+
+def _screen(runs_folder: Path, sweep: str | None, costs: bool) -> list[str]:
     width, lines = shutil.get_terminal_size((120, 50)).columns, list[str]()
     for overview in read_overviews(runs_folder, sweep):
-        lines += [*([""] if lines else []), *render(overview, width)]
+        lines += [*([""] if lines else []), *render(overview, width, costs)]
     if sys.stdout.isatty():  # one screen stays one; a file or a pipe gets all of it
         lines = [line if len(line) <= width else f"{line[: width - 1]}…" for line in lines]
     return lines
 
 
-def _watch(runs_folder: Path, sweep: str | None) -> None:
+def _watch(runs_folder: Path, sweep: str | None, costs: bool) -> None:
     """Draw the screen again and again, in the terminal's second page, so that the first is as before."""
     lines: list[str] = []
     print("\033[?1049h\033[?25l", end="")
     try:
         while True:
             began = time.monotonic()
-            lines = _screen(runs_folder, sweep)
+            lines = _screen(runs_folder, sweep, costs)
             shown, room = lines, shutil.get_terminal_size().lines - 1
             if len(lines) > room:
                 shown = [*lines[: room - 1], f"... {len(lines) - room + 1} more lines"]

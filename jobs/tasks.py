@@ -122,7 +122,8 @@ def _work(
     log = read_log(folder)
     attempt = 1 + sum(entry.get("event") == "started" for entry in log)
     at = checkpoint_at(folder)
-    append_log(folder, {"event": "started", "attempt": attempt, "host": host(), "job_id": job_id(), "at": at})
+    beside = {"at_once": at_once} if at_once > 1 else {}
+    append_log(folder, {"event": "started", "attempt": attempt, "host": host(), "job_id": job_id(), "at": at, **beside})
     check_stall(folder, log)
     require_content(Path(plan.data[run.config.data]["folder"]), run.parents["data"])
     resources = plan.resources_of(run_id)

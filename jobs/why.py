@@ -13,9 +13,10 @@ from hvae_hpc.jobs.failures import CANCELLED, SENTENCES, Evidence, classify, gat
 from hvae_hpc.jobs.logs import describe
 from hvae_hpc.jobs.overview import make_overview, read_our_queue
 from hvae_hpc.jobs.policy import in_words
-from hvae_hpc.jobs.retries import Tried, judge, read_memory, with_memory
+from hvae_hpc.jobs.retries import judge
 from hvae_hpc.jobs.site import Site, read_site
 from hvae_hpc.jobs.standing import Standing, Submissions
+from hvae_hpc.jobs.tried import Tried, read_memory, with_memory
 from hvae_hpc.plan import Plan
 from hvae_hpc.rundir import read_log
 from hvae_hpc.stages import SegmentConfig, TrainConfig
@@ -79,7 +80,8 @@ def _explain(
         yield "next:      nothing: it is no failure" if standing.kind != "open" else "next:      the same sweep command"
         return
     failure = classify(evidence)
-    yield f"class:     {failure}" + (", taken out of the queue" * evidence.cancelled)
+    held = standing.kind == "blocked" and submissions.breaker_of(standing.element)
+    yield "class:     " + ("held" if held else failure + ", taken out of the queue" * evidence.cancelled)
     yield f"state:     {standing.kind}: {reason}"
     if facts := list(_facts(evidence)):
         yield f"evidence:  {', '.join(facts)}"

@@ -7,9 +7,15 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hvae_hpc.errors import UserError, run_command
 from hvae_hpc.rundir import write_atomic
+
+if TYPE_CHECKING:
+    from hvae_hpc.plan import Plan
+    from hvae_hpc.results.collect import Collected
+    from hvae_hpc.results.tables import Table
 
 _DESCRIPTION = """\
 Make Tables 1 and 2 and the figures of every sweep in a runs folder, beside the published numbers.
@@ -58,7 +64,7 @@ def write_results(runs: Path, sweep: str, partial: bool = False, out: Path | Non
     from hvae_hpc.results.verdict import judge
 
     plan = replace(read_plan(plan_path(runs, sweep)), runs_folder=runs)  # which may have been moved since
-    collected = collect(plan, partial=True)
+    collected, spent = _add_what_jobs_know(plan, collect(plan, partial=True))
     folder = (out or runs / "results") / sweep
     missing = _list_missing(folder / "missing.txt", collected.missing)
     if collected.missing and not partial:
@@ -94,12 +100,39 @@ def write_results(runs: Path, sweep: str, partial: bool = False, out: Path | Non
     for line in remarks:
         print(line)
     paths += [*figures, *missing, *write_rows(collected, folder)]
-    report = write_report(folder / "report.html", plan, collected, tables, verdicts, figures, remarks)
+    if spent:
+        paths.append(folder / "spent.csv")
+        write_atomic(paths[-1], render_csv(spent))
+    report = write_report(folder / "report.html", plan, collected, tables, verdicts, figures, remarks, spent)
     paths.append(report)
     names = ", ".join(str(path.relative_to(folder)) for path in paths)
     print(f"{len(paths)} files are in {folder}: {names}")
     print(f"open {report}")
     return paths
+
+
+def _add_what_jobs_know(plan: "Plan", collected: "Collected") -> tuple["Collected", "Table | None"]:
+    """Say of what is missing why, as far as files tell, and where the time of all attempts went."""
+    from hvae_hpc.jobs.ledger import read_spending
+    from hvae_hpc.jobs.standing import Submissions, read_standings
+    from hvae_hpc.results.collect import NOT_YET
+    from hvae_hpc.results.spent_table import build_spent
+    from hvae_hpc.states import State
+
+    states, numbers = dict.fromkeys(plan.runs, State()), ["attempt", "wall_s", "peak_memory_mib", "energy_j"]
+    for run_id, *values, energy_j in collected.costs[["run_id", *numbers]].itertuples(index=False):
+        known = dict(zip(numbers, [*values, energy_j if energy_j >= 0 else None], strict=True))  # it may be NaN
+        states[run_id] = State(stamp="-", **known)
+    submissions = Submissions(plan.runs_folder)
+    standings = read_standings(plan, states, submissions, None)
+    why = {
+        f"{plan.folder_name(i)}: {NOT_YET}": f"{plan.folder_name(i)}: {standing.kind}: {standing.reason}"
+        for i, standing in standings.items()
+        if standing.kind in ("failed", "lost", "blocked")
+    }
+    missing = tuple(why.get(line, line) for line in collected.missing)
+    spent = build_spent([spending._asdict() for spending in read_spending(plan, states, standings, submissions)])
+    return replace(collected, missing=missing), spent
 
 
 def _list_missing(path: Path, missing: Sequence[str]) -> list[Path]:

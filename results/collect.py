@@ -73,6 +73,7 @@ METRICS = {
     "likelihood": (*REQUIRED["likelihood"], "elbo_flow"),
 }
 """Stage to the metrics that are kept of its runs."""
+NOT_YET = "no metrics.json yet"
 _MOST_NAMED = 9
 
 
@@ -133,7 +134,7 @@ def collect(plan: Plan, partial: bool = False) -> Collected:
     if odd := _other_cases(records, {run_id for run_id, state in states.items() if state.done}):
         states = follow(plan, _reader(records, {**faults, **odd}))
     reasons = {run_id: state.reason for run_id, state in states.items() if not state.done} | records.doubled
-    missing = [f"{plan.folder_name(i)}: {reasons[i] or 'no metrics.json yet'}" for i in plan.runs if i in reasons]
+    missing = [f"{plan.folder_name(i)}: {reasons[i] or NOT_YET}" for i in plan.runs if i in reasons]
     done = plan.runs.keys() - reasons.keys()
     if missing and not partial:
         raise UserError(refusal(plan, missing))
@@ -255,4 +256,5 @@ def _costs(stage: str, frame: pd.DataFrame) -> pd.DataFrame:
         attempt=frame["attempt"].astype(int),
         wall_s=frame["wall_s"] / at_once,
         spent_s=np.maximum(frame["spent_s"], frame["wall_s"]) / at_once,
+        energy_j=frame["energy_j"] / at_once,
     )[list(COST_COLUMNS)]

@@ -67,6 +67,7 @@ def write_report(
     verdicts: Sequence[str],
     figures: Sequence[Path],
     figure_remarks: Sequence[str] = (),
+    spent: Table | None = None,
 ) -> Path:
     """Write the page.
 
@@ -77,6 +78,7 @@ def write_report(
         verdicts: a sentence per data set.
         figures: files of figures: those in PNG are put in, others are named beside them.
         figure_remarks: "<figure>.png: what it does not show".
+        spent: device hours by what came of them; None where nothing is known of it.
 
     Returns:
         The path.
@@ -94,7 +96,7 @@ def write_report(
         "figures": "".join(_figure(path, figures, figure_remarks) for path in figures if path.suffix == ".png")
         or "<p>None yet.</p>",
         "missing": _missing(collected),
-        "cost": render_html(_cost_table(collected)),
+        "cost": render_html(_cost_table(collected)) + (render_html(spent) if spent else ""),
         "settings": _settings(plan),
         "made_with": _made_with(collected),
     }

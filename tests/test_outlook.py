@@ -32,12 +32,15 @@ def test_the_costs_are_those_of_the_arrays(prepared: launcher.Prepared) -> None:
     totals, arrays = prepared.plan.totals, prepared.plan.arrays
     assert totals["runs"] == len(prepared.plan.runs) == len(prepared.run_ids) == 366
     assert totals["elements"] == sum(len(array.elements) for array in arrays)
-    assert totals["calls"] == len(arrays) + launcher.QUESTIONS
+    gates = sum(array.canaries > 0 for array in arrays)
+    assert gates > 0
+    assert totals["calls"] == len(arrays) + gates + launcher.QUESTIONS
     gpu_s = sum(array.seconds for array in arrays if array.stage not in ("augment", "quality"))
     assert totals["gpu_hours"] == pytest.approx(gpu_s / 3600)
     assert totals["bytes_peak"] > totals["bytes"] > 500 * 240 * 240 * 5 * 6  # six sets of 500 pairs at least
     lines = "\n".join(describe(prepared, 1e12))
     assert f"{totals['gpu_hours']:.1f} GPU-hours" in lines
+    assert f"3 elements of {gates} arrays go ahead" in lines
     assert "none yet" in lines
     assert "1000.0 GB are free" in lines
 

@@ -188,7 +188,7 @@ def _lie(text: str) -> str:
 
 
 def _other_version(text: str) -> str:
-    return text.replace("states 1", "states 0")
+    return text.replace("states 2", "states 1")
 
 
 @pytest.mark.parametrize("damage", [_cut, _lie, _other_version, lambda text: "{}", lambda text: "\x00" * 100])

@@ -18,11 +18,12 @@ from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.launcher import prepare
 from hvae_hpc.jobs.minislurm import MiniSlurm
 from hvae_hpc.jobs.nodes import expand_hosts, without_bad_nodes
-from hvae_hpc.jobs.retries import Choice, Memory, Tried, choose, read_memory, with_memory
-from hvae_hpc.jobs.retries import write_memory as keep
+from hvae_hpc.jobs.retries import Choice, choose
 from hvae_hpc.jobs.site import Site, read_site
 from hvae_hpc.jobs.slurm import Cluster, Partition
 from hvae_hpc.jobs.standing import Submissions, read_standings
+from hvae_hpc.jobs.tried import Memory, Tried, read_memory, with_memory
+from hvae_hpc.jobs.tried import write_memory as keep
 from hvae_hpc.plan import Array, Plan, plan_path, write_plan
 from hvae_hpc.resources import Resources
 from hvae_hpc.rundir import read_log

@@ -193,6 +193,7 @@ def test_json_holds_everything_under_stable_names(tmp_path: Path, capsys: pytest
     assert list(sweep["totals"]) == ["runs", *kinds, "measured", "gpu_hours_left", "cpu_hours_left"]
     assert [run["run_id"] for run in sweep["runs"]] == [first, second]
     names = ["run_id", "stage", "label", "kind", "element", "reason", "progress", "seconds_left", "host", "seconds"]
+    names.append("failure")
     assert list(sweep["runs"][0]) == names
     assert sweep["runs"][0]["progress"] == 0.5
     assert sweep["runs"][1] == {
@@ -206,6 +207,7 @@ def test_json_holds_everything_under_stable_names(tmp_path: Path, capsys: pytest
         "seconds_left": None,
         "host": "",
         "seconds": None,
+        "failure": "",
     }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hvae_hpc.jobs.retries import Memory, Tried, write_memory
+from hvae_hpc.jobs.tried import Memory, Tried, write_memory
 from hvae_hpc.jobs.why import main
 from tests.made_up import SMALL_ARMS, fake_metrics, finish, make_runs
 from tests.queues import log, make_plan, queue_of, submit

@@ -1,0 +1,166 @@
+"""An array's first elements: they go ahead, and where they fail alike, the rest does not begin."""
+
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hvae_hpc.jobs import element
+from hvae_hpc.jobs.canary import canaries_alone, canaries_of
+from hvae_hpc.jobs.launcher import prepare
+from hvae_hpc.jobs.minislurm import MiniSlurm
+from hvae_hpc.jobs.site import read_site
+from hvae_hpc.jobs.standing import Job, Submissions, read_standings
+from hvae_hpc.plan import Array, Plan, write_plan
+from hvae_hpc.rundir import read_log
+from hvae_hpc.states import read_states
+from tests.queues import in_queue, queue_of
+from tests.test_apply import call, make_project, plan_of
+from tests.test_launcher import wait_until_empty
+from tests.test_local import makings
+from tests.test_retries import CLUSTER
+from tests.tiny import make_data_set
+
+HELD = r"held: the first 2 of 6 elements failed alike \(bad input.*\): segment tiny-reference-s0 \([0-9a-f]{12}\): "
+
+
+def begun(project: Path) -> int:
+    return sum(record.get("event") == "started" for path in project.glob("runs/*/*/") for record in read_log(path))
+
+
+def test_small_arrays_have_no_canaries_and_a_throttle_needs_no_gate() -> None:
+    assert [canaries_of(n, 3) for n in (1, 5, 6, 40)] == [0, 0, 3, 3]
+    assert canaries_of(40, 0) == 0
+    array = Array(name="a", stage="segment", elements=(("a",),) * 6, canaries=3)
+    assert [canaries_alone(array, throttle) for throttle in (0, 2, 5, 6)] == [3, 0, 0, 3]
+
+
+def test_where_the_first_fail_alike_the_rest_is_held_until_the_same_command_is_given_again(
+    minislurm: MiniSlurm, tmp_path: Path
+) -> None:
+    project = make_project(tmp_path, seeds=6)
+    (tmp_path / "admin.toml").write_text("[caps]\ncanary = 2\npoll_s = 1\n")
+    site = {"HVAE_HPC_SITE": str(tmp_path / "admin.toml")}
+    minislurm.client("scontrol", "update", "PartitionName=gpu", "State=DOWN")
+    try:
+        done = call(project, minislurm, "--partition", "gpu", **site)
+        assert "submitted 6 runs in 3 jobs" in done.stdout, done.stdout + done.stderr
+        assert (
+            "canaries:   2 elements of 1 array go ahead, the rest when one has made a run, or after 5 min"
+            in done.stdout
+        )
+        (project / "shards/tiny").rename(project / "good")
+        make_data_set(project / "shards", "tiny", seed=7)
+    finally:
+        minislurm.client("scontrol", "update", "PartitionName=gpu", "State=UP")
+    wait_until_empty(minislurm)
+    logs = "\n".join(path.read_text() for path in project.glob("runs/submissions/*/*log.out"))
+    assert begun(project) == 2, logs
+    assert len(re.findall("the rest of the array is out of the queue", logs)) == 1
+    shown = subprocess.run(
+        [sys.executable, "-m", "hvae_hpc.cli", "status", str(project / "runs"), "--costs"],
+        capture_output=True, text=True, check=True, env={**minislurm.environment(), **site},
+    ).stdout  # fmt: skip
+    assert re.search(f"blocked: segment tiny-reference-s2 and 3 more: {HELD}", shown), shown
+    assert "spent: " in shown
+    missing = (project / "runs/results/tiny/missing.txt").read_text()
+    assert len(re.findall(f": blocked: {HELD}", missing)) == 4
+    assert missing.count(": failed: ") == 2
+
+    shutil.rmtree(project / "shards/tiny")
+    (project / "good").rename(project / "shards/tiny")
+    first = next(iter(plan_of(project).runs.values()))  # alone it fails again, which is not alike
+    shutil.rmtree(project / "runs" / first.folder)
+    (project / "runs" / first.folder).write_text("not a folder")
+    again = call(project, minislurm, "--partition", "gpu", **site)
+    assert re.search(f"taken up: 4 runs that were {HELD}", again.stdout), again.stdout + again.stderr
+    assert "submitted 6 runs in 3 jobs" in again.stdout
+    wait_until_empty(minislurm)
+    logs = "\n".join(path.read_text() for path in project.glob("runs/submissions/*/*log.out"))
+    assert len(makings(project)) == 5, logs
+    assert begun(project) == 6  # but for the one whose folder was removed, which cannot be made
+    assert logs.count("the rest of the array begins now") == 1
+
+
+@pytest.fixture
+def six(tmp_path: Path) -> tuple[Plan, Path]:
+    """A submission of six elements, two of them canaries, whose data changed since, on nodes without SLURM's clients."""
+    plan = plan_of(make_project(tmp_path, seeds=6))
+    make_data_set(tmp_path / "shards", "tiny", seed=7)
+    path = plan.runs_folder / "submissions/tiny-1/plan.json"
+    elements = tuple((run_id,) for run_id in plan.runs)
+    write_plan(replace(plan, arrays=(Array(name="a", stage="segment", elements=elements, canaries=2),)), path)
+    for job, places in (("7", (0, 1)), ("8", (2, 3, 4, 5))):
+        Submissions(plan.runs_folder).note(Job("tiny-1", 0, job, places, 0.0))
+    return plan, path
+
+
+def run(path: Path, place: int, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Run an element here as SLURM would."""
+    variables = {"SLURM_ARRAY_JOB_ID": "7" if place < 2 else "8", "SLURM_ARRAY_TASK_ID": str(place)}
+    for name, value in {**variables, "SLURM_JOB_ID": "9", "SLURMD_NODENAME": f"n{place}", "PATH": "/nowhere"}.items():
+        monkeypatch.setenv(name, value)
+    return element.run_element(path, 0)
+
+
+def test_without_slurm_s_clients_on_nodes_the_rest_ends_where_it_begins(
+    six: tuple[Plan, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan, path = six
+    assert [run(path, place, monkeypatch) for place in (0, 1)] == [1, 1]
+    assert "SLURM was not told about the rest of the array (scancel is not on the PATH" in capsys.readouterr().out
+    assert run(path, 2, monkeypatch) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert re.match(HELD, said[-1])
+    assert len(list(plan.runs_folder.glob("segment/*"))) == 2
+    # What waits still is taken out of the queue before it is submitted anew: nothing is there twice.
+    rows = (in_queue("tiny-1", (3, 4, 5), "PENDING", job="8"),)
+    monkeypatch.setattr("hvae_hpc.jobs.slurm.read_queue", lambda **_: queue_of(*rows))
+    monkeypatch.setattr("hvae_hpc.jobs.launcher._script", lambda *_: "")
+    standings = read_standings(plan, read_states(plan), Submissions(plan.runs_folder), queue_of(*rows))
+    assert [standing.kind for standing in standings.values()] == ["failed"] * 2 + ["blocked"] * 4
+    plan = replace(plan, resources={stage: replace(r, partition="gpu") for stage, r in plan.resources.items()})
+    prepared = prepare(plan, read_site(None), CLUSTER, [])
+    assert prepared.held_jobs == ("8",)
+    assert len(prepared.run_ids) == 6
+    assert prepare(plan, read_site(None), CLUSTER, [], only_new=True, retries=1).run_ids == []  # never bad input
+
+
+def test_canaries_that_were_killed_are_found_by_the_rest_and_one_that_is_at_work_is_waited_for(
+    six: tuple[Plan, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, path = six
+    killed = (
+        "slurmstepd: error: Detected 1 oom-kill event(s) in StepId=7.0. Some of your processes may have been killed"
+    )
+    for place in (0, 1):
+        (path.parent / f"7_{place}_0_log.out").write_text(
+            f"element 7_{place} begins, after 0 restarts\n{killed * place}\n"
+        )
+    assert run(path, 2, monkeypatch) == 1
+    assert len(list(plan.runs_folder.glob("segment/*"))) == 1  # it began, since of one canary nothing is known yet
+    (path.parent / "7_0_0_log.out").write_text(f"element 7_0 begins, after 0 restarts\n{killed}\n")
+    assert run(path, 3, monkeypatch) == 1
+    (breaker,) = Submissions(plan.runs_folder).breakers.values()
+    assert "failed alike (out of memory (host))" in breaker.reason
+    assert set(breaker.elements) == {"7_0", "7_1"}
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert run(path, 4, monkeypatch) == 1
+    assert len(list(plan.runs_folder.glob("segment/*"))) == 2  # who was at work before goes on
+
+
+def test_one_good_canary_lets_all_begin_whatever_follows(
+    six: tuple[Plan, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, path = six
+    assert run(path, 0, monkeypatch) == 1
+    make_data_set(Path(next(iter(plan.data.values()))["folder"]).parent, "tiny", seed=0)
+    assert run(path, 1, monkeypatch) == 0
+    make_data_set(Path(next(iter(plan.data.values()))["folder"]).parent, "tiny", seed=7)
+    assert run(path, 2, monkeypatch) == 1
+    assert Submissions(plan.runs_folder).breakers == {}
+    assert len(list(plan.runs_folder.glob("segment/*"))) == 3
