@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hvae_hpc.errors import UserError
+from hvae_hpc.holder import host, job_id
 from hvae_hpc.jobs.policy import Failure
-from hvae_hpc.jobs.provenance import host, job_id
 from hvae_hpc.rundir import METRICS, append_log, read_log
 
 STALLS = 10

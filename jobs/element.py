@@ -19,10 +19,10 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from hvae_hpc.errors import UserError, run_command
+from hvae_hpc.holder import job_id
 from hvae_hpc.identity import code_sha
 from hvae_hpc.jobs.attempts import announce, how_far, last_event_in, record
 from hvae_hpc.jobs.local import Worker
-from hvae_hpc.jobs.provenance import job_id
 from hvae_hpc.jobs.slurm import ask, format_places
 from hvae_hpc.jobs.tasks import Report, execute, follow, meeting_file, read_mine
 from hvae_hpc.jobs.together import Together

@@ -31,11 +31,11 @@ import pytest
 from PIL import Image
 
 from hvae_hpc.errors import UserError, run_command
+from hvae_hpc.lease import is_held
 from hvae_hpc.preprocess.__main__ import main
 from hvae_hpc.preprocess.journal import JOURNAL
 from hvae_hpc.preprocess.manifest import MANIFEST, read_manifest
 from hvae_hpc.preprocess.reader import DatasetReader
-from hvae_hpc.rundir import is_held
 from tests.scans import LPS, draw_case, save
 
 ROOT = Path(__file__).resolve().parents[1]
