@@ -6,10 +6,12 @@ a temporary name in the same folder, flushed to the disk and renamed.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import secrets
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,6 +31,9 @@ PAIRS = "pairs.h5"
 SAMPLES = "samples.npz"
 INPUTS = "inputs.json"
 RESULT_SCHEMA = 1
+KEPT_LINES = 1000
+_UNWRITTEN: dict[Path, list[str]] = {}
+"""Lines of logs for which there was no room, by run folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,16 +224,39 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
     write_json(path, config)
 
 
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file that grows; one that was cut short, by a crash or a full disk, is closed off first.
+
+    Raises:
+        UserError: the disk refused, or this process lost the folder to another one.
+    """
+    check(path.parent)
+    try:
+        with open(path, "ab+") as file:
+            if file.seek(0, os.SEEK_END) > 0:
+                file.seek(-1, os.SEEK_END)
+                line = line if file.read(1) == b"\n" else f"\n{line}"
+            file.write(f"{line}\n".encode())
+    except OSError as error:
+        why = error.strerror or error
+        raise UserError(f"{path}: cannot be written ({why}); what was there before is untouched") from error
+
+
 def append_log(folder: Path, record: dict[str, Any]) -> None:
-    """Add one line to log.jsonl; a line cut short by a crash is closed off first."""
-    check(folder)
-    line = json.dumps({"time": round(time.time(), 3), **record}, allow_nan=True) + "\n"
-    with open(folder / LOG, "ab+") as file:
-        if file.seek(0, os.SEEK_END) > 0:
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                line = "\n" + line
-        file.write(line.encode())
+    """Add one line to log.jsonl; where the disk is full, it is written together with the next one that fits.
+
+    No work is given up for a line: what the run makes needs room as well, and says so when there is none.
+    """
+    kept = _UNWRITTEN.pop(folder, [])
+    lines = [*kept, json.dumps({"time": round(time.time(), 3), **record}, allow_nan=True)]
+    try:
+        append_line(folder / LOG, "\n".join(lines))
+    except UserError as error:
+        if getattr(error.__cause__, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _UNWRITTEN[folder] = lines[-KEPT_LINES:]
+        if not kept:
+            print(f"{error}; its next lines are kept in memory until there is room", file=sys.stderr, flush=True)
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from hvae_hpc.config import read_json
 from hvae_hpc.jobs.slurm import Queue, Queued
 from hvae_hpc.lease import is_held, locked
 from hvae_hpc.plan import Plan
-from hvae_hpc.rundir import read_log, read_log_tail
+from hvae_hpc.rundir import append_line, read_log, read_log_tail
 from hvae_hpc.states import State, list_folders
 
 SUBMISSIONS = "submissions"
@@ -95,8 +95,8 @@ class Submissions:
 
     def note(self, job: Job) -> None:
         """Keep a job's id beside its plan."""
-        with open(self.folder / job.submission / JOBS_FILE, "a") as file:
-            file.write(json.dumps({"array": job.array, "job": job.job, "places": job.places, "time": job.time}) + "\n")
+        entry = {"array": job.array, "job": job.job, "places": job.places, "time": job.time}
+        append_line(self.folder / job.submission / JOBS_FILE, json.dumps(entry))
 
     def unnoted(self, queue: Queue) -> list[Job]:
         """Return the jobs in the queue that a command submitted and did not live to note."""

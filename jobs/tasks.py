@@ -24,7 +24,15 @@ from typing import Any, Literal
 from hvae_hpc.config import dump, read_json
 from hvae_hpc.errors import UserError, run_command
 from hvae_hpc.holder import host, job_id
-from hvae_hpc.jobs.attempts import MACHINE_ERRORS, check_stall, checkpoint_at, evidence_of, record, spent_s
+from hvae_hpc.jobs.attempts import (
+    MACHINE_ERRORS,
+    check_stall,
+    checkpoint_at,
+    evidence_of,
+    let_output_be_lost,
+    record,
+    spent_s,
+)
 from hvae_hpc.jobs.gpu import GPUMeter
 from hvae_hpc.jobs.provenance import make_provenance
 from hvae_hpc.lease import LostError, check, locked
@@ -288,4 +296,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    let_output_be_lost()
     sys.exit(run_command(main))

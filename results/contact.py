@@ -29,8 +29,6 @@ def write_contact_sheets(folder: Path, titles: Sequence[str], read: Read, at_mos
     Returns:
         The pages.
     """
-    for old in folder.glob("contact*.png"):
-        old.unlink()
     count = min(at_most, len(titles))
     rows = [round(place * (len(titles) - 1) / max(1, count - 1)) for place in range(count)]
     pages = math.ceil(count / PER_PAGE)
@@ -40,6 +38,8 @@ def write_contact_sheets(folder: Path, titles: Sequence[str], read: Read, at_mos
         shown = rows[page * PER_PAGE : (page + 1) * PER_PAGE]
         _write_page(path, [titles[row] for row in shown], *read(shown))
         paths.append(path)
+    for old in {*folder.glob("contact*.png")}.difference(paths):
+        old.unlink()
     return paths
 
 
