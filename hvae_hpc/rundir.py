@@ -6,13 +6,14 @@ a temporary name in the same folder, flushed to the disk and renamed.
 """
 
 import contextlib
-import fcntl
+import errno
 import hashlib
 import json
 import os
 import secrets
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 from hvae_hpc.config import dump, load, read_json
 from hvae_hpc.errors import NonFiniteError, UserError
 from hvae_hpc.identity import canonical_json
+from hvae_hpc.lease import check
 
 CONFIG = "config.json"
 METRICS = "metrics.json"
@@ -28,8 +30,10 @@ SNAPSHOT = "snapshot.pt"
 PAIRS = "pairs.h5"
 SAMPLES = "samples.npz"
 INPUTS = "inputs.json"
-LOCK = ".lock"
 RESULT_SCHEMA = 1
+KEPT_LINES = 1000
+_UNWRITTEN: dict[Path, list[str]] = {}
+"""Lines of logs for which there was no room, by run folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +117,8 @@ def write_atomic_by(path: Path, write: Callable[[Path], Any]) -> None:
         write: is called with the temporary name, in the same folder.
 
     Raises:
-        UserError: the disk refused (full, quota, no permission); the final name is as it was before.
+        UserError: the disk refused (full, quota, no permission), or this process lost the folder to another one; the
+            final name is as it was before.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
@@ -121,9 +126,11 @@ def write_atomic_by(path: Path, write: Callable[[Path], Any]) -> None:
         write(temporary)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
+        check(path.parent)
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
+        check(path.parent)  # who takes over removes temporary files
         why = error.strerror or error
         raise UserError(f"{path}: cannot be written ({why}); what was there before is untouched") from error
     finally:
@@ -217,15 +224,39 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
     write_json(path, config)
 
 
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file that grows; one that was cut short, by a crash or a full disk, is closed off first.
+
+    Raises:
+        UserError: the disk refused, or this process lost the folder to another one.
+    """
+    check(path.parent)
+    try:
+        with open(path, "ab+") as file:
+            if file.seek(0, os.SEEK_END) > 0:
+                file.seek(-1, os.SEEK_END)
+                line = line if file.read(1) == b"\n" else f"\n{line}"
+            file.write(f"{line}\n".encode())
+    except OSError as error:
+        why = error.strerror or error
+        raise UserError(f"{path}: cannot be written ({why}); what was there before is untouched") from error
+
+
 def append_log(folder: Path, record: dict[str, Any]) -> None:
-    """Add one line to log.jsonl; a line cut short by a crash is closed off first."""
-    line = json.dumps({"time": round(time.time(), 3), **record}, allow_nan=True) + "\n"
-    with open(folder / LOG, "ab+") as file:
-        if file.seek(0, os.SEEK_END) > 0:
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                line = "\n" + line
-        file.write(line.encode())
+    """Add one line to log.jsonl; where the disk is full, it is written together with the next one that fits.
+
+    No work is given up for a line: what the run makes needs room as well, and says so when there is none.
+    """
+    kept = _UNWRITTEN.pop(folder, [])
+    lines = [*kept, json.dumps({"time": round(time.time(), 3), **record}, allow_nan=True)]
+    try:
+        append_line(folder / LOG, "\n".join(lines))
+    except UserError as error:
+        if getattr(error.__cause__, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _UNWRITTEN[folder] = lines[-KEPT_LINES:]
+        if not kept:
+            print(f"{error}; its next lines are kept in memory until there is room", file=sys.stderr, flush=True)
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -252,49 +283,7 @@ def _parse_lines(lines: list[bytes]) -> list[dict[str, Any]]:
     return [record for record in records if isinstance(record, dict)]
 
 
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[bool]:
-    """Hold a run's folder for one writer; yields False where another process holds it.
-
-    The lock dies with its process, also after kill -9.
-    """
-    while True:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            file = open(folder / LOCK, "w")  # noqa: SIM115
-        except OSError as error:
-            if isinstance(error, FileNotFoundError) and folder.parent.is_dir():
-                continue  # its last holder removed the folder just now
-            raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from error
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            except OSError as error:
-                why = f"its file system refuses locks ({error.strerror}); put the runs folder on one that has them"
-                raise UserError(f"{folder}: {why}") from error
-            if not _is_there(folder / LOCK, file.fileno()):
-                continue  # its last holder removed the file: what is locked here, nobody else will see
-            yield True
-            return
-
-
-def _is_there(path: Path, descriptor: int) -> bool:
-    return path.exists() and os.path.samestat(path.stat(), os.fstat(descriptor))
-
-
-def is_held(folder: Path) -> bool:
-    """Tell whether a process holds a run's folder, as far as this machine knows, without trying the lock."""
-    with contextlib.suppress(OSError):
-        inode = (folder / LOCK).stat().st_ino
-        locks = Path("/proc/locks").read_text().splitlines()
-        return any(" FLOCK " in line and f":{inode} " in line for line in locks)
-    return False
-
-
 def remove_temporaries(folder: Path) -> None:
-    """Remove what a killed writer left behind; only for the holder of the folder's lock."""
+    """Remove what a killed writer left behind; only for the holder of the folder."""
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ types, the system's error number, the signal, what the kernel counted), so that 
 
 import contextlib
 import errno
+import io
 import os
 import re
 import signal
@@ -15,8 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hvae_hpc.errors import UserError
+from hvae_hpc.holder import host, job_id
 from hvae_hpc.jobs.policy import Failure
-from hvae_hpc.jobs.provenance import host, job_id
 from hvae_hpc.rundir import METRICS, append_log, read_log
 
 STALLS = 10
@@ -35,6 +36,23 @@ MACHINE_ERRORS: Mapping[int, Failure] = {
 
 class StallError(UserError):
     """An element began a run again and again without getting further."""
+
+
+class _Output(io.FileIO):
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            return len(data)
+
+
+def let_output_be_lost() -> None:
+    """Let what is printed be lost where it goes to a file on a full disk: no run is to end for it."""
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        raw = io.BufferedWriter(_Output(number, "w", closefd=False))
+        setattr(sys, name, io.TextIOWrapper(raw, errors="backslashreplace", line_buffering=True))
 
 
 def announce() -> None:
@@ -136,6 +154,6 @@ def record(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         append_log(folder, {"event": event, "reason": line, "job_id": job_id(), "host": host(), **evidence})
-    except OSError:  # a full disk is one of the failures to tell of
+    except (OSError, UserError):  # a disk that refuses is one of the failures to tell of
         print(f"{folder}: the failure could not be logged", file=sys.stderr)
     return line

@@ -10,6 +10,7 @@ if __name__ == "__main__":
     signals.install()
 
 import argparse
+import contextlib
 import fcntl
 import os
 import random
@@ -17,13 +18,14 @@ import sys
 import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import IO
 
 from hvae_hpc.errors import UserError, run_command
+from hvae_hpc.holder import job_id
 from hvae_hpc.identity import code_sha
-from hvae_hpc.jobs.attempts import announce, how_far, last_event_in, record
+from hvae_hpc.jobs.attempts import announce, how_far, last_event_in, let_output_be_lost, record
 from hvae_hpc.jobs.canary import Watch
 from hvae_hpc.jobs.local import Worker
-from hvae_hpc.jobs.provenance import job_id
 from hvae_hpc.jobs.slurm import CALL_EVERY_S, ask, format_places
 from hvae_hpc.jobs.tasks import Report, execute, follow, meeting_file, read_mine
 from hvae_hpc.jobs.together import Together
@@ -91,7 +93,10 @@ def run_element(plan_file: Path, array: int) -> int:
     elif not goes_back:
         print(f"at the time limit, sent back {times} times before, no further than then: not sent back", flush=True)
     else:
-        requeue(box, job_id())
+        try:
+            requeue(box, job_id())
+        except OSError as error:  # a full disk: what saved nothing would come again and again
+            print(f"could not be sent back ({error}); make room and give the sweep command again", flush=True)
     return LEFT_EARLY
 
 
@@ -177,7 +182,7 @@ def requeue(box: Path, element: str) -> None:
     _change(box, lambda lines: [*lines, f"{element} {time.time():.0f}"])
     _wait(random.uniform(0.0, 4.0), _told_to_go)
     with open(box.with_suffix(".sent"), "a+") as sent:
-        fcntl.flock(sent, fcntl.LOCK_EX)
+        _wait_for_lock(sent)
         if element in [line.split()[0] for line in _change(box, lambda lines: lines)]:  # nobody took it along
             since = time.time() - os.fstat(sent.fileno()).st_mtime
             _wait(min(CALL_EVERY_S, CALL_EVERY_S - since) if sent.tell() else 0.0, _told_to_go)
@@ -204,12 +209,17 @@ def _told_to_go() -> bool:
 def _change(box: Path, change: Callable[[list[str]], list[str]]) -> list[str]:
     """Replace the lines of a file that others change as well; returns what they were."""
     with open(box, "a+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        _wait_for_lock(file)
         file.seek(0)
         lines = file.read().splitlines()
         file.truncate(0)
         file.write("".join(f"{line}\n" for line in change(list(lines))))
     return lines
+
+
+def _wait_for_lock(file: IO[str]) -> None:
+    with contextlib.suppress(OSError):  # none on this file system: two at once may lose an id, and that element waits
+        fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def _times_sent_back(box: Path, element: str) -> int:
@@ -236,6 +246,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    let_output_be_lost()
     code = run_command(main)
     signals.ignore()
     sys.exit(code)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from importlib.metadata import version
 
+from hvae_hpc.holder import host, job_id
 from hvae_hpc.identity import code_sha
 from hvae_hpc.resources import Outcome, Resources
 from hvae_hpc.rundir import Provenance
@@ -19,17 +20,6 @@ SLURM_FACTS = {
     "SLURM_RESTART_COUNT": "restarts",
     "CUDA_VISIBLE_DEVICES": "visible_gpus",
 }
-
-
-def host() -> str:
-    """Return the node's name, SLURM's where there is one."""
-    return os.environ.get("SLURMD_NODENAME") or platform.node()
-
-
-def job_id() -> str:
-    """Return SLURM's ``<array>_<element>`` or job id; "" outside SLURM."""
-    array, element = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    return f"{array}_{element}" if array and element else os.environ.get("SLURM_JOB_ID", "")
 
 
 def make_provenance(

@@ -5,7 +5,6 @@ The launcher submits what is neither done nor in the queue, and ``hvae-hpc statu
 """
 
 import contextlib
-import fcntl
 import json
 import time
 from collections.abc import Iterator, Mapping
@@ -14,11 +13,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from hvae_hpc.config import read_json
-from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.breaker import Breaker, read_breakers
 from hvae_hpc.jobs.slurm import Queue, Queued
+from hvae_hpc.lease import is_held, locked
 from hvae_hpc.plan import Plan
-from hvae_hpc.rundir import is_held, read_log, read_log_tail
+from hvae_hpc.rundir import append_line, read_log, read_log_tail
 from hvae_hpc.states import State, list_folders
 
 SUBMISSIONS = "submissions"
@@ -97,8 +96,8 @@ class Submissions:
 
     def note(self, job: Job) -> None:
         """Keep a job's id beside its plan."""
-        with open(self.folder / job.submission / JOBS_FILE, "a") as file:
-            file.write(json.dumps({"array": job.array, "job": job.job, "places": job.places, "time": job.time}) + "\n")
+        entry = {"array": job.array, "job": job.job, "places": job.places, "time": job.time}
+        append_line(self.folder / job.submission / JOBS_FILE, json.dumps(entry))
 
     def unnoted(self, queue: Queue) -> list[Job]:
         """Return the jobs in the queue that a command submitted and did not live to note."""
@@ -176,16 +175,9 @@ def submitting(folder: Path) -> Iterator[int]:
 
     sbatch inherits it: where a command is killed while sbatch is still talking to SLURM, the next one waits for that.
     """
-    with contextlib.ExitStack() as stack:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(open(folder / ".lock", "w"))
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError as error:
-            raise UserError(
-                f"{folder}: cannot be written or locked ({error.strerror}); check it and its disk"
-            ) from error
-        yield lock.fileno()
+    with locked(folder, wait="always") as lease:
+        assert lease
+        yield lease.descriptor
 
 
 def comment_of(submission: str, array: int) -> str:
@@ -254,7 +246,7 @@ def _at_work(record: Mapping[str, Any], element: str, state: str) -> Standing:
 
 
 def _works_locally(folder: Path, record: Mapping[str, Any]) -> bool:
-    """Tell whether a run that SLURM has no part in is at work: its lock says so on this machine, or its log."""
+    """Tell whether a run that SLURM has no part in is at work: its lease says so, or its log."""
     began = record.get("event") == "started" and not record.get("job_id")
     return began and (is_held(folder) or _age_s(folder) < SILENT_S)
 

@@ -23,9 +23,19 @@ from typing import Any, Literal
 
 from hvae_hpc.config import dump, read_json
 from hvae_hpc.errors import UserError, run_command
-from hvae_hpc.jobs.attempts import MACHINE_ERRORS, check_stall, checkpoint_at, evidence_of, record, spent_s
+from hvae_hpc.holder import host, job_id
+from hvae_hpc.jobs.attempts import (
+    MACHINE_ERRORS,
+    check_stall,
+    checkpoint_at,
+    evidence_of,
+    let_output_be_lost,
+    record,
+    spent_s,
+)
 from hvae_hpc.jobs.gpu import GPUMeter
-from hvae_hpc.jobs.provenance import host, job_id, make_provenance
+from hvae_hpc.jobs.provenance import make_provenance
+from hvae_hpc.lease import LostError, check, locked
 from hvae_hpc.plan import AGAIN, Plan, read_element, read_plan
 from hvae_hpc.preprocess.manifest import require_content
 from hvae_hpc.resources import Outcome, Workplace
@@ -35,7 +45,6 @@ from hvae_hpc.rundir import (
     RESULT_SCHEMA,
     RunResult,
     append_log,
-    locked,
     read_log,
     read_result,
     remove_temporaries,
@@ -52,7 +61,7 @@ class Report:
     """How an attempt at a run ended.
 
     Attributes:
-        state: "busy" is another process at the same run, "blocked" a parent that is missing.
+        state: "busy" is another process at the same run, or one that took it over; "blocked" a missing parent.
         message: one line for people.
     """
 
@@ -80,8 +89,11 @@ def execute(plan: Plan, run_id: str, stopped: Callable[[], bool] = signals.leave
                 return report("blocked", record(folder, "blocked", str(error)))
             if read_state(plan, run_id, {role: result_stamp(result) for role, result in parents.items()}).done:
                 return report("done", "was done already")
-            outcome = _work(plan, run_id, stopped, started, parents, at_once)
+            outcome = _work(plan, run_id, lambda: mine.lost or stopped(), started, parents, at_once)
             return report("stopped", "saved and left") if outcome is None else report("done", _headline(outcome))
+    except LostError as error:  # the log is the other's now
+        print(error, flush=True)
+        return report("busy", str(error))
     except UserError as error:
         return report("failed", record(folder, "failed", str(error), **evidence_of(error)))
     except Exception as error:  # a bug in one run must not take the others of this process along
@@ -116,6 +128,7 @@ def _work(
     if run.run_id != run_id:
         raise UserError(f"the package now names this run {run.run_id}; {AGAIN}")
     remove_temporaries(folder)
+    check(folder)
     (folder / METRICS).unlink(missing_ok=True)  # of an earlier making; from here on the run is not done
     write_config(folder, dump(run.config))
     _drop_stale_checkpoints(folder, {role: result_stamp(parent) for role, parent in parents.items()})
@@ -284,4 +297,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    let_output_be_lost()
     sys.exit(run_command(main))

@@ -17,7 +17,7 @@ from hvae_hpc.preprocess.layouts import CaseFiles
 from hvae_hpc.preprocess.manifest import CaseEntry, ShardEntry
 from hvae_hpc.preprocess.recipe import Recipe
 from hvae_hpc.preprocess.volumes import Facts
-from hvae_hpc.rundir import write_atomic
+from hvae_hpc.rundir import append_line, write_atomic
 
 JOURNAL = "packing.jsonl"
 PACKING_VERSION = 1
@@ -91,12 +91,7 @@ def add_to_journal(folder: Path, shard: ShardRecords) -> None:
     Raises:
         UserError: the disk refused.
     """
-    path = folder / JOURNAL
-    try:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(f"\n{_to_line(shard)}\n")  # the line before may have been cut short
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+    append_line(folder / JOURNAL, _to_line(shard))
 
 
 def stamp_files(files: CaseFiles) -> dict[str, tuple[int, ...]]:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from hvae_hpc.config import dump
 from hvae_hpc.errors import UserError, printable
+from hvae_hpc.lease import LEASE, LOCK, locked
 from hvae_hpc.preprocess.case import PackedCase, pack_case
 from hvae_hpc.preprocess.journal import (
     JOURNAL,
@@ -44,7 +45,7 @@ from hvae_hpc.preprocess.parallel import map_in_order
 from hvae_hpc.preprocess.recipe import Recipe
 from hvae_hpc.preprocess.shards import Shard, hash_pairs, read_pairs, write_pairs
 from hvae_hpc.preprocess.summary import summarise, write_summary
-from hvae_hpc.rundir import LOCK, locked, remove_temporaries
+from hvae_hpc.rundir import remove_temporaries
 
 PAIRS_PER_SHARD = 256
 BYTES_PER_SHARD = 64 * 2**20
@@ -80,7 +81,7 @@ def pack(
     say = report or (lambda line: None)
     found = find_cases(recipe, raw)
     say(f"{len(found.cases)} cases in {raw}")
-    with locked(out) as mine:
+    with locked(out, wait="in doubt") as mine:
         if not mine:
             raise UserError(f"{out}: another packing is writing there; wait for it, or choose another --out")
         remove_temporaries(out)
@@ -255,16 +256,15 @@ def _is_up_to_date(out: Path, manifest: Manifest) -> bool:
 
 
 def _clear(out: Path) -> None:
-    """Remove shards that neither manifest nor journal names; a folder that is then as good as empty goes as well."""
+    """Remove shards that neither manifest nor journal names; a folder that is then as good as empty goes at the end."""
     keep = _named_shards(out)
     for path in out.glob("shard-*.h5"):
         if path.name not in keep:
             path.unlink(missing_ok=True)
-    if not keep and not (out / MANIFEST).exists() and {path.name for path in out.iterdir()} <= {LOCK, JOURNAL}:
+    ours = {LOCK, JOURNAL, *(path.name for path in out.glob(f"{LEASE}*"))}
+    if not keep and not (out / MANIFEST).exists() and {path.name for path in out.iterdir()} <= ours:
         (out / JOURNAL).unlink(missing_ok=True)
         (out / LOCK).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            out.rmdir()
 
 
 def _named_shards(out: Path) -> set[str]:

@@ -1,5 +1,6 @@
 """Contact sheets: packed pairs side by side, each with its mask's outline, to be looked at before training."""
 
+import io
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ import matplotlib
 import numpy as np
 
 from hvae_hpc.results.panels import TRUTH, Panel, Row, draw_grid
-from hvae_hpc.rundir import write_atomic_by
+from hvae_hpc.rundir import write_atomic
 
 COLUMNS, PER_PAGE = 8, 48
 _SIZE_INCH, _DPI = 1.5, 130
@@ -29,8 +30,6 @@ def write_contact_sheets(folder: Path, titles: Sequence[str], read: Read, at_mos
     Returns:
         The pages.
     """
-    for old in folder.glob("contact*.png"):
-        old.unlink()
     count = min(at_most, len(titles))
     rows = [round(place * (len(titles) - 1) / max(1, count - 1)) for place in range(count)]
     pages = math.ceil(count / PER_PAGE)
@@ -40,6 +39,8 @@ def write_contact_sheets(folder: Path, titles: Sequence[str], read: Read, at_mos
         shown = rows[page * PER_PAGE : (page + 1) * PER_PAGE]
         _write_page(path, [titles[row] for row in shown], *read(shown))
         paths.append(path)
+    for old in {*folder.glob("contact*.png")}.difference(paths):
+        old.unlink()
     return paths
 
 
@@ -53,7 +54,9 @@ def _write_page(path: Path, titles: Sequence[str], images: np.ndarray, masks: np
     style: Any = {"font.size": 5, "axes.titlesize": 5, "axes.titlepad": 2, "text.parse_math": False}
     with matplotlib.rc_context(style):
         figure = draw_grid(lines, size=_SIZE_INCH, top=0.25, gap=0.25)
-        write_atomic_by(path, lambda temporary: figure.savefig(temporary, dpi=_DPI, format="png"))
+        content = io.BytesIO()
+        figure.savefig(content, dpi=_DPI, format="png")
+        write_atomic(path, content.getvalue())
 
 
 def _shorten(title: str) -> str:

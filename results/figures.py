@@ -1,5 +1,6 @@
 """All figures of a sweep: which there are, and how they are saved; what has no data yet is left out with a remark."""
 
+import io
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,7 +19,7 @@ from hvae_hpc.results.dose_figure import draw_dice
 from hvae_hpc.results.image_figures import draw_cases, draw_figure2
 from hvae_hpc.results.per_case_figure import draw_per_case
 from hvae_hpc.results.progress import draw_progress, progress_name, trainings
-from hvae_hpc.rundir import write_atomic_by
+from hvae_hpc.rundir import write_atomic
 
 DPI = 150
 PLOT = ("png", "svg", "pdf")
@@ -60,17 +61,17 @@ def write_figures(
     """
     paths, remarks = [], []
     for name, (endings, draw) in _wanted(plan, collected, scores).items():
-        try:
-            with matplotlib.rc_context(_SETTINGS):
+        with matplotlib.rc_context(_SETTINGS):
+            try:
                 figure, left_out = draw()
+            except UserError as error:
+                remarks.append(f"{name}.png is left out: {error}")
                 for ending in endings:
-                    paths.append(_save(figure, out / f"{name}.{ending}"))
-                    figure.set_layout_engine("none")  # the first one's holds for all
-        except UserError as error:
-            remarks.append(f"{name}.png is left out: {error}")
+                    (out / f"{name}.{ending}").unlink(missing_ok=True)  # of an earlier time
+                continue
             for ending in endings:
-                (out / f"{name}.{ending}").unlink(missing_ok=True)  # of an earlier time
-            continue
+                paths.append(_save(figure, out / f"{name}.{ending}"))
+                figure.set_layout_engine("none")  # the first one's holds for all
         remarks += [f"{name}.png: {line}" for line in left_out]
     return paths, remarks
 
@@ -93,5 +94,7 @@ def _wanted(plan: Plan, collected: Collected, scores: Sequence[ArmScores]) -> di
 def _save(figure: Figure, path: Path) -> Path:
     ending = path.suffix[1:]
     options: dict[str, Any] = {"format": ending, "dpi": DPI, "metadata": _NO_DATE[ending]}
-    write_atomic_by(path, lambda temporary: figure.savefig(temporary, **options))
+    content = io.BytesIO()  # where a disk is full, the PDF writer fails in ways of its own
+    figure.savefig(content, **options)
+    write_atomic(path, content.getvalue())
     return path

@@ -21,6 +21,8 @@ FLOORS = [
     ("hvae_hpc.stages", 0),
     ("hvae_hpc.runs", 0),
     ("hvae_hpc.resources", 0),
+    ("hvae_hpc.holder", 0),
+    ("hvae_hpc.lease", 0),
     ("hvae_hpc.rundir", 0),
     ("hvae_hpc.plan", 0),
     ("hvae_hpc.preprocess.manifest", 0),  # plain JSON: planning reads it

@@ -15,6 +15,7 @@ import pytest
 
 from hvae_hpc.errors import UserError, run_command
 from hvae_hpc.jobs.slurm import Cluster, Partition
+from hvae_hpc.lease import locked
 from hvae_hpc.preprocess.__main__ import main
 from hvae_hpc.preprocess.journal import JOURNAL
 from hvae_hpc.preprocess.layouts import find_cases
@@ -23,7 +24,6 @@ from hvae_hpc.preprocess.pack import pack
 from hvae_hpc.preprocess.parallel import map_in_order
 from hvae_hpc.preprocess.reader import read_dataset
 from hvae_hpc.preprocess.recipe import LayoutConfig, SlicesConfig, load_recipe
-from hvae_hpc.rundir import locked
 from tests.scans import draw_case, save, save_cases, tiny_recipe
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import multiprocessing
-import os
 import signal
 import subprocess
 import sys
@@ -21,7 +19,6 @@ from hvae_hpc.rundir import (
     Provenance,
     RunResult,
     append_log,
-    locked,
     read_log,
     read_log_tail,
     read_result,
@@ -133,25 +130,21 @@ def test_a_log_line_that_was_cut_short_spoils_no_other(tmp_path: Path) -> None:
     assert read_log(tmp_path / "nowhere") == []
 
 
-def _hold(folder: Path, ready: "multiprocessing.synchronize.Event") -> None:
-    with locked(folder):
-        ready.set()
-        time.sleep(60)
-
-
-def test_a_folder_has_one_writer_and_a_killed_one_holds_nothing(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    ready = context.Event()
-    holder = context.Process(target=_hold, args=(tmp_path, ready))
-    holder.start()
-    assert ready.wait(30)
-    with locked(tmp_path) as mine:
-        assert not mine
-    assert holder.pid is not None
-    os.kill(holder.pid, signal.SIGKILL)
-    holder.join()
-    with locked(tmp_path) as mine:
-        assert mine
+def test_lines_that_a_full_disk_refused_come_with_the_next_that_fits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "log.jsonl"
+    log.symlink_to("/dev/full")
+    append_log(tmp_path, {"n": 1})
+    append_log(tmp_path, {"n": 2})
+    said = f"{log}: cannot be written (No space left on device); what was there before is untouched; its next lines are"
+    assert capsys.readouterr().err == f"{said} kept in memory until there is room\n"  # once
+    log.unlink()
+    append_log(tmp_path, {"n": 3})
+    append_log(tmp_path, {"n": 4})
+    assert [record["n"] for record in read_log(tmp_path)] == [1, 2, 3, 4]
+    with pytest.raises(UserError, match="cannot be written"):  # whatever else is wrong is no matter of room
+        append_log(tmp_path / "nowhere", {"n": 1})
 
 
 def test_lines_of_a_log_that_are_no_records_are_left_out(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from hvae_hpc.arms import ArmConfig
 from hvae_hpc.jobs.standing import Standing, Submissions, comment_of, parse_comment, read_standings
+from hvae_hpc.lease import locked
 from hvae_hpc.plan import Plan
-from hvae_hpc.rundir import locked
 from hvae_hpc.runs import Run
 from hvae_hpc.states import read_states
 from tests.made_up import fake_metrics, finish, make_runs

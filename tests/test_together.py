@@ -16,9 +16,10 @@ from hvae_hpc.jobs.gpu import Memory
 from hvae_hpc.jobs.local import Worker
 from hvae_hpc.jobs.tasks import Report
 from hvae_hpc.jobs.together import Together, has_room, images_per_s, next_number
+from hvae_hpc.lease import is_held
 from hvae_hpc.plan import Plan
 from hvae_hpc.resources import Resources
-from hvae_hpc.rundir import append_log, is_held, read_log, read_result
+from hvae_hpc.rundir import append_log, read_log, read_result
 from hvae_hpc.runs import Run
 from hvae_hpc.stages import CONFIGS
 from hvae_hpc.states import read_states

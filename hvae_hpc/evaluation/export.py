@@ -254,7 +254,10 @@ def _new_folder(folder: Path) -> Iterator[Path]:
         temporary.mkdir(parents=True)
         yield temporary
         temporary.replace(folder)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be made ({error.strerror or error}); nothing was left there") from error
+    except (OSError, UserError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if not isinstance(cause, OSError):
+            raise
+        raise UserError(f"{folder}: cannot be made ({cause.strerror or cause}); nothing was left there") from cause
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
