@@ -35,6 +35,15 @@ def scratch_folder(asked: str) -> Path | None:
         raise UserError(f"scratch {text!r} is {str(path)!r} here, expected an absolute path and variables that are set")
     if path.resolve().is_relative_to(Path.home().resolve()) and Path.home().parent != Path.home():
         raise UserError(f"scratch {text!r} lies in the home folder, expected a node's own disk")
+    return own_folder(path)
+
+
+def own_folder(path: Path) -> Path:
+    """Return the user's own folder in one that may be open to all, made if need be.
+
+    Raises:
+        UserError: it cannot be made, or what is there is not ours alone.
+    """
     own = path / f"hvae_hpc-{os.getuid()}"
     try:
         own.mkdir(mode=0o700, parents=True, exist_ok=True)
