@@ -121,10 +121,11 @@ class CompiledForward(nn.Module):
         weights = tuple(weight.shape for weight in self.model.parameters())
         mine = (getattr(self.model, "config", None), types, weights, shapes)
         if mine != CompiledForward.graphs_of:
-            torch._dynamo.reset()
             if CompiledForward.kept:
                 CompiledForward.kept.close()
+            # First of all: as soon as torch's compiler is imported, it makes its folder.
             CompiledForward.kept = KeptGraphs(mine, next(self.model.parameters()).device, self.workplace)
+            torch._dynamo.reset()
             if CompiledForward.kept.found:
                 self.notes.append("compiled by an earlier run")
         CompiledForward.graphs_of = mine

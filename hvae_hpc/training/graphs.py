@@ -55,6 +55,8 @@ class KeptGraphs:
         os.environ["TRITON_CACHE_DIR"] = str(self.folder / "triton")
         # torch would put 140 MiB of compiled C++ headers into the shared folder all the same.
         os.environ["TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS"] = "0"
+        if settings := sys.modules.get("torch._inductor.config"):  # has looked at the environment already
+            settings.cpp_cache_precompile_headers = False
         self.path = workplace.caches and workplace.caches / f"{make_key(network, device)}.zip"
         self.found = self._unpack()
         self._misses = _misses()
