@@ -2,7 +2,7 @@
 
 Each turn is two processes, one after the other, with local folders of their own: two steps of training each. The second
 finds the file that the first left. Measured is the time to the end of the training: torch's import, which both pay, is
-not in it, that of its compiler is. The weights must be equal.
+not in it, that of its compiler is; and the processes' CPU seconds, imports and g++ included. The weights must be equal.
 
     python benchmarks/compile_cache.py [--quick] [--turns 3]
 """
@@ -10,6 +10,7 @@ not in it, that of its compiler is. The weights must be equal.
 import argparse
 import json
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -59,13 +60,17 @@ def measure(folder: Path, kind: str, px: int) -> None:
 def start(folder: Path, kind: str, px: int) -> dict[str, float]:
     """Measure in a process of its own."""
     command = [sys.executable, __file__, "--folder", str(folder), "--kind", kind, "--px", str(px)]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return {"cpu_s": after.ru_utime - before.ru_utime, **json.loads(done.stdout.splitlines()[-1])}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a U-Net of 4 channels and one turn: under two minutes")
+    parser.add_argument(
+        "--quick", action="store_true", help="a U-Net of 4 channels and one turn: two minutes on an idle core"
+    )
     parser.add_argument("--kind", choices=("unet", "hvae", "quick"), default="unet")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--px", type=int, default=64)
@@ -76,6 +81,7 @@ def main() -> None:
         return
     kind, turns, px = ("quick", 1, 16) if options.quick else (options.kind, options.turns, options.px)
     seconds: dict[str, list[float]] = {"cold": [], "warm": []}
+    cpu: dict[str, list[float]] = {"cold": [], "warm": []}
     size = 0
     for turn in range(turns):
         with tempfile.TemporaryDirectory() as folder:
@@ -85,6 +91,7 @@ def main() -> None:
             raise SystemExit(f"not comparable: {found}")
         for side, times in seconds.items():
             times.append(found[side]["s"])
+            cpu[side].append(found[side]["cpu_s"])
         print(f"turn {turn + 1}: cold {seconds['cold'][-1]:.1f} s, warm {seconds['warm'][-1]:.1f} s", flush=True)
     print(
         json.dumps(
@@ -93,6 +100,7 @@ def main() -> None:
                 "px": px,
                 "turns": turns,
                 **{f"{side}_s": round(statistics.median(times), 2) for side, times in seconds.items()},
+                **{f"{side}_cpu_s": round(statistics.median(times), 2) for side, times in cpu.items()},
                 "cold_over_warm": round(ratio(seconds, "cold", "warm") or 0, 2),
                 "file_kib": round(size / 1024),
                 "device": name_device(),

@@ -29,6 +29,8 @@ from hvae_hpc.rundir import write_atomic_by
 from hvae_hpc.scratch import held, own_folder, remove_unused, scratch_folder
 
 FOLDER = "graphs"
+HEADERS = "cpp_cache_precompile_headers"
+"""torch's setting of that name."""
 
 
 class KeptGraphs:
@@ -54,9 +56,9 @@ class KeptGraphs:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(self.folder)
         os.environ["TRITON_CACHE_DIR"] = str(self.folder / "triton")
         # torch would put 140 MiB of compiled C++ headers into the shared folder all the same.
-        os.environ["TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS"] = "0"
+        os.environ[f"TORCHINDUCTOR_{HEADERS.upper()}"] = "0"
         if settings := sys.modules.get("torch._inductor.config"):  # has looked at the environment already
-            settings.cpp_cache_precompile_headers = False
+            setattr(settings, HEADERS, False)
         self.path = workplace.caches and workplace.caches / f"{make_key(network, device)}.zip"
         self.found = self._unpack()
         self._misses = _misses()
