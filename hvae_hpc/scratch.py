@@ -33,7 +33,8 @@ def scratch_folder(asked: str) -> Path | None:
     path = Path(os.path.expandvars(text))
     if "$" in str(path) or not path.is_absolute():
         raise UserError(f"scratch {text!r} is {str(path)!r} here, expected an absolute path and variables that are set")
-    if path.resolve().is_relative_to(Path.home().resolve()) and Path.home().parent != Path.home():
+    home = Path(os.environ.get("HOME") or "/").resolve()
+    if path.resolve().is_relative_to(home) and home != home.parent:
         raise UserError(f"scratch {text!r} lies in the home folder, expected a node's own disk")
     return own_folder(path)
 

@@ -84,7 +84,7 @@ def work_near(
                 raise
     for role in damaged:
         remove_unused(copies[role])
-    note = _say(workplace, f"read from the shared disk: the node's copy of {', '.join(damaged)} was damaged, removed")
+    note = _say(workplace, f"read from the shared disk: the node's copy of {', '.join(damaged)} is damaged")
     return _noted(work(workplace), note)
 
 

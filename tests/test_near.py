@@ -185,7 +185,7 @@ def test_a_copy_whose_pixels_are_wrong_is_removed_and_the_shared_one_read(data: 
     spoil_pixels(shard)
     outcome = near(data, place(data, tmp_path / "node"))
     assert outcome.details["data"] == str(data)
-    assert outcome.notes == ("read from the shared disk: the node's copy of data was damaged, removed",)
+    assert outcome.notes == ("read from the shared disk: the node's copy of data is damaged",)
     assert copies(tmp_path / "node") == []
     assert near(data, place(data, tmp_path / "node")).notes == ("data read from the node's copy",)
 
