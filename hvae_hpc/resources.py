@@ -29,6 +29,8 @@ class Resources:
         array_parallelism: elements of an array that run at a time; 0 for as many as fit.
         container: image in which the runs run, by apptainer; "" for none.
         python: Python in that container, or instead of the one that submits; "" for that one.
+        scratch: folder on a node's own disk ("$TMPDIR", "/local/$USER") for copies of what runs read, one per
+            node; "" for none. Its variables are the node's, and ``$HVAE_HPC_SCRATCH`` there goes before it.
         setup: shell lines before the runs start (module load ...).
         grace_s: seconds that SLURM leaves after SIGTERM when it preempts, where the partition does not tell (a QOS's).
         signal_lead_s: seconds before the time limit at which SLURM tells a run to save and leave.
@@ -64,6 +66,7 @@ class Resources:
     array_parallelism: int = 0
     container: str = ""
     python: str = ""
+    scratch: str = ""
     setup: tuple[str, ...] = ()
     grace_s: int = 0
     signal_lead_s: int = 90
@@ -102,7 +105,7 @@ class Resources:
         ):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or more")
-        for name in ("partition", "account", "qos", "constraint", "exclude", "container", "python"):
+        for name in ("partition", "account", "qos", "constraint", "exclude", "container", "python", "scratch"):
             if not (text := getattr(self, name)).isprintable():
                 raise ValueError(f"{name} is {text!r}, expected printable characters")
         for line in self.setup:
@@ -144,6 +147,7 @@ class Workplace:
         world: processes of the run.
         local_rank: number of this process among those of the run on its node.
         rendezvous: file by which the processes find the first one; None where there is one alone.
+        caches: folder of the files in which runs keep what torch.compile made; None for none.
     """
 
     folder: Path
@@ -155,6 +159,7 @@ class Workplace:
     world: int = 1
     local_rank: int = 0
     rendezvous: Path | None = None
+    caches: Path | None = None
 
     def log(self, record: dict[str, Any]) -> None:
         """Add a line to the run's log.jsonl, once for all its processes."""

@@ -18,6 +18,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +35,7 @@ from hvae_hpc.jobs.attempts import (
     spent_s,
 )
 from hvae_hpc.jobs.gpu import GPUMeter
+from hvae_hpc.jobs.near import work_near
 from hvae_hpc.jobs.provenance import make_provenance
 from hvae_hpc.lease import LostError, check, locked
 from hvae_hpc.plan import AGAIN, Plan, read_element, read_plan
@@ -131,7 +133,8 @@ def _work(
     check(folder)
     (folder / METRICS).unlink(missing_ok=True)  # of an earlier making; from here on the run is not done
     write_config(folder, dump(run.config))
-    _drop_stale_checkpoints(folder, {role: result_stamp(parent) for role, parent in parents.items()})
+    stamps = {role: result_stamp(parent) for role, parent in parents.items()}
+    _drop_stale_checkpoints(folder, stamps)
     log = read_log(folder)
     attempt = 1 + sum(entry.get("event") == "started" for entry in log)
     at = checkpoint_at(folder)
@@ -142,7 +145,7 @@ def _work(
     resources = plan.resources_of(run_id)
     workplace = _workplace(plan, run_id, stopped)
     with GPUMeter(wanted=resources.gpus > 0) as meter:
-        outcome = stage_function(run.stage)(run.config, workplace)
+        outcome = work_near(partial(stage_function(run.stage), run.config), workplace, run.parents["data"], stamps)
     if outcome is None:
         append_log(folder, {"event": "stopped", "job_id": job_id()})
         return None
@@ -152,7 +155,7 @@ def _work(
         stage=run.stage,
         config=dump(run.config),
         parents=dict(run.parents),
-        parent_results={role: result_stamp(parent) for role, parent in parents.items()},
+        parent_results=stamps,
         metrics=outcome.metrics,
         per_case=outcome.per_case,
         provenance=make_provenance(
@@ -215,6 +218,7 @@ def _workplace(plan: Plan, run_id: str, stopped: Callable[[], bool], rank: int =
         world=resources.tasks if job_id() else 1,
         local_rank=int(os.environ.get("SLURM_LOCALID", "0")),
         rendezvous=meeting_file(plan, run_id, "here"),
+        caches=plan.runs_folder / "caches",
     )
 
 
@@ -233,7 +237,9 @@ def follow(plan: Plan, run_id: str, rank: int) -> int:
         time.sleep(0.2)
     run = plan.runs[run_id]
     try:
-        stage_function(run.stage)(run.config, _workplace(plan, run_id, signals.leave_asked, rank))
+        # Only a training has several processes, and that is made from nothing but data.
+        workplace = _workplace(plan, run_id, signals.leave_asked, rank)
+        work_near(partial(stage_function(run.stage), run.config), workplace, run.parents["data"], {})
     except UserError as error:
         print(f"process {rank}: {error}", flush=True)
         return 1

@@ -10,6 +10,7 @@ from hvae_hpc.errors import UserError
 from hvae_hpc.models.blocks import Batch, Loss, Phase
 from hvae_hpc.resources import Workplace
 from hvae_hpc.training.batches import generator_for
+from hvae_hpc.training.graphs import KeptGraphs
 
 
 def choose_device(workplace: Workplace) -> torch.device:
@@ -75,20 +76,27 @@ class CompiledForward(nn.Module):
 
     Attributes:
         graphs_of: the networks whose graphs torch holds in this process.
+        kept: where these are kept for other processes.
     """
 
     graphs_of: ClassVar[Hashable] = None
+    kept: ClassVar[KeptGraphs | None] = None
 
     def __init__(self, model: nn.Module, compiled: bool, workplace: Workplace, shapes: Hashable = None) -> None:
         super().__init__()
         self.model = model
+        self.workplace = workplace
+        self.notes: list[str] = []
         self.parts: tuple[str, ...] = getattr(model, "compiled_parts", ("forward",)) if compiled else ()
         if compiled:
             self._drop_graphs_of_others(shapes)
         for name in self.parts:  # an attribute of the instance goes before the class's method
             setattr(model, name, torch.compile(getattr(model, name), fullgraph=True, dynamic=False))
-        self.workplace = workplace
-        self.notes: list[str] = []
+
+    def keep_graphs(self) -> None:
+        """Keep for other processes what torch has compiled for this network, if anything; for all of a run's own."""
+        if self.parts and self.kept and self.workplace.rank == 0:
+            self.kept.keep()
 
     def forward(self, batch: Batch, phase: str) -> Loss:
         """Return the phase's loss."""
@@ -113,7 +121,13 @@ class CompiledForward(nn.Module):
         weights = tuple(weight.shape for weight in self.model.parameters())
         mine = (getattr(self.model, "config", None), types, weights, shapes)
         if mine != CompiledForward.graphs_of:
+            if CompiledForward.kept:
+                CompiledForward.kept.close()
+            # First of all: as soon as torch's compiler is imported, it makes its folder.
+            CompiledForward.kept = KeptGraphs(mine, next(self.model.parameters()).device, self.workplace)
             torch._dynamo.reset()
+            if CompiledForward.kept.found:
+                self.notes.append("compiled by an earlier run")
         CompiledForward.graphs_of = mine
 
 
