@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hvae_hpc.errors import UserError
+from hvae_hpc.lease import locked
 from hvae_hpc.preprocess.manifest import MANIFEST, read_manifest, require_content
 from hvae_hpc.resources import Outcome, Workplace
-from hvae_hpc.rundir import PAIRS, locked
+from hvae_hpc.rundir import PAIRS
 from hvae_hpc.scratch import held, remove_unused, scratch_folder
 
 WAIT_S = 300.0

@@ -19,6 +19,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,6 +57,16 @@ from hvae_hpc.rundir import (
     write_result,
 )
 from hvae_hpc.states import read_state
+
+STAGES = {
+    "train": ("training.train", "train_generator"),
+    "likelihood": ("evaluation.likelihood", "measure_likelihood"),
+    "generate": ("evaluation.generate", "generate_pairs"),
+    "augment": ("evaluation.augment", "augment_pairs"),
+    "quality": ("evaluation.quality", "measure_quality"),
+    "segment": ("evaluation.segment", "segment"),
+}
+"""Stage to the module and the function that does it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,29 +192,9 @@ def _drop_stale_checkpoints(folder: Path, stamps: dict[str, str]) -> None:
 
 def stage_function(stage: str) -> Callable[[Any, Workplace], Outcome | None]:
     """Import and return what a stage does; only here, because a process pays for what it imports."""
-    if stage == "train":
-        from hvae_hpc.training.train import train_generator
-
-        return train_generator
-    if stage == "likelihood":
-        from hvae_hpc.evaluation.likelihood import measure_likelihood
-
-        return measure_likelihood
-    if stage == "generate":
-        from hvae_hpc.evaluation.generate import generate_pairs
-
-        return generate_pairs
-    if stage == "augment":
-        from hvae_hpc.evaluation.augment import augment_pairs
-
-        return augment_pairs
-    if stage == "quality":
-        from hvae_hpc.evaluation.quality import measure_quality
-
-        return measure_quality
-    from hvae_hpc.evaluation.segment import segment
-
-    return segment
+    module, name = STAGES[stage]
+    work: Callable[[Any, Workplace], Outcome | None] = getattr(import_module(f"hvae_hpc.{module}"), name)
+    return work
 
 
 def _workplace(plan: Plan, run_id: str, stopped: Callable[[], bool], rank: int = 0) -> Workplace:
