@@ -24,13 +24,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from hvae_hpc.errors import UserError
-from hvae_hpc.identity import code_sha
+from hvae_hpc.identity import code_sha, content_hash
 from hvae_hpc.jobs.drill_slurm import drill_slurm, find_own_slurm
 from hvae_hpc.jobs.faults import KINDS
 from hvae_hpc.jobs.forking import Forking, Lane
 from hvae_hpc.jobs.sameness import compare
 from hvae_hpc.jobs.trials import Fresh, Tally, Trial, link_parents, row_of
-from hvae_hpc.plan import Plan, find_plans, read_plan, write_plan
+from hvae_hpc.plan import PLANS, Plan, find_plans, read_plan, write_plan
+from hvae_hpc.rundir import METRICS
 
 SITE = """# what hvae-hpc drill gives its runs
 [all]
@@ -44,8 +45,9 @@ checkpoint_every_s = 0.2
 """
 MOST = 6
 """Faults that one run meets at most."""
-COUNTED = {"runs": "runs made", "resumed": "resumed", "half_written": "half-written"}
+COUNTED = {"runs": "runs", "resumed": "resumed", "half_written": "mid-write"}
 """What is counted beside the faults: attempts that went on from a checkpoint, faults that met a file being written."""
+CELL = 10
 
 
 def main(argv: Sequence[str]) -> int:
@@ -118,13 +120,18 @@ def make_undisturbed(command: Sequence[str], folder: Path, workers: int) -> Plan
     Raises:
         UserError: a run could not be made even so; with the end of what the command said.
     """
-    runs = folder / f"undisturbed-{code_sha()}"
-    local = [*command, "--local", "--workers", str(workers), "--runs", str(runs)]
+    file = Path(command[3])
+    said = content_hash([code_sha(), file.read_text() if file.is_file() else file.name])
+    runs = folder / f"undisturbed-{said[:12]}"
     began = time.monotonic()
-    done = subprocess.run(local, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError(f"the undisturbed runs could not be made: {(done.stderr or done.stdout).strip()[-600:]}")
-    plan = read_plan(max(find_plans(runs), key=lambda path: path.stat().st_mtime))
+    plans = sorted((runs / PLANS).glob("*.json"))
+    plan = read_plan(plans[0]) if plans else None
+    if plan is None or not all((plan.folder(run_id) / METRICS).exists() for run_id in plan.runs):
+        local = [*command, "--local", "--workers", str(workers), "--runs", str(runs)]
+        done = subprocess.run(local, cwd=folder, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise UserError(f"the undisturbed runs could not be made: {(done.stderr or done.stdout).strip()[-600:]}")
+        plan = read_plan(find_plans(runs)[0])
     stages = ", ".join(f"{stage} {n}" for stage, n in Counter(run.stage for run in plan.runs.values()).items())
     _say(f"undisturbed: {len(plan.runs)} runs ({stages}), {time.monotonic() - began:.0f} s")
     return plan
@@ -213,12 +220,12 @@ class Series:
 def _table(tally: Tally, rows: Sequence[str]) -> list[str]:
     """Return the tallies, a line per kind of run."""
     width = max(map(len, rows))
-    lines = [f"{'sent':{width}}  " + "".join(f"{name:>13}" for name in (*KINDS, *COUNTED.values()))]
+    lines = [f"{'sent':{width}}  " + "".join(f"{name:>{CELL}}" for name in (*KINDS, *COUNTED.values()))]
     for row in (*rows, "all"):
         cells = [
             sum(n for (where, what), n in counts.items() if what == name and row in (where, "all"))
             for counts, names in ((tally.sent, KINDS), (tally.found, COUNTED))
             for name in names
         ]
-        lines.append(f"{row:{width}}  " + "".join(f"{n:13}" for n in cells))
+        lines.append(f"{row:{width}}  " + "".join(f"{n:{CELL}}" for n in cells))
     return lines

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -112,28 +113,27 @@ class Trouble:
             "slurmd killed": self._lose_node,
             "preempted": self._preempt,
             "requeued": lambda element: slurm.client("scontrol", "requeue", element.name),
-            **{
-                name: lambda element, name=name: slurm.client("scancel", f"--signal={name}", element.name)
-                for name in ("USR2", "TERM", "KILL")
-            },
+            **{name: partial(self._signal, name) for name in ("USR2", "TERM", "KILL")},
         }
 
     def strike(self) -> None:
-        """Strike an element that runs, if there is one; one that ends just then is no fault."""
-        kind = self.chance.choice(list(self._acts))
-        elements = self._running()
-        if not elements:
-            return
-        element = self.chance.choice(elements)
+        """Strike an element that runs, if there is one."""
+        kind, elements = self.chance.choice(list(self._acts)), self.running()
+        if elements:
+            self.sent[kind] += self.attempt(kind, self.chance.choice(elements))
+
+    def attempt(self, kind: str, element: Element) -> bool:
+        """Do one thing to an element; returns whether that met it: it may just have ended."""
         try:
             self._acts[kind](element)
         except UserError as error:
-            if not re.search("[Ii]nvalid job|already|pending|completed|disabled", str(error)):
+            if not re.search("[Ii]nvalid job|already|pending|complet|disabled", str(error)):
                 raise
-            return
-        self.sent[kind] += 1
+            return False
+        return True
 
-    def _running(self) -> list[Element]:
+    def running(self) -> list[Element]:
+        """Return the elements that run and that were submitted from the drill's runs folder."""
         names = Submissions(self.runs).names
         found = []
         for line in self.slurm.client("squeue", "-h", "-r", "-t", "RUNNING", "-o", "%F_%K|%N|%k").splitlines():
@@ -142,6 +142,9 @@ class Trouble:
             if ours and ours[0] in names and not name.endswith("N/A"):  # not the last job, which has no elements
                 found.append(Element(name, node))
         return found
+
+    def _signal(self, name: str, element: Element) -> None:
+        self.slurm.client("scancel", f"--signal={name}", element.name)
 
     def _lose_node(self, element: Element) -> None:
         self.slurm.kill_node(element.node)
