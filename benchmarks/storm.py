@@ -1,7 +1,7 @@
 """A sweep through a storm: three bad nodes, a generator that cannot be trained, 5 % of the runs killed, nobody there.
 
-On a private SLURM of eight nodes. On n6 every task fails as it starts (a black hole); n7's slurmd dies again and again;
-on n8 what runs is killed within seconds. One command is given, ``sweep --retries N``; at the end every run that can be
+On a private SLURM of eight nodes. On n1 every task fails as it starts (a black hole); n2's slurmd dies again and again;
+on n3 what runs is killed within seconds. One command is given, ``sweep --retries N``; at the end every run that can be
 made must be done, and each of the others named with its reason. Prints a line of JSON; exit code 1 where it is not so.
 
     python benchmarks/storm.py --runs 500 --folder /tmp/storm
@@ -19,11 +19,12 @@ from pathlib import Path
 from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.drill_slurm import Trouble
 from hvae_hpc.jobs.minislurm import MiniSlurm, MiniSlurmConfig
+from hvae_hpc.jobs.slurm import Queue
 from hvae_hpc.jobs.standing import Submissions, read_standings
 from hvae_hpc.plan import Plan, find_plans, read_plan
 from hvae_hpc.states import read_states
 
-NODES, BLACK_HOLE, FLAKY, DEADLY = 8, "n6", "n7", "n8"
+NODES, BLACK_HOLE, FLAKY, DEADLY = 8, "n1", "n2", "n3"
 PER_SEED, APART = 4, 14  # segment runs of a seed; all other runs
 PROLOG = """#!/bin/sh
 [ "$SLURMD_NODENAME" = {node} ] && exit 1
@@ -117,7 +118,7 @@ def judge(plan: Plan) -> dict[str, object]:
         if fails or impossible & set(plan.parents(run_id).values()):
             impossible.add(run_id)
     states = read_states(plan)
-    standings = read_standings(plan, states, Submissions(plan.runs_folder), None)
+    standings = read_standings(plan, states, Submissions(plan.runs_folder), Queue(time.time(), ()))
     undone = [run_id for run_id, state in states.items() if not state.done]
     reasons = Counter(f"{standings[r].kind}: {standings[r].reason}" for r in undone if r in impossible)
     lost = [plan.folder_name(run_id) for run_id in undone if run_id not in impossible]

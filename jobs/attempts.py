@@ -10,7 +10,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -122,6 +122,12 @@ def count_oom_kills(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/
     return 0
 
 
+def say_if_possible(say: Callable[[], object]) -> None:
+    """Print for people, unless the disk on which that lands is full: then the run's end is told all the same."""
+    with contextlib.suppress(OSError):
+        say()
+
+
 def record(
     folder: Path, event: Literal["failed", "blocked", "again", "died", "left"], message: str, **evidence: Any
 ) -> str:
@@ -138,5 +144,5 @@ def record(
         folder.mkdir(parents=True, exist_ok=True)
         append_log(folder, {"event": event, "reason": line, "job_id": job_id(), "host": host(), **evidence})
     except OSError:  # a full disk is one of the failures to tell of
-        print(f"{folder}: the failure could not be logged", file=sys.stderr)
+        say_if_possible(lambda: print(f"{folder}: the failure could not be logged", file=sys.stderr))
     return line

@@ -4,9 +4,11 @@ Only a SLURM that minislurm itself started, with a cluster name and a state fold
 its queue. What is struck are elements that the drill submitted, the nodes under them, and nothing else.
 """
 
+import contextlib
 import os
 import random
 import re
+import signal
 import subprocess
 import time
 from collections import Counter
@@ -23,6 +25,7 @@ from hvae_hpc.jobs.standing import Submissions, parse_comment
 from hvae_hpc.plan import Plan
 from hvae_hpc.rundir import METRICS
 
+SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGKILL)
 COMMANDS = 6
 """Times that the same command is given: what is killed in the queue's name, nobody tries again by itself."""
 PATIENCE_S = 1800.0
@@ -113,7 +116,7 @@ class Trouble:
             "slurmd killed": self._lose_node,
             "preempted": self._preempt,
             "requeued": lambda element: slurm.client("scontrol", "requeue", element.name),
-            **{name: partial(self._signal, name) for name in ("USR2", "TERM", "KILL")},
+            **{number.name.removeprefix("SIG"): partial(self._signal, number) for number in SIGNALS},
         }
 
     def strike(self) -> None:
@@ -143,8 +146,26 @@ class Trouble:
                 found.append(Element(name, node))
         return found
 
-    def _signal(self, name: str, element: Element) -> None:
-        self.slurm.client("scancel", f"--signal={name}", element.name)
+    def _signal(self, number: signal.Signals, element: Element) -> None:
+        """Signal the element's own process: by scancel, KILL would count as a person's word."""
+        job, _, place = element.name.partition("_")
+        marks = (
+            f"SLURM_CLUSTER_NAME={Path(self.slurm.environment()['SLURM_CONF']).parent.parent.name}",
+            f"SLURM_ARRAY_JOB_ID={job}",
+            f"SLURM_ARRAY_TASK_ID={place}",
+            "SLURM_PROCID=0",
+        )
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it ended, or is another user's
+                held = os.pidfd_open(int(entry.name))  # from here on the number means this process or none
+                try:
+                    words = (entry / "cmdline").read_text().split("\0")
+                    if "hvae_hpc.jobs.element" in words and {*marks} <= {*(entry / "environ").read_text().split("\0")}:
+                        signal.pidfd_send_signal(held, number)
+                        return
+                finally:
+                    os.close(held)
+        raise UserError(f"{element.name}: already over, or not begun")
 
     def _lose_node(self, element: Element) -> None:
         self.slurm.kill_node(element.node)

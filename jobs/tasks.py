@@ -23,7 +23,15 @@ from typing import Any, Literal
 
 from hvae_hpc.config import dump, read_json
 from hvae_hpc.errors import UserError, run_command
-from hvae_hpc.jobs.attempts import MACHINE_ERRORS, check_stall, checkpoint_at, evidence_of, record, spent_s
+from hvae_hpc.jobs.attempts import (
+    MACHINE_ERRORS,
+    check_stall,
+    checkpoint_at,
+    evidence_of,
+    record,
+    say_if_possible,
+    spent_s,
+)
 from hvae_hpc.jobs.gpu import GPUMeter
 from hvae_hpc.jobs.provenance import host, job_id, make_provenance
 from hvae_hpc.plan import AGAIN, Plan, read_element, read_plan
@@ -79,13 +87,14 @@ def execute(plan: Plan, run_id: str, stopped: Callable[[], bool] = signals.leave
             except UserError as error:
                 return report("blocked", record(folder, "blocked", str(error)))
             if read_state(plan, run_id, {role: result_stamp(result) for role, result in parents.items()}).done:
+                _tidy(folder)  # its maker may have been killed just before it did so
                 return report("done", "was done already")
             outcome = _work(plan, run_id, stopped, started, parents, at_once)
             return report("stopped", "saved and left") if outcome is None else report("done", _headline(outcome))
     except UserError as error:
         return report("failed", record(folder, "failed", str(error), **evidence_of(error)))
     except Exception as error:  # a bug in one run must not take the others of this process along
-        traceback.print_exc()
+        say_if_possible(traceback.print_exc)
         kind, evidence = type(error).__name__, evidence_of(error)
         ours = evidence.get("errno") not in MACHINE_ERRORS and not kind.endswith("MemoryError")
         message = f"{kind}: {error}{' (a bug: traceback in the log)' if ours else ''}"
@@ -147,9 +156,15 @@ def _work(
         details=outcome.details,
     )
     write_result(folder, result)
-    for path in folder.glob("checkpoint-*.pt"):  # what training kept to go on from
-        path.unlink(missing_ok=True)
+    _tidy(folder)
     return outcome
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what training kept to go on from, and what killed writers left."""
+    for path in folder.glob("checkpoint-*.pt"):
+        path.unlink(missing_ok=True)
+    remove_temporaries(folder)
 
 
 def _drop_stale_checkpoints(folder: Path, stamps: dict[str, str]) -> None:
