@@ -16,6 +16,7 @@ COMMANDS = {
     "logs": ("hvae_hpc.jobs.logs", "what a run says of itself"),
     "cancel": ("hvae_hpc.jobs.control:cancel", "take a sweep or a run out of the queue"),
     "throttle": ("hvae_hpc.jobs.control:throttle", "let fewer or more elements of each array run at a time"),
+    "drill": ("hvae_hpc.jobs.drill", "faults on purpose, then a comparison with undisturbed runs"),
     "minislurm": ("hvae_hpc.jobs.minislurm", "a private SLURM on this machine, to try a sweep on"),
 }
 

@@ -27,6 +27,7 @@ BEGINS = re.compile(r"element \S+ begins, after \d+ restarts")
 MACHINE_ERRORS: Mapping[int, Failure] = {
     errno.ENOSPC: "disk full or quota",
     errno.EDQUOT: "disk full or quota",
+    errno.EFBIG: "disk full or quota",  # of one file
     errno.ENOMEM: "out of memory (host)",
     errno.EIO: "node failure",  # its disk, or its way to the file server
     errno.ESTALE: "node failure",

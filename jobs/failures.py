@@ -37,7 +37,7 @@ SENTENCES: tuple[tuple[Failure, str], ...] = (
         r"oom[-_ ]kill|[Oo]ut-of-memory handler|[Ee]xceeded (job |step )?memory limit|Out Of Memory"
         r"|(can't|[Cc]annot) allocate memory|MemoryError|bad_alloc|out of memory with",
     ),
-    ("disk full or quota", r"No space left on device|[Qq]uota exceeded|\d requested and \d+ written"),
+    ("disk full or quota", r"No space left on device|File too large|[Qq]uota exceeded|\d requested and \d+ written"),
     ("preempted", r"DUE TO PREEMPTION"),
     ("non-finite loss", r"became (nan|-?inf)|metric \S+ is (nan|-?inf)"),
 )

@@ -67,6 +67,14 @@ STAGES = {
     "segment": ("evaluation.segment", "segment"),
 }
 """Stage to the module and the function that does it."""
+HEADLINES = {
+    "dice": "Dice {:.3f}",
+    "psnr_mean": "{:.4g} dB PSNR",
+    "rejected": "{:.4g} draws rejected",
+    "log_likelihood": "{:.4g} nats",
+    "elbo": "{:.4g} nats ELBO",
+}
+"""What of a run's metrics is told when it is done: the first of these that it has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +109,7 @@ def execute(plan: Plan, run_id: str, stopped: Callable[[], bool] = signals.leave
             except UserError as error:
                 return report("blocked", record(folder, "blocked", str(error)))
             if read_state(plan, run_id, {role: result_stamp(result) for role, result in parents.items()}).done:
+                _tidy(folder)  # its maker may have been killed just before it did so
                 return report("done", "was done already")
             outcome = _work(plan, run_id, lambda: mine.lost or stopped(), started, parents, at_once)
             return report("stopped", "saved and left") if outcome is None else report("done", _headline(outcome))
@@ -175,9 +184,15 @@ def _work(
         details=outcome.details,
     )
     write_result(folder, result)
-    for path in folder.glob("checkpoint-*.pt"):  # what training kept to go on from
-        path.unlink(missing_ok=True)
+    _tidy(folder)
     return outcome
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what training kept to go on from, and what killed writers left."""
+    for path in folder.glob("checkpoint-*.pt"):
+        path.unlink(missing_ok=True)
+    remove_temporaries(folder)
 
 
 def _drop_stale_checkpoints(folder: Path, stamps: dict[str, str]) -> None:
@@ -243,17 +258,8 @@ def read_mine(plan_file: Path, array: int) -> tuple[Plan, tuple[str, ...]]:
 
 
 def _headline(outcome: Outcome) -> str:
-    for name, unit in (
-        ("dice", ""),
-        ("psnr_mean", " dB PSNR"),
-        ("rejected", " draws rejected"),
-        ("log_likelihood", " nats"),
-        ("elbo", " nats ELBO"),
-    ):
-        if name in outcome.metrics:
-            value = outcome.metrics[name]
-            return f"Dice {value:.3f}" if name == "dice" else f"{value:.4g}{unit}"
-    return ""
+    found = (text.format(outcome.metrics[name]) for name, text in HEADLINES.items() if name in outcome.metrics)
+    return next(found, "")
 
 
 def serve(plan: Plan) -> int:

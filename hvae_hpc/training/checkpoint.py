@@ -29,6 +29,7 @@ def save_checkpoint(folder: Path, images_seen: int, state: dict[str, Any]) -> Pa
     content = buffer.getvalue()
     path = folder / f"checkpoint-{images_seen:012d}-{hashlib.sha256(content).hexdigest()[:16]}.pt"
     write_atomic(path, content)
+    remove_checkpoints(folder, beyond=images_seen)  # damaged ones: this training went on from one before them
     for old in find_checkpoints(folder)[KEPT:]:
         old.unlink(missing_ok=True)
     return path

@@ -1,0 +1,231 @@
+"""``hvae-hpc drill``: every stage, small, through random faults, and then a comparison with undisturbed runs.
+
+First a sweep of tiny runs is made undisturbed. Then *trials*: a run is made anew in a folder of its own, from the
+undisturbed parents, and each attempt at it meets a fault until it has had enough of them; then it must end by itself,
+and in the same weights and numbers bit for bit. One seed draws all trials and their faults. Only processes that the
+drill itself started are struck, and only files of its trials damaged.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from typing import IO, Any
+
+from hvae_hpc.errors import UserError
+from hvae_hpc.identity import code_sha, content_hash
+from hvae_hpc.jobs.drill_slurm import drill_slurm, find_own_slurm
+from hvae_hpc.jobs.faults import KINDS
+from hvae_hpc.jobs.forking import Forking, Lane
+from hvae_hpc.jobs.sameness import compare
+from hvae_hpc.jobs.trials import Fresh, Tally, Trial, link_parents, row_of
+from hvae_hpc.plan import PLANS, Plan, find_plans, read_plan, write_plan
+from hvae_hpc.rundir import METRICS
+
+SITE = """# what hvae-hpc drill gives its runs
+[all]
+device = "cpu"
+gpus = 0
+memory_gb = 2
+minutes = 3
+signal_lead_s = 60
+element_minutes = 0.3
+checkpoint_every_s = 0.2
+"""
+MOST = 6
+"""Faults that one run meets at most."""
+COUNTED = {"runs": "runs", "resumed": "resumed", "half_written": "mid-write"}
+"""What is counted beside the faults: attempts that went on from a checkpoint, faults that met a file being written."""
+CELL = 10
+
+
+def main(argv: Sequence[str]) -> int:
+    """Drill: disturb small runs of every stage at random, and compare them with undisturbed ones."""
+    options = _parse(argv)
+    began = time.monotonic()
+    folder: Path = options.folder.absolute()
+    _say(f"drill in {folder}: {options.faults} faults, seed {options.seed}, {options.workers} runs at a time")
+    if options.slurm:
+        find_own_slurm()
+    command = _sweep_command(options.sweep, folder)
+    plan = make_undisturbed(command, folder, options.workers)
+    if options.slurm:
+        result = drill_slurm(plan, command, folder, options.faults, random.Random(options.seed))
+    else:
+        result = _drill(plan, folder, options)
+    result["seconds"] = round(time.monotonic() - began)
+    problems = result["problems"]
+    for problem in problems:
+        print(f"  {problem}")
+    verdict = f"{len(problems)} problems, see above" if problems else "none lost, none doubled, none different"
+    print(f"{result['faults']} faults in {result['runs']} runs, seed {options.seed}: {verdict}")
+    if options.json:
+        print(json.dumps(result))
+    return 1 if problems else 0
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="hvae-hpc drill", description=main.__doc__)
+    parser.add_argument(
+        "sweep", nargs="?", default="drill", help="name or .toml file of a small sweep (default: drill)"
+    )
+    parser.add_argument("--faults", type=int, default=25, metavar="N", help="how many (default: %(default)s)")
+    parser.add_argument("--seed", type=int, help="of what is drawn (default: a new one)")
+    parser.add_argument("--folder", type=Path, default=Path("drill"), metavar="DIR", help="its own (default: ./drill)")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="runs at a time (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--fresh", type=float, default=0.1, metavar="SHARE", help="of processes that import anew (default: %(default)s)"
+    )
+    parser.add_argument("--slurm", action="store_true", help="on the minislurm that SLURM_CONF names, and on no other")
+    parser.add_argument("--json", action="store_true", help="end with a line of JSON")
+    options = parser.parse_args(argv)
+    if min(options.faults, options.workers) < 1 or not 0 <= options.fresh <= 1:
+        raise UserError("expected --faults and --workers of 1 or more, and --fresh between 0 and 1")
+    if options.seed is None:
+        options.seed = random.SystemRandom().randrange(10**6)
+    return options
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _sweep_command(sweep: str, folder: Path) -> list[str]:
+    """Return the command that makes the sweep, after writing what it reads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "site.toml").write_text(SITE)
+    name = str(Path(sweep).absolute()) if sweep.endswith(".toml") else sweep
+    return [sys.executable, "-m", "hvae_hpc.sweep", name, "--site", str(folder / "site.toml")]
+
+
+def make_undisturbed(command: Sequence[str], folder: Path, workers: int) -> Plan:
+    """Make all runs of a sweep undisturbed, by the sweep's own command, unless this very code did so before.
+
+    Returns:
+        Their plan; its runs folder is ``folder / undisturbed-<code>``.
+
+    Raises:
+        UserError: a run could not be made even so; with the end of what the command said.
+    """
+    file = Path(command[3])
+    said = content_hash([code_sha(), file.read_text() if file.is_file() else file.name])
+    runs = folder / f"undisturbed-{said[:12]}"
+    began = time.monotonic()
+    plans = sorted((runs / PLANS).glob("*.json"))
+    plan = read_plan(plans[0]) if plans else None
+    if plan is None or not all((plan.folder(run_id) / METRICS).exists() for run_id in plan.runs):
+        local = [*command, "--local", "--workers", str(workers), "--runs", str(runs)]
+        done = subprocess.run(local, cwd=folder, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise UserError(f"the undisturbed runs could not be made: {(done.stderr or done.stdout).strip()[-600:]}")
+        plan = read_plan(find_plans(runs)[0])
+    stages = ", ".join(f"{stage} {n}" for stage, n in Counter(run.stage for run in plan.runs.values()).items())
+    _say(f"undisturbed: {len(plan.runs)} runs ({stages}), {time.monotonic() - began:.0f} s")
+    return plan
+
+
+def _drill(plan: Plan, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Run trials, some at a time, until so many faults met a run."""
+    disturbed = folder / f"disturbed-{options.seed}-{os.getpid()}"
+    rows: dict[str, list[str]] = {}
+    for run in plan.runs.values():
+        rows.setdefault(row_of(run), []).append(run.run_id)
+    tally, warm = Tally(options.faults), replace(plan, runs_folder=disturbed / "warm")
+    for first, *_ in rows.values():
+        link_parents(plan, warm, first)
+    write_plan(warm, disturbed / "warm.json")
+    with open(folder / "drill.log", "a") as log:
+        forking = Forking(disturbed / "warm.json", [first for first, *_ in rows.values()], options.workers, log)
+        try:
+            imports_s = forking.wait_until_ready()
+            for row, (first, *_) in rows.items():
+                tally.problems += [f"{row}: {it}" for it in compare(plan.folder(first), warm.folder(first), first)]
+            lanes = [Series(plan, disturbed, rows, options, tally, lane, log) for lane in forking.lanes]
+            lanes = [] if tally.problems else lanes  # not even undisturbed is a run what it was
+            numbers = count()
+            threads = [threading.Thread(target=lane.run, args=(numbers, imports_s)) for lane in lanes]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            forking.close()
+    print(*_table(tally, list(rows)), sep="\n")
+    if not tally.problems:
+        shutil.rmtree(disturbed)
+    found = {name: sum(n for (_, what), n in tally.found.items() if what == name) for name in COUNTED}
+    sent: dict[str, int] = {kind: sum(n for (_, what), n in tally.sent.items() if what == kind) for kind in KINDS}
+    return {"seed": options.seed, "faults": sum(sent.values()), **sent, **found, "problems": tally.problems}
+
+
+class Series:
+    """The trials of one lane, one after the other."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        folder: Path,
+        rows: Mapping[str, Sequence[str]],
+        options: argparse.Namespace,
+        tally: Tally,
+        lane: Lane,
+        log: IO[str],
+    ) -> None:
+        self.plan, self.folder, self.rows, self.options = plan, folder, rows, options
+        self.tally, self.lane, self.log = tally, lane, log
+
+    def run(self, numbers: Iterator[int], imports_s: float) -> None:
+        """Run trials until there are no faults left; what goes wrong with the drill itself is a problem as well."""
+        names, faults = list(self.rows), self.options.faults
+        most = max(1, min(MOST, faults // len(names)))
+        try:
+            while self.tally.taken < faults and not self.tally.problems:
+                number = next(numbers)
+                chance = random.Random(f"{self.options.seed} {number}")
+                run_id = chance.choice(self.rows[names[number % len(names)]])
+                trial = Trial(self.plan, run_id, self.folder / str(number), chance, self.options.fresh)
+                trial.run(most, self.tally, lambda fresh: Fresh(self.log) if fresh else self.lane, imports_s)
+                where = (
+                    f"{self.plan.runs[run_id].stage} {self.plan.runs[run_id].label} (trial {number}, {trial.folder})"
+                )
+                self.tally.problems += [f"{where}: {problem}" for problem in trial.problems]
+                if not trial.problems:
+                    shutil.rmtree(trial.mine.runs_folder)
+                    self._tell(sum(self.tally.sent.values()))
+        except Exception as error:  # a thread's end would else go unheard
+            traceback.print_exc()
+            self.tally.problems.append(f"the drill itself: {type(error).__name__}: {error}")
+
+    def _tell(self, sent: int) -> None:
+        with self.tally.lock:
+            step = max(1, self.options.faults // 10)
+            if sent // step > self.tally.told:
+                self.tally.told = sent // step
+                _say(f"  {sent:5} of {self.options.faults} faults, all as undisturbed so far")
+
+
+def _table(tally: Tally, rows: Sequence[str]) -> list[str]:
+    """Return the tallies, a line per kind of run."""
+    width = max(map(len, rows))
+    lines = [f"{'sent':{width}}  " + "".join(f"{name:>{CELL}}" for name in (*KINDS, *COUNTED.values()))]
+    for row in (*rows, "all"):
+        cells = [
+            sum(n for (where, what), n in counts.items() if what == name and row in (where, "all"))
+            for counts, names in ((tally.sent, KINDS), (tally.found, COUNTED))
+            for name in names
+        ]
+        lines.append(f"{row:{width}}  " + "".join(f"{n:{CELL}}" for n in cells))
+    return lines
