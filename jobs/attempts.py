@@ -18,6 +18,7 @@ from typing import Any, Literal
 from hvae_hpc.errors import UserError
 from hvae_hpc.holder import host, job_id
 from hvae_hpc.jobs.policy import Failure
+from hvae_hpc.plan import Plan
 from hvae_hpc.rundir import METRICS, append_log, read_log
 
 STALLS = 10
@@ -59,6 +60,12 @@ def let_output_be_lost() -> None:
 def announce() -> None:
     """Print that this process of an element begins, so that nobody takes what stands above for what it said."""
     print(f"element {job_id()} begins, after {os.environ.get('SLURM_RESTART_COUNT', '0')} restarts", flush=True)
+
+
+def meeting_file(plan: Plan, run_id: str, what: Literal["here", "over"]) -> Path:
+    """Return the file by which the processes of a run's present attempt find each other, or learn that it is over."""
+    attempt = f"{job_id()}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
+    return plan.folder(run_id) / f".{what}-{attempt}.tmp"
 
 
 def checkpoint_at(folder: Path) -> int:

@@ -23,11 +23,11 @@ from typing import IO
 from hvae_hpc.errors import UserError, run_command
 from hvae_hpc.holder import job_id
 from hvae_hpc.identity import code_sha
-from hvae_hpc.jobs.attempts import announce, how_far, last_event_in, let_output_be_lost, record
+from hvae_hpc.jobs.attempts import announce, how_far, last_event_in, let_output_be_lost, meeting_file, record
 from hvae_hpc.jobs.canary import Watch
 from hvae_hpc.jobs.local import Worker
 from hvae_hpc.jobs.slurm import CALL_EVERY_S, ask, format_places
-from hvae_hpc.jobs.tasks import Report, execute, follow, meeting_file, read_mine
+from hvae_hpc.jobs.tasks import Report, execute, follow, read_mine
 from hvae_hpc.jobs.together import Together
 from hvae_hpc.plan import Plan
 from hvae_hpc.resources import Resources

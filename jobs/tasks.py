@@ -32,6 +32,7 @@ from hvae_hpc.jobs.attempts import (
     checkpoint_at,
     evidence_of,
     let_output_be_lost,
+    meeting_file,
     record,
     spent_s,
 )
@@ -226,12 +227,6 @@ def _workplace(plan: Plan, run_id: str, stopped: Callable[[], bool], rank: int =
         rendezvous=meeting_file(plan, run_id, "here"),
         caches=plan.runs_folder / "caches",
     )
-
-
-def meeting_file(plan: Plan, run_id: str, what: Literal["here", "over"]) -> Path:
-    """Return the file by which the processes of a run's present attempt find each other, or learn that it is over."""
-    attempt = f"{job_id()}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
-    return plan.folder(run_id) / f".{what}-{attempt}.tmp"
 
 
 def follow(plan: Plan, run_id: str, rank: int) -> int:
