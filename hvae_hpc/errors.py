@@ -5,9 +5,13 @@ truncated file) becomes one line on stderr and exit code 2; anything else is a b
 its traceback.
 """
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where a file may not grow: the disk is full, or a quota, or a limit of one file."""
 
 
 class UserError(Exception):

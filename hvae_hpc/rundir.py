@@ -6,7 +6,6 @@ a temporary name in the same folder, flushed to the disk and renamed.
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from hvae_hpc.config import dump, load, read_json
-from hvae_hpc.errors import NonFiniteError, UserError
+from hvae_hpc.errors import NO_ROOM, NonFiniteError, UserError
 from hvae_hpc.identity import canonical_json
 from hvae_hpc.lease import check
 
@@ -252,7 +251,7 @@ def append_log(folder: Path, record: dict[str, Any]) -> None:
     try:
         append_line(folder / LOG, "\n".join(lines))
     except UserError as error:
-        if getattr(error.__cause__, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):
+        if getattr(error.__cause__, "errno", None) not in NO_ROOM:
             raise
         _UNWRITTEN[folder] = lines[-KEPT_LINES:]
         if not kept:

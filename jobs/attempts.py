@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from hvae_hpc.errors import UserError
+from hvae_hpc.errors import NO_ROOM, UserError
 from hvae_hpc.holder import host, job_id
 from hvae_hpc.jobs.policy import Failure
 from hvae_hpc.plan import Plan
@@ -26,9 +26,7 @@ STALLS = 10
 BEGINS = re.compile(r"element \S+ begins, after \d+ restarts")
 """An element's first line in its log, to which SLURM adds all its lives."""
 MACHINE_ERRORS: Mapping[int, Failure] = {
-    errno.ENOSPC: "disk full or quota",
-    errno.EDQUOT: "disk full or quota",
-    errno.EFBIG: "disk full or quota",  # of one file
+    **dict.fromkeys(NO_ROOM, "disk full or quota"),
     errno.ENOMEM: "out of memory (host)",
     errno.EIO: "node failure",  # its disk, or its way to the file server
     errno.ESTALE: "node failure",
@@ -45,7 +43,7 @@ class _Output(io.FileIO):
         try:
             return super().write(data)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in NO_ROOM:
                 raise
             return len(data)
 
