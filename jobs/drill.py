@@ -18,20 +18,26 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
+from hvae_hpc.config import find_toml, load, read_toml
 from hvae_hpc.errors import UserError
-from hvae_hpc.identity import code_sha, content_hash
+from hvae_hpc.identity import code_sha
+from hvae_hpc.jobs import dag
 from hvae_hpc.jobs.drill_slurm import drill_slurm, find_own_slurm
 from hvae_hpc.jobs.faults import KINDS
 from hvae_hpc.jobs.forking import Forking, Lane
+from hvae_hpc.jobs.local import run_locally
 from hvae_hpc.jobs.sameness import compare
+from hvae_hpc.jobs.site import read_site
+from hvae_hpc.jobs.sweep_config import SweepConfig
 from hvae_hpc.jobs.trials import Fresh, Tally, Trial, link_parents, row_of
-from hvae_hpc.plan import PLANS, Plan, find_plans, read_plan, write_plan
-from hvae_hpc.rundir import METRICS
+from hvae_hpc.plan import Plan, write_plan
+from hvae_hpc.preprocess.manifest import MANIFEST, read_manifest
+from hvae_hpc.states import read_states
 
 SITE = """# what hvae-hpc drill gives its runs
 [all]
@@ -58,9 +64,10 @@ def main(argv: Sequence[str]) -> int:
     _say(f"drill in {folder}: {options.faults} faults, seed {options.seed}, {options.workers} runs at a time")
     if options.slurm:
         find_own_slurm()
-    command = _sweep_command(options.sweep, folder)
-    plan = make_undisturbed(command, folder, options.workers)
+    plan = make_undisturbed(options.sweep, folder, options.workers)
     if options.slurm:
+        name = str(Path(options.sweep).absolute()) if options.sweep.endswith(".toml") else options.sweep
+        command = [sys.executable, "-m", "hvae_hpc.sweep", name, "--site", str(folder / "site.toml")]
         result = drill_slurm(plan, command, folder, options.faults, random.Random(options.seed))
     else:
         result = _drill(plan, folder, options)
@@ -103,38 +110,50 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def _sweep_command(sweep: str, folder: Path) -> list[str]:
-    """Return the command that makes the sweep, after writing what it reads."""
+def _write_site(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "site.toml").write_text(SITE)
-    name = str(Path(sweep).absolute()) if sweep.endswith(".toml") else sweep
-    return [sys.executable, "-m", "hvae_hpc.sweep", name, "--site", str(folder / "site.toml")]
+    site = folder / "site.toml"
+    site.write_text(SITE)
+    return site
 
 
-def make_undisturbed(command: Sequence[str], folder: Path, workers: int) -> Plan:
-    """Make all runs of a sweep undisturbed, by the sweep's own command, unless this very code did so before.
+def make_undisturbed(sweep_file: str, folder: Path, workers: int) -> Plan:
+    """Make all runs of a sweep undisturbed, in local processes, unless this very code did so before.
 
     Returns:
         Their plan; its runs folder is ``folder / undisturbed-<code>``.
 
     Raises:
-        UserError: a run could not be made even so; with the end of what the command said.
+        UserError: a run could not be made even so.
     """
-    file = Path(command[3])
-    said = content_hash([code_sha(), file.read_text() if file.is_file() else file.name])
-    runs = folder / f"undisturbed-{said[:12]}"
-    began = time.monotonic()
-    plans = sorted((runs / PLANS).glob("*.json"))
-    plan = read_plan(plans[0]) if plans else None
-    if plan is None or not all((plan.folder(run_id) / METRICS).exists() for run_id in plan.runs):
-        local = [*command, "--local", "--workers", str(workers), "--runs", str(runs)]
-        done = subprocess.run(local, cwd=folder, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise UserError(f"the undisturbed runs could not be made: {(done.stderr or done.stdout).strip()[-600:]}")
-        plan = read_plan(find_plans(runs)[0])
+    library = Path(__file__).parent / "sweeps"
+    path = find_toml(sweep_file, library)
+    sweep = load(SweepConfig, read_toml(path, library), str(path))
+    data = [dag.DataSet(name=name, folder=it, manifest=read_manifest(it)) for name, it in _shards(sweep, folder)]
+    runs, resources = folder / f"undisturbed-{code_sha()}", read_site(_write_site(folder), {}).resources
+    plan, began = dag.make_plan(sweep, data, runs, resources), time.monotonic()
+    missing = [run_id for run_id, state in read_states(plan).items() if not state.done]
+    write_plan(plan, runs / "plan.json")
+    reports = run_locally(plan, runs / "plan.json", missing, workers) if missing else {}
+    if bad := [report for report in reports.values() if report.state != "done"]:
+        run = plan.runs[bad[0].run_id]
+        raise UserError(f"undisturbed, {run.stage} {run.label} came to nothing: {bad[0].message}")
     stages = ", ".join(f"{stage} {n}" for stage, n in Counter(run.stage for run in plan.runs.values()).items())
     _say(f"undisturbed: {len(plan.runs)} runs ({stages}), {time.monotonic() - began:.0f} s")
     return plan
+
+
+def _shards(sweep: SweepConfig, folder: Path) -> Iterator[tuple[str, Path]]:
+    """Return the sweep's data sets below the drill's folder, after packing phantoms where they are missing."""
+    for name in sweep.data:
+        shards = folder / "shards" / name
+        if not (shards / MANIFEST).is_file():
+            raw = ["--phantom", str(sweep.phantoms or 1), "--raw", str(folder / "phantoms" / name)]
+            command = [sys.executable, "-m", "hvae_hpc.preprocess", name, *raw, "--out", str(shards), "--local"]
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise UserError(f"{shards}: no phantoms could be packed: {done.stderr.strip()[-600:]}")
+        yield name, shards
 
 
 def _drill(plan: Plan, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -153,7 +172,10 @@ def _drill(plan: Plan, folder: Path, options: argparse.Namespace) -> dict[str, A
             imports_s = forking.wait_until_ready()
             for row, (first, *_) in rows.items():
                 tally.problems += [f"{row}: {it}" for it in compare(plan.folder(first), warm.folder(first), first)]
-            lanes = [Series(plan, disturbed, rows, options, tally, lane, log) for lane in forking.lanes]
+            lanes = [
+                Series(plan=plan, folder=disturbed, rows=rows, options=options, tally=tally, lane=lane, log=log)
+                for lane in forking.lanes
+            ]
             lanes = [] if tally.problems else lanes  # not even undisturbed is a run what it was
             numbers = count()
             threads = [threading.Thread(target=lane.run, args=(numbers, imports_s)) for lane in lanes]
@@ -171,21 +193,17 @@ def _drill(plan: Plan, folder: Path, options: argparse.Namespace) -> dict[str, A
     return {"seed": options.seed, "faults": sum(sent.values()), **sent, **found, "problems": tally.problems}
 
 
+@dataclass(frozen=True, kw_only=True)
 class Series:
     """The trials of one lane, one after the other."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        folder: Path,
-        rows: Mapping[str, Sequence[str]],
-        options: argparse.Namespace,
-        tally: Tally,
-        lane: Lane,
-        log: IO[str],
-    ) -> None:
-        self.plan, self.folder, self.rows, self.options = plan, folder, rows, options
-        self.tally, self.lane, self.log = tally, lane, log
+    plan: Plan
+    folder: Path
+    rows: Mapping[str, Sequence[str]]
+    options: argparse.Namespace
+    tally: Tally
+    lane: Lane
+    log: IO[str]
 
     def run(self, numbers: Iterator[int], imports_s: float) -> None:
         """Run trials until there are no faults left; what goes wrong with the drill itself is a problem as well."""

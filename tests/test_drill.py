@@ -14,15 +14,10 @@ from hvae_hpc.jobs.faults import KINDS, damage, draw_fault
 from hvae_hpc.jobs.sameness import compare
 from tests.tiny import make_data_set
 
-SMALL = """
+SHORT = """
 extends = "drill"
-name = "small"
-factors = []
-arms = []
-samplers = ["prior"]
-likelihoods = false
-[quality]
-features = false
+name = "short"
+samplers = ["prior", "hmc"]
 """
 FORGETFUL = """
 from hvae_hpc.jobs import tasks
@@ -54,12 +49,12 @@ def drill(folder: Path, *arguments: str, **environment: str) -> subprocess.Compl
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("drill")
     make_data_set(folder / "shards", "brats2021", n=14)
-    (folder / "small.toml").write_text(SMALL)
+    (folder / "short.toml").write_text(SHORT)
     return folder
 
 
 def test_twenty_five_faults_at_every_stage_change_nothing(folder: Path) -> None:
-    done = drill(folder, "--faults", "25", "--seed", "8", "--json")
+    done = drill(folder, "short.toml", "--faults", "25", "--seed", "8", "--json")
     assert done.returncode == 0, done.stdout + done.stderr + (folder / "drill.log").read_text()
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["faults"] == sum(told[kind] for kind in KINDS) == 25
@@ -74,7 +69,7 @@ def test_twenty_five_faults_at_every_stage_change_nothing(folder: Path) -> None:
 def test_the_drill_notices_a_checkpoint_that_forgets_the_optimizer(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(FORGETFUL)
     path = os.pathsep.join([str(tmp_path), str(Path(__file__).parent.parent)])
-    broken = ("small.toml", "--faults", "40", "--fresh", "0")
+    broken = ("short.toml", "--faults", "40", "--fresh", "0")
     done = drill(folder, *broken, "--seed", "1", PYTHONPATH=path)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "differs" in done.stdout or "metrics.json: metrics" in done.stdout
@@ -94,7 +89,7 @@ def test_no_slurm_but_a_minislurm_is_drilled(conf: str, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("undisturbed-*"))
 
 
-@pytest.mark.parametrize("content", [b"some bytes and more", bytes(100), b"x"])
+@pytest.mark.parametrize("content", [b"some bytes and more", bytes(100), b"x"], ids=["bytes", "zeros", "one"])
 def test_damage_damages(content: bytes, tmp_path: Path) -> None:
     for detail in (0.0, 0.2, 0.4, 0.6, 0.8, 0.999):
         (tmp_path / "file").write_bytes(content)
