@@ -129,8 +129,8 @@ def make_undisturbed(sweep_file: str, folder: Path, workers: int) -> Plan:
     library = Path(__file__).parent / "sweeps"
     path = find_toml(sweep_file, library)
     sweep = load(SweepConfig, read_toml(path, library), str(path))
-    data = [dag.DataSet(name=name, folder=it, manifest=read_manifest(it)) for name, it in _shards(sweep, folder)]
     runs, resources = folder / f"undisturbed-{code_sha()}", read_site(_write_site(folder), {}).resources
+    data = [dag.DataSet(name=name, folder=it, manifest=read_manifest(it)) for name, it in _shards(sweep, folder)]
     plan, began = dag.make_plan(sweep, data, runs, resources), time.monotonic()
     missing = [run_id for run_id, state in read_states(plan).items() if not state.done]
     write_plan(plan, runs / "plan.json")
