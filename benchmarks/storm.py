@@ -25,6 +25,7 @@ from hvae_hpc.plan import Plan, find_plans, read_plan
 from hvae_hpc.states import read_states
 
 NODES, BLACK_HOLE, FLAKY, DEADLY = 8, "n1", "n2", "n3"
+CALM = "calm"
 PER_SEED, APART = 4, 14  # segment runs of a seed; all other runs
 PROLOG = """#!/bin/sh
 [ "$SLURMD_NODENAME" = {node} ] && exit 1
@@ -52,6 +53,8 @@ memory_gb = {memory_gb}
 minutes = 5
 signal_lead_s = 60
 element_minutes = {element_minutes}
+[tables]
+partition = "calm"          # the last job, which tries again what failed: where it died, nobody would
 """
 
 
@@ -70,7 +73,7 @@ def main() -> int:
     (folder / "site.toml").write_text(SITE.format(memory_gb=7, element_minutes=0.4))
     (folder / "prolog.sh").write_text(PROLOG.format(node=BLACK_HOLE))
     (folder / "prolog.sh").chmod(0o755)
-    extra = f"TaskProlog={folder}/prolog.sh\n"
+    extra = f"TaskProlog={folder}/prolog.sh\nPartitionName={CALM} Nodes=n[4-{NODES}]\n"
     config = MiniSlurmConfig(folder=folder / "slurm", nodes=NODES, accounting=True, extra_slurm_conf=extra)
     with MiniSlurm(config) as slurm:
         command = [sys.executable, "-m", "hvae_hpc.sweep", "--site", "site.toml", "--retries", str(options.retries)]

@@ -17,7 +17,8 @@ from tests.tiny import make_data_set
 SHORT = """
 extends = "drill"
 name = "short"
-samplers = ["prior", "hmc"]
+samplers = ["hmc"]
+arms = ["hvae-hmc+4"]
 """
 FORGETFUL = """
 from hvae_hpc.jobs import tasks
