@@ -58,7 +58,7 @@ class Lane:
     """Makes attempts, one at a time, each in a fork: the drill's end of it."""
 
     def __init__(self, ours: socket.socket) -> None:
-        self._socket, self._answers = ours, ours.makefile()
+        self._socket, self._heard = ours, b""
         self.pid = 0
 
     def begin(self, plan_file: Path, run_id: str) -> None:
@@ -68,7 +68,8 @@ class Lane:
 
     def is_over(self, timeout_s: float) -> bool:
         """Wait for the attempt's end for so long at most."""
-        return bool(select.select([self._socket], [], [], timeout_s)[0])
+        # A quick attempt's answer comes along with its number, and select knows only of what was not read yet.
+        return b"\n" in self._heard or bool(select.select([self._socket], [], [], timeout_s)[0])
 
     def end(self) -> Report | int:
         """Return the report of an attempt that is over, or minus the signal that it died of, or its exit code."""
@@ -77,13 +78,15 @@ class Lane:
 
     def hear(self, timeout_s: float) -> str:
         """Return the next line."""
-        if not self.is_over(timeout_s) or not (line := self._answers.readline()):
-            raise UserError("the process that makes the attempts ended or hangs; see its log")
-        return line
+        while b"\n" not in self._heard:
+            if not self.is_over(timeout_s) or not (more := self._socket.recv(65536)):
+                raise UserError("the process that makes the attempts ended or hangs; see its log")
+            self._heard += more
+        line, _, self._heard = self._heard.partition(b"\n")
+        return line.decode()
 
     def close(self) -> None:
         """Send no more."""
-        self._answers.close()
         self._socket.close()
 
 

@@ -4,13 +4,16 @@ import json
 import os
 import random
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.faults import KINDS, damage, draw_fault
+from hvae_hpc.jobs.forking import Lane
 from hvae_hpc.jobs.sameness import compare
 from tests.tiny import make_data_set
 
@@ -65,6 +68,19 @@ def test_twenty_five_faults_at_every_stage_change_nothing(folder: Path) -> None:
     assert "25 faults in" in done.stdout
     assert "none lost, none doubled, none different" in done.stdout
     assert not list(folder.glob("disturbed-*"))
+
+
+def test_an_answer_that_comes_along_with_the_number_of_its_process_is_heard() -> None:
+    ours, theirs = socket.socketpair()
+    lane = Lane(ours)
+    theirs.sendall(b"4711\n-9\n")
+    lane.begin(Path("plan.json"), "0" * 12)
+    assert lane.pid == 4711
+    assert lane.is_over(0.0)
+    assert lane.end() == -9
+    theirs.close()
+    with pytest.raises(UserError, match="ended or hangs"):
+        lane.hear(1.0)
 
 
 def test_the_drill_notices_a_checkpoint_that_forgets_the_optimizer(folder: Path, tmp_path: Path) -> None:
