@@ -148,7 +148,7 @@ class Trial:
             strike(process.pid, Fault("KILL", 0, False, 0))
         report = process.end()
         state = report.state if isinstance(report, Report) else "died"
-        if fault and (not struck or state == "busy" or (state == "done" and fault.kind not in ("USR2", "TERM"))):
+        if fault and (not struck or state in ("busy", "done")):
             tally.take(-1)  # it came too late to do harm
             struck = False
         self._check(fault if struck else None, report, read_log(self.folder)[seen:], tally)
@@ -165,8 +165,8 @@ class Trial:
         if (at := newest_whole(self.folder)) < self.goes_on_at and not (self.folder / METRICS).exists():
             self.problems.append(f"{fault}: the checkpoint at {self.goes_on_at} images is gone")
         if fault:
-            with tally.lock:
-                tally.sent[self.row, fault.kind] += 1
+            with tally.lock:  # where there is nothing to damage, it was a KILL
+                tally.sent[self.row, "KILL" if fault.kind == "damaged" and not kept else fault.kind] += 1
             if wrong := self._is_wrong(fault, report, log, not trained or at > 0):
                 self.problems.append(f"{fault}: {wrong}")
             self.kills += fault.kind in ("KILL", "damaged")
@@ -189,7 +189,7 @@ class Trial:
             right = report.state == "failed" and kind == "disk full or quota" and "\n" not in report.message
             return "" if right else f"{report.state}, taken for {kind}: {report.message}"
         if fault.kind in ("USR2", "TERM"):
-            right = report.state == "done" or (report.state == "stopped" and saved)
+            right = report.state == "stopped" and saved
             return "" if right else f"{report.state}, saved {saved}: {report.message}"
         return f"was to die, and came to {report.state}: {report.message}"
 

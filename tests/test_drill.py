@@ -78,6 +78,7 @@ def test_an_answer_that_comes_along_with_the_number_of_its_process_is_heard() ->
     assert lane.pid == 4711
     assert lane.is_over(0.0)
     assert lane.end() == -9
+    assert theirs.recv(100) == b"000000000000 plan.json\n"
     theirs.close()
     with pytest.raises(UserError, match="ended or hangs"):
         lane.hear(1.0)
