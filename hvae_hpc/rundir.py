@@ -21,6 +21,7 @@ from hvae_hpc.config import dump, load, read_json
 from hvae_hpc.errors import NO_ROOM, NonFiniteError, UserError
 from hvae_hpc.identity import canonical_json
 from hvae_hpc.lease import check
+from hvae_hpc.lines import append_line, refused
 
 CONFIG = "config.json"
 METRICS = "metrics.json"
@@ -130,8 +131,7 @@ def write_atomic_by(path: Path, write: Callable[[Path], Any]) -> None:
         _sync_folder(path.parent)
     except OSError as error:
         check(path.parent)  # who takes over removes temporary files
-        why = error.strerror or error
-        raise UserError(f"{path}: cannot be written ({why}); what was there before is untouched") from error
+        raise refused(path, error) from error
     finally:
         with contextlib.suppress(OSError):  # a file system that is read-only refuses this as well
             temporary.unlink(missing_ok=True)
@@ -223,24 +223,6 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
     write_json(path, config)
 
 
-def append_line(path: Path, line: str) -> None:
-    """Add a line to a file that grows; one that was cut short, by a crash or a full disk, is closed off first.
-
-    Raises:
-        UserError: the disk refused, or this process lost the folder to another one.
-    """
-    check(path.parent)
-    try:
-        with open(path, "ab+") as file:
-            if file.seek(0, os.SEEK_END) > 0:
-                file.seek(-1, os.SEEK_END)
-                line = line if file.read(1) == b"\n" else f"\n{line}"
-            file.write(f"{line}\n".encode())
-    except OSError as error:
-        why = error.strerror or error
-        raise UserError(f"{path}: cannot be written ({why}); what was there before is untouched") from error
-
-
 def append_log(folder: Path, record: dict[str, Any]) -> None:
     """Add one line to log.jsonl; where the disk is full, it is written together with the next one that fits.
 
@@ -259,9 +241,10 @@ def append_log(folder: Path, record: dict[str, Any]) -> None:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """Read log.jsonl; lines that a crash cut short are left out."""
+    """Read log.jsonl, and what of it waits for room here; lines that a crash cut short are left out."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        return _parse_lines((folder / LOG).read_bytes().splitlines())
+        written = (folder / LOG).read_bytes().splitlines()
+        return _parse_lines([*written, *(line.encode() for line in _UNWRITTEN.get(folder, []))])
     return []
 
 

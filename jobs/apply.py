@@ -12,6 +12,7 @@ from hvae_hpc.jobs.canary import GATE_MINUTES, canaries_alone
 from hvae_hpc.jobs.launcher import Prepared
 from hvae_hpc.jobs.standing import PLAN_FILE, Job, Submissions, parse_comment
 from hvae_hpc.jobs.tried import write_memory
+from hvae_hpc.lease import check
 from hvae_hpc.plan import Array, write_plan
 from hvae_hpc.rundir import write_atomic
 
@@ -135,6 +136,7 @@ class Application:
 
     def _sbatch(self, command: Sequence[str], number: int, places: Sequence[int]) -> str:
         """Return the job's id. Where SLURM was too busy to answer, it may have taken the job: the queue tells."""
+        check(self.prepared.folder.parent)  # who was stopped for long finds that another command submits by now
         uncertain = False
 
         def attempt() -> str:

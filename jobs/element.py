@@ -212,8 +212,12 @@ def _change(box: Path, change: Callable[[list[str]], list[str]]) -> list[str]:
         _wait_for_lock(file)
         file.seek(0)
         lines = file.read().splitlines()
-        file.truncate(0)
-        file.write("".join(f"{line}\n" for line in change(list(lines))))
+        changed = change(list(lines))
+        if changed[: len(lines)] == lines:  # on a full disk, nothing of what others wrote is lost
+            changed = changed[len(lines) :]
+        else:
+            file.truncate(0)
+        file.write("".join(f"{line}\n" for line in changed))
     return lines
 
 

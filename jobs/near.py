@@ -6,6 +6,7 @@ Whatever stands in the way of a copy, the run reads the shared one, and says why
 """
 
 import contextlib
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hvae_hpc.errors import UserError
-from hvae_hpc.lease import locked
+from hvae_hpc.lease import check, locked
 from hvae_hpc.preprocess.manifest import MANIFEST, read_manifest, require_content
 from hvae_hpc.resources import Outcome, Workplace
 from hvae_hpc.rundir import PAIRS
@@ -177,7 +178,7 @@ def _make_copy(root: Path, source: Source, stopped: Callable[[], bool]) -> None:
     began, files = time.monotonic(), [*source.shards, *([MANIFEST] if source.content_hash else [])]
     needed = sum((source.folder / name).stat().st_size for name in files)
     _make_room(root, needed)
-    unfinished = copy.with_name(copy.name + UNFINISHED)
+    unfinished = copy.with_name(f"{copy.name}-{secrets.token_hex(4)}{UNFINISHED}")
     try:
         unfinished.mkdir(parents=True)
         for name in files:
@@ -185,6 +186,7 @@ def _make_copy(root: Path, source: Source, stopped: Callable[[], bool]) -> None:
                 raise UserError("asked to leave while copying to this node")
             shutil.copyfile(source.folder / name, unfinished / name)
         _verify(source, unfinished, pixels=True)
+        check(root)
         unfinished.rename(copy)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

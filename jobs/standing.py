@@ -16,8 +16,9 @@ from hvae_hpc.config import read_json
 from hvae_hpc.jobs.breaker import Breaker, read_breakers
 from hvae_hpc.jobs.slurm import Queue, Queued
 from hvae_hpc.lease import is_held, locked
+from hvae_hpc.lines import append_line
 from hvae_hpc.plan import Plan
-from hvae_hpc.rundir import append_line, read_log, read_log_tail
+from hvae_hpc.rundir import read_log, read_log_tail
 from hvae_hpc.states import State, list_folders
 
 SUBMISSIONS = "submissions"

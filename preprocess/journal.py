@@ -13,11 +13,12 @@ from typing import Any
 from hvae_hpc.config import dump, load
 from hvae_hpc.errors import UserError
 from hvae_hpc.identity import content_hash, file_sha256
+from hvae_hpc.lines import append_line
 from hvae_hpc.preprocess.layouts import CaseFiles
 from hvae_hpc.preprocess.manifest import CaseEntry, ShardEntry
 from hvae_hpc.preprocess.recipe import Recipe
 from hvae_hpc.preprocess.volumes import Facts
-from hvae_hpc.rundir import append_line, write_atomic
+from hvae_hpc.rundir import write_atomic
 
 JOURNAL = "packing.jsonl"
 PACKING_VERSION = 1

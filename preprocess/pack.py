@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from hvae_hpc.config import dump
 from hvae_hpc.errors import UserError, printable
-from hvae_hpc.lease import LEASE, LOCK, locked
+from hvae_hpc.lease import LEASE, LOCK, check, locked
 from hvae_hpc.preprocess.case import PackedCase, pack_case
 from hvae_hpc.preprocess.journal import (
     JOURNAL,
@@ -257,6 +257,7 @@ def _is_up_to_date(out: Path, manifest: Manifest) -> bool:
 
 def _clear(out: Path) -> None:
     """Remove shards that neither manifest nor journal names; a folder that is then as good as empty goes at the end."""
+    check(out)  # who lost the folder removes nothing of the other's
     keep = _named_shards(out)
     for path in out.glob("shard-*.h5"):
         if path.name not in keep:

@@ -15,11 +15,14 @@ from pathlib import Path
 import pytest
 
 from hvae_hpc.jobs import dag
+from hvae_hpc.jobs.apply import Application
+from hvae_hpc.jobs.launcher import Prepared
 from hvae_hpc.jobs.minislurm import MiniSlurm
 from hvae_hpc.jobs.site import read_site
 from hvae_hpc.jobs.slurm import parse_places
-from hvae_hpc.jobs.standing import Job, Submissions
+from hvae_hpc.jobs.standing import SUBMISSIONS, Job, Submissions, submitting
 from hvae_hpc.jobs.tasks import execute
+from hvae_hpc.lease import LostError
 from hvae_hpc.plan import Array, Plan, plan_path, read_plan, write_plan
 from hvae_hpc.preprocess.manifest import read_manifest
 from hvae_hpc.rundir import read_log
@@ -58,6 +61,22 @@ def plan_of(project: Path, **changes: object) -> Plan:
     folder = project / "shards" / "tiny"
     data = dag.DataSet(name="tiny", folder=folder, manifest=read_manifest(folder))
     return dag.make_plan(sweep, [data], project / "runs", read_site(project / "site.toml").resources)
+
+
+def test_who_lost_the_right_to_submit_asks_slurm_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    array = Array(name="tiny", stage="segment", elements=(("0" * 12,),))
+    plan = replace(plan_of(make_project(tmp_path, 1)), arrays=(array,))
+    prepared = Prepared(plan=plan, name="tiny-0", standings={}, room=None)
+    asked: list[object] = []
+    monkeypatch.setattr("hvae_hpc.jobs.slurm.ask_once", lambda command, **_: asked.append(command) or "7")
+    with submitting(plan.runs_folder / SUBMISSIONS) as lock:
+        application = Application(prepared, lock)
+        assert application._sbatch(["sbatch"], 0, (0,)) == "7"
+        (mine,) = (plan.runs_folder / SUBMISSIONS).glob(".lease-*")
+        mine.rename(mine.with_name(".lease-99"))  # another command took over while this one was stopped
+        with pytest.raises(LostError, match="lost the folder"):
+            application._sbatch(["sbatch"], 0, (0,))
+    assert asked == [["sbatch"]]
 
 
 def call(project: Path, slurm: MiniSlurm, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:

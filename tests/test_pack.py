@@ -15,7 +15,7 @@ import pytest
 
 from hvae_hpc.errors import UserError, run_command
 from hvae_hpc.jobs.slurm import Cluster, Partition
-from hvae_hpc.lease import locked
+from hvae_hpc.lease import LostError, check, locked
 from hvae_hpc.preprocess.__main__ import main
 from hvae_hpc.preprocess.journal import JOURNAL
 from hvae_hpc.preprocess.layouts import find_cases
@@ -182,6 +182,21 @@ def test_two_packings_of_one_folder_do_not_mix(raw, tmp_path):
         assert mine
         with pytest.raises(UserError, match="another packing is writing there"):
             pack(tiny_recipe(), raw, tmp_path / "out", workers=1)
+
+
+def test_who_lost_the_folder_removes_nothing_that_the_other_packed(raw, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+
+    def lose(packing, skip_bad):
+        (mine,) = out.glob(".lease-*")
+        mine.rename(out / ".lease-99")  # another packing took over while this one was stopped
+        (out / "shard-00000.h5").touch()  # and has just made this, which it has yet to note
+        check(out)
+
+    monkeypatch.setattr("hvae_hpc.preprocess.pack._Packing.run", lose)
+    with pytest.raises(LostError, match="lost the folder"):
+        pack(tiny_recipe(), raw, out, workers=1)
+    assert (out / "shard-00000.h5").exists()
 
 
 def test_cases_are_found_by_patterns_in_which_every_case_is_the_same(tmp_path):

@@ -140,6 +140,8 @@ def test_lines_that_a_full_disk_refused_come_with_the_next_that_fits(
     said = f"{log}: cannot be written (No space left on device); what was there before is untouched; its next lines are"
     assert capsys.readouterr().err == f"{said} kept in memory until there is room\n"  # once
     log.unlink()
+    log.touch()
+    assert [record["n"] for record in read_log(tmp_path)] == [1, 2]  # who counts its attempts counts these
     append_log(tmp_path, {"n": 3})
     append_log(tmp_path, {"n": 4})
     assert [record["n"] for record in read_log(tmp_path)] == [1, 2, 3, 4]
