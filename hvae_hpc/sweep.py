@@ -16,6 +16,7 @@ from hvae_hpc.config import find_toml, load, read_toml
 from hvae_hpc.errors import UserError, run_command
 from hvae_hpc.identity import code_sha
 from hvae_hpc.jobs import dag, slurm
+from hvae_hpc.jobs.attempts import let_output_be_lost
 from hvae_hpc.jobs.cluster import read_cluster
 from hvae_hpc.jobs.site import Site, add_flags, fit_cluster, flags_of, read_site
 from hvae_hpc.jobs.standing import PLAN_FILE, SUBMISSIONS, Submissions, submitting
@@ -77,14 +78,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("sweep", nargs="?", help="name or .toml file (default: ./sweep.toml if there, else table1)")
-    parser.add_argument(
-        "--data",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="NAME=DIR",
-        help="where a data set's shards lie (default: ./shards/NAME)",
-    )
+    where_data = "where a data set's shards lie (default: ./shards/NAME)"
+    parser.add_argument("--data", nargs="+", action="extend", default=[], metavar="NAME=DIR", help=where_data)
     parser.add_argument("--runs", type=Path, metavar="DIR", help="the runs folder (default: ./runs)")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--partition", metavar="P", help="submit SLURM arrays to this partition")
@@ -297,4 +292,6 @@ def _has_gpu() -> bool:
 
 
 if __name__ == "__main__":
+    if "--finish" in sys.argv:
+        let_output_be_lost()
     sys.exit(run_command(main))

@@ -74,7 +74,7 @@ def _build(
             capacity_s = 60 * resources.element_minutes if resources.tasks == 1 and not longest else 0.0
             elements = bundle(ids, seconds, capacity_s, fill)
             for start in range(0, len(elements), max_array_size):
-                part = elements[start : start + max_array_size]
+                part = _arms_first(plan, elements[start : start + max_array_size])
                 place_of |= {i: (len(arrays), place) for place, element in enumerate(part) for i in element}
                 runs = [run_id for element in part for run_id in element]
                 parents = {parent for run_id in runs for parent in plan.parents(run_id).values()}
@@ -145,6 +145,12 @@ def bundle(
         bundles[min(number - 1, int(number * middle / total))].append(run_id)
         before += seconds[run_id].expected
     return [tuple(element) for element in (*elements, *bundles) if element]
+
+
+def _arms_first(plan: Plan, elements: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Put one element of each arm before the others, so that the first few, which go ahead, are of different arms."""
+    arms = [getattr(plan.runs[element[0]].config, "arm", None) for element in elements]
+    return [elements[n] for n in sorted(range(len(arms)), key=lambda n: arms.index(arms[n]) != n)]
 
 
 def _limit(elements: Sequence[Sequence[str]], seconds: Mapping[str, Seconds], resources: Resources) -> int:

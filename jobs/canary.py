@@ -3,11 +3,12 @@
 No process watches. The launcher submits an array of many elements as two jobs: the canaries, which are its first
 elements, and the rest, which SLURM begins five minutes after them (``--dependency=after:<canaries>+5``), whatever
 becomes of them and of us. Who ends looks. The first canary with a finished run opens the gate at once (one ``scontrol
-update``); the one by which all have failed alike takes what waits out of the queue (one ``scancel``) and leaves a file
-that says why. Canaries that were killed cannot look; then the first elements of the rest do, before they begin. Which
-of the two it is, is decided once, by whoever creates a file. Where nodes may not speak to SLURM, the gate opens by
-itself, and each element of a held rest reads that it is held and ends. Where a throttle lets few elements run at a
-time anyway, there is no gate, and the rest is one job with its canaries.
+update``); the one by which all have failed alike within minutes takes what waits out of the queue (one ``scancel``) and
+leaves a file that says why, which goes where a run of the array is made after all. Canaries that were killed cannot
+look; then the first elements of the rest do, before they begin. Which of the two it is, is decided once, by whoever
+creates a file. Where nodes may not speak to SLURM, the gate opens by itself, and each element of a held rest reads that
+it is held and ends. Where a throttle lets few elements run at a time anyway, there is no gate, and the rest is one job
+with its canaries.
 
 Held runs are submitted again by a person's next command, and by the sweep's last job where it tries their canaries
 again: then with what those have otherwise, and behind canaries again.
@@ -16,18 +17,21 @@ again: then with what those have otherwise, and behind canaries again.
 import contextlib
 import fcntl
 import os
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from hvae_hpc.errors import UserError
+from hvae_hpc.jobs.attempts import last_event_in
 from hvae_hpc.jobs.breaker import breaker_file, decided_file
-from hvae_hpc.jobs.failures import classify, gather
+from hvae_hpc.jobs.failures import Evidence, classify, gather
+from hvae_hpc.jobs.logs import process_logs
 from hvae_hpc.jobs.policy import Failure
 from hvae_hpc.jobs.slurm import CALL_EVERY_S, ask
 from hvae_hpc.jobs.standing import Job, Standing, Submissions
 from hvae_hpc.plan import Array, Plan, read_element
-from hvae_hpc.rundir import METRICS, write_json
+from hvae_hpc.rundir import METRICS, read_log, write_json
 
 GATE_MINUTES = 5  # between the beginning of the canaries and that of the rest
 ALIKE: tuple[Failure, ...] = (
@@ -35,6 +39,10 @@ ALIKE: tuple[Failure, ...] = (
     "non-finite loss", "bad input", "code error",
 )  # fmt: skip
 """Failures that others of the array will most likely meet; what becomes of a node or a job says nothing of others."""
+SOON_S = 600.0
+"""A canary whose first failure comes later than this after its beginning says nothing of others: much went well."""
+KILLED = re.compile(r"Detected \d+ oom[-_]kill event|: Out Of Memory|DUE TO TIME LIMIT")
+"""What SLURM says in the log of an element that is over without a word of its own, and does not come back by itself."""
 
 
 def canaries_of(elements: int, wanted: int) -> int:
@@ -65,7 +73,7 @@ class Watch:
     def __init__(self, plan_file: Path, plan: Plan, number: int, place: int) -> None:
         self._plan_file, self._plan, self._number = plan_file, plan, number
         self._canaries, self._elements = plan.arrays[number].canaries, len(plan.arrays[number].elements)
-        self._is_canary, self._began = place < self._canaries, time.time()
+        self._is_canary = place < self._canaries
 
     def held(self) -> str:
         """Return why the element is not to begin; "" where it is. Who began in an earlier life goes on."""
@@ -79,13 +87,10 @@ class Watch:
     def look(self, run_ids: Sequence[str]) -> None:
         """Decide about the rest where that follows from the runs that the element has done."""
         if self._canaries and any((self._plan.folder(run_id) / METRICS).exists() for run_id in run_ids):
-            early = time.time() - self._began < 60 * GATE_MINUTES
-            if self._decide("passed") and self._is_canary and early:
-                rest = [job.job for job in self._jobs() if min(job.places) >= self._canaries]
-                if rest:
-                    self._tell_slurm(
-                        "begins now", rest, ["scontrol", "update", "Dependency=", f"JobId={','.join(rest)}"]
-                    )
+            if not self._decide("passed"):
+                breaker_file(self._plan_file.parent, self._number).unlink(missing_ok=True)
+            elif self._is_canary and (rest := [job.job for job in self._jobs() if self._waits(job)]):
+                self._tell_slurm("begins now", rest, ["scontrol", "update", "Dependency=", f"JobId={','.join(rest)}"])
         elif self._is_canary:
             self._stop_rest_if_all_failed()
 
@@ -96,6 +101,10 @@ class Watch:
         """Return the jobs of the array; not those by which just the same was submitted before."""
         jobs = [job for job in self._submissions().jobs() if job.array == self._number]
         return jobs[max((n for n, job in enumerate(jobs) if 0 in job.places), default=0) :]
+
+    def _waits(self, job: Job) -> bool:
+        """Tell whether a job of the array is of its rest, and none of its elements has begun."""
+        return min(job.places) >= self._canaries and not any(self._plan_file.parent.glob(f"{job.job}_*_log.out"))
 
     def _decide(self, what: str) -> bool:
         """Tell whether we are the first to decide."""
@@ -122,13 +131,20 @@ class Watch:
         self._tell_slurm("is out of the queue", jobs, ["scancel", "--state=PENDING", *jobs])
 
     def _failure(self, place: int, element: str) -> tuple[str, str, str]:
-        """Return class, node and reason of an element's first failure of its own; "" where it is not known to fail."""
+        """Return class, node and reason of the first failure of an element that is over; "" where all may be well."""
         plan, ids = read_element(self._plan_file, self._number, place)
         if any((plan.folder(run_id) / METRICS).exists() for run_id in ids):
             return "", "", ""
-        for run_id in ids:
-            evidence = gather(plan, run_id, Standing("lost", element), self._submissions(), {})
-            if (failure := classify(evidence)) in ALIKE:
+        submissions, lost = self._submissions(), Standing("lost", element)
+        found = {run_id: gather(plan, run_id, lost, submissions, {}) for run_id in ids}
+        if not all(_is_over(evidence, last_event_in(plan.folder(i), element)) for i, evidence in found.items()):
+            return "", "", ""
+        mine = [entry for i in ids for entry in read_log(plan.folder(i)) if entry.get("job_id") == element]
+        began = min((entry["time"] for entry in mine if entry.get("event") == "started"), default=float("inf"))
+        log_ended = max((path.stat().st_mtime for path in process_logs(plan.runs_folder, element)), default=0.0)
+        for run_id, evidence in found.items():
+            soon = evidence.ended.get("time", log_ended) - began < SOON_S
+            if soon and (failure := classify(evidence)) in ALIKE:
                 run, said = plan.runs[run_id], evidence.ended.get("reason", "") or "".join(evidence.lines[-1:])
                 reason = f"{run.stage} {run.label} ({run_id}): {said.replace(f'{plan.folder(run_id)}/', '')}"
                 return failure, evidence.node, reason
@@ -139,11 +155,21 @@ class Watch:
         try:
             with open(self._plan_file.parent / "requeue.sent", "a") as sent:  # in which requeued elements stand too
                 fcntl.flock(sent, fcntl.LOCK_EX)
-                time.sleep(
-                    max(0.0, CALL_EVERY_S - time.time() + os.fstat(sent.fileno()).st_mtime) if sent.tell() else 0
-                )
+                since = max(0.0, time.time() - os.fstat(sent.fileno()).st_mtime)  # by clocks that may differ
+                time.sleep(max(0.0, CALL_EVERY_S - since) if sent.tell() else 0.0)
                 sent.write("-\n")
                 ask(command, patience_s=30.0)
             print(f"the rest of the array {what} (job {' '.join(jobs)})", flush=True)
         except (UserError, OSError) as error:
             print(f"SLURM was not told about the rest of the array ({error})", flush=True)
+
+
+def _is_over(evidence: Evidence, last_event: str) -> bool:
+    """Tell whether an element does nothing more about a run: it has said how that ended, or was killed.
+
+    Args:
+        evidence: of the run.
+        last_event: of the run's log; "" where that is not of the element: then the element's log may tell.
+    """
+    ended = (last_event or evidence.ended.get("event")) in ("failed", "blocked", "died")
+    return ended or any(map(KILLED.search, evidence.lines))

@@ -224,9 +224,11 @@ def read_standings(
         stage, _, name = plan.folder_name(run_id).partition("/")
         folder = plan.folder(run_id) if name in there[stage] else None
         record = _last_event(folder) if folder else {}
-        if breaker and record.get("job_id") != element:
+        here = bool(record) and not record.get("job_id")
+        here = here and record.get("time", 0.0) > submissions.submitted_at(element)  # it was made here since
+        if breaker and record.get("job_id") != element and not here:
             standings[run_id] = Standing("blocked", element, breaker.reason)
-        elif at:
+        elif at and not (breaker and here):
             standings[run_id] = _at_work(record, element, at.state)
         elif folder and _works_locally(folder, record):
             standings[run_id] = Standing("running", "", "local")

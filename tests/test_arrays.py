@@ -39,6 +39,19 @@ def test_arrays_wait_for_just_the_arrays_of_their_parents(plan: Plan) -> None:
     assert by_name["table1-segment-hecktor2022-standard"].after == ((augment, 0),)
 
 
+def test_the_first_elements_of_an_array_are_of_different_arms_and_none_is_lost(plan: Plan) -> None:
+    def arm(run_id: str) -> str:
+        return plan.runs[run_id].label.rpartition("-s")[0]
+
+    longest = arm(next(i for i, run in plan.runs.items() if run.stage == "segment" and "hvae" in run.label))
+    seconds = {run_id: Seconds(3000.0 if arm(run_id) == longest else 300.0, None) for run_id in plan.runs}
+    arrays = make_arrays(plan, list(plan.runs), seconds, queued={})
+    (elements,) = [array.elements for array in arrays if array.name == "table1-segment-brats2021-hvae"]
+    assert arm(elements[0][0]) == longest != arm(elements[1][0]) != arm(elements[2][0]) != longest
+    made = [run_id for element in elements for run_id in element]
+    assert len(made) == len(set(made)) > sum(arm(run_id) == longest for run_id in made) > 3
+
+
 def test_whatever_part_is_missing_every_run_waits_for_its_parents(plan: Plan) -> None:
     random = Random(1)
     for _ in range(20):

@@ -1,22 +1,26 @@
 """An array's first elements: they go ahead, and where they fail alike, the rest does not begin."""
 
+import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hvae_hpc.jobs import element
-from hvae_hpc.jobs.canary import canaries_alone, canaries_of
+from hvae_hpc.jobs.breaker import decided_file
+from hvae_hpc.jobs.canary import Watch, canaries_alone, canaries_of
 from hvae_hpc.jobs.launcher import prepare
 from hvae_hpc.jobs.minislurm import MiniSlurm
 from hvae_hpc.jobs.site import read_site
+from hvae_hpc.jobs.slurm import Queued
 from hvae_hpc.jobs.standing import Job, Submissions, read_standings
-from hvae_hpc.plan import Array, Plan, write_plan
-from hvae_hpc.rundir import read_log
+from hvae_hpc.plan import Array, Plan, read_plan, write_plan
+from hvae_hpc.rundir import METRICS, append_log, read_log
 from hvae_hpc.states import read_states
 from tests.queues import in_queue, queue_of
 from tests.test_apply import call, make_project, plan_of
@@ -164,3 +168,122 @@ def test_one_good_canary_lets_all_begin_whatever_follows(
     assert run(path, 2, monkeypatch) == 1
     assert Submissions(plan.runs_folder).breakers == {}
     assert len(list(plan.runs_folder.glob("segment/*"))) == 3
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> tuple[Plan, Path]:
+    """A submission of three elements of two runs each, two of them canaries, whose data changed since."""
+    plan = plan_of(make_project(tmp_path, seeds=6))
+    make_data_set(tmp_path / "shards", "tiny", seed=7)
+    path, ids = plan.runs_folder / "submissions/tiny-1/plan.json", list(plan.runs)
+    elements = tuple(zip(ids[::2], ids[1::2], strict=True))
+    write_plan(replace(plan, arrays=(Array(name="a", stage="segment", elements=elements, canaries=2),)), path)
+    for job, places in (("7", (0, 1)), ("8", (2,))):
+        Submissions(plan.runs_folder).note(Job("tiny-1", 0, job, places, 1.0))
+    return read_plan(path), path
+
+
+def say(plan: Plan, number: int, *events: str, job: str = "", ago: float = 0.0) -> None:
+    """Write what a run says of itself, some seconds ago; as a run of its canary unless told otherwise."""
+    run_id = list(plan.runs)[number]
+    plan.folder(run_id).mkdir(parents=True, exist_ok=True)
+    for event in events:
+        said = {"event": event, "job_id": job or f"7_{number // 2}", "time": time.time() - ago}
+        append_log(plan.folder(run_id), {**said, "reason": "x", "errors": ["UserError"]})
+
+
+def held(plan: Plan, path: Path, place: int = 2) -> bool:
+    return bool(Watch(path, plan, 0, place).held())
+
+
+def test_a_canary_one_of_whose_runs_may_be_made_yet_has_not_failed(pairs: tuple[Plan, Path]) -> None:
+    plan, path = pairs
+    for number in (0, 1, 2):
+        say(plan, number, "started", "failed")
+    assert not held(plan, path)  # the last run is yet to begin
+    say(plan, 3, "started")
+    assert not held(plan, path)
+    for event in ("failed", "again"):  # beside another, and is to be done again alone
+        say(plan, 3, event)
+    assert not held(plan, path)
+    say(plan, 3, "started", "blocked")
+    assert held(plan, path)
+
+
+def test_a_canary_that_was_killed_is_over_whatever_its_runs_had_to_say(pairs: tuple[Plan, Path]) -> None:
+    plan, path = pairs
+    for number in (0, 1, 2):
+        say(plan, number, "started", "failed")
+    log = path.parent / "7_1_0_log.out"
+    log.write_text("element 7_1 begins, after 0 restarts\nslurmstepd: error: *** JOB 7 ON n CANCELLED AT x ***\n")
+    assert not held(plan, path)
+    log.write_text(f"{log.read_text()}slurmstepd: error: Detected 1 oom_kill event in StepId=7.0.\n")
+    assert held(plan, path)
+
+
+def test_failures_hours_after_the_beginning_hold_nothing(pairs: tuple[Plan, Path]) -> None:
+    plan, path = pairs
+    for number in range(4):
+        say(plan, number, "started", ago=3600)
+    for number in range(4):
+        say(plan, number, "failed")
+    assert not held(plan, path)
+
+
+def test_a_run_that_is_made_after_all_lets_the_rest_begin(
+    pairs: tuple[Plan, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, path = pairs
+    for number in range(4):
+        say(plan, number, "started", "failed")
+    assert held(plan, path)
+    first = next(iter(plan.runs))
+    (plan.folder(first) / METRICS).write_text("{}")
+    monkeypatch.setenv("PATH", "/nowhere")
+    Watch(path, plan, 0, 0).look([first])
+    assert not held(plan, path)
+    assert Submissions(plan.runs_folder).breakers == {}
+
+
+def test_what_was_held_and_is_made_here_since_says_so(pairs: tuple[Plan, Path]) -> None:
+    plan, path = pairs
+    for number in range(4):
+        say(plan, number, "started", "failed")
+    assert held(plan, path)
+    say(plan, 4, "failed", job="6_0")  # in an earlier submission
+
+    def kinds(*rows: Queued) -> list[str]:
+        found = read_standings(plan, read_states(plan), Submissions(plan.runs_folder), queue_of(*rows))
+        return [found[run_id].kind for run_id in list(plan.runs)[4:]]
+
+    waits = in_queue("tiny-1", (2,), "PENDING", job="8")
+    assert kinds() == kinds(waits) == ["blocked", "blocked"]
+    for event, kind in (("started", "running"), ("failed", "failed")):
+        append_log(plan.folder(list(plan.runs)[4]), {"event": event, "job_id": "", "reason": "x"})
+        assert kinds() == kinds(waits) == [kind, "blocked"]
+    say(plan, 5, "started", job="8_2")  # and was preempted: it goes on
+    assert kinds(waits) == ["failed", "running"]
+
+
+def test_the_gate_is_opened_however_late_while_nothing_of_the_rest_began_and_clocks_may_differ(
+    pairs: tuple[Plan, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan, path = pairs
+    first, slept = next(iter(plan.runs)), list[float]()
+    say(plan, 0, "started", ago=3600)
+    (plan.folder(first) / METRICS).write_text("{}")
+    sent = path.parent / "requeue.sent"
+    sent.write_text("-\n")
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr("hvae_hpc.jobs.canary.time.sleep", slept.append)
+    watch = Watch(path, plan, 0, 0)
+    now = time.time() + 3600
+    monkeypatch.setattr("hvae_hpc.jobs.canary.time.time", lambda: now)
+    os.utime(sent, (now + 3600,) * 2)  # by the file server's clock
+    watch.look([first])
+    assert "scontrol is not on the PATH" in capsys.readouterr().out
+    assert slept == [15.0]
+    decided_file(path.parent, 0).unlink()
+    (path.parent / "8_2_0_log.out").touch()
+    watch.look([first])
+    assert not capsys.readouterr().out

@@ -77,15 +77,17 @@ def test_a_job_that_cannot_be_noted_is_one_line(tmp_path: Path) -> None:
         submissions.note(Job("a", 0, "7", (0,), 0.0))
 
 
-def test_what_an_element_prints_to_a_full_disk_is_lost_and_it_goes_on() -> None:
+def test_what_an_element_or_the_last_job_prints_to_a_full_disk_is_lost_and_it_goes_on() -> None:
     code = (
         "import sys; from hvae_hpc.jobs.attempts import let_output_be_lost\n"
         "{}print('a', flush=True); print('b', file=sys.stderr); sys.exit(7)"
     )
-    for call, exit_code in (("", {1, 120}), ("let_output_be_lost(); ", {7})):
+    last_job = ["-m", "hvae_hpc.sweep", "--finish", "/nowhere"]
+    let = code.format("let_output_be_lost(); ")
+    for arguments, exit_code in ((["-c", code.format("")], {1, 120}), (["-c", let], {7}), (last_job, {2})):
         with open("/dev/full", "w") as full:
             done = subprocess.run(
-                [sys.executable, "-c", code.format(call)], check=False, stdout=full, stderr=full,
+                [sys.executable, *arguments], check=False, stdout=full, stderr=full,
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
             )  # fmt: skip
         assert done.returncode in exit_code
