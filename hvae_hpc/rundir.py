@@ -55,7 +55,7 @@ class Provenance:
         spent_s: seconds that all attempts took together, as far as their logs tell.
         processes, at_once: that trained this run together; and runs that shared the device when it began.
         slurm: cluster, partition, account, nodes, restarts, visible GPUs, as SLURM named them.
-        gpu: utilisation (0 to 1), memory_mib and energy_j, where NVML told them.
+        gpu: utilisation (0 to 1), memory_mib and energy_j, of the first GPU, where NVML told them.
     """
 
     code_sha: str

@@ -33,10 +33,15 @@ def scratch_folder(asked: str) -> Path | None:
     path = Path(os.path.expandvars(text))
     if "$" in str(path) or not path.is_absolute():
         raise UserError(f"scratch {text!r} is {str(path)!r} here, expected an absolute path and variables that are set")
-    home = Path(os.environ.get("HOME") or "/").resolve()
-    if path.resolve().is_relative_to(home) and home != home.parent:
+    if in_home(path):
         raise UserError(f"scratch {text!r} lies in the home folder, expected a node's own disk")
     return own_folder(path)
+
+
+def in_home(path: Path) -> bool:
+    """Tell whether a path lies in the home folder, which is small and on a file server; "/" is nobody's."""
+    home = Path(os.environ.get("HOME") or "/").resolve()
+    return path.resolve().is_relative_to(home) and home != home.parent
 
 
 def own_folder(path: Path) -> Path:

@@ -23,7 +23,7 @@ from hvae_hpc.errors import UserError, printable
 from hvae_hpc.plan import PLANS, Plan
 from hvae_hpc.rundir import METRICS, RESULT_SCHEMA, RunResult, read_result, result_stamp, write_atomic
 
-TITLE = f"hvae_hpc states 2, results {RESULT_SCHEMA}"
+TITLE = f"hvae_hpc states 3, results {RESULT_SCHEMA}"
 SETTLED_NS = 2_000_000_000
 """A younger file may change again without that its time does: clocks of file systems are coarse."""
 
@@ -85,7 +85,9 @@ class Remembered:
         if result is None:
             return None
         origin = result.provenance
-        energy_j, at_once = origin.gpu.get("energy_j"), max(1, origin.at_once)
+        at_once = max(1, origin.at_once)
+        # Only one GPU was asked.
+        energy_j = origin.gpu.get("energy_j") if origin.processes == 1 else None
         made = Made(
             stamp=result_stamp(result),
             parent_stamps=result.parent_results,

@@ -6,8 +6,8 @@ knows. What an attempt saved and a later one went on from is useful, whatever en
 """
 
 import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from hvae_hpc.jobs.accounting import known_ends
@@ -15,14 +15,17 @@ from hvae_hpc.jobs.arrays import minutes_for
 from hvae_hpc.jobs.attempts import checkpoint_at
 from hvae_hpc.jobs.costs import HEADROOM
 from hvae_hpc.jobs.failures import ENDINGS
-from hvae_hpc.jobs.standing import Standing, Submissions
+from hvae_hpc.jobs.standing import UNASKED, Standing, Submissions, is_heard_of
+from hvae_hpc.lease import LEASE
 from hvae_hpc.plan import Plan
 from hvae_hpc.rundir import read_log
 from hvae_hpc.stages import CONFIGS
-from hvae_hpc.states import State
+from hvae_hpc.states import State, look_at
 
 OUTCOMES = ("useful", "preempted", "time limit", "failed", "cancelled", "interrupted", "at work")
 """What came of device time; "preempted" is also a node that was lost, "interrupted" what nobody gave a reason for."""
+ENDED = (*ENDINGS, "again")
+"""What a log says of an attempt's end; "again" where it failed beside others."""
 ELEMENTS = 5  # that must be done before anything is said of what others need
 WORTH_IT = 0.8  # share of what was asked for, up to which asking for less is advised
 
@@ -31,8 +34,8 @@ class Spending(NamedTuple):
     """What a stage's runs took: device hours by outcome, energy of the attempts that made a run, advice.
 
     ``unit`` is "gpu" or "cpu", of which a run has ``nodes x gpus`` or ``tasks x cpus``. ``energy_kwh`` is None where
-    no run's is known. The rest is of the ``elements`` all of whose runs were made at their first attempt: what was
-    asked for, and what 95 % of them stayed within.
+    no run's is known; that of a run on several GPUs is not. The rest is of the ``elements`` all of whose runs were made
+    at their first attempt: what was asked for, and what 95 % of them stayed within.
     """
 
     stage: str
@@ -52,6 +55,7 @@ def read_spending(
 ) -> list[Spending]:
     """Return what each stage of a sweep took so far; stages without any time are left out."""
     ends, hours = known_ends(submissions), dict[str, dict[str, float]]()
+    standings = silent_as_lost(plan, standings)
     energy: dict[str, float] = {}
     for run_id, run in plan.runs.items():
         if run.stage not in plan.resources:
@@ -69,6 +73,16 @@ def read_spending(
     return [_advise(plan, of_stage, used.get(of_stage.stage, [])) for of_stage in spent if any(of_stage.hours.values())]
 
 
+def silent_as_lost(plan: Plan, standings: Mapping[str, Standing]) -> dict[str, Standing]:
+    """Call lost what runs for all that SLURM was asked, and gives no sign of life: to look back, not to submit."""
+    lost = {
+        run_id: Standing("lost", standing.element, f"ended without a result, {UNASKED}")
+        for run_id, standing in standings.items()
+        if standing.kind == "running" and standing.reason == UNASKED and not is_heard_of(plan.folder(run_id))
+    }
+    return {**standings, **lost}
+
+
 def _of_run(
     plan: Plan, run_id: str, state: State, standing: Standing, ends: Mapping[str, str]
 ) -> Iterator[tuple[str, float]]:
@@ -77,18 +91,24 @@ def _of_run(
         yield "useful", state.wall_s
     if state.attempt == 1 or (standing.kind in ("open", "waiting", "blocked") and not plan.folder(run_id).is_dir()):
         return
-    log = read_log(plan.folder(run_id))
+    folder = plan.folder(run_id)
+    log = [record for record in read_log(folder) if record.get("event") != "blocked"]  # which ends no attempt
+    # Nothing goes on from what a failed run saved, until it does.
+    saved = {"at": 0 if standing.kind == "failed" else checkpoint_at(folder)}
     starts = [number for number, record in enumerate(log) if record.get("event") == "started"]
     for begin, end in zip(starts, [*starts, None][1:], strict=True):
-        attempt, following = log[begin:end], log[end] if end else {"at": checkpoint_at(plan.folder(run_id))}
+        attempt, following = log[begin:end], log[end] if end else saved
         began, at = float(attempt[0].get("time", 0.0)), int(attempt[0].get("at", 0))
         side_by_side = max(1, int(attempt[0].get("at_once", 1)))
         if end is None and state.done:
             return
+        last = float(attempt[-1].get("time", began))
+        if end is None and attempt[-1].get("event") not in ENDED:
+            last = max(last, _touched_at(folder))
+        seconds = max(0.0, last - began) / side_by_side
         if end is None and standing.kind == "running":
-            yield "at work", (time.time() - began) / side_by_side
+            yield "at work", seconds
             return
-        seconds = max(0.0, float(attempt[-1].get("time", began)) - began) / side_by_side
         seen = max([at, *(int(record["images_seen"]) for record in attempt if "images_seen" in record)])
         further = max(0, int(following.get("at", 0)) - at)
         kept = min(1.0, further / (seen - at)) if seen > at else float(further > 0)
@@ -96,12 +116,18 @@ def _of_run(
         yield _outcome(attempt, following, ends), (1 - kept) * seconds
 
 
+def _touched_at(folder: Path) -> float:
+    """Return when the process at a run last saved, or touched its lease, in seconds since 1970; 0 for never."""
+    found = [look_at(str(path)) for kind in ("checkpoint-*.pt", f"{LEASE}*") for path in folder.glob(kind)]
+    return max((file.st_mtime for file in found if file), default=0.0)
+
+
 def _outcome(attempt: Sequence[Mapping[str, Any]], following: Mapping[str, Any], ends: Mapping[str, str]) -> str:
     """Return by what an attempt ended that made no result."""
-    ended: Mapping[str, Any] = next((r for r in reversed(attempt) if r.get("event") in ENDINGS), {})
+    ended: Mapping[str, Any] = next((r for r in reversed(attempt) if r.get("event") in ENDED), {})
     element = attempt[0].get("job_id", "")
     word = ends.get(element, "")
-    if ended.get("event") in ("failed", "died"):
+    if ended.get("event") in ("failed", "died", "again"):
         return "failed"
     if ended.get("at_limit") or word.startswith(("TIMEOUT", "DEADLINE")):
         return "time limit"

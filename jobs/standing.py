@@ -26,6 +26,7 @@ PLAN_FILE = "plan.json"
 JOBS_FILE = "jobs.jsonl"
 SILENT_S = 150.0
 """A local run that has written nothing for so long is not at work any more."""
+UNASKED = "as far as its own files tell"
 ENDS = ("failed", "blocked", "stopped", "died")
 
 Kind = Literal["done", "running", "waiting", "lost", "failed", "blocked", "open"]
@@ -233,7 +234,7 @@ def read_standings(
         elif folder and _works_locally(folder, record):
             standings[run_id] = Standing("running", "", "local")
         elif element and queue is None and record.get("event") not in ENDS:
-            standings[run_id] = Standing("running" if record else "waiting", element, "as far as its own files tell")
+            standings[run_id] = Standing("running" if record else "waiting", element, UNASKED)
         else:
             standings[run_id] = _at_rest(plan, run_id, state.reason, record, element, standings)
     return standings
@@ -251,7 +252,12 @@ def _at_work(record: Mapping[str, Any], element: str, state: str) -> Standing:
 def _works_locally(folder: Path, record: Mapping[str, Any]) -> bool:
     """Tell whether a run that SLURM has no part in is at work: its lease says so, or its log."""
     began = record.get("event") == "started" and not record.get("job_id")
-    return began and (is_held(folder) or _age_s(folder) < SILENT_S)
+    return began and is_heard_of(folder)
+
+
+def is_heard_of(folder: Path) -> bool:
+    """Tell whether who makes a run gave a sign of life just now."""
+    return is_held(folder) or _age_s(folder) < SILENT_S
 
 
 def _at_rest(

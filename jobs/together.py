@@ -123,7 +123,8 @@ class Together:
                 idle = [self.start()]
                 self.workers += idle
                 selector.register(idle[0].process.stdout, selectors.EVENT_READ, idle[0])  # type: ignore[arg-type]
-            idle[0].give(self.waiting.pop(0), self.number)
+            at_once = min(self.number, len(self._busy()) + len(self.waiting))  # no more of them are left
+            idle[0].give(self.waiting.pop(0), at_once)
         busy = self._busy()
         if len(busy) > 1:
             self.shared |= {worker.run_id for worker in busy if worker.run_id}

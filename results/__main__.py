@@ -113,7 +113,7 @@ def write_results(runs: Path, sweep: str, partial: bool = False, out: Path | Non
 
 def _add_what_jobs_know(plan: "Plan", collected: "Collected") -> tuple["Collected", "Table | None"]:
     """Say of what is missing why, as far as files tell, and where the time of all attempts went."""
-    from hvae_hpc.jobs.ledger import read_spending
+    from hvae_hpc.jobs.ledger import read_spending, silent_as_lost
     from hvae_hpc.jobs.standing import Submissions, read_standings
     from hvae_hpc.results.collect import NOT_YET
     from hvae_hpc.results.spent_table import build_spent
@@ -124,7 +124,7 @@ def _add_what_jobs_know(plan: "Plan", collected: "Collected") -> tuple["Collecte
         known = dict(zip(numbers, [*values, energy_j if energy_j >= 0 else None], strict=True))  # it may be NaN
         states[run_id] = State(stamp="-", **known)
     submissions = Submissions(plan.runs_folder)
-    standings = read_standings(plan, states, submissions, None)
+    standings = silent_as_lost(plan, read_standings(plan, states, submissions, None))
     why = {
         f"{plan.folder_name(i)}: {NOT_YET}": f"{plan.folder_name(i)}: {standing.kind}: {standing.reason}"
         for i, standing in standings.items()

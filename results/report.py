@@ -175,7 +175,7 @@ def _cost_table(collected: Collected) -> Table:
         notes=(
             "Time of a device (a GPU, or a CPU process), of done runs: of the attempts that ended in a result, and of "
             "earlier ones that were preempted, killed or failed. A resumed run goes on from its checkpoint, so most of "
-            "the latter is not lost.",
+            "the latter is not lost. Energy is of the runs on one GPU each: of several, only one was asked for it.",
         ),
         tidy_columns=("stage", "device", "runs", "last_attempts_h", "attempts_before_h", "energy_kwh"),
         tidy_rows=tuple(tidy),

@@ -1,7 +1,9 @@
 """What torch compiled is taken from an earlier process, if it is whole, ours, and of the same kind; nothing is in $HOME."""
 
+import fcntl
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 
 from hvae_hpc.models.blocks import Batch, Loss, Phase
 from hvae_hpc.resources import Resources, Workplace
+from hvae_hpc.scratch import remove_unused
 from hvae_hpc.training import device
 from hvae_hpc.training.graphs import KeptGraphs, make_key
 
@@ -118,6 +121,55 @@ def test_a_file_that_is_damaged_or_may_be_others_is_not_used_and_made_anew(
     assert last.path is not None
     assert last.path.stat().st_mode & 0o777 == 0o600
     for kept in (first, again, last):
+        kept.close()
+
+
+def test_of_a_file_for_which_there_is_no_room_nothing_is_used_or_kept(place: Workplace) -> None:
+    first = KeptGraphs("a network", CPU, place)
+    compile_something(first, "one")
+    (first.folder / "ab" / "kernel.so").write_bytes(os.urandom(2**20))
+    first.keep()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**19, limits[1]))
+    try:
+        again = KeptGraphs("a network", CPU, place)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not again.found
+    assert list(again.folder.iterdir()) == []
+    assert not remove_unused(again.folder)  # it is held as before
+    for kept in (first, again):
+        kept.close()
+
+
+def test_a_new_folder_that_another_process_takes_for_one_that_was_left_is_not_used(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, made = tempfile.mkdtemp, list[int]()
+
+    def make_and_lose_the_first(**options: Any) -> str:
+        folder = make(**options)
+        if not made:  # as remove_unused does, before it removes it
+            made.append(os.open(folder, os.O_RDONLY))
+            fcntl.flock(made[0], fcntl.LOCK_EX)
+        return folder
+
+    monkeypatch.setattr(tempfile, "mkdtemp", make_and_lose_the_first)
+    kept = KeptGraphs("a network", CPU, place)
+    assert not os.path.samestat(kept.folder.stat(), os.fstat(made[0]))
+    assert not remove_unused(kept.folder)
+    os.close(made[0])
+    kept.close()
+
+
+def test_a_temporary_folder_in_the_home_folder_is_not_used(
+    place: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for scratch in ("", "$NOT_SET_HERE"):
+        kept = KeptGraphs("a network", CPU, replace(place, resources=Resources(scratch=scratch)))
+        assert not kept.folder.is_relative_to(tmp_path)
         kept.close()
 
 

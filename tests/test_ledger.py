@@ -1,6 +1,8 @@
 """Where device time went, by what came of it, and what less to ask for would do."""
 
 import json
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,15 +11,19 @@ import pytest
 
 from hvae_hpc.jobs import status
 from hvae_hpc.jobs.ledger import Spending, read_spending
+from hvae_hpc.jobs.slurm import Queue
 from hvae_hpc.jobs.standing import Submissions, read_standings
 from hvae_hpc.plan import Plan
+from hvae_hpc.results.collect import collect
+from hvae_hpc.results.report import _cost_table
 from hvae_hpc.results.spent_table import build_spent
 from hvae_hpc.stages import CONFIGS
 from hvae_hpc.states import State, read_states
 from tests.made_up import SMALL_ARMS, finish, make_runs
-from tests.queues import log, make_plan, queue_of, submit
+from tests.queues import in_queue, log, make_plan, queue_of, submit
 
 HOUR = 3600.0
+NOTHING = queue_of()
 
 
 @pytest.fixture
@@ -28,14 +34,14 @@ def plan(tmp_path: Path) -> Plan:
     return plan
 
 
-def spend(plan: Plan, states: dict[str, State] | None = None) -> dict[str, Spending]:
+def spend(plan: Plan, states: dict[str, State] | None = None, queue: Queue | None = NOTHING) -> dict[str, Spending]:
     submissions, states = Submissions(plan.runs_folder), states or read_states(plan)
-    standings = read_standings(plan, states, submissions, queue_of())
+    standings = read_standings(plan, states, submissions, queue)
     return {spending.stage: spending for spending in read_spending(plan, states, standings, submissions)}
 
 
-def hours(plan: Plan, states: dict[str, State] | None = None) -> dict[str, float]:
-    return {name: round(n, 2) for name, n in spend(plan, states)["segment"].hours.items() if n > 0.005}
+def hours(plan: Plan, states: dict[str, State] | None = None, queue: Queue | None = NOTHING) -> dict[str, float]:
+    return {name: round(n, 2) for name, n in spend(plan, states, queue)["segment"].hours.items() if n > 0.005}
 
 
 def begin(plan: Plan, run_id: str, at: float, element: str = "12_0", images: int = 0) -> None:
@@ -47,6 +53,7 @@ def begin(plan: Plan, run_id: str, at: float, element: str = "12_0", images: int
     [
         ({"event": "failed", "reason": "x"}, "13_0", "failed"),
         ({"event": "died", "reason": "x"}, "12_0", "failed"),
+        ({"event": "again", "reason": "x", "oom_kills": 1}, "12_0", "failed"),
         ({"event": "left", "at_limit": True}, "12_0", "time limit"),
         ({"event": "stopped"}, "12_0", "preempted"),
         ({}, "12_0", "preempted"),
@@ -68,6 +75,57 @@ def test_what_was_not_saved_is_lost_to_what_ended_the_attempt(
     expected = {"useful": 3.0, "failed": 2.0}
     expected[outcome] = expected.get(outcome, 0.0) + 1.0
     assert hours(plan) == expected
+
+
+def saved(plan: Plan, run_id: str, name: str, at: float) -> None:
+    path = plan.folder(run_id) / name
+    path.touch()
+    os.utime(path, (time.time() + at * HOUR,) * 2)
+
+
+@pytest.mark.parametrize("queue", [None, NOTHING])
+def test_what_was_killed_without_a_word_counts_until_its_last_sign_of_life(plan: Plan, queue: Queue | None) -> None:
+    run_id = next(iter(plan.runs))
+    begin(plan, run_id, -10)
+    log(plan, run_id, {"images_seen": 100, "time": -9 * HOUR})
+    assert hours(plan, queue=queue) == {"interrupted": 1.0}
+    saved(plan, run_id, ".lease-1", -8)
+    saved(plan, run_id, "checkpoint-000000000075-aa.pt", -9)
+    assert hours(plan, queue=queue) == {"useful": 1.5, "interrupted": 0.5}
+    log(plan, run_id, {"event": "blocked", "reason": "needs train"})  # of a later element, which never began it
+    assert hours(plan, queue=queue) == {"useful": 1.5, "interrupted": 0.5}
+
+
+def test_what_is_at_work_counts_until_its_last_sign_of_life(plan: Plan) -> None:
+    run_id = next(iter(plan.runs))
+    begin(plan, run_id, -10)
+    log(plan, run_id, {"images_seen": 100, "time": -9 * HOUR})
+    saved(plan, run_id, "checkpoint-000000000075-aa.pt", -8)
+    assert hours(plan, queue=queue_of(in_queue("small-abc", [0], "RUNNING"))) == {"at work": 2.0}
+    log(plan, run_id, {"images_seen": 200})
+    assert hours(plan, queue=None) == {"at work": 10.0}  # SLURM was not asked, but it was heard of just now
+
+
+def test_what_a_failed_run_saved_is_not_useful_until_something_goes_on_from_it(plan: Plan) -> None:
+    run_id = next(iter(plan.runs))
+    begin(plan, run_id, -4)
+    log(plan, run_id, {"images_seen": 100}, {"event": "failed", "reason": "loss became nan"})
+    saved(plan, run_id, "checkpoint-000000000090-aa.pt", -1)
+    assert hours(plan) == {"failed": 4.0}
+    begin(plan, run_id, 0, "13_0", images=90)
+    assert hours(plan) == {"useful": 3.6, "failed": 0.4}
+
+
+@pytest.mark.parametrize(("processes", "kwh"), [(1, 2.0), (4, None)])
+def test_the_energy_of_several_gpus_is_not_taken_for_that_of_one(plan: Plan, processes: int, kwh: float | None) -> None:
+    run_id = next(iter(plan.runs))
+    finish(plan.runs_folder, plan.runs[run_id], {"dice": 0.5, "precision": 0.5, "recall": 0.5, "hausdorff_95": 1.0})
+    path = plan.folder(run_id) / "metrics.json"
+    result = json.loads(path.read_text())
+    result["provenance"] |= {"processes": processes, "gpu": {"energy_j": 7.2e6}}
+    path.write_text(json.dumps(result))
+    assert spend(plan)["segment"].energy_kwh == kwh
+    assert _cost_table(collect(plan, partial=True)).tidy_rows[0][-1] == kwh
 
 
 def test_a_run_that_is_done_counts_by_its_result_and_its_earlier_attempts_by_its_log(plan: Plan) -> None:

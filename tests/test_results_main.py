@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from hvae_hpc.errors import run_command
-from hvae_hpc.results.__main__ import main, write_results
+from hvae_hpc.results.__main__ import _add_what_jobs_know, main, write_results
+from hvae_hpc.results.collect import collect
 from hvae_hpc.runs import Run
 from tests.made_up import fake_metrics, finish, make_runs, segments, write_plan, write_samples, write_sweep
+from tests.queues import log, make_plan, submit
 
 ROOT = Path(__file__).parents[1]
 ENDINGS = ("md", "csv", "tex")
@@ -93,6 +95,22 @@ def test_missing_seeds_are_refused_and_partial_shows_7_of_10(
             finish(tmp_path, run, fake_metrics(run))
     assert run_main(tmp_path) == 0
     assert not listed.exists()
+
+
+def test_a_run_that_was_killed_without_a_word_is_lost_and_its_time_does_not_grow(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, segments(make_runs(seeds=2), "reference"))
+    killed, waiting = plan.runs
+    submit(plan, [[killed], [waiting]])
+    log(plan, killed, {"event": "started", "job_id": "12_0", "at": 0, "time": -36000.0})
+    log(plan, killed, {"images_seen": 10, "time": -32400.0})
+    collected, spent = _add_what_jobs_know(plan, collect(plan, partial=True))
+    assert collected.missing == (
+        f"{plan.folder_name(killed)}: lost: ended without a result, as far as its own files tell",
+        f"{plan.folder_name(waiting)}: no metrics.json yet",
+    )
+    assert spent
+    assert spent.columns[2:-2] == ("interrupted",)
+    assert spent.rows[0][2] == "1.00"
 
 
 @pytest.mark.usefixtures("png_alone")

@@ -26,7 +26,7 @@ from hvae_hpc.errors import UserError
 from hvae_hpc.identity import code_sha
 from hvae_hpc.resources import Workplace
 from hvae_hpc.rundir import write_atomic_by
-from hvae_hpc.scratch import held, own_folder, remove_unused, scratch_folder
+from hvae_hpc.scratch import held, in_home, own_folder, remove_unused, scratch_folder
 
 FOLDER = "graphs"
 HEADERS = "cpp_cache_precompile_headers"
@@ -104,6 +104,8 @@ class KeptGraphs:
         except FileNotFoundError:
             return False
         except (OSError, UserError) as error:
+            for left in self.folder.iterdir():  # half of it, where the disk was full
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
             print(f"{self.path}: not used, compiled anew: {getattr(error, 'strerror', None) or error}", flush=True)
             return False
         return True
@@ -130,19 +132,23 @@ def _processor() -> list[str]:
 
 def _make_folder(scratch: str, until: contextlib.ExitStack) -> Path:
     """Make a private folder on the node's own disk, and remove those of processes that were killed."""
+    temporary = Path(tempfile.gettempdir())
+    if in_home(temporary):
+        temporary = Path("/tmp")
     try:
-        root = (scratch_folder(scratch) or own_folder(Path(tempfile.gettempdir()))) / FOLDER
+        root = (scratch_folder(scratch) or own_folder(temporary)) / FOLDER
         root.mkdir(exist_ok=True)
         for left in root.iterdir():
             remove_unused(left)
     except (OSError, UserError) as error:
         print(f"torch compiles into a temporary folder: {error}", flush=True)
-        root = None
-    while True:
+        root = temporary
+    for _ in range(3):
         folder = Path(tempfile.mkdtemp(prefix="hvae_hpc-", dir=root))
         until.callback(shutil.rmtree, folder, ignore_errors=True)
-        if until.enter_context(held(folder)) or folder.exists():  # not taken for one that was left
-            return folder
+        if until.enter_context(held(folder)):  # else it was taken for one that was left, and is going
+            break
+    return folder  # not held where the disk has no locks: then nobody removes it either
 
 
 def _misses() -> int:
