@@ -51,8 +51,9 @@ checkpoint_every_s = 0.2
 """
 MOST = 6
 """Faults that one run meets at most."""
-COUNTED = {"runs": "runs", "resumed": "resumed", "half_written": "mid-write"}
-"""What is counted beside the faults: attempts that went on from a checkpoint, faults that met a file being written."""
+COUNTED = {"runs": "runs", "resumed": "resumed", "half_written": "mid-write", "outside": "outside"}
+"""What is counted beside the faults: attempts that went on from a checkpoint, faults that met a file
+being written, attempts that were told to go by a signal that the drill did not send."""
 CELL = 10
 
 

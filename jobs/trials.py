@@ -126,6 +126,9 @@ class Trial:
             if state == "busy" and patience > 0:  # a dead process's claim is to end by itself
                 time.sleep(1.0)
                 patience -= 1.0
+            elif state == "stopped" and not struck and patience > PATIENCE_S / 2:  # by a signal of somebody else's
+                patience -= PATIENCE_S / 6
+                tally.count(self.row, outside=1)
             elif not struck:
                 self.problems.append(f"lost: left alone, it came to {report}")
         self._finish(start(False))
