@@ -182,8 +182,10 @@ class Trial:
     def _is_wrong(self, fault: Fault, report: Report | int, log: list[dict[str, Any]], saved: bool) -> str:
         """Say what an attempt should have come to after its fault, if it did not."""
         if isinstance(report, int):
-            # A new process may be told to go before it can listen; KILL nobody survives.
-            right = report == -SIGNALS.get(fault.kind, 0) < 0 and (fault.fresh or fault.kind in ("KILL", "damaged"))
+            # A new process may be told to go before it can listen, or before it takes the run; KILL nobody survives.
+            told = fault.kind in ("USR2", "TERM")
+            right = report == -SIGNALS.get(fault.kind, 0) < 0 and (fault.fresh or not told)
+            right = right or (report == 0 and fault.fresh and told and not log)
             return "" if right else f"its process ended with {report}"
         if fault.kind == "disk full":
             records = [record for record in log if record.get("event") == "failed"]
