@@ -225,8 +225,7 @@ def read_standings(
         stage, _, name = plan.folder_name(run_id).partition("/")
         folder = plan.folder(run_id) if name in there[stage] else None
         record = _last_event(folder) if folder else {}
-        here = bool(record) and not record.get("job_id")
-        here = here and record.get("time", 0.0) > submissions.submitted_at(element)  # it was made here since
+        here = not record.get("job_id") and record.get("time", 0.0) > submissions.submitted_at(element)  # since then
         if breaker and record.get("job_id") != element and not here:
             standings[run_id] = Standing("blocked", element, breaker.reason)
         elif at and not (breaker and here):
@@ -251,8 +250,7 @@ def _at_work(record: Mapping[str, Any], element: str, state: str) -> Standing:
 
 def _works_locally(folder: Path, record: Mapping[str, Any]) -> bool:
     """Tell whether a run that SLURM has no part in is at work: its lease says so, or its log."""
-    began = record.get("event") == "started" and not record.get("job_id")
-    return began and is_heard_of(folder)
+    return record.get("event") == "started" and not record.get("job_id") and is_heard_of(folder)
 
 
 def is_heard_of(folder: Path) -> bool:

@@ -28,7 +28,7 @@ def assert_refused(message: str, project: Path, capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nothing"], "'nothing' is not one of ablation, beyond, demo, samplers, table1, table1-literal"),
+        (["nothing"], "'nothing' is not one of ablation, beyond, demo, drill, samplers, table1, table1-literal"),
         (["none.toml"], "none.toml: cannot be read"),
         (["--data", "tiny3=x", "--plan"], "--data tiny3=x: expected NAME=DIR with NAME one of tiny, tiny2"),
         (["--data", "tiny=nowhere", "--plan"], "data set tiny: no manifest.json in nowhere; pack yours with"),
@@ -99,7 +99,7 @@ def test_the_console_script_knows_its_commands(
     monkeypatch.setattr(sys, "argv", ["hvae-hpc", "stats"])
     assert cli.main() == 2
     assert (
-        "unknown command 'stats'; expected one of preprocess, sweep, results, export, status, why, logs, cancel, throttle, minislurm"
+        "unknown command 'stats'; expected one of preprocess, sweep, results, export, status, why, logs, cancel, throttle, drill, minislurm"
         in capsys.readouterr().err
     )
     monkeypatch.setattr(sys, "argv", ["hvae-hpc", "status", "/nowhere"])

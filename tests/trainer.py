@@ -66,8 +66,8 @@ def work(kind: str, folder: Path) -> None:
     report = train(build(MODELS[kind], 3, torch.device("cpu")), data, OPTIM, 3, MovesConfig(), place)
     if report.weights is not None:
         weights: dict[str, Tensor] = report.weights
-        save_snapshot(folder / WEIGHTS, weights)
         write_json(folder / TERMS, report.terms)
+        save_snapshot(folder / WEIGHTS, weights)  # last: by these it is known to be done
 
 
 def warm_up() -> None:
