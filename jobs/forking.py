@@ -15,7 +15,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from hvae_hpc.config import dump, load
 from hvae_hpc.errors import UserError, run_command
@@ -25,7 +25,11 @@ from hvae_hpc.jobs.tasks import Report, execute, stage_function
 from hvae_hpc.plan import read_plan
 from hvae_hpc.stages import CONFIGS
 
+if TYPE_CHECKING:
+    from _typeshed import FileDescriptorLike
+
 SLOW_DISK_S = 0.02
+"""Seconds that every flush takes longer."""
 
 
 class Forking:
@@ -124,7 +128,7 @@ def _attempt(plan_file: Path, run_id: str, tells: int) -> None:
         report = execute(read_plan(plan_file), run_id)
         os.write(tells, f"{json.dumps(dump(report))}\n".encode())
         code = 0
-    except BaseException:
+    except BaseException:  # a child must not go on with what its server was at
         traceback.print_exc()
     finally:
         os._exit(code)
@@ -146,11 +150,11 @@ def main(argv: Sequence[str]) -> int:
         execute(plan, run_id)  # what is imported and set up at the first step, once for all
     sync = os.fsync
 
-    def sync_slowly(file: int) -> None:
+    def sync_slowly(fd: "FileDescriptorLike") -> None:
         time.sleep(SLOW_DISK_S)
-        sync(file)
+        sync(fd)
 
-    os.fsync = sync_slowly  # type: ignore[assignment]
+    os.fsync = sync_slowly
     lanes = [socket.socket(fileno=number) for number in options.lanes]
     children = []
     for lane in lanes:

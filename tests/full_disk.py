@@ -82,13 +82,12 @@ class Filler:
         sys.addaudithook(self.hear)
         draw = rundir.secrets.token_hex
 
-        def token(
-            n: int,
-        ) -> str:  # asked for just before an atomic write, whoever writes: h5py and pyarrow tell no hook
+        def token(n: int) -> str:
+            # Asked for just before an atomic write, whoever writes: h5py and pyarrow tell no hook.
             self.note(sys._getframe(1).f_locals["path"])
             return draw(n)
 
-        rundir.secrets = SimpleNamespace(token_hex=token)  # type: ignore[assignment]
+        rundir.secrets = SimpleNamespace(token_hex=token)
 
     def hear(self, event: str, given: tuple[Any, ...]) -> None:
         if event == "open" and isinstance(given[0], (str, os.PathLike)) and isinstance(given[2], int):
@@ -228,7 +227,7 @@ def is_sound(name: str, content: bytes) -> bool:
             return content.rstrip().endswith(b"%%EOF")
         else:
             return bool(content) or path.suffix in (".log", "")
-    except Exception:
+    except Exception:  # whatever its reader says of it: a file is whole, or it is not
         return False
     return True
 

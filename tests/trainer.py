@@ -56,9 +56,7 @@ def work(kind: str, folder: Path) -> None:
     signals.install()
     torch.set_num_threads(1)
     sync = os.fsync
-    os.fsync = lambda file: (time.sleep(0.05), sync(file))[
-        1
-    ]  # a slow disk, so that some kills meet a half-written file
+    os.fsync = lambda file: (time.sleep(0.05), sync(file))[1]  # slow, so that some kills meet a half-written file
     data = to_tensors(make_pairs(6, 16), 0)
     place = Workplace(
         folder=folder, data=folder, parents={}, resources=Resources(checkpoint_every_s=0.1), stopped=signals.leave_asked
