@@ -33,9 +33,10 @@ WORTH_IT = 0.8  # share of what was asked for, up to which asking for less is ad
 class Spending(NamedTuple):
     """What a stage's runs took: device hours by outcome, energy of the attempts that made a run, advice.
 
-    ``unit`` is "gpu" or "cpu", of which a run has ``nodes x gpus`` or ``tasks x cpus``. ``energy_kwh`` is None where
-    no run's is known; that of a run on several GPUs is not. The rest is of the ``elements`` all of whose runs were made
-    at their first attempt: what was asked for, and what 95 % of them stayed within.
+    ``unit`` is "gpu" or "cpu", of which a run has ``nodes x gpus`` or ``tasks x cpus``, without SLURM its threads.
+    ``energy_kwh`` is None where no run's is known; that of a run on several GPUs is not. The rest is of the
+    ``elements`` all of whose runs were made at their first attempt: what was asked for, and what 95 % of them stayed
+    within.
     """
 
     stage: str
@@ -55,22 +56,33 @@ def read_spending(
 ) -> list[Spending]:
     """Return what each stage of a sweep took so far; stages without any time are left out."""
     ends, hours = known_ends(submissions), dict[str, dict[str, float]]()
-    standings = silent_as_lost(plan, standings)
+    standings, units, submitted = silent_as_lost(plan, standings), _units(plan, states), submissions.elements()
     energy: dict[str, float] = {}
     for run_id, run in plan.runs.items():
         if run.stage not in plan.resources:
             continue
         needs, state = plan.resources_of(run_id), states[run_id]
-        devices = float(needs.nodes * needs.gpus or needs.tasks * needs.cpus)
+        cores = needs.tasks * needs.cpus if run_id in submitted else needs.threads  # here, nothing was set aside
+        devices = float(needs.nodes * needs.gpus if units[run.stage] == "gpu" else cores)
         of_stage = hours.setdefault(run.stage, dict.fromkeys(OUTCOMES, 0.0))
         for outcome, seconds in _of_run(plan, run_id, state, standings[run_id], ends):
             of_stage[outcome] += devices * seconds / 3600
         if state.energy_j is not None:
             energy[run.stage] = energy.get(run.stage, 0.0) + state.energy_j / 3.6e6
     used = _used(plan, states, submissions)
-    units = {stage: "gpu" if plan.resources[stage].gpus else "cpu" for stage in hours}
     spent = [Spending(stage, units[stage], hours[stage], energy.get(stage)) for stage in CONFIGS if stage in hours]
     return [_advise(plan, of_stage, used.get(of_stage.stage, [])) for of_stage in spent if any(of_stage.hours.values())]
+
+
+def _units(plan: Plan, states: Mapping[str, State]) -> dict[str, str]:
+    """Return "gpu" or "cpu" by stage: where its runs were made, whatever was asked for; before that, what was."""
+    seen: dict[str, set[str]] = {}
+    for run_id, run in plan.runs.items():
+        if states[run_id].done:
+            seen.setdefault(run.stage, set()).add(states[run_id].device)
+    return {
+        stage: "gpu" if needs.gpus and seen.get(stage) != {"cpu"} else "cpu" for stage, needs in plan.resources.items()
+    }
 
 
 def silent_as_lost(plan: Plan, standings: Mapping[str, Standing]) -> dict[str, Standing]:

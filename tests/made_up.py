@@ -107,7 +107,7 @@ def write_plan(folder: Path, runs: list[Run], sweep: str = "small", changes: Map
     return path
 
 
-def finish(folder: Path, run: Run, metrics: Mapping[str, float], code_sha: str = "abc") -> None:
+def finish(folder: Path, run: Run, metrics: Mapping[str, float], code_sha: str = "abc", device: str = "cpu") -> None:
     """Write a run's metrics.json as its stage would."""
     offsets = (-0.05, *[0.0] * 10, 0.05) if run.stage == "segment" else ()
     others = {"hausdorff_95": 3.5, "precision": 0.75, "recall": 0.5}
@@ -124,7 +124,7 @@ def finish(folder: Path, run: Run, metrics: Mapping[str, float], code_sha: str =
         provenance=Provenance(
             code_sha=code_sha,
             versions={},
-            device="cpu",
+            device=device,
             host="node1",
             job_id="",
             attempt=1,

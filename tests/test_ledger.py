@@ -151,6 +151,17 @@ def test_devices_are_counted_and_shared_ones_by_their_share(plan: Plan) -> None:
     assert hours(replace(plan, resources=cores)) == {"failed": 4.0}
 
 
+def test_what_was_made_on_a_cpu_is_no_gpu_hours(plan: Plan, tmp_path: Path) -> None:
+    asked = {stage: replace(needs, gpus=1, cpus=8) for stage, needs in plan.resources.items()}
+    plan = replace(plan, resources=asked)
+    of_segment = spend(plan, made(plan, 4, minutes=30.0, device="cpu"))["segment"]
+    assert of_segment.unit == "cpu"
+    assert of_segment.hours["useful"] == 4 * 0.5 * 8  # as many cores as its element has
+    assert spend(plan, made(plan, 4, minutes=30.0, device="NVIDIA H200"))["segment"].unit == "gpu"
+    here = replace(plan, runs_folder=tmp_path / "elsewhere")
+    assert spend(here, made(here, 4, minutes=30.0, device="cpu"))["segment"].hours["useful"] == 4 * 0.5
+
+
 def made(plan: Plan, number: int, minutes: float = 10.0, **numbers: Any) -> dict[str, State]:
     done = State(stamp="a", attempt=1, wall_s=60 * minutes, peak_memory_mib=2048, **numbers)
     return {run_id: done if place < number else State() for place, run_id in enumerate(plan.runs)}
@@ -177,7 +188,7 @@ def test_status_and_the_report_s_table_say_it(plan: Plan, capsys: pytest.Capture
     begin(plan, failed, -1)
     log(plan, failed, {"event": "failed", "reason": "x", "errors": ["KeyError"], "job_id": "12_0"})
     for run_id in others:
-        finish(plan.runs_folder, plan.runs[run_id], {"dice": 0.5})
+        finish(plan.runs_folder, plan.runs[run_id], {"dice": 0.5}, device="NVIDIA H200")
     assert status.main([str(plan.runs_folder), "--costs"]) == 0
     said = capsys.readouterr().out
     assert "GPU-hours (" in said

@@ -188,7 +188,7 @@ def _lie(text: str) -> str:
 
 
 def _other_version(text: str) -> str:
-    return text.replace("states 3", "states 2")
+    return text.replace("states 4", "states 3")
 
 
 @pytest.mark.parametrize("damage", [_cut, _lie, _other_version, lambda text: "{}", lambda text: "\x00" * 100])
