@@ -4,12 +4,12 @@ It is written before anything starts: tasks find their runs in it, status and ta
 """
 
 import contextlib
-import gc
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from hvae_hpc.collector import collector_paused
 from hvae_hpc.config import dump, load, read_json
 from hvae_hpc.errors import UserError
 from hvae_hpc.identity import content_hash, make_run_id
@@ -168,18 +168,6 @@ def write_plan(plan: Plan, path: Path) -> None:
         lines.append(f"{run_id} {kinds[alike][0]} {of_run} {run.config.seed}")
     tables = {"kinds": [kind for _, kind in kinds.values()], "parents": list(map(dict, parents)), "runs": lines}
     write_json(path, dump({**vars(plan), "schema": PLAN_SCHEMA, "runs_folder": str(plan.runs_folder), **tables}))
-
-
-@contextlib.contextmanager
-def collector_paused() -> Iterator[None]:
-    """Keep Python from looking through 100,000 small objects for garbage again and again while more are made."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 @collector_paused()

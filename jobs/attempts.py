@@ -32,6 +32,8 @@ MACHINE_ERRORS: Mapping[int, Failure] = {
     errno.ESTALE: "node failure",
 }
 """The system's error numbers that say something of the machine and nothing of our code."""
+NO_TEMPORARY = "No usable temporary directory found"
+"""So Python says, as ENOENT, that no disk took a temporary file."""
 
 
 class StallError(UserError):
@@ -112,7 +114,8 @@ def evidence_of(error: BaseException) -> dict[str, Any]:
     cause: BaseException | None = error
     while cause is not None:
         errors.append(type(cause).__name__)
-        number = number or (cause.errno if isinstance(cause, OSError) else None)
+        if isinstance(cause, OSError):
+            number = number or (errno.ENOSPC if NO_TEMPORARY in str(cause) else cause.errno)
         cause = cause.__cause__
     return {"errors": errors} | ({"errno": number} if number else {})
 

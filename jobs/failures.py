@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from hvae_hpc.jobs.attempts import BEGINS, MACHINE_ERRORS, StallError, checkpoint_at
+from hvae_hpc.jobs.attempts import BEGINS, MACHINE_ERRORS, NO_TEMPORARY, StallError, checkpoint_at
 from hvae_hpc.jobs.logs import process_logs, read_tail
 from hvae_hpc.jobs.policy import Failure
 from hvae_hpc.jobs.standing import Standing, Submissions
@@ -37,7 +37,10 @@ SENTENCES: tuple[tuple[Failure, str], ...] = (
         r"oom[-_ ]kill|[Oo]ut-of-memory handler|[Ee]xceeded (job |step )?memory limit|Out Of Memory"
         r"|(can't|[Cc]annot) allocate memory|MemoryError|bad_alloc|out of memory with",
     ),
-    ("disk full or quota", r"No space left on device|File too large|[Qq]uota exceeded|\d requested and \d+ written"),
+    (
+        "disk full or quota",
+        r"No space left on device|File too large|[Qq]uota exceeded|\d requested and \d+ written|" + NO_TEMPORARY,
+    ),
     ("preempted", r"DUE TO PREEMPTION"),
     ("non-finite loss", r"became (nan|-?inf)|metric \S+ is (nan|-?inf)"),
 )

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from hvae_hpc.collector import collector_paused
 from hvae_hpc.errors import UserError
-from hvae_hpc.plan import Plan, collector_paused
+from hvae_hpc.plan import Plan
 from hvae_hpc.results.records import Records, read_records
 from hvae_hpc.results.statistics import Summary, summarise
 from hvae_hpc.stages import GenerateConfig, SegmentConfig
@@ -130,11 +131,11 @@ def collect(plan: Plan, partial: bool = False) -> Collected:
     """
     records = read_records(plan, METRICS)
     faults = {**_wrong_numbers(plan, records), **records.faults}
-    states = follow(plan, _reader(records, faults))
-    if odd := _other_cases(records, {run_id for run_id, state in states.items() if state.done}):
-        states = follow(plan, _reader(records, {**faults, **odd}))
-    reasons = {run_id: state.reason for run_id, state in states.items() if not state.done} | records.doubled
-    missing = [f"{plan.folder_name(i)}: {reasons[i] or NOT_YET}" for i in plan.runs if i in reasons]
+    undone = _undone(plan, records, faults)
+    if odd := _other_cases(records, plan.runs.keys() - undone.keys()):
+        undone = _undone(plan, records, {**faults, **odd})
+    reasons = undone | records.doubled
+    missing = [f"{plan.folder_name(i)}: {reasons[i] or NOT_YET}" for i in plan.runs if i in reasons] if reasons else []
     done = plan.runs.keys() - reasons.keys()
     if missing and not partial:
         raise UserError(refusal(plan, missing))
@@ -166,6 +167,12 @@ def refusal(plan: Plan, missing: Sequence[str]) -> str:
     )
 
 
+def _undone(plan: Plan, records: Records, faults: Mapping[str, str]) -> dict[str, str]:
+    """Return the runs that are not done, and why."""
+    states = follow(plan, _reader(records, faults))
+    return {run_id: state.reason for run_id, state in states.items() if not state.stamp}
+
+
 def _reader(records: Records, faults: Mapping[str, str]) -> Callable[[str], Made | None]:
     """Return what tells how a run was made, for :func:`hvae_hpc.states.follow`."""
     made: dict[str, Made] = {}
@@ -183,7 +190,7 @@ def _reader(records: Records, faults: Mapping[str, str]) -> Callable[[str], Made
             raise UserError(faults[run_id])
         return made.get(run_id)
 
-    return read
+    return read if faults else made.get
 
 
 def _wrong_numbers(plan: Plan, records: Records) -> dict[str, str]:

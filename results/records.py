@@ -113,7 +113,7 @@ def read_records(plan: Plan, metrics: Mapping[str, tuple[str, ...]]) -> Records:
         frames[stage]["case_set"] = _case_sets(columns).indices.to_numpy()
         if stage == "segment":
             dice = _as_dice(columns)
-    found = set[str]().union(*(frame["run_id"] for frame in frames.values()), faults)
+    found = set[str]().union(*(frame["run_id"] for frame in frames.values()), faults) if elsewhere else set[str]()
     doubled = {
         run_id: f"the same run lies in {folder} as well; keep one of the two and delete the other"
         for run_id, folder in elsewhere.items()
@@ -214,7 +214,8 @@ def _case_sets(columns: pa.Table) -> pa.DictionaryArray:
 
 
 def _as_dice(columns: pa.Table) -> CaseDice:
-    cases, dice = _case_sets(columns), columns.column("case_dice").combine_chunks()
+    cases, dice = _case_sets(columns), columns.column("case_dice")
+    dice = dice.chunk(0) if dice.num_chunks == 1 else dice.combine_chunks()  # the latter copies in any case
     return CaseDice(
         columns.column("run_id").to_pylist(),
         [tuple(json.loads(names)) for names in cases.dictionary.to_pylist()],

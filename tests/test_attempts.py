@@ -1,7 +1,10 @@
 """What a log says of a run's attempts, and the evidence of how one ended."""
 
 import errno
+import json
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,23 @@ def test_an_error_is_known_by_its_types_and_the_system_s_number(tmp_path: Path) 
     (tmp_path / "file").touch()
     assert evidence_of(caught(tmp_path)) == {"errors": ["UserError", "FileExistsError"], "errno": errno.EEXIST}
     assert evidence_of(MemoryError()) == {"errors": ["MemoryError"]}
+
+
+NO_ROOM_ANYWHERE = """
+import json, resource, tempfile
+from hvae_hpc.jobs.attempts import evidence_of
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+try:
+    tempfile.mkdtemp()
+except OSError as error:
+    print(json.dumps(evidence_of(error)))
+"""
+
+
+def test_no_room_for_a_temporary_file_is_a_full_disk_though_python_says_not_found() -> None:
+    done = subprocess.run([sys.executable, "-c", NO_ROOM_ANYWHERE], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == {"errors": ["FileNotFoundError"], "errno": errno.ENOSPC}
 
 
 def test_what_is_known_of_a_death_stands_beside_its_reason(tmp_path: Path) -> None:
