@@ -12,13 +12,10 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import h5py  # noqa: F401 (imported once, not in every child)
@@ -30,11 +27,12 @@ from PIL import Image
 
 import hvae_hpc.evaluation.augment
 import hvae_hpc.evaluation.export
+import hvae_hpc.evaluation.likelihood
 import hvae_hpc.evaluation.quality
 import hvae_hpc.results.report
 import hvae_hpc.training.train  # noqa: F401
-from hvae_hpc import rundir, states, sweep
-from hvae_hpc.errors import UserError, run_command
+from hvae_hpc import states, sweep
+from hvae_hpc.errors import UserError
 from hvae_hpc.export import main as export
 from hvae_hpc.jobs import dag, signals
 from hvae_hpc.jobs.tasks import execute
@@ -48,10 +46,9 @@ from hvae_hpc.results import figures, records
 from hvae_hpc.results.contact import write_contact_sheets
 from hvae_hpc.stages import CONFIGS
 from tests.scans import save_cases, tiny_recipe
+from tests.small_disk import Command, Filler, mount
 from tests.tiny import SWEEP, make_data_set
 
-PAGE = 4096
-DISK_MIB = 24
 COVERED_ONCE = (
     *(".lock", ".lease-#", "config.json", "inputs.json", "log.jsonl", "packing.jsonl", "summary.json"),
     *("checkpoint-#-#.pt", "table#.md", "table#.csv", "table#.tex"),
@@ -62,49 +59,6 @@ GROWING = ("packing.jsonl", "log.jsonl", "checkpoint-#-#.pt")
 LIKE_OTHERS = r"(arms|quality|claims)\.|table#\.(csv|tex)|verdict|\.svg|rows/(quality|costs|likelihood|cases)|[^n]\.records|labelsT|imagesTs|/real-|/missing|splits"
 AGAIN_ONCE = ("results", "export to nnU-Net", "export as PNG")
 """These take long; they are run again with room once, after all that went wrong."""
-Command = Callable[[], object]
-
-
-def mount(disk: Path) -> None:
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", str(disk)], check=True)
-
-
-class Filler:
-    """Notes what is written to the disk, by kind of file, and fills the disk just before a chosen write.
-
-    Args:
-        disk: where it is mounted.
-    """
-
-    def __init__(self, disk: Path) -> None:
-        self.disk, self.seen, self.fills_at, self.silent = disk, list[str](), ("", 0), True
-        sys.addaudithook(self.hear)
-        draw = rundir.secrets.token_hex
-
-        def token(n: int) -> str:
-            # Asked for just before an atomic write, whoever writes: h5py and pyarrow tell no hook.
-            self.note(sys._getframe(1).f_locals["path"])
-            return draw(n)
-
-        rundir.secrets = SimpleNamespace(token_hex=token)
-
-    def hear(self, event: str, given: tuple[Any, ...]) -> None:
-        if event == "open" and isinstance(given[0], (str, os.PathLike)) and isinstance(given[2], int):
-            path = Path(given[0])
-            if given[2] & (os.O_WRONLY | os.O_RDWR) and path.suffix != ".tmp":
-                self.note(path)
-
-    def note(self, path: Path) -> None:
-        if self.silent or not path.is_relative_to(self.disk):
-            return
-        kind = re.sub(r"[0-9a-f]{12,}|\d+(-[0-9a-f]{8})?", "#", str(path.relative_to(self.disk)))
-        self.seen.append(kind)
-        if (kind, self.seen.count(kind)) == self.fills_at:
-            self.silent = True
-            with open(self.disk / "filler", "wb") as file:
-                os.posix_fallocate(file.fileno(), 0, os.statvfs(self.disk).f_bavail * PAGE)
-            self.silent = False
 
 
 class Stage:
@@ -116,22 +70,7 @@ class Stage:
 
     def run(self, fills_at: tuple[str, int] = ("", 0)) -> tuple[int, str]:
         """Run the command in a process of its own; returns exit code, and what it said on standard error."""
-        out = self.disk.parent / "said"
-        child = os.fork()
-        if not child:
-            code = 1
-            try:
-                os.dup2(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-                sys.stdout, sys.stderr = open(os.devnull, "w"), open(2, "w", buffering=1)  # noqa: SIM115
-                self.filler.seen, self.filler.fills_at, self.filler.silent = [], fills_at, False
-                code = run_command(lambda _: int(self.command() or 0))
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(code)
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        (self.disk / "filler").unlink(missing_ok=True)
-        return code, out.read_text()
+        return self.filler.run(self.command, fills_at)
 
     def keep(self) -> None:
         shutil.rmtree(self.store, ignore_errors=True)
@@ -263,7 +202,8 @@ def make_plan(folder: Path, disk: Path) -> Plan:
     short = replace(sweep.read_sweep(str(folder / "sweep.toml")), data=("tiny",), seeds=1, factors=(2,), doses=(4,))
     vae = short.generators["vae"]
     vae = replace(vae, optim=replace(vae.optim, images=12))
-    short = replace(short, generators={"vae": vae}, segment=replace(short.segment, epochs=4))
+    short = replace(short, generators={"vae": vae}, segment=replace(short.segment, epochs=4), likelihoods=True)
+    short = replace(short, likelihood={"cases": 2, "chains": 2, "temperatures": 4, "importance_samples": 4})
     there = make_data_set(folder / "shards")
     data = dag.DataSet(name="tiny", folder=there, manifest=read_manifest(there))
     return dag.make_plan(short, [data], disk / "runs", dict.fromkeys(CONFIGS, Resources(checkpoint_every_s=0.0)))
@@ -289,7 +229,7 @@ def stages(work: Path, filler: Filler) -> Iterator[tuple[str, Command]]:
 
     plan = make_plan(work, disk)
     write_plan(plan, work / "plan.json")
-    wanted = ("train", "generate", "augment", "segment", "quality")
+    wanted = ("train", "generate", "augment", "segment", "quality", "likelihood")
     for stage in wanted:
         ids = [run_id for run_id, run in plan.runs.items() if run.stage == stage]
         ids.sort(key=lambda run_id: "reference" not in plan.runs[run_id].label)

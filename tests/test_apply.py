@@ -27,6 +27,7 @@ from hvae_hpc.plan import Array, Plan, plan_path, read_plan, write_plan
 from hvae_hpc.preprocess.manifest import read_manifest
 from hvae_hpc.rundir import read_log
 from hvae_hpc.sweep import read_sweep
+from tests.test_disk_full import private_mounts
 from tests.test_faults import queued_runs
 from tests.test_launcher import wait_until_empty
 from tests.test_local import makings
@@ -231,6 +232,29 @@ def test_a_command_that_is_killed_after_any_of_its_sbatch_calls_is_taken_up(
         cancel_all(minislurm)
         minislurm.client("scontrol", "update", "PartitionName=gpu", "State=UP")
     assert number == 9  # eight sbatch calls, and the command that lived
+
+
+def test_a_disk_that_is_full_before_any_file_of_a_submission_is_one_line_and_no_run_is_queued_twice(
+    closed: MiniSlurm, tmp_path: Path
+) -> None:
+    project = make_project(tmp_path, seeds=3)
+    command = [*private_mounts(), sys.executable, "-m", "tests.full_submission", str(project)]
+    root = Path(__file__).parent.parent
+    done = subprocess.run(command, cwd=root, env=closed.environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    seen = {Path(one["file"]).name: one for one in map(json.loads, done.stdout.splitlines())}
+    assert seen.keys() == {
+        *(".lock", ".lease-#", "tiny.json", "plan.json", "jobs.jsonl"),
+        *("#-tiny-segment-tiny-reference.sh", "#-tiny-tables.sh"),
+    }
+    for name, one in seen.items():
+        (line,) = one["said"]
+        assert re.fullmatch(r"error: \S+: cannot be written \(No space left on device\); .+", line), one
+        assert (one["code"], one["jobs"]) == (2, int(name in ("jobs.jsonl", "#-tiny-tables.sh"))), one
+        assert (one["again"], one["said_again"], one["temporary"]) == (0, "", []), one
+        assert one["runs"] == [1, 1, 1], one
+        assert len(one["queued"]) == 2, one
+        assert one["noted"] == one["queued"], one
 
 
 def test_arrays_are_split_at_max_array_size(closed: MiniSlurm, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ STAGES = {  # what must fail at each of them, at least
     "augment": {"pairs.h#", "samples.npz", "metrics.json"},
     "segment": {"snapshot.pt", "samples.npz", "metrics.json"},
     "quality": {"metrics.json"},
+    "likelihood": {"metrics.json"},
     "plan": {"tiny.json"},
     "results": {"tiny.train.records", "table#.md", "segment.csv", "segment.parquet", "report.html"},
     "export to nnU-Net": {"tiny.states", "vae-#_#.nii.gz", "dataset.json", "manifest.json"},

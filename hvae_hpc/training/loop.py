@@ -161,7 +161,8 @@ def _train(
                     window = {"lr": rate, **reader.close_window()}
                     workplace.log({"images_seen": images_seen, **window})
                     board.add(images_seen, window)
-                    good.take(images_seen, training.state())
+                    if not last:
+                        good.take(images_seen, training.state())
                 elif leave or due:
                     reader.read()  # so that a checkpoint is never one of a training that went wrong
             except NonFiniteError as error:
