@@ -7,9 +7,9 @@ lease after the temporary file is written and before it gets its final name, and
 files before it begins, so that no write of before falls into the time after. No two machines' clocks are compared, and
 a process that was stopped, or cut off, finds out at its next write. ``flock`` goes before it, where there is one.
 
-The file is created by ``O_EXCL``, not by a link: NFS repeats a call whose answer was lost without harm. It is removed
-when the folder is released: as everyone looks again after creating its file, and steps back from what it does not know,
-an old look at the folder lets nobody in.
+The file is written under a temporary name and linked, or, where there are no links, created by ``O_EXCL``. It is
+removed when the folder is released: as everyone looks again after creating its file, and steps back from what it does
+not know, an old look at the folder lets nobody in.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ import errno
 import fcntl
 import json
 import os
+import secrets
 import sys
 import threading
 import time
@@ -238,7 +239,27 @@ def _take_over(folder: Path, file: IO[str], quick: bool) -> Lease | Holder | Non
 
 
 def _create(path: Path, content: str) -> bool:
-    """Create a file that is not there; tells whether it was this process that did."""
+    """Create a file that is not there; tells whether it was this process that did.
+
+    It is linked when it is whole, so that who is killed here leaves no lease that says nothing and is waited for.
+    """
+    whole = path.with_name(f"{path.name}-{secrets.token_hex(4)}.tmp")
+    try:
+        with open(whole, "x") as file:
+            file.write(content)
+        try:
+            os.link(whole, path)
+        except FileExistsError:
+            return whole.stat().st_nlink > 1  # NFS repeats a call whose answer was lost: it was ours after all
+        except OSError:  # a file system without links
+            return _create_by_name(path, content)
+        return True
+    finally:
+        with contextlib.suppress(OSError):
+            whole.unlink(missing_ok=True)
+
+
+def _create_by_name(path: Path, content: str) -> bool:
     try:
         file = open(path, "x")  # noqa: SIM115
     except FileExistsError:

@@ -50,7 +50,7 @@ from tests.small_disk import Command, Filler, mount
 from tests.tiny import SWEEP, make_data_set
 
 COVERED_ONCE = (
-    *(".lock", ".lease-#", "config.json", "inputs.json", "log.jsonl", "packing.jsonl", "summary.json"),
+    *(".lock", ".lease-#.tmp", "config.json", "inputs.json", "log.jsonl", "packing.jsonl", "summary.json"),
     *("checkpoint-#-#.pt", "table#.md", "table#.csv", "table#.tex"),
 )
 """Written by the same lines wherever they are written; everything else fails at each stage that writes it."""

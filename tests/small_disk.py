@@ -12,6 +12,7 @@ from typing import Any
 
 from hvae_hpc import rundir
 from hvae_hpc.errors import run_command
+from hvae_hpc.lease import LEASE
 
 PAGE = 4096
 DISK_MIB = 24
@@ -45,7 +46,8 @@ class Filler:
     def hear(self, event: str, given: tuple[Any, ...]) -> None:
         if event == "open" and isinstance(given[0], (str, os.PathLike)) and isinstance(given[2], int):
             path = Path(given[0])
-            if given[2] & (os.O_WRONLY | os.O_RDWR) and path.suffix != ".tmp":
+            lease = path.name.startswith(LEASE)
+            if given[2] & (os.O_WRONLY | os.O_RDWR) and (path.suffix != ".tmp" or lease):
                 self.note(path)
 
     def note(self, path: Path) -> None:

@@ -42,6 +42,11 @@ def refuse(*_):
     raise OSError(errno.ENOLCK, "No locks available")
 fcntl.flock = refuse
 """
+NO_LINKS = """
+def refuse_to_link(*_):
+    raise OSError(errno.EPERM, "Operation not permitted")
+os.link = refuse_to_link
+"""
 ALONE_ON_ITS_MACHINE = "holder._machine = lambda: str(os.getpid())\n"
 HOLD = """
 with locked(Path("run")) as mine:
@@ -156,9 +161,12 @@ print(holds)
 """
 
 
-def test_processes_that_race_for_a_folder_without_locks_never_hold_it_together(start: Start, tmp_path: Path) -> None:
+@pytest.mark.parametrize("links", ["", NO_LINKS])
+def test_processes_that_race_for_a_folder_without_locks_never_hold_it_together(
+    links: str, start: Start, tmp_path: Path
+) -> None:
     leave_behind(tmp_path / "run", 3)  # it blocks nobody for ever
-    slow = f"holder.HEARTBEAT_S = 20\n{NO_LOCKS}"  # nobody who is alive misses so many beats on a slow machine
+    slow = f"holder.HEARTBEAT_S = 20\n{NO_LOCKS}{links}"  # nobody who is alive misses so many beats on a slow machine
     racers = [start(slow + (ALONE_ON_ITS_MACHINE if i % 2 else "") + RACE, "4") for i in range(5)]
     began = time.monotonic()
     for racer in racers:
@@ -311,6 +319,39 @@ def test_a_full_disk_takes_no_lease_and_says_so(tmp_path: Path, monkeypatch: pyt
     ):
         pass
     assert leases(tmp_path / "run") == []
+
+
+KILLED_AT = """
+taken = 0
+for line in range(1000):
+    lines = 0
+
+    def count(frame, event, _):
+        global lines
+        if frame.f_code.co_filename == lease.__file__ and event == "line":
+            lines += 1
+            if lines > line:
+                os.kill(os.getpid(), 9)
+        return count
+
+    if not (child := os.fork()):
+        sys.settrace(count)
+        with locked(Path(f"run-{line}")) as mine:
+            os._exit(0 if mine else 3)
+    ended = os.waitpid(child, 0)[1]
+    with locked(Path(f"run-{line}")) as mine:
+        taken += bool(mine)
+    if not ended:
+        break
+print(line, taken, ended, flush=True)
+"""
+
+
+@pytest.mark.parametrize("setting", ["", NO_LOCKS])
+def test_who_is_killed_at_any_line_of_taking_a_folder_holds_nothing(setting: str, start: Start) -> None:
+    lines, taken, ended = map(int, start(setting + KILLED_AT).ends()[1].split())
+    assert lines > 30
+    assert (taken, ended) == (lines + 1, 0)
 
 
 EXECUTE = """
