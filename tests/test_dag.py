@@ -204,6 +204,9 @@ def test_the_controls_take_equal_steps_and_those_of_the_paper_its_epochs() -> No
         (("hvae+100@steps", "reference@epochs"), "steps", "are the same|nothing to be compared"),
         (("hvae+100@epochs",), "steps", "'hvae\\+100@epochs' has nothing to be compared with; add 'reference@epochs'"),
         (("copies-x3", "copies-x3@steps", "reference@steps"), "epochs", None),
+        (("copies-x3@epochs",), "epochs", "names the budget that arms have anyway; call it 'copies-x3'"),
+        (("real-100",), "epochs", "arms 'reference' and 'real-100' are the same"),
+        (("real-100+hvae+100",), "epochs", "arms 'hvae\\+100' and 'real-100\\+hvae\\+100' are the same"),
     ],
 )
 def test_one_training_has_one_name_and_every_budget_its_reference(
