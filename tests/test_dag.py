@@ -278,6 +278,7 @@ def test_an_unknown_key_at_any_depth_is_named(tmp_path: Path) -> None:
         ("[generators.hvae.model]\nstep_sise = 1", "unknown key 'step_sise'; did you mean 'step_size'"),
         ("[segment.optim]\nlearning = 1", "unknown key 'learning'"),
         ("[generate]\nn_pair = 3", "unknown key 'n_pair'; did you mean 'n_pairs'"),
+        ("[segment]\nepochs = 0", r"segment: epochs is 0, expected more than 0"),
         ("[segment.optim]\nimages = 32", "segment.optim.images follows from segment.epochs"),
         ("doses = [501]", r"arm lsgan\+501 asks for 501 pairs, generate.n_pairs is 500"),
         ("[split]\ntrain = 200", "has 210 cases, the split asks for 300"),
