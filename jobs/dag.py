@@ -146,18 +146,24 @@ def _arms(
             continue  # the sweep command says so
         seeds = [seed for source, seed in sources if source == arm.generator] or [0]
         arms += [replace(arm, generator_seed=seed) for seed in seeds]
-    _refuse_doubles(sweep, arms)
+    _refuse_doubles(sweep, arms, len(drawn.train))
     return arms
 
 
-def _refuse_doubles(sweep: SweepConfig, arms: list[ArmConfig]) -> None:
+def _refuse_doubles(sweep: SweepConfig, arms: list[ArmConfig], n_train: int) -> None:
     """Refuse one training under two names, and an arm of a budget without the reference of that budget."""
     names, seen = {arm.name for arm in arms}, dict[tuple[ArmConfig, str], str]()
     for arm in arms:
         budget = budget_of(arm.name, sweep.segment.budget)
-        other = seen.setdefault((replace(arm, name=""), budget), arm.name)
+        n_cases = 0 if arm.n_cases == n_train else arm.n_cases
+        other = seen.setdefault((replace(arm, name="", n_cases=n_cases), budget), arm.name)
         if other != arm.name:
             raise UserError(f"sweep {sweep.name}: arms {other!r} and {arm.name!r} are the same; remove one")
+        if arm.name.endswith(f"@{sweep.segment.budget}"):  # its reference would be the reference's double
+            raise UserError(
+                f"sweep {sweep.name}: arm {arm.name!r} names the budget that arms have anyway; "
+                f"call it {arm.name.partition('@')[0]!r}"
+            )
         if budget != sweep.segment.budget and f"reference@{budget}" not in names:
             raise UserError(
                 f"sweep {sweep.name}: arm {arm.name!r} has nothing to be compared with; add 'reference@{budget}'"

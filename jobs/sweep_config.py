@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hvae_hpc.arms import USES, Budget
-from hvae_hpc.model_configs import HVAEConfig, LSGANConfig, MovesConfig, OptimConfig, UNetConfig
+from hvae_hpc.model_configs import HVAEConfig, LSGANConfig, MovesConfig, OptimConfig, UNetConfig, require_positive
 from hvae_hpc.stages import Sampler, SplitConfig, source_name
 
 TAKEN_NAMES = ("real", "mean", "standard", "copies", "moved", "reference")
@@ -48,6 +48,9 @@ class SegmentSettings:
     moves: MovesConfig = field(default_factory=MovesConfig)
     loss: str = "dice+ce"
     threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        require_positive(self, "epochs")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ else, are chosen among: what an arm with copies or moves gains, it may gain by t
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -197,7 +197,7 @@ def _on_top_said(collected: Collected, data: str, scores: Sequence[ArmScores]) -
             continue
         change = bootstrap_mean(to_blocks(table))
         better = sum(_mean({key: row}) > 0 for key, row in table.items())
-        without = ArmConfig(name=base, n_standard=s.arm.n_standard, n_copies=s.arm.n_copies, moves=s.arm.moves)
+        without = replace(s.arm, name=base, generator="", n_synthetic=0)
         shown = "" if change.low > 0 or change.high < 0 else ", which shows no difference"
         said.append(
             f"{arm_label(s.arm)} against {arm_label(without)} alone: {change.mean:+.3f} [{change.low:+.3f}, "

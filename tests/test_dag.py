@@ -204,6 +204,9 @@ def test_the_controls_take_equal_steps_and_those_of_the_paper_its_epochs() -> No
         (("hvae+100@steps", "reference@epochs"), "steps", "are the same|nothing to be compared"),
         (("hvae+100@epochs",), "steps", "'hvae\\+100@epochs' has nothing to be compared with; add 'reference@epochs'"),
         (("copies-x3", "copies-x3@steps", "reference@steps"), "epochs", None),
+        (("copies-x3@epochs",), "epochs", "names the budget that arms have anyway; call it 'copies-x3'"),
+        (("real-100",), "epochs", "arms 'reference' and 'real-100' are the same"),
+        (("real-100+hvae+100",), "epochs", "arms 'hvae\\+100' and 'real-100\\+hvae\\+100' are the same"),
     ],
 )
 def test_one_training_has_one_name_and_every_budget_its_reference(
@@ -275,6 +278,7 @@ def test_an_unknown_key_at_any_depth_is_named(tmp_path: Path) -> None:
         ("[generators.hvae.model]\nstep_sise = 1", "unknown key 'step_sise'; did you mean 'step_size'"),
         ("[segment.optim]\nlearning = 1", "unknown key 'learning'"),
         ("[generate]\nn_pair = 3", "unknown key 'n_pair'; did you mean 'n_pairs'"),
+        ("[segment]\nepochs = 0", r"segment: epochs is 0, expected more than 0"),
         ("[segment.optim]\nimages = 32", "segment.optim.images follows from segment.epochs"),
         ("doses = [501]", r"arm lsgan\+501 asks for 501 pairs, generate.n_pairs is 500"),
         ("[split]\ntrain = 200", "has 210 cases, the split asks for 300"),

@@ -118,6 +118,14 @@ def test_what_an_arm_gains_by_its_copies_is_not_credited_to_its_pairs(tmp_path: 
     assert "none is better than Standard aug. ×5; worse: HVAE + 100" in verdict.sentence
 
 
+def test_pairs_on_top_of_more_real_cases_are_told_by_both_arms_labels(tmp_path: Path) -> None:
+    more = ArmConfig(name="real-300", n_cases=300)
+    both = ArmConfig(name="real-300+hvae+100", n_cases=300, generator="hvae", n_synthetic=100)
+    hvae = ArmConfig(name="hvae+100", generator="hvae", n_synthetic=100)
+    verdict = heights(tmp_path, {ArmConfig(name="reference"): 0.5, hvae: 0.52, more: 0.6, both: 0.61})
+    assert "Real, 300 cases + HVAE + 100 against Real, 300 cases alone: +0.0" in verdict.sentence
+
+
 def test_a_gain_is_not_named_after_an_arm_that_the_halves_did_not_choose() -> None:
     best = ArmScores(
         data="d", arm=ArmConfig(name="vae+100", generator="vae", n_synthetic=100), n=10, n_expected=10, dice=None,
