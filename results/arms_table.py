@@ -5,13 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hvae_hpc.arms import ArmConfig
 from hvae_hpc.plan import Plan
 from hvae_hpc.results.collect import Collected
 from hvae_hpc.results.labels import REFERENCE, arm_label, ordered_arms
-from hvae_hpc.results.statistics import Estimate, bootstrap_mean, effect_size, holm, paired_p
+from hvae_hpc.results.statistics import Block, Estimate, bootstrap_mean, effect_size, holm, paired_p
 from hvae_hpc.results.tables import NOTHING, Cell, Table, remarks
 from hvae_hpc.stages import SegmentConfig
 
@@ -157,12 +156,15 @@ def subtract(table: DiceTable, other: DiceTable) -> DiceTable:
     return {key: {case: dice - other[key][case] for case, dice in table[key].items()} for key in common}
 
 
-def to_blocks(table: DiceTable) -> list[NDArray[np.float64]]:
-    """Return a matrix (seeds, cases) for each split."""
-    by_split: dict[int, list[list[float]]] = defaultdict(list)
+def to_blocks(table: DiceTable) -> list[Block]:
+    """Return the scores of each split's runs on its cases."""
+    by_split: dict[int, list[dict[str, float]]] = defaultdict(list)
     for (split, _), of_cases in table.items():
-        by_split[split].append([of_cases[case] for case in sorted(of_cases)])
-    return [np.array(rows) for rows in by_split.values()]
+        by_split[split].append(of_cases)
+    cases = {split: sorted(rows[0]) for split, rows in by_split.items()}
+    return [
+        Block(np.array([[row[case] for case in cases[s]] for row in rows]), cases[s]) for s, rows in by_split.items()
+    ]
 
 
 def _cells(scores: ArmScores) -> tuple[str, ...]:
@@ -223,8 +225,8 @@ def _caption(plan: Plan) -> str:
             f" With {seeds} seeds there is no p (none could be below {2 / 2**seeds:.2g}), and intervals are too narrow."
         )
     tested = (
-        " p: of no difference, the larger of two sign-flip tests, over seeds and over cases, adjusted by Holm for all "
-        "arms of the data set; bold: the highest, where that p is below 0.05."
+        " p: of no difference, the largest of two sign-flip tests, over seeds and over cases, and a t-test with the "
+        "variance of both, adjusted by Holm for all arms of the data set; bold: the highest, where it is below 0.05."
     )
     budget = (
         " Arms named by a budget (equal epochs, equal steps) are compared with the reference of that budget: at equal "

@@ -115,7 +115,7 @@ def cross_estimate(tables: Mapping[str, DiceTable]) -> tuple[Estimate | None, tu
         )
         means = {arm: _mean(table) for arm, table in mine.items()}
         chosen.append(max(means, key=means.__getitem__))
-        blocks += [block for block in to_blocks(others[chosen[-1]]) if block.size]
+        blocks += [block for block in to_blocks(others[chosen[-1]]) if block.scores.size]
     return bootstrap_mean(blocks), tuple(chosen)
 
 

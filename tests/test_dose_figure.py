@@ -12,7 +12,7 @@ from hvae_hpc.plan import read_plan
 from hvae_hpc.results.arms_table import score_arms
 from hvae_hpc.results.collect import Collected, collect
 from hvae_hpc.results.dose_figure import draw_dice
-from hvae_hpc.results.statistics import bootstrap_mean
+from hvae_hpc.results.statistics import Block, bootstrap_mean
 from tests.made_up import PAPER_ARMS, SMALL_ARMS, write_sweep
 
 
@@ -30,6 +30,10 @@ def matrix(collected: Collected, arm: str) -> NDArray[np.float64]:
     return np.array([list(collected.case_dice[run_id].values()) for run_id in rows["run_id"]])
 
 
+def named(scores: NDArray[np.float64]) -> Block:
+    return Block(scores, [str(case) for case in range(scores.shape[1])])
+
+
 def lines_of(figure: Figure, panel: int) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
     """Return each line's means, and ends of its bars (doses, 2)."""
     found = []
@@ -44,7 +48,7 @@ def test_every_dose_has_its_mean_and_its_interval_over_seeds_and_cases(tmp_path:
     figure, remarks, collected = draw(tmp_path)
     assert remarks == []
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["LSGAN", "VAE", "HVAE"]
-    estimates = [bootstrap_mean([matrix(collected, f"hvae+{n}")]) for n in (100, 300)]
+    estimates = [bootstrap_mean([named(matrix(collected, f"hvae+{n}"))]) for n in (100, 300)]
     means, ends = lines_of(figure, 0)[2]
     np.testing.assert_allclose(means, [estimate.mean for estimate in estimates])
     np.testing.assert_allclose(ends, [(estimate.low, estimate.high) for estimate in estimates])
@@ -55,7 +59,7 @@ def test_below_is_the_paired_difference_to_the_reference(tmp_path: Path) -> None
     figure, _, collected = draw(tmp_path)
     less = matrix(collected, "vae+300") - matrix(collected, "reference")
     means, ends = lines_of(figure, 1)[1]
-    estimate = bootstrap_mean([less])
+    estimate = bootstrap_mean([named(less)])
     np.testing.assert_allclose([means[1], *ends[1]], [estimate.mean, estimate.low, estimate.high])
 
 
@@ -65,7 +69,7 @@ def test_the_reference_and_the_largest_standard_arm_are_bands_and_all_levels_are
     labels = ["Reference", "Standard aug. ×2", "Standard aug. ×3", "Standard aug. ×5"]
     assert [text.get_text() for text in upper.texts] == [text.get_text() for text in lower.texts] == labels
     spans = [(patch.get_y(), patch.get_y() + patch.get_height()) for patch in upper.patches]
-    bands = [bootstrap_mean([matrix(collected, arm)]) for arm in ("reference", "standard-x5")]
+    bands = [bootstrap_mean([named(matrix(collected, arm))]) for arm in ("reference", "standard-x5")]
     np.testing.assert_allclose(spans, [(band.low, band.high) for band in bands])
     assert [bool(patch.get_hatch()) for patch in upper.patches] == [False, True]  # told apart in grey
 
@@ -76,7 +80,7 @@ def test_with_one_seed_the_interval_is_over_cases_and_the_axis_says_so(tmp_path:
     assert figure.axes[-1].get_xlabel().endswith("95 % interval over cases (one seed)")
     _, ends = lines_of(figure, 0)[0]
     assert np.ptp(ends) > 0
-    estimate = bootstrap_mean([matrix(collected, SMALL_ARMS[2].name)])
+    estimate = bootstrap_mean([named(matrix(collected, SMALL_ARMS[2].name))])
     np.testing.assert_allclose(ends[0], (estimate.low, estimate.high))
 
 

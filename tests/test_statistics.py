@@ -6,8 +6,10 @@ from numpy.typing import NDArray
 from scipy.stats import permutation_test, ttest_1samp
 
 from hvae_hpc.results.statistics import (
+    Block,
     Summary,
     bootstrap_mean,
+    crossed_t_test,
     effect_size,
     holm,
     paired_p,
@@ -57,19 +59,24 @@ def scores(runs: int, cases: int, seed: int, of_run: float = 1.0, of_case: float
     )
 
 
+def block(table: Scores, first: int = 0) -> Block:
+    """Name the cases of a split by numbers from one on."""
+    return Block(table, [f"case-{first + i}" for i in range(table.shape[1])])
+
+
 def test_the_bootstrap_s_mean_is_the_mean_and_its_interval_holds_it() -> None:
     table = scores(10, 40, 0)
-    found = bootstrap_mean([table])
+    found = bootstrap_mean([block(table)])
     assert found.mean == pytest.approx(table.mean())
     assert found.low < found.mean < found.high
-    assert bootstrap_mean([table]) == found
-    assert bootstrap_mean([table + 3]).low == pytest.approx(found.low + 3)
+    assert bootstrap_mean([block(table)]) == found
+    assert bootstrap_mean([block(table + 3)]).low == pytest.approx(found.low + 3)
 
 
 def test_scores_that_differ_by_run_alone_are_as_many_observations_as_runs() -> None:
     by_run, by_case = scores(10, 100, 1, of_case=0, rest=0), scores(10, 100, 1, of_run=0, rest=0)
     for table, n, values in ((by_run, 10, by_run[:, 0]), (by_case, 100, by_case[0])):
-        found = bootstrap_mean([table])
+        found = bootstrap_mean([block(table)])
         # The bootstrap's standard error of a mean is sd / sqrt(n) with ddof 0; 4,000 draws know it to some percent.
         assert (found.high - found.low) / (2 * 1.96) == pytest.approx(values.std() / np.sqrt(n), rel=0.1)
 
@@ -77,20 +84,23 @@ def test_scores_that_differ_by_run_alone_are_as_many_observations_as_runs() -> N
 def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     for of_case, rest in ((1.0, 1.0), (0.3, 2.0)):
         tables = [scores(10, 60, seed, of_case=of_case, rest=rest) for seed in range(80)]
-        covered = np.mean([found.low < 0 < found.high for found in (bootstrap_mean([table]) for table in tables)])
+        covered = np.mean(
+            [found.low < 0 < found.high for found in (bootstrap_mean([block(table)]) for table in tables)]
+        )
         assert 0.84 < covered < 0.99  # treated as 600 observations it would be about a third
 
 
 def test_splits_are_averaged_and_their_spread_is_not_drawn() -> None:
     one, other = scores(5, 30, 2), scores(5, 30, 3) + 10
-    both = bootstrap_mean([one, other])
+    a, b = block(one), block(other, first=30)
+    both = bootstrap_mean([a, b])
     assert both.mean == pytest.approx((one.mean() + other.mean()) / 2)
-    widths = [found.high - found.low for found in map(bootstrap_mean, ([one], [other], [one, other]))]
+    widths = [found.high - found.low for found in map(bootstrap_mean, ([a], [b], [a, b]))]
     assert widths[2] == pytest.approx(np.hypot(widths[0], widths[1]) / 2, rel=0.1)
 
 
 def test_equal_scores_have_an_interval_of_no_width() -> None:
-    found = bootstrap_mean([np.full((4, 7), 0.25)])
+    found = bootstrap_mean([block(np.full((4, 7), 0.25))])
     assert (found.low, found.mean, found.high) == pytest.approx((0.25, 0.25, 0.25))
 
 
@@ -113,11 +123,54 @@ def test_many_differences_are_flipped_at_random_close_to_the_exact_test() -> Non
     assert sign_flip_test(differences) == pytest.approx(ttest_1samp(differences, 0).pvalue, abs=0.01)
 
 
-def test_under_no_difference_the_test_alarms_as_rarely_as_it_says() -> None:
-    tables = [scores(8, 40, seed, of_run=0.3, of_case=0.3) for seed in range(200)]
-    assert np.mean([paired_p([table]) < 0.05 for table in tables]) < 0.08
-    shifted = [table + 0.6 for table in tables[:50]]
-    assert np.mean([paired_p([table]) < 0.05 for table in shifted]) > 0.8
+@pytest.mark.parametrize(("of_run", "of_case", "rest"), [(0.3, 0.3, 1.0), (0.6, 1.0, 0.1)])
+def test_under_no_difference_the_test_alarms_as_rarely_as_it_says(of_run: float, of_case: float, rest: float) -> None:
+    tables = [scores(9, 25, seed, of_run, of_case, rest) for seed in range(200)]
+    assert np.mean([paired_p([block(table)]) < 0.05 for table in tables]) < 0.065
+    error = np.sqrt(of_run**2 / 9 + of_case**2 / 25 + rest**2 / 225)
+    shifted = [table + 4 * error for table in tables[:40]]
+    assert np.mean([paired_p([block(table)]) < 0.05 for table in shifted]) > 0.8
+
+
+def test_the_crossed_t_test_is_the_plain_one_where_only_runs_or_only_cases_differ() -> None:
+    by_run, by_case = scores(6, 40, 1, of_case=0, rest=0) + 0.5, scores(6, 40, 1, of_run=0, rest=0) + 0.2
+    assert crossed_t_test([block(by_run)]) == pytest.approx(ttest_1samp(by_run[:, 0], 0).pvalue)
+    assert crossed_t_test([block(by_case)]) == pytest.approx(ttest_1samp(by_case[0], 0).pvalue)
+    halves = [block(by_run[:3]), block(by_run[3:])]  # of two splits on the same cases
+    assert crossed_t_test(halves) == pytest.approx(ttest_1samp(by_run[:, 0], 0).pvalue)
+    assert (crossed_t_test([block(np.zeros((3, 4)))]), crossed_t_test([block(np.ones((3, 4)))])) == (1.0, 0.0)
+    assert crossed_t_test([block(np.ones((1, 4)))]) == 1.0
+
+
+def test_the_crossed_t_test_s_variance_is_that_of_means_of_new_runs_and_cases() -> None:
+    tables = [scores(8, 30, seed, 0.4, 1.2, 1.0) for seed in range(300)]
+    spread = np.std([table.mean() for table in tables])
+    p_values = [crossed_t_test([block(table)]) for table in tables]
+    assert np.std([table.mean() for table in tables]) == pytest.approx(np.sqrt(0.16 / 8 + 1.44 / 30 + 1 / 240), rel=0.1)
+    assert np.mean([p < 0.317 for p in p_values]) == pytest.approx(
+        np.mean([abs(table.mean()) > spread for table in tables]), abs=0.06
+    )
+
+
+def splits_of(seed: int, splits: int = 5, runs: int = 3, of_all: int = 80, tested: int = 40) -> list[Block]:
+    """Draw scores, with mean 0, of runs on several draws of test cases from the same ones, which differ much."""
+    random = np.random.default_rng(seed)
+    of_case = random.normal(size=of_all)
+    found = []
+    for _ in range(splits):
+        cases = random.choice(of_all, tested, replace=False)
+        table = of_case[cases] + 0.3 * random.normal(size=(runs, 1)) + 0.5 * random.normal(size=(runs, tested))
+        found.append(Block(table, [f"case-{case}" for case in cases]))
+    return found
+
+
+def test_a_case_in_several_splits_is_one_observation() -> None:
+    drawn = [splits_of(seed) for seed in range(80)]
+    covered = np.mean([found.low < 0 < found.high for found in map(bootstrap_mean, drawn)])
+    assert covered > 0.88  # 0.73 where a case counts in each split anew
+    assert np.mean([paired_p(blocks) < 0.05 for blocks in drawn]) < 0.08
+    (same,) = [block(scores(4, 20, 5))]
+    assert effect_size([same, same]) == pytest.approx(effect_size([same]))
 
 
 def test_holm_is_the_step_down_of_bonferroni() -> None:
@@ -137,6 +190,6 @@ def test_holm_is_the_step_down_of_bonferroni() -> None:
 def test_the_effect_size_is_that_of_the_cases_means() -> None:
     table = scores(6, 50, 3) + 1
     of_cases = table.mean(0)
-    assert effect_size([table]) == pytest.approx(ttest_1samp(of_cases, 0).statistic / np.sqrt(50))
-    assert effect_size([np.full((3, 4), 0.1)]) is None
-    assert effect_size([np.zeros((3, 1))]) is None
+    assert effect_size([block(table)]) == pytest.approx(ttest_1samp(of_cases, 0).statistic / np.sqrt(50))
+    assert effect_size([block(np.full((3, 4), 0.1))]) is None
+    assert effect_size([block(np.zeros((3, 1)))]) is None
