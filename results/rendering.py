@@ -48,7 +48,8 @@ def render_latex(table: Table, label: str) -> str:
     ]
     for i, row in enumerate(table.rows):
         cells = [rf"\textbf{{{_latex(cell)}}}" if (i, j) in table.bold else _latex(cell) for j, cell in enumerate(row)]
-        lines.append(" & ".join(cells) + r" \\")
+        # A "[" or "*" after the line before would be taken for an argument of its end.
+        lines.append("{}" * row[0].startswith(("[", "*")) + " & ".join(cells) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
 
 
@@ -72,9 +73,9 @@ def render_html(table: Table) -> str:
 
 
 def _number(cell: str) -> str:
-    """Return the number that a cell begins with, after "<" too; "" where it begins with none."""
-    found = re.match(r"(?:< )?([+-]?\d+(?:\.\d+)?)(?![\w-])", cell)
-    return found[1] if found else ""
+    """Return the number that a cell begins with, after "<" too, thousands or not; "" where it begins with none."""
+    found = re.match(r"(?:< )?([+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?)(?![\w-])", cell)
+    return found[1].replace(",", "") if found else ""
 
 
 def _latex(text: str) -> str:

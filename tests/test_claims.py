@@ -47,6 +47,13 @@ def test_the_paper_s_column_is_what_its_tables_say(tmp_path: Path) -> None:
     assert not any(data == "hecktor2022" and "falls" in claim for data, claim in paper)
 
 
+def test_the_gains_of_the_paper_s_text_are_named_beside_those_of_its_tables(tmp_path: Path) -> None:
+    write_sweep(tmp_path)
+    table = table_of(tmp_path)
+    assert table is not None
+    assert "26.8 % for BRATS; 61.1 % for HECKTOR" in table.notes[0]
+
+
 def with_dice(folder: Path, dice: dict[str, float]) -> dict[tuple[str, str], tuple[str, ...]]:
     runs = make_runs(arms=PAPER_ARMS, seeds=2)
     write_plan(folder, runs)

@@ -10,7 +10,10 @@ import pytest
 from PIL import Image
 
 from hvae_hpc.arms import ArmConfig
+from hvae_hpc.plan import read_plan
 from hvae_hpc.results.__main__ import write_results
+from hvae_hpc.results.collect import collect
+from hvae_hpc.results.report import _cost_table
 from hvae_hpc.runs import Run
 from tests.made_up import SMALL_ARMS, segments, write_samples, write_sweep
 
@@ -75,6 +78,17 @@ def test_the_page_says_what_the_arms_are_what_it_took_and_what_figures_leave_out
     assert f"They took {runs * 12.5 / 60:.1f} minutes of cpu." in intro
     assert page.count("Partial: 1 of ") == 1
     assert "; not drawn: " in page
+
+
+def test_what_it_took_is_said_in_one_unit_by_which_stages_can_be_sorted(tmp_path: Path) -> None:
+    write_sweep(tmp_path, seeds=1)
+    collected = collect(read_plan(tmp_path / "plans/small.json"))
+    collected.costs["wall_s"] = collected.costs["spent_s"] = [
+        7200.0 if stage == "train" else 60.0 for stage in collected.costs["stage"]
+    ]
+    table = _cost_table(collected)
+    took = {row[0]: row[3] for row in table.rows}
+    assert took == {"train": "6.0 hours", "generate": "0.1 hours", "quality": "0.1 hours", "segment": "0.1 hours"}
 
 
 def test_the_page_loads_nothing(report: Path) -> None:
