@@ -54,7 +54,10 @@ def render_latex(table: Table, label: str) -> str:
 
 
 def render_html(table: Table) -> str:
-    """Return a figure with a table; all text is escaped, and a cell's first number is what its column is sorted by."""
+    """Return a figure with a table; all text is escaped, and a cell's first number is what its column is sorted by.
+
+    What names a row stays in sight when the table is scrolled: its first column, and the next one too after data sets.
+    """
     head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in table.columns)
     body = []
     for i, row in enumerate(table.rows):
@@ -66,8 +69,9 @@ def render_html(table: Table) -> str:
             cells.append(f'<td data-n="{number}">{shown}</td>' if number else f"<td>{shown}</td>")
         body.append(f"<tr>{''.join(cells)}</tr>")
     notes = "".join(f"<p>{html.escape(note)}</p>" for note in table.notes)
+    kept = "scroll two" if table.columns[0] == "data" else "scroll"
     return (
-        f'<figure class="table"><h3>{html.escape(table.title)}</h3><div class="scroll"><table><thead><tr>{head}</tr>'
+        f'<figure class="table"><h3>{html.escape(table.title)}</h3><div class="{kept}"><table><thead><tr>{head}</tr>'
         f"</thead><tbody>{''.join(body)}</tbody></table></div><figcaption>{notes}</figcaption></figure>\n"
     )
 
