@@ -36,6 +36,14 @@ SIDES = ("plain loop", "cold", "again", "one new")
 TABLES_UP_TO = 10_000
 
 
+def name_machine() -> str:
+    """Return the processor, the cores that may be used, and the memory."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    return f"{model}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB of memory"
+
+
 def make_runs(folder: Path, n: int) -> int:
     """Write a plan of about n runs, and all their metrics.json; return how many there are."""
     sweep = read_sweep(SWEEP)
@@ -138,6 +146,7 @@ def main() -> int:
         "read_plan_s": round(largest["again"]["plan_s"], 2),
         "peak_mib": round(max(largest[side]["peak_mib"] for side in SIDES[1:])),
         "tables_s": tables,
+        "machine": name_machine(),
         "cores": len(os.sched_getaffinity(0)),
         "load": os.getloadavg()[0],
         "code": code_sha(),

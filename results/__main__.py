@@ -4,12 +4,12 @@ import argparse
 import contextlib
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hvae_hpc.errors import UserError, run_command
+from hvae_hpc.errors import UserError, printable, run_command
 from hvae_hpc.rundir import write_atomic
 
 if TYPE_CHECKING:
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from hvae_hpc.results.collect import Collected
     from hvae_hpc.results.tables import Table
 
+ENDINGS = ("md", "csv", "tex")
+"""Of each table's files."""
 _DESCRIPTION = """\
 Make Tables 1 and 2 and the figures of every sweep in a runs folder, beside the published numbers.
 The tables are printed; all files go to RUNS/results/<sweep>/."""
@@ -83,22 +85,22 @@ def write_results(runs: Path, sweep: str, partial: bool = False, out: Path | Non
     paths = []
     for name, table in tables.items():
         print(render_text(table))
-        texts = {"md": render_markdown(table), "csv": render_csv(table), "tex": render_latex(table, f"{sweep}-{name}")}
-        for ending, text in texts.items():
+        texts = (render_markdown(table), render_csv(table), render_latex(table, f"{sweep}-{name}"))
+        for ending, text in zip(ENDINGS, texts, strict=True):
             paths.append(folder / f"{name}.{ending}")
             write_atomic(paths[-1], text)
-    verdicts = [verdict.sentence for verdict in judge(collected, scores)]
+    verdicts = [printable(verdict.sentence) for verdict in judge(collected, scores)]
     if verdicts:
         print("Verdict\n\n" + "\n".join(textwrap.fill(sentence, 100) for sentence in verdicts) + "\n")
         paths.append(folder / "verdict.txt")
         write_atomic(paths[-1], "".join(f"{sentence}\n" for sentence in verdicts))
-    else:
-        (folder / "verdict.txt").unlink(missing_ok=True)
+    there = {f"{name}.{ending}": name in tables for name in built for ending in ENDINGS}
+    _forget(folder, there | {"verdict.txt": bool(verdicts), "spent.csv": bool(spent)})
     if collected.missing:
         print(f"missing, {len(collected.missing)} of {len(plan.runs)} runs:\n{name_some(collected.missing)}")
     figures, remarks = write_figures(plan, collected, scores, folder)
     for line in remarks:
-        print(line)
+        print(printable(line))
     paths += [*figures, *missing, *write_rows(collected, folder)]
     if spent:
         paths.append(folder / "spent.csv")
@@ -133,6 +135,13 @@ def _add_what_jobs_know(plan: "Plan", collected: "Collected") -> tuple["Collecte
     missing = tuple(why.get(line, line) for line in collected.missing)
     spent = build_spent([spending._asdict() for spending in read_spending(plan, states, standings, submissions)])
     return replace(collected, missing=missing), spent
+
+
+def _forget(folder: Path, there: Mapping[str, bool]) -> None:
+    """Remove files of an earlier time that this one does not have; they must not lie beside those of now."""
+    for name, is_there in there.items():
+        if not is_there:
+            (folder / name).unlink(missing_ok=True)
 
 
 def _list_missing(path: Path, missing: Sequence[str]) -> list[Path]:

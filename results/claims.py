@@ -1,6 +1,7 @@
 """The table of claims: what the paper says of its results, and whether it holds here, by the means alone."""
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +29,9 @@ class Found:
 
 def build_claims(plan: Plan, collected: Collected) -> Table | None:
     """Return the paper's claims beside ours; None for a plan without the paper's data sets."""
-    planned = {c.data for c in plan.configs(SegmentConfig)} | {c.data for c in plan.configs(QualityConfig)}
+    configs: list[SegmentConfig | QualityConfig] = [*plan.configs(SegmentConfig), *plan.configs(QualityConfig)]
+    planned = Counter(config.data for config in configs)
+    done = Counter([*collected.segment["data"], *collected.quality["data"]])
     rows = []
     for data in PAPER_DATA:
         if data not in planned:
@@ -37,6 +40,7 @@ def build_claims(plan: Plan, collected: Collected) -> Table | None:
         for claim, check in _claims(data):
             said, seen = check(paper), check(ours)
             holds = "not tested" if seen is None else "holds" if seen.holds else "does not hold"
+            holds += " so far" * (seen is not None and done[data] < planned[data])
             rows.append((data, claim, said.text if said else NOTHING, seen.text if seen else NOTHING, holds))
     if not rows:
         return None
@@ -46,7 +50,8 @@ def build_claims(plan: Plan, collected: Collected) -> Table | None:
         rows=tuple(rows),
         notes=(
             "Compared are means, without a test: the table of arms has intervals. Made-up phantoms under a data set's "
-            "name say nothing about it. The paper's text gives 61.1 % for HECKTOR, which is its VAE's gain.",
+            "name say nothing about it. The gains that the paper's text gives: 26.8 % for BRATS; 61.1 % for HECKTOR, "
+            "which is its VAE's.",
             *remarks(plan, collected),
         ),
         tidy_columns=TIDY_CLAIMS,

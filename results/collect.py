@@ -263,5 +263,6 @@ def _costs(stage: str, frame: pd.DataFrame) -> pd.DataFrame:
         attempt=frame["attempt"].astype(int),
         wall_s=frame["wall_s"] / at_once,
         spent_s=np.maximum(frame["spent_s"], frame["wall_s"]) / at_once,
+        peak_memory_mib=frame["peak_memory_mib"] * at_once,  # each run told of its own process alone
         energy_j=(frame["energy_j"] / at_once).where(frame["processes"] == 1),  # only one GPU was asked
     )[list(COST_COLUMNS)]

@@ -15,7 +15,7 @@ from hvae_hpc.plan import Plan
 from hvae_hpc.results.arms_table import ArmScores
 from hvae_hpc.results.collect import Collected
 from hvae_hpc.results.labels import REFERENCE, arm_label, generator_label, method_of
-from hvae_hpc.results.marks import draw_legend_below, finish_axes, interval_over, is_plain, mark_of, spread
+from hvae_hpc.results.marks import draw_legend_below, finish_axes, interval_over, is_plain, mark_of, not_drawn, spread
 
 _UNITS = ((7200.0, 3600.0, "hours"), (120.0, 60.0, "minutes"), (0.0, 1.0, "seconds"))
 """Shortest highest cost, in seconds; seconds of the unit; its name."""
@@ -31,14 +31,18 @@ def draw_cost(plan: Plan, collected: Collected, scores: Sequence[ArmScores], dat
     Args:
         scores: of all arms, in the tables' order.
 
+    Returns:
+        The figure, and a line that names the arms of which it is not known what they needed.
+
     Raises:
         UserError: no arm is done yet.
     """
-    done = [s for s in scores if s.data == data and s.dice]
+    of_data = [s for s in scores if s.data == data]
+    needed = {s.arm.name: needed_runs(plan, collected, data, s.arm.name) for s in of_data if s.dice}
+    done = [s for s in of_data if needed.get(s.arm.name)]
     if not done:
         raise UserError("no arm is done yet")
-    needed = {s.arm.name: needed_runs(plan, collected, data, s.arm.name) for s in done}
-    costs = {arm: network_seconds(collected, networks) for arm, networks in needed.items()}
+    costs = {s.arm.name: network_seconds(collected, needed[s.arm.name]) for s in done}
     _, unit_s, unit = next(entry for entry in _UNITS if max(costs.values()) >= entry[0])
     points = {s.arm.name: (costs[s.arm.name] / unit_s, s.dice.mean) for s in done if s.dice}
     numbers = {s.arm.name: str(i) for i, s in enumerate((s for s in done if not is_plain(s.arm)), 1)}
@@ -58,21 +62,23 @@ def draw_cost(plan: Plan, collected: Collected, scores: Sequence[ArmScores], dat
     named = [(*points[s.arm.name], names[s.arm.name], str(mark_of(plan, s.arm)["color"])) for s in done]
     _name_points(axes, [entry for entry in named if entry[2]], 0.13 / tall)
     _draw_names(figure, plan, done, numbers)
-    return figure, []
+    return figure, not_drawn(of_data, done)
 
 
 def needed_runs(plan: Plan, collected: Collected, data: str, arm: str) -> list[set[str]]:
     """Return, for each done network of an arm, the ids of its run and of all runs that this one hangs on.
 
     These are the standard augmentation, and the training of the generator and the making of all its pairs, whole,
-    however many of them the arm takes.
+    however many of them the arm takes. A network is left out where one of these lies in two folders, so that it is not
+    known what it cost.
     """
     rows = collected.segment[(collected.segment["data"] == data) & (collected.segment["arm"] == arm)]
 
     def with_parents(run_id: str) -> set[str]:
         return {run_id}.union(*(with_parents(parent) for parent in plan.parents(run_id).values()))
 
-    return [with_parents(str(run_id)) for run_id in rows["run_id"]]
+    found = [with_parents(str(run_id)) for run_id in rows["run_id"]]
+    return [runs for runs in found if runs <= collected.done]
 
 
 def network_seconds(collected: Collected, networks: Sequence[set[str]]) -> float:

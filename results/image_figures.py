@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 from hvae_hpc.errors import UserError
 from hvae_hpc.plan import Plan
 from hvae_hpc.results.collect import Collected, generators_of
-from hvae_hpc.results.labels import REFERENCE, arm_label, generator_label, ordered_arms
+from hvae_hpc.results.labels import REFERENCE, generator_label, ordered_arms
+from hvae_hpc.results.marks import wrapped_label
 from hvae_hpc.results.panels import PREDICTION, SPACER, TRUTH, Panel, Row, draw_grid, draw_outline_legend
 from hvae_hpc.results.samples import CASES, PAIRS, by_case, first_generate, first_segment, read_samples
 from hvae_hpc.stages import GenerateConfig
@@ -76,7 +77,7 @@ def draw_cases(plan: Plan, collected: Collected, data: str) -> tuple[Figure, lis
             title = f"{rank}Dice {cases[case]['dice']:.3f}\n{case[:28]}"
             outlines = (cases[case]["masks"], TRUTH), (cases[case]["predictions"], PREDICTION)
             panels.append(Panel(image=cases[case]["images"], title=title, outlines=outlines))
-        rows.append((arm_label(arms[name]), panels))
+        rows.append((wrapped_label(arms[name]), panels))
     figure = draw_grid(rows, size=1.75, top=0.38, gap=0.38, bottom=0.3)
     draw_outline_legend(figure)
     return figure, []

@@ -39,7 +39,8 @@ def draw_grid(rows: Sequence[Row], size: float, top: float = 0.02, gap: float = 
     n_columns = max(len(panels) for _, panels in rows)
     rows_px, columns_px = next(panel.image.shape for _, panels in rows for panel in panels)
     heights = [size * rows_px / columns_px if panels else 0.04 for _, panels in rows]
-    left, apart, right = 0.25, 0.025, 0.02
+    left = 0.25 + 0.13 * max(label.count("\n") for label, _ in rows)
+    apart, right = 0.025, 0.02
     wide = left + size * n_columns + apart * (n_columns - 1) + right
     tall = top + sum(heights) + gap * (len(rows) - 1) + bottom
     place = {

@@ -55,6 +55,7 @@ def draw_per_case(plan: Plan, collected: Collected, scores: Sequence[ArmScores],
             _draw_row(right, row, over_seeds(less), colour, rasterized)
             above = over_seeds(less) > 0
             right.text(1.02, row, f"{above.sum()} of {above.size}", transform=right.get_yaxis_transform(), va="center")
+    right.use_sticky_edges = False  # where all cases are alike, the edge of a box is the edge of all
     right.axvline(0, color="0.35", linewidth=0.8, zorder=0)
     right.text(1.02, -0.75, "better for", transform=right.get_yaxis_transform(), va="center")
     left.set_yticks(range(len(arms)), labels)

@@ -44,6 +44,7 @@ PANELS = (
         },
     ),
 )
+_LARGEST = 1e15
 _COLUMNS = 3
 _START = 0.1
 
@@ -70,11 +71,11 @@ def draw_progress(folder: Path, label: str) -> tuple[Figure, list[str]]:
     Raises:
         UserError: nothing was logged yet.
     """
-    log = read_log(folder)
+    log = [entry for entry in read_log(folder) if _is_count(entry.get("images_seen"))]
     windows: dict[int, dict[str, float]] = {}
     for entry in log:
-        seen = entry.get("images_seen")
-        if isinstance(seen, int) and "event" not in entry:
+        seen = entry["images_seen"]
+        if "event" not in entry:
             windows = {at: terms for at, terms in windows.items() if at < seen} | {seen: _numbers(entry)}
     shown = [panel for panel in PANELS if any(name in terms for terms in windows.values() for name in panel.terms)]
     if not shown:
@@ -86,7 +87,7 @@ def draw_progress(folder: Path, label: str) -> tuple[Figure, list[str]]:
     for i, panel in enumerate(shown):
         axes = figure.add_subplot(rows, _COLUMNS, i + 1)
         _draw_terms(axes, panel, windows)
-        axes.set_xlim(0, max(windows) / 1000)
+        axes.set_xlim(0, max(windows) / 1000 or 1)
         for at in back:
             axes.axvline(at / 1000, color="0.6", linewidth=0.8, linestyle=(0, (1, 2)))
         if i >= len(shown) - _COLUMNS:
@@ -119,4 +120,9 @@ def _leave_out_the_start(axes: Axes, end: float) -> None:
 
 
 def _numbers(entry: dict[str, Any]) -> dict[str, float]:
-    return {name: float(value) for name, value in entry.items() if isinstance(value, (int, float))}
+    return {name: float(value) for name, value in entry.items() if isinstance(value, float) or _is_count(value)}
+
+
+def _is_count(value: object) -> bool:
+    """Return whether a logged value is an integer that can be drawn: those of JSON may be larger than any double."""
+    return isinstance(value, int) and abs(value) < _LARGEST

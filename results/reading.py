@@ -26,6 +26,8 @@ PARALLEL_FROM = 4000
 """Fewer files are read sooner by one process than others have started."""
 CHUNK = 500
 LONGEST_TEXT = 100
+LARGEST = 1e12
+"""No measure of ours comes near it; the square of a larger one may leave the numbers."""
 ROUNDING = 1e-6
 """Sums of the same numbers in another order differ by less."""
 NOTHING = float("nan")
@@ -151,6 +153,10 @@ def _make_row(asked: Asked, result: Any, dice: Sequence[float], unit: str, stamp
     of_all = metrics.get("dice", NOTHING)
     if dice and 0 <= of_all <= 1 and abs(of_all - sum(dice) / len(dice)) > ROUNDING:
         return f"{METRICS}: dice is {of_all:g}, expected its cases' mean {sum(dice) / len(dice):g}; delete the folder"
+    for name in () if asked.stage == "segment" else asked.metrics:  # a segment's are looked at all together, later
+        if abs(metrics.get(name, 0.0)) > LARGEST:
+            got = f"{name} is {metrics[name]:g}, expected at most {LARGEST:g} either way"
+            return f"{METRICS}: {got}; delete the folder"
     origin = (made.attempt, made.wall_s, made.spent_s, made.processes, made.at_once, made.peak_memory_mib)
     texts = (unit, made.device, made.host, made.versions.get("torch", ""), made.code_sha)
     cases = tuple(map(_clean, result.per_case)) if dice else ()

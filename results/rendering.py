@@ -48,12 +48,16 @@ def render_latex(table: Table, label: str) -> str:
     ]
     for i, row in enumerate(table.rows):
         cells = [rf"\textbf{{{_latex(cell)}}}" if (i, j) in table.bold else _latex(cell) for j, cell in enumerate(row)]
-        lines.append(" & ".join(cells) + r" \\")
+        # A "[" or "*" after the line before would be taken for an argument of its end.
+        lines.append("{}" * row[0].startswith(("[", "*")) + " & ".join(cells) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
 
 
 def render_html(table: Table) -> str:
-    """Return a figure with a table; all text is escaped, and a cell's first number is what its column is sorted by."""
+    """Return a figure with a table; all text is escaped, and a cell's first number is what its column is sorted by.
+
+    What names a row stays in sight when the table is scrolled: its first column, and the next one too after data sets.
+    """
     head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in table.columns)
     body = []
     for i, row in enumerate(table.rows):
@@ -65,16 +69,17 @@ def render_html(table: Table) -> str:
             cells.append(f'<td data-n="{number}">{shown}</td>' if number else f"<td>{shown}</td>")
         body.append(f"<tr>{''.join(cells)}</tr>")
     notes = "".join(f"<p>{html.escape(note)}</p>" for note in table.notes)
+    kept = "scroll two" if table.columns[0] == "data" else "scroll"
     return (
-        f'<figure class="table"><h3>{html.escape(table.title)}</h3><div class="scroll"><table><thead><tr>{head}</tr>'
+        f'<figure class="table"><h3>{html.escape(table.title)}</h3><div class="{kept}"><table><thead><tr>{head}</tr>'
         f"</thead><tbody>{''.join(body)}</tbody></table></div><figcaption>{notes}</figcaption></figure>\n"
     )
 
 
 def _number(cell: str) -> str:
-    """Return the number that a cell begins with, after "<" too; "" where it begins with none."""
-    found = re.match(r"(?:< )?([+-]?\d+(?:\.\d+)?)(?![\w-])", cell)
-    return found[1] if found else ""
+    """Return the number that a cell begins with, after "<" too, thousands or not; "" where it begins with none."""
+    found = re.match(r"(?:< )?([+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?)(?![\w-])", cell)
+    return found[1].replace(",", "") if found else ""
 
 
 def _latex(text: str) -> str:

@@ -116,8 +116,10 @@ def _state(plan: Plan, collected: Collected) -> str:
     return f"{done}{missing}." + (f" They took {took}." if took else "")
 
 
-def _duration(seconds: float) -> str:
-    return f"{seconds / 3600:,.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
+def _duration(seconds: float, longest: float = 0.0) -> str:
+    """Say how long, in hours where this or the longest of a column is one."""
+    in_hours = max(seconds, longest) >= 3600
+    return f"{seconds / 3600:,.1f} hours" if in_hours else f"{seconds / 60:.1f} minutes"
 
 
 def _explain_arms(plan: Plan) -> str:
@@ -152,19 +154,22 @@ def _missing(collected: Collected) -> str:
         return "<p>Nothing: every run of the plan is done.</p>"
     shown = "".join(f"<li>{html.escape(line)}</li>" for line in collected.missing[:MOST_MISSING])
     more = len(collected.missing) - MOST_MISSING
-    return f"<ul>{shown}</ul>" + (f"<p>... and {more} more.</p>" if more > 0 else "")
+    return f"<ul>{shown}</ul>" + (f"<p>... and {more} more; missing.txt has all.</p>" if more > 0 else "")
 
 
 def _cost_table(collected: Collected) -> Table:
     """Return device hours per stage: of the attempts that ended in a result, and of those before them."""
     costs = collected.costs
     rows, tidy = [], []
+    # All cells have one unit, by which they can be compared and sorted.
+    longest = float((costs["spent_s"] * costs["processes"]).groupby([costs["stage"], costs["device"]]).sum().max())
     for (stage, device), group in costs.groupby(["stage", "device"], sort=False):
         useful = float((group["wall_s"] * group["processes"]).sum()) / 3600
         lost = float(((group["spent_s"] - group["wall_s"]) * group["processes"]).sum()) / 3600
         energy = group["energy_j"].sum(min_count=1) / 3.6e6
         rows.append((
-            str(stage), str(device), str(len(group)), _duration(3600 * useful), _duration(3600 * lost),
+            str(stage), str(device), str(len(group)),
+            _duration(3600 * useful, longest), _duration(3600 * lost, longest),
             "—" if pd.isna(energy) else f"{energy:.2f} kWh", f"{group['peak_memory_mib'].max():.0f} MiB",
         ))  # fmt: skip
         tidy.append((str(stage), str(device), len(group), useful, lost, None if pd.isna(energy) else float(energy)))

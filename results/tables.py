@@ -112,7 +112,7 @@ def build_table1(plan: Plan, collected: Collected, best: Mapping[str, str]) -> T
         title=f"Table 1 ({plan.sweep}): Dice on the test cases",
         columns=tuple(columns),
         rows=tuple(rows),
-        notes=(_caption1(plan, bool(compared)), *remarks(plan, collected)),
+        notes=(_caption1(plan, bool(compared), bool(bold)), *remarks(plan, collected)),
         tidy_columns=TIDY_1,
         tidy_rows=tuple(sorted(tidy, key=lambda row: names.index(str(row[0])))),
         bold=frozenset(bold),
@@ -125,6 +125,9 @@ def build_table2(plan: Plan, collected: Collected) -> Table | None:
         return None
     published = read_published("table2")
     compared = any(data in plan.data for data, _, _ in published)
+    draws: Counter[tuple[str, str]] = Counter()
+    for config in plan.configs(QualityConfig):
+        draws[config.data, config.source] += config.draws
     rows, tidy = [], []
     for data in plan.data:
         for source in ordered_sources(plan, data):
@@ -134,7 +137,7 @@ def build_table2(plan: Plan, collected: Collected) -> Table | None:
             cells = [data, source_label(source)]
             for metric in ("psnr", "ssim"):
                 ours = _over_draws(of_source, metric)
-                cells.append(cell_of(ours, ours.n if ours else 0))
+                cells.append(cell_of(ours, draws[data, source]))
                 if compared:
                     cells.append(_printed(printed, f"{metric}_"))
                 paper = printed.get(f"{metric}_mean"), printed.get(f"{metric}_sd")
@@ -217,13 +220,14 @@ def tidy_of(summary: Summary | None, expected: int) -> tuple[Cell, Cell, Cell, C
     return summary.n, expected, summary.mean, summary.sd
 
 
-def _caption1(plan: Plan, compared: bool) -> str:
+def _caption1(plan: Plan, compared: bool, bold: bool) -> str:
     splits = {config.data: config.split for config in plan.configs(SegmentConfig)}
     cases = "; ".join(f"{data}: {s.train} training and {s.test} test cases" for data, s in splits.items())
     published = (
         f" Published: {SOURCE}, Table 1, as printed: real scans, 100 training and 100 test cases." if compared else ""
     )
-    return f"Hard Dice per case, mean over the test cases. {_spread(plan)}{_budget(plan)} {cases}.{published}"
+    best = " Bold: the highest, where it differs from the reference beyond chance (p in the table of arms)." * bold
+    return f"Hard Dice per case, mean over the test cases. {_spread(plan)}{_budget(plan)} {cases}.{published}{best}"
 
 
 def _budget(plan: Plan) -> str:
@@ -267,7 +271,7 @@ def remarks(plan: Plan, collected: Collected) -> list[str]:
     lines = []
     if collected.missing:
         count = f"{len(collected.missing)} of {len(plan.runs)}"
-        lines.append(f"Partial: {count} expected runs have no result; (7/10) means 7 runs of 10.")
+        lines.append(f"Partial: {count} expected runs have no result; (7/10) means 7 of 10.")
     if len(collected.code_shas) > 1:
         versions = ", ".join(f"{sha} ({count} runs)" for sha, count in collected.code_shas.items())
         lines.append(f"Mixed code: {len(collected.code_shas)} versions of the code made the runs: {versions}.")

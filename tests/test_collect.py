@@ -14,6 +14,7 @@ from hvae_hpc.plan import read_plan
 from hvae_hpc.results import records
 from hvae_hpc.results.collect import collect, generators_of
 from hvae_hpc.rundir import METRICS
+from hvae_hpc.states import read_states
 from tests.made_up import (
     GENERATORS,
     SMALL_ARMS,
@@ -243,6 +244,18 @@ def test_an_impossible_number_is_named(tmp_path: Path, name: str, value: float, 
     path.write_text(json.dumps(data))
     (line,) = collect(read_plan(tmp_path / "plans/small.json"), partial=True).missing
     assert line == f"{run.folder}: metrics.json: {name} is {value:g}, expected {expected}; delete the folder"
+
+
+def test_of_runs_that_shared_a_device_each_has_its_share_of_time_and_the_memory_of_all(tmp_path: Path) -> None:
+    run = segments(write_sweep(tmp_path), "reference")[0]
+    path = tmp_path / run.folder / METRICS
+    data = json.loads(path.read_text())
+    data["provenance"] |= {"at_once": 4, "spent_s": 30.0, "gpu": {"energy_j": 8.0}}
+    path.write_text(json.dumps(data))
+    plan = read_plan(tmp_path / "plans/small.json")
+    costs = collect(plan).costs.set_index("run_id").loc[run.run_id]
+    assert list(costs[["wall_s", "spent_s", "energy_j", "peak_memory_mib"]]) == [12.5 / 4, 7.5, 2.0, 400.0]
+    assert read_states(plan)[run.run_id].peak_memory_mib == 400.0
 
 
 def test_what_a_file_says_is_one_line_of_bounded_length(tmp_path: Path) -> None:

@@ -3,13 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 
+from hvae_hpc.arms import ArmConfig
 from hvae_hpc.errors import UserError
 from hvae_hpc.plan import Plan, read_plan
 from hvae_hpc.results.collect import Collected, collect
-from hvae_hpc.results.figures import write_figures
+from hvae_hpc.results.figures import _SETTINGS, write_figures
 from hvae_hpc.results.image_figures import N_COLUMNS, draw_cases, draw_figure2
 from hvae_hpc.results.samples import CASES, PAIRS, first_segment, read_samples
 from hvae_hpc.rundir import SAMPLES
@@ -94,6 +96,23 @@ def test_each_arm_shows_its_own_worst_and_median_case_then_shared_ones(sweep: tu
         used |= {worst[1], median[1]}
     assert [title[1] for title in titles[2:4]] == [title[1] for title in titles[6:8]]
     assert not used & {title[1] for title in titles[2:4]}
+
+
+def test_long_names_of_arms_have_room_beside_their_row(tmp_path: Path) -> None:
+    made: dict[str, Any] = {"generator": "hvae-aggregated", "n_synthetic": 300}
+    long = ArmConfig(name="standard-x5+hvae-aggregated+300", n_standard=80, **made)
+    runs = write_sweep(tmp_path, arms=(ArmConfig(name="reference"), long))
+    write_samples(tmp_path, [run for run in runs if run.stage == "segment"], PX)
+    with matplotlib.rc_context(_SETTINGS):
+        figure, _ = draw_cases(*read_all(tmp_path))
+        figure.draw_without_rendering()
+    boxes = [axes.yaxis.label.get_window_extent() for axes in figure.axes if axes.get_ylabel()]
+    assert len(boxes) == 2
+    assert not boxes[0].overlaps(boxes[1])
+    for axes, box in zip([axes for axes in figure.axes if axes.get_ylabel()], boxes, strict=True):
+        assert box.x0 > 0
+        assert box.x1 < axes.get_window_extent().x0
+        assert 0 < box.y0 < box.y1 < figure.bbox.y1
 
 
 def test_arms_without_a_case_in_common_are_drawn_with_their_own(sweep: tuple[Path, list[Run]]) -> None:

@@ -64,6 +64,17 @@ def test_beside_it_is_the_difference_of_the_same_cases_and_for_how_many_it_is_be
     assert f"{(less > 0).sum()} of 12" in [text.get_text() for text in right.texts]
 
 
+def test_no_point_lies_on_the_edge_where_all_cases_are_alike(tmp_path: Path) -> None:
+    write_sweep(tmp_path)
+    plan = read_plan(tmp_path / "plans/small.json")
+    collected = collect(plan)  # of made-up runs all cases differ from the reference's by the same
+    figure, _ = draw_per_case(plan, collected, score_arms(plan, collected), "brats2021")
+    low, high = figure.axes[1].get_xlim()
+    values = np.concatenate(points(figure.axes[1]))
+    assert low < min(values.min(), 0) - 0.01 * (high - low)
+    assert high > values.max() + 0.01 * (high - low)
+
+
 def test_an_arm_of_another_budget_is_compared_with_the_reference_of_that_budget(tmp_path: Path) -> None:
     arms = (*PAPER_ARMS[:1], ArmConfig(name="reference@epochs"), ArmConfig(name="copies-x5@epochs", n_copies=80))
     figure, collected = draw(tmp_path, arms=arms)

@@ -1,5 +1,6 @@
 """Progress figures show what the log says, and no more."""
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,30 @@ def test_an_empty_log_is_said(tmp_path: Path) -> None:
     append_log(tmp_path, {"event": "started"})
     with pytest.raises(UserError, match="logged nothing yet"):
         draw_progress(tmp_path, "a training")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"images_seen": 1%s, "elbo": 1.0}' % ("0" * 400),
+        '{"images_seen": "many", "elbo": 1.0}',
+        '{"images_seen": 2000, "elbo": 1%s}' % ("0" * 400),
+        '{"event": "rolled_back"}',
+        '{"event": "rolled_back", "images_seen": "many"}',
+    ],
+)
+def test_a_line_that_says_no_number_that_can_be_drawn_is_passed_over(tmp_path: Path, line: str) -> None:
+    log_windows(tmp_path, (1000,), elbo=0.0)
+    with open(tmp_path / LOG, "a") as file:
+        file.write(f"{line}\n")
+    assert lines_of(tmp_path)["bound, nats per pair"] == {"ELBO": [(1.0, 1000.0)]}
+
+
+def test_a_training_of_no_image_has_a_figure(tmp_path: Path) -> None:
+    log_windows(tmp_path, (0,), elbo=0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert lines_of(tmp_path)["bound, nats per pair"] == {"ELBO": [(0.0, 0.0)]}
 
 
 def test_every_done_training_of_a_sweep_has_its_figure(tmp_path: Path) -> None:

@@ -168,6 +168,16 @@ def test_a_hostile_file_gets_one_line(one: tuple[Path, Asked], what: str) -> Non
         assert len(line) < 300
 
 
+@pytest.mark.parametrize(("stage", "name"), [("quality", "psnr_mean"), ("quality", "kid"), ("likelihood", "elbo")])
+@pytest.mark.parametrize("value", [1e300, -1e13])
+def test_a_measure_that_no_set_of_images_has_gets_one_line(tmp_path: Path, stage: str, name: str, value: float) -> None:
+    run = next(run for run in write_sweep(tmp_path, seeds=1, likelihoods=True) if run.stage == stage)
+    path = tmp_path / run.folder / "metrics.json"
+    path.write_text(_with(**{f"metrics__{name}": value})(path.read_text()))
+    line = read_row(Asked(str(path.parent), run.run_id, stage, METRICS[stage], False))
+    assert line == f"metrics.json: {name} is {value:g}, expected at most 1e+12 either way; delete the folder"
+
+
 def test_control_characters_of_a_file_do_not_reach_a_table(one: tuple[Path, Asked]) -> None:
     path, asked = one
     path.write_text(_with(provenance__device="GPU \x1b[2J\ud800" + 200 * "x")(path.read_text()))

@@ -1,6 +1,7 @@
 """Tables for papers and pages: their structure, and that no text of theirs is obeyed."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 from hvae_hpc.results.rendering import render_html, render_latex
@@ -51,6 +52,13 @@ def test_the_latex_has_no_command_and_no_special_character_from_a_text() -> None
     assert left.isascii()
 
 
+def test_no_cell_is_taken_for_an_argument_of_the_line_before_it() -> None:
+    rows = (("[9cm] x", "1", "2"), ("*", "1", "2"), ("x [1, 2]", "1", "2"))
+    lines = render_latex(replace(TABLE, rows=rows), "x").splitlines()
+    begun = lines[lines.index(r"\midrule") + 1 : lines.index(r"\bottomrule")]
+    assert [line.partition(" & ")[0] for line in begun] == ["{}[9cm] x", "{}*", "x [1, 2]"]
+
+
 class Reader(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
@@ -89,3 +97,10 @@ def test_a_cell_is_sorted_by_the_number_that_it_begins_with() -> None:
     reader = Reader()
     reader.feed(render_html(TABLE))
     assert reader.numbers == [None, "0.600", None, "50", "0.001", "2", None, "-0.5", None]
+
+
+def test_a_number_of_thousands_is_a_whole_number() -> None:
+    reader = Reader()
+    cells = ("1,234.5 hours", "12,345,678", "+1,000 x", "1, 2", "0.5,1", "1,2345")
+    reader.feed(render_html(replace(TABLE, rows=(cells[:3], cells[3:]), bold=frozenset())))
+    assert reader.numbers == ["1234.5", "12345678", "+1000", "1", "0.5", "1"]

@@ -10,7 +10,12 @@ import pytest
 from PIL import Image
 
 from hvae_hpc.arms import ArmConfig
+from hvae_hpc.plan import read_plan
 from hvae_hpc.results.__main__ import write_results
+from hvae_hpc.results.collect import collect
+from hvae_hpc.results.rendering import render_html
+from hvae_hpc.results.report import PAGE, _cost_table
+from hvae_hpc.results.tables import Table
 from hvae_hpc.runs import Run
 from tests.made_up import SMALL_ARMS, segments, write_samples, write_sweep
 
@@ -77,6 +82,17 @@ def test_the_page_says_what_the_arms_are_what_it_took_and_what_figures_leave_out
     assert "; not drawn: " in page
 
 
+def test_what_it_took_is_said_in_one_unit_by_which_stages_can_be_sorted(tmp_path: Path) -> None:
+    write_sweep(tmp_path, seeds=1)
+    collected = collect(read_plan(tmp_path / "plans/small.json"))
+    collected.costs["wall_s"] = collected.costs["spent_s"] = [
+        7200.0 if stage == "train" else 60.0 for stage in collected.costs["stage"]
+    ]
+    table = _cost_table(collected)
+    took = {row[0]: row[3] for row in table.rows}
+    assert took == {"train": "6.0 hours", "generate": "0.1 hours", "quality": "0.1 hours", "segment": "0.1 hours"}
+
+
 def test_the_page_loads_nothing(report: Path) -> None:
     page = re.sub(r'"data:image/png;base64,[^"]*"', '""', report.read_text())
     assert not re.search(r"https?:|src=\"[^\"]|@import|url\(", page.replace("&lt;img src=x", ""))
@@ -108,6 +124,22 @@ def test_a_click_sorts_a_table_by_numbers_with_gaps_at_the_end(report: Path, tmp
     assert numbers == sorted(numbers)
     assert [float(cell.split()[0]) for cell in twice if cell] == numbers[::-1]
     assert once[-1] == twice[-1] == ""  # the reference's own difference
+
+
+@browser
+def test_a_row_s_names_stay_in_sight_when_its_table_is_scrolled(tmp_path: Path) -> None:
+    rows = tuple(("brats2021", f"Standard aug. ×5 + HVAE aggregated + {i}", *["0.5 [0.4, 0.6]"] * 9) for i in range(3))
+    columns = ("data", "arm", *"abcdefghi")
+    table = Table(title="T", columns=columns, rows=rows, notes=(), tidy_columns=(), tidy_rows=())
+    measure = """const box = document.querySelector(".scroll"), cells = box.querySelector("tbody tr").cells;
+        box.scrollLeft = 1e4;
+        const at = (place) => place.getBoundingClientRect();
+        document.title = [box.scrollLeft > 100, at(cells[0]).left >= at(box).left, at(cells[1]).left >= at(cells[0]).right - 1,
+            at(cells[1]).right < at(box).right - 100].join(" ");"""
+    page = tmp_path / "page.html"
+    text = PAGE.read_text().replace("<!--tables-->", render_html(table))
+    page.write_text(text.replace("</body>", f"<script>{measure}</script></body>"))
+    assert "<title>true true true true</title>" in look(page, "--dump-dom", "--window-size=500,900")
 
 
 @browser

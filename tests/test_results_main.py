@@ -6,11 +6,21 @@ from pathlib import Path
 
 import pytest
 
+from hvae_hpc.arms import ArmConfig
 from hvae_hpc.errors import run_command
 from hvae_hpc.results.__main__ import _add_what_jobs_know, main, write_results
 from hvae_hpc.results.collect import collect
 from hvae_hpc.runs import Run
-from tests.made_up import fake_metrics, finish, make_runs, segments, write_plan, write_samples, write_sweep
+from tests.made_up import (
+    SMALL_ARMS,
+    fake_metrics,
+    finish,
+    make_runs,
+    segments,
+    write_plan,
+    write_samples,
+    write_sweep,
+)
 from tests.queues import log, make_plan, submit
 
 ROOT = Path(__file__).parents[1]
@@ -153,6 +163,31 @@ def test_a_sweep_without_quality_runs_has_no_table_2(tmp_path: Path) -> None:
     names = [str(path.relative_to(tmp_path / "results/small")) for path in write_results(tmp_path, "small")]
     rows = [name for name in ROWS if not name.startswith(("rows/quality", "rows/likelihood"))]
     assert names == [*TABLES[:6], *TABLES[-3:], *VERDICT, *PLOTS, *PROGRESS, *rows, *REPORT]
+
+
+@pytest.mark.usefixtures("png_alone")
+def test_tables_of_an_earlier_time_do_not_lie_beside_those_of_now(tmp_path: Path) -> None:
+    write_sweep(tmp_path, seeds=1, arms=SMALL_ARMS[:2], sources=("real",))
+    write_results(tmp_path, "small")
+    folder = tmp_path / "results/small"
+    (folder / "spent.csv").write_text("of an earlier time\n")
+    assert (folder / "table2.md").exists()
+    write_sweep(tmp_path, seeds=1, arms=SMALL_ARMS[:2], sources=())
+    write_results(tmp_path, "small")
+    assert sorted(path.name for path in folder.iterdir() if path.suffix in (".md", ".csv", ".tex")) == sorted(
+        f"{name}.{ending}" for name in ("table1", "arms", "claims") for ending in ENDINGS
+    )
+
+
+@pytest.mark.usefixtures("png_alone")
+def test_no_name_reaches_the_terminal_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arm = ArmConfig(name="a\x1b[2Jb", generator="hvae", n_synthetic=300)
+    write_sweep(tmp_path, seeds=1, arms=(SMALL_ARMS[0], arm, SMALL_ARMS[3]))
+    write_results(tmp_path, "small")
+    printed = capsys.readouterr().out
+    assert "a\\x1b[2Jb looks best" in printed
+    assert "not drawn: a\\x1b[2Jb" in printed
+    assert "\x1b" not in printed + (tmp_path / "results/small/verdict.txt").read_text()
 
 
 @pytest.mark.usefixtures("png_alone")

@@ -174,6 +174,15 @@ def test_the_captions_say_what_the_numbers_are(tmp_path: Path) -> None:
         assert words in second
 
 
+def test_bold_is_explained_where_there_is_any(tmp_path: Path) -> None:
+    write_sweep(tmp_path)
+    plan = read_plan(tmp_path / "plans/small.json")
+    for best, there in (({}, False), ({"brats2021": "hvae+300"}, True)):
+        table = build_table1(plan, collect(plan), best)
+        assert table is not None
+        assert bool(table.bold) is ("Bold: the highest" in table.notes[0]) is there
+
+
 def test_several_splits_change_what_the_caption_says(tmp_path: Path) -> None:
     runs = make_runs(arms=SMALL_ARMS[:1], sources=())
     other = [
@@ -196,6 +205,19 @@ def test_draws_of_two_splits_are_pooled(tmp_path: Path) -> None:
         finish(tmp_path, one, {**fake_metrics(one), **numbers, "n": 10.0})
     expected = f"{values.mean():.3f} ± {values.std(ddof=1):.3f} (20)"
     assert table2_of(tmp_path).rows[0][2] == expected
+
+
+def test_missing_draws_are_counted_in_the_cell(tmp_path: Path) -> None:
+    (run,) = make_runs(arms=(), sources=("real",))
+    assert isinstance(run.config, QualityConfig)
+    other = dataclasses.replace(run, config=dataclasses.replace(run.config, split=SplitConfig(seed=1)))
+    write_plan(tmp_path, [run, other])
+    for cells, done in (("— (0/20)", None), ("13.429 ± 0.040 (10/20)", run)):
+        if done:
+            finish(tmp_path, done, fake_metrics(done))
+        _, table = tables_of(tmp_path, partial=True)
+        assert table is not None
+        assert table.rows[0][2] == cells
 
 
 def _moments(draws: np.ndarray) -> dict[str, float]:
