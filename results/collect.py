@@ -55,13 +55,21 @@ COST_COLUMNS = (
     *("run_id", "stage", "data", "device", "host", "processes", "attempt", "wall_s", "spent_s"),
     *("peak_memory_mib", "energy_j", "torch", "code_sha"),
 )
-BOUNDS = {
+BOUNDS: Mapping[str, tuple[float, float]] = {
     **dict.fromkeys(("attempt", "processes", "at_once"), (1, 1e6)),
     **dict.fromkeys(("wall_s", "spent_s", "peak_memory_mib", "energy_j"), (0, 1e12)),
     "n": (1, 1e6),
 }
 OF_SEGMENT = {**dict.fromkeys(("dice", "precision", "recall"), (0, 1)), "hausdorff_95": (0, 1e6)}
-"""What numbers can be: those of all stages, and a segment run's."""
+SHARES = ("precision", "recall", "coverage", "duplicates", "agreement", "copies", "copying")
+OF_STAGE: Mapping[str, Mapping[str, tuple[float, float]]] = {
+    "segment": OF_SEGMENT,
+    "quality": {
+        **dict.fromkeys(SHARES, (0, 1)),
+        **{"ssim_mean": (-1, 1), "ssim_sd": (0, 1), "psnr_sd": (0, 1e6), "density": (0, 1e6), "distinct": (0, 1e6)},
+    },
+}
+"""What numbers can be: those of all stages, and of some."""
 REQUIRED = {
     "segment": tuple(OF_SEGMENT),
     "quality": ("n", "psnr_mean", "ssim_mean"),
@@ -206,7 +214,7 @@ def _wrong_numbers(plan: Plan, records: Records) -> dict[str, str]:
         for name, among in needed.items():
             reason = f"metrics.json: {name} is missing, expected a finite number; delete the folder"
             found |= dict.fromkeys(frame["run_id"][frame[name].isna() & among], reason)
-        for name, (low, high) in (BOUNDS | (OF_SEGMENT if stage == "segment" else {})).items():
+        for name, (low, high) in {**BOUNDS, **OF_STAGE.get(stage, {})}.items():
             if name in frame:
                 wrong = frame[(frame[name] < low) | (frame[name] > high)]
                 for run_id, value in zip(wrong["run_id"], wrong[name], strict=True):

@@ -8,7 +8,7 @@ import json
 import os
 import typing
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -43,6 +43,7 @@ class Asked(NamedTuple):
         run_id, stage: of the run.
         metrics: names of those that are kept.
         stamped: whether other runs are made from this one, so that its stamp is needed, which takes longer.
+        parents: the plan's, role to id or data hash.
     """
 
     folder: str
@@ -50,6 +51,7 @@ class Asked(NamedTuple):
     stage: str
     metrics: tuple[str, ...]
     stamped: bool
+    parents: Mapping[str, str]
 
 
 class Row(NamedTuple):
@@ -143,6 +145,8 @@ def _read_row(asked: Asked) -> Row | str | None:
 def _make_row(asked: Asked, result: Any, dice: Sequence[float], unit: str, stamp: str) -> Row | str:
     if result.stage != asked.stage:
         return f"{METRICS}: is of stage {result.stage!r}, expected {asked.stage!r}; delete the folder"
+    if result.parents != asked.parents:
+        return f"{METRICS}: says it was made from other runs or data than the plan names; delete the folder"
     made, metrics = result.provenance, result.metrics
     ordered = sorted(dice)
     if asked.stage == "segment" and not dice:

@@ -145,7 +145,10 @@ def _read_stage(
     run_ids, marks = _look(folder, names, unread)
     same = _unchanged(known, run_ids, marks, stamped)
     fresh = np.flatnonzero(same < 0).tolist()
-    asked = [Asked(f"{folder}/{names[run_ids[i]]}", run_ids[i], stage, metrics, run_ids[i] in stamped) for i in fresh]
+    asked = [
+        Asked(f"{folder}/{names[run_id]}", run_id, stage, metrics, run_id in stamped, plan.runs[run_id].parents)
+        for run_id in map(run_ids.__getitem__, fresh)
+    ]
     rows: dict[int, Row] = {}
     kept = np.flatnonzero(same >= 0)
     as_they_are = np.array_equal(same[kept], np.arange(len(known)))

@@ -246,6 +246,20 @@ def test_an_impossible_number_is_named(tmp_path: Path, name: str, value: float, 
     assert line == f"{run.folder}: metrics.json: {name} is {value:g}, expected {expected}; delete the folder"
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [("ssim_mean", 7.0, "-1 to 1"), ("coverage", 1.5, "0 to 1"), ("psnr_sd", -3.0, "0 to 1e+06")],
+)
+def test_an_impossible_measure_is_named(tmp_path: Path, name: str, value: float, expected: str) -> None:
+    run = next(run for run in write_sweep(tmp_path) if run.stage == "quality")
+    path = tmp_path / run.folder / METRICS
+    data = json.loads(path.read_text())
+    data["metrics"][name] = value
+    path.write_text(json.dumps(data))
+    (line,) = collect(read_plan(tmp_path / "plans/small.json"), partial=True).missing
+    assert line == f"{run.folder}: metrics.json: {name} is {value:g}, expected {expected}; delete the folder"
+
+
 def test_of_runs_that_shared_a_device_each_has_its_share_of_time_and_the_memory_of_all(tmp_path: Path) -> None:
     run = segments(write_sweep(tmp_path), "reference")[0]
     path = tmp_path / run.folder / METRICS

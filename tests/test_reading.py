@@ -21,7 +21,10 @@ from tests.made_up import segments, write_sweep
 @pytest.fixture
 def sweep(tmp_path: Path) -> list[Asked]:
     runs = write_sweep(tmp_path)
-    return [Asked(str(tmp_path / run.folder), run.run_id, run.stage, METRICS.get(run.stage, ()), False) for run in runs]
+    return [
+        Asked(str(tmp_path / run.folder), run.run_id, run.stage, METRICS.get(run.stage, ()), False, run.parents)
+        for run in runs
+    ]
 
 
 def test_quick_and_strict_reading_agree_on_every_run(sweep: list[Asked], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +91,7 @@ def one(tmp_path: Path) -> tuple[Path, Asked]:
     """A segment run's metrics.json, and how it is asked for."""
     run = segments(write_sweep(tmp_path), "reference")[0]
     path = tmp_path / run.folder / "metrics.json"
-    return path, Asked(str(path.parent), run.run_id, "segment", METRICS["segment"], False)
+    return path, Asked(str(path.parent), run.run_id, "segment", METRICS["segment"], False, run.parents)
 
 
 def _with(**changes: Any) -> Callable[[str], str]:
@@ -118,6 +121,8 @@ HOSTILE: dict[str, tuple[Callable[[str], str | bytes], str]] = {
     "no schema": (lambda text: text.replace('"schema": 1,', ""), "schema None, expected 1"),
     "another run": (_with(run_id="0" * 12), "is run 000000000000"),
     "another stage": (_with(stage="train"), "is of stage 'train', expected 'segment'"),
+    "other data": (_with(parents__data="0" * 64), "made from other runs or data than the plan names"),
+    "another parent": (_with(parents__generate="0" * 12), "made from other runs or data than the plan names"),
     "an unknown key": (_with(extra=1), "unknown key 'extra'"),
     "a missing key": (lambda text: text.replace('"metrics":', '"metric":'), "did you mean 'metrics'?"),
     "NaN": (_with(metrics__dice=float("nan")), "NaN is not a number"),
@@ -174,7 +179,7 @@ def test_a_measure_that_no_set_of_images_has_gets_one_line(tmp_path: Path, stage
     run = next(run for run in write_sweep(tmp_path, seeds=1, likelihoods=True) if run.stage == stage)
     path = tmp_path / run.folder / "metrics.json"
     path.write_text(_with(**{f"metrics__{name}": value})(path.read_text()))
-    line = read_row(Asked(str(path.parent), run.run_id, stage, METRICS[stage], False))
+    line = read_row(Asked(str(path.parent), run.run_id, stage, METRICS[stage], False, run.parents))
     assert line == f"metrics.json: {name} is {value:g}, expected at most 1e+12 either way; delete the folder"
 
 
