@@ -62,7 +62,7 @@ def _judge(collected: Collected, data: str, scores: Sequence[ArmScores]) -> Verd
     gain, chosen = cross_estimate({n: subtract(dice_of(collected, data, n), reference) for n in candidates})
     parts = [
         f"{data}: {_gain_said(best, gain, chosen, candidates)}",
-        _chance_said(best),
+        _chance_said(best, gain),
         _standard_said(collected, data, scores, list(candidates.values())),
         *_on_top_said(collected, data, scores),
     ]
@@ -144,10 +144,13 @@ def _gain_said(
     )
 
 
-def _chance_said(best: ArmScores) -> str:
+def _chance_said(best: ArmScores, gain: Estimate | None) -> str:
     if best.p is None:
         return f"{best.paired} seeds are too few for a test, so take it as a hint"
-    return "beyond chance" if best.p < LEVEL else f"not beyond chance (p = {best.p:.2g})"
+    if best.p >= LEVEL:
+        return f"not beyond chance (p = {best.p:.2g})"
+    hidden = gain is not None and gain.low <= 0 <= gain.high
+    return "beyond chance" + " by the test over all seeds and cases, though these halves alone do not show it" * hidden
 
 
 def shown_gain(scores: ArmScores) -> str:

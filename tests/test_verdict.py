@@ -12,7 +12,7 @@ from hvae_hpc.plan import read_plan
 from hvae_hpc.results.arms_table import ArmScores, DiceTable, score_arms
 from hvae_hpc.results.collect import collect
 from hvae_hpc.results.statistics import Estimate
-from hvae_hpc.results.verdict import Verdict, _gain_said, cross_estimate, judge
+from hvae_hpc.results.verdict import Verdict, _chance_said, _gain_said, cross_estimate, judge
 from hvae_hpc.runs import Run
 from tests.made_up import SMALL_ARMS, fake_dice, fake_metrics, finish, make_runs, segments, write_plan, write_sweep
 
@@ -137,6 +137,15 @@ def test_a_gain_is_not_named_after_an_arm_that_the_halves_did_not_choose() -> No
         best, Estimate(mean=0.04, low=0.01, high=0.06), ("hvae+100", "hvae+100"), {"vae+100": best, "hvae+100": other}
     )
     assert said.startswith("VAE + 100 looks best; what halves of the data choose (HVAE + 100) changes Dice by +0.040")
+
+
+def test_where_the_halves_do_not_show_what_the_test_over_all_does_both_are_said(tmp_path: Path) -> None:
+    write_sweep(tmp_path, seeds=10)
+    plan = read_plan(tmp_path / "plans/small.json")
+    (best,) = [s for s in score_arms(plan, collect(plan)) if s.arm.name == "hvae+300"]
+    assert _chance_said(best, Estimate(mean=0.04, low=0.02, high=0.06)) == "beyond chance"
+    assert "though these halves alone do not show it" in _chance_said(best, Estimate(mean=0.02, low=-0.01, high=0.05))
+    assert _chance_said(replace(best, p=0.2), None) == "not beyond chance (p = 0.2)"
 
 
 def test_an_arm_with_one_lucky_seed_does_not_take_a_partial_verdict(tmp_path: Path) -> None:
