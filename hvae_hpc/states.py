@@ -23,7 +23,7 @@ from hvae_hpc.errors import UserError, printable
 from hvae_hpc.plan import PLANS, Plan
 from hvae_hpc.rundir import METRICS, RESULT_SCHEMA, RunResult, read_result, result_stamp, write_atomic
 
-TITLE = f"hvae_hpc states 4, results {RESULT_SCHEMA}"
+TITLE = f"hvae_hpc states 5, results {RESULT_SCHEMA}"
 SETTLED_NS = 2_000_000_000
 """A younger file may change again without that its time does: clocks of file systems are coarse."""
 
@@ -47,6 +47,7 @@ class Made(NamedTuple):
     peak_memory_mib: float = 0.0
     energy_j: float | None = None
     device: str = ""
+    job: str = ""
     result: RunResult | None = None
 
 
@@ -99,6 +100,7 @@ class Remembered:
             peak_memory_mib=origin.peak_memory_mib * at_once,
             energy_j=None if energy_j is None else energy_j / at_once,
             device=origin.device,
+            job=origin.job_id,
             result=result if whole else None,
         )
         # The mark was taken before reading: a change in between is seen the next time.
@@ -172,6 +174,7 @@ class State(NamedTuple):
         peak_memory_mib: of the host's, of all that its element did at once; 0 where it is not done.
         energy_j: its GPU's; None where nobody knows.
         device: "cpu" or the GPU's name.
+        job: SLURM's id of the element that made it; "" for a local process.
         result: its metrics.json where it is done and was asked for, else None.
     """
 
@@ -184,6 +187,7 @@ class State(NamedTuple):
     peak_memory_mib: float = 0.0
     energy_j: float | None = None
     device: str = ""
+    job: str = ""
     result: RunResult | None = None
 
     @property

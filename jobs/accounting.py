@@ -74,7 +74,7 @@ def _is_end(state: str) -> bool:
 
 
 def known_ends(submissions: Submissions) -> dict[str, str]:
-    """Return how elements ended, as far as somebody has asked: "12_3" to "TIMEOUT", "FAILED, exit code 1", ""."""
+    """Return how elements ended, as far as somebody has asked: "12_3" to "TIMEOUT on n1", "PREEMPTED", ""."""
     return dict(_read_known(submissions)["ends"])
 
 
@@ -86,7 +86,7 @@ def _read_known(submissions: Submissions) -> dict[str, Any]:
 
 
 def ask_accounting(jobs: Sequence[str], patience_s: float) -> dict[str, str] | None:
-    """Return the states of the elements of arrays ("12_3" to "TIMEOUT", "CANCELLED by 1000", "RUNNING"); one call.
+    """Return the states of the elements of arrays ("12_3" to "TIMEOUT on n3", "CANCELLED by 1000"); one call.
 
     None where there is no accounting, or where it does not answer.
     """
@@ -94,16 +94,17 @@ def ask_accounting(jobs: Sequence[str], patience_s: float) -> dict[str, str] | N
         return None
     try:
         lines = ask(
-            ["sacct", "-nPX", "--jobs", ",".join(jobs), "--format=JobID,State,ExitCode"], patience_s
+            ["sacct", "-nPX", "--jobs", ",".join(jobs), "--format=JobID,State,ExitCode,NodeList"], patience_s
         ).splitlines()
     except UserError:  # mostly "Slurm accounting storage is disabled"
         return None
     states: dict[str, str] = {}
-    for element, state, code in (line.split("|") for line in lines):
+    for element, state, code, nodes in (line.split("|") for line in lines):
         job, _, places = element.partition("_")
         exit_code, _, number = code.partition(":")
         how = f"signal {number}" if number not in ("", "0") else f"exit code {exit_code}"
         word = f"FAILED, {how}" if state == "FAILED" else state
+        word += f" on {nodes}" if nodes not in ("", "None assigned") else ""
         states |= {f"{job}_{place}": word for place in parse_places(places.strip("[]"))}
     return states
 

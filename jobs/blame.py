@@ -33,15 +33,19 @@ class Seen(NamedTuple):
 
 
 def find_black_holes(seen: Collection[Seen]) -> set[str]:
-    """Return the nodes on which runs fail whose like are made elsewhere, and on which none was made since the first."""
+    """Return the nodes on which runs fail whose like are made elsewhere, and on which no element got through since.
+
+    What an element made before it failed there speaks for nobody.
+    """
     where = {(run.like, run.node) for run in seen if run.made}
     found = set()
     for node in {run.node for run in seen if not run.made} - {""}:
         elsewhere = {like for like, other in where if other != node}
         here = [run for run in seen if run.node == node and not run.made and run.like in elsewhere]
-        if len(here) >= RUNS and len({run.element for run in here}) >= ELEMENTS:
-            first = min(run.at for run in here)
-            if not any(run.made and run.node == node and run.at >= first for run in seen):
+        failed = {run.element for run in here}
+        if len(here) >= RUNS and len(failed) >= ELEMENTS:
+            first, made = min(run.at for run in here), [run for run in seen if run.made and run.node == node]
+            if not any(run.at >= first and run.element not in failed for run in made):
                 found.add(node)
     return found
 
@@ -79,8 +83,12 @@ def gather_all(
         for run_id, evidence in found.items()
         if evidence.turn and not evidence.cancelled and classify(evidence) in NODE_MAY_BE_WHY
     }
-    seen = [Seen(False, like(i), e.node, e.standing.element, e.began.get("time", 0.0)) for i, e in doubtful.items()]
-    seen += [Seen(True, like(i), state.host, "", state.started_at) for i, state in states.items() if state.done]
+    seen = [
+        Seen(False, like(i), e.node, element, e.began.get("time") or submissions.submitted_at(element))
+        for i, e in doubtful.items()
+        for element in [e.standing.element]
+    ]
+    seen += [Seen(True, like(i), state.host, state.job, state.started_at) for i, state in states.items() if state.done]
     holes = find_black_holes(seen)
     # Where the first elements of an array failed on one node and nothing else began, nobody can tell: one more look.
     alone = {element for breaker in submissions.breakers.values() if breaker.node for element in breaker.elements}

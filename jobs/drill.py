@@ -191,7 +191,8 @@ def _drill(plan: Plan, folder: Path, options: argparse.Namespace) -> dict[str, A
         shutil.rmtree(disturbed)
     found = {name: sum(n for (_, what), n in tally.found.items() if what == name) for name in COUNTED}
     sent: dict[str, int] = {kind: sum(n for (_, what), n in tally.sent.items() if what == kind) for kind in KINDS}
-    return {"seed": options.seed, "faults": sum(sent.values()), **sent, **found, "problems": tally.problems}
+    of = {row: sum(n for (where, _), n in tally.sent.items() if where == row) for row in rows}
+    return {"seed": options.seed, "faults": sum(sent.values()), **sent, **found, "of": of, "problems": tally.problems}
 
 
 @dataclass(frozen=True, kw_only=True)

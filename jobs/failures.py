@@ -44,6 +44,10 @@ SENTENCES: tuple[tuple[Failure, str], ...] = (
     ("preempted", r"DUE TO PREEMPTION"),
     ("non-finite loss", r"became (nan|-?inf)|metric \S+ is (nan|-?inf)"),
 )
+NODE_SAID = re.compile(r"(?:slurmstepd-|srun: error: )([^\s\[\],:]+): (?:error|task|\*\*\*)")
+"""How SLURM names the node in an element's log, also where none of our processes ever began."""
+NODE_KEPT = re.compile(r" on ([^\s\[\],]+)$")
+"""As accounting names it."""
 CANCELLED = re.compile(r"\*\*\* JOB \S+ ON \S+ CANCELLED AT \S+ \*\*\*")
 REPORT = re.compile(r"(done|failed|blocked|stopped): .*?\(([0-9a-f]{12})\), [0-9.]+ s: (.*)")
 """How an element's log tells of a run that ended."""
@@ -78,15 +82,22 @@ class Evidence(NamedTuple):
     blamed: float = 0.0
 
     @property
+    def word(self) -> str:
+        """SLURM's word for the end alone: "FAILED"."""
+        return self.state.partition(" ")[0].rstrip(",")
+
+    @property
     def node(self) -> str:
-        """The node on which it ran; "" where it never began."""
-        return str(self.began.get("host") or self.ended.get("host") or "")
+        """The node on which it ran, or was to begin; "" where nobody says."""
+        said = [words[1] for words in map(NODE_SAID.match, reversed(self.lines)) if words]
+        said += [words[1] for words in [NODE_KEPT.search(self.state)] if words]
+        return str(self.began.get("host") or self.ended.get("host") or next(iter(said), ""))
 
     @property
     def node_failed(self) -> bool:
         """Whether it ended by a fault of its node, which others would meet there as well."""
         said = "\n".join([str(self.ended.get("reason", "")), *self.lines])
-        return self.blamed > 0 or STATES.get(self.state) == "node failure" or bool(re.search(BAD_NODE, said))
+        return self.blamed > 0 or STATES.get(self.word) == "node failure" or bool(re.search(BAD_NODE, said))
 
     @property
     def further(self) -> bool:
@@ -194,13 +205,12 @@ def classify(evidence: Evidence) -> Failure:
         return "node failure" if evidence.blamed else "lost"
     if evidence.ended.get("event") in ("failed", "died"):
         return _of_record(evidence)
-    word = evidence.state.partition(" ")[0].rstrip(",")
     said = "\n".join(evidence.lines)
-    at_limit = word in ("TIMEOUT", "DEADLINE") or "DUE TO TIME LIMIT" in said
+    at_limit = evidence.word in ("TIMEOUT", "DEADLINE") or "DUE TO TIME LIMIT" in said
     if at_limit or (evidence.ended.get("at_limit") and not evidence.ended.get("goes_back")):
         return "time limit with progress" if evidence.further else "time limit without progress"
     words = () if evidence.sent_back else evidence.lines  # it had come to no harm then
-    return STATES.get(word) or _of_sentence(words) or "lost"
+    return STATES.get(evidence.word) or _of_sentence(words) or "lost"
 
 
 def _of_record(evidence: Evidence) -> Failure:

@@ -65,7 +65,11 @@ def newest_whole(folder: Path) -> int:
 
 @dataclass
 class Tally:
-    """What was found so far; several lanes add to it."""
+    """What was found so far; several lanes add to it.
+
+    ``quickest`` are the least seconds that a run of a row took in a process with all imports made: undisturbed runs had
+    theirs still to make, and of a short run's faults most would come too late.
+    """
 
     faults: int
     taken: int = 0
@@ -73,6 +77,7 @@ class Tally:
     sent: Counter[tuple[str, str]] = field(default_factory=Counter)
     found: Counter[tuple[str, str]] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
+    quickest: dict[str, float] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def take(self, one: int = 1) -> bool:
@@ -81,6 +86,11 @@ class Tally:
             free = one < 0 or self.taken < self.faults
             self.taken += one if free else 0
             return free
+
+    def learn(self, row: str, seconds: float) -> None:
+        """Keep how long a run took that nothing disturbed."""
+        with self.lock:
+            self.quickest[row] = min(seconds, self.quickest.get(row, seconds))
 
     def count(self, row: str, **found: int) -> None:
         """Add to what is counted by row."""
@@ -139,7 +149,9 @@ class Trial:
     ) -> tuple[Report | int, bool]:
         """Make one attempt; returns what came of it, and whether the fault met it."""
         seen = len(read_log(self.folder))
-        left_s = self.wall_s * (1 - self.goes_on_at / self.images if self.images else 1)
+        whole_s = min(self.wall_s, tally.quickest.get(self.row, self.wall_s))
+        left_s = whole_s * (1 - self.goes_on_at / self.images if self.images else 1)
+        began = time.monotonic()
         process.begin(self.plan_file, self.run_id)
         struck = False
         if fault:
@@ -149,8 +161,11 @@ class Trial:
         if not process.is_over(PATIENCE_S + 20 * self.wall_s):
             self.problems.append(f"hangs after {fault}")
             strike(process.pid, Fault("KILL", 0, False, 0))
+        took_s = time.monotonic() - began
         report = process.end()
         state = report.state if isinstance(report, Report) else "died"
+        if state == "done" and not struck and not self.goes_on_at and not (fault and fault.fresh):
+            tally.learn(self.row, took_s)
         if fault and (not struck or state in ("busy", "done")):
             tally.take(-1)  # it came too late to do harm
             struck = False

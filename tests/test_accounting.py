@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from pathlib import Path
 
@@ -18,10 +19,10 @@ from tests.queues import make_plan, submit
 from tests.test_minislurm import wait_until
 
 LOST = {f"run{i}": Standing("lost", f"12_{i}", "left the queue without a result") for i in range(4)}
-SACCT = """12_0|NODE_FAIL|1:0
-12_1|CANCELLED by 1000|0:0
-12_2|FAILED|137:0
-12_[3-9,12%2]|CANCELLED by 0|0:0
+SACCT = """12_0|NODE_FAIL|1:0|n1
+12_1|CANCELLED by 1000|0:0|None assigned
+12_2|FAILED|137:0|n[2-3]
+12_[3-9,12%2]|CANCELLED by 0|0:0|None assigned
 """
 
 
@@ -48,7 +49,9 @@ def calls(folder: Path) -> list[str]:
 
 def test_the_state_becomes_part_of_the_reason_by_one_call_ever(tmp_path: Path, sacct: Path) -> None:
     for _ in range(3):
-        assert reasons(tmp_path) == ["NODE_FAIL", "CANCELLED by 1000", "FAILED, exit code 137", "CANCELLED by 0"]
+        assert reasons(tmp_path) == [
+            *("NODE_FAIL on n1", "CANCELLED by 1000", "FAILED, exit code 137 on n[2-3]", "CANCELLED by 0")
+        ]
     assert len(calls(tmp_path)) == 1
     assert "--jobs 12 " in calls(tmp_path)[0]
 
@@ -75,16 +78,16 @@ def test_an_element_that_accounting_does_not_know_is_asked_for_while_it_is_young
 
 
 def test_an_element_that_accounting_believes_to_run_is_asked_for_again(tmp_path: Path, sacct: Path) -> None:
-    sacct.write_text("12_0|RUNNING|0:0\n")
+    sacct.write_text("12_0|RUNNING|0:0|n1\n")
     standings = {"run0": LOST["run0"]}
     assert reasons(tmp_path, standings) == [""]
-    sacct.write_text("12_0|TIMEOUT|0:0\n")
-    assert reasons(tmp_path, standings) == ["TIMEOUT"]
+    sacct.write_text("12_0|TIMEOUT|0:0|n1\n")
+    assert reasons(tmp_path, standings) == ["TIMEOUT on n1"]
 
 
 def test_it_is_not_asked_all_the_time(tmp_path: Path, sacct: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accounting, "POLL_S", 60.0)
-    sacct.write_text("12_0|RUNNING|0:0\n")
+    sacct.write_text("12_0|RUNNING|0:0|n1\n")
     for _ in range(3):
         reasons(tmp_path, {"run0": LOST["run0"]})
     assert len(calls(tmp_path)) == 1
@@ -94,7 +97,7 @@ def test_it_is_not_asked_all_the_time(tmp_path: Path, sacct: Path, monkeypatch: 
 def test_a_damaged_memory_is_asked_anew(tmp_path: Path, sacct: Path, damage: str) -> None:
     (tmp_path / "submissions").mkdir()
     (tmp_path / "submissions" / ENDS_FILE).write_text(damage)
-    assert reasons(tmp_path)[0] == "NODE_FAIL"
+    assert reasons(tmp_path)[0] == "NODE_FAIL on n1"
     assert json.loads((tmp_path / "submissions" / ENDS_FILE).read_text())["ends"]["12_3"] == "CANCELLED by 0"
 
 
@@ -153,7 +156,9 @@ def test_a_real_accounting_says_who_cancelled(
 ) -> None:
     standing = lose_one(strict_slurm, tmp_path, monkeypatch)
     assert standing.kind == "lost"
-    assert standing.reason == f"left the queue without a result: CANCELLED by {os.geteuid()}"
+    said = re.fullmatch(r"left the queue without a result: CANCELLED by (\d+) on n[1-4]", standing.reason)
+    assert said
+    assert int(said[1]) == os.geteuid()
 
 
 def test_a_real_slurm_without_accounting_is_not_an_error(

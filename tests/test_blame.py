@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from hvae_hpc.jobs.accounting import ENDS_FILE
 from hvae_hpc.jobs.blame import Seen, find_black_holes
 from hvae_hpc.jobs.breaker import breaker_file
 from hvae_hpc.jobs.tried import Memory, Tried
@@ -30,6 +31,7 @@ def test_who_is_a_black_hole() -> None:
     assert seen(*failed) == seen(*failed, (True, "other", "n2", "", 5.0)) == set()  # it may be their own fault
     assert seen(*failed, elsewhere, (True, "other", "n1", "", 11.0)) == set()  # others are made there
     assert seen(*failed, elsewhere, (True, "other", "n1", "", 9.0)) == {"n1"}  # but not since
+    assert seen(*failed, elsewhere, (True, "like", "n1", "12_1", 11.0)) == {"n1"}  # by an element that failed then
     assert seen(*((made, like, node, "12_0", at) for made, like, node, _, at in failed), elsewhere) == set()
 
 
@@ -56,6 +58,22 @@ def test_errors_on_a_black_hole_are_the_node_s_and_tried_again_elsewhere(arms: P
     assert choice.run_ids >= set(list(arms.runs)[:3])
     assert "tried again: 3 runs after node failure (as it was, as n1 looks bad)" in choice.told
     assert round((choice.memory.nodes["one"]["n1"] - time.time()) / 3600) == 24
+
+
+@pytest.mark.parametrize("by", ["its log", "accounting", "nobody"])
+def test_a_node_on_which_no_process_of_ours_ever_began_is_named_by_slurm(arms: Plan, by: str) -> None:
+    elements = [f"12_{place}" for place in range(3)]
+    if by == "its log":
+        for element in elements:
+            said = "slurmstepd-n1: error: TaskProlog failed status=1\n"
+            (arms.runs_folder / f"submissions/small-abc/{element}_0_log.out").write_text(said)
+    word = "FAILED, exit code 1" + " on n1" * (by == "accounting")
+    ends = {"asked_at": time.time(), "ends": dict.fromkeys(elements, word)}
+    write_json(arms.runs_folder / "submissions" / ENDS_FILE, ends)
+    finish(arms.runs_folder, list(arms.runs.values())[3], {"dice": 0.5})  # on another node
+    choice = choose_once(arms, Memory())
+    assert choice.run_ids >= set(list(arms.runs)[:3])
+    assert choice.memory.nodes.get("one", {}).keys() == ({"n1"} if by != "nobody" else set())
 
 
 def hold(plan: Plan, node: str) -> None:

@@ -15,6 +15,7 @@ from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.faults import KINDS, damage, draw_fault
 from hvae_hpc.jobs.forking import Lane
 from hvae_hpc.jobs.sameness import compare
+from hvae_hpc.jobs.tasks import STAGES
 from tests.tiny import make_data_set
 
 SHORT = """
@@ -63,6 +64,8 @@ def test_twenty_five_faults_at_every_stage_change_nothing(folder: Path) -> None:
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["faults"] == sum(told[kind] for kind in KINDS) == 25
     assert told["problems"] == []
+    assert sum(told["of"].values()) == 25
+    assert {row.split()[0] for row in told["of"]} == set(STAGES)
     assert min(told[kind] for kind in KINDS) > 0
     assert told["resumed"] > 0
     assert "25 faults in" in done.stdout
