@@ -90,8 +90,7 @@ class Evidence(NamedTuple):
     def node(self) -> str:
         """The node on which it ran, or was to begin; "" where nobody says."""
         said = [words[1] for words in map(NODE_SAID.match, reversed(self.lines)) if words]
-        said += [words[1] for words in [NODE_KEPT.search(self.state)] if words]
-        return str(self.began.get("host") or self.ended.get("host") or next(iter(said), ""))
+        return str(self.began.get("host") or self.ended.get("host") or next(iter(said), "") or node_of(self.state))
 
     @property
     def node_failed(self) -> bool:
@@ -121,6 +120,12 @@ class Evidence(NamedTuple):
     def sent_back(self) -> bool:
         """Whether its element went back to the queue, and never began again."""
         return bool(self.ended.get("goes_back")) and any("DUE TO JOB REQUEUE" in line for line in self.lines)
+
+
+def node_of(state: str) -> str:
+    """Return the node that accounting names with an element's end; "" for none or several."""
+    words = NODE_KEPT.search(state)
+    return words[1] if words else ""
 
 
 def gather(plan: Plan, run_id: str, standing: Standing, submissions: Submissions, ends: Mapping[str, str]) -> Evidence:

@@ -76,6 +76,21 @@ def test_a_node_on_which_no_process_of_ours_ever_began_is_named_by_slurm(arms: P
     assert choice.memory.nodes.get("one", {}).keys() == ({"n1"} if by != "nobody" else set())
 
 
+def test_what_was_lost_on_a_node_and_made_elsewhere_since_still_speaks_against_it(arms: Plan) -> None:
+    ends = {"asked_at": time.time(), "ends": dict.fromkeys(["12_0", "12_1", "12_2"], "FAILED, exit code 9 on n3")}
+    write_json(arms.runs_folder / "submissions" / ENDS_FILE, ends)
+    ids = list(arms.runs)
+    for run_id in ids[:2]:
+        finish(arms.runs_folder, arms.runs[run_id], {"dice": 0.5})  # tried again, on another node
+    fail(arms, range(2, 3), "n3", {"event": "died", "reason": "killed", "signal": "SIGKILL"})
+    choice = choose_once(arms, Memory())
+    assert ids[2] in choice.run_ids
+    assert choice.memory.nodes["one"].keys() == {"n3"}
+    ends["ends"] = {"12_0": "FAILED, exit code 9 on n3", "12_1": "TIMEOUT on n3"}
+    write_json(arms.runs_folder / "submissions" / ENDS_FILE, ends)
+    assert not choose_once(arms, Memory()).memory.nodes
+
+
 def hold(plan: Plan, node: str) -> None:
     """Write the breaker of the submission: its first two elements failed."""
     content = {"reason": "held: the first 2 of 6 ...", "elements": ["12_0", "12_1"], "node": node}

@@ -34,7 +34,9 @@ def assert_same(ours: nn.Module, theirs: nn.Module, shape: tuple[int, ...]) -> N
 @pytest.mark.parametrize("piece", [1, 2**16, 2**20, 2**30])
 def test_a_wide_convolution_is_torch_s_own_in_pieces_of_any_size(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(convolutions, "PIECE", piece)
-    for (channels_in, channels_out), shape in product([(WIDE, WIDE + 8), (WIDE + 8, WIDE)], [(3, 5, 4), (1, 16, 3)]):
+    for (channels_in, channels_out), shape in product(
+        [(WIDE, WIDE + 8), (WIDE + 8, WIDE)], [(3, 5, 4), (1, 16, 3), (1, 5, 3)]
+    ):
         ours, theirs = (
             layer.double()
             for layer in (

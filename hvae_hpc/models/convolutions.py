@@ -1,5 +1,6 @@
 """The U-Net's convolutions as matrix products where torch's own are slow: same parameters, same results to rounding."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -71,17 +72,33 @@ class _ProductsBackward(torch.autograd.Function):
 
 def _weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:
     """Return sum over pixels of gradient (B, C_out, H, W) times window of x (B, C_in, H, W): (C_out, C_in, 3, 3)."""
-    n, c_in, height = x.shape[:3]
-    c_out = gradient.shape[1]
-    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
-    windows = padded.unfold(1, 3, 1).unfold(2, 3, 1).permute(0, 1, 2, 4, 5, 3)  # (B, H, W, 3, 3, C_in), a view
-    by_pixel = gradient.permute(0, 2, 3, 1)
-    found = x.new_zeros(c_out, 9 * c_in)
-    # Each product reads and writes the whole sum, so a piece is no smaller than that.
-    rows = max(1, max(PIECE, found.nbytes) // (windows[0, 0].numel() * x.element_size()))
+    (n, c_in, height, width), c_out = x.shape, gradient.shape[1]
+    if not c_out < c_in <= n * height * width:
+        found = x.new_zeros(c_out, 9 * c_in)
+        for windows, pixels in _pieces(x, gradient, found.nbytes):
+            found.addmm_(pixels.T, windows)
+        return found.view(c_out, 3, 3, c_in).permute(0, 3, 1, 2)
+    # The windows of the narrower side are less to copy; what is at one end of a window there, is at the other end here.
+    found = x.new_zeros(9 * c_out, c_in)
+    for windows, pixels in _pieces(gradient, x, found.nbytes):
+        found.addmm_(windows.T, pixels)
+    return found.view(9, c_out, c_in).flip(0).view(3, 3, c_out, c_in).permute(2, 3, 0, 1)
+
+
+def _pieces(windowed: Tensor, other: Tensor, least: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield windows (P, 9 C) of one image after the other, piece by piece, and the other's pixels (P, C) there.
+
+    Args:
+        windowed, other: (B, C, H, W), of as many pixels.
+        least: bytes of what the products are added to: each reads and writes all of it, so a piece is no smaller.
+    """
+    n, channels, height, width = windowed.shape
+    padded = F.pad(windowed.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
+    windows = padded.unfold(1, 3, 1).unfold(2, 3, 1).permute(0, 1, 2, 4, 5, 3)  # (B, H, W, 3, 3, C), a view
+    by_pixel = other.permute(0, 2, 3, 1)
+    rows = max(1, max(PIECE, least) // (9 * width * channels * windowed.element_size()))
     images = max(1, rows // height)
     for image in range(0, n, images):
         for row in range(0, height, rows):
             piece = slice(image, image + images), slice(row, row + rows)
-            found.addmm_(by_pixel[piece].reshape(-1, c_out).T, windows[piece].reshape(-1, 9 * c_in))
-    return found.view(c_out, 3, 3, c_in).permute(0, 3, 1, 2)
+            yield windows[piece].reshape(-1, 9 * channels), by_pixel[piece].reshape(-1, other.shape[1])
