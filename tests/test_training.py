@@ -461,6 +461,31 @@ def test_sgd_is_torch_s_own_with_nesterov_s_momentum_and_a_bad_step_changes_noth
         torch.testing.assert_close(ours.weight, theirs.weight)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_adamw_is_torch_s_plain_one_however_the_weights_lie(layout: torch.memory_format) -> None:
+    optim = OptimConfig(images=8, batch_size=4, lr=0.1, weight_decay=0.01)
+    ours, theirs = (torch.nn.Conv2d(5, 7, 3).double() for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    ours = ours.to(memory_format=layout)
+    mine = make_optimizer(Phase("one", ours), optim)
+    betas = (optim.beta_1, optim.beta_2)
+    reference = torch.optim.AdamW(theirs.parameters(), lr=0.1, betas=betas, weight_decay=0.01)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    for step in range(5):
+        if step == 3:  # as after a stop
+            mine.load_state_dict(mine.state_dict())
+        torch.manual_seed(step)
+        for our, their in zip(ours.parameters(), theirs.parameters(), strict=True):
+            their.grad = torch.randn(their.shape, dtype=torch.float64)
+            our.grad = their.grad.clone().to(memory_format=layout if our.dim() == 4 else torch.contiguous_format)
+        take_step(mine, torch.ones(()), scaler, 0.1)
+        reference.step()
+        torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=1e-12, atol=1e-12)
+    state = mine.state[ours.weight]
+    assert state["exp_avg"].shape == state["exp_avg_sq"].shape == ours.weight.shape
+    assert ours.weight.is_contiguous(memory_format=layout)
+
+
 def test_a_training_by_sgd_that_was_stopped_goes_on_bit_for_bit(data: PairTensors, tmp_path: Path) -> None:
     optim = replace(OPTIM, optimizer="sgd", schedule="poly")
     whole = run("unet", data, place(tmp_path / "whole"), optim)

@@ -74,14 +74,14 @@ def _weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:
     """Return sum over pixels of gradient (B, C_out, H, W) times window of x (B, C_in, H, W): (C_out, C_in, 3, 3)."""
     (n, c_in, height, width), c_out = x.shape, gradient.shape[1]
     if not c_out < c_in <= n * height * width:
-        found = x.new_zeros(c_out, 9 * c_in)
-        for windows, pixels in _pieces(x, gradient, found.nbytes):
-            found.addmm_(pixels.T, windows)
+        found = x.new_empty(c_out, 9 * c_in)
+        for number, (windows, pixels) in enumerate(_pieces(x, gradient, found.nbytes)):
+            found.addmm_(pixels.T, windows, beta=min(1, number))  # with 0, what is there does not count
         return found.view(c_out, 3, 3, c_in).permute(0, 3, 1, 2)
     # The windows of the narrower side are less to copy; what is at one end of a window there, is at the other end here.
-    found = x.new_zeros(9 * c_out, c_in)
-    for windows, pixels in _pieces(gradient, x, found.nbytes):
-        found.addmm_(windows.T, pixels)
+    found = x.new_empty(9 * c_out, c_in)
+    for number, (windows, pixels) in enumerate(_pieces(gradient, x, found.nbytes)):
+        found.addmm_(windows.T, pixels, beta=min(1, number))
     return found.view(9, c_out, c_in).flip(0).view(3, 3, c_out, c_in).permute(2, 3, 0, 1)
 
 
