@@ -140,14 +140,14 @@ def collect(plan: Plan, partial: bool = False) -> Collected:
     records = read_records(plan, METRICS)
     faults = {**_wrong_numbers(plan, records), **records.faults}
     undone = _undone(plan, records, faults)
-    if odd := _other_cases(records, plan.runs.keys() - undone.keys()):
+    if odd := _other_cases(records, undone.keys()):
         undone = _undone(plan, records, {**faults, **odd})
     reasons = undone | records.doubled
     missing = [f"{plan.folder_name(i)}: {reasons[i] or NOT_YET}" for i in plan.runs if i in reasons] if reasons else []
     done = plan.runs.keys() - reasons.keys()
     if missing and not partial:
         raise UserError(refusal(plan, missing))
-    believed = {stage: _keep(frame, done) for stage, frame in records.frames.items()}
+    believed = {stage: _without(frame, reasons.keys()) for stage, frame in records.frames.items()}
     of_stages = [_costs(stage, frame) for stage, frame in believed.items()]
     costs = pd.concat(of_stages) if of_stages else pd.DataFrame(columns=list(COST_COLUMNS))
     return Collected(
@@ -162,8 +162,10 @@ def collect(plan: Plan, partial: bool = False) -> Collected:
     )
 
 
-def _keep(frame: pd.DataFrame, done: Set[str]) -> pd.DataFrame:
-    keep = np.array([run_id in done for run_id in frame["run_id"].tolist()], dtype=bool)
+def _without(frame: pd.DataFrame, undone: Set[str]) -> pd.DataFrame:
+    if not undone:
+        return frame
+    keep = np.array([run_id not in undone for run_id in frame["run_id"].tolist()], dtype=bool)
     return frame if keep.all() else frame[keep]
 
 
@@ -223,12 +225,12 @@ def _wrong_numbers(plan: Plan, records: Records) -> dict[str, str]:
     return found
 
 
-def _other_cases(records: Records, done: Set[str]) -> dict[str, str]:
+def _other_cases(records: Records, undone: Set[str]) -> dict[str, str]:
     """Return the done runs whose test cases are not those of most done runs of their data set and split, and why."""
     found: dict[str, str] = {}
     if (frame := records.frames.get("segment")) is None:
         return found
-    for _, like in _keep(frame, done).groupby(["data", "split_seed"]):
+    for _, like in _without(frame, undone).groupby(["data", "split_seed"]):
         usual, *others = like["case_set"].value_counts().index
         for which in others:
             if odd := set(records.dice.case_sets[usual]) ^ set(records.dice.case_sets[which]):

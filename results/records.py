@@ -4,8 +4,10 @@ A file beside the plan keeps the columns of each stage, with what the file syste
 was read.
 """
 
+import contextlib
 import json
 import os
+import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -182,7 +184,12 @@ def _read_stage(
 
 def _look(folder: str, names: Mapping[str, str], unread: dict[str, str]) -> tuple[list[str], NDArray[np.int64]]:
     """Return the runs that have a metrics.json, and what the file system says of it: a row of MARKS each."""
-    run_ids, found = [], []
+    run_ids, found = [], list[int]()
+    with contextlib.suppress(OSError):  # nearly always all are there, and looked at at once they take less
+        at_once = [os.stat(f"{folder}/{name}/{METRICS}") for name in names.values()]  # noqa: PTH116 (as in states)
+        if all(stat.S_ISREG(of_file.st_mode) for of_file in at_once):
+            marks = [(it.st_mtime_ns, it.st_ctime_ns, it.st_size, it.st_ino) for it in at_once]
+            return list(names), np.array(marks, dtype=np.int64).reshape(-1, len(MARKS))
     for run_id, name in names.items():
         try:
             of_file = look_at(f"{folder}/{name}/{METRICS}")
@@ -200,15 +207,16 @@ def _unchanged(
 ) -> NDArray[np.int64]:
     """Return for each run its place in what is known; -1 where it is not, has changed, or lacks a stamp."""
     old_ids = known.column("run_id").to_pylist()
-    places = dict(zip(old_ids, range(len(known)), strict=True))
-    stamps = known.column("stamp")
-    for run_id in stamped & places.keys():
-        if stamps[places[run_id]].as_py() == NO_STAMP:
-            del places[run_id]
-    place = np.array([places.get(run_id, -1) for run_id in run_ids], dtype=np.int64)
+    if old_ids == run_ids:
+        place = np.arange(len(known))
+    else:
+        places = dict(zip(old_ids, range(len(known)), strict=True))
+        place = np.array([places.get(run_id, -1) for run_id in run_ids], dtype=np.int64)
     if len(known):
         old = np.stack([known.column(name).to_numpy() for name in MARKS], axis=1)
-        place[(old[place] != marks).any(1)] = -1
+        stamps, lacks = known.column("stamp"), np.zeros(len(known), dtype=bool)
+        lacks[[i for i, run_id in enumerate(old_ids) if run_id in stamped and stamps[i].as_py() == NO_STAMP]] = True
+        place[(old[place] != marks).any(1) | lacks[place]] = -1
     return place
 
 
