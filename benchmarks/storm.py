@@ -70,7 +70,7 @@ def main() -> int:
     folder.mkdir(parents=True)
     seeds = max(1, (options.runs - APART) // PER_SEED)
     (folder / "sweep.toml").write_text(SWEEP.format(seeds=seeds))
-    (folder / "site.toml").write_text(SITE.format(memory_gb=7, element_minutes=0.4))
+    (folder / "site.toml").write_text(SITE.format(memory_gb=7, element_minutes=0.1))
     (folder / "prolog.sh").write_text(PROLOG.format(node=BLACK_HOLE))
     (folder / "prolog.sh").chmod(0o755)
     extra = f"TaskProlog={folder}/prolog.sh\nPartitionName={CALM} Nodes=n[4-{NODES}]\n"
@@ -108,7 +108,7 @@ def blow(slurm: MiniSlurm, plan: Plan, chance: random.Random, deadline: float) -
         if any(element.node == FLAKY for element in running) and chance.random() < 0.2:
             sent["slurmd killed"] += trouble.attempt("slurmd killed", next(e for e in running if e.node == FLAKY))
         good = [element for element in running if element.node not in (BLACK_HOLE, FLAKY, DEADLY)]
-        if good and sent["killed at random"] < kills and chance.random() < 0.3:
+        if good and sent["killed at random"] < kills and chance.random() < 0.5:
             sent["killed at random"] += trouble.attempt("KILL", chance.choice(good))
     return sent
 
