@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from hvae_hpc.jobs.accounting import known_ends
 from hvae_hpc.jobs.arrays import source_of
-from hvae_hpc.jobs.failures import Evidence, classify, gather, node_of
+from hvae_hpc.jobs.failures import Evidence, classify, gather
 from hvae_hpc.jobs.policy import Failure
 from hvae_hpc.jobs.standing import Standing, Submissions
 from hvae_hpc.plan import Plan
@@ -93,7 +93,9 @@ def gather_all(
     for element, word in ends.items():
         ids = [run_id for run_id in submissions.runs_of(element) if run_id in plan.runs]
         if word.startswith("FAILED") and ids and element not in known:
-            seen.append(Seen(False, like(ids[0]), node_of(word), element, submissions.submitted_at(element)))
+            lost = gather(plan, ids[0], Standing("lost", element), submissions, ends)
+            if classify(lost) in NODE_MAY_BE_WHY:
+                seen.append(Seen(False, like(ids[0]), lost.node, element, submissions.submitted_at(element)))
     seen += [Seen(True, like(i), state.host, state.job, state.started_at) for i, state in states.items() if state.done]
     holes = find_black_holes(seen)
     # Where the first elements of an array failed on one node and nothing else began, nobody can tell: one more look.
