@@ -165,10 +165,10 @@ def test_trainings_killed_at_random_end_as_if_undisturbed(tmp_path: Path) -> Non
         text = (
             (project / "sweep.toml")
             .read_text()
-            .replace("images = 160", "images = 800")
+            .replace("images = 160", "images = 480")
             .replace('"tiny", "tiny2"', '"tiny"')
         )
-        text = text.replace("factors = [2, 3]", "factors = []").replace("epochs = 10", "epochs = 40")
+        text = text.replace("factors = [2, 3]", "factors = []").replace("epochs = 10", "epochs = 25")
         (project / "sweep.toml").write_text(
             text.replace("seeds = 2", "seeds = 1").replace("doses = [4, 8]", "doses = [4]")
         )
@@ -184,7 +184,7 @@ def test_trainings_killed_at_random_end_as_if_undisturbed(tmp_path: Path) -> Non
         while starts(killed) == before and process.poll() is None:
             assert time.time() < deadline
             time.sleep(0.02)
-        time.sleep(random.uniform(0, 2.5))
+        time.sleep(random.uniform(0, 1.5))
         children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
         victims = [int(child) for child in children if attempt % 2] + [process.pid]  # workers too, or the sweep alone
         for victim in victims:

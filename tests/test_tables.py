@@ -201,7 +201,9 @@ def test_draws_of_two_splits_are_pooled(tmp_path: Path) -> None:
     write_plan(tmp_path, [run, other])
     values = np.random.default_rng(1).normal(13, 0.1, (2, 10))
     for one, draws in zip((run, other), values, strict=True):
-        numbers = {f"{m}_{s}": float(v) for m in ("psnr", "ssim") for s, v in _moments(draws).items()}
+        numbers = {
+            f"{m}_{s}": float(v) for m, d in (("psnr", draws), ("ssim", draws / 20)) for s, v in _moments(d).items()
+        }
         finish(tmp_path, one, {**fake_metrics(one), **numbers, "n": 10.0})
     expected = f"{values.mean():.3f} ± {values.std(ddof=1):.3f} (20)"
     assert table2_of(tmp_path).rows[0][2] == expected
