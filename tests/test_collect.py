@@ -12,8 +12,9 @@ import pytest
 from hvae_hpc.errors import UserError
 from hvae_hpc.plan import read_plan
 from hvae_hpc.results import records
-from hvae_hpc.results.collect import collect, generators_of
+from hvae_hpc.results.collect import OF_STAGE, collect, generators_of
 from hvae_hpc.rundir import METRICS
+from hvae_hpc.set_measures import SHARES
 from hvae_hpc.states import read_states
 from tests.made_up import (
     GENERATORS,
@@ -258,6 +259,11 @@ def test_an_impossible_measure_is_named(tmp_path: Path, name: str, value: float,
     path.write_text(json.dumps(data))
     (line,) = collect(read_plan(tmp_path / "plans/small.json"), partial=True).missing
     assert line == f"{run.folder}: metrics.json: {name} is {value:g}, expected {expected}; delete the folder"
+
+
+def test_the_bounds_of_shares_are_those_of_who_measures_them() -> None:
+    """The tables do not import the measures, which takes a second of scipy."""
+    assert {name: OF_STAGE["quality"][name] for name in SHARES} == dict.fromkeys(SHARES, (0, 1))
 
 
 def test_of_runs_that_shared_a_device_each_has_its_share_of_time_and_the_memory_of_all(tmp_path: Path) -> None:
