@@ -30,19 +30,19 @@ from hvae_hpc.stages import CONFIGS
 from hvae_hpc.sweep import read_sweep
 
 
-def make_plan(folder: Path, seeds: int, **changes: Any) -> Plan:
-    """Plan the demo's reference arm on phantoms; changes are to a run's resources."""
-    return plan_reference(read_sweep("demo"), folder, 40, seeds, **changes)
+def make_plan(folder: Path, seeds: int, factors: tuple[int, ...] = (), **changes: Any) -> Plan:
+    """Plan the demo's reference arm on phantoms, and standard xF arms; changes are to a run's resources."""
+    return plan_reference(replace(read_sweep("demo"), factors=factors), folder, 40, seeds, **changes)
 
 
 def plan_reference(sweep: SweepConfig, folder: Path, phantoms: int, seeds: int, **changes: Any) -> Plan:
-    """Plan a sweep's reference arm on phantoms."""
+    """Plan a sweep's arms without a generator on phantoms."""
     shards = folder / "shards"
     raw = ["--raw", str(folder / "raw"), "--out", str(shards), "--local"]
     with contextlib.redirect_stdout(io.StringIO()):
         if preprocess(["brats2021", "--phantom", str(phantoms), *raw]):
             raise SystemExit("the phantoms could not be packed")
-    sweep = replace(sweep, data=("brats2021",), seeds=seeds, factors=(), doses=(), arms=(), generators={})
+    sweep = replace(sweep, data=("brats2021",), seeds=seeds, doses=(), arms=(), generators={})
     data = dag.DataSet(name="brats2021", folder=shards, manifest=read_manifest(shards))
     return dag.make_plan(sweep, [data], folder / "runs", dict.fromkeys(CONFIGS, Resources(**changes)))
 
@@ -52,7 +52,7 @@ def run_elements(plan: Plan, bundles: list[tuple[str, ...]], folder: Path) -> fl
     plan = replace(
         plan,
         runs_folder=folder / "runs",
-        arrays=(Array(name="bench", stage="segment", elements=tuple(bundles)),),
+        arrays=(Array(name="bench", stage=plan.runs[bundles[0][0]].stage, elements=tuple(bundles)),),
     )
     write_plan(plan, folder / "plan.json")
     command = [sys.executable, "-m", "hvae_hpc.jobs.element", "--plan", str(folder / "plan.json"), "--array", "0"]

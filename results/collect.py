@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cache
+from operator import eq
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import pandas as pd
 from hvae_hpc.collector import collector_paused
 from hvae_hpc.errors import UserError
 from hvae_hpc.plan import Plan
+from hvae_hpc.results.reading import parents_text
 from hvae_hpc.results.records import Records, read_records
 from hvae_hpc.results.statistics import Summary, summarise
 from hvae_hpc.stages import GenerateConfig, SegmentConfig
@@ -179,8 +181,28 @@ def refusal(plan: Plan, missing: Sequence[str]) -> str:
 
 def _undone(plan: Plan, records: Records, faults: Mapping[str, str]) -> dict[str, str]:
     """Return the runs that are not done, and why."""
+    if not faults and _all_fit(plan, records):
+        return {}
     states = follow(plan, _reader(records, faults))
     return {run_id: state.reason for run_id, state in states.items() if not state.stamp}
+
+
+def _all_fit(plan: Plan, records: Records) -> bool:
+    """Return whether every run is there, and made from its parents as they are: the usual case, found out quickly."""
+    stamps, made_from = dict[str, str](), dict[str, str]()
+    for frame in records.frames.values():
+        run_ids = frame["run_id"].tolist()
+        stamps.update(zip(run_ids, frame["stamp"].tolist(), strict=True))
+        made_from.update(zip(run_ids, frame["parents"].tolist(), strict=True))
+    if len(stamps) < len(plan.runs):
+        return False
+    sets_of_parents = {id(run.parents): run.parents for run in plan.runs.values()}
+    expected = {
+        key: parents_text({role: stamps[run_id] for role, run_id in parents.items() if role != "data"})
+        for key, parents in sets_of_parents.items()
+    }
+    wanted = (expected[id(run.parents)] for run in plan.runs.values())
+    return all(map(eq, map(made_from.__getitem__, plan.runs), wanted))
 
 
 def _reader(records: Records, faults: Mapping[str, str]) -> Callable[[str], Made | None]:

@@ -60,7 +60,7 @@ class Row(NamedTuple):
     Attributes:
         run_id: of the run.
         numbers: ORIGIN, CASE_NUMBERS, then the metrics that were asked for; NaN for what the file does not have.
-        texts: TEXTS; parents are the JSON of role to stamp.
+        texts: TEXTS; parents by :func:`parents_text`.
         cases: ids of the test cases, sorted.
         dice: of each case, as bytes of float64.
     """
@@ -172,10 +172,15 @@ def _make_row(asked: Asked, result: Any, dice: Sequence[float], unit: str, stamp
             *map(float, (*origin, made.gpu.get("energy_j", NOTHING), len(dice), _median(ordered))),
             *[metrics.get(name, NOTHING) for name in asked.metrics],
         ),
-        texts=(stamp, json.dumps(result.parent_results), *map(_clean, texts)),
+        texts=(stamp, parents_text(result.parent_results), *map(_clean, texts)),
         cases=_case_sets.setdefault(cases, cases),
         dice=array("d", dice).tobytes(),
     )
+
+
+def parents_text(stamps: Mapping[str, str]) -> str:
+    """Return one text for the same role to stamp, in whatever order."""
+    return json.dumps(stamps, sort_keys=True)
 
 
 def _clean(text: str) -> str:
