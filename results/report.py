@@ -112,7 +112,7 @@ def _state(plan: Plan, collected: Collected) -> str:
     missing = f"; {len(collected.missing)} are missing, listed below" if collected.missing else ""
     costs = collected.costs
     spent = (costs["spent_s"] * costs["processes"]).groupby(costs["device"]).sum()
-    took = " and ".join(f"{_duration(seconds)} of {device}" for device, seconds in spent.items())
+    took = " and ".join(f"{_duration(s)} of {'CPU' if name == 'cpu' else name}" for name, s in spent.items())
     return f"{done}{missing}." + (f" They took {took}." if took else "")
 
 
