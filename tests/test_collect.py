@@ -203,6 +203,12 @@ def test_a_parent_that_is_made_anew_takes_along_what_hangs_on_it_also_from_memor
     assert set(collected.missing) == {f"{folder}: {reason}" for folder in hanging}
 
 
+def test_where_all_is_there_no_run_is_looked_at_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_sweep(tmp_path)
+    monkeypatch.setattr("hvae_hpc.results.collect.follow", None)
+    assert collect(read_plan(tmp_path / "plans/small.json")).missing == ()
+
+
 def test_runs_that_do_not_count_have_no_say_in_which_test_cases_are_usual(tmp_path: Path) -> None:
     runs = write_sweep(tmp_path, seeds=5)
     plan = read_plan(tmp_path / "plans/small.json")
