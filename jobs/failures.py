@@ -18,7 +18,7 @@ from hvae_hpc.rundir import read_log
 ENDINGS = ("failed", "died", "stopped", "left", "blocked")
 LINES = 200
 """Of the element's log that are looked at."""
-BAD_NODE = r"\bXid\b|DUE TO NODE FAILURE"
+BAD_NODE = r"\bXid\b|DUE TO NODE FAILURE|uncorrectable ECC|fallen off the bus"
 """What SLURM and the driver say of a node, and no fault of our own can make them say."""
 # The first that is found counts: what a GPU says of its memory has the words of what a host says of its own.
 SENTENCES: tuple[tuple[Failure, str], ...] = (
@@ -29,7 +29,7 @@ SENTENCES: tuple[tuple[Failure, str], ...] = (
     ),
     (
         "node failure",
-        BAD_NODE + r"|uncorrectable|CUDA-capable devices? (is|are) (busy|detected)|fallen off the bus"
+        BAD_NODE + r"|uncorrectable|CUDA-capable devices? (is|are) (busy|detected)"
         r"|CUDA error: (unspecified launch failure|unknown error|hardware)",
     ),
     (

@@ -110,6 +110,15 @@ def test_no_slurm_but_a_minislurm_is_drilled(conf: str, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("undisturbed-*"))
 
 
+def test_a_site_file_that_is_not_its_own_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "site.toml").write_text("[all]\naccount = 'mine'\n")
+    done = drill(tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "site.toml: is not the drill's" in done.stderr
+    assert (tmp_path / "site.toml").read_text() == "[all]\naccount = 'mine'\n"
+
+
 @pytest.mark.parametrize("content", [b"some bytes and more", bytes(100), b"x"], ids=["bytes", "zeros", "one"])
 def test_damage_damages(content: bytes, tmp_path: Path) -> None:
     for detail in (0.0, 0.2, 0.4, 0.6, 0.8, 0.999):

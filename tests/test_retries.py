@@ -132,9 +132,10 @@ def test_a_second_try_that_its_node_ended_before_it_began_is_nobody_s_word(plan:
 XID = "NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus."
 
 
-def test_a_node_that_failed_is_left_out_for_a_day_on_its_cluster(plan: Plan) -> None:
+@pytest.mark.parametrize("word", [XID, "RuntimeError: CUDA error: uncorrectable ECC error encountered"])
+def test_a_node_that_failed_is_left_out_for_a_day_on_its_cluster(plan: Plan, word: str) -> None:
     train, _, reference, arm = plan.runs
-    for run_id, reason in ((train, XID), (reference, "CUDA error: unspecified launch failure"), (arm, "Stale handle")):
+    for run_id, reason in ((train, word), (reference, "CUDA error: unspecified launch failure"), (arm, "Stale handle")):
         fail(plan, run_id, {"event": "failed", "reason": reason, "errno": 116 if run_id == arm else 0}, f"of-{run_id}")
     before = Memory(nodes={"one": {"n1": time.time() - 1, "n2": time.time() + 60}, "two": {"n1": 5.0}})
     choice = choose_once(plan, before)
