@@ -24,7 +24,7 @@ BAD_NODE = r"\bXid\b|DUE TO NODE FAILURE|uncorrectable ECC|fallen off the bus"
 SENTENCES: tuple[tuple[Failure, str], ...] = (
     (
         "out of memory (device)",
-        r"CUDA out of memory|OutOfMemoryError|CUDA error: out of memory|(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED"
+        r"CUDA out of memory|OutOfMemoryError|CUDA (driver )?error: out of memory|(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED"
         r"|out of memory with .* on cuda",
     ),
     (

@@ -327,6 +327,7 @@ def test_what_slurm_ends(
         ("srun: error: n1: task 0: Out Of Memory", "out of memory (host)"),
         ("RuntimeError: [enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory", "out of memory (host)"),
         ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB", "out of memory (device)"),
+        ("RuntimeError: CUDA driver error: out of memory", "out of memory (device)"),
         ("process 1: out of memory with 8 pairs of 256x256 px at once on cuda:1; lower", "out of memory (device)"),
         ("NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus.", "node failure"),
         ("OSError: [Errno 28] No space left on device", "disk full or quota"),
