@@ -258,8 +258,8 @@ def _works_locally(folder: Path, record: Mapping[str, Any]) -> bool:
 
 def is_heard_of(folder: Path) -> bool:
     """Tell whether who makes a run gave a sign of life just now."""
-    last = next(reversed(read_log_tail(folder)), {})
-    return is_held(folder) or time.time() - float(last.get("time", 0.0)) < SILENT_S
+    last = max((float(record.get("time", 0.0)) for record in read_log_tail(folder)[-1:]), default=0.0)
+    return is_held(folder) or time.time() - last < SILENT_S
 
 
 def _at_rest(
