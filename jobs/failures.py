@@ -48,7 +48,8 @@ NODE_SAID = re.compile(r"(?:slurmstepd-|srun: error: )([^\s\[\],:]+): (?:error|t
 """How SLURM names the node in an element's log, also where none of our processes ever began."""
 NODE_KEPT = re.compile(r" on ([^\s\[\],]+)$")
 """As accounting names it."""
-CANCELLED = re.compile(r"\*\*\* JOB \S+ ON \S+ CANCELLED AT \S+ \*\*\*")
+CANCELLED = re.compile(r"\*\*\* JOB \S+ ON \S+ CANCELLED AT \S+( DUE to SIGNAL \w+)? \*\*\*")
+"""Of the job, not of a step; newer SLURMs name the signal too."""
 REPORT = re.compile(r"(done|failed|blocked|stopped): .*?\(([0-9a-f]{12})\), [0-9.]+ s: (.*)")
 """How an element's log tells of a run that ended."""
 STATES: Mapping[str, Failure] = {

@@ -405,6 +405,8 @@ def gather_of(plan: Plan, elements: list[list[str]], text: str, run_id: str, kin
     [
         ("CANCELLED AT x DUE TO NODE FAILURE", "Detected 1 oom_kill event in StepId=1", "out of memory (host)", False),
         ("CANCELLED AT x DUE TO TIME LIMIT", "*** JOB 14 ON n1 CANCELLED AT x ***", "lost", True),
+        ("nothing", "*** JOB 14 ON n1 CANCELLED AT x DUE to SIGNAL Terminated ***", "lost", True),
+        ("nothing", "*** STEP 14.0 ON n1 CANCELLED AT x DUE to SIGNAL Killed ***", "lost", False),
         ("CANCELLED AT x DUE TO PREEMPTION", "nothing", "lost", False),
         ("*** JOB 14 ON n1 CANCELLED AT x ***", "CANCELLED AT x DUE TO PREEMPTION", "preempted", False),
     ],
