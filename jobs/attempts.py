@@ -21,6 +21,8 @@ from hvae_hpc.jobs.policy import Failure
 from hvae_hpc.plan import Plan
 from hvae_hpc.rundir import METRICS, append_log, read_log
 
+LEFT_EARLY = 75
+"""Exit code (sysexits' "temporary failure"): an element saved, to be gone on with."""
 STALLS = 10
 """Attempts of one element that may end where they began before the run is given up."""
 BEGINS = re.compile(r"element \S+ begins, after \d+ restarts")

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from hvae_hpc.jobs.accounting import known_ends
 from hvae_hpc.jobs.arrays import source_of
+from hvae_hpc.jobs.attempts import LEFT_EARLY
 from hvae_hpc.jobs.failures import Evidence, classify, gather
 from hvae_hpc.jobs.policy import Failure
 from hvae_hpc.jobs.standing import Standing, Submissions
@@ -92,7 +93,8 @@ def gather_all(
     known = {e.standing.element for e in found.values()}
     for element, word in ends.items():
         ids = [run_id for run_id in submissions.runs_of(element) if run_id in plan.runs]
-        if word.startswith("FAILED") and ids and element not in known:
+        ended_by_itself = word.startswith(f"FAILED, exit code {LEFT_EARLY}")  # it was told to, or at its limit
+        if word.startswith("FAILED") and not ended_by_itself and ids and element not in known:
             lost = gather(plan, ids[0], Standing("lost", element), submissions, ends)
             if classify(lost) in NODE_MAY_BE_WHY:
                 seen.append(Seen(False, like(ids[0]), lost.node, element, submissions.submitted_at(element)))

@@ -114,6 +114,8 @@ def _say(line: str) -> None:
 def _write_site(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     site = folder / "site.toml"
+    if site.exists() and not site.read_text(errors="replace").startswith(SITE.partition("\n")[0]):
+        raise UserError(f"{site}: is not the drill's, which would overwrite it; give a folder of its own by --folder")
     site.write_text(SITE)
     return site
 

@@ -23,7 +23,15 @@ from typing import IO
 from hvae_hpc.errors import UserError, run_command
 from hvae_hpc.holder import job_id
 from hvae_hpc.identity import code_sha
-from hvae_hpc.jobs.attempts import announce, how_far, last_event_in, let_output_be_lost, meeting_file, record
+from hvae_hpc.jobs.attempts import (
+    LEFT_EARLY,
+    announce,
+    how_far,
+    last_event_in,
+    let_output_be_lost,
+    meeting_file,
+    record,
+)
 from hvae_hpc.jobs.canary import Watch
 from hvae_hpc.jobs.local import Worker
 from hvae_hpc.jobs.slurm import CALL_EVERY_S, ask, format_places
@@ -32,8 +40,6 @@ from hvae_hpc.jobs.together import Together
 from hvae_hpc.plan import Plan
 from hvae_hpc.resources import Resources
 
-LEFT_EARLY = 75
-"""Exit code (sysexits' "temporary failure"): saved, to be gone on with."""
 SPREAD_S = 20.0
 """Elements of a large array start within this time, so that a file server does not meet all of them at once."""
 BUSY_S = 900.0

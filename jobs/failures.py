@@ -18,18 +18,18 @@ from hvae_hpc.rundir import read_log
 ENDINGS = ("failed", "died", "stopped", "left", "blocked")
 LINES = 200
 """Of the element's log that are looked at."""
-BAD_NODE = r"\bXid\b|DUE TO NODE FAILURE"
+BAD_NODE = r"\bXid\b|DUE TO NODE FAILURE|uncorrectable ECC|fallen off the bus"
 """What SLURM and the driver say of a node, and no fault of our own can make them say."""
 # The first that is found counts: what a GPU says of its memory has the words of what a host says of its own.
 SENTENCES: tuple[tuple[Failure, str], ...] = (
     (
         "out of memory (device)",
-        r"CUDA out of memory|OutOfMemoryError|CUDA error: out of memory|(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED"
+        r"CUDA out of memory|OutOfMemoryError|CUDA (driver )?error: out of memory|(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED"
         r"|out of memory with .* on cuda",
     ),
     (
         "node failure",
-        BAD_NODE + r"|uncorrectable|CUDA-capable devices? (is|are) (busy|detected)|fallen off the bus"
+        BAD_NODE + r"|uncorrectable|CUDA-capable devices? (is|are) (busy|detected)"
         r"|CUDA error: (unspecified launch failure|unknown error|hardware)",
     ),
     (
@@ -48,7 +48,8 @@ NODE_SAID = re.compile(r"(?:slurmstepd-|srun: error: )([^\s\[\],:]+): (?:error|t
 """How SLURM names the node in an element's log, also where none of our processes ever began."""
 NODE_KEPT = re.compile(r" on ([^\s\[\],]+)$")
 """As accounting names it."""
-CANCELLED = re.compile(r"\*\*\* JOB \S+ ON \S+ CANCELLED AT \S+ \*\*\*")
+CANCELLED = re.compile(r"\*\*\* JOB \S+ ON \S+ CANCELLED AT \S+( DUE to SIGNAL \w+)? \*\*\*")
+"""Of the job, not of a step; newer SLURMs name the signal too."""
 REPORT = re.compile(r"(done|failed|blocked|stopped): .*?\(([0-9a-f]{12})\), [0-9.]+ s: (.*)")
 """How an element's log tells of a run that ended."""
 STATES: Mapping[str, Failure] = {

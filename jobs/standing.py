@@ -235,7 +235,10 @@ def read_standings(
         elif element and queue is None and record.get("event") not in ENDS:
             standings[run_id] = Standing("running" if record else "waiting", element, UNASKED)
         else:
-            standings[run_id] = _at_rest(plan, run_id, state.reason, record, element, standings)
+            # What it came to in an earlier element is not how the last one ended.
+            earlier = queue is not None and record.get("job_id") != element
+            told = {} if earlier and submissions.runs_of(str(record.get("job_id", ""))) else record
+            standings[run_id] = _at_rest(plan, run_id, state.reason, told, element, standings)
     return standings
 
 
@@ -255,7 +258,8 @@ def _works_locally(folder: Path, record: Mapping[str, Any]) -> bool:
 
 def is_heard_of(folder: Path) -> bool:
     """Tell whether who makes a run gave a sign of life just now."""
-    return is_held(folder) or _age_s(folder) < SILENT_S
+    last = max((float(record.get("time", 0.0)) for record in read_log_tail(folder)[-1:]), default=0.0)
+    return is_held(folder) or time.time() - last < SILENT_S
 
 
 def _at_rest(
@@ -293,8 +297,3 @@ def _last_event(folder: Path) -> dict[str, Any]:
         if not records:
             break
     return {}
-
-
-def _age_s(folder: Path) -> float:
-    records = read_log_tail(folder)
-    return time.time() - float(records[-1].get("time", 0.0)) if records else float("inf")

@@ -1,13 +1,15 @@
 """``hvae-hpc why``: why a run came to nothing, in ten lines: its class, the evidence, what a retry would change."""
 
 import argparse
+import math
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from hvae_hpc.errors import printable
 from hvae_hpc.jobs.accounting import known_ends
+from hvae_hpc.jobs.blame import gather_all
 from hvae_hpc.jobs.control import add_run, find_run
 from hvae_hpc.jobs.failures import CANCELLED, SENTENCES, Evidence, classify, gather
 from hvae_hpc.jobs.logs import describe
@@ -20,6 +22,7 @@ from hvae_hpc.jobs.tried import Tried, read_memory, with_memory
 from hvae_hpc.plan import Plan
 from hvae_hpc.rundir import read_log
 from hvae_hpc.stages import SegmentConfig, TrainConfig
+from hvae_hpc.states import read_states
 
 WIDTH = 200
 """Characters of a line that are shown."""
@@ -45,17 +48,42 @@ def main(argv: Sequence[str]) -> int:
     plan, run_id = find_run(options.runs, options.run)
     submissions = Submissions(plan.runs_folder)
     queue, note = read_our_queue(submissions)
-    standing = make_overview(plan, submissions, queue).standings[run_id]
+    standings = make_overview(plan, submissions, queue).standings
     note = f"the queue is not known: {note}" if note else ""
-    print(*explain(plan, run_id, standing, submissions, read_site(options.site), note), sep="\n")
+    blamed = _blamed(plan, run_id, standings, submissions)
+    print(*explain(plan, run_id, standings[run_id], submissions, read_site(options.site), note, blamed), sep="\n")
     return 0
 
 
+def _blamed(plan: Plan, run_id: str, standings: Mapping[str, Standing], submissions: Submissions) -> float:
+    """Return for how many hours a retry would leave the run's node out for what others say of it; 0 for not."""
+    if standings[run_id].kind not in ("failed", "lost") or not standings[run_id].element:
+        return 0.0
+    tries = {i: tried.tries.get("node failure", 0) for i, tried in read_memory(plan.runs_folder).runs.items()}
+    return gather_all(plan, read_states(plan), standings, submissions, tries)[run_id].blamed
+
+
 def explain(
-    plan: Plan, run_id: str, standing: Standing, submissions: Submissions, site: Site, note: str = ""
+    plan: Plan,
+    run_id: str,
+    standing: Standing,
+    submissions: Submissions,
+    site: Site,
+    note: str = "",
+    blamed: float = 0.0,
 ) -> Iterator[str]:
-    """Yield why a run came to nothing, in ten lines at most that a terminal shows as they are."""
-    for line in _explain(plan, run_id, standing, submissions, site, SHOWN - bool(note)):
+    """Yield why a run came to nothing, in ten lines at most that a terminal shows as they are.
+
+    Args:
+        plan: of its sweep.
+        run_id: of the run.
+        standing: how it stands.
+        submissions: of its runs folder.
+        site: for the rules.
+        note: a last line.
+        blamed: for how many hours its node is left out on others' evidence.
+    """
+    for line in _explain(plan, run_id, standing, submissions, site, SHOWN - bool(note), blamed):
         yield _tidy(line)
     if note:
         yield _tidy(f"note:      {note}")
@@ -67,10 +95,10 @@ def _tidy(line: str) -> str:
 
 
 def _explain(
-    plan: Plan, run_id: str, standing: Standing, submissions: Submissions, site: Site, shown: int
+    plan: Plan, run_id: str, standing: Standing, submissions: Submissions, site: Site, shown: int, blamed: float
 ) -> Iterator[str]:
     run = plan.runs[run_id]
-    evidence = gather(plan, run_id, standing, submissions, known_ends(submissions))
+    evidence = gather(plan, run_id, standing, submissions, known_ends(submissions))._replace(blamed=blamed)
     yield f"{run.stage} {run.label} ({run_id})"
     reason = standing.reason.replace(f"{plan.folder(run_id)}/", "")
     if standing.kind not in ("failed", "lost", "blocked"):
@@ -97,7 +125,8 @@ def _explain(
         yield "retry:     as it was, and not counted: its turn in the element had not come"
     else:
         rule, words = site.rules[failure], in_words(verdict.changes, plan.resources_of(run_id), evidence.minutes)
-        apart = f", not on {verdict.bad_node} for {rule.exclude_hours:g} h" if verdict.bad_node else ""
+        hours = min(rule.exclude_hours, evidence.blamed or math.inf)
+        apart = f", not on {verdict.bad_node} for {hours:g} h" if verdict.bad_node else ""
         # SLURM is not asked for what its partitions have, which is several calls.
         limited = standing.element and verdict.changes.keys() & {"memory_gb", "minutes"}
         words += ", as far as the partition allows" if limited else ""
@@ -111,7 +140,8 @@ def _explain(
 
 def _facts(evidence: Evidence) -> Iterator[str]:
     """Yield what is known beside sentences."""
-    ended, place = evidence.ended, [evidence.standing.element, f"on {evidence.node}" if evidence.node else ""]
+    where = f"on {evidence.node}{', which looks bad' * (evidence.blamed > 0)}" if evidence.node else ""
+    ended, place = evidence.ended, [evidence.standing.element, where]
     if where := " ".join(filter(None, place)):
         yield f"element {where}" if place[0] else where
     if evidence.state:

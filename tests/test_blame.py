@@ -90,9 +90,11 @@ def test_what_was_lost_on_a_node_and_made_elsewhere_since_still_speaks_against_i
         "slurmstepd-n3: error: Exceeded job memory limit\n"
     )  # a fault of its own
     assert not choose_once(arms, Memory()).memory.nodes
-    ends["ends"] = {"12_0": "FAILED, exit code 9 on n3", "12_1": "TIMEOUT on n3"}
-    write_json(arms.runs_folder / "submissions" / ENDS_FILE, ends)
-    assert not choose_once(arms, Memory()).memory.nodes
+    (arms.runs_folder / "submissions/small-abc/12_0_0_log.out").unlink()
+    for other in ("TIMEOUT", "FAILED, exit code 75"):  # the latter saved and left at its limit
+        ends["ends"] = {"12_0": "FAILED, exit code 9 on n3", "12_1": f"{other} on n3"}
+        write_json(arms.runs_folder / "submissions" / ENDS_FILE, ends)
+        assert not choose_once(arms, Memory()).memory.nodes
 
 
 def hold(plan: Plan, node: str) -> None:

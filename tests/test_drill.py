@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from hvae_hpc.errors import UserError
+from hvae_hpc.jobs.drill_slurm import find_own_slurm
 from hvae_hpc.jobs.faults import KINDS, damage, draw_fault
 from hvae_hpc.jobs.forking import Lane
+from hvae_hpc.jobs.minislurm import MiniSlurm
 from hvae_hpc.jobs.sameness import compare
 from hvae_hpc.jobs.tasks import STAGES
 from tests.tiny import make_data_set
@@ -108,6 +110,39 @@ def test_no_slurm_but_a_minislurm_is_drilled(conf: str, tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
     assert "expected that of a minislurm" in done.stderr
     assert not list(tmp_path.glob("undisturbed-*"))
+
+
+@pytest.mark.parametrize(
+    ("cluster", "state", "jobs", "said"),
+    [
+        ("hpc", "{}/state", "", "cluster hpc with its state in"),
+        ("minislurm-1", "/var/spool/slurm", "", "is no minislurm's"),
+        ("minislurm-1", "{}/state", "7\n8\n", "jobs 7, 8 are in the queue"),
+        ("minislurm-1", "{}/state", "", ""),
+    ],
+)
+def test_a_slurm_that_answers_for_a_minislurm_must_be_one_and_idle(
+    cluster: str, state: str, jobs: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "minislurm.json").write_text(json.dumps({"cluster": "minislurm-1", "link": str(tmp_path)}))
+    config = f"ClusterName             = {cluster}\nStateSaveLocation       = {state.format(tmp_path)}\n"
+    monkeypatch.setenv("SLURM_CONF", f"{tmp_path}/etc/slurm.conf")
+    monkeypatch.setattr(MiniSlurm, "pids", lambda self: {"slurmctld": 1})
+    monkeypatch.setattr(MiniSlurm, "client", lambda self, name, *_: config if name == "scontrol" else jobs)
+    if not said:
+        assert find_own_slurm().folder == tmp_path
+        return
+    with pytest.raises(UserError, match=said):
+        find_own_slurm()
+
+
+def test_a_site_file_that_is_not_its_own_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "site.toml").write_text("[all]\naccount = 'mine'\n")
+    done = drill(tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "site.toml: is not the drill's" in done.stderr
+    assert (tmp_path / "site.toml").read_text() == "[all]\naccount = 'mine'\n"
 
 
 @pytest.mark.parametrize("content", [b"some bytes and more", bytes(100), b"x"], ids=["bytes", "zeros", "one"])

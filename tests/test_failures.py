@@ -327,6 +327,7 @@ def test_what_slurm_ends(
         ("srun: error: n1: task 0: Out Of Memory", "out of memory (host)"),
         ("RuntimeError: [enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory", "out of memory (host)"),
         ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB", "out of memory (device)"),
+        ("RuntimeError: CUDA driver error: out of memory", "out of memory (device)"),
         ("process 1: out of memory with 8 pairs of 256x256 px at once on cuda:1; lower", "out of memory (device)"),
         ("NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus.", "node failure"),
         ("OSError: [Errno 28] No space left on device", "disk full or quota"),
@@ -404,6 +405,8 @@ def gather_of(plan: Plan, elements: list[list[str]], text: str, run_id: str, kin
     [
         ("CANCELLED AT x DUE TO NODE FAILURE", "Detected 1 oom_kill event in StepId=1", "out of memory (host)", False),
         ("CANCELLED AT x DUE TO TIME LIMIT", "*** JOB 14 ON n1 CANCELLED AT x ***", "lost", True),
+        ("nothing", "*** JOB 14 ON n1 CANCELLED AT x DUE to SIGNAL Terminated ***", "lost", True),
+        ("nothing", "*** STEP 14.0 ON n1 CANCELLED AT x DUE to SIGNAL Killed ***", "lost", False),
         ("CANCELLED AT x DUE TO PREEMPTION", "nothing", "lost", False),
         ("*** JOB 14 ON n1 CANCELLED AT x ***", "CANCELLED AT x DUE TO PREEMPTION", "preempted", False),
     ],

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from hvae_hpc.errors import UserError
+from hvae_hpc.jobs.accounting import ENDS_FILE
 from hvae_hpc.jobs.launcher import prepare
 from hvae_hpc.jobs.minislurm import MiniSlurm
 from hvae_hpc.jobs.nodes import expand_hosts, without_bad_nodes
@@ -26,7 +27,7 @@ from hvae_hpc.jobs.tried import Memory, Tried, read_memory, with_memory
 from hvae_hpc.jobs.tried import write_memory as keep
 from hvae_hpc.plan import Array, Plan, plan_path, write_plan
 from hvae_hpc.resources import Resources
-from hvae_hpc.rundir import read_log
+from hvae_hpc.rundir import read_log, write_json
 from hvae_hpc.states import read_states
 from hvae_hpc.sweep import _run_here, main
 from tests.made_up import SMALL_ARMS, finish, make_runs
@@ -113,12 +114,28 @@ def test_what_was_taken_out_of_the_queue_is_for_a_person_to_repeat(plan: Plan) -
     assert Counter(line.partition(" (")[2] for line in choice.told).total() == 1
 
 
+@pytest.mark.parametrize("event", ["failed", "blocked"])
+def test_a_second_try_that_its_node_ended_before_it_began_is_nobody_s_word(plan: Plan, event: str) -> None:
+    *_, arm = plan.runs
+    fail(plan, arm, {"event": event, "reason": "x", "errors": ["MemoryError"]})
+    submit(plan, [[run_id] for run_id in plan.runs], job="40")
+    ends = {"asked_at": time.time(), "ends": {"40_3": "NODE_FAIL on n3"}}
+    write_json(plan.runs_folder / "submissions" / ENDS_FILE, ends)
+    for run_id in list(plan.runs)[:-1]:
+        finish(plan.runs_folder, plan.runs[run_id], {"dice": 0.5})
+    choice = choose_once(plan, Memory())
+    assert arm in choice.run_ids
+    assert choice.memory.runs[arm].tries == {"node failure": 1}
+    assert choice.memory.nodes["one"].keys() == {"n3"}
+
+
 XID = "NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus."
 
 
-def test_a_node_that_failed_is_left_out_for_a_day_on_its_cluster(plan: Plan) -> None:
+@pytest.mark.parametrize("word", [XID, "RuntimeError: CUDA error: uncorrectable ECC error encountered"])
+def test_a_node_that_failed_is_left_out_for_a_day_on_its_cluster(plan: Plan, word: str) -> None:
     train, _, reference, arm = plan.runs
-    for run_id, reason in ((train, XID), (reference, "CUDA error: unspecified launch failure"), (arm, "Stale handle")):
+    for run_id, reason in ((train, word), (reference, "CUDA error: unspecified launch failure"), (arm, "Stale handle")):
         fail(plan, run_id, {"event": "failed", "reason": reason, "errno": 116 if run_id == arm else 0}, f"of-{run_id}")
     before = Memory(nodes={"one": {"n1": time.time() - 1, "n2": time.time() + 60}, "two": {"n1": 5.0}})
     choice = choose_once(plan, before)

@@ -86,6 +86,16 @@ def test_what_left_the_queue_without_a_word_is_lost(plan: Plan) -> None:
     assert standings[third] == Standing("lost", "", "its process ended without a result")
 
 
+@pytest.mark.parametrize("event", ["failed", "blocked"])
+def test_what_a_run_came_to_before_is_no_word_of_the_element_that_had_it_since(plan: Plan, event: str) -> None:
+    run_id = ids(plan, "segment")[0]
+    submit(plan, [[run_id]], job="12")
+    log(plan, run_id, {"event": "started", "job_id": "12_0"}, {"event": event, "reason": "x", "job_id": "12_0"})
+    assert stand(plan, queue_of())[run_id].kind == ("failed" if event == "failed" else "open")
+    submit(plan, [[run_id]], job="40")
+    assert stand(plan, queue_of())[run_id] == Standing("lost", "40_0", "left the queue without a result")
+
+
 def test_the_element_is_the_last_that_was_submitted(plan: Plan) -> None:
     run_id = ids(plan, "segment")[0]
     submit(plan, [[run_id]], job="12")

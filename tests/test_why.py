@@ -116,3 +116,21 @@ def test_it_starts_without_what_it_does_not_need() -> None:
         f"import sys; from hvae_hpc.jobs import why, retries; assert not set({json.dumps(heavy)}) & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", check], check=True, cwd="/")
+
+
+def test_where_a_node_looks_bad_by_what_others_came_to_it_says_what_a_retry_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = make_plan(tmp_path, make_runs(arms=SMALL_ARMS[:1], seeds=6, sources=()))
+    submit(plan, [[run_id] for run_id in plan.runs])
+    bug = {"event": "failed", "reason": "RuntimeError: no kernel image", "errors": ["RuntimeError"]}
+    for place, run_id in enumerate([*plan.runs][:3]):
+        mine = {"job_id": f"12_{place}", "host": "n1"}
+        log(plan, run_id, {"event": "started", "time": -60.0, **mine}, {**bug, **mine})
+    first, last = next(iter(plan.runs)), [*plan.runs][5]
+    assert "class:     code error" in ask(capsys, tmp_path, first)
+    finish(tmp_path, plan.runs[last], fake_metrics(plan.runs[last]))  # on another node
+    said = ask(capsys, tmp_path, first)
+    assert "class:     node failure" in said
+    assert "evidence:  element 12_0 on n1, which looks bad, RuntimeError" in said
+    assert "retry:     as it was, not on n1 for 24 h; 0 of 3 tries after this made" in said
