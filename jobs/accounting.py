@@ -79,10 +79,10 @@ def known_ends(submissions: Submissions) -> dict[str, str]:
 
 
 def _read_known(submissions: Submissions) -> dict[str, Any]:
-    known: dict[str, Any] = {"asked_at": 0.0, "ends": {}}
-    with contextlib.suppress(UserError, TypeError):
-        known |= read_json(submissions.folder / ENDS_FILE)
-    return known
+    with contextlib.suppress(UserError, LookupError, TypeError, ValueError):  # damaged is as if it were not there
+        kept = read_json(submissions.folder / ENDS_FILE)
+        return {"asked_at": float(kept["asked_at"]), "ends": {**kept["ends"]}}
+    return {"asked_at": 0.0, "ends": {}}
 
 
 def ask_accounting(jobs: Sequence[str], patience_s: float) -> dict[str, str] | None:

@@ -18,8 +18,8 @@ from hvae_hpc.rundir import read_log
 ENDINGS = ("failed", "died", "stopped", "left", "blocked")
 LINES = 200
 """Of the element's log that are looked at."""
-BAD_NODE = r"\bXid\b|DUE TO NODE FAILURE|uncorrectable ECC|fallen off the bus"
-"""What SLURM and the driver say of a node, and no fault of our own can make them say."""
+BAD_NODE = r"\bXid\b(?! \([^)]*\): (13|31|43|45)\b)|DUE TO NODE FAILURE|uncorrectable ECC|fallen off the bus"
+"""What SLURM and the driver say of a node, and no fault of our own can make them say, as it does those Xids."""
 # The first that is found counts: what a GPU says of its memory has the words of what a host says of its own.
 SENTENCES: tuple[tuple[Failure, str], ...] = (
     (
@@ -44,7 +44,10 @@ SENTENCES: tuple[tuple[Failure, str], ...] = (
     ("preempted", r"DUE TO PREEMPTION"),
     ("non-finite loss", r"became (nan|-?inf)|metric \S+ is (nan|-?inf)"),
 )
-NODE_SAID = re.compile(r"(?:slurmstepd-|srun: error: )([^\s\[\],:]+): (?:error|task|\*\*\*)")
+NODE_SAID = re.compile(
+    r"(?:slurmstepd-|srun: error: )([^\s\[\],:]+): (?:error|task|\*\*\*)"
+    r"|(?:slurmstepd:|\[[-T:.\d]+\]) error: \*\*\* (?:JOB|STEP) \S+ ON ([^\s\[\],:]+) "  # newer ones
+)
 """How SLURM names the node in an element's log, also where none of our processes ever began."""
 NODE_KEPT = re.compile(r" on ([^\s\[\],]+)$")
 """As accounting names it."""
@@ -90,7 +93,7 @@ class Evidence(NamedTuple):
     @property
     def node(self) -> str:
         """The node on which it ran, or was to begin; "" where nobody says."""
-        said = [words[1] for words in map(NODE_SAID.match, reversed(self.lines)) if words]
+        said = [words[1] or words[2] for words in map(NODE_SAID.match, reversed(self.lines)) if words]
         return str(self.began.get("host") or self.ended.get("host") or next(iter(said), "") or node_of(self.state))
 
     @property

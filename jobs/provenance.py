@@ -1,11 +1,13 @@
 """Where, when and with what a run was made."""
 
+import contextlib
 import os
 import platform
 import resource
 import time
 from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
 
 from hvae_hpc.holder import host, job_id
 from hvae_hpc.identity import code_sha
@@ -20,6 +22,23 @@ SLURM_FACTS = {
     "SLURM_RESTART_COUNT": "restarts",
     "CUDA_VISIBLE_DEVICES": "visible_gpus",
 }
+
+
+def peak_memory_mib() -> float:
+    """Return the most memory that this process ever had, with what those that it started have now.
+
+    torch's compiler starts some, and SLURM counts them. What they share is divided among those that share it.
+    """
+    total, open_ids = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, ["self"]
+    while open_ids:
+        process = Path("/proc") / open_ids.pop()
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if process.name != "self":
+                sizes = dict(line.split(":") for line in (process / "smaps_rollup").read_text().splitlines()[1:])
+                total += int(sizes["Pss"].split()[0])
+            for children in process.glob("task/*/children"):
+                open_ids += children.read_text().split()
+    return total / 1024
 
 
 def make_provenance(
@@ -58,7 +77,7 @@ def make_provenance(
         attempt=attempt,
         started_at=round(started, 3),
         wall_s=round(wall_s, 3),
-        peak_memory_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        peak_memory_mib=peak_memory_mib(),
         threads=resources.threads,
         notes=tuple(notes),
         spent_s=round(before_s + wall_s, 3),

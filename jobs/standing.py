@@ -76,7 +76,7 @@ class Submissions:
         for name in sorted(self.names, key=lambda name: (self.folder / name / PLAN_FILE).stat().st_mtime):
             with contextlib.suppress(FileNotFoundError):
                 for line in (self.folder / name / JOBS_FILE).read_text().splitlines():
-                    with contextlib.suppress(ValueError):  # cut short by a crash
+                    with contextlib.suppress(ValueError, LookupError, TypeError):  # cut short by a crash
                         entry = json.loads(line)
                         places = tuple(entry["places"])
                         found.append(Job(name, entry["array"], entry["job"], places, entry.get("time", 0.0)))

@@ -93,7 +93,7 @@ def test_it_is_not_asked_all_the_time(tmp_path: Path, sacct: Path, monkeypatch: 
     assert len(calls(tmp_path)) == 1
 
 
-@pytest.mark.parametrize("damage", ["", "[1", '{"asked_at": 1}', "[]", "{}"])
+@pytest.mark.parametrize("damage", ["", "[1", '{"asked_at": 1}', "[]", "{}", '{"asked_at": 1, "ends": null}'])
 def test_a_damaged_memory_is_asked_anew(tmp_path: Path, sacct: Path, damage: str) -> None:
     (tmp_path / "submissions").mkdir()
     (tmp_path / "submissions" / ENDS_FILE).write_text(damage)

@@ -60,12 +60,15 @@ def test_errors_on_a_black_hole_are_the_node_s_and_tried_again_elsewhere(arms: P
     assert round((choice.memory.nodes["one"]["n1"] - time.time()) / 3600) == 24
 
 
-@pytest.mark.parametrize("by", ["its log", "accounting", "nobody"])
+@pytest.mark.parametrize("by", ["its log", "newer log", "accounting", "nobody"])
 def test_a_node_on_which_no_process_of_ours_ever_began_is_named_by_slurm(arms: Plan, by: str) -> None:
     elements = [f"12_{place}" for place in range(3)]
-    if by == "its log":
+    said = {
+        "its log": "slurmstepd-n1: error: TaskProlog failed status=1\n",
+        "newer log": "[2026-11-28T10:36:19.123] error: *** STEP 12.0 ON n1 FAILED (non-zero exit code) ***\n",
+    }.get(by)
+    if said:
         for element in elements:
-            said = "slurmstepd-n1: error: TaskProlog failed status=1\n"
             (arms.runs_folder / f"submissions/small-abc/{element}_0_log.out").write_text(said)
     word = "FAILED, exit code 1" + " on n1" * (by == "accounting")
     ends = {"asked_at": time.time(), "ends": dict.fromkeys(elements, word)}

@@ -330,6 +330,7 @@ def test_what_slurm_ends(
         ("RuntimeError: CUDA driver error: out of memory", "out of memory (device)"),
         ("process 1: out of memory with 8 pairs of 256x256 px at once on cuda:1; lower", "out of memory (device)"),
         ("NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus.", "node failure"),
+        ("NVRM: Xid (PCI:0000:3b:00): 31, pid=7, name=python, Ch 00000008", "lost"),  # the program's own
         ("OSError: [Errno 28] No space left on device", "disk full or quota"),
         ("slurmstepd: error: *** STEP 5.0 ON n1 CANCELLED AT 2026-11-28T10:36:19 ***", "lost"),
         ("nothing of the kind", "lost"),

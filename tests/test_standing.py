@@ -101,7 +101,7 @@ def test_the_element_is_the_last_that_was_submitted(plan: Plan) -> None:
     submit(plan, [[run_id]], job="12")
     submit(plan, [[run_id]], job="40")
     with open(plan.runs_folder / "submissions/small-abc/jobs.jsonl", "a") as file:
-        file.write('{"array": 0, "jo')  # cut short by a crash
+        file.write('{"array": 0}\n{"array": 0, "job": "7", "places": 3}\n{"array": 0, "jo')  # cut short by a crash
     assert stand(plan, queue_of())[run_id].element == "40_0"
 
 
