@@ -269,9 +269,12 @@ def _end(find: Callable[[], Iterable[int]], grace_s: float) -> None:
         late_s = time.monotonic() - began_s - grace_s
         if late_s > 10:
             raise UserError(f"processes {sorted(pids)} do not end, even after SIGKILL")
-        for pid in pids if late_s >= 0 else pids - asked:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL if late_s >= 0 else signal.SIGTERM)
+        for kind in (
+            (signal.SIGSTOP, signal.SIGKILL) if late_s >= 0 else (signal.SIGTERM,)
+        ):  # none tells of another's end
+            for pid in pids if late_s >= 0 else pids - asked:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, kind)
         asked |= pids
         time.sleep(0.05)
 

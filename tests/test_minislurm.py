@@ -51,6 +51,8 @@ def quiet(minislurm: MiniSlurm) -> Iterator[MiniSlurm]:
     """The session's SLURM, without jobs before and after."""
     yield minislurm
     minislurm.client("scancel", "--user", str(os.geteuid()))
+    for node in set(minislurm.status()) - set(minislurm.pids()):  # a test that failed left it
+        minislurm.start_node(node)
     wait_until(lambda: set(minislurm.status().values()) == {"idle"})
 
 
@@ -97,6 +99,25 @@ def test_killed_node_requeues_its_job_and_comes_back(quiet: MiniSlurm, tmp_path:
     assert quiet.pids()["n3"] != daemon
     with pytest.raises(UserError, match="no node n9"):
         quiet.kill_node("n9")
+
+
+def test_what_dies_with_a_node_tells_nobody_of_another_s_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    kill = os.kill
+
+    def kill_slowly(pid: int, number: int) -> None:
+        kill(pid, number)
+        time.sleep(0.1)
+
+    monkeypatch.setattr(module.os, "kill", kill_slowly)
+    commands = [f"sleep 60; echo > {tmp_path}/told-{i}; sleep 60" for i in range(4)]
+    parents = [subprocess.Popen(["bash", "-c", command]) for command in commands]
+    children = [Path(f"/proc/{parent.pid}/task/{parent.pid}/children") for parent in parents]
+    wait_until(lambda: all(path.read_text() for path in children))
+    # the child's turn is before the parent's for half of them at least, in whatever order a set has them
+    pids = {*(parent.pid for parent in parents), *(int(path.read_text()) for path in children)}
+    module._end(lambda: {pid for pid in pids if is_alive(pid)}, 0.0)
+    assert not list(tmp_path.iterdir())
+    assert [parent.wait() for parent in parents] == [-signal.SIGKILL] * 4
 
 
 @needs_slurm
