@@ -161,6 +161,18 @@ def test_the_jacobian_of_the_flow_is_that_of_the_tempering_alone(tempering: str)
     assert expected == pytest.approx(D * math.log(0.7))
 
 
+@pytest.mark.parametrize("n_leapfrog", [1, 4])
+def test_k_leaps_take_one_gradient_more_than_there_are_leaps_and_no_other_decoding(n_leapfrog: int) -> None:
+    model = linear_model(nonlinear=True, n_leapfrog=n_leapfrog, step_size=0.3, tempering="none")
+    plain, both = [], []
+    decode, linearise = model.decoder.forward, model.decoder.linearise
+    model.decoder.forward = lambda z: (plain.append(z), decode(z))[1]
+    model.decoder.linearise = lambda z: (both.append(z), linearise(z))[1]
+    model(batch_of(model, 2))
+    assert len(both) == n_leapfrog + 1
+    assert len(plain) == len(both)  # linearise of this decoder calls its forward
+
+
 def energy_error(n_leapfrog: int, step_size: float) -> float:
     model = linear_model(nonlinear=True, n_leapfrog=n_leapfrog, step_size=step_size, tempering="none")
     start = torch.randn(2, 64, D, generator=torch.Generator().manual_seed(5), dtype=torch.float64)

@@ -251,11 +251,15 @@ def test_too_little_memory_is_one_line_with_what_to_change(data: PairTensors, tm
         def forward(self, batch: Batch, phase: str) -> Loss:
             return Loss(torch.zeros(2**62, dtype=torch.uint8).sum() * self.weight.sum(), {})
 
-    with pytest.raises(
-        UserError,
-        match=r"out of memory with 4 pairs of \d+x\d+ px at once on cpu; lower optim.batch_size, set recompute",
-    ):
+    what = r"pairs of \d+x\d+ px at once on cpu; lower optim.batch_size, set recompute = true or micro_batch ="
+    with pytest.raises(UserError, match=rf"out of memory with 4 {what} 2"):
         train(Hungry(), data, OPTIM, 0, None, place(tmp_path / "run"))
+    # Where a batch is taken in parts it is a part that did not fit, if the network may be given parts.
+    with pytest.raises(UserError, match=rf"out of memory with 4 {what} 2"):
+        train(Hungry(), data, OPTIM, 0, None, place(tmp_path / "whole", micro_batch=2))
+    Hungry.pairs_apart = True
+    with pytest.raises(UserError, match=rf"out of memory with 2 {what} 1"):
+        train(Hungry(), data, OPTIM, 0, None, place(tmp_path / "parts", micro_batch=2))
 
 
 def events(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -324,14 +328,23 @@ def test_checkpoints_come_as_often_as_pays(monkeypatch: pytest.MonkeyPatch) -> N
     assert fixed.interval_s == 5.0
 
 
+@pytest.mark.parametrize("graph", ["forward", "backward"])
 def test_a_compilation_that_fails_runs_eager_and_says_so(
-    data: PairTensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    graph: str, data: PairTensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def no_compiler(*args: object, **kwargs: object) -> None:
         raise RuntimeError("no C++ compiler here")
 
+    from torch._dynamo.backends.common import aot_autograd  # only here: these import the compiler
+    from torch._functorch.aot_autograd import make_boxed_func
+
+    def keep(graph_module: torch.fx.GraphModule, inputs: object) -> Callable[..., object]:
+        return make_boxed_func(graph_module.forward)
+
+    backend = no_compiler if graph == "forward" else aot_autograd(fw_compiler=keep, bw_compiler=no_compiler)
     real_compile = torch.compile
-    monkeypatch.setattr(device.torch, "compile", lambda model, **kw: real_compile(model, backend=no_compiler, **kw))
+    monkeypatch.setattr(device.torch, "compile", lambda model, **kw: real_compile(model, backend=backend, **kw))
+    monkeypatch.setattr(device.CompiledForward, "graphs_of", None)
     report = run("vae", data, place(tmp_path / "compiled", compile="on"))
     assert report.notes
     assert "no C++ compiler here" in " ".join(report.notes)

@@ -90,6 +90,8 @@ class CompiledForward(nn.Module):
         self.parts: tuple[str, ...] = getattr(model, "compiled_parts", ("forward",)) if compiled else ()
         if compiled:
             self._drop_graphs_of_others(shapes)
+            # By itself torch compiles the backward pass in it, where a failure would end the training.
+            torch._functorch.config.force_non_lazy_backward_lowering = True
         for name in self.parts:  # an attribute of the instance goes before the class's method
             setattr(model, name, torch.compile(getattr(model, name), fullgraph=True, dynamic=False))
 
