@@ -262,6 +262,24 @@ def test_too_little_memory_is_one_line_with_what_to_change(data: PairTensors, tm
         train(Hungry(), data, OPTIM, 0, None, place(tmp_path / "parts", micro_batch=2))
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "[enforce fail at alloc_cpu.cpp:130] DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes",
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    ],
+)
+def test_what_libraries_say_of_memory_is_told_as_too_little_of_it(said: str, data: PairTensors, tmp_path: Path) -> None:
+    class Refused(Exploding):
+        def forward(self, batch: Batch, phase: str) -> Loss:
+            raise RuntimeError(said)
+
+    with pytest.raises(UserError, match=r"out of memory with 4 pairs"):
+        train(Refused(), data, OPTIM, 0, None, place(tmp_path / "run"))
+
+
 def events(folder: Path) -> dict[str, list[tuple[int, float]]]:
     accumulator = EventAccumulator(str(folder / FOLDER))
     accumulator.Reload()

@@ -31,6 +31,8 @@ from hvae_hpc.training.optimizers import make_optimizer, take_step
 from hvae_hpc.training.rollback import LastGood
 
 READ_EVERY = 50
+NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+"""What torch, the CUDA driver and its libraries say of memory, where they have no class of errors for it."""
 AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -96,7 +98,7 @@ def train(
     try:
         return _train(model, data, optim, seed, moves, workplace)
     except (torch.OutOfMemoryError, RuntimeError) as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        if not isinstance(error, torch.OutOfMemoryError) and not any(said in str(error) for said in NO_MEMORY):
             raise
         share, (height, width) = optim.batch_size // workplace.resources.tasks, data.image_size
         at_once = min(share, _rows_at_once(model, workplace) or share)
