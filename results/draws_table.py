@@ -13,6 +13,7 @@ TIDY_DRAWS = (
     *("data", "source", "split_seed", "seed", "draws", "rejected", "smallest_mask_px", "acceptance"),
     *("threshold", "min_mask_px"),
 )
+CHAINS = " Acceptance: of the Metropolis proposals by which chains draw pairs."
 _NUMBERS = ("draws", "rejected", "smallest_mask_px")
 
 
@@ -38,6 +39,7 @@ def build_draws(plan: Plan, collected: Collected) -> Table | None:
                     tidy.append(
                         (data, source, config.split.seed, config.seed, *numbers, metrics.get("acceptance"), *asked)
                     )
+    chained = any(row[-1] != NOTHING for row in rows)
     (config, _), *_ = next(iter(found.values()))
     return Table(
         title=f"Draws ({plan.sweep}): what was left out of the generated pairs",
@@ -46,8 +48,7 @@ def build_draws(plan: Plan, collected: Collected) -> Table | None:
         notes=(
             f"A draw whose mask (probability above {config.threshold:g}) has fewer than {config.min_mask_px} px is "
             "rejected: a pair without a tumour teaches segmentation nothing. The more are rejected, the less the pairs "
-            "are what the generator makes. All trainings and splits together; the acceptance is of Metropolis "
-            "proposals, where pairs are drawn by chains.",
+            "are what the generator makes. All trainings and splits together." + (CHAINS if chained else ""),
             *remarks(plan, collected),
         ),
         tidy_columns=TIDY_DRAWS,

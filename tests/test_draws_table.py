@@ -38,6 +38,7 @@ def test_draws_without_a_tumour_are_counted_in_a_table(tmp_path: Path, monkeypat
         ("HVAE", "500", "0 (0 %)", "12", "0.75"),
     ]
     assert "fewer than 8 px" in table.notes[0]
+    assert "Acceptance" in table.notes[0]
     assert table.tidy_rows[0] == ("brats2021", "lsgan", 0, 0, 640, 140, 9, None, 0.5, 8)
     names = {path.name for path in write_results(tmp_path, "small")}
     assert {"draws.md", "draws.csv", "draws.tex"} <= names
