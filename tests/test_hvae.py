@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.generator_peers import naive_loss
 from hvae_hpc.model_configs import HVAEConfig, NetworkConfig
 from hvae_hpc.models.hvae import HVAE
 from hvae_hpc.resources import Resources, Workplace
@@ -324,6 +325,19 @@ def test_gradients_go_through_the_inner_gradient() -> None:
     decoder: LinearDecoder = model.decoder
     weights = [w.detach().clone().requires_grad_() for w in (decoder.a, model.raw_step_size, model.raw_alphas)]
     assert torch.autograd.gradcheck(total, weights)
+
+
+@pytest.mark.parametrize("tempering", ["none", "fixed", "free"])
+def test_the_bound_and_all_its_gradients_are_those_of_the_hvae_as_one_writes_it_down(tempering: str) -> None:
+    model = real_model(n_leapfrog=3, sigma_x=0.5, tempering=tempering, mask_weight=2.0).double()
+    batch = {name: value.double() for name, value in real_batch(model).items()}
+    losses, gradients = [], []
+    for loss in (model(batch).total, naive_loss(model, batch)):
+        losses.append(loss.detach())
+        gradients.append(torch.autograd.grad(loss, list(model.parameters())))
+    torch.testing.assert_close(*losses)
+    for (name, _), ours, theirs in zip(model.named_parameters(), *gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-12, msg=lambda said, name=name: f"{name}: {said}")
 
 
 @pytest.mark.parametrize(("share", "recompute"), [(0.5, False), (1.0, False), (1.0, True)])
