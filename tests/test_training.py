@@ -403,6 +403,12 @@ def test_networks_that_differ_in_their_weights_share_what_was_compiled(
     assert again.terms["loss"] == pytest.approx(other.terms["loss"], rel=1e-5)
 
 
+@pytest.mark.usefixtures("traced")
+def test_both_phases_of_an_lsgan_are_compiled_whole_under_bfloat16(data: PairTensors, tmp_path: Path) -> None:
+    optim = replace(OPTIM, images=8, precision="bf16")
+    assert graphs_compiled(data, tmp_path / "compiled", MODELS["lsgan"], 0, optim) == 2
+
+
 class Normalised(Exploding):
     """Its layer's class is made for it alone, as torch does for what is parametrised: its code is nobody else's."""
 
