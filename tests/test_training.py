@@ -1,10 +1,13 @@
 """The loop: a function of its seed, resumed bit for bit, and honest about what went wrong."""
 
+import gc
 import json
 import math
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -407,6 +410,26 @@ def test_networks_that_differ_in_their_weights_share_what_was_compiled(
 def test_both_phases_of_an_lsgan_are_compiled_whole_under_bfloat16(data: PairTensors, tmp_path: Path) -> None:
     optim = replace(OPTIM, images=8, precision="bf16")
     assert graphs_compiled(data, tmp_path / "compiled", MODELS["lsgan"], 0, optim) == 2
+
+
+@pytest.mark.usefixtures("traced")
+@pytest.mark.parametrize("ends", ["done", "stopped", "failed"])
+def test_a_compiled_network_goes_when_its_training_is_over(ends: str, data: PairTensors, tmp_path: Path) -> None:
+    # By itself, as a worker's next network needs its memory, and Python may be long in looking for what holds itself.
+    gc.collect()
+    gc.disable()
+    try:
+        network = build(MODELS["unet"], 0, CPU)
+        if ends == "failed":
+            network.draw = lambda *of: {"mask": torch.full((4, 1, 16, 16), math.nan)}
+        where = place(tmp_path / "run", stop_after=1 if ends == "stopped" else None, compile="on")
+        with pytest.raises(UserError) if ends == "failed" else nullcontext():
+            train(network, data, replace(OPTIM, images=8), 0, None, where)
+        there = weakref.ref(network)
+        del network
+        assert there() is None
+    finally:
+        gc.enable()
 
 
 class Normalised(Exploding):

@@ -100,6 +100,11 @@ class CompiledForward(nn.Module):
         if self.parts and self.kept and self.workplace.rank == 0:
             self.kept.keep()
 
+    def close(self) -> None:
+        """Give the model its own methods back: one that holds itself stays until Python looks for such, GPU and all."""
+        for name in self.parts:
+            vars(self.model).pop(name, None)
+
     def forward(self, batch: Batch, phase: str) -> Loss:
         """Return the phase's loss."""
         try:

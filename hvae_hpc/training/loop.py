@@ -7,6 +7,7 @@ with a smaller step, and in the end gives up with a line. So a checkpoint is alw
 the same steps, and ask each other after each whether one has to leave.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Sequence
@@ -125,7 +126,7 @@ def _train(
     if 0 < rows < mine.stop - mine.start:
         forward.notes.append(f"batches in parts of {rows} pairs")
 
-    with join_team(workplace, device) as team:
+    with contextlib.closing(forward), join_team(workplace, device) as team:
         reader, clock = TermReader(team), SaveClock(workplace.resources)
         training = _Training(model, optimizers, average, scaler, reader)
         images_seen, good = _restore(workplace, team, training)
