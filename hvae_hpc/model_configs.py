@@ -79,7 +79,7 @@ class HVAEConfig:
             force as given, which is cheaper and is not the bound's gradient.
         metropolis: accept or reject each pair's path, as the paper says; needs tempering "none". What is maximised is
             then no bound, and is not called one.
-        image_likelihood: "gaussian" with one learned sigma_x, or "bernoulli".
+        image_likelihood: "gaussian" with one sigma_x, or "bernoulli" (no density: such images have no likelihood).
         sigma_x: standard deviation of the image's Gaussian at the start, in units of the image range [0, 1].
         learn_sigma_x: learn sigma_x, above ``sigma_x_floor``.
         sigma_x_floor: lower bound of a learned sigma_x.

@@ -49,6 +49,7 @@ def write_results(runs: Path, sweep: str, partial: bool = False, out: Path | Non
     from hvae_hpc.results.arms_table import build_arms, score_arms, supported_best
     from hvae_hpc.results.claims import build_claims
     from hvae_hpc.results.collect import collect, name_some, refusal
+    from hvae_hpc.results.draws_table import build_draws
     from hvae_hpc.results.figures import write_figures
     from hvae_hpc.results.likelihood_table import build_likelihoods
     from hvae_hpc.results.quality_table import build_quality
@@ -79,6 +80,7 @@ def write_results(runs: Path, sweep: str, partial: bool = False, out: Path | Non
         "table2": build_table2(plan, collected),
         "quality": build_quality(plan, collected),
         "likelihoods": build_likelihoods(plan, collected),
+        "draws": build_draws(plan, collected),
         "claims": build_claims(plan, collected),
     }
     tables = {name: without_constants(table) for name, table in built.items() if table is not None}

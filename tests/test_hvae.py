@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.generator_peers import naive_loss
 from hvae_hpc.model_configs import HVAEConfig, NetworkConfig
 from hvae_hpc.models.hvae import HVAE
 from hvae_hpc.resources import Resources, Workplace
@@ -159,6 +160,18 @@ def test_the_jacobian_of_the_flow_is_that_of_the_tempering_alone(tempering: str)
     expected = D * sum(math.log(float(alpha)) for alpha in model.alphas())
     assert float(torch.linalg.slogdet(jacobian)[1]) == pytest.approx(expected, abs=1e-10)
     assert expected == pytest.approx(D * math.log(0.7))
+
+
+@pytest.mark.parametrize("n_leapfrog", [1, 4])
+def test_k_leaps_take_one_gradient_more_than_there_are_leaps_and_no_other_decoding(n_leapfrog: int) -> None:
+    model = linear_model(nonlinear=True, n_leapfrog=n_leapfrog, step_size=0.3, tempering="none")
+    plain, both = [], []
+    decode, linearise = model.decoder.forward, model.decoder.linearise
+    model.decoder.forward = lambda z: (plain.append(z), decode(z))[1]
+    model.decoder.linearise = lambda z: (both.append(z), linearise(z))[1]
+    model(batch_of(model, 2))
+    assert len(both) == n_leapfrog + 1
+    assert len(plain) == len(both)  # linearise of this decoder calls its forward
 
 
 def energy_error(n_leapfrog: int, step_size: float) -> float:
@@ -312,6 +325,19 @@ def test_gradients_go_through_the_inner_gradient() -> None:
     decoder: LinearDecoder = model.decoder
     weights = [w.detach().clone().requires_grad_() for w in (decoder.a, model.raw_step_size, model.raw_alphas)]
     assert torch.autograd.gradcheck(total, weights)
+
+
+@pytest.mark.parametrize("tempering", ["none", "fixed", "free"])
+def test_the_bound_and_all_its_gradients_are_those_of_the_hvae_as_one_writes_it_down(tempering: str) -> None:
+    model = real_model(n_leapfrog=3, sigma_x=0.5, tempering=tempering, mask_weight=2.0).double()
+    batch = {name: value.double() for name, value in real_batch(model).items()}
+    losses, gradients = [], []
+    for loss in (model(batch).total, naive_loss(model, batch)):
+        losses.append(loss.detach())
+        gradients.append(torch.autograd.grad(loss, list(model.parameters())))
+    torch.testing.assert_close(*losses)
+    for (name, _), ours, theirs in zip(model.named_parameters(), *gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-12, msg=lambda said, name=name: f"{name}: {said}")
 
 
 @pytest.mark.parametrize(("share", "recompute"), [(0.5, False), (1.0, False), (1.0, True)])

@@ -1,11 +1,14 @@
 """The LSGAN, the U-Net, the blocks and the moves: what they promise, on small examples."""
 
 import math
+from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from hvae_hpc.model_configs import HVAEConfig, LSGANConfig, MovesConfig, NetworkConfig, UNetConfig
 from hvae_hpc.models.blocks import Decoder, Encoder, ResidualBlock, SelfAttention, Upsample
@@ -39,6 +42,50 @@ def pairs(model: LSGAN, n: int = 4) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(1)
     image = torch.rand(n, 1, 8, 8, generator=generator)
     return {"image": image, "mask": (image > 0.5).float(), **model.draw(n, 0.0, generator)}
+
+
+GIVEN: dict[str, object] = {"learn_sigma_x": False, "learn_step_size": False, "tempering": "fixed"}
+RAW: dict[str, object] = {"tempering": "none", "mass": "identity", "image_likelihood": "bernoulli"}
+
+
+class Elsewhere(TorchFunctionMode):
+    """Refuses what makes a host wait for its GPU: numbers and tensors that are copied there one by one.
+
+    What is copied back it need not refuse: the device on which nothing is computed, "meta", has nothing to give.
+    """
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        if function in (torch.tensor, torch.as_tensor, Tensor.to) and made.device.type == "meta":
+            assert isinstance(args[0], Tensor), f"{function.__name__} copies {args[0]}"
+            assert args[0].device == made.device, f"{function.__name__} copies a tensor"
+        return made
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: HVAE(HVAEConfig(network=NETWORK, n_leapfrog=1), (8, 8)),
+        lambda: HVAE(HVAEConfig(network=NETWORK, n_leapfrog=1, **GIVEN), (8, 8)),
+        lambda: HVAE(HVAEConfig(network=NETWORK, n_leapfrog=1, metropolis=True, **RAW), (8, 8)),
+        lambda: LSGAN(LSGANConfig(network=NETWORK, discriminator_channels=(4, 8)), (8, 8)),
+        lambda: UNet(UNetConfig(base_channels=4, depth=2)),
+    ],
+    ids=["hvae", "nothing learned", "metropolis", "lsgan", "unet"],
+)
+def test_inside_a_step_nothing_goes_to_another_device_or_comes_back(
+    make: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "autocast", lambda *of, **how: nullcontext())  # it does not know of "meta"
+    model = make().to("meta")
+    batch = {name: torch.zeros(4, 1, 8, 8, device="meta") for name in ("image", "mask")}
+    batch |= {name: drawn.to("meta") for name, drawn in model.draw(4, 1.0, torch.Generator()).items()}
+    with Elsewhere():
+        for phase in model.phases():
+            loss = model(batch, phase.name)
+            loss.total.backward()
+            nn.utils.clip_grad_norm_(phase.network.parameters(), 1.0)
+    assert loss.total.device.type == "meta"
 
 
 def test_upsampling_is_repeating_pixels_and_convolving() -> None:
@@ -187,6 +234,14 @@ def test_a_rotation_turns_by_its_angle_on_wide_images_too() -> None:
     covariance = torch.tensor([[(turned * x * x).sum(), (turned * x * y).sum()], [0.0, (turned * y * y).sum()]])
     found = 0.5 * math.degrees(math.atan2(2 * covariance[0, 1], covariance[0, 0] - covariance[1, 1]))
     assert abs(found) == pytest.approx(abs(float(drawn)), abs=1.0)
+
+
+def test_moves_are_as_exact_where_a_network_s_matrix_work_is_in_bfloat16() -> None:
+    generator = torch.Generator().manual_seed(2)
+    moves, x = draw_moves(4, MovesConfig(), generator), torch.rand(4, 1, 64, 64, generator=generator)
+    with torch.autocast("cpu", torch.bfloat16):
+        moved = apply_moves(x, moves)
+    torch.testing.assert_close(moved, apply_moves(x, moves), rtol=0, atol=0)
 
 
 def test_moved_masks_stay_binary_and_on_their_image() -> None:

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.evaluation.samplers import (
@@ -19,7 +20,7 @@ from hvae_hpc.models.hvae import HVAE
 from hvae_hpc.models.lsgan import LSGAN
 from hvae_hpc.stages import GenerateConfig, SplitConfig, source_name
 from hvae_hpc.training.batches import PairTensors
-from tests.test_hvae import SIGMA, D, LinearDecoder, linear_model, observed, posterior_mean
+from tests.test_hvae import SIGMA, D, FixedEncoder, LinearDecoder, linear_model, observed, posterior_mean
 
 CPU = torch.device("cpu")
 TINY = NetworkConfig(channels=(4, 8), attention_levels=(1,), attention_heads=2, latent_size=3)
@@ -146,6 +147,35 @@ def test_given_a_mask_that_says_nothing_the_chain_reaches_the_prior() -> None:
     torch.testing.assert_close(z.mean(0), torch.zeros(D, dtype=torch.float64), rtol=0, atol=0.03)
     torch.testing.assert_close(torch.cov(z.T), torch.eye(D, dtype=torch.float64), rtol=0.05, atol=0.03)
     assert facts["step_size"] > 0.2  # longer than at the start: the prior is wider than the encoding
+
+
+class SlopeDecoder(nn.Module):
+    """One latent variable: every pixel's image is half of it, and its mask's logit twice of it."""
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        pixel = z[:, :, None, None].expand(-1, 1, 2, 2)
+        return 0.5 * pixel, 2 * pixel
+
+
+@pytest.mark.parametrize("sampler", ["hmc", "mask"])
+def test_the_chain_counts_the_mask_that_it_is_given_and_the_image_where_it_should(sampler: str) -> None:
+    network = NetworkConfig(channels=(4,), attention_levels=(), attention_heads=1, latent_size=1)
+    model = HVAE(HVAEConfig(network=network, n_leapfrog=0, sigma_x=1.0, learn_sigma_x=False), (2, 2)).double()
+    model.decoder = SlopeDecoder()
+    model.encoder = FixedEncoder(torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64))
+    image = torch.full((1, 1, 2, 2), -1.0, dtype=torch.float64)
+    mask = torch.tensor([1.0, 1.0, 1.0, 0.0], dtype=torch.float64).reshape(1, 1, 2, 2)
+    with torch.no_grad():
+        asked = config(sampler, hmc_proposals=40)
+        z = make_sampler(asked, model, 1, PairTensors(images=image, masks=mask), CPU).draw(20_000, 0)[:, 0]
+    # The posterior of one variable, on a grid.
+    grid = torch.linspace(-8, 8, 4001, dtype=torch.float64)
+    log = -0.5 * grid.square() + 3 * F.logsigmoid(2 * grid) + F.logsigmoid(-2 * grid)
+    log = log - (0.5 * 4 * (-1 - 0.5 * grid).square() if sampler == "hmc" else 0.0)
+    density = torch.softmax(log, 0)
+    mean = (density * grid).sum()
+    assert float(z.mean()) == pytest.approx(float(mean), abs=0.02)
+    assert float(z.var()) == pytest.approx(float((density * (grid - mean).square()).sum()), rel=0.05)
 
 
 def test_the_step_adapts_to_a_stiff_energy_and_paths_that_leave_the_numbers_are_refused() -> None:

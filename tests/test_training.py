@@ -1,10 +1,13 @@
 """The loop: a function of its seed, resumed bit for bit, and honest about what went wrong."""
 
+import gc
 import json
 import math
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -251,11 +254,33 @@ def test_too_little_memory_is_one_line_with_what_to_change(data: PairTensors, tm
         def forward(self, batch: Batch, phase: str) -> Loss:
             return Loss(torch.zeros(2**62, dtype=torch.uint8).sum() * self.weight.sum(), {})
 
-    with pytest.raises(
-        UserError,
-        match=r"out of memory with 4 pairs of \d+x\d+ px at once on cpu; lower optim.batch_size, set recompute",
-    ):
+    what = r"pairs of \d+x\d+ px at once on cpu; lower optim.batch_size, set recompute = true or micro_batch ="
+    with pytest.raises(UserError, match=rf"out of memory with 4 {what} 2"):
         train(Hungry(), data, OPTIM, 0, None, place(tmp_path / "run"))
+    # Where a batch is taken in parts it is a part that did not fit, if the network may be given parts.
+    with pytest.raises(UserError, match=rf"out of memory with 4 {what} 2"):
+        train(Hungry(), data, OPTIM, 0, None, place(tmp_path / "whole", micro_batch=2))
+    Hungry.pairs_apart = True
+    with pytest.raises(UserError, match=rf"out of memory with 2 {what} 1"):
+        train(Hungry(), data, OPTIM, 0, None, place(tmp_path / "parts", micro_batch=2))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "[enforce fail at alloc_cpu.cpp:130] DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes",
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    ],
+)
+def test_what_libraries_say_of_memory_is_told_as_too_little_of_it(said: str, data: PairTensors, tmp_path: Path) -> None:
+    class Refused(Exploding):
+        def forward(self, batch: Batch, phase: str) -> Loss:
+            raise RuntimeError(said)
+
+    with pytest.raises(UserError, match=r"out of memory with 4 pairs"):
+        train(Refused(), data, OPTIM, 0, None, place(tmp_path / "run"))
 
 
 def events(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -324,14 +349,23 @@ def test_checkpoints_come_as_often_as_pays(monkeypatch: pytest.MonkeyPatch) -> N
     assert fixed.interval_s == 5.0
 
 
+@pytest.mark.parametrize("graph", ["forward", "backward"])
 def test_a_compilation_that_fails_runs_eager_and_says_so(
-    data: PairTensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    graph: str, data: PairTensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def no_compiler(*args: object, **kwargs: object) -> None:
         raise RuntimeError("no C++ compiler here")
 
+    from torch._dynamo.backends.common import aot_autograd  # only here: these import the compiler
+    from torch._functorch.aot_autograd import make_boxed_func
+
+    def keep(graph_module: torch.fx.GraphModule, inputs: object) -> Callable[..., object]:
+        return make_boxed_func(graph_module.forward)
+
+    backend = no_compiler if graph == "forward" else aot_autograd(fw_compiler=keep, bw_compiler=no_compiler)
     real_compile = torch.compile
-    monkeypatch.setattr(device.torch, "compile", lambda model, **kw: real_compile(model, backend=no_compiler, **kw))
+    monkeypatch.setattr(device.torch, "compile", lambda model, **kw: real_compile(model, backend=backend, **kw))
+    monkeypatch.setattr(device.CompiledForward, "graphs_of", None)
     report = run("vae", data, place(tmp_path / "compiled", compile="on"))
     assert report.notes
     assert "no C++ compiler here" in " ".join(report.notes)
@@ -370,6 +404,32 @@ def test_networks_that_differ_in_their_weights_share_what_was_compiled(
     other = train(build(MODELS[kind], 2, CPU), data, optim, 2, None, place(tmp_path / "eager"))
     again = train(build(MODELS[kind], 2, CPU), data, optim, 2, None, place(tmp_path / "compiled", compile="on"))
     assert again.terms["loss"] == pytest.approx(other.terms["loss"], rel=1e-5)
+
+
+@pytest.mark.usefixtures("traced")
+def test_both_phases_of_an_lsgan_are_compiled_whole_under_bfloat16(data: PairTensors, tmp_path: Path) -> None:
+    optim = replace(OPTIM, images=8, precision="bf16")
+    assert graphs_compiled(data, tmp_path / "compiled", MODELS["lsgan"], 0, optim) == 2
+
+
+@pytest.mark.usefixtures("traced")
+@pytest.mark.parametrize("ends", ["done", "stopped", "failed"])
+def test_a_compiled_network_goes_when_its_training_is_over(ends: str, data: PairTensors, tmp_path: Path) -> None:
+    # By itself, as a worker's next network needs its memory, and Python may be long in looking for what holds itself.
+    gc.collect()
+    gc.disable()
+    try:
+        network = build(MODELS["unet"], 0, CPU)
+        if ends == "failed":
+            network.draw = lambda *of: {"mask": torch.full((4, 1, 16, 16), math.nan)}
+        where = place(tmp_path / "run", stop_after=1 if ends == "stopped" else None, compile="on")
+        with pytest.raises(UserError) if ends == "failed" else nullcontext():
+            train(network, data, replace(OPTIM, images=8), 0, None, where)
+        there = weakref.ref(network)
+        del network
+        assert there() is None
+    finally:
+        gc.enable()
 
 
 class Normalised(Exploding):

@@ -170,7 +170,9 @@ class HVAE(nn.Module):
     def _nats(self, parameter: Tensor, mask_logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         image = batch["image"]
         if self.config.image_likelihood == "gaussian":
-            sigma = torch.as_tensor(self.sigma_x(), dtype=parameter.dtype, device=parameter.device)
+            sigma = self.sigma_x()
+            # Filled in on the device: of a number that is copied there the host waits for the arrival.
+            sigma = sigma.to(parameter.dtype) if isinstance(sigma, Tensor) else parameter.new_full((), sigma)
             image_nats = -0.5 * ((image - parameter) / sigma) ** 2 - torch.log(sigma) - 0.5 * LOG_2PI
         else:
             image_nats = -F.binary_cross_entropy_with_logits(parameter, image, reduction="none")

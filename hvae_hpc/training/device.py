@@ -90,6 +90,8 @@ class CompiledForward(nn.Module):
         self.parts: tuple[str, ...] = getattr(model, "compiled_parts", ("forward",)) if compiled else ()
         if compiled:
             self._drop_graphs_of_others(shapes)
+            # By itself torch compiles the backward pass in it, where a failure would end the training.
+            torch._functorch.config.force_non_lazy_backward_lowering = True
         for name in self.parts:  # an attribute of the instance goes before the class's method
             setattr(model, name, torch.compile(getattr(model, name), fullgraph=True, dynamic=False))
 
@@ -97,6 +99,11 @@ class CompiledForward(nn.Module):
         """Keep for other processes what torch has compiled for this network, if anything; for all of a run's own."""
         if self.parts and self.kept and self.workplace.rank == 0:
             self.kept.keep()
+
+    def close(self) -> None:
+        """Give the model its own methods back: one that holds itself stays until Python looks for such, GPU and all."""
+        for name in self.parts:
+            vars(self.model).pop(name, None)
 
     def forward(self, batch: Batch, phase: str) -> Loss:
         """Return the phase's loss."""

@@ -7,6 +7,7 @@ with a smaller step, and in the end gives up with a line. So a checkpoint is alw
 the same steps, and ask each other after each whether one has to leave.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Sequence
@@ -31,6 +32,8 @@ from hvae_hpc.training.optimizers import make_optimizer, take_step
 from hvae_hpc.training.rollback import LastGood
 
 READ_EVERY = 50
+NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+"""What torch, the CUDA driver and its libraries say of memory, where they have no class of errors for it."""
 AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -96,13 +99,14 @@ def train(
     try:
         return _train(model, data, optim, seed, moves, workplace)
     except (torch.OutOfMemoryError, RuntimeError) as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        if not isinstance(error, torch.OutOfMemoryError) and not any(said in str(error) for said in NO_MEMORY):
             raise
         share, (height, width) = optim.batch_size // workplace.resources.tasks, data.image_size
+        at_once = min(share, _rows_at_once(model, workplace) or share)
         raise UserError(
-            f"out of memory with {share} pairs of {height}x{width} px at once on {data.images.device}; lower "
-            "optim.batch_size, set recompute = true (for a VAE or HVAE), share the batch among more processes (gpus, "
-            "nodes), or ask for more memory (memory_gb)"
+            f"out of memory with {at_once} pairs of {height}x{width} px at once on {data.images.device}; lower "
+            f"optim.batch_size, set recompute = true or micro_batch = {max(1, at_once // 2)} (for a VAE or HVAE), "
+            "share the batch among more processes (gpus, nodes), or ask for more memory (memory_gb)"
         ) from error
 
 
@@ -118,12 +122,11 @@ def _train(
     wish = workplace.resources.compile
     compiled = wish == "on" or (wish == "auto" and device.type == "cuda")
     forward = CompiledForward(model, compiled, workplace, (data.image_size, mine.stop - mine.start, optim.precision))
-    # A U-Net's BatchNorm and an LSGAN's spectral norm would give other numbers in parts: these ask for more memory.
-    rows = workplace.resources.micro_batch if getattr(model, "pairs_apart", False) else 0
+    rows = _rows_at_once(model, workplace)
     if 0 < rows < mine.stop - mine.start:
         forward.notes.append(f"batches in parts of {rows} pairs")
 
-    with join_team(workplace, device) as team:
+    with contextlib.closing(forward), join_team(workplace, device) as team:
         reader, clock = TermReader(team), SaveClock(workplace.resources)
         training = _Training(model, optimizers, average, scaler, reader)
         images_seen, good = _restore(workplace, team, training)
@@ -188,6 +191,12 @@ def _train(
     weights = average.state if average else model.state_dict()
     weights = {name: value.detach().cpu().clone() for name, value in weights.items()}
     return TrainReport(finished=True, terms=reader.means, weights=weights, notes=tuple(forward.notes))
+
+
+def _rows_at_once(model: nn.Module, workplace: Workplace) -> int:
+    """Return how many pairs go through the network at once; 0 for a process's share of the batch."""
+    # A U-Net's BatchNorm and an LSGAN's spectral norm would give other numbers in parts: these ask for more memory.
+    return workplace.resources.micro_batch if getattr(model, "pairs_apart", False) else 0
 
 
 def _pull_back(
