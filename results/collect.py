@@ -8,7 +8,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cache
-from operator import eq
 from typing import Any
 
 import numpy as np
@@ -201,8 +200,8 @@ def _all_fit(plan: Plan, records: Records) -> bool:
         key: parents_text({role: stamps[run_id] for role, run_id in parents.items() if role != "data"})
         for key, parents in sets_of_parents.items()
     }
-    wanted = (expected[id(run.parents)] for run in plan.runs.values())
-    return all(map(eq, map(made_from.__getitem__, plan.runs), wanted))
+    wanted = [expected[id(run.parents)] for run in plan.runs.values()]
+    return [made_from[run_id] for run_id in plan.runs] == wanted
 
 
 def _reader(records: Records, faults: Mapping[str, str]) -> Callable[[str], Made | None]:
