@@ -9,7 +9,7 @@ demo: $(VENV)/ready
 	$(RUN) -m hvae_hpc.sweep demo --local
 
 test: $(VENV)/ready slurm
-	$(RUN) -m pytest -n 2
+	$(RUN) -m pytest -n 3
 
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .

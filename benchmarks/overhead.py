@@ -3,6 +3,7 @@
 import statistics
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,10 +39,11 @@ def spent(plan: Plan, run_id: str) -> tuple[float, float]:
     return result.provenance.wall_s, loop_seconds(read_log(place))
 
 
-def measure_overhead(seeds: int, alone: int, gpus: int) -> dict[str, float]:
-    """Run two of the demo's arms as an element each, and some runs of the smaller as elements of their own.
+def measure_overhead(seeds: int, alone: int, gpus: int, smallest: bool) -> dict[str, Any]:
+    """Run an arm of the demo as one element, and some runs of its reference as elements of their own.
 
-    The smaller is the reference, which no arm of the 16 undercuts; the other standard x3, the middle one by its steps.
+    The arm is standard x3, of the 16 the middle one by its steps; the reference, than which none is smaller, is run as
+    one element as well where that is asked for.
 
     Returns:
         Wall time over the time in the training loops, seconds a run beside these, all ways; ``start_s``: seconds
@@ -54,24 +56,29 @@ def measure_overhead(seeds: int, alone: int, gpus: int) -> dict[str, float]:
         configs = {run_id: run.config for run_id, run in plan.runs.items() if isinstance(run.config, SegmentConfig)}
         ids, middle = ([i for i, config in configs.items() if bool(config.arm.n_standard) == x] for x in (False, True))
         run_elements(plan, [tuple(made)], folder / "together")
-        together, of_middle = (run_elements(plan, [tuple(arm)], folder / "together") for arm in (ids, middle))
-        apart = run_elements(plan, [(run_id,) for run_id in ids[:alone]], folder / "apart")
-        bundled = replace(plan, runs_folder=folder / "together" / "runs")
-        in_bundle, in_middle = ([spent(bundled, run_id) for run_id in arm] for arm in (ids, middle))
-        in_turn = [spent(replace(plan, runs_folder=folder / "apart" / "runs"), run_id) for run_id in ids[:alone]]
-    pure, pure_middle = (sum(loop for _, loop in of_runs) for of_runs in (in_bundle, in_middle))
-    further = statistics.median(wall - loop for wall, loop in in_bundle[1:])
-    beside_alone = (apart - sum(loop for _, loop in in_turn)) / alone
+
+        def measure(elements: list[tuple[str, ...]], where: str) -> dict[str, float]:
+            wall = run_elements(plan, elements, folder / where)
+            placed = replace(plan, runs_folder=folder / where / "runs")
+            runs = [spent(placed, run_id) for element in elements for run_id in element]
+            loops = sum(loop for _, loop in runs)
+            further = statistics.median(of_run - loop for of_run, loop in runs[-max(1, len(runs) - 1) :])
+            beside = (wall - loops) / len(runs)
+            return {"times": wall / loops, "beside": beside, "further": further, "loop": loops / len(runs)}
+
+        bundle = measure([tuple(middle)], "together")
+        apart = measure([(run_id,) for run_id in ids[:alone]], "apart")
+        least: Mapping[str, float] = measure([tuple(ids)], "together") if smallest else {}
     return {
-        "bundle_overhead": of_middle / pure_middle,
-        "bundle_overhead_smallest": together / pure,
-        "alone_overhead_smallest": 1 + beside_alone * alone / sum(loop for _, loop in in_turn),
-        "overhead_s_a_run_bundled": (of_middle - pure_middle) / seeds,
-        "overhead_s_a_run_bundled_smallest": (together - pure) / seeds,
-        "overhead_s_a_run_alone_smallest": beside_alone,
-        "start_s": beside_alone - further,
-        "demo_training_s": pure_middle / seeds,
-        "demo_training_smallest_s": pure / seeds,
+        "bundle_overhead": bundle["times"],
+        "bundle_overhead_smallest": least.get("times"),
+        "alone_overhead_smallest": apart["times"],
+        "overhead_s_a_run_bundled": bundle["beside"],
+        "overhead_s_a_run_bundled_smallest": least.get("beside"),
+        "overhead_s_a_run_alone_smallest": apart["beside"],
+        "start_s": apart["beside"] - bundle["further"],
+        "demo_training_s": bundle["loop"],
+        "demo_training_smallest_s": apart["loop"],
     }
 
 

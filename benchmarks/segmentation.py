@@ -7,9 +7,9 @@ two questions whether to leave; the peers take their steps as their users write 
 ours and the peers' blocks put together as ours must agree on logits, loss and gradients; compiled, ours must agree with
 eager, and a second seed must compile nothing.
 
-Overhead: ten seeds of the demo's x3 and reference arms, an element each, by the very command that a SLURM array runs,
-and a few runs as elements of their own; wall time over the time in the training loops. For table1's size the cost of a
-run beside its steps is measured on the second of two runs of that network at 240 px with few steps.
+Overhead: ten seeds of the demo's x3 arm as one element, by the very command that a SLURM array runs, without --quick of
+its reference too, and a few runs as elements of their own; wall time over the time in the training loops. For table1's
+size the cost of a run beside its steps is measured on the second of two runs of that network at 240 px with few steps.
 
 Table 1: operations of all 320 U-Nets, and on a GPU the GPU-hours of them and of the six generators by measured steps.
 
@@ -83,12 +83,13 @@ def parse() -> argparse.Namespace:
         "--no-generators", action="store_true", help="project the U-Nets' GPU-hours alone: no compiling"
     )
     parser.add_argument("--seeds", type=int, default=10, help="in the bundle (default: %(default)s)")
-    parser.add_argument("--alone", type=int, default=3, help="runs of elements of their own (default: %(default)s)")
+    parser.add_argument("--alone", type=int, help="runs of elements of their own (3; 1 with --quick)")
     options = parser.parse_args()
     gpu = torch.cuda.is_available()
     options.compile = options.compile or gpu
     options.px = options.px or (64 if options.quick and not gpu else 240)
     options.batch = options.batch or (32 if gpu else 4)
+    options.alone = options.alone or (1 if options.quick else 3)
     options.turns = options.turns or (5 if options.quick else 9)
     options.precision = options.precision or ("bf16" if gpu else "fp32")
     return options
@@ -117,8 +118,8 @@ def main() -> None:
 
     optim = OptimConfig(images=n, batch_size=n, lr=1e-3, precision=options.precision)
     sides = {"ours": in_the_loop(lambda: UNet(config), data, optim, False)}
-    peers = make_peers(config)
-    sides |= {name: as_users_do(peer, data, optim, False) for name, peer in peers.items() if name != "nnunet_same"}
+    peers, left_out = make_peers(config), ("nnunet_same", "monai_same" if options.quick else "")
+    sides |= {name: as_users_do(peer, data, optim, False) for name, peer in peers.items() if name not in left_out}
     if options.compile:
         sides["ours_compiled"] = in_the_loop(lambda: UNet(config), data, optim, True)
         sides |= {f"{name}_compiled": as_users_do(peers[name], data, optim, True) for name in peers if "_" not in name}
@@ -148,8 +149,8 @@ def main() -> None:
         figures["share_of_peak"] = n * operations(UNet(config), px) / step / peak
 
     gpus = int(device.type == "cuda")
-    overhead = measure_overhead(options.seeds, options.alone, gpus)
-    print(f"\n{options.seeds} seeds of one of the demo's arms")
+    overhead = measure_overhead(options.seeds, options.alone, gpus, not options.quick)
+    print(f"\nseeds of one of the demo's arms ({options.seeds} in an element)")
     for what, name, size in (
         ("standard x3, one element", "bundled", ""),
         ("the reference, one element", "bundled", "_smallest"),
@@ -157,9 +158,8 @@ def main() -> None:
     ):
         times = overhead[f"{'bundle' if name == 'bundled' else name}_overhead{size}"]
         training, apart = overhead[f"demo_training{size}_s"], overhead[f"overhead_s_a_run_{name}{size}"]
-        print(
-            f"{what:31}{training:5.2f} s of training each, {times:5.2f} times their loops, {apart:5.2f} s a run beside"
-        )
+        if times:
+            print(f"{what:31}{training:5.2f} s of training each, {times:.2f} times that, {apart:.2f} s a run beside it")
     beside, compile_s = measure_beside(device, 240, options.compile)
     an_image = step / n * (1 if px == 240 else (240 / px) ** 2)
     runs = plan_table_1()
