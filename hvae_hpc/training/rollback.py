@@ -3,6 +3,9 @@
 A copy of the whole training is kept in memory at the end of every window of steps that was read and found finite; the
 windows lie at fixed numbers of images seen, so going back depends on no clock. A checkpoint written inside a window
 carries the copy along.
+
+The flow's step shrinks for all pairs alike. Were it halved for those pairs alone whose energy explodes, it would depend
+on where a pair starts; the determinant of the flow would then be another, and the bound none.
 """
 
 import copy
