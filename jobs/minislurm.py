@@ -1,10 +1,9 @@
 """A private SLURM of several nodes on one machine, for the tests and for trying a sweep.
 
-In goes a folder and the number of nodes; out comes an environment in which sbatch, squeue, scontrol
-and sacct reach this SLURM and no other. Everything lies in that folder, which SLURM knows by a short link
-in /tmp: sockets allow 107 characters and slurm.conf no blanks. Nothing needs root; all but slurmdbd listen
-on loopback only. Daemons and their steps carry a mark in their environment, jobs the cluster's name: so
-stop() finds them all, also when the starter was killed, and ends nobody else's process.
+In goes a folder and the number of nodes; out comes an environment in which sbatch, squeue, scontrol and sacct reach
+this SLURM and no other. Everything lies in that folder, which SLURM knows by a short link in /tmp: sockets allow 107
+characters and slurm.conf no blanks. Nothing needs root; only slurmdbd listens beyond loopback. Daemons and steps carry
+a mark in their environment, jobs the cluster's name: so stop() finds them all and nobody else's.
 """
 
 import argparse
@@ -269,9 +268,8 @@ def _end(find: Callable[[], Iterable[int]], grace_s: float) -> None:
         late_s = time.monotonic() - began_s - grace_s
         if late_s > 10:
             raise UserError(f"processes {sorted(pids)} do not end, even after SIGKILL")
-        for kind in (
-            (signal.SIGSTOP, signal.SIGKILL) if late_s >= 0 else (signal.SIGTERM,)
-        ):  # none tells of another's end
+        kinds = (signal.SIGSTOP, signal.SIGKILL) if late_s >= 0 else (signal.SIGTERM,)  # none tells of another's end
+        for kind in kinds:
             for pid in pids if late_s >= 0 else pids - asked:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, kind)
