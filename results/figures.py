@@ -1,6 +1,7 @@
 """All figures of a sweep: which there are, and how they are saved; what has no data yet is left out with a remark."""
 
 import io
+import os
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -27,6 +28,8 @@ IMAGES = ("png", "pdf")
 """An SVG of images would hold them as text."""
 PROGRESS = ("png", "svg")
 """Trainings may be many, and a PDF takes longest."""
+FORMATS = "HVAE_HPC_FIGURES"
+"""In the environment: the endings that are wanted, "png,pdf"; the others take half of the time that results take."""
 # parse_math off: a $ in a case id is a dollar sign. The rest: letters stay letters in vector files, and the same runs
 # give the same bytes.
 _SETTINGS: Any = {
@@ -58,8 +61,11 @@ def write_figures(
 
     Returns:
         What was written, and a line for everything that was left out.
+
+    Raises:
+        UserError: ``$HVAE_HPC_FIGURES`` names a format that there is not.
     """
-    paths, remarks = [], []
+    paths, remarks, asked = [], [], _asked_formats()
     for name, (endings, draw) in _wanted(plan, collected, scores).items():
         with matplotlib.rc_context(_SETTINGS):
             try:
@@ -70,10 +76,21 @@ def write_figures(
                     (out / f"{name}.{ending}").unlink(missing_ok=True)  # of an earlier time
                 continue
             for ending in endings:
-                paths.append(_save(figure, out / f"{name}.{ending}"))
-                figure.set_layout_engine("none")  # the first one's holds for all
+                if ending in asked:
+                    paths.append(_save(figure, out / f"{name}.{ending}"))
+                    figure.set_layout_engine("none")  # the first one's holds for all
+                else:
+                    (out / f"{name}.{ending}").unlink(missing_ok=True)  # of an earlier time
         remarks += [f"{name}.png: {line}" for line in left_out]
     return paths, remarks
+
+
+def _asked_formats() -> set[str]:
+    """Return the endings that figures are to have; PNG among them, which the report shows."""
+    asked = {"png", *filter(None, re.split(r"[\s,]+", os.environ.get(FORMATS, ",".join(PLOT))))}
+    if unknown := sorted(asked - set(PLOT)):
+        raise UserError(f"${FORMATS} has {', '.join(map(repr, unknown))}, expected some of {', '.join(PLOT)}")
+    return asked
 
 
 def _wanted(plan: Plan, collected: Collected, scores: Sequence[ArmScores]) -> dict[str, tuple[tuple[str, ...], Draw]]:

@@ -1,9 +1,11 @@
 """What all tests share."""
 
+import os
 import re
 import signal
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +32,16 @@ def _one_thread() -> None:
         sys.modules["torch"].set_num_threads(1)
 
 
-@pytest.fixture
-def png_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Write no vector files of figures, which take most of the time that results take."""
-    from hvae_hpc.results import figures
+# Vector files of figures take half of the time that results take: of all processes, but where they are looked at.
+os.environ["HVAE_HPC_FIGURES"] = "png"
 
-    for name in ("PLOT", "IMAGES", "PROGRESS"):
-        monkeypatch.setattr(figures, name, ("png",))
+
+@pytest.fixture(scope="module")
+def all_formats() -> Iterator[None]:
+    """Write the vector files of figures too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("HVAE_HPC_FIGURES")
+        yield
 
 
 FIRST = ("test_faults.py", "test_launcher.py", "test_local.py", "test_distributed.py")

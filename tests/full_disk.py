@@ -241,6 +241,7 @@ def stages(work: Path, filler: Filler) -> Iterator[tuple[str, Command]]:
         return {name: (("png", "svg", "pdf"), draw)}
 
     figures._wanted = last_one
+    del os.environ[figures.FORMATS]
     yield "plan", lambda: write_plan(plan, plan_path(plan.runs_folder, plan.sweep))
     yield "results", lambda: results.main([str(disk / "runs"), "--partial"])
     (generate,) = [run_id for run_id, run in plan.runs.items() if run.stage == "generate"]

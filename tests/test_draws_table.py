@@ -20,7 +20,6 @@ COUNTS = {
 }
 
 
-@pytest.mark.usefixtures("png_alone")
 def test_draws_without_a_tumour_are_counted_in_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     of_others = made_up.fake_metrics
 

@@ -8,7 +8,9 @@ import matplotlib.image
 import pytest
 
 from hvae_hpc.arms import ArmConfig
+from hvae_hpc.errors import UserError
 from hvae_hpc.plan import read_plan
+from hvae_hpc.results import figures
 from hvae_hpc.results.arms_table import score_arms
 from hvae_hpc.results.collect import collect
 from hvae_hpc.results.figures import DPI, write_figures
@@ -24,8 +26,11 @@ def write_all(folder: Path, out: Path) -> tuple[list[Path], list[str]]:
     return write_figures(plan, collected, score_arms(plan, collected), out)
 
 
+pytestmark = pytest.mark.usefixtures("all_formats")
+
+
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path], list[str]]:
+def written(all_formats: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path], list[str]]:
     """A folder of done runs, the figures of it, and what was said of them."""
     folder = tmp_path_factory.mktemp("runs")
     write_samples(folder, write_sweep(folder, data=("hecktor2022",), seeds=2), PX)
@@ -59,6 +64,20 @@ def test_the_same_runs_give_the_same_bytes_in_every_format(written: tuple[Path, 
     assert {path.suffix for path in first} == {".png", ".svg", ".pdf"}
     for one, other in zip(first, second, strict=True):
         assert one.read_bytes() == other.read_bytes(), one.name
+
+
+def test_formats_that_are_not_asked_for_are_not_there(
+    written: tuple[Path, list[Path], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = figures._wanted
+    monkeypatch.setattr(figures, "_wanted", lambda *given: dict([list(wanted(*given).items())[-1]]))
+    assert [path.suffix for path in write_all(written[0], tmp_path)[0]] == [".png", ".svg"]
+    monkeypatch.setenv("HVAE_HPC_FIGURES", "pdf")
+    assert [path.suffix for path in write_all(written[0], tmp_path)[0]] == [".png"]  # which the report shows
+    assert [path.suffix for path in tmp_path.iterdir()] == [".png"]
+    monkeypatch.setenv("HVAE_HPC_FIGURES", "png, gif")
+    with pytest.raises(UserError, match=r"HVAE_HPC_FIGURES has 'gif', expected some of png, svg, pdf"):
+        write_all(written[0], tmp_path)
 
 
 def test_letters_of_an_svg_are_letters_and_no_name_is_markup_or_a_formula(tmp_path: Path) -> None:

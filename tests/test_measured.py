@@ -16,7 +16,6 @@ def test_something_is_kept() -> None:
     assert KEPT
 
 
-@pytest.mark.usefixtures("png_alone")
 @pytest.mark.parametrize("folder", KEPT, ids=lambda folder: folder.name)
 def test_the_kept_tables_follow_from_the_kept_runs(folder: Path, tmp_path: Path) -> None:
     sweep = unpack(folder / "runs.json.gz", tmp_path)

@@ -29,7 +29,7 @@ def lost(run: Run) -> bool:
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def report(all_formats: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     arms = (*SMALL_ARMS, ArmConfig(name=EVIL, n_copies=3))
     write_samples(folder, write_sweep(folder, arms=arms, likelihoods=True, skip=lost), px=32)
