@@ -56,7 +56,7 @@ def call(project: Path, slurm: MiniSlurm, *arguments: str) -> subprocess.Complet
     return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=120)
 
 
-def wait_until_empty(slurm: MiniSlurm, limit_s: float = 240) -> None:
+def wait_until_empty(slurm: MiniSlurm, limit_s: float = 480) -> None:
     deadline = time.time() + limit_s
     while queue := slurm.client("squeue", "--noheader", "--format=%i %j %T %R"):
         assert time.time() < deadline, queue
