@@ -5,7 +5,7 @@ windows lie at fixed numbers of images seen, so going back depends on no clock. 
 carries the copy along.
 
 The flow's step shrinks for all pairs alike. Were it halved for those pairs alone whose energy explodes, it would depend
-on where a pair starts; the determinant of the flow would then be another, and the bound none.
+on where a pair starts: two starts could end in one place, but the bound needs a flow that is one to one.
 """
 
 import copy
