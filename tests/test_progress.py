@@ -79,7 +79,8 @@ def test_a_training_of_no_image_has_a_figure(tmp_path: Path) -> None:
         assert lines_of(tmp_path)["bound, nats per pair"] == {"ELBO": [(0.0, 0.0)]}
 
 
-def test_every_done_training_of_a_sweep_has_its_figure(tmp_path: Path) -> None:
+def test_every_done_training_of_a_sweep_has_its_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HVAE_HPC_FIGURES")
     runs = write_sweep(tmp_path)
     trained = [run for run in runs if isinstance(run.config, TrainConfig)]
     (tmp_path / trained[2].folder / LOG).unlink()
