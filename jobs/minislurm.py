@@ -162,9 +162,7 @@ class MiniSlurm:
         """Run one of SLURM's commands against this SLURM and return its output; UserError if it fails."""
         done = subprocess.run(command, env=self.environment(), capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            raise UserError(
-                f"{self.folder}: {' '.join(command)}: {(done.stderr + done.stdout).strip() or done.returncode}"
-            )
+            raise UserError(f"{self.folder}: {' '.join(command)}: {done.stderr.strip() or done.returncode}")
         return done.stdout
 
     def _record(self, node: str | None = None) -> dict[str, Any]:
