@@ -160,10 +160,12 @@ class MiniSlurm:
 
     def client(self, *command: str) -> str:
         """Run one of SLURM's commands against this SLURM and return its output; UserError if it fails."""
-        done = subprocess.run(command, env=self.environment(), capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise UserError(f"{self.folder}: {' '.join(command)}: {done.stderr.strip() or done.returncode}")
-        return done.stdout
+        end = subprocess.run(command, env=self.environment(), capture_output=True, text=True, check=False)
+        if end.returncode != 0:
+            raise UserError(
+                f"{self.folder}: {' '.join(command)}: {(end.stderr or end.stdout).strip() or end.returncode}"
+            )
+        return end.stdout
 
     def _record(self, node: str | None = None) -> dict[str, Any]:
         if not (self.folder / RECORD).exists():
