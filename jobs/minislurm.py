@@ -162,9 +162,8 @@ class MiniSlurm:
         """Run one of SLURM's commands against this SLURM and return its output; UserError if it fails."""
         end = subprocess.run(command, env=self.environment(), capture_output=True, text=True, check=False)
         if end.returncode != 0:
-            raise UserError(
-                f"{self.folder}: {' '.join(command)}: {(end.stderr or end.stdout).strip() or end.returncode}"
-            )
+            said = (end.stderr or end.stdout).strip() or end.returncode
+            raise UserError(f"{self.folder}: {' '.join(command)}: {said}")
         return end.stdout
 
     def _record(self, node: str | None = None) -> dict[str, Any]:
@@ -288,8 +287,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--gpus", type=int, default=2, dest="gpus_per_node", help="stand-ins, on each node")
     parser.add_argument("--accounting", action="store_true", help="with slurmdbd and MariaDB, for sacct")
     asked = vars(parser.parse_args(argv))
-    action = asked.pop("action")
-    slurm = MiniSlurm(MiniSlurmConfig(**asked))
+    action, slurm = asked.pop("action"), MiniSlurm(MiniSlurmConfig(**asked))
     if action == "up":
         slurm.start()
         print(f"export SLURM_CONF={slurm.environment()['SLURM_CONF']}")
