@@ -13,6 +13,9 @@ from collections.abc import Callable, Sequence
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says where a file may not grow: the disk is full, or a quota, or a limit of one file."""
 
+DEVICE_MEMORY = r"CUDA (driver )?error: out of memory|(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED"
+"""What the CUDA driver and its libraries say of memory, for which torch has no class of errors."""
+
 
 class UserError(Exception):
     """What was got, what was expected, and what to do next, in one line for a person to read."""

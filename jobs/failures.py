@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from hvae_hpc.errors import DEVICE_MEMORY
 from hvae_hpc.jobs.attempts import BEGINS, MACHINE_ERRORS, NO_TEMPORARY, StallError, checkpoint_at
 from hvae_hpc.jobs.logs import process_logs, read_tail
 from hvae_hpc.jobs.policy import Failure
@@ -24,8 +25,7 @@ BAD_NODE = r"\bXid\b(?! \([^)]*\): (13|31|43|45)\b)|DUE TO NODE FAILURE|uncorrec
 SENTENCES: tuple[tuple[Failure, str], ...] = (
     (
         "out of memory (device)",
-        r"CUDA out of memory|OutOfMemoryError|CUDA (driver )?error: out of memory|(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED"
-        r"|out of memory with .* on cuda",
+        r"CUDA out of memory|OutOfMemoryError|out of memory with .* on cuda|" + DEVICE_MEMORY,
     ),
     (
         "node failure",

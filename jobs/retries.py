@@ -110,7 +110,7 @@ def choose(
     """
     submissions, runs = Submissions(plan.runs_folder), dict(memory.runs)
     # A person who repeats what failed has looked at it: no node is suspected.
-    tries = {i: 1 if by_hand else runs.get(i, Tried()).tries.get("node failure", 0) for i in standings}
+    tries = dict.fromkeys(standings, 1) if by_hand else memory.node_failures()
     judged: dict[str, Judged] = {}
     again = set[str]()
     for run_id, evidence in gather_all(plan, states, standings, submissions, tries if cluster else None).items():

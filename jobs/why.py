@@ -59,7 +59,7 @@ def _blamed(plan: Plan, run_id: str, standings: Mapping[str, Standing], submissi
     """Return for how many hours a retry would leave the run's node out for what others say of it; 0 for not."""
     if standings[run_id].kind not in ("failed", "lost") or not standings[run_id].element:
         return 0.0
-    tries = {i: tried.tries.get("node failure", 0) for i, tried in read_memory(plan.runs_folder).runs.items()}
+    tries = read_memory(plan.runs_folder).node_failures()
     return gather_all(plan, read_states(plan), standings, submissions, tries)[run_id].blamed
 
 

@@ -19,11 +19,7 @@ from hvae_hpc.plan import Plan
 from hvae_hpc.results.reading import parents_text
 from hvae_hpc.results.records import Records, read_records
 from hvae_hpc.results.statistics import Summary, summarise
-from hvae_hpc.stages import GenerateConfig, SegmentConfig
 from hvae_hpc.states import Made, follow
-
-KNOWN_GENERATORS = ("lsgan", "vae", "hvae")
-"""The paper's generators in the order of its tables; others follow in the plan's order."""
 
 SEGMENT_COLUMNS = (
     *("data", "arm", "generator", "n_synthetic", "n_standard", "seed", "split_seed"),
@@ -52,6 +48,8 @@ LIKELIHOOD_COLUMNS = (
     *("data", "generator", "seed", "split_seed", *LIKELIHOOD_METRICS, "elbo_flow"),
     *("wall_s", "run_id", "folder"),
 )
+DRAW_METRICS = ("draws", "rejected", "smallest_mask_px", "acceptance")
+DRAW_COLUMNS = ("data", "source", "split_seed", "seed", *DRAW_METRICS, "run_id")
 COST_COLUMNS = (
     *("run_id", "stage", "data", "device", "host", "processes", "attempt", "wall_s", "spent_s"),
     *("peak_memory_mib", "energy_j", "torch", "code_sha"),
@@ -65,6 +63,7 @@ OF_SEGMENT = {**dict.fromkeys(("dice", "precision", "recall"), (0, 1)), "hausdor
 SHARES = ("precision", "recall", "coverage", "duplicates", "agreement", "copies", "copying")
 OF_STAGE: Mapping[str, Mapping[str, tuple[float, float]]] = {
     "segment": OF_SEGMENT,
+    "generate": {**dict.fromkeys(DRAW_METRICS, (0, 1e12)), "acceptance": (0, 1)},
     "quality": {
         **dict.fromkeys(SHARES, (0, 1)),
         **{"ssim_mean": (-1, 1), "ssim_sd": (0, 1), "psnr_sd": (0, 1e6), "density": (0, 1e6), "distinct": (0, 1e6)},
@@ -81,19 +80,11 @@ METRICS = {
     "segment": REQUIRED["segment"],
     "quality": (*REQUIRED["quality"], "psnr_sd", "ssim_sd", *SET_COLUMNS),
     "likelihood": (*REQUIRED["likelihood"], "elbo_flow"),
+    "generate": DRAW_METRICS,
 }
 """Stage to the metrics that are kept of its runs."""
 NOT_YET = "no metrics.json yet"
 _MOST_NAMED = 9
-
-
-def generators_of(plan: Plan) -> tuple[str, ...]:
-    """Return what makes pairs (generators, and their samplers): LSGAN, VAE, HVAE first, others in the plan's order."""
-    configs = [run.config for run in plan.runs.values()]
-    named = dict.fromkeys(c.source for c in configs if isinstance(c, GenerateConfig))
-    named |= dict.fromkeys(c.arm.generator for c in configs if isinstance(c, SegmentConfig))
-    known = [name for name in KNOWN_GENERATORS if name in named]
-    return (*known, *(name for name in named if name and name not in known))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +96,7 @@ class Collected:
         quality: one row per done quality run; columns QUALITY_COLUMNS; an sd over one draw is NaN, and so is a
             set measure that the source does not have.
         likelihood: one row per done likelihood run; columns LIKELIHOOD_COLUMNS; elbo_flow is NaN for a VAE.
+        draws: one row per done generate run; columns DRAW_COLUMNS; acceptance is NaN where no chain drew.
         costs: one row per done run: where it was made and what it took; columns COST_COLUMNS.
         case_dice: id of a segment run to its Dice by case id.
         done: ids of all runs that are done.
@@ -115,6 +107,7 @@ class Collected:
     segment: pd.DataFrame
     quality: pd.DataFrame
     likelihood: pd.DataFrame
+    draws: pd.DataFrame
     costs: pd.DataFrame
     case_dice: Mapping[str, Mapping[str, float]]
     done: frozenset[str]
@@ -154,7 +147,8 @@ def collect(plan: Plan, partial: bool = False) -> Collected:
     return Collected(
         segment=_segments(believed.get("segment")),
         quality=_qualities(believed.get("quality")),
-        likelihood=_likelihoods(believed.get("likelihood")),
+        likelihood=_select(believed.get("likelihood"), LIKELIHOOD_COLUMNS),
+        draws=_select(believed.get("generate"), DRAW_COLUMNS),
         costs=costs,
         case_dice=records.dice,
         done=frozenset(done),
@@ -268,22 +262,22 @@ def name_some(lines: Sequence[str]) -> str:
     return "\n".join(shown)
 
 
+def _select(frame: pd.DataFrame | None, columns: Sequence[str]) -> pd.DataFrame:
+    return pd.DataFrame(columns=list(columns)) if frame is None else frame[list(columns)]
+
+
 def _segments(frame: pd.DataFrame | None) -> pd.DataFrame:
-    if frame is None:
-        return pd.DataFrame(columns=list(SEGMENT_COLUMNS))
-    return frame.assign(hausdorff_95_unit=frame["unit"], n_cases=frame["n_cases"].astype(int))[list(SEGMENT_COLUMNS)]
+    if frame is not None:
+        frame = frame.assign(hausdorff_95_unit=frame["unit"], n_cases=frame["n_cases"].astype(int))
+    return _select(frame, SEGMENT_COLUMNS)
 
 
 def _qualities(frame: pd.DataFrame | None) -> pd.DataFrame:
-    if frame is None:
-        return pd.DataFrame(columns=list(QUALITY_COLUMNS))
-    # The sd over a single draw does not exist, whatever the file holds in its place.
-    sds = {name: frame[name].where(frame["n"] > 1) for name in ("psnr_sd", "ssim_sd")}
-    return frame.assign(n=frame["n"].astype(int), **sds)[list(QUALITY_COLUMNS)]
-
-
-def _likelihoods(frame: pd.DataFrame | None) -> pd.DataFrame:
-    return pd.DataFrame(columns=list(LIKELIHOOD_COLUMNS)) if frame is None else frame[list(LIKELIHOOD_COLUMNS)]
+    if frame is not None:
+        # The sd over a single draw does not exist, whatever the file holds in its place.
+        sds = {name: frame[name].where(frame["n"] > 1) for name in ("psnr_sd", "ssim_sd")}
+        frame = frame.assign(n=frame["n"].astype(int), **sds)
+    return _select(frame, QUALITY_COLUMNS)
 
 
 def _costs(stage: str, frame: pd.DataFrame) -> pd.DataFrame:

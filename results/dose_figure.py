@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from hvae_hpc.errors import UserError
 from hvae_hpc.plan import Plan
 from hvae_hpc.results.arms_table import ArmScores
-from hvae_hpc.results.collect import Collected, generators_of
-from hvae_hpc.results.labels import REFERENCE, arm_label, generator_label, method_of
+from hvae_hpc.results.collect import Collected
+from hvae_hpc.results.labels import REFERENCE, arm_label, generator_label, generators_of, method_of
 from hvae_hpc.results.marks import draw_legend_below, finish_axes, interval_over, mark_of, not_drawn, spread
 from hvae_hpc.results.statistics import Estimate
 

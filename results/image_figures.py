@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.plan import Plan
-from hvae_hpc.results.collect import Collected, generators_of
-from hvae_hpc.results.labels import REFERENCE, generator_label, ordered_arms
+from hvae_hpc.results.collect import Collected
+from hvae_hpc.results.labels import REFERENCE, generator_label, generators_of, ordered_arms
 from hvae_hpc.results.marks import wrapped_label
 from hvae_hpc.results.panels import PREDICTION, SPACER, TRUTH, Panel, Row, draw_grid, draw_outline_legend
 from hvae_hpc.results.samples import CASES, PAIRS, by_case, first_generate, first_segment, read_samples

@@ -5,11 +5,21 @@ from typing import get_args
 
 from hvae_hpc.arms import ArmConfig
 from hvae_hpc.plan import Plan
-from hvae_hpc.results.collect import KNOWN_GENERATORS, generators_of
-from hvae_hpc.stages import QualityConfig, Sampler, SegmentConfig
+from hvae_hpc.stages import GenerateConfig, QualityConfig, Sampler, SegmentConfig
 
 REFERENCE = "reference"
+KNOWN_GENERATORS = ("lsgan", "vae", "hvae")
+"""The paper's generators in the order of its tables; others follow in the plan's order."""
 IMAGE_SOURCES = {"real": "Real (training images)", "mean": "Mean training image"}
+
+
+def generators_of(plan: Plan) -> tuple[str, ...]:
+    """Return what makes pairs (generators, and their samplers): LSGAN, VAE, HVAE first, others in the plan's order."""
+    configs = [run.config for run in plan.runs.values()]
+    named = dict.fromkeys(c.source for c in configs if isinstance(c, GenerateConfig))
+    named |= dict.fromkeys(c.arm.generator for c in configs if isinstance(c, SegmentConfig))
+    known = [name for name in KNOWN_GENERATORS if name in named]
+    return (*known, *(name for name in named if name and name not in known))
 
 
 def ordered_arms(plan: Plan) -> list[ArmConfig]:

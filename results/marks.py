@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from hvae_hpc.arms import ArmConfig
 from hvae_hpc.plan import Plan
 from hvae_hpc.results.arms_table import ArmScores
-from hvae_hpc.results.collect import KNOWN_GENERATORS, Collected, generators_of
-from hvae_hpc.results.labels import REFERENCE, arm_label, method_of
+from hvae_hpc.results.collect import Collected
+from hvae_hpc.results.labels import KNOWN_GENERATORS, REFERENCE, arm_label, generators_of, method_of
 
 # Okabe and Ito's colours but yellow, which is lost on white.
 _COLOURS = ("#D55E00", "#0072B2", "#000000", "#CC79A7", "#009E73", "#56B4E9")

@@ -12,7 +12,8 @@ import pytest
 from hvae_hpc.errors import UserError
 from hvae_hpc.plan import read_plan
 from hvae_hpc.results import records
-from hvae_hpc.results.collect import OF_STAGE, collect, generators_of
+from hvae_hpc.results.collect import OF_STAGE, collect
+from hvae_hpc.results.labels import generators_of
 from hvae_hpc.rundir import METRICS
 from hvae_hpc.set_measures import SHARES
 from hvae_hpc.states import read_states

@@ -9,6 +9,7 @@ the same steps, and ask each other after each whether one has to leave.
 
 import contextlib
 import math
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from hvae_hpc.errors import NonFiniteError, UserError
+from hvae_hpc.errors import DEVICE_MEMORY, NonFiniteError, UserError
 from hvae_hpc.model_configs import MovesConfig, OptimConfig
 from hvae_hpc.models.blocks import Batch, Loss, Phase
 from hvae_hpc.resources import Workplace
@@ -32,8 +33,7 @@ from hvae_hpc.training.optimizers import make_optimizer, take_step
 from hvae_hpc.training.rollback import LastGood
 
 READ_EVERY = 50
-NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
-"""What torch, the CUDA driver and its libraries say of memory, where they have no class of errors for it."""
+NO_MEMORY = re.compile(f"can't allocate memory|{DEVICE_MEMORY}")
 AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -99,7 +99,7 @@ def train(
     try:
         return _train(model, data, optim, seed, moves, workplace)
     except (torch.OutOfMemoryError, RuntimeError) as error:
-        if not isinstance(error, torch.OutOfMemoryError) and not any(said in str(error) for said in NO_MEMORY):
+        if not isinstance(error, torch.OutOfMemoryError) and not NO_MEMORY.search(str(error)):
             raise
         share, (height, width) = optim.batch_size // workplace.resources.tasks, data.image_size
         at_once = min(share, _rows_at_once(model, workplace) or share)
