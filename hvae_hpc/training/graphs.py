@@ -29,8 +29,8 @@ from hvae_hpc.rundir import write_atomic_by
 from hvae_hpc.scratch import held, in_home, own_folder, remove_unused, scratch_folder
 
 FOLDER = "graphs"
-HEADERS = "cpp_cache_precompile_headers"
-"""torch's setting of that name."""
+HEADERS = "headers"
+"""Of torch's C++ headers, compiled: in a process's folder, and not kept for others."""
 
 
 class KeptGraphs:
@@ -55,12 +55,9 @@ class KeptGraphs:
             compiler.clear_caches()  # in memory, of another folder's files
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(self.folder)
         os.environ["TRITON_CACHE_DIR"] = str(self.folder / "triton")
-        # torch would put 140 MiB of compiled C++ headers into the shared folder all the same.
-        os.environ[f"TORCHINDUCTOR_{HEADERS.upper()}"] = "0"
-        if settings := sys.modules.get("torch._inductor.config"):  # has looked at the environment already
-            setattr(settings, HEADERS, False)
         self.path = workplace.caches and workplace.caches / f"{make_key(network, device)}.zip"
         self.found = self._unpack()
+        _compile_headers(self.folder / HEADERS, wanted=device.type == "cpu" and not self.found)
         self._misses = _misses()
 
     def keep(self) -> None:
@@ -82,8 +79,9 @@ class KeptGraphs:
         packed = io.BytesIO()
         with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
             for file in sorted(self.folder.rglob("*")):
-                if file.is_file() and file.parent.name != "locks":
-                    archive.write(file, file.relative_to(self.folder))
+                name = file.relative_to(self.folder)
+                if file.is_file() and file.parent.name != "locks" and name.parts[0] != HEADERS:
+                    archive.write(file, name)
         content = packed.getvalue()
         path.write_bytes(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
         path.chmod(0o600)
@@ -149,6 +147,28 @@ def _make_folder(scratch: str, until: contextlib.ExitStack) -> Path:
         if until.enter_context(held(folder)):  # else it was taken for one that was left, and is going
             break
     return folder  # not held where the disk has no locks: then nobody removes it either
+
+
+def _compile_headers(folder: Path, wanted: bool) -> None:
+    """Have g++ read torch's headers once, and not with every kernel: that takes it longer than the kernel itself.
+
+    torch by itself would put them, 147 MiB, into the folder that all of a user's processes share.
+    """
+    from torch._inductor import codecache, config
+
+    setting = "cpp_cache_precompile_headers"
+    names = ("_HEADER_DIR", "_HEADER_LOCK_DIR", "_precompile_header")  # torch's own, of which it promises nothing
+    ignored: list[str] | None = getattr(config, "_cache_config_ignore_prefix", None)
+    known = ignored is not None and all(hasattr(codecache, name) for name in names)
+    wanted = wanted and known and shutil.which("openssl") is not None  # torch asks it for a digest
+    if wanted:
+        codecache._HEADER_DIR = str(folder)
+        codecache._HEADER_LOCK_DIR = str(folder / "locks")
+        codecache._precompile_header.cache_clear()  # which still knows of another folder's
+    setattr(config, setting, wanted)
+    # Kernels are the same with and without; so where they are found, headers are neither made nor missed.
+    if ignored is not None and setting not in ignored:
+        ignored.append(setting)
 
 
 def _misses() -> int:
