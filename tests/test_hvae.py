@@ -6,6 +6,7 @@ The decoder is replaced by a linear-Gaussian one where the evidence p(y) is then
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -461,3 +462,23 @@ def test_a_flow_that_is_told_to_shrink_leaps_that_much_less_and_remembers_it(lea
     again = linear_model(n_leapfrog=2, step_size=0.3, tempering="none", learn_step_size=learned)
     again.load_state_dict(model.state_dict())
     assert float(again.step_size()) == pytest.approx(0.075)
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"n_leapfrog": -1}, "n_leapfrog is -1"),
+        ({"step_size": 0.5, "step_size_max": 0.5}, "expected less than step_size_max"),
+        ({"sigma_x": 0.03, "sigma_x_floor": 0.03}, "expected more than sigma_x_floor"),
+        ({"sqrt_beta_0": 0.0}, r"expected a number in \(0, 1\]"),
+        ({"sqrt_beta_0": 1.0}, "nothing to learn from"),
+        ({"metropolis": True}, 'expected "none"'),
+        ({"kl_warm_up": 0.8}, "expected at least kl_warm_up = 0.8"),
+        ({"flow_from": 1.0}, "the flow is never on"),
+    ],
+)
+def test_settings_that_make_no_hvae_are_refused(settings: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        HVAEConfig(**settings)
+    if "kl_warm_up" in settings or "flow_from" in settings:
+        HVAEConfig(n_leapfrog=0, **settings)  # which a VAE does not heed
