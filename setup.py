@@ -17,7 +17,7 @@ setup(
         "hvae_hpc.results": ["published/*", "*.html"],
     },
     install_requires=[
-        "torch>=2.9",
+        "torch>=2.10",
         "torchio>=0.20",
         "nibabel>=5.2",
         "submitit>=1.5.3,<1.6",  # the launcher uses names of submitit that are not public

@@ -184,6 +184,8 @@ def main() -> None:
     worst = check_equal([s for name, s in exact.items() if "vae" not in name or "hvae" in name], exact["naive"])
     if "vae_compiled" in exact:
         worst = max(worst, check_equal([exact["vae_compiled"]], exact["vae_eager"]))
+    if failed := [note for forward in compiled.values() for note in forward.notes if "failed" in note]:
+        raise SystemExit(f"nothing is compared: {failed[0]}")
     took = time.perf_counter() - started
     print(f"losses and gradients agree to {worst:.1e} in float32 ({took:.0f} s, compiling included)", flush=True)
 

@@ -126,8 +126,6 @@ class HVAEConfig:
         require_share(self, "kl_warm_up", "flow_from")
         if self.n_leapfrog and self.flow_from < self.kl_warm_up:
             raise ValueError(f"flow_from is {self.flow_from}, expected at least kl_warm_up = {self.kl_warm_up}")
-        if self.n_leapfrog and self.flow_from == 1:
-            raise ValueError("flow_from is 1.0, expected less: the flow is never on; for a VAE give n_leapfrog = 0")
 
 
 @dataclass(frozen=True, kw_only=True)

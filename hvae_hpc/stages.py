@@ -71,10 +71,17 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        flow = isinstance(self.model, HVAEConfig) and self.model.n_leapfrog > 0
-        if flow and self.optim.precision == "fp16":
+        if not isinstance(self.model, HVAEConfig) or self.model.n_leapfrog == 0:
+            return
+        if self.optim.precision == "fp16":
             raise ValueError(
                 'optim.precision is "fp16", expected "bf16" or "fp32": the flow\'s second derivatives overflow'
+            )
+        last_step = 1 - self.optim.batch_size / self.optim.images
+        if self.model.flow_from > last_step:
+            raise ValueError(
+                f"model.flow_from is {self.model.flow_from}, expected at most {last_step:.3g}, where the last step "
+                "begins: the flow would be on in none; for a VAE give model.n_leapfrog = 0"
             )
 
 

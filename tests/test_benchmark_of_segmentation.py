@@ -107,7 +107,7 @@ def test_a_generator_s_seconds_are_those_with_and_without_the_flow_by_their_shar
         "generator": "g",
         "split": SplitConfig(),
         "image_px": 0,
-        "optim": OptimConfig(images=32),
+        "optim": OptimConfig(images=320),
     }
     for model, seconds in (
         (HVAEConfig(network=network, n_leapfrog=2, flow_from=0.75), 0.75 * 1 + 0.25 * 10),

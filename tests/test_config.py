@@ -71,7 +71,7 @@ def test_what_is_wrong_is_named_with_its_place(data: object, message: str) -> No
 
 
 def test_a_union_of_configs_is_told_apart_by_its_kind() -> None:
-    base = {"data": "d", "generator": "g", "split": {}, "image_px": 0, "optim": {"images": 32}}
+    base = {"data": "d", "generator": "g", "split": {}, "image_px": 0, "optim": {"images": 320}}
     loaded = load(TrainConfig, {**base, "model": {"kind": "hvae", "n_leapfrog": 5}}, "test")
     assert isinstance(loaded.model, HVAEConfig)
     assert loaded.model.n_leapfrog == 5

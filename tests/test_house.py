@@ -134,7 +134,7 @@ def code_lines(path: Path) -> int:
 def test_product_files_are_short_enough_to_read() -> None:
     lengths = {path: len(path.read_text().splitlines()) for path in modules().values()}
     assert {str(path): n for path, n in lengths.items() if n > 300} == {}
-    assert sum(code_lines(path) for path in modules().values()) <= 15_300
+    assert sum(code_lines(path) for path in modules().values()) <= 15_400
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ The decoder is replaced by a linear-Gaussian one where the evidence p(y) is then
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.generator_peers import naive_loss
-from hvae_hpc.model_configs import HVAEConfig, NetworkConfig
+from hvae_hpc.model_configs import HVAEConfig, NetworkConfig, OptimConfig
 from hvae_hpc.models.hvae import HVAE
 from hvae_hpc.resources import Resources, Workplace
+from hvae_hpc.stages import SplitConfig, TrainConfig
 from hvae_hpc.training.device import CompiledForward
 
 D, SIDE = 2, 2  # latent size and image side of the linear-Gaussian model
@@ -443,7 +445,7 @@ def test_metropolis_accepts_by_the_energy_and_leaves_the_posterior_as_it_is() ->
     torch.testing.assert_close(torch.cov(path.z_k.T), torch.cov(exact.T), rtol=0.02, atol=2e-3)
     assert not torch.allclose(torch.cov(plain.z_k.T), torch.cov(exact.T), rtol=0.05)
     assert "objective" in loss.terms
-    assert not {"elbo", "log_weight"} & set(loss.terms)
+    assert not {"elbo", "log_weight", "elbo_gain", "bits_per_pixel"} & set(loss.terms)
 
 
 def test_bits_per_pixel_are_the_elbo_in_another_unit() -> None:
@@ -474,11 +476,29 @@ def test_a_flow_that_is_told_to_shrink_leaps_that_much_less_and_remembers_it(lea
         ({"sqrt_beta_0": 1.0}, "nothing to learn from"),
         ({"metropolis": True}, 'expected "none"'),
         ({"kl_warm_up": 0.8}, "expected at least kl_warm_up = 0.8"),
-        ({"flow_from": 1.0}, "the flow is never on"),
     ],
 )
 def test_settings_that_make_no_hvae_are_refused(settings: dict[str, Any], why: str) -> None:
     with pytest.raises(ValueError, match=why):
         HVAEConfig(**settings)
-    if "kl_warm_up" in settings or "flow_from" in settings:
-        HVAEConfig(n_leapfrog=0, **settings)  # which a VAE does not heed
+
+
+def test_a_flow_that_is_on_in_no_step_is_refused_and_one_that_is_on_in_the_last_is_not() -> None:
+    def config(flow_from: float, **settings: Any) -> TrainConfig:
+        return TrainConfig(
+            data="d",
+            generator="hvae",
+            split=SplitConfig(),
+            image_px=0,
+            model=HVAEConfig(flow_from=flow_from, **settings),
+            optim=OptimConfig(images=48, batch_size=4, lr=1e-3),
+        )
+
+    shares = [seen / 48 for seen in range(0, 48, 4)]
+    model = HVAE(replace(config(shares[-1]).model, network=TINY), (SIDE, SIDE))
+    drawn = [model.draw(1, share, torch.Generator()) for share in shares]
+    assert ["momentum" in batch for batch in drawn] == [False] * 11 + [True]
+    for never in (0.92, 1.0):
+        with pytest.raises(ValueError, match=r"expected at most 0\.917, where the last step begins"):
+            config(never)
+    config(1.0, n_leapfrog=0)  # a VAE does not heed it

@@ -16,6 +16,8 @@ from hvae_hpc.models.hvae import HVAE
 from hvae_hpc.models.lsgan import LSGAN, Discriminator
 from hvae_hpc.models.moves import apply_moves, draw_moves
 from hvae_hpc.models.unet import UNet
+from hvae_hpc.training.averages import MovingAverage, TermReader
+from hvae_hpc.training.distributed import Team
 
 NETWORK = NetworkConfig(channels=(4, 8), attention_levels=(1,), attention_heads=2, latent_size=4)
 
@@ -80,11 +82,14 @@ def test_inside_a_step_nothing_goes_to_another_device_or_comes_back(
     model = make().to("meta")
     batch = {name: torch.zeros(4, 1, 8, 8, device="meta") for name in ("image", "mask")}
     batch |= {name: drawn.to("meta") for name, drawn in model.draw(4, 1.0, torch.Generator()).items()}
+    average, reader = MovingAverage(model, 0.9), TermReader(Team())
     with Elsewhere():
         for phase in model.phases():
             loss = model(batch, phase.name)
             loss.total.backward()
             nn.utils.clip_grad_norm_(phase.network.parameters(), 1.0)
+        average.update()
+        reader.add(0, loss.terms)
     assert loss.total.device.type == "meta"
 
 

@@ -578,6 +578,21 @@ def test_the_moving_average_is_the_recursion_it_claims() -> None:
     torch.testing.assert_close(average.state["weight"], expected)
 
 
+def test_statistics_are_averaged_with_the_weights_and_settings_are_copied() -> None:
+    network = NetworkConfig(channels=(4, 8), attention_levels=(1,), latent_size=3, attention_heads=2)
+    hvae, layer = HVAE(HVAEConfig(network=network), (16, 16)), nn.BatchNorm1d(1)
+    averages = MovingAverage(hvae, 0.99), MovingAverage(layer, 0.99)
+    hvae.shrink_step(0.25)
+    for _ in range(5):
+        layer(torch.rand(8, 1) + 3)
+        for average in averages:
+            average.update()
+    of_hvae, of_layer = (average.state for average in averages)
+    assert float(of_hvae["step_share"]) == 0.25
+    assert int(of_layer["num_batches_tracked"]) == 5
+    assert 0 < float(of_layer["running_mean"]) < float(layer.state_dict()["running_mean"])
+
+
 def test_images_are_shrunk_by_area_and_masks_stay_binary() -> None:
     pairs = make_pairs(3, 16)
     small = to_tensors(pairs, 8)

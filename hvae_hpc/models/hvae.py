@@ -252,6 +252,7 @@ class HVAE(nn.Module):
         log_scale = torch.log(scale).sum(1)
         analytic_kl = 0.5 * (mean * mean + scale * scale - 1).sum(1) - log_scale
         pixels = batch["image"][0].numel()
+        is_bound = "uniform" not in batch  # Metropolis' choice has a density that nobody writes down
         if "momentum" not in batch:
             z = mean + scale * batch["noise"]
             image_nats, mask_nats = self._spare(lambda z: self.log_likelihood(z, batch), z)
@@ -267,19 +268,19 @@ class HVAE(nn.Module):
                 + 0.5 * _square(batch["noise"]) + 0.5 * _square(batch["momentum"])
             )  # fmt: skip
             terms = {
-                "elbo_gain": image_nats + mask_nats - kl - (path.image_0 + path.mask_0 - analytic_kl),
                 "moved": ((path.z_k - path.z_0) / scale).square().mean(1).sqrt(),
                 "energy_change": path.energy_change,
                 "acceptance": torch.exp(-path.energy_change.clamp(min=0.0)),
                 "step_size": torch.as_tensor(self.step_size()),
                 "sqrt_beta_0": torch.as_tensor(self.sqrt_beta_0()),
             }
+            gain = image_nats + mask_nats - kl - (path.image_0 + path.mask_0 - analytic_kl)
+            terms |= {"elbo_gain": gain} if is_bound else {}
         bound = image_nats + mask_nats - batch["kl_weight"] * kl
         elbo = image_nats + mask_nats - kl
-        # Metropolis' choice has a density that nobody writes down: what is left is no bound on the evidence.
-        terms |= {"objective": elbo} if "uniform" in batch else {"elbo": elbo, "log_weight": log_weight}
+        bits = -elbo / (pixels * math.log(2))
+        terms |= {"elbo": elbo, "log_weight": log_weight, "bits_per_pixel": bits} if is_bound else {"objective": elbo}
         terms |= {
-            "bits_per_pixel": -elbo / (pixels * math.log(2)),
             "image": image_nats,
             "mask": mask_nats,
             "kl": kl,

@@ -16,15 +16,16 @@ class MovingAverage:
         self.decay, self.steps = decay, 0
         self.model = model
         self.state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        self.learned = {name for name, _ in model.named_parameters(remove_duplicate=False)}
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move a step towards the network's weights; counters and statistics are copied."""
+        """Move a step towards the network's weights and BatchNorm's statistics; all else is copied."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         mine, theirs = [], []
         for name, value in self.model.state_dict().items():
-            if value.is_floating_point():
+            if name in self.learned or name.rpartition(".")[2] in ("running_mean", "running_var"):
                 mine.append(self.state[name])
                 theirs.append(value)
             else:

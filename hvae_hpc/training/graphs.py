@@ -17,8 +17,9 @@ import stat
 import sys
 import tempfile
 import zipfile
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,8 +30,6 @@ from hvae_hpc.rundir import write_atomic_by
 from hvae_hpc.scratch import held, in_home, own_folder, remove_unused, scratch_folder
 
 FOLDER = "graphs"
-HEADERS = "headers"
-"""Of torch's C++ headers, compiled: in a process's folder, and not kept for others."""
 
 
 class KeptGraphs:
@@ -48,16 +47,14 @@ class KeptGraphs:
     """
 
     def __init__(self, network: Hashable, device: torch.device, workplace: Workplace) -> None:
-        self._until_closed = contextlib.ExitStack()
-        self.folder = _make_folder(workplace.resources.scratch, self._until_closed)
-        atexit.register(self.close)
+        self.folder, self._remove = _make_folder(workplace.resources.scratch)
         if compiler := sys.modules.get("torch._inductor.utils"):
             compiler.clear_caches()  # in memory, of another folder's files
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(self.folder)
         os.environ["TRITON_CACHE_DIR"] = str(self.folder / "triton")
         self.path = workplace.caches and workplace.caches / f"{make_key(network, device)}.zip"
         self.found = self._unpack()
-        _compile_headers(self.folder / HEADERS, wanted=device.type == "cpu" and not self.found)
+        _use_own_headers(workplace.resources.scratch)
         self._misses = _misses()
 
     def keep(self) -> None:
@@ -72,16 +69,14 @@ class KeptGraphs:
 
     def close(self) -> None:
         """Remove the folder."""
-        atexit.unregister(self.close)
-        self._until_closed.close()
+        self._remove()
 
     def _pack(self, path: Path) -> None:
         packed = io.BytesIO()
         with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
             for file in sorted(self.folder.rglob("*")):
-                name = file.relative_to(self.folder)
-                if file.is_file() and file.parent.name != "locks" and name.parts[0] != HEADERS:
-                    archive.write(file, name)
+                if file.is_file() and file.parent.name != "locks":
+                    archive.write(file, file.relative_to(self.folder))
         content = packed.getvalue()
         path.write_bytes(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
         path.chmod(0o600)
@@ -109,6 +104,49 @@ class KeptGraphs:
         return True
 
 
+class Headers:
+    """Has g++ read torch's C++ headers once for all kernels of a process: with each of them it takes longer than that.
+
+    torch does so by itself, but into the folder that all of a user's processes share. Ours is made when a kernel is
+    compiled, not when it is found, and it takes 150 MiB; where there is no room for it, kernels are compiled without.
+
+    Args:
+        make: torch's function, which returns a header's path, and knows of those that it has made.
+        scratch: as a site file has it.
+    """
+
+    def __init__(self, make: Callable[..., str], scratch: str) -> None:
+        self.make, self.scratch, self.failed = make, scratch, False
+        self.folder: Path | None = None
+
+    def __call__(self, *what: Any, **how: Any) -> str:
+        """Return the header's path, or "" for none."""
+        if self.failed or _misses() == 0:
+            return ""
+        try:
+            if self.folder is None:
+                self.folder, _ = _make_folder(self.scratch)
+                torch._inductor.codecache._HEADER_DIR = str(self.folder)
+                torch._inductor.codecache._HEADER_LOCK_DIR = str(self.folder / "locks")
+            path = self.make(*what, **how)
+            return path if Path(path).exists() else ""  # somebody may have tidied up the disk
+        except Exception:  # whatever it is: a disk that is full, or no openssl, which torch asks for a digest
+            self.failed = True
+            shutil.rmtree(self.folder or "", ignore_errors=True)
+            return ""
+
+
+def _use_own_headers(scratch: str) -> None:
+    """Take the place of torch's function; a torch that has none of that name gets no headers at all."""
+    from torch._inductor import codecache, config
+
+    names = ("_precompile_header", "_HEADER_DIR", "_HEADER_LOCK_DIR")  # of which torch promises nothing
+    if not all(hasattr(codecache, name) for name in names):
+        config.cpp_cache_precompile_headers = False
+    elif not isinstance(codecache._precompile_header, Headers):
+        codecache._precompile_header = Headers(codecache._precompile_header, scratch)  # type: ignore[assignment]
+
+
 def make_key(network: Hashable, device: torch.device) -> str:
     """Return 24 digits of all that compiled code depends on, and of the user, who takes nobody else's code."""
     parts = [code_sha(), repr(network), torch.__version__, torch.version.cuda, str(Path(torch.__file__).parent)]
@@ -128,8 +166,12 @@ def _processor() -> list[str]:
     return []
 
 
-def _make_folder(scratch: str, until: contextlib.ExitStack) -> Path:
-    """Make a private folder on the node's own disk, and remove those of processes that were killed."""
+def _make_folder(scratch: str) -> tuple[Path, Callable[[], None]]:
+    """Make a private folder on the node's own disk, and remove those of processes that were killed.
+
+    Returns:
+        The folder, and what removes it: by itself at the process's end, and never in a fork of the process.
+    """
     temporary = Path(tempfile.gettempdir())
     if in_home(temporary):
         temporary = Path("/tmp")
@@ -141,34 +183,20 @@ def _make_folder(scratch: str, until: contextlib.ExitStack) -> Path:
     except (OSError, UserError) as error:
         print(f"torch compiles into a temporary folder: {error}", flush=True)
         root = temporary
+    until, process = contextlib.ExitStack(), os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == process:
+            atexit.unregister(remove)
+            until.close()
+
+    atexit.register(remove)
     for _ in range(3):
         folder = Path(tempfile.mkdtemp(prefix="hvae_hpc-", dir=root))
         until.callback(shutil.rmtree, folder, ignore_errors=True)
         if until.enter_context(held(folder)):  # else it was taken for one that was left, and is going
             break
-    return folder  # not held where the disk has no locks: then nobody removes it either
-
-
-def _compile_headers(folder: Path, wanted: bool) -> None:
-    """Have g++ read torch's headers once, and not with every kernel: that takes it longer than the kernel itself.
-
-    torch by itself would put them, 147 MiB, into the folder that all of a user's processes share.
-    """
-    from torch._inductor import codecache, config
-
-    setting = "cpp_cache_precompile_headers"
-    names = ("_HEADER_DIR", "_HEADER_LOCK_DIR", "_precompile_header")  # torch's own, of which it promises nothing
-    ignored: list[str] | None = getattr(config, "_cache_config_ignore_prefix", None)
-    known = ignored is not None and all(hasattr(codecache, name) for name in names)
-    wanted = wanted and known and shutil.which("openssl") is not None  # torch asks it for a digest
-    if wanted:
-        codecache._HEADER_DIR = str(folder)
-        codecache._HEADER_LOCK_DIR = str(folder / "locks")
-        codecache._precompile_header.cache_clear()  # which still knows of another folder's
-    setattr(config, setting, wanted)
-    # Kernels are the same with and without; so where they are found, headers are neither made nor missed.
-    if ignored is not None and setting not in ignored:
-        ignored.append(setting)
+    return folder, remove  # not held where the disk has no locks: then nobody removes it either
 
 
 def _misses() -> int:
