@@ -76,9 +76,7 @@ def check_equal(sides: list[Side], reference: Side) -> float:
 
 
 def take_turns(sides: list[Side], repeats: int) -> dict[str, list[float]]:
-    """Return each side's seconds per step, ``repeats`` of them, taken in turns after a warm-up."""
-    for side in sides:
-        side.step()
+    """Return each side's seconds per step, ``repeats`` of them, taken in turns; all have taken one before."""
     seconds: dict[str, list[float]] = {side.name: [] for side in sides}
     for _ in range(repeats):
         for side in sides:
@@ -102,6 +100,8 @@ def forward_seconds(
     ]
     device = batch["image"].device.type
     with torch.no_grad(), torch.autocast(device, autocast or torch.bfloat16, enabled=autocast is not None):
+        for side in sides:
+            side.step()
         seconds = take_turns(sides, max(5, repeats))
     return statistics.median(seconds["e"]), statistics.median(seconds["d"])
 
@@ -195,13 +195,15 @@ def main() -> None:
         naive = exact["naive"]
         sides.append(Side(name="naive_fp32", model=naive.model, step=naive.step))
     e, d = forward_seconds(hvae, batch, micro, options.repeats, cast)
-    seconds = take_turns(sides, options.repeats)
     memory = {}
     for one in sides:
+        if cast:  # nothing has run in this precision yet
+            one.step()
         with peak_memory(device) as found:
             one.step()
             synchronise()
         memory[one.name] = found[0]
+    seconds = take_turns(sides, options.repeats)
     counter = FlopCounterMode(display=False)
     with counter:
         next(s for s in sides if s.name == "hvae_eager").step()

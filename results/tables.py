@@ -28,6 +28,7 @@ SOURCE = "Kebaili et al. 2023, arXiv:2311.10472"
 NOTHING = "—"
 _DIGITS = 3
 _WIDTH = 100
+_NAMED = 6
 
 _NUMBERS = ("mean", "sd", "published_mean", "published_sd")
 TIDY_1 = ("data", "arm", "method", "amount", "n", "n_expected", *_NUMBERS)
@@ -267,7 +268,7 @@ def _caption2(compared: bool) -> str:
 
 
 def remarks(plan: Plan, collected: Collected) -> list[str]:
-    """Return what must be said below any table: missing runs, mixed code."""
+    """Return what must be said below any table: missing runs, mixed code, U-Nets that learned nothing."""
     lines = []
     if collected.missing:
         count = f"{len(collected.missing)} of {len(plan.runs)}"
@@ -275,6 +276,15 @@ def remarks(plan: Plan, collected: Collected) -> list[str]:
     if len(collected.code_shas) > 1:
         versions = ", ".join(f"{sha} ({count} runs)" for sha, count in collected.code_shas.items())
         lines.append(f"Mixed code: {len(collected.code_shas)} versions of the code made the runs: {versions}.")
+    failed = collected.segment[collected.segment["dice"] == 0]
+    if len(failed):
+        runs = [
+            f"{data} {arm} seed {seed}" for data, arm, seed in failed[["data", "arm", "seed"]].itertuples(index=False)
+        ]
+        named = ", ".join(runs[:_NAMED]) + (f" and {len(runs) - _NAMED} more" if len(runs) > _NAMED else "")
+        lines.append(
+            f"Dice 0 on every test case: {named}. Such a training failed; it counts in means, intervals and p as it is."
+        )
     return lines
 
 

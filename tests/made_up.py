@@ -109,7 +109,8 @@ def write_plan(folder: Path, runs: list[Run], sweep: str = "small", changes: Map
 
 def finish(folder: Path, run: Run, metrics: Mapping[str, float], code_sha: str = "abc", device: str = "cpu") -> None:
     """Write a run's metrics.json as its stage would."""
-    offsets = (-0.05, *[0.0] * 10, 0.05) if run.stage == "segment" else ()
+    spread = min(0.05, metrics.get("dice", 0.0))
+    offsets = (-spread, *[0.0] * 10, spread) if run.stage == "segment" else ()
     others = {"hausdorff_95": 3.5, "precision": 0.75, "recall": 0.5}
     per_case = {f"case{i:02}": {"dice": metrics["dice"] + offset, **others} for i, offset in enumerate(offsets)}
     result = RunResult(

@@ -49,6 +49,15 @@ def test_the_difference_is_the_mean_of_those_of_equal_seeds(tmp_path: Path) -> N
     assert cells["precision"] == f"{np.mean(reference) + 0.1:.3f}"
 
 
+def test_u_nets_that_found_nothing_are_named(tmp_path: Path) -> None:
+    runs = write_sweep(tmp_path)
+    assert not any("Dice 0" in note for note in table_of(tmp_path).notes)
+    for run in segments(runs, "hvae+300")[1:]:
+        finish(tmp_path, run, {**fake_metrics(run), "dice": 0.0})
+    (note,) = [note for note in table_of(tmp_path).notes if "Dice 0" in note]
+    assert note.startswith("Dice 0 on every test case: brats2021 hvae+300 seed 1, brats2021 hvae+300 seed 2. Such")
+
+
 def test_runs_are_paired_by_seed_whatever_is_missing(tmp_path: Path) -> None:
     def lost(run: Run) -> bool:
         return run in [*segments([run], "reference"), *segments([run], "vae+300")] and run.config.seed == (
