@@ -136,7 +136,7 @@ def test_a_fork_leaves_the_folder_to_the_process_that_made_it(place: Workplace) 
 
 
 def test_headers_are_made_where_something_is_compiled_and_done_without_where_they_cannot_be(
-    place: Workplace, monkeypatch: pytest.MonkeyPatch
+    place: Workplace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made: list[str] = []
     for name in ("_HEADER_DIR", "_HEADER_LOCK_DIR"):
@@ -167,7 +167,9 @@ def test_headers_are_made_where_something_is_compiled_and_done_without_where_the
     make_again, headers.make = headers.make, lambda name: str(path)  # as torch, which does not look for it
     assert headers("header") == ""
     headers.make = make_again
+    assert capsys.readouterr().out == ""
     assert headers("too large") == ""
+    assert "read with every kernel, slowly: [Errno 28] No space left on device\n" in capsys.readouterr().out
     assert not path.parent.exists()
     assert headers("header") == ""
     assert made == ["header", "too large"]

@@ -108,7 +108,7 @@ class Headers:
     """Has g++ read torch's C++ headers once for all kernels of a process: with each of them it takes longer than that.
 
     torch does so by itself, but into the folder that all of a user's processes share. Ours is made when a kernel is
-    compiled, not when it is found, and it takes 150 MiB; where there is no room for it, kernels are compiled without.
+    compiled, not when it is found, and it takes 150 MiB; where it cannot be, a line says so and kernels do without.
 
     Args:
         make: torch's function, which returns a header's path, and knows of those that it has made.
@@ -130,9 +130,13 @@ class Headers:
                 torch._inductor.codecache._HEADER_LOCK_DIR = str(self.folder / "locks")
             path = self.make(*what, **how)
             return path if Path(path).exists() else ""  # somebody may have tidied up the disk
-        except Exception:  # whatever it is: a disk that is full, or no openssl, which torch asks for a digest
+        except Exception as error:  # whatever it is: a disk that is full, or no openssl, which torch asks for a digest
             self.failed = True
             shutil.rmtree(self.folder or "", ignore_errors=True)
+            print(
+                f"torch's C++ headers are read with every kernel, slowly: {' '.join(str(error).split())[:200]}",
+                flush=True,
+            )
             return ""
 
 
@@ -140,11 +144,11 @@ def _use_own_headers(scratch: str) -> None:
     """Take the place of torch's function; a torch that has none of that name gets no headers at all."""
     from torch._inductor import codecache, config
 
-    names = ("_precompile_header", "_HEADER_DIR", "_HEADER_LOCK_DIR")  # of which torch promises nothing
-    if not all(hasattr(codecache, name) for name in names):
+    make, *folders = "_precompile_header", "_HEADER_DIR", "_HEADER_LOCK_DIR"  # of which torch promises nothing
+    if not all(hasattr(codecache, name) for name in (make, *folders)):
         config.cpp_cache_precompile_headers = False
-    elif not isinstance(codecache._precompile_header, Headers):
-        codecache._precompile_header = Headers(codecache._precompile_header, scratch)  # type: ignore[assignment]
+    elif not isinstance(getattr(codecache, make), Headers):
+        setattr(codecache, make, Headers(getattr(codecache, make), scratch))
 
 
 def make_key(network: Hashable, device: torch.device) -> str:
