@@ -2,8 +2,9 @@
 
 from setuptools import find_packages, setup
 
-# The stage folders jobs, preprocess and results hang in the package by symbolic links (their bare names are
-# far too common to be import names), so setuptools finds and copies them as hvae_hpc.jobs and so on.
+# The stage folders jobs, preprocess and results hang in the package by symbolic links (their bare
+# names are far too common to be import names), so setuptools finds and copies them as
+# hvae_hpc.jobs and so on.
 setup(
     name="hvae_hpc",
     version="0.1.0",
@@ -12,8 +13,9 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["hvae_hpc", "hvae_hpc.*"]),
     package_data={
-        "hvae_hpc.jobs": ["sweeps/*.toml", "sites/*.toml", "policy.toml"],
-        "hvae_hpc.preprocess": ["recipes/*.toml"],
+        "hvae_hpc.jobs.sweeps": ["*.toml"],
+        "hvae_hpc.jobs.sites": ["*.toml"],
+        "hvae_hpc.preprocess.recipes": ["*.toml"],
         "hvae_hpc.results": ["published/*", "*.html"],
     },
     install_requires=[

@@ -1,8 +1,10 @@
 """A compiled step's cold start against a warm one, side by side: with nothing kept, and with what another process kept.
 
-Each turn is two processes, one after the other, with local folders of their own: two steps of training each. The second
-finds the file that the first left. Measured is the time to the end of the training: torch's import, which both pay, is
-not in it, that of its compiler is; and the processes' CPU seconds, imports and g++ included. The weights must be equal.
+Each turn is two processes, one after the other, with local folders of their own: two steps of
+    training each. The second
+finds the file that the first left. Measured is the time to the end of the training: torch's import,
+which both pay, is not in it, that of its compiler is; and the processes' CPU seconds, imports and
+g++ included. The weights must be equal.
 
     python benchmarks/compile_cache.py [--quick] [--turns 3]
 """
@@ -21,10 +23,11 @@ from pathlib import Path
 import torch
 from turns import name_device, ratio
 
-from hvae_hpc.model_configs import HVAEConfig, OptimConfig, UNetConfig
+from hvae_hpc.config.model import HVAEConfig, OptimConfig, UNetConfig
+from hvae_hpc.config.resources import Resources
 from hvae_hpc.models.hvae import HVAE
 from hvae_hpc.models.unet import UNet
-from hvae_hpc.resources import Resources, Workplace
+from hvae_hpc.runs.workplace import Workplace
 from hvae_hpc.training.batches import PairTensors
 from hvae_hpc.training.device import build
 from hvae_hpc.training.loop import train
@@ -46,7 +49,9 @@ def measure(folder: Path, kind: str, px: int) -> None:
     }[kind]
     with tempfile.TemporaryDirectory() as run:
         resources = Resources(compile="on", threads=torch.get_num_threads())
-        place = Workplace(folder=Path(run), data=folder, parents={}, resources=resources, caches=folder)
+        place = Workplace(
+            folder=Path(run), data=folder, parents={}, resources=resources, caches=folder
+        )
         optim = OptimConfig(images=4 * STEPS, batch_size=4, lr=1e-3, precision="fp32")
         model = build(make, 0, device)
         began = time.perf_counter()
@@ -67,9 +72,13 @@ def start(folder: Path, kind: str, px: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--quick", action="store_true", help="a U-Net of 4 channels and one turn: two minutes on an idle core"
+        "--quick",
+        action="store_true",
+        help="a U-Net of 4 channels and one turn: two minutes on an idle core",
     )
     parser.add_argument("--kind", choices=("unet", "hvae", "quick"), default="unet")
     parser.add_argument("--turns", type=int, default=3)
@@ -79,7 +88,9 @@ def main() -> None:
     if options.folder:
         measure(options.folder, options.kind, options.px)
         return
-    kind, turns, px = ("quick", 1, 16) if options.quick else (options.kind, options.turns, options.px)
+    kind, turns, px = (
+        ("quick", 1, 16) if options.quick else (options.kind, options.turns, options.px)
+    )
     seconds: dict[str, list[float]] = {"cold": [], "warm": []}
     cpu: dict[str, list[float]] = {"cold": [], "warm": []}
     size = 0
@@ -92,15 +103,24 @@ def main() -> None:
         for side, times in seconds.items():
             times.append(found[side]["s"])
             cpu[side].append(found[side]["cpu_s"])
-        print(f"turn {turn + 1}: cold {seconds['cold'][-1]:.1f} s, warm {seconds['warm'][-1]:.1f} s", flush=True)
+        print(
+            f"turn {turn + 1}: cold {seconds['cold'][-1]:.1f} s, warm {seconds['warm'][-1]:.1f} s",
+            flush=True,
+        )
     print(
         json.dumps(
             {
                 "kind": kind,
                 "px": px,
                 "turns": turns,
-                **{f"{side}_s": round(statistics.median(times), 2) for side, times in seconds.items()},
-                **{f"{side}_cpu_s": round(statistics.median(times), 2) for side, times in cpu.items()},
+                **{
+                    f"{side}_s": round(statistics.median(times), 2)
+                    for side, times in seconds.items()
+                },
+                **{
+                    f"{side}_cpu_s": round(statistics.median(times), 2)
+                    for side, times in cpu.items()
+                },
                 "cold_over_warm": round(ratio(seconds, "cold", "warm") or 0, 2),
                 "file_kib": round(size / 1024),
                 "device": name_device(),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hvae_hpc.model_configs import HVAEConfig, NetworkConfig
+from hvae_hpc.config.model import HVAEConfig, NetworkConfig
 from hvae_hpc.models.blocks import Upsample
 from hvae_hpc.models.hvae import HVAE
 
@@ -25,7 +25,9 @@ class Side:
 def make_model(n_leapfrog: int, px: int, device: torch.device) -> HVAE:
     """Make table1's network with random weights; the same ones for every number of leaps."""
     torch.manual_seed(0)
-    config = HVAEConfig(network=NetworkConfig(), n_leapfrog=n_leapfrog, kl_warm_up=0.0, flow_from=0.0)
+    config = HVAEConfig(
+        network=NetworkConfig(), n_leapfrog=n_leapfrog, kl_warm_up=0.0, flow_from=0.0
+    )
     return HVAE(config, (px, px)).to(device).to(memory_format=torch.channels_last)
 
 
@@ -48,7 +50,13 @@ def naive_loss(model: HVAE, batch: dict[str, Tensor]) -> Tensor:
         rho = alpha * (rho - 0.5 * eps * force(u))
     z = mean + scale * u
     image_nats, mask_nats = model.log_likelihood(z, batch)
-    elbo = image_nats + mask_nats - 0.5 * (z.square() + rho.square()).sum(1) + scale.log().sum(1) + z.shape[1]
+    elbo = (
+        image_nats
+        + mask_nats
+        - 0.5 * (z.square() + rho.square()).sum(1)
+        + scale.log().sum(1)
+        + z.shape[1]
+    )
     return -elbo.mean() / batch["image"][0].numel()
 
 
@@ -85,7 +93,9 @@ def make_step(
     return step
 
 
-def pythae_sides(px: int, batch: dict[str, Tensor], micro_batch: int, autocast: torch.dtype | None) -> list[Side]:
+def pythae_sides(
+    px: int, batch: dict[str, Tensor], micro_batch: int, autocast: torch.dtype | None
+) -> list[Side]:
     """Return pythae's VAE and HVAE on our encoder and decoder; none where it is not installed."""
     try:
         from pythae.models import HVAE as TheirHVAE
@@ -118,16 +128,31 @@ def pythae_sides(px: int, batch: dict[str, Tensor], micro_batch: int, autocast: 
             return ModelOutput(reconstruction=torch.cat([image, torch.sigmoid(logits)], 1))
 
     sides = []
-    common = {"input_dim": (2, px, px), "latent_dim": NetworkConfig().latent_size, "reconstruction_loss": "mse"}
+    common = {
+        "input_dim": (2, px, px),
+        "latent_dim": NetworkConfig().latent_size,
+        "reconstruction_loss": "mse",
+    }
     for name, kind, config in (
         ("pythae_vae", TheirVAE, TheirVAEConfig(**common)),
-        ("pythae_hvae", TheirHVAE, TheirHVAEConfig(**common, n_lf=3, learn_eps_lf=True, learn_beta_zero=True)),
+        (
+            "pythae_hvae",
+            TheirHVAE,
+            TheirHVAEConfig(**common, n_lf=3, learn_eps_lf=True, learn_beta_zero=True),
+        ),
     ):
         ours = make_model(0, px, device)
-        model = kind(config, encoder=TheirEncoder(ours.encoder), decoder=TheirDecoder(ours.decoder)).to(device)
+        model = kind(
+            config, encoder=TheirEncoder(ours.encoder), decoder=TheirDecoder(ours.decoder)
+        ).to(device)
 
         def loss(part: dict[str, Tensor], model: nn.Module = model) -> Tensor:
-            return model({"data": torch.cat([part["image"], part["mask"]], 1)}).loss / part["image"][0].numel()
+            return (
+                model({"data": torch.cat([part["image"], part["mask"]], 1)}).loss
+                / part["image"][0].numel()
+            )
 
-        sides.append(Side(name=name, step=make_step(loss, model, batch, micro_batch, autocast), model=model))
+        sides.append(
+            Side(name=name, step=make_step(loss, model, batch, micro_batch, autocast), model=model)
+        )
     return sides

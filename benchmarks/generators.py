@@ -1,17 +1,18 @@
 """A training step of our HVAE and VAE against a naive HVAE step and pythae's models, on the same network and batch.
 
-All sides take the same batch through table1's default network (64 px with --quick, else 240). First, ours (eager and
-compiled) and the naive step must agree on the loss and on every gradient. Then all take turns, step by step; printed
-are medians, and ratios are medians of the ratios of neighbours.
+All sides take the same batch through table1's default network (64 px with --quick, else 240).
+First, ours (eager and compiled) and the naive step must agree on the loss and on every gradient.
+Then all take turns, step by step; printed are medians, and ratios are medians of the ratios of
+neighbours.
 
-* naive: the bound as one writes it down: two gradients per leap by autograd.grad(create_graph=True), one more decoding
-  for the likelihood at the end, upsampling by repeating pixels and convolving, eager. naive_blocks: the same with our
-  upsampling.
-* pythae's VAE and HVAE (0.1.2) on the same encoder and decoder. Its HVAE step is cheaper than a right one, because it
-  detaches the force: what it follows is not its bound's gradient.
+* naive: the bound as one writes it down: two gradients per leap by
+  autograd.grad(create_graph=True), one more decoding for the likelihood at the end, upsampling by
+  repeating pixels and convolving, eager. naive_blocks: the same with our upsampling.
+* pythae's VAE and HVAE (0.1.2) on the same encoder and decoder. Its HVAE step is cheaper than a
+  right one, because it detaches the force: what it follows is not its bound's gradient.
 
-On a CPU everything is float32. On a GPU, --precision bf16 (the default there) or fp32; naive is measured in float32
-with TF32 off as well, and the share of the device's peak is printed.
+On a CPU everything is float32. On a GPU, --precision bf16 (the default there) or fp32; naive is
+measured in float32 with TF32 off as well, and the share of the device's peak is printed.
 
     python benchmarks/generators.py [--quick] [--repeats 7] [--batch 32] [--micro-batch 32]
 """
@@ -29,15 +30,23 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from generator_peers import Side, make_model, make_step, naive_loss, pythae_sides, repeat_and_convolve
+from generator_peers import (
+    Side,
+    make_model,
+    make_step,
+    naive_loss,
+    pythae_sides,
+    repeat_and_convolve,
+)
 from peak_memory import peak_memory
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from turns import name_device, peak_of, ratio, synchronise
 
+from hvae_hpc.config.resources import Resources
 from hvae_hpc.models.blocks import Upsample
 from hvae_hpc.models.hvae import HVAE
-from hvae_hpc.resources import Resources, Workplace
+from hvae_hpc.runs.workplace import Workplace
 from hvae_hpc.training.device import CompiledForward
 
 TOLERANCE = 1e-3  # of a gradient's norm, float32
@@ -48,25 +57,39 @@ def make_batch(model: HVAE, n: int, px: int, device: torch.device) -> dict[str, 
     generator = torch.Generator().manual_seed(1)
     image = torch.rand(n, 1, px, px, generator=generator)
     drawn = model.draw(n, 1.0, generator)
-    return {name: x.to(device) for name, x in {"image": image, "mask": (image > 0.8).float(), **drawn}.items()}
+    return {
+        name: x.to(device)
+        for name, x in {"image": image, "mask": (image > 0.8).float(), **drawn}.items()
+    }
 
 
 def check_equal(sides: list[Side], reference: Side) -> float:
     """Return the largest relative difference of a gradient from the reference's; refuse more than ``TOLERANCE``."""
     loss = float(reference.step())
     wanted = {
-        name: weight.grad.clone() for name, weight in reference.model.named_parameters() if weight.grad is not None
+        name: weight.grad.clone()
+        for name, weight in reference.model.named_parameters()
+        if weight.grad is not None
     }
     whole = torch.stack([grad.norm() for grad in wanted.values()]).norm()
     worst = 0.0
     for side in sides:
         got = float(side.step())
         if abs(got - loss) > TOLERANCE * abs(loss):
-            raise SystemExit(f"{side.name} has a loss of {got}, {reference.name} one of {loss}: nothing is compared")
-        grads = {name: weight.grad for name, weight in side.model.named_parameters() if weight.grad is not None}
+            raise SystemExit(
+                f"{side.name} has a loss of {got}, {reference.name} one of {loss}: nothing is compared"
+            )
+        grads = {
+            name: weight.grad
+            for name, weight in side.model.named_parameters()
+            if weight.grad is not None
+        }
         for name, grad in wanted.items():
-            # A bias before a normalisation has a gradient of rounding errors; so small ones count against the whole.
-            difference = float((grads[name] - grad).norm() / torch.maximum(grad.norm(), 1e-3 * whole))
+            # A bias before a normalisation has a gradient of rounding errors; so
+            # small ones count against the whole.
+            difference = float(
+                (grads[name] - grad).norm() / torch.maximum(grad.norm(), 1e-3 * whole)
+            )
             worst = max(worst, difference)
             if not difference <= TOLERANCE:
                 raise SystemExit(
@@ -96,17 +119,30 @@ def take_turns(sides: list[Side], repeats: int) -> dict[str, list[float]]:
 
 
 def forward_seconds(
-    model: HVAE, batch: dict[str, Tensor], micro_batch: int, repeats: int, autocast: torch.dtype | None
+    model: HVAE,
+    batch: dict[str, Tensor],
+    micro_batch: int,
+    repeats: int,
+    autocast: torch.dtype | None,
 ) -> tuple[float, float]:
     """Return the encoder's and the decoder's forward of the whole batch, s, medians, in the steps' precision."""
     pair = torch.cat([batch["image"], batch["mask"]], 1)
     pairs, z = pair.split(micro_batch), batch["noise"].split(micro_batch)
     sides = [
-        Side(name="e", model=model, step=lambda: torch.stack([model.encoder(x)[0].sum() for x in pairs])),
-        Side(name="d", model=model, step=lambda: torch.stack([model.decoder(x)[0].sum() for x in z])),
+        Side(
+            name="e",
+            model=model,
+            step=lambda: torch.stack([model.encoder(x)[0].sum() for x in pairs]),
+        ),
+        Side(
+            name="d", model=model, step=lambda: torch.stack([model.decoder(x)[0].sum() for x in z])
+        ),
     ]
     device = batch["image"].device.type
-    with torch.no_grad(), torch.autocast(device, autocast or torch.bfloat16, enabled=autocast is not None):
+    with (
+        torch.no_grad(),
+        torch.autocast(device, autocast or torch.bfloat16, enabled=autocast is not None),
+    ):
         for side in sides:
             side.step()
         seconds = take_turns(sides, max(5, repeats))
@@ -125,13 +161,17 @@ def describe() -> str:
 
 def parse() -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="64 px, batch 8, 5 repeats")
     parser.add_argument("--px", type=int, help="side of the images (240; 64 with --quick)")
     parser.add_argument("--batch", type=int, help="pairs per step (32; 8 with --quick)")
     parser.add_argument("--micro-batch", type=int, help="pairs at a time, all sides (all)")
     parser.add_argument("--repeats", type=int, help="of every measurement (9; 5 with --quick)")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), help="(bf16 on a GPU, fp32 on a CPU)")
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16"), help="(bf16 on a GPU, fp32 on a CPU)"
+    )
     parser.add_argument("--no-compile", action="store_true", help="leave out what is compiled")
     options = parser.parse_args()
     gpu = torch.cuda.is_available()
@@ -141,7 +181,9 @@ def parse() -> argparse.Namespace:
     options.repeats = options.repeats or (5 if options.quick else 9)
     options.precision = options.precision or ("bf16" if gpu else "fp32")
     if options.batch % options.micro_batch:
-        parser.error(f"--batch {options.batch} is no multiple of --micro-batch {options.micro_batch}")
+        parser.error(
+            f"--batch {options.batch} is no multiple of --micro-batch {options.micro_batch}"
+        )
     return options
 
 
@@ -152,8 +194,13 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     px, n, micro = options.px, options.batch, options.micro_batch
-    place = Workplace(folder=Path(tempfile.gettempdir()), data=Path(), parents={}, resources=Resources())
-    print(f"{describe()}\n{px}x{px} px, batch {n}, {micro} at a time, {options.precision}, K = 3", flush=True)
+    place = Workplace(
+        folder=Path(tempfile.gettempdir()), data=Path(), parents={}, resources=Resources()
+    )
+    print(
+        f"{describe()}\n{px}x{px} px, batch {n}, {micro} at a time, {options.precision}, K = 3",
+        flush=True,
+    )
     hvae, vae = make_model(3, px, device), make_model(0, px, device)
     plain_hvae = make_model(3, px, device)
     for block in plain_hvae.modules():
@@ -162,7 +209,11 @@ def main() -> None:
     batch, plain = make_batch(hvae, n, px, device), make_batch(vae, n, px, device)
 
     def side(
-        name: str, model: HVAE, loss: Callable[[dict[str, Tensor]], Tensor], of: dict[str, Tensor], cast: str
+        name: str,
+        model: HVAE,
+        loss: Callable[[dict[str, Tensor]], Tensor],
+        of: dict[str, Tensor],
+        cast: str,
     ) -> Side:
         step = make_step(loss, model, of, micro, torch.bfloat16 if cast == "bf16" else None)
         return Side(name=name, model=model, step=step)
@@ -183,17 +234,26 @@ def main() -> None:
         if compiled:
             for name, k, of in (("hvae_compiled", 3, batch), ("vae_compiled", 0, plain)):
                 forward = compiled[k]
-                sides.append(side(name, forward.model, lambda part, f=forward: f(part, "elbo").total, of, cast))
+                sides.append(
+                    side(
+                        name, forward.model, lambda part, f=forward: f(part, "elbo").total, of, cast
+                    )
+                )
         return sides
 
     exact = {side.name: side for side in all_sides("fp32")}
     started = time.perf_counter()
-    worst = check_equal([s for name, s in exact.items() if "vae" not in name or "hvae" in name], exact["naive"])
+    worst = check_equal(
+        [s for name, s in exact.items() if "vae" not in name or "hvae" in name], exact["naive"]
+    )
     if "vae_compiled" in exact:
         worst = max(worst, check_equal([exact["vae_compiled"]], exact["vae_eager"]))
     require_compiled(compiled.values())
     took = time.perf_counter() - started
-    print(f"losses and gradients agree to {worst:.1e} in float32 ({took:.0f} s, compiling included)", flush=True)
+    print(
+        f"losses and gradients agree to {worst:.1e} in float32 ({took:.0f} s, compiling included)",
+        flush=True,
+    )
 
     cast = torch.bfloat16 if options.precision == "bf16" else None
     sides = [*all_sides(options.precision), *pythae_sides(px, batch, micro, cast)]
@@ -238,12 +298,18 @@ def main() -> None:
         "forward_decoder_s": d,
         "tflop_a_step": operations / 1e12,
     }
-    print(f"\npass count (3 e + 24 d) / (3 e + 3 d) with e = {e:.3f} s, d = {d:.3f} s: {passes:.2f}")
+    print(
+        f"\npass count (3 e + 24 d) / (3 e + 3 d) with e = {e:.3f} s, d = {d:.3f} s: {passes:.2f}"
+    )
     if device.type == "cuda" and "hvae_compiled" in seconds and options.precision == "bf16":
         peak = peak_of(name_device())
         if peak:
-            figures["share_of_peak"] = operations / statistics.median(seconds["hvae_compiled"]) / peak
-    kept = {name: None if value is None else float(f"{value:.4g}") for name, value in figures.items()}
+            figures["share_of_peak"] = (
+                operations / statistics.median(seconds["hvae_compiled"]) / peak
+            )
+    kept = {
+        name: None if value is None else float(f"{value:.4g}") for name, value in figures.items()
+    }
     setting = {
         "px": px,
         "batch": n,

@@ -2,8 +2,9 @@
 
     python benchmarks/keep.py RUNS SWEEP SWEEP_FILE
 
-``sweep.json`` has every setting. Case ids become numbers and nodes' names "node"; ``runs.json.gz`` holds the plan and
-every metrics.json, so that a test makes the tables anew and compares them byte for byte.
+``sweep.json`` has every setting. Case ids become numbers and nodes' names "node"; ``runs.json.gz``
+holds the plan and every metrics.json, so that a test makes the tables anew and compares them byte
+for byte.
 """
 
 import argparse
@@ -13,11 +14,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from hvae_hpc.config import dump, load
-from hvae_hpc.plan import Plan, plan_path, read_plan
+from hvae_hpc.config.loader import dump, load
 from hvae_hpc.results.__main__ import write_results
-from hvae_hpc.rundir import RunResult, result_stamp, write_atomic, write_json, write_result
-from hvae_hpc.states import read_states
+from hvae_hpc.runs.done import read_states
+from hvae_hpc.runs.folder import RunResult, result_stamp, write_atomic, write_json, write_result
+from hvae_hpc.runs.plan import Plan, plan_path, read_plan
 from hvae_hpc.sweep import read_sweep
 
 MEASURED = Path(__file__).parents[1] / "results/measured"
@@ -34,7 +35,9 @@ def keep(runs: Path, sweep: str, sweep_file: Path, out: Path) -> None:
     packed = {"plan": raw, "results": [dump(result) for result in results]}
     folder = out / sweep
     # mtime 0: the same runs give the same bytes.
-    write_atomic(folder / "runs.json.gz", gzip.compress(json.dumps(packed, sort_keys=True).encode(), mtime=0))
+    write_atomic(
+        folder / "runs.json.gz", gzip.compress(json.dumps(packed, sort_keys=True).encode(), mtime=0)
+    )
     write_json(folder / "sweep.json", dump(read_sweep(str(sweep_file))))
     with tempfile.TemporaryDirectory() as scratch:
         unpack(folder / "runs.json.gz", Path(scratch))
@@ -49,22 +52,40 @@ def strip(plan: Plan) -> list[RunResult]:
     found = {run_id: state.result for run_id, state in read_states(plan, results=True).items()}
     missing = [run_id for run_id, result in found.items() if result is None]
     if missing:
-        raise SystemExit(f"{len(missing)} of {len(found)} runs are not done; give the sweep command again")
-    cases = sorted({case for result in found.values() if result for case in [*result.per_case, *_listed(result)]})
+        raise SystemExit(
+            f"{len(missing)} of {len(found)} runs are not done; give the sweep command again"
+        )
+    cases = sorted(
+        {
+            case
+            for result in found.values()
+            if result
+            for case in [*result.per_case, *_listed(result)]
+        }
+    )
     numbers = {case: f"case-{i:03d}" for i, case in enumerate(cases)}
     stamps: dict[str, str] = {}
     kept = []
     for run_id, result in found.items():
         data = _rename(dump(result), numbers)
         data["provenance"]["host"] = "node"
-        parents = {role: stamps[parent] for role, parent in plan.runs[run_id].parents.items() if role != "data"}
+        parents = {
+            role: stamps[parent]
+            for role, parent in plan.runs[run_id].parents.items()
+            if role != "data"
+        }
         kept.append(load(RunResult, {**data, "parent_results": parents}, run_id))
         stamps[run_id] = result_stamp(kept[-1])
     return kept
 
 
 def _listed(result: RunResult) -> list[str]:
-    return [case for value in result.details.values() if isinstance(value, list) for case in map(str, value)]
+    return [
+        case
+        for value in result.details.values()
+        if isinstance(value, list)
+        for case in map(str, value)
+    ]
 
 
 def _rename(value: Any, numbers: dict[str, str]) -> Any:
@@ -89,7 +110,9 @@ def unpack(packed: Path, runs: Path) -> str:
 
 def main() -> None:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", type=Path)
     parser.add_argument("sweep")
     parser.add_argument("sweep_file", type=Path)

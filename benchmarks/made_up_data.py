@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from hvae_hpc.config import dump
-from hvae_hpc.jobs.dag import DataSet
-from hvae_hpc.plan import Plan
-from hvae_hpc.preprocess.manifest import MANIFEST_SCHEMA, CaseEntry, Manifest
+from hvae_hpc.config.loader import dump
+from hvae_hpc.jobs.sweeps.expand import DataSet
+from hvae_hpc.preprocess.store.manifest import MANIFEST_SCHEMA, CaseEntry, Manifest
 from hvae_hpc.results.collect import METRICS
-from hvae_hpc.rundir import Provenance, RunResult, read_result, result_stamp
+from hvae_hpc.runs.folder import Provenance, RunResult, read_result, result_stamp
+from hvae_hpc.runs.plan import Plan
 
 BLOCKS = 50
 CASE_METRICS = ("dice", "hausdorff_95", "precision", "recall")
@@ -48,17 +48,21 @@ def make_data_set(name: str, cases: int = 200, px: int = 240) -> DataSet:
 def write_results(plan: Plan, cases: int = 100) -> None:
     """Write every run's metrics.json as its stage would; plain writes, since 10,000 times fsync would take minutes.
 
-    The numbers per case are one of 50 made-up blocks, since 100,000 runs of 100 cases would take their time as well.
+    The numbers per case are one of 50 made-up blocks, since 100,000 runs of 100 cases would take
+    their time as well.
     """
     random = np.random.default_rng(0)
     blocks = []
     for _ in range(BLOCKS):
         numbers = random.random((cases, len(CASE_METRICS)))
         per_case = {
-            f"case-{i:04d}": dict(zip(CASE_METRICS, row.tolist(), strict=True)) for i, row in enumerate(numbers)
+            f"case-{i:04d}": dict(zip(CASE_METRICS, row.tolist(), strict=True))
+            for i, row in enumerate(numbers)
         }
         text = json.dumps(per_case, indent=1).replace("\n", "\n ")
-        blocks.append((f'"per_case": {text}', f'"dice": {numbers[:, CASE_METRICS.index("dice")].mean()}'))
+        blocks.append(
+            (f'"per_case": {text}', f'"dice": {numbers[:, CASE_METRICS.index("dice")].mean()}')
+        )
     origin = Provenance(
         code_sha=plan.code_sha,
         versions={"torch": "2.13.0", "numpy": "2.4.6", "python": "3.11.7", "h5py": "3.16.0"},
@@ -84,12 +88,18 @@ def write_results(plan: Plan, cases: int = 100) -> None:
                 stage=run.stage,
                 config={**dump(run.config), "seed": "@SEED@"},
                 parents=dict(run.parents),
-                parent_results={role: stamps[parent] for role, parent in plan.parents(run_id).items()},
-                metrics=dict(zip(METRICS.get(run.stage, ()), random.random(99).tolist(), strict=False))
+                parent_results={
+                    role: stamps[parent] for role, parent in plan.parents(run_id).items()
+                },
+                metrics=dict(
+                    zip(METRICS.get(run.stage, ()), random.random(99).tolist(), strict=False)
+                )
                 | {"n": 10.0, "dice": -1.0},
                 per_case={},
                 provenance=origin,
-                details={"train_cases": [f"train-{i:04d}" for i in range(cases)]} if run.stage == "segment" else {},
+                details={"train_cases": [f"train-{i:04d}" for i in range(cases)]}
+                if run.stage == "segment"
+                else {},
             )
             texts[alike] = json.dumps(dump(result), indent=1, sort_keys=True)
         text = texts[alike].replace("@RUN@", run_id).replace('"@SEED@"', str(run.config.seed))

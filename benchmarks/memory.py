@@ -11,10 +11,11 @@ from pathlib import Path
 
 import torch
 
-from hvae_hpc.model_configs import HVAEConfig, LSGANConfig, MovesConfig, NetworkConfig, OptimConfig
+from hvae_hpc.config.model import HVAEConfig, LSGANConfig, MovesConfig, NetworkConfig, OptimConfig
+from hvae_hpc.config.resources import Resources
 from hvae_hpc.models.hvae import HVAE
 from hvae_hpc.models.lsgan import LSGAN
-from hvae_hpc.resources import Resources, Workplace
+from hvae_hpc.runs.workplace import Workplace
 from hvae_hpc.training.batches import PairTensors
 from hvae_hpc.training.device import build
 from hvae_hpc.training.loop import train
@@ -22,7 +23,9 @@ from hvae_hpc.training.loop import train
 NETWORK = NetworkConfig(channels=(8, 16), attention_levels=(1,), latent_size=8)
 MODELS = {
     "vae": lambda: HVAE(HVAEConfig(network=NETWORK, n_leapfrog=0), (24, 24)),
-    "hvae": lambda: HVAE(HVAEConfig(network=NETWORK, n_leapfrog=3, kl_warm_up=0.0, flow_from=0.0), (24, 24)),
+    "hvae": lambda: HVAE(
+        HVAEConfig(network=NETWORK, n_leapfrog=3, kl_warm_up=0.0, flow_from=0.0), (24, 24)
+    ),
     "lsgan": lambda: LSGAN(LSGANConfig(network=NETWORK, discriminator_channels=(8, 16)), (24, 24)),
 }
 QUARTERS = 4
@@ -36,7 +39,9 @@ def resident_mib() -> float:
 
 def main() -> None:
     """Measure at every quarter, print, and end with one line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=4000)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -56,12 +61,21 @@ def main() -> None:
 
         with tempfile.TemporaryDirectory() as folder:
             place = Workplace(
-                folder=Path(folder), data=Path(), parents={}, resources=Resources(checkpoint_every_s=5.0), stopped=count
+                folder=Path(folder),
+                data=Path(),
+                parents={},
+                resources=Resources(checkpoint_every_s=5.0),
+                stopped=count,
             )
-            optim = OptimConfig(images=4 * options.steps, batch_size=4, ema_decay=0.99, precision="fp32")
+            optim = OptimConfig(
+                images=4 * options.steps, batch_size=4, ema_decay=0.99, precision="fp32"
+            )
             train(build(make, 0, torch.device("cpu")), data, optim, 0, MovesConfig(), place)
         found[name] = [round(mib, 1) for mib in at_quarters]
-        print(f"{name}: resident MiB after each quarter of {options.steps} steps: {found[name]}", flush=True)
+        print(
+            f"{name}: resident MiB after each quarter of {options.steps} steps: {found[name]}",
+            flush=True,
+        )
     print(json.dumps({"steps": options.steps, "resident_mib": found, "torch": torch.__version__}))
 
 

@@ -13,11 +13,11 @@ from bundles import make_plan, plan_reference, run_elements
 from turns import synchronise
 from unet_steps import make_pairs
 
-from hvae_hpc.jobs.tasks import execute
+from hvae_hpc.config.stages import SegmentConfig
+from hvae_hpc.jobs.worker.run import execute
 from hvae_hpc.models.unet import UNet
-from hvae_hpc.plan import Plan
-from hvae_hpc.rundir import read_log, read_result
-from hvae_hpc.stages import SegmentConfig
+from hvae_hpc.runs.folder import read_log, read_result
+from hvae_hpc.runs.plan import Plan
 from hvae_hpc.sweep import read_sweep
 from hvae_hpc.training.device import build
 
@@ -42,19 +42,29 @@ def spent(plan: Plan, run_id: str) -> tuple[float, float]:
 def measure_overhead(seeds: int, alone: int, gpus: int, smallest: bool) -> dict[str, Any]:
     """Run an arm of the demo as one element, and some runs of its reference as elements of their own.
 
-    The arm is standard x3, of the 16 the middle one by its steps; the reference, than which none is smaller, is run as
-    one element as well where that is asked for.
+    The arm is standard x3, of the 16 the middle one by its steps; the reference, than which none is
+    smaller, is run as one element as well where that is asked for.
 
     Returns:
-        Wall time over the time in the training loops, seconds a run beside these, all ways; ``start_s``: seconds
-        that an element takes once (its imports, first reading); and seconds in a training loop.
+        Wall time over the time in the training loops, seconds a run beside these, all ways;
+        ``start_s``: seconds that an element takes once (its imports, first reading); and seconds in
+        a training loop.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        plan = make_plan(folder, seeds, (MIDDLE,), gpus=gpus, threads=torch.get_num_threads(), compile="off")
+        plan = make_plan(
+            folder, seeds, (MIDDLE,), gpus=gpus, threads=torch.get_num_threads(), compile="off"
+        )
         made = [run_id for run_id, run in plan.runs.items() if run.stage == "augment"]
-        configs = {run_id: run.config for run_id, run in plan.runs.items() if isinstance(run.config, SegmentConfig)}
-        ids, middle = ([i for i, config in configs.items() if bool(config.arm.n_standard) == x] for x in (False, True))
+        configs = {
+            run_id: run.config
+            for run_id, run in plan.runs.items()
+            if isinstance(run.config, SegmentConfig)
+        }
+        ids, middle = (
+            [i for i, config in configs.items() if bool(config.arm.n_standard) == x]
+            for x in (False, True)
+        )
         run_elements(plan, [tuple(made)], folder / "together")
 
         def measure(elements: list[tuple[str, ...]], where: str) -> dict[str, float]:
@@ -62,9 +72,16 @@ def measure_overhead(seeds: int, alone: int, gpus: int, smallest: bool) -> dict[
             placed = replace(plan, runs_folder=folder / where / "runs")
             runs = [spent(placed, run_id) for element in elements for run_id in element]
             loops = sum(loop for _, loop in runs)
-            further = statistics.median(of_run - loop for of_run, loop in runs[-max(1, len(runs) - 1) :])
+            further = statistics.median(
+                of_run - loop for of_run, loop in runs[-max(1, len(runs) - 1) :]
+            )
             beside = (wall - loops) / len(runs)
-            return {"times": wall / loops, "beside": beside, "further": further, "loop": loops / len(runs)}
+            return {
+                "times": wall / loops,
+                "beside": beside,
+                "further": further,
+                "loop": loops / len(runs),
+            }
 
         bundle = measure([tuple(middle)], "together")
         apart = measure([(run_id,) for run_id in ids[:alone]], "apart")
@@ -85,22 +102,33 @@ def measure_overhead(seeds: int, alone: int, gpus: int, smallest: bool) -> dict[
 def measure_beside(device: torch.device, px: int, compiled: bool) -> tuple[float, float]:
     """Return the seconds that a run of table1's U-Net takes beside its training loop, and that compiling took.
 
-    Few cases on a CPU, where their prediction is then scaled up by the time of a forward; all 100 on a GPU.
+    Few cases on a CPU, where their prediction is then scaled up by the time of a forward; all 100
+    on a GPU.
     """
     gpu, sweep = device.type == "cuda", read_sweep("table1")
     cases, batch, epochs, precision = (100, 32, 7, "bf16") if gpu else (2, 1, 1, "fp32")
     settings = replace(
-        sweep.segment, epochs=epochs, optim={**sweep.segment.optim, "batch_size": batch, "precision": precision}
+        sweep.segment,
+        epochs=epochs,
+        optim={**sweep.segment.optim, "batch_size": batch, "precision": precision},
     )
-    few = replace(sweep, factors=(), split=replace(sweep.split, train=cases, test=cases), segment=settings)
+    few = replace(
+        sweep, factors=(), split=replace(sweep.split, train=cases, test=cases), segment=settings
+    )
     with tempfile.TemporaryDirectory() as name:
-        how = {"gpus": int(gpu), "threads": torch.get_num_threads(), "compile": "on" if compiled else "off"}
+        how = {
+            "gpus": int(gpu),
+            "threads": torch.get_num_threads(),
+            "compile": "on" if compiled else "off",
+        }
         plan = plan_reference(few, Path(name), 2 * cases, 2, **how)
         ids = [run_id for run_id, run in plan.runs.items() if run.stage == "segment"]
         for run_id in ids:
             report = execute(plan, run_id)
             if report.state != "done":
-                raise SystemExit(f"a run of table1's network ended {report.state}: {report.message}")
+                raise SystemExit(
+                    f"a run of table1's network ended {report.state}: {report.message}"
+                )
         (_, first), (wall, second) = (spent(plan, run_id) for run_id in ids)
     model = build(lambda: UNet(sweep.segment.unet), 0, device)
     images = make_pairs(1, px, device).images

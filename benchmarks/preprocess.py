@@ -3,11 +3,11 @@
     python benchmarks/preprocess.py [--quick] [--raw DIR --recipe NAME] [--repeats 5]
     python benchmarks/preprocess.py --cohort 1000 [--workers 8] [--raw DIR --recipe NAME]
 
-Without --raw the cases are phantoms of BraTS's size. Both sides must first give the same slices of all cases, or
-nothing is measured. Each side has a process of its own on the same one core, and they take turns within each repeat;
-starting and importing do not count. Every figure is the median over the repeats, and every file is in the page cache.
-A peer that is not installed has no figure. --cohort packs many links to few cases by the command as users type it, and
-watches its memory.
+Without --raw the cases are phantoms of BraTS's size. Both sides must first give the same slices of
+all cases, or nothing is measured. Each side has a process of its own on the same one core, and they
+take turns within each repeat; starting and importing do not count. Every figure is the median over
+the repeats, and every file is in the page cache. A peer that is not installed has no figure.
+--cohort packs many links to few cases by the command as users type it, and watches its memory.
 """
 
 import argparse
@@ -40,7 +40,8 @@ from preprocess_sides import (
 )
 from preprocess_tables import median, rate, ratio, round_all, show, take_turns
 
-# Modules that bring h5py or nibabel are imported where they are used: torchio's process must not carry them.
+# Modules that bring h5py or nibabel are imported where they are used: torchio's process must not
+# carry them.
 from hvae_hpc.errors import UserError
 
 
@@ -50,21 +51,36 @@ def measure_cases(work: Work, repeats: int) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         sides = {name: stack.enter_context(contextlib.closing(Side(name, work))) for name in SIDES}
         there = {name: side for name, side in sides.items() if side.is_there}
-        print("".join(f"{name}: not installed, no figure\n" for name in sides if name not in there), end="")
+        print(
+            "".join(f"{name}: not installed, no figure\n" for name in sides if name not in there),
+            end="",
+        )
         peers = [there[name] for name in (TORCHIO, LAMBDA) if name in there]
         apart = check_same_slices(work, there[OURS], peers)
         if peers:
-            print(f"ours and torchio: the same {count} slices and masks, pixels at most {apart:g} apart", flush=True)
+            print(
+                f"ours and torchio: the same {count} slices and masks, pixels at most {apart:g} apart",
+                flush=True,
+            )
         for side in there.values():
             side.pass_over()
-        times = take_turns({name: side.pass_over if side.is_there else None for name, side in sides.items()}, repeats)
+        times = take_turns(
+            {name: side.pass_over if side.is_there else None for name, side in sides.items()},
+            repeats,
+        )
         memory = {name: side.memory() for name, side in there.items()}
     versus = {name: ratio(found, times[OURS]) for name, found in times.items()}
     show(
         f"one process, one core: {count} cases, image and label",
         ("", "cases/s", "ms/case", "ours is x times as fast", "MiB peak", "of that imports"),
         [
-            (name, rate(found, count), median(found, 1000 / count), versus[name], *memory.get(name, (None, None)))
+            (
+                name,
+                rate(found, count),
+                median(found, 1000 / count),
+                versus[name],
+                *memory.get(name, (None, None)),
+            )
             for name, found in times.items()
         ],
     )
@@ -86,7 +102,9 @@ def measure_workers(work: Work, scratch: Path, n: int, repeats: int) -> tuple[di
     from hvae_hpc.preprocess.pack import pack
 
     cores = len(os.sched_getaffinity(0))
-    counts = sorted({2**power for power in range(cores.bit_length()) if 2**power <= cores} | {cores})
+    counts = sorted(
+        {2**power for power in range(cores.bit_length()) if 2**power <= cores} | {cores}
+    )
     raw, out = scratch / "linked", scratch / "packed"
     link_cases(work, raw, n)
     times: dict[int, list[float]] = {count: [] for count in counts}
@@ -99,9 +117,14 @@ def measure_workers(work: Work, scratch: Path, n: int, repeats: int) -> tuple[di
     show(
         f"pack() of {n} cases, links to {len(work.cases)}; workers' start and writing to disk included",
         ("workers", "cases/s", "s", "x times as fast as 1"),
-        [(count, rate(found, n), median(found), ratio(times[1], found)) for count, found in times.items()],
+        [
+            (count, rate(found, n), median(found), ratio(times[1], found))
+            for count, found in times.items()
+        ],
     )
-    return {"cases_per_s_by_workers": {str(count): rate(found, n) for count, found in times.items()}}, out
+    return {
+        "cases_per_s_by_workers": {str(count): rate(found, n) for count, found in times.items()}
+    }, out
 
 
 def describe() -> str:
@@ -116,21 +139,40 @@ def describe() -> str:
 
     versions.insert(3, f"HDF5 {h5py.version.hdf5_version}")
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    model = next(
+        (line.split(":")[1].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     return f"{', '.join(versions)}\n{model}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB of memory"
 
 
 def parse() -> argparse.Namespace:
     """Parse the command line; what --quick changes is set here."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--raw", type=Path, metavar="DIR", help="real data; default: phantoms, in a temporary folder")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--raw",
+        type=Path,
+        metavar="DIR",
+        help="real data; default: phantoms, in a temporary folder",
+    )
     parser.add_argument("--recipe", default="brats2021", help="how --raw is packed (brats2021)")
-    parser.add_argument("--cases", type=int, metavar="N", help="take the first N of --raw, or make N phantoms (12)")
-    parser.add_argument("--linked", type=int, metavar="N", help="cases, by links, of whole packings and reading (256)")
+    parser.add_argument(
+        "--cases", type=int, metavar="N", help="take the first N of --raw, or make N phantoms (12)"
+    )
+    parser.add_argument(
+        "--linked",
+        type=int,
+        metavar="N",
+        help="cases, by links, of whole packings and reading (256)",
+    )
     parser.add_argument("--repeats", type=int, metavar="N", help="of every measurement (5)")
     parser.add_argument("--quick", action="store_true", help="3 cases, 64 linked, 2 repeats")
-    parser.add_argument("--cohort", type=int, metavar="N", help="instead: pack N linked cases and watch the memory")
+    parser.add_argument(
+        "--cohort", type=int, metavar="N", help="instead: pack N linked cases and watch the memory"
+    )
     parser.add_argument("--workers", type=int, metavar="N", help="of --cohort (as many as cores)")
     options = parser.parse_args()
     few, linked, repeats = (3, 64, 2) if options.quick else (12, 256, 5)
@@ -152,7 +194,7 @@ def main() -> None:
         scratch = Path(place)
         raw = options.raw
         if raw is None:
-            from hvae_hpc.preprocess.phantom import write_phantoms
+            from hvae_hpc.preprocess.phantoms.make import write_phantoms
 
             raw = scratch / "phantoms"
             write_phantoms(options.recipe, raw, options.cases, 0, len(os.sched_getaffinity(0)))

@@ -13,7 +13,7 @@ from typing import Any
 from preprocess_sides import Work, link_cases, read_status
 from preprocess_tables import show
 
-from hvae_hpc.preprocess.manifest import read_manifest
+from hvae_hpc.preprocess.store.manifest import read_manifest
 
 SAMPLE_S = 0.5
 
@@ -41,7 +41,16 @@ def pack_cohort(work: Work, scratch: Path, n: int, workers: int) -> dict[str, An
     """
     raw, out = scratch / "linked", scratch / "packed"
     link_cases(work, raw, n)
-    command = [sys.executable, "-m", "hvae_hpc.preprocess", work.recipe.name, "--raw", str(raw), "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "hvae_hpc.preprocess",
+        work.recipe.name,
+        "--raw",
+        str(raw),
+        "--out",
+        str(out),
+    ]
     command += ["--workers", str(workers), "--sheet", "0", "--local"]
     seconds, samples = watch(command)
     before = read_manifest(out)
@@ -64,8 +73,12 @@ def pack_cohort(work: Work, scratch: Path, n: int, workers: int) -> dict[str, An
         rows.append((f"{name} quarter", parent, worker, highest))
         figures |= {f"parent_mib_{name}_quarter": parent, f"worker_mib_{name}_quarter": worker}
         figures |= {f"worker_peak_mib_after_{name}_quarter": highest}
-    print(f"{n} cases by {workers} workers: {seconds:.1f} s, {n / seconds:.1f} cases/s, start of Python included")
-    print(f"the same command again, nothing changed: {again:.1f} s, content {after.content_hash[:12]} as before")
+    print(
+        f"{n} cases by {workers} workers: {seconds:.1f} s, {n / seconds:.1f} cases/s, start of Python included"
+    )
+    print(
+        f"the same command again, nothing changed: {again:.1f} s, content {after.content_hash[:12]} as before"
+    )
     show(
         f"memory while packing, MiB, {len(busy)} samples",
         ("", "parent", "largest worker", "any worker's peak till then"),

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from preprocess_sides import import_peer, one_core
 from preprocess_tables import median, rate, ratio, show, take_turns
 
-from hvae_hpc.preprocess import codec
-from hvae_hpc.preprocess.manifest import read_manifest
-from hvae_hpc.preprocess.pairs import Pairs
+from hvae_hpc.preprocess.store import codec
+from hvae_hpc.preprocess.store.manifest import read_manifest
+from hvae_hpc.preprocess.store.pairs import Pairs
 
 GREY = 65535
 """White of a 16-bit PNG."""
@@ -26,14 +26,16 @@ def measure_reading(folder: Path, scratch: Path, repeats: int) -> dict[str, Any]
     """Single slices in random order, from shards and from other files, and then the whole data set."""
     import h5py
 
-    from hvae_hpc.preprocess.reader import DatasetReader
+    from hvae_hpc.preprocess.store.reader import DatasetReader
 
     manifest = read_manifest(folder)
     whole = DatasetReader(folder).read_all()
     pictures = import_peer("PIL.Image")
     sizes = write_peers(whole, scratch, pictures)
     sizes["shards"] = sum((folder / shard.file).stat().st_size for shard in manifest.shards)
-    places = [(case.shard, case.first_row + row) for case in manifest.cases for row in range(case.pairs)]
+    places = [
+        (case.shard, case.first_row + row) for case in manifest.cases for row in range(case.pairs)
+    ]
     order = [int(row) for row in np.random.default_rng(0).permutation(len(whole))]
     images = np.memmap(scratch / "images.raw", "<f4", "r", shape=whole.images.shape)
     masks = np.memmap(scratch / "masks.raw", np.uint8, "r", shape=whole.masks.shape)
@@ -51,8 +53,13 @@ def measure_reading(folder: Path, scratch: Path, repeats: int) -> dict[str, Any]
         return np.array(images[row]), np.array(masks[row])
 
     def from_png(row: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        with pictures.open(scratch / f"image-{row}.png") as image, pictures.open(scratch / f"mask-{row}.png") as mask:
-            return np.asarray(image, dtype=np.float32) / np.float32(GREY), np.asarray(mask, dtype=np.uint8)
+        with (
+            pictures.open(scratch / f"image-{row}.png") as image,
+            pictures.open(scratch / f"mask-{row}.png") as mask,
+        ):
+            return np.asarray(image, dtype=np.float32) / np.float32(GREY), np.asarray(
+                mask, dtype=np.uint8
+            )
 
     def first_time() -> None:
         readers[0] = DatasetReader(folder, manifest=manifest)
@@ -69,8 +76,16 @@ def measure_reading(folder: Path, scratch: Path, repeats: int) -> dict[str, Any]
     with contextlib.ExitStack() as stack:
         names = {shard for shard, _ in places}
         # Without locks, as our reader: HDF5 refuses to open a file in one process in both ways.
-        files = {name: stack.enter_context(h5py.File(folder / name, "r", locking=False)) for name in names}
-        for read, tolerance in ((from_shards, 0.0), (from_h5py, 0.0), (from_memmap, 0.0), (from_png, 0.51 / GREY)):
+        files = {
+            name: stack.enter_context(h5py.File(folder / name, "r", locking=False))
+            for name in names
+        }
+        for read, tolerance in (
+            (from_shards, 0.0),
+            (from_h5py, 0.0),
+            (from_memmap, 0.0),
+            (from_png, 0.51 / GREY),
+        ):
             if read is not from_png or pictures is not None:
                 check_same_content(whole, read, tolerance)
         with one_core():
@@ -87,20 +102,30 @@ def measure_reading(folder: Path, scratch: Path, repeats: int) -> dict[str, Any]
             everything = take_turns(
                 {
                     "shards, read_all": lambda: DatasetReader(folder, manifest=manifest).read_all(),
-                    "np.load": lambda: (np.load(scratch / "images.npy"), np.load(scratch / "masks.npy")),
+                    "np.load": lambda: (
+                        np.load(scratch / "images.npy"),
+                        np.load(scratch / "masks.npy"),
+                    ),
                     "memmap, copied": lambda: (np.array(images), np.array(masks)),
                 },
                 repeats,
             )
     n = len(whole)
-    size_of = {"shards, first time": "shards", "shards, verified": "shards", "h5py on the shards": "shards"}
+    size_of = {
+        "shards, first time": "shards",
+        "shards, verified": "shards",
+        "h5py on the shards": "shards",
+    }
     disk = {name: sizes.get(size_of.get(name, name)) for name in slices}
     if pictures is None:
         print("Pillow is not installed: no figures of PNG")
     show(
         f"one slice of {n} at a time, in random order, from the page cache; PNG rounds to 16 bits",
         ("", "ms/slice", "bytes/slice"),
-        [(name, median(found, 1000 / n), (size := disk[name]) and size // n) for name, found in slices.items()],
+        [
+            (name, median(found, 1000 / n), (size := disk[name]) and size // n)
+            for name, found in slices.items()
+        ],
     )
     show(
         f"all {n} slices to memory, from the page cache",
@@ -141,15 +166,19 @@ def check_same_content(pairs: Pairs, read: Read, tolerance: float) -> None:
     for row in range(len(pairs)):
         image, mask = read(row)
         if image.dtype != np.float32 or not np.array_equal(mask, pairs.masks[row]):
-            raise SystemExit(f"{read.__name__}: row {row} has another mask, or is {image.dtype}, expected float32")
+            raise SystemExit(
+                f"{read.__name__}: row {row} has another mask, or is {image.dtype}, expected float32"
+            )
         apart = float(np.abs(image.astype(np.float64) - pairs.images[row]).max())
         if not apart <= tolerance:
-            raise SystemExit(f"{read.__name__}: row {row} is {apart:g} off, expected {tolerance:g} at most")
+            raise SystemExit(
+                f"{read.__name__}: row {row} is {apart:g} off, expected {tolerance:g} at most"
+            )
 
 
 def measure_storage(folder: Path, scratch: Path, at_most: int, repeats: int) -> dict[str, Any]:
     """The shards' compression beside HDF5's own filters, on the first pairs."""
-    from hvae_hpc.preprocess.reader import DatasetReader
+    from hvae_hpc.preprocess.store.reader import DatasetReader
 
     reader = DatasetReader(folder)
     pairs = reader.read(range(min(at_most, len(reader))))
@@ -169,9 +198,16 @@ def measure_storage(folder: Path, scratch: Path, at_most: int, repeats: int) -> 
         taken[name] = write_form(path[name], pairs, form) / raw
         read_form(path[name], order, form, pairs)
     with one_core():
-        writing = take_turns({name: partial(write_form, path[name], pairs, forms[name]) for name in forms}, repeats)
-        reading = take_turns({name: partial(read_form, path[name], order, forms[name]) for name in forms}, repeats)
-    rows = [(name, taken[name], median(writing[name], 1000 / n), median(reading[name], 1000 / n)) for name in forms]
+        writing = take_turns(
+            {name: partial(write_form, path[name], pairs, forms[name]) for name in forms}, repeats
+        )
+        reading = take_turns(
+            {name: partial(read_form, path[name], order, forms[name]) for name in forms}, repeats
+        )
+    rows = [
+        (name, taken[name], median(writing[name], 1000 / n), median(reading[name], 1000 / n))
+        for name in forms
+    ]
     how = "libdeflate" if codec.libdeflate is not None else "zlib: deflate is not installed"
     show(
         f"storage of {n} slices, a chunk each (ours: gzip 1 by {how})",
@@ -194,7 +230,9 @@ def write_form(path: Path, pairs: Pairs, form: Mapping[str, Any] | None) -> int:
     with h5py.File(path, "w") as file:
         for name, values in (("images", pairs.images), ("masks", pairs.masks)):
             filters = {"compression": "gzip", "compression_opts": 1} if form is None else form
-            dataset = file.create_dataset(name, values.shape, values.dtype, chunks=(1, *values.shape[1:]), **filters)
+            dataset = file.create_dataset(
+                name, values.shape, values.dtype, chunks=(1, *values.shape[1:]), **filters
+            )
             for row, plane in enumerate(values):
                 if form is None:
                     dataset.id.write_direct_chunk((row, 0, 0), codec.compress(plane.tobytes()))
@@ -205,7 +243,9 @@ def write_form(path: Path, pairs: Pairs, form: Mapping[str, Any] | None) -> int:
     return size
 
 
-def read_form(path: Path, order: Sequence[int], form: Mapping[str, Any] | None, expected: Pairs | None = None) -> None:
+def read_form(
+    path: Path, order: Sequence[int], form: Mapping[str, Any] | None, expected: Pairs | None = None
+) -> None:
     """Read the slices one at a time.
 
     Raises:
@@ -219,7 +259,10 @@ def read_form(path: Path, order: Sequence[int], form: Mapping[str, Any] | None, 
             image, mask = (_read_plane(dataset, row, form) for dataset in (images, masks))
             if expected is None:
                 continue
-            if not (np.array_equal(image, expected.images[row]) and np.array_equal(mask, expected.masks[row])):
+            if not (
+                np.array_equal(image, expected.images[row])
+                and np.array_equal(mask, expected.masks[row])
+            ):
                 raise SystemExit(f"row {row} comes back changed from HDF5 with {form}")
 
 

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hvae_hpc.preprocess import codec
-from hvae_hpc.preprocess.layouts import CaseFiles, find_cases, known_labels
-from hvae_hpc.preprocess.recipe import CASE, Recipe, load_recipe
+from hvae_hpc.preprocess.read.find_cases import CaseFiles, find_cases, known_labels
+from hvae_hpc.preprocess.recipes.recipe import CASE, Recipe, load_recipe
+from hvae_hpc.preprocess.store import codec
 
 CLOSEST = 1e-6
 """Two images in [0, 1] are the same up to this: float32 takes its steps in another order."""
@@ -52,9 +52,13 @@ def find_work(name: str, raw: Path, at_most: int) -> Work:
     simple = (
         not recipe.layout.planar
         and not recipe.layout.index
-        and not any("*" in pattern.removesuffix(".nii*") for pattern in (recipe.layout.image, recipe.layout.label))
+        and not any(
+            "*" in pattern.removesuffix(".nii*")
+            for pattern in (recipe.layout.image, recipe.layout.label)
+        )
         and recipe.label.tumour != "any"
-        and (recipe.grid.spacing_mm, recipe.grid.centre, recipe.intensity.rule) == (0, "image", "percentile")
+        and (recipe.grid.spacing_mm, recipe.grid.centre, recipe.intensity.rule)
+        == (0, "image", "percentile")
         and (recipe.slices.choose, recipe.slices.count) == ("largest", 1)
     )
     if not simple:
@@ -88,8 +92,8 @@ def make_torchio(work: Work, join: str) -> Cut | None:
 
     Args:
         work: whose recipe is followed.
-        join: "remap" joins labels by RemapLabels, torchio's own way, half of whose time goes to listing the values
-            that are there; "lambda" by a comparison.
+        join: "remap" joins labels by RemapLabels, torchio's own way, half of whose time goes to
+            listing the values that are there; "lambda" by a comparison.
     """
     tio = import_peer("torchio")
     if tio is None:
@@ -102,14 +106,17 @@ def make_torchio(work: Work, join: str) -> Cut | None:
     joins = {
         "remap": tio.RemapLabels(mapping, copy=False),
         "lambda": tio.Lambda(
-            (lambda label: label > 0) if set(work.known) <= {0, *tumour} else (lambda label: np.isin(label, tumour)),
+            (lambda label: label > 0)
+            if set(work.known) <= {0, *tumour}
+            else (lambda label: np.isin(label, tumour)),
             types_to_apply=[tio.LABEL],
             copy=False,
         ),
     }
     rows, columns = recipe.grid.size_px
-    # copy=False: each transform would else copy the whole subject first, and the files are read anew anyway.
-    # Percentiles before the crop: ours are of the whole volume. Background is clipped to the lowest foreground, then 0.
+    # copy=False: each transform would else copy the whole subject first, and the files are
+    # read anew anyway. Percentiles before the crop: ours are of the whole volume. Background
+    # is clipped to the lowest foreground, then 0.
     transform = tio.Compose(
         [
             tio.ToOrientation(recipe.grid.orientation, copy=False),
@@ -126,11 +133,17 @@ def make_torchio(work: Work, join: str) -> Cut | None:
     )
 
     def cut(files: CaseFiles) -> Slice:
-        subject = transform(tio.Subject(image=tio.ScalarImage(files.image), label=tio.LabelMap(files.labels[0])))
+        subject = transform(
+            tio.Subject(image=tio.ScalarImage(files.image), label=tio.LabelMap(files.labels[0]))
+        )
         mask = subject["label"].data[0].numpy()
         index = int(np.count_nonzero(mask, axis=(0, 1)).argmax())
         image = subject["image"].data[0, :, :, index].numpy()
-        return np.ascontiguousarray(image.T), np.ascontiguousarray(mask[:, :, index].T, dtype=np.uint8), index
+        return (
+            np.ascontiguousarray(image.T),
+            np.ascontiguousarray(mask[:, :, index].T, dtype=np.uint8),
+            index,
+        )
 
     return cut
 
@@ -168,7 +181,8 @@ def import_peer(name: str) -> Any:
 class Side:
     """One side of the comparison at work in a process of its own.
 
-    In one process a side would work in the memory that another left: glibc gives pages back to the system depending on
+    In one process a side would work in the memory that another left: glibc gives pages back to the
+        system depending on
     the largest block so far, and after torch's blocks ours takes little more than half of its time.
     """
 
@@ -227,7 +241,8 @@ def serve(connection: Any, name: str, work: Work) -> None:
                 run(files)
             connection.send(None)
         elif asked == "memory":
-            # Not getrusage's ru_maxrss: on Linux that starts from the peak of the process that started this one.
+            # Not getrusage's ru_maxrss: on Linux that starts from the peak of the
+            # process that started this one.
             connection.send((read_status(os.getpid()).get("VmHWM", 0.0), imports))
         else:
             connection.send(run(work.cases[asked]))
@@ -248,14 +263,18 @@ def check_same_slices(work: Work, ours: Side, others: Sequence[Side]) -> float:
             if index != other_index:
                 raise SystemExit(f"{case} choose slices {index} and {other_index}")
             if (image.dtype, mask.dtype) != (other_image.dtype, other_mask.dtype):
-                raise SystemExit(f"{case} give {image.dtype}, {mask.dtype} and {other_image.dtype}, {other_mask.dtype}")
+                raise SystemExit(
+                    f"{case} give {image.dtype}, {mask.dtype} and {other_image.dtype}, {other_mask.dtype}"
+                )
             if not np.array_equal(mask, other_mask):
                 raise SystemExit(f"{case} have different masks")
             if image.shape != other_image.shape:
                 raise SystemExit(f"{case} have images of {image.shape} and {other_image.shape}")
             largest = max(largest, float(np.abs(image - other_image).max()))
             if not largest <= CLOSEST:
-                raise SystemExit(f"{case} have images up to {largest:g} apart, expected {CLOSEST:g} at most")
+                raise SystemExit(
+                    f"{case} have images up to {largest:g} apart, expected {CLOSEST:g} at most"
+                )
     return largest
 
 
@@ -276,7 +295,9 @@ def read_status(process: int) -> dict[str, float]:
         lines = Path(f"/proc/{process}/status").read_text().splitlines()
     except OSError:
         return {}
-    return {line.split(":")[0]: int(line.split()[1]) / 1024 for line in lines if line.startswith("Vm")}
+    return {
+        line.split(":")[0]: int(line.split()[1]) / 1024 for line in lines if line.startswith("Vm")
+    }
 
 
 def link_cases(work: Work, raw: Path, n: int) -> None:
@@ -287,6 +308,8 @@ def link_cases(work: Work, raw: Path, n: int) -> None:
         for pattern, path in zip((layout.image, layout.label), source.paths.values(), strict=True):
             name = pattern.replace(CASE, f"CASE_{number:05d}")
             if name.endswith(".nii*"):
-                name = name.removesuffix(".nii*") + (".nii.gz" if path.name.endswith(".gz") else ".nii")
+                name = name.removesuffix(".nii*") + (
+                    ".nii.gz" if path.name.endswith(".gz") else ".nii"
+                )
             (raw / name).parent.mkdir(parents=True, exist_ok=True)
             (raw / name).symlink_to(path.resolve())

@@ -7,9 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 
-def take_turns(sides: Mapping[str, Callable[[], Any] | None], repeats: int) -> dict[str, list[float] | None]:
+def take_turns(
+    sides: Mapping[str, Callable[[], Any] | None], repeats: int
+) -> dict[str, list[float] | None]:
     """Time all sides one after the other, several times over; None for a side that is not there."""
-    times: dict[str, list[float] | None] = {name: None if run is None else [] for name, run in sides.items()}
+    times: dict[str, list[float] | None] = {
+        name: None if run is None else [] for name, run in sides.items()
+    }
     for _ in range(repeats):
         for name, run in sides.items():
             found = times[name]

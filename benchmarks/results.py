@@ -2,10 +2,10 @@
 
     python benchmarks/results.py [--quick]
 
-The plain loop is ``pd.DataFrame([json.load(file) for file in files])``: it checks nothing and knows of no plan. Ours
-checks every file against its schema and the plan, and ends with the rows of all tables. Each side runs in a process of
-its own, in turns, a first turn not counted; imports are not timed, nor is reading the plan, which is printed apart. The
-files are in the system's cache for all.
+The plain loop is ``pd.DataFrame([json.load(file) for file in files])``: it checks nothing and knows
+of no plan. Ours checks every file against its schema and the plan, and ends with the rows of all
+tables. Each side runs in a process of its own, in turns, a first turn not counted; imports are not
+timed, nor is reading the plan, which is printed apart. The files are in the system's cache for all.
 """
 
 import argparse
@@ -24,11 +24,11 @@ from pathlib import Path
 
 from made_up_data import make_data_set, write_results
 
-from hvae_hpc.identity import code_sha
-from hvae_hpc.jobs.dag import make_plan
-from hvae_hpc.jobs.site import read_site
-from hvae_hpc.plan import plan_path, read_plan, write_plan
-from hvae_hpc.states import SETTLED_NS
+from hvae_hpc.jobs.sites.site import read_site
+from hvae_hpc.jobs.sweeps.expand import make_plan
+from hvae_hpc.runs.done import SETTLED_NS
+from hvae_hpc.runs.identity import code_sha
+from hvae_hpc.runs.plan import plan_path, read_plan, write_plan
 from hvae_hpc.sweep import read_sweep
 
 SWEEP = "table1"
@@ -39,7 +39,10 @@ TABLES_UP_TO = 10_000
 def name_machine() -> str:
     """Return the processor, the cores that may be used, and the memory."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    model = next(
+        (line.split(":")[1].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     return f"{model}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB of memory"
 
@@ -48,7 +51,9 @@ def make_runs(folder: Path, n: int) -> int:
     """Write a plan of about n runs, and all their metrics.json; return how many there are."""
     sweep = read_sweep(SWEEP)
     data = [make_data_set(name) for name in sweep.data]
-    plan = make_plan(replace(sweep, seeds=round(n / 32)), data, folder, read_site(None).resources)  # 2 x 16 arms
+    plan = make_plan(
+        replace(sweep, seeds=round(n / 32)), data, folder, read_site(None).resources
+    )  # 2 x 16 arms
     write_plan(plan, plan_path(folder, plan.sweep))
     write_results(plan)
     time.sleep(SETTLED_NS / 1e9 + 0.1)  # a younger file is read every time
@@ -81,8 +86,13 @@ def run_side(side: str, folder: Path) -> dict[str, float]:
         began = time.perf_counter()
         rows = len(collect(plan).costs)
     seconds = time.perf_counter() - began
-    peak, of_child = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    peak_mib = (peak + len(os.sched_getaffinity(0)) * of_child) / 1024  # at most: each process as large as the largest
+    peak, of_child = (
+        resource.getrusage(who).ru_maxrss
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    peak_mib = (
+        peak + len(os.sched_getaffinity(0)) * of_child
+    ) / 1024  # at most: each process as large as the largest
     return {"seconds": seconds, "plan_s": planned, "peak_mib": peak_mib, "rows": rows}
 
 
@@ -93,7 +103,9 @@ def measure(folder: Path, n: int, turns: int) -> dict[str, dict[str, float]]:
         for side in SIDES:
             command = [sys.executable, __file__, "--side", side, "--folder", str(folder)]
             time.sleep(SETTLED_NS / 1e9 + 0.1 if side == "plain loop" else 0)  # after "one new"
-            said = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            said = json.loads(
+                subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            )
             assert said["rows"] == n, f"{side} has {said['rows']} rows, expected {n}"
             if turn:
                 found[side].append(said)
@@ -104,7 +116,9 @@ def measure(folder: Path, n: int, turns: int) -> dict[str, dict[str, float]]:
         medians[side] = {"seconds": seconds, "peak_mib": peak, "plan_s": turns_of[-1]["plan_s"]}
         plan = f"   (plan {turns_of[-1]['plan_s']:.2f} s before)" if side != "plain loop" else ""
         print(f"{n:>8,} runs  {side:10}  {seconds:7.2f} s  {peak:6.0f} MiB{plan}", flush=True)
-    ratios = [a["seconds"] / b["seconds"] for a, b in zip(found["plain loop"], found["cold"], strict=True)]
+    ratios = [
+        a["seconds"] / b["seconds"] for a, b in zip(found["plain loop"], found["cold"], strict=True)
+    ]
     medians["ratio"] = {"cold": statistics.median(ratios)}
     return medians
 
@@ -112,16 +126,24 @@ def measure(folder: Path, n: int, turns: int) -> dict[str, dict[str, float]]:
 def measure_tables(folder: Path, n: int) -> float:
     """Time the whole command that makes tables, figures and the report, with nothing new to read."""
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "hvae_hpc.results", str(folder)], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "hvae_hpc.results", str(folder)], check=True, capture_output=True
+    )
     seconds = time.perf_counter() - began
-    print(f"{n:>8,} runs  tables, figures and report, the whole command: {seconds:.1f} s", flush=True)
+    print(
+        f"{n:>8,} runs  tables, figures and report, the whole command: {seconds:.1f} s", flush=True
+    )
     return seconds
 
 
 def main() -> int:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="20,000 files, one turn that counts, no tables")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="20,000 files, one turn that counts, no tables"
+    )
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -152,7 +174,11 @@ def main() -> int:
         "code": code_sha(),
     }
     versions = {name: version(name) for name in ("pandas", "pyarrow", "msgspec", "numpy")}
-    print(json.dumps({"benchmark": "results", **facts, "python": platform.python_version(), **versions}))
+    print(
+        json.dumps(
+            {"benchmark": "results", **facts, "python": platform.python_version(), **versions}
+        )
+    )
     return 0
 
 

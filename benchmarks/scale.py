@@ -2,8 +2,9 @@
 
     python benchmarks/scale.py [--runs 10000] [--repeats 3]
 
-Needs SLURM's daemons (.ci/install_slurm.sh installs them). Elements carry 7 runs, so that there are some 1,400 of them
-in arrays of at most 1001. The partition starts nothing. Times are wall times of the commands as a user types them.
+Needs SLURM's daemons (.ci/install_slurm.sh installs them). Elements carry 7 runs, so that there are
+some 1,400 of them in arrays of at most 1001. The partition starts nothing. Times are wall times of
+the commands as a user types them.
 """
 
 import argparse
@@ -17,17 +18,19 @@ import tempfile
 import time
 from pathlib import Path
 
-from hvae_hpc.jobs.minislurm import MiniSlurm, MiniSlurmConfig
-from hvae_hpc.jobs.standing import Submissions
+from hvae_hpc.jobs.state.run_status import Submissions
+from tests.minislurm.minislurm import MiniSlurm, MiniSlurmConfig
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from tests.test_apply import SITE, make_project
+from tests.jobs.submit.test_apply import SITE, make_project
 
 
 def timed(command: list[str], folder: Path, environment: dict[str, str]) -> float:
     """Run a command and return its seconds."""
     started = time.perf_counter()
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise SystemExit(done.stdout + done.stderr)
     return time.perf_counter() - started
@@ -35,12 +38,19 @@ def timed(command: list[str], folder: Path, environment: dict[str, str]) -> floa
 
 def main() -> None:
     """Measure each command on fresh projects and print medians."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", type=int, default=10_000)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     sweep = [sys.executable, "-m", "hvae_hpc.sweep", "--site", "site.toml", "--partition", "gpu"]
-    status = [sys.executable, "-c", "import sys; from hvae_hpc.cli import main; sys.exit(main())", "status"]
+    status = [
+        sys.executable,
+        "-c",
+        "import sys; from hvae_hpc.cli import main; sys.exit(main())",
+        "status",
+    ]
     times: dict[str, list[float]] = {"plan": [], "submit": [], "status": []}
     counts: dict[str, int] = {}
     with (
@@ -51,18 +61,26 @@ def main() -> None:
         environment = {**slurm.environment(), "XDG_CACHE_HOME": f"{place}/cache"}
         for repeat in range(options.repeats):
             (Path(place) / f"{repeat}").mkdir()
-            project = make_project(Path(place) / f"{repeat}", options.runs, SITE.replace("0.02", "0.25"))
+            project = make_project(
+                Path(place) / f"{repeat}", options.runs, SITE.replace("0.02", "0.25")
+            )
             times["plan"].append(timed([*sweep, "--plan"], project, environment))
             times["submit"].append(timed(sweep, project, environment))
             times["status"].append(timed(status, project, environment))
             files = sum(path.is_file() for path in (project / "runs").rglob("*"))
             jobs = Submissions(project / "runs").jobs()
-            counts = {"files": files, "sbatch": len(jobs), "elements": sum(len(job.places) for job in jobs)}
+            counts = {
+                "files": files,
+                "sbatch": len(jobs),
+                "elements": sum(len(job.places) for job in jobs),
+            }
             slurm.client("scancel", "--partition", "gpu")
             print({name: round(found[-1], 2) for name, found in times.items()}, counts, flush=True)
         version = slurm.client("sinfo", "--version").strip()
     medians = {f"{name}_s": round(statistics.median(found), 2) for name, found in times.items()}
-    print(f"{options.runs} runs: {medians} ({version}, Python {platform.python_version()}, {os.cpu_count()} cores)")
+    print(
+        f"{options.runs} runs: {medians} ({version}, Python {platform.python_version()}, {os.cpu_count()} cores)"
+    )
     print(json.dumps({"runs": options.runs, **medians, **counts}))
 
 

@@ -1,19 +1,25 @@
 """A training step of our U-Net against MONAI's and nnU-Net's; what a run costs beside its steps; what Table 1 takes.
 
-Steps: table1's network (64 channels, four halvings; 64 px and batch 4 with --quick) on all sides, from the same pairs,
-with the same loss, precision, clipping and fused AdamW. Ours is timed inside the product's own training loop, between
-two questions whether to leave; the peers take their steps as their users write them, eager, and on a GPU (or with
---compile) compiled too. Sides take turns; ratios are medians of the ratios of neighbours. First, with equal weights
-ours and the peers' blocks put together as ours must agree on logits, loss and gradients; compiled, ours must agree with
-eager, and a second seed must compile nothing.
+Steps: table1's network (64 channels, four halvings; 64 px and batch 4 with --quick) on all sides,
+    from the same pairs,
+with the same loss, precision, clipping and fused AdamW. Ours is timed inside the product's own
+training loop, between two questions whether to leave; the peers take their steps as their users
+write them, eager, and on a GPU (or with --compile) compiled too. Sides take turns; ratios are
+medians of the ratios of neighbours. First, with equal weights ours and the peers' blocks put
+together as ours must agree on logits, loss and gradients; compiled, ours must agree with eager, and
+a second seed must compile nothing.
 
-Overhead: ten seeds of the demo's x3 arm as one element, by the very command that a SLURM array runs, without --quick of
-its reference too, and a few runs as elements of their own; wall time over the time in the training loops. For table1's
-size the cost of a run beside its steps is measured on the second of two runs of that network at 240 px with few steps.
+Overhead: ten seeds of the demo's x3 arm as one element, by the very command that a SLURM array
+    runs, without --quick of
+its reference too, and a few runs as elements of their own; wall time over the time in the training
+loops. For table1's size the cost of a run beside its steps is measured on the second of two runs of
+that network at 240 px with few steps.
 
-Table 1: operations of all 320 U-Nets, and on a GPU the GPU-hours of them and of the six generators by measured steps.
+Table 1: operations of all 320 U-Nets, and on a GPU the GPU-hours of them and of the six generators
+    by measured steps.
 
-    python benchmarks/segmentation.py [--quick] [--px 240] [--batch 32] [--precision bf16] [--compile] [--seeds 10]
+    python benchmarks/segmentation.py [--quick] [--px 240] [--batch 32] [--precision bf16]
+    [--compile] [--seeds 10]
 """
 
 import argparse
@@ -32,10 +38,11 @@ from turns import name_device, peak_of, ratio
 from unet_peers import check_same, make_peers, versions
 from unet_steps import as_users_do, in_the_loop, make_pairs, take_turns
 
-from hvae_hpc.model_configs import OptimConfig, UNetConfig
+from hvae_hpc.config.model import OptimConfig, UNetConfig
+from hvae_hpc.config.resources import Resources
+from hvae_hpc.config.stages import SegmentConfig
 from hvae_hpc.models.unet import UNet
-from hvae_hpc.resources import Resources, Workplace
-from hvae_hpc.stages import SegmentConfig
+from hvae_hpc.runs.workplace import Workplace
 from hvae_hpc.training.batches import PairTensors
 from hvae_hpc.training.device import build
 from hvae_hpc.training.loop import train
@@ -51,14 +58,25 @@ def check_compiled(config: UNetConfig, data: PairTensors) -> float:
         losses, before = [], graphs["unique_graphs"]
         for way in ("off", "on"):
             with tempfile.TemporaryDirectory() as folder:
-                place = Workplace(folder=Path(folder), data=Path(), parents={}, resources=Resources(compile=way))
-                report = train(build(lambda: UNet(config), seed, data.images.device), data, optim, seed, None, place)
+                place = Workplace(
+                    folder=Path(folder), data=Path(), parents={}, resources=Resources(compile=way)
+                )
+                report = train(
+                    build(lambda: UNet(config), seed, data.images.device),
+                    data,
+                    optim,
+                    seed,
+                    None,
+                    place,
+                )
                 losses.append(report.terms["loss"])
                 if report.notes:
                     raise SystemExit(f"ours could not be compiled: {report.notes}")
         worst = max(worst, abs(losses[1] / losses[0] - 1))
         if not worst <= TOLERANCE:
-            raise SystemExit(f"compiled, ours has a loss of {losses[1]}, eager {losses[0]}: nothing is compared")
+            raise SystemExit(
+                f"compiled, ours has a loss of {losses[1]}, eager {losses[0]}: nothing is compared"
+            )
         if seed and graphs["unique_graphs"] != before:
             raise SystemExit("a second seed was compiled anew: nothing is compared")
     return worst
@@ -66,24 +84,42 @@ def check_compiled(config: UNetConfig, data: PairTensors) -> float:
 
 def describe() -> str:
     """Name versions and hardware."""
-    peers = ", ".join(f"{name} {number}" if number else f"no {name}" for name, number in versions().items())
-    return f"Python {platform.python_version()}, torch {torch.__version__}, {peers}\n{name_device()}"
+    peers = ", ".join(
+        f"{name} {number}" if number else f"no {name}" for name, number in versions().items()
+    )
+    return (
+        f"Python {platform.python_version()}, torch {torch.__version__}, {peers}\n{name_device()}"
+    )
 
 
 def parse() -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="64 px, batch 4, 5 turns of 1 step, on a CPU")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="64 px, batch 4, 5 turns of 1 step, on a CPU"
+    )
     parser.add_argument("--px", type=int, help="side of the images (240; 64 with --quick)")
     parser.add_argument("--batch", type=int, help="pairs per step (32 on a GPU; 4)")
     parser.add_argument("--turns", type=int, help="of every side (9; 5 with --quick)")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), help="(bf16 on a GPU, fp32 on a CPU)")
-    parser.add_argument("--compile", action="store_true", help="compile on a CPU as well: minutes for each side")
     parser.add_argument(
-        "--no-generators", action="store_true", help="project the U-Nets' GPU-hours alone: no compiling"
+        "--precision", choices=("fp32", "bf16"), help="(bf16 on a GPU, fp32 on a CPU)"
     )
-    parser.add_argument("--seeds", type=int, default=10, help="in the bundle (default: %(default)s)")
-    parser.add_argument("--alone", type=int, help="runs of elements of their own (3; 1 with --quick)")
+    parser.add_argument(
+        "--compile", action="store_true", help="compile on a CPU as well: minutes for each side"
+    )
+    parser.add_argument(
+        "--no-generators",
+        action="store_true",
+        help="project the U-Nets' GPU-hours alone: no compiling",
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=10, help="in the bundle (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--alone", type=int, help="runs of elements of their own (3; 1 with --quick)"
+    )
     options = parser.parse_args()
     gpu = torch.cuda.is_available()
     options.compile = options.compile or gpu
@@ -103,32 +139,53 @@ def main() -> None:
     torch.backends.cudnn.benchmark = True
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0)))))
     px, n, config = options.px, options.batch, UNetConfig()
-    print(f"{describe()}\n{px}x{px} px, batch {n}, {options.precision}, 64 channels, 4 halvings", flush=True)
+    print(
+        f"{describe()}\n{px}x{px} px, batch {n}, {options.precision}, 64 channels, 4 halvings",
+        flush=True,
+    )
 
     data = make_pairs(2 * n, px, device)
     small = {"image": data.images[:2], "mask": data.masks[:2]}
     worst = 0.0
     for name, peer in make_peers(config).items():
         if name.endswith("_same"):
-            worst = max(worst, check_same(build(lambda: UNet(config), 0, device), peer.to(device), small))
-    print(f"logits, losses and gradients agree with the peers' blocks put together as ours to {worst:.1e}", flush=True)
+            worst = max(
+                worst, check_same(build(lambda: UNet(config), 0, device), peer.to(device), small)
+            )
+    print(
+        f"logits, losses and gradients agree with the peers' blocks put together as ours to {worst:.1e}",
+        flush=True,
+    )
     if options.compile:
         few = make_pairs(2, 64, device)
-        print(f"compiled losses agree with eager ones to {check_compiled(config, few):.1e}", flush=True)
+        print(
+            f"compiled losses agree with eager ones to {check_compiled(config, few):.1e}",
+            flush=True,
+        )
 
     optim = OptimConfig(images=n, batch_size=n, lr=1e-3, precision=options.precision)
     sides = {"ours": in_the_loop(lambda: UNet(config), data, optim, False)}
     peers, left_out = make_peers(config), ("nnunet_same", "monai_same" if options.quick else "")
-    sides |= {name: as_users_do(peer, data, optim, False) for name, peer in peers.items() if name not in left_out}
+    sides |= {
+        name: as_users_do(peer, data, optim, False)
+        for name, peer in peers.items()
+        if name not in left_out
+    }
     if options.compile:
         sides["ours_compiled"] = in_the_loop(lambda: UNet(config), data, optim, True)
-        sides |= {f"{name}_compiled": as_users_do(peers[name], data, optim, True) for name in peers if "_" not in name}
+        sides |= {
+            f"{name}_compiled": as_users_do(peers[name], data, optim, True)
+            for name in peers
+            if "_" not in name
+        }
     seconds = take_turns(sides, options.turns, 20 if device.type == "cuda" else 1)
     weights = {"ours": UNet(config), **peers}
     print(f"\n{'':18}{'s a step':>10}{'images/s':>10}{'weights':>12}")
     for name, times in seconds.items():
         middle = statistics.median(times)
-        number = sum(weight.numel() for weight in weights[name.removesuffix("_compiled")].parameters())
+        number = sum(
+            weight.numel() for weight in weights[name.removesuffix("_compiled")].parameters()
+        )
         print(f"{name:18}{middle:10.4f}{n / middle:10.1f}{number:12,}")
     best = "ours_compiled" if options.compile else "ours"
     step = statistics.median(seconds[best])
@@ -157,9 +214,14 @@ def main() -> None:
         ("the reference, an element each", "alone", "_smallest"),
     ):
         times = overhead[f"{'bundle' if name == 'bundled' else name}_overhead{size}"]
-        training, apart = overhead[f"demo_training{size}_s"], overhead[f"overhead_s_a_run_{name}{size}"]
+        training, apart = (
+            overhead[f"demo_training{size}_s"],
+            overhead[f"overhead_s_a_run_{name}{size}"],
+        )
         if times:
-            print(f"{what:31}{training:5.2f} s of training each, {times:.2f} times that, {apart:.2f} s a run beside it")
+            print(
+                f"{what:31}{training:5.2f} s of training each, {times:.2f} times that, {apart:.2f} s a run beside it"
+            )
     beside, compile_s = measure_beside(device, 240, options.compile)
     an_image = step / n * (1 if px == 240 else (240 / px) ** 2)
     runs = plan_table_1()
@@ -167,7 +229,9 @@ def main() -> None:
     projected = {}
     for what, images in (("smallest", min(lengths)), ("mean", statistics.mean(lengths))):
         training = images * an_image
-        cost = (overhead["start_s"] + max(0.0, compile_s) + options.seeds * (beside + training)) / options.seeds
+        cost = (
+            overhead["start_s"] + max(0.0, compile_s) + options.seeds * (beside + training)
+        ) / options.seeds
         projected[f"bundle_overhead_table1_{what}"] = cost / training
         print(
             f"table1's {what} arm, 240 px, projected from steps of {px} px on this {device.type}: {training:,.0f} s of "
@@ -177,8 +241,15 @@ def main() -> None:
     def steps(config: Any, size: int) -> float:
         return seconds_an_image(config, size, device, options.compile)
 
-    figures |= overhead | projected | project_table_1(runs, steps if gpus else None, beside, not options.no_generators)
-    kept = {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in figures.items()}
+    figures |= (
+        overhead
+        | projected
+        | project_table_1(runs, steps if gpus else None, beside, not options.no_generators)
+    )
+    kept = {
+        name: float(f"{value:.4g}") if isinstance(value, float) else value
+        for name, value in figures.items()
+    }
     setting = {"px": px, "batch": n, "precision": options.precision, "device": name_device()}
     print(json.dumps({**kept, **setting, "versions": {"torch": torch.__version__, **versions()}}))
 

@@ -1,6 +1,7 @@
 """How long ``hvae-hpc status`` takes on 10,000 runs, the whole command: none done, all in the queue, all done.
 
-python benchmarks/status.py        makes the paper's sweep with 294 seeds in a temporary folder (90 MB), made up
+python benchmarks/status.py        makes the paper's sweep with 294 seeds in a temporary folder (90
+MB), made up
 """
 
 import json
@@ -18,14 +19,14 @@ from typing import Any
 
 from made_up_data import make_data_set, write_results
 
-from hvae_hpc.identity import code_sha
-from hvae_hpc.jobs.arrays import make_arrays
-from hvae_hpc.jobs.costs import expected_seconds
-from hvae_hpc.jobs.dag import make_plan
-from hvae_hpc.jobs.site import read_site
-from hvae_hpc.jobs.standing import comment_of
-from hvae_hpc.plan import Plan, plan_path, write_plan
-from hvae_hpc.states import SETTLED_NS, read_states
+from hvae_hpc.jobs.sites.site import read_site
+from hvae_hpc.jobs.state.run_status import comment_of
+from hvae_hpc.jobs.submit.bundles import make_arrays
+from hvae_hpc.jobs.sweeps.costs import expected_seconds
+from hvae_hpc.jobs.sweeps.expand import make_plan
+from hvae_hpc.runs.done import SETTLED_NS, read_states
+from hvae_hpc.runs.identity import code_sha
+from hvae_hpc.runs.plan import Plan, plan_path, write_plan
 from hvae_hpc.sweep import read_sweep
 
 SEEDS = 294
@@ -61,7 +62,9 @@ def measure(what: str, folder: Path, environment: dict[str, str], *, cold: bool 
             for path in folder.glob("plans/*.states"):
                 path.unlink()
         began = time.perf_counter()
-        said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+        said = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=True
+        ).stdout
         times.append(time.perf_counter() - began)
     line = next(line for line in said.splitlines() if "runs done" in line)
     print(f"{what:32} {statistics.median(times):6.2f} s   ({line})", flush=True)
@@ -74,7 +77,12 @@ def main() -> int:
         home = Path(name)
         environment = {**os.environ, "XDG_CACHE_HOME": str(home / "cache")}
         data = [make_data_set(dataset) for dataset in ("brats2021", "hecktor2022")]
-        plan = make_plan(replace(read_sweep("table1"), seeds=SEEDS), data, home / "runs", read_site(None).resources)
+        plan = make_plan(
+            replace(read_sweep("table1"), seeds=SEEDS),
+            data,
+            home / "runs",
+            read_site(None).resources,
+        )
         write_plan(plan, plan_path(plan.runs_folder, plan.sweep))
         print(f"{len(plan.runs):,} runs, median of {REPEATS}")
         times["none_done"] = measure("none done", plan.runs_folder, environment)
@@ -83,12 +91,26 @@ def main() -> int:
         times["all_waiting"] = measure("none done, all in the queue", plan.runs_folder, environment)
         write_results(plan)
         time.sleep(SETTLED_NS / 1e9 + 0.1)  # a younger metrics.json is read every time
-        times["all_done_cold"] = measure("all done, never looked at", plan.runs_folder, environment, cold=True)
+        times["all_done_cold"] = measure(
+            "all done, never looked at", plan.runs_folder, environment, cold=True
+        )
         assert all(state.done for state in read_states(plan).values())
-        times["all_done_warm"] = measure("all done, looked at before", plan.runs_folder, environment)
+        times["all_done_warm"] = measure(
+            "all done, looked at before", plan.runs_folder, environment
+        )
         runs = len(plan.runs)
-    versions = {"python": platform.python_version(), "numpy": version("numpy"), "kernel": platform.release()}
-    facts = {"runs": runs, "repeats": REPEATS, "cores": os.cpu_count(), "load": os.getloadavg()[0], "code": code_sha()}
+    versions = {
+        "python": platform.python_version(),
+        "numpy": version("numpy"),
+        "kernel": platform.release(),
+    }
+    facts = {
+        "runs": runs,
+        "repeats": REPEATS,
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "code": code_sha(),
+    }
     print(json.dumps({"benchmark": "status", "seconds": times, **facts, "versions": versions}))
     return 0
 

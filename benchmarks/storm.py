@@ -1,8 +1,9 @@
 """A sweep through a storm: three bad nodes, a generator that cannot be trained, 5 % of the runs killed, nobody there.
 
-On a private SLURM of eight nodes. On n1 every task fails as it starts (a black hole); n2's slurmd dies again and again;
-on n3 what runs is killed within seconds. One command is given, ``sweep --retries N``; at the end every run that can be
-made must be done, and each of the others named with its reason. Prints a line of JSON; exit code 1 where it is not so.
+On a private SLURM of eight nodes. On n1 every task fails as it starts (a black hole); n2's slurmd
+dies again and again; on n3 what runs is killed within seconds. One command is given, ``sweep
+--retries N``; at the end every run that can be made must be done, and each of the others named with
+its reason. Prints a line of JSON; exit code 1 where it is not so.
 
     python benchmarks/storm.py --runs 500 --folder /tmp/storm
 """
@@ -17,12 +18,12 @@ from collections import Counter
 from pathlib import Path
 
 from hvae_hpc.errors import UserError
-from hvae_hpc.jobs.drill_slurm import Trouble
-from hvae_hpc.jobs.minislurm import MiniSlurm, MiniSlurmConfig
-from hvae_hpc.jobs.slurm import Queue
-from hvae_hpc.jobs.standing import Submissions, read_standings
-from hvae_hpc.plan import Plan, find_plans, read_plan
-from hvae_hpc.states import read_states
+from hvae_hpc.jobs.slurm.client import Queue
+from hvae_hpc.jobs.state.run_status import Submissions, read_standings
+from hvae_hpc.runs.done import read_states
+from hvae_hpc.runs.plan import Plan, find_plans, read_plan
+from tests.drill.drill_slurm import Trouble
+from tests.minislurm.minislurm import MiniSlurm, MiniSlurmConfig
 
 NODES, BLACK_HOLE, FLAKY, DEADLY = 8, "n1", "n2", "n3"
 CALM = "calm"
@@ -74,19 +75,35 @@ def main() -> int:
     (folder / "prolog.sh").write_text(PROLOG.format(node=BLACK_HOLE))
     (folder / "prolog.sh").chmod(0o755)
     extra = f"TaskProlog={folder}/prolog.sh\nPartitionName={CALM} Nodes=n[4-{NODES}]\n"
-    config = MiniSlurmConfig(folder=folder / "slurm", nodes=NODES, accounting=True, extra_slurm_conf=extra)
+    config = MiniSlurmConfig(
+        folder=folder / "slurm", nodes=NODES, accounting=True, extra_slurm_conf=extra
+    )
     with MiniSlurm(config) as slurm:
-        command = [sys.executable, "-m", "hvae_hpc.sweep", "--site", "site.toml", "--retries", str(options.retries)]
+        command = [
+            sys.executable,
+            "-m",
+            "hvae_hpc.sweep",
+            "--site",
+            "site.toml",
+            "--retries",
+            str(options.retries),
+        ]
         subprocess.run(
             [sys.executable, "-m", "hvae_hpc.preprocess", "brats2021", "--phantom", "14", "--raw", "phantoms/brats2021",
              "--out", "shards/brats2021", "--local"], cwd=folder, check=True, stdout=subprocess.DEVNULL,
         )  # fmt: skip
         began = time.monotonic()
-        subprocess.run([*command, "--partition", "gpu"], cwd=folder, check=True, env=slurm.environment())
+        subprocess.run(
+            [*command, "--partition", "gpu"], cwd=folder, check=True, env=slurm.environment()
+        )
         plan = read_plan(find_plans(folder / "runs")[0])
         done = blow(slurm, plan, chance, began + 60 * options.minutes)
     result = judge(plan)
-    result |= {"done_to_it": dict(done), "minutes": round((time.monotonic() - began) / 60, 1), "seed": options.seed}
+    result |= {
+        "done_to_it": dict(done),
+        "minutes": round((time.monotonic() - began) / 60, 1),
+        "seed": options.seed,
+    }
     print(json.dumps(result))
     return 0 if result["as_it_must_be"] else 1
 
@@ -106,7 +123,9 @@ def blow(slurm: MiniSlurm, plan: Plan, chance: random.Random, deadline: float) -
             if element.node == DEADLY:
                 sent["killed on the deadly node"] += trouble.attempt("KILL", element)
         if any(element.node == FLAKY for element in running) and chance.random() < 0.2:
-            sent["slurmd killed"] += trouble.attempt("slurmd killed", next(e for e in running if e.node == FLAKY))
+            sent["slurmd killed"] += trouble.attempt(
+                "slurmd killed", next(e for e in running if e.node == FLAKY)
+            )
         good = [element for element in running if element.node not in (BLACK_HOLE, FLAKY, DEADLY)]
         if good and sent["killed at random"] < kills and chance.random() < 0.5:
             sent["killed at random"] += trouble.attempt("KILL", chance.choice(good))
@@ -123,9 +142,15 @@ def judge(plan: Plan) -> dict[str, object]:
     states = read_states(plan)
     standings = read_standings(plan, states, Submissions(plan.runs_folder), Queue(time.time(), ()))
     undone = [run_id for run_id, state in states.items() if not state.done]
-    reasons = Counter(f"{standings[r].kind}: {standings[r].reason}" for r in undone if r in impossible)
+    reasons = Counter(
+        f"{standings[r].kind}: {standings[r].reason}" for r in undone if r in impossible
+    )
     lost = [plan.folder_name(run_id) for run_id in undone if run_id not in impossible]
-    named = all(standings[r].kind in ("failed", "blocked") and standings[r].reason for r in undone if r in impossible)
+    named = all(
+        standings[r].kind in ("failed", "blocked") and standings[r].reason
+        for r in undone
+        if r in impossible
+    )
     return {
         "runs": len(plan.runs),
         "done": len(plan.runs) - len(undone),

@@ -11,11 +11,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from unet_steps import in_the_loop, make_pairs
 
-from hvae_hpc.jobs import dag
-from hvae_hpc.model_configs import MovesConfig, UNetConfig
+from hvae_hpc.config.model import MovesConfig, UNetConfig
+from hvae_hpc.config.stages import SegmentConfig, TrainConfig
+from hvae_hpc.jobs.sweeps import expand
 from hvae_hpc.models.unet import UNet
-from hvae_hpc.runs import Run
-from hvae_hpc.stages import SegmentConfig, TrainConfig
+from hvae_hpc.runs.run import Run
 from hvae_hpc.sweep import read_sweep
 from hvae_hpc.training.train import make_generator
 
@@ -27,7 +27,7 @@ def plan_table_1() -> list[Run]:
     sweep = read_sweep("table1")
     number = sweep.split.train + sweep.split.test
     sets = [make_data_set(name, number, px) for name, px in SIZES.items()]
-    return dag.expand(sweep, sets)
+    return expand.expand(sweep, sets)
 
 
 def operations(model: nn.Module, px: int) -> float:
@@ -47,19 +47,27 @@ def operations_by_formula(config: UNetConfig, px: int) -> float:
     for level in range(config.depth + 1):
         width = base * 2**level
         down = 9 * (width * width + (width * width // 2 if level else width))
-        up = 9 * (2 * width * width + width * width) + 2 * width * width if level < config.depth else 0
+        up = (
+            9 * (2 * width * width + width * width) + 2 * width * width
+            if level < config.depth
+            else 0
+        )
         total += (down + up) / 4**level
     return 3 * 2 * total * px**2
 
 
 def project_table_1(
-    runs: list[Run], steps: Callable[[Any, int], float] | None, beside: float, generators: bool = True
+    runs: list[Run],
+    steps: Callable[[Any, int], float] | None,
+    beside: float,
+    generators: bool = True,
 ) -> dict[str, Any]:
     """Return table1's operations, and GPU-hours where steps can be measured.
 
     Args:
         runs: of the sweep.
-        steps: returns the seconds an image takes in a run's training, for the config and the size in px.
+        steps: returns the seconds an image takes in a run's training, for the config and the size
+            in px.
         beside: seconds that a U-Net's run takes beside its steps.
         generators: whether to measure theirs.
     """
@@ -67,14 +75,28 @@ def project_table_1(
     of_px = {px: operations(UNet(segments[0].unet), px) for px in SIZES.values()}
     images = {name: sum(c.optim.images for c in segments if c.data == name) for name in SIZES}
     total = sum(images[name] * of_px[px] for name, px in SIZES.items())
-    by_formula = sum(images[name] * operations_by_formula(segments[0].unet, px) for name, px in SIZES.items())
+    by_formula = sum(
+        images[name] * operations_by_formula(segments[0].unet, px) for name, px in SIZES.items()
+    )
     if abs(total / by_formula - 1) > 1e-3:
-        raise SystemExit(f"{total:.4g} operations were counted, {by_formula:.4g} expected: nothing is projected")
+        raise SystemExit(
+            f"{total:.4g} operations were counted, {by_formula:.4g} expected: nothing is projected"
+        )
     print(f"\nTable 1: {len(segments)} U-Nets, {sum(images.values()):,} images", flush=True)
-    print(" + ".join(f"{images[name]:,} x {of_px[px] / 1e9:.0f} GFLOP ({px} px)" for name, px in SIZES.items()), end="")
+    print(
+        " + ".join(
+            f"{images[name]:,} x {of_px[px] / 1e9:.0f} GFLOP ({px} px)"
+            for name, px in SIZES.items()
+        ),
+        end="",
+    )
     print(f" = {total / 1e18:.3f} EFLOP ({by_formula / 1e18:.3f} by formula): ", end="")
     print(f"{total / 788e12 / 3600:.2f} h at 788 TFLOP/s")
-    found: dict[str, Any] = {"table1_runs": len(segments), "table1_eflop": total / 1e18, "table1_gpu_hours": None}
+    found: dict[str, Any] = {
+        "table1_runs": len(segments),
+        "table1_eflop": total / 1e18,
+        "table1_gpu_hours": None,
+    }
     if steps is None:
         print("GPU-hours: no GPU here, so no step to project them from")
         return found
@@ -88,11 +110,17 @@ def project_table_1(
     for run in runs:
         if generators and isinstance(run.config, TrainConfig):
             px = SIZES[run.config.data]
-            hours[f"{run.config.generator}, {px} px"] = run.config.optim.images * steps(run.config, px) / 3600
+            hours[f"{run.config.generator}, {px} px"] = (
+                run.config.optim.images * steps(run.config, px) / 3600
+            )
     for name, value in hours.items():
         print(f"{name:24}{value:8.3f} h")
     print(f"{'sum':24}{sum(hours.values()):8.3f} h on one {torch.cuda.get_device_name()}")
-    return {**found, "table1_unet_gpu_hours": unets, "table1_gpu_hours": sum(hours.values()) if generators else None}
+    return {
+        **found,
+        "table1_unet_gpu_hours": unets,
+        "table1_gpu_hours": sum(hours.values()) if generators else None,
+    }
 
 
 def seconds_an_image(config: Any, px: int, device: torch.device, compiled: bool) -> float:
@@ -108,7 +136,10 @@ def seconds_an_image(config: Any, px: int, device: torch.device, compiled: bool)
         return measure(lambda: UNet(config.unet, config.loss), None)
     if not getattr(config.model, "n_leapfrog", 0):
         return measure(lambda: make_generator(config.model, (px, px)), config.moves)
-    never, always = replace(config.model, flow_from=1.0), replace(config.model, flow_from=0.0, kl_warm_up=0.0)
+    never, always = (
+        replace(config.model, flow_from=1.0),
+        replace(config.model, flow_from=0.0, kl_warm_up=0.0),
+    )
     without = measure(lambda: make_generator(never, (px, px)), config.moves)
     with_flow = measure(lambda: make_generator(always, (px, px)), config.moves)
     return config.model.flow_from * without + (1 - config.model.flow_from) * with_flow

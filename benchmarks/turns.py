@@ -33,5 +33,8 @@ def name_device() -> str:
     if torch.cuda.is_available():
         return str(torch.cuda.get_device_name())
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    model = next(
+        (line.split(":")[1].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )
     return f"{model}, {torch.get_num_threads()} threads"

@@ -1,10 +1,13 @@
 """The peers of benchmarks/segmentation.py: MONAI's BasicUNet and nnU-Net's PlainConvUNet, as wide and deep as ours.
 
-Both with batch norm, ReLU, no bias before a norm, no dropout, no deep supervision, one channel in and one class out:
+Both with batch norm, ReLU, no bias before a norm, no dropout, no deep supervision, one channel in
+and one class out:
 
-* monai: its last level up keeps twice the channels (``halves=False``), so it has a little more to do than ours.
+* monai: its last level up keeps twice the channels (``halves=False``), so it has a little more to
+    do than ours.
 * nnunet: strided convolutions in place of pooling, as nnU-Net has it: as many multiplications.
-* monai_same and nnunet_same: the same blocks put together as ours; with equal weights their logits are ours.
+* monai_same and nnunet_same: the same blocks put together as ours; with equal weights their logits
+    are ours.
 """
 
 from collections.abc import Iterator
@@ -13,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 from torch import Tensor, nn
 
-from hvae_hpc.model_configs import UNetConfig
+from hvae_hpc.config.model import UNetConfig
 from hvae_hpc.models.unet import UNet
 
 PACKAGES = ("monai", "dynamic-network-architectures")
@@ -56,18 +59,37 @@ def _monai(config: UNetConfig) -> Iterator[tuple[str, nn.Module]]:
 def _nnunet(config: UNetConfig) -> Iterator[tuple[str, nn.Module]]:
     try:
         from dynamic_network_architectures.architectures.unet import PlainConvUNet
-        from dynamic_network_architectures.building_blocks.plain_conv_encoder import PlainConvEncoder
+        from dynamic_network_architectures.building_blocks.plain_conv_encoder import (
+            PlainConvEncoder,
+        )
     except ImportError:
         return
     levels = config.depth + 1
     widths = [config.base_channels * 2**level for level in range(levels)]
     strides = [1] + [2] * config.depth
-    how = {"norm_op": nn.BatchNorm2d, "norm_op_kwargs": {}, "nonlin": nn.ReLU, "nonlin_kwargs": {"inplace": True}}
+    how = {
+        "norm_op": nn.BatchNorm2d,
+        "norm_op_kwargs": {},
+        "nonlin": nn.ReLU,
+        "nonlin_kwargs": {"inplace": True},
+    }
     for name in ("nnunet", "nnunet_same"):
-        network = PlainConvUNet(1, levels, widths, nn.Conv2d, 3, strides, 2, 1, 2, conv_bias=False, **how)
+        network = PlainConvUNet(
+            1, levels, widths, nn.Conv2d, 3, strides, 2, 1, 2, conv_bias=False, **how
+        )
         if name == "nnunet_same":
             network.encoder = network.decoder.encoder = PlainConvEncoder(
-                1, levels, widths, nn.Conv2d, 3, strides, 2, False, **how, return_skips=True, pool="max"
+                1,
+                levels,
+                widths,
+                nn.Conv2d,
+                3,
+                strides,
+                2,
+                False,
+                **how,
+                return_skips=True,
+                pool="max",
             )
         yield name, network
 
@@ -75,14 +97,23 @@ def _nnunet(config: UNetConfig) -> Iterator[tuple[str, nn.Module]]:
 def share_weights(ours: UNet, peer: Peer) -> None:
     """Give a peer that is put together as ours the same weights; where it has no biases, ours become 0."""
     mine, theirs = _of(ours, nn.Conv2d), _of(peer, nn.Conv2d)
-    theirs = [*theirs[: len(mine) - 1], theirs[-1]]  # nnU-Net has outputs for deep supervision that nothing reads
-    swap = "decoder" in dict(peer.network.named_children())  # nnU-Net joins what comes from below before the skip
+    theirs = [
+        *theirs[: len(mine) - 1],
+        theirs[-1],
+    ]  # nnU-Net has outputs for deep supervision that nothing reads
+    swap = "decoder" in dict(
+        peer.network.named_children()
+    )  # nnU-Net joins what comes from below before the skip
     for our, their in zip(mine, theirs, strict=True):
         joins = swap and our.in_channels == 2 * our.out_channels
-        their.weight.data.copy_(our.weight.data.roll(our.out_channels, 1) if joins else our.weight.data)
+        their.weight.data.copy_(
+            our.weight.data.roll(our.out_channels, 1) if joins else our.weight.data
+        )
         if our.bias is not None:
             their.bias.data.copy_(our.bias.data)
-    for our, their in zip(_of(ours, nn.ConvTranspose2d), _of(peer, nn.ConvTranspose2d), strict=True):
+    for our, their in zip(
+        _of(ours, nn.ConvTranspose2d), _of(peer, nn.ConvTranspose2d), strict=True
+    ):
         their.weight.data.copy_(our.weight.data)
         if their.bias is None:
             our.bias.data.zero_()
@@ -103,11 +134,19 @@ def check_same(ours: UNet, peer: Peer, batch: dict[str, Tensor]) -> float:
         model.zero_grad()
         total = model(batch).total
         total.backward()
-        grads = [weight.grad.norm() for m in _of(model, nn.Conv2d) if (weight := m.weight).grad is not None]
-        found.append((model.logits(batch["image"]).detach(), total.detach(), torch.stack(grads).norm()))
+        grads = [
+            weight.grad.norm()
+            for m in _of(model, nn.Conv2d)
+            if (weight := m.weight).grad is not None
+        ]
+        found.append(
+            (model.logits(batch["image"]).detach(), total.detach(), torch.stack(grads).norm())
+        )
     worst = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(*found, strict=True))
     if not worst <= TOLERANCE:
-        raise SystemExit(f"with equal weights our logits and {type(peer.network).__name__}'s differ by {worst:.2g}")
+        raise SystemExit(
+            f"with equal weights our logits and {type(peer.network).__name__}'s differ by {worst:.2g}"
+        )
     return worst
 
 

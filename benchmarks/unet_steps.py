@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from turns import synchronise
 
-from hvae_hpc.model_configs import MovesConfig, OptimConfig
-from hvae_hpc.resources import Resources, Workplace
+from hvae_hpc.config.model import MovesConfig, OptimConfig
+from hvae_hpc.config.resources import Resources
+from hvae_hpc.runs.workplace import Workplace
 from hvae_hpc.training.batches import PairTensors
 from hvae_hpc.training.device import build
 from hvae_hpc.training.loop import AUTOCAST, train
@@ -47,10 +48,14 @@ def in_the_loop(
 
         with tempfile.TemporaryDirectory() as folder:
             resources = Resources(compile="on" if compiled else "off", checkpoint_every_s=1e9)
-            place = Workplace(folder=Path(folder), data=Path(), parents={}, resources=resources, stopped=stopped)
+            place = Workplace(
+                folder=Path(folder), data=Path(), parents={}, resources=resources, stopped=stopped
+            )
             model = build(make, 0, data.images.device)
             # One step more: the first one's start is not seen.
-            train(model, data, replace(optim, images=(steps + 1) * optim.batch_size), 0, moves, place)
+            train(
+                model, data, replace(optim, images=(steps + 1) * optim.batch_size), 0, moves, place
+            )
         return [after - before for before, after in pairwise(stops)]
 
     return turn
@@ -69,7 +74,9 @@ def as_users_do(model: nn.Module, data: PairTensors, optim: OptimConfig, compile
         index = torch.randperm(len(data), generator=generator)[: optim.batch_size].to(device)
         batch = {"image": data.images[index], "mask": data.masks[index]}
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, AUTOCAST[optim.precision], enabled=optim.precision != "fp32"):
+        with torch.autocast(
+            device.type, AUTOCAST[optim.precision], enabled=optim.precision != "fp32"
+        ):
             loss = forward(batch).total
         loss.backward()
         nn.utils.clip_grad_norm_(weights, optim.clip_norm)

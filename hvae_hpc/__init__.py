@@ -1,7 +1,7 @@
 """Do synthetic image+mask pairs improve tumour segmentation, which generator makes them, and how many to add?
 
-The package answers that on a group's own SLURM cluster and data. ``README.md`` has the commands; the
-module floors (who may import whom) are enforced by ``tests/test_house.py``.
+The package answers that on a group's own SLURM cluster and data. ``README.md`` has the commands;
+the module floors (who may import whom) are enforced by ``tests/test_house.py``.
 """
 
 __version__ = "0.1.0"

@@ -10,14 +10,21 @@ COMMANDS = {
     "preprocess": ("hvae_hpc.preprocess.__main__", "pack NIfTI cases into shards"),
     "sweep": ("hvae_hpc.sweep", "train, evaluate, make the tables; here or on SLURM"),
     "results": ("hvae_hpc.results.__main__", "make the tables and figures of a runs folder"),
-    "export": ("hvae_hpc.export", "hand over the pairs of a generate run, to nnU-Net or as PNG"),
-    "status": ("hvae_hpc.jobs.status", "what is done, running, lost, failed, and why"),
-    "why": ("hvae_hpc.jobs.why", "why a run came to nothing, and what a retry would change"),
-    "logs": ("hvae_hpc.jobs.logs", "what a run says of itself"),
-    "cancel": ("hvae_hpc.jobs.control:cancel", "take a sweep or a run out of the queue"),
-    "throttle": ("hvae_hpc.jobs.control:throttle", "let fewer or more elements of each array run at a time"),
-    "drill": ("hvae_hpc.jobs.drill", "faults on purpose, then a comparison with undisturbed runs"),
-    "minislurm": ("hvae_hpc.jobs.minislurm", "a private SLURM on this machine, to try a sweep on"),
+    "export": (
+        "hvae_hpc.export.command",
+        "hand over the pairs of a generate run, to nnU-Net or as PNG",
+    ),
+    "status": ("hvae_hpc.jobs.commands.status", "what is done, running, lost, failed, and why"),
+    "why": (
+        "hvae_hpc.jobs.commands.why",
+        "why a run came to nothing, and what a retry would change",
+    ),
+    "logs": ("hvae_hpc.jobs.commands.logs", "what a run says of itself"),
+    "cancel": ("hvae_hpc.jobs.commands.cancel:cancel", "take a sweep or a run out of the queue"),
+    "throttle": (
+        "hvae_hpc.jobs.commands.cancel:throttle",
+        "let fewer or more elements of each array run at a time",
+    ),
 }
 
 

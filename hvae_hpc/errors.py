@@ -27,7 +27,10 @@ class NonFiniteError(UserError):
 
 def printable(text: str) -> str:
     """Escape what a terminal would obey or refuse: control characters, and bytes of a name that are no UTF-8."""
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
 
 
 def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
@@ -48,6 +51,8 @@ def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str] | N
     except KeyboardInterrupt:
         print("stopped; the same command again goes on from what is there", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output (less, head) went away: nothing to tell anybody
+    except (
+        BrokenPipeError
+    ):  # the reader of our output (less, head) went away: nothing to tell anybody
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141

@@ -1,7 +1,7 @@
 """The main command: a sweep file to tables, on this machine or as SLURM arrays.
 
-``python -m hvae_hpc.sweep --partition gpu`` runs the paper's experiment on the data sets in ./shards. The same command,
-run again, makes only what is missing.
+``python -m hvae_hpc.sweep --partition gpu`` runs the paper's experiment on the data sets in
+./shards. The same command, run again, makes only what is missing.
 """
 
 import argparse
@@ -12,20 +12,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from hvae_hpc.config import find_toml, load, read_toml
+from hvae_hpc.config.loader import find_toml, load, read_toml
+from hvae_hpc.config.resources import Resources
+from hvae_hpc.config.stages import SegmentConfig
 from hvae_hpc.errors import UserError, run_command
-from hvae_hpc.identity import code_sha
-from hvae_hpc.jobs import dag, slurm
-from hvae_hpc.jobs.attempts import let_output_be_lost
-from hvae_hpc.jobs.cluster import read_cluster
-from hvae_hpc.jobs.site import Site, add_flags, fit_cluster, flags_of, read_site
-from hvae_hpc.jobs.standing import PLAN_FILE, SUBMISSIONS, Submissions, submitting
-from hvae_hpc.jobs.sweep_config import SweepConfig
-from hvae_hpc.plan import Plan, plan_path, read_plan, write_plan
-from hvae_hpc.preprocess.manifest import MANIFEST, read_manifest
-from hvae_hpc.resources import Resources
-from hvae_hpc.stages import SegmentConfig
-from hvae_hpc.states import read_states
+from hvae_hpc.jobs.sites.site import Site, add_flags, fit_cluster, flags_of, read_site
+from hvae_hpc.jobs.slurm import client as slurm
+from hvae_hpc.jobs.slurm.limits import read_cluster
+from hvae_hpc.jobs.state.run_log import let_output_be_lost
+from hvae_hpc.jobs.state.run_status import PLAN_FILE, SUBMISSIONS, Submissions, submitting
+from hvae_hpc.jobs.sweeps import expand
+from hvae_hpc.jobs.sweeps.config import SweepConfig
+from hvae_hpc.preprocess.store.manifest import MANIFEST, read_manifest
+from hvae_hpc.runs.done import read_states
+from hvae_hpc.runs.identity import code_sha
+from hvae_hpc.runs.plan import Plan, plan_path, read_plan, write_plan
 
 SWEEPS = Path(__file__).parent / "jobs" / "sweeps"
 RECIPES = Path(__file__).parent / "preprocess" / "recipes"
@@ -52,14 +53,16 @@ def main(argv: Sequence[str]) -> int:
     if not options.plan:
         _check_where(options)
         _make_phantoms(sweep, options)
-    plan = dag.make_plan(sweep, find_data(sweep, options.data), runs_folder, site.resources)
+    plan = expand.make_plan(sweep, find_data(sweep, options.data), runs_folder, site.resources)
     plan = replace(plan, allow_code_drift=options.allow_code_drift)
     states = read_states(plan)
     missing = [run_id for run_id, state in states.items() if not state.done]
     _describe(sweep, plan, missing)
     for run_id in missing:
         if states[run_id].reason:
-            print(f"  to be made anew: {plan.runs[run_id].stage} {plan.runs[run_id].label}: {states[run_id].reason}")
+            print(
+                f"  to be made anew: {plan.runs[run_id].stage} {plan.runs[run_id].label}: {states[run_id].reason}"
+            )
     if cluster:
         return _submit(plan, missing, site, cluster, options, argv)
     if options.plan:
@@ -77,10 +80,16 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("sweep", nargs="?", help="name or .toml file (default: ./sweep.toml if there, else table1)")
+    parser.add_argument(
+        "sweep", nargs="?", help="name or .toml file (default: ./sweep.toml if there, else table1)"
+    )
     where_data = "where a data set's shards lie (default: ./shards/NAME)"
-    parser.add_argument("--data", nargs="+", action="extend", default=[], metavar="NAME=DIR", help=where_data)
-    parser.add_argument("--runs", type=Path, metavar="DIR", help="the runs folder (default: ./runs)")
+    parser.add_argument(
+        "--data", nargs="+", action="extend", default=[], metavar="NAME=DIR", help=where_data
+    )
+    parser.add_argument(
+        "--runs", type=Path, metavar="DIR", help="the runs folder (default: ./runs)"
+    )
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--partition", metavar="P", help="submit SLURM arrays to this partition")
     where.add_argument("--local", action="store_true", help="run here, also where sbatch is")
@@ -93,12 +102,20 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--plan", action="store_true", help="show what would run, and do nothing")
     parser.add_argument(
-        "--retries", type=int, default=0, metavar="N", help="try again what failed, each run up to N times (default: 0)"
+        "--retries",
+        type=int,
+        default=0,
+        metavar="N",
+        help="try again what failed, each run up to N times (default: 0)",
     )
     parser.add_argument(
-        "--allow-code-drift", action="store_true", help="let queued runs start after the package was changed"
+        "--allow-code-drift",
+        action="store_true",
+        help="let queued runs start after the package was changed",
     )
-    parser.add_argument("--finish", type=Path, help=argparse.SUPPRESS)  # the last job of a submission
+    parser.add_argument(
+        "--finish", type=Path, help=argparse.SUPPRESS
+    )  # the last job of a submission
     add_flags(parser)
     options = parser.parse_args(argv)
     if options.workers < 1:
@@ -116,7 +133,7 @@ def read_sweep(name: str | None) -> SweepConfig:
     return load(SweepConfig, read_toml(path, SWEEPS), str(path))
 
 
-def find_data(sweep: SweepConfig, options: Sequence[str]) -> list[dag.DataSet]:
+def find_data(sweep: SweepConfig, options: Sequence[str]) -> list[expand.DataSet]:
     """Return the sweep's data sets with their manifests.
 
     Raises:
@@ -127,14 +144,18 @@ def find_data(sweep: SweepConfig, options: Sequence[str]) -> list[dag.DataSet]:
     for option in options:
         name, sign, place = option.partition("=")
         if not sign or name not in folders:
-            raise UserError(f"--data {option}: expected NAME=DIR with NAME one of {', '.join(folders)}")
+            raise UserError(
+                f"--data {option}: expected NAME=DIR with NAME one of {', '.join(folders)}"
+            )
         folders[name] = Path(place)
         given.add(name)
     found = []
     for name, folder in folders.items():
         if not (folder / MANIFEST).is_file():
             if sweep.phantoms and name not in given:
-                raise UserError(f"data set {name}: not there yet; without --plan this sweep makes phantoms of it first")
+                raise UserError(
+                    f"data set {name}: not there yet; without --plan this sweep makes phantoms of it first"
+                )
             cases = sweep.split.train + sweep.split.test
             recipe = name if (RECIPES / f"{name}.toml").is_file() else f"{name}.toml"
             pack = f"python -m hvae_hpc.preprocess {recipe} --out {folder}"
@@ -142,13 +163,15 @@ def find_data(sweep: SweepConfig, options: Sequence[str]) -> list[dag.DataSet]:
                 f"data set {name}: no {MANIFEST} in {folder}; pack yours with: {pack} --raw DIR"
                 f"  (or try phantoms: {pack} --phantom {cases})"
             )
-        found.append(dag.DataSet(name=name, folder=folder, manifest=read_manifest(folder)))
+        found.append(expand.DataSet(name=name, folder=folder, manifest=read_manifest(folder)))
     return found
 
 
 def _check_where(options: argparse.Namespace) -> None:
     if slurm.is_available() and not options.partition and not options.local:
-        raise UserError("this is a SLURM machine; give --partition P to submit, or --local to run here")
+        raise UserError(
+            "this is a SLURM machine; give --partition P to submit, or --local to run here"
+        )
 
 
 def _make_phantoms(sweep: SweepConfig, options: argparse.Namespace) -> None:
@@ -163,7 +186,16 @@ def _make_phantoms(sweep: SweepConfig, options: argparse.Namespace) -> None:
         from hvae_hpc.preprocess.__main__ import main as preprocess
 
         raw = folder.parent.parent / "phantoms" / name
-        arguments = [name, "--phantom", str(sweep.phantoms), "--raw", str(raw), "--out", str(folder), "--local"]
+        arguments = [
+            name,
+            "--phantom",
+            str(sweep.phantoms),
+            "--raw",
+            str(raw),
+            "--out",
+            str(folder),
+            "--local",
+        ]
         if preprocess([*arguments, "--workers", str(options.workers)]):
             raise UserError(f"data set {name}: the phantoms could not be packed; see above")
 
@@ -177,11 +209,15 @@ def _describe(sweep: SweepConfig, plan: Plan, missing: Sequence[str]) -> None:
             print(f"    goes without arm {arm}: too few cases beside the test cases")
         compared = len(arms) - len({name for name in arms if name.partition("@")[0] == "reference"})
         if compared * 2 / 2 ** (sweep.seeds * sweep.splits) >= 0.05:
-            print(f"    {sweep.seeds} seeds are too few to show that any of {compared} arms differs from the reference")
+            print(
+                f"    {sweep.seeds} seeds are too few to show that any of {compared} arms differs from the reference"
+            )
     every = Counter(run.stage for run in plan.runs.values())
     todo = Counter(plan.runs[run_id].stage for run_id in missing)
     for stage, number in every.items():
-        print(f"  {stage:8} {number:5} runs, {number - todo[stage]:5} done, {todo[stage]:5} to make")
+        print(
+            f"  {stage:8} {number:5} runs, {number - todo[stage]:5} done, {todo[stage]:5} to make"
+        )
     print(f"  runs folder: {plan.runs_folder}")
 
 
@@ -195,7 +231,7 @@ def _submit(
     rest: bool = True,
 ) -> int:
     """Submit what is neither done nor queued, never-submitted runs if asked to; with --plan say what that would be."""
-    from hvae_hpc.jobs import apply, launcher, outlook  # submitit
+    from hvae_hpc.jobs.submit import apply, prepare, preview
 
     for note in site.notes:
         print(f"  {note}")
@@ -204,21 +240,31 @@ def _submit(
         print(f"tables: python -m hvae_hpc.results {plan.runs_folder}")
         return 0
     again = [word for word in argv if word not in ("--plan", "--finish", str(options.finish))]
-    last, retries = ["-m", "hvae_hpc.sweep", *again, "--finish"], min(options.retries, site.caps.retries)
+    last, retries = (
+        ["-m", "hvae_hpc.sweep", *again, "--finish"],
+        min(options.retries, site.caps.retries),
+    )
     if options.plan:
-        prepared = launcher.prepare(plan, site, cluster, last, retries=retries)
-        lines = outlook.describe(prepared, launcher.check_space(prepared))
-        print(*lines, *outlook.sbatch_texts(prepared.plan.arrays), "nothing was done (--plan)", sep="\n")
+        prepared = prepare.prepare(plan, site, cluster, last, retries=retries)
+        lines = preview.describe(prepared, prepare.check_space(prepared))
+        print(
+            *lines,
+            *preview.sbatch_texts(prepared.plan.arrays),
+            "nothing was done (--plan)",
+            sep="\n",
+        )
         return 0
     with submitting(plan.runs_folder / SUBMISSIONS) as lock:
         new = bool(options.finish)
-        prepared = launcher.prepare(plan, site, cluster, last, only_new=new, rest=rest, retries=retries)
-        for line in outlook.describe(prepared, launcher.check_space(prepared)):
+        prepared = prepare.prepare(
+            plan, site, cluster, last, only_new=new, rest=rest, retries=retries
+        )
+        for line in preview.describe(prepared, prepare.check_space(prepared)):
             print(line)
         write_plan(plan, plan_path(plan.runs_folder, plan.sweep))
         application = apply.Application(prepared, lock)
         application.run()
-    print(*outlook.tell(application, retries), sep="\n")
+    print(*preview.tell(application, retries), sep="\n")
     there = any(standing.kind in ("waiting", "running") for standing in prepared.standings.values())
     return 0 if application.jobs or there or not application.refused else 1
 
@@ -247,28 +293,37 @@ def _finish(options: argparse.Namespace, argv: Sequence[str]) -> int:
     if code_sha() != plan.code_sha and not plan.allow_code_drift:
         raise UserError(f"{left}, and the package has changed; give the command again")
     try:
-        return _submit(plan, list(plan.runs), read_site(options.site), read_cluster(), options, argv, goes_on)
+        return _submit(
+            plan, list(plan.runs), read_site(options.site), read_cluster(), options, argv, goes_on
+        )
     except UserError as error:  # many sites forbid sbatch on compute nodes
         raise UserError(f"{left}: {error}; give the sweep command again") from error
 
 
 def _run_here(plan: Plan, missing: Sequence[str], workers: int, site: Site, retries: int) -> int:
-    from hvae_hpc.jobs.local import run_locally
-    from hvae_hpc.jobs.retries import choose_here
+    from hvae_hpc.jobs.failures.retry import choose_here
+    from hvae_hpc.jobs.worker.local_pool import run_locally
 
-    plan = replace(plan, resources={stage: _for_this_machine(value) for stage, value in plan.resources.items()})
-    # Workers read a plan of their own: another command may replace the sweep's while they are at work.
+    plan = replace(
+        plan, resources={stage: _for_this_machine(value) for stage, value in plan.resources.items()}
+    )
+    # Workers read a plan of their own: another command may replace the sweep's while they are
+    # at work.
     plan_file = plan.runs_folder / "local" / f"{plan.sweep}-{os.getpid()}.json"
     write_plan(plan, plan_file)
     reports = run_locally(plan, plan_file, missing, workers) if missing else {}
-    for number in range(retries * len(plan.resources)):  # children may fail in their turn, stage by stage
+    for number in range(
+        retries * len(plan.resources)
+    ):  # children may fail in their turn, stage by stage
         if all(report.state == "done" for report in reports.values()):
             break
         plan, again = choose_here(plan, site, retries, by_hand=number == 0)
         if not again:
             break
         write_plan(plan, plan_file)
-        reports |= run_locally(plan, plan_file, again, 1)  # one at a time: each has the machine for itself
+        reports |= run_locally(
+            plan, plan_file, again, 1
+        )  # one at a time: each has the machine for itself
     bad = [report for report in reports.values() if report.state != "done"]
     if bad:
         first = plan.runs[bad[0].run_id]

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from hvae_hpc.errors import UserError, run_command
-from hvae_hpc.jobs.site import add_flags, fit_cluster, flags_of, read_site
-from hvae_hpc.preprocess.explain import explain
-from hvae_hpc.preprocess.layouts import find_cases
-from hvae_hpc.preprocess.manifest import MANIFEST, Manifest
+from hvae_hpc.jobs.sites.site import add_flags, fit_cluster, flags_of, read_site
 from hvae_hpc.preprocess.pack import pack
-from hvae_hpc.preprocess.phantom import write_phantoms
-from hvae_hpc.preprocess.reader import DatasetReader
-from hvae_hpc.preprocess.recipe import LIBRARY, Recipe, load_recipe
+from hvae_hpc.preprocess.phantoms.make import write_phantoms
+from hvae_hpc.preprocess.read.find_cases import find_cases
+from hvae_hpc.preprocess.recipes.explain import explain
+from hvae_hpc.preprocess.recipes.recipe import LIBRARY, Recipe, load_recipe
+from hvae_hpc.preprocess.store.manifest import MANIFEST, Manifest
+from hvae_hpc.preprocess.store.reader import DatasetReader
 from hvae_hpc.preprocess.summary import read_summary, to_text
 from hvae_hpc.preprocess.verify import verify
 
@@ -34,20 +34,28 @@ def main(argv: Sequence[str]) -> int:
     raw = options.raw or Path("phantoms") / recipe.name
     out = options.out or Path("shards") / recipe.name
     if options.raw is None and not options.phantom:
-        raise UserError("--raw is missing; give the folder with the NIfTI files, or --phantom 8 to try made-up cases")
+        raise UserError(
+            "--raw is missing; give the folder with the NIfTI files, or --phantom 8 to try made-up cases"
+        )
     if not options.phantom:
         find_cases(recipe, raw)  # a wrong path is better said now than in a job's log
     if options.partition:
         return _submit(options, recipe, raw, out)
     if shutil.which("sbatch") and not options.local:
-        raise UserError("this machine has SLURM: give --partition NAME to pack as a job, or --local to pack here")
+        raise UserError(
+            "this machine has SLURM: give --partition NAME to pack as a job, or --local to pack here"
+        )
     if options.phantom:
-        made = write_phantoms(recipe.name, raw, options.phantom, options.seed, options.workers or _cores(), _say)
+        made = write_phantoms(
+            recipe.name, raw, options.phantom, options.seed, options.workers or _cores(), _say
+        )
         _say(f"{made} phantom cases made in {raw}, {options.phantom - made} were there")
     manifest = pack(recipe, raw, out, options.workers or _cores(), options.skip_bad, _say, bar=True)
     print(to_text(read_summary(out)))
     _draw_sheets(manifest, out, options.sheet)
-    print(f"packed data: {out}\nnext:        python -m hvae_hpc.sweep --data {recipe.name}={out} --plan")
+    print(
+        f"packed data: {out}\nnext:        python -m hvae_hpc.sweep --data {recipe.name}={out} --plan"
+    )
     return 0
 
 
@@ -60,19 +68,36 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "to try:  python -m hvae_hpc.preprocess brats2021 --phantom 8",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("recipe", nargs="?", default="", help=f"{names}, or a TOML file of your own")
+    parser.add_argument(
+        "recipe", nargs="?", default="", help=f"{names}, or a TOML file of your own"
+    )
     parser.add_argument("--recipe", dest="named", metavar="RECIPE", help="the same, by name")
     parser.add_argument("--raw", type=Path, metavar="DIR", help="folder with the image files")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write (shards/RECIPE)")
-    parser.add_argument("--explain", action="store_true", help="say in words what the recipe does, and do nothing")
     parser.add_argument(
-        "--verify", type=Path, metavar="DIR", help="check a packed data set; with --raw its sources too"
+        "--explain", action="store_true", help="say in words what the recipe does, and do nothing"
     )
-    parser.add_argument("--sheet", type=int, metavar="N", help="pairs on the contact sheets (48; 0 for none)")
-    parser.add_argument("--phantom", type=int, default=0, metavar="N", help="first make N made-up cases in --raw")
+    parser.add_argument(
+        "--verify",
+        type=Path,
+        metavar="DIR",
+        help="check a packed data set; with --raw its sources too",
+    )
+    parser.add_argument(
+        "--sheet", type=int, metavar="N", help="pairs on the contact sheets (48; 0 for none)"
+    )
+    parser.add_argument(
+        "--phantom", type=int, default=0, metavar="N", help="first make N made-up cases in --raw"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the made-up cases (0)")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes (as many as cores, up to 16)")
-    parser.add_argument("--skip-bad", action="store_true", help="leave cases out that cannot be packed, and list them")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes (as many as cores, up to 16)"
+    )
+    parser.add_argument(
+        "--skip-bad",
+        action="store_true",
+        help="leave cases out that cannot be packed, and list them",
+    )
     add_flags(parser, ("account", "qos", "time", "exclude", "nice", "container"))
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--partition", metavar="P", help="pack as one job on this SLURM partition")
@@ -87,7 +112,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     if not options.recipe and not options.verify:
         raise UserError(f"no recipe; give one of {names}, or a TOML file of your own")
     if options.recipe and options.verify:
-        raise UserError(f"--verify checks a packed folder and takes no recipe; leave {options.recipe} out")
+        raise UserError(
+            f"--verify checks a packed folder and takes no recipe; leave {options.recipe} out"
+        )
     return options
 
 
@@ -97,16 +124,32 @@ def _say(line: str) -> None:
 
 def _cores() -> int:
     """Return the cores this process may use: on a cluster not all of the node's."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return min(cores, 16)  # beyond this the disk is the limit
 
 
 def _submit(options: argparse.Namespace, recipe: Recipe, raw: Path, out: Path) -> int:
-    from hvae_hpc.jobs.cluster import read_cluster
-    from hvae_hpc.jobs.launcher import submit_command  # brings submitit; packing here does without
+    from hvae_hpc.jobs.slurm.limits import read_cluster
+    from hvae_hpc.jobs.submit.prepare import (
+        submit_command,
+    )  # brings submitit; packing here does without
 
-    name = options.recipe if not options.recipe.endswith(".toml") else str(Path(options.recipe).resolve())
-    argv = ["-m", "hvae_hpc.preprocess", name, "--raw", str(raw.resolve()), "--out", str(out.resolve())]
+    name = (
+        options.recipe
+        if not options.recipe.endswith(".toml")
+        else str(Path(options.recipe).resolve())
+    )
+    argv = [
+        "-m",
+        "hvae_hpc.preprocess",
+        name,
+        "--raw",
+        str(raw.resolve()),
+        "--out",
+        str(out.resolve()),
+    ]
     argv += ["--phantom", str(options.phantom), "--seed", str(options.seed)]
     argv += ["--skip-bad"] * options.skip_bad + ["--local"]
     if options.sheet is not None:
@@ -119,17 +162,26 @@ def _submit(options: argparse.Namespace, recipe: Recipe, raw: Path, out: Path) -
     argv += ["--workers", str(resources.cpus)]
     logs = out.resolve() / "logs"
     key = str(out.resolve())
-    job, was_there = submit_command(f"pack-{recipe.name}", argv, resources, options.partition, logs, key=key)
-    print(f"job {job} {'is in the queue already and ' * was_there}packs {raw} into {out}; its log: {logs}")
+    job, was_there = submit_command(
+        f"pack-{recipe.name}", argv, resources, options.partition, logs, key=key
+    )
+    print(
+        f"job {job} {'is in the queue already and ' * was_there}packs {raw} into {out}; its log: {logs}"
+    )
     print(f"when it is done: python -m hvae_hpc.sweep --data {recipe.name}={out} --plan")
     return 0
 
 
 def _draw_sheets(manifest: Manifest, out: Path, at_most: int | None) -> None:
     written = (out / MANIFEST).stat().st_mtime_ns
-    if at_most is None and any(page.stat().st_mtime_ns >= written for page in out.glob("contact*.png")):
+    if at_most is None and any(
+        page.stat().st_mtime_ns >= written for page in out.glob("contact*.png")
+    ):
         return  # drawn when this manifest was written
-    from hvae_hpc.results.contact import PER_PAGE, write_contact_sheets  # brings matplotlib
+    from hvae_hpc.results.figures.contact_sheet import (
+        PER_PAGE,
+        write_contact_sheets,
+    )  # brings matplotlib
 
     reader = DatasetReader(out, manifest=manifest)
     titles = [

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.preprocess.journal import Record, stamp_files
-from hvae_hpc.preprocess.layouts import CaseFiles
-from hvae_hpc.preprocess.manifest import CaseEntry
-from hvae_hpc.preprocess.pairs import Pairs
-from hvae_hpc.preprocess.recipe import Recipe
-from hvae_hpc.preprocess.slices import cut_pairs
-from hvae_hpc.preprocess.volumes import read_volume
+from hvae_hpc.preprocess.read.find_cases import CaseFiles
+from hvae_hpc.preprocess.read.slices import cut_pairs
+from hvae_hpc.preprocess.read.volume import read_volume
+from hvae_hpc.preprocess.recipes.recipe import Recipe
+from hvae_hpc.preprocess.store.manifest import CaseEntry
+from hvae_hpc.preprocess.store.pairs import Pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,8 @@ class PackedCase:
 
     Attributes:
         case_id: the case.
-        record: without place where ``pairs`` are given, else where the pairs lie; None for a bad case.
+        record: without place where ``pairs`` are given, else where the pairs lie; None for a bad
+            case.
         pairs: just cut; None for a case that is taken over, or a bad one.
         fault: what is wrong with a bad case.
     """
@@ -46,7 +47,9 @@ def pack_case(recipe: Recipe, known: tuple[int, ...], files: CaseFiles) -> Packe
         pairs=len(pairs),
         slices=tuple(int(index) for index in pairs.slice_index),
         tumour_px=tuple(int(mask.sum()) for mask in pairs.masks),
-        spacing_mm=tuple(round(float(side), 6) for side in pairs.spacing_mm[0] if side == side),  # not NaN
+        spacing_mm=tuple(
+            round(float(side), 6) for side in pairs.spacing_mm[0] if side == side
+        ),  # not NaN
         sources=volume.sources,
     )
     record = Record(entry=entry, facts=volume.facts, cut_px=cut_px, stamps=stamps)

@@ -1,7 +1,8 @@
 """packing.jsonl: what a folder's shards hold, case by case, so that only what is missing or changed is packed.
 
-One line per closed shard, added as soon as the shard is on the disk; a packing that is killed loses the pairs that were
-not in a shard yet. It is no part of the data set: without it everything is packed anew, to the same bytes.
+One line per closed shard, added as soon as the shard is on the disk; a packing that is killed loses
+the pairs that were not in a shard yet. It is no part of the data set: without it everything is
+packed anew, to the same bytes.
 """
 
 import json
@@ -10,15 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hvae_hpc.config import dump, load
+from hvae_hpc.config.loader import dump, load
 from hvae_hpc.errors import UserError
-from hvae_hpc.identity import content_hash, file_sha256
-from hvae_hpc.lines import append_line
-from hvae_hpc.preprocess.layouts import CaseFiles
-from hvae_hpc.preprocess.manifest import CaseEntry, ShardEntry
-from hvae_hpc.preprocess.recipe import Recipe
-from hvae_hpc.preprocess.volumes import Facts
-from hvae_hpc.rundir import write_atomic
+from hvae_hpc.preprocess.read.find_cases import CaseFiles
+from hvae_hpc.preprocess.read.volume import Facts
+from hvae_hpc.preprocess.recipes.recipe import Recipe
+from hvae_hpc.preprocess.store.manifest import CaseEntry, ShardEntry
+from hvae_hpc.runs.files import append_line
+from hvae_hpc.runs.folder import write_atomic
+from hvae_hpc.runs.identity import content_hash, file_sha256
 
 JOURNAL = "packing.jsonl"
 PACKING_VERSION = 1
@@ -33,8 +34,8 @@ class Record:
         entry: where its pairs lie.
         facts: of its image.
         cut_px: tumour pixels of its slices that the crop cut off.
-        stamps: role of a source file to [bytes, times of the last change of content and of anything, ns], as
-            they were when it was packed; no copy can fake the second time.
+        stamps: role of a source file to [bytes, times of the last change of content and of
+            anything, ns], as they were when it was packed; no copy can fake the second time.
     """
 
     entry: CaseEntry
@@ -83,7 +84,10 @@ def read_journal(folder: Path, key: str) -> dict[str, ShardRecords]:
 
 def write_journal(folder: Path, key: str, shards: Iterable[ShardRecords]) -> None:
     """Write the journal anew, atomically."""
-    write_atomic(folder / JOURNAL, "".join(f"{line}\n" for line in (_line({"key": key}), *map(_to_line, shards))))
+    write_atomic(
+        folder / JOURNAL,
+        "".join(f"{line}\n" for line in (_line({"key": key}), *map(_to_line, shards))),
+    )
 
 
 def add_to_journal(folder: Path, shard: ShardRecords) -> None:
@@ -101,7 +105,9 @@ def stamp_files(files: CaseFiles) -> dict[str, tuple[int, ...]]:
         stats = {role: path.stat() for role, path in files.paths.items()}
     except OSError:
         return {}
-    return {role: (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for role, stat in stats.items()}
+    return {
+        role: (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for role, stat in stats.items()
+    }
 
 
 def is_unchanged(record: Record, files: CaseFiles, stamps: Mapping[str, tuple[int, ...]]) -> bool:
@@ -113,7 +119,9 @@ def is_unchanged(record: Record, files: CaseFiles, stamps: Mapping[str, tuple[in
     if any(stamps[role][0] != record.stamps[role][0] for role in stamps):
         return False
     try:
-        return all(file_sha256(path) == record.entry.sources[role] for role, path in files.paths.items())
+        return all(
+            file_sha256(path) == record.entry.sources[role] for role, path in files.paths.items()
+        )
     except OSError:
         return False
 

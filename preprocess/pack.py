@@ -1,8 +1,10 @@
 """A whole data set: every case of a raw folder -> shards and, last, manifest.json.
 
-Shards are named after their content and never changed, and the manifest is replaced in one step: a packing that is
-killed, or that finds bad cases, leaves the data set that was there before, and what it packed is taken over by the next
-one. The bytes written are the same for any number of workers and for any history.
+Shards are named after their content and never changed, and the manifest is replaced in one step: a
+    packing that is
+killed, or that finds bad cases, leaves the data set that was there before, and what it packed is
+taken over by the next one. The bytes written are the same for any number of workers and for any
+history.
 """
 
 import contextlib
@@ -14,9 +16,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from hvae_hpc.config import dump
+from hvae_hpc.config.loader import dump
 from hvae_hpc.errors import UserError, printable
-from hvae_hpc.lease import LEASE, LOCK, check, locked
 from hvae_hpc.preprocess.case import PackedCase, pack_case
 from hvae_hpc.preprocess.journal import (
     JOURNAL,
@@ -29,8 +30,10 @@ from hvae_hpc.preprocess.journal import (
     stamp_files,
     write_journal,
 )
-from hvae_hpc.preprocess.layouts import Found, find_cases, known_labels
-from hvae_hpc.preprocess.manifest import (
+from hvae_hpc.preprocess.parallel import map_in_order
+from hvae_hpc.preprocess.read.find_cases import Found, find_cases, known_labels
+from hvae_hpc.preprocess.recipes.recipe import Recipe
+from hvae_hpc.preprocess.store.manifest import (
     MANIFEST,
     MANIFEST_SCHEMA,
     Manifest,
@@ -40,12 +43,11 @@ from hvae_hpc.preprocess.manifest import (
     read_manifest,
     write_manifest,
 )
-from hvae_hpc.preprocess.pairs import Pairs, concatenate
-from hvae_hpc.preprocess.parallel import map_in_order
-from hvae_hpc.preprocess.recipe import Recipe
-from hvae_hpc.preprocess.shards import Shard, hash_pairs, read_pairs, write_pairs
+from hvae_hpc.preprocess.store.pairs import Pairs, concatenate
+from hvae_hpc.preprocess.store.shards import Shard, hash_pairs, read_pairs, write_pairs
 from hvae_hpc.preprocess.summary import summarise, write_summary
-from hvae_hpc.rundir import remove_temporaries
+from hvae_hpc.runs.folder import remove_temporaries
+from hvae_hpc.runs.lease import LEASE, LOCK, check, locked
 
 PAIRS_PER_SHARD = 256
 BYTES_PER_SHARD = 64 * 2**20
@@ -70,20 +72,23 @@ def pack(
         raw: folder with the image files.
         out: folder for shards, manifest and summary.
         workers: processes; 1 works in this one.
-        skip_bad: leave cases out that cannot be packed, and record them; otherwise one such case fails
-            the packing, after all have been looked at and the others packed.
+        skip_bad: leave cases out that cannot be packed, and record them; otherwise one such case
+            fails the packing, after all have been looked at and the others packed.
         report: is called with lines of progress.
         bar: draw a progress bar on stderr.
 
     Raises:
-        UserError: no cases, or bad ones (all named, one per line); then the manifest stays as it was.
+        UserError: no cases, or bad ones (all named, one per line); then the manifest stays as it
+            was.
     """
     say = report or (lambda line: None)
     found = find_cases(recipe, raw)
     say(f"{len(found.cases)} cases in {raw}")
     with locked(out, wait="in doubt") as mine:
         if not mine:
-            raise UserError(f"{out}: another packing is writing there; wait for it, or choose another --out")
+            raise UserError(
+                f"{out}: another packing is writing there; wait for it, or choose another --out"
+            )
         remove_temporaries(out)
         try:
             packing = _Packing(recipe, found, out, workers, bar)
@@ -113,7 +118,11 @@ class _Packing:
         self.limit = max(1, min(PAIRS_PER_SHARD, BYTES_PER_SHARD // (5 * rows * columns)))
         self.before = _sound_shards(out, read_journal(out, self.key), workers)
         write_journal(out, self.key, self.before.values())
-        records = {record.entry.case_id: record for shard in self.before.values() for record in shard.records}
+        records = {
+            record.entry.case_id: record
+            for shard in self.before.values()
+            for record in shard.records
+        }
         self.known: dict[str, Record] = {}
         for files in found.cases:
             stamps = stamp_files(files)
@@ -157,7 +166,9 @@ class _Packing:
             shards=shards,
             cases=entries,
             skipped=tuple(skipped),
-            content_hash=compute_content_hash(schema=MANIFEST_SCHEMA, recipe=plain, shards=shards, cases=entries),
+            content_hash=compute_content_hash(
+                schema=MANIFEST_SCHEMA, recipe=plain, shards=shards, cases=entries
+            ),
         )
 
     def _cases(self) -> Iterator[PackedCase]:
@@ -166,7 +177,13 @@ class _Packing:
         work = functools.partial(pack_case, self.recipe, self.labels)
         packed = map_in_order(work, new, min(self.workers, len(new)))
         seconds = 0.2 if sys.stderr.isatty() else 30.0  # between two lines, in a log
-        with tqdm(total=len(new), unit="case", disable=not self.bar or not new, mininterval=seconds, miniters=1) as bar:
+        with tqdm(
+            total=len(new),
+            unit="case",
+            disable=not self.bar or not new,
+            mininterval=seconds,
+            miniters=1,
+        ) as bar:
             for files in self.found.cases:
                 if files.case_id in self.known:
                     yield PackedCase(case_id=files.case_id, record=self.known[files.case_id])
@@ -191,14 +208,20 @@ class _Packing:
 
     def _same_shard(self, held: Sequence[PackedCase]) -> ShardEntry | None:
         """Return the shard that holds just these cases already, each as it is now."""
-        places = {case.record.entry.shard if case.record and case.pairs is None else "" for case in held}
+        places = {
+            case.record.entry.shard if case.record and case.pairs is None else "" for case in held
+        }
         there = self.before.get(places.pop()) if len(places) == 1 else None
-        if there is None or [record.entry.case_id for record in there.records] != [case.case_id for case in held]:
+        if there is None or [record.entry.case_id for record in there.records] != [
+            case.case_id for case in held
+        ]:
             return None
         return there.shard
 
     def _write_shard(self, held: Sequence[PackedCase]) -> ShardEntry:
-        pairs = concatenate([case.pairs if case.pairs is not None else self._take_over(case) for case in held])
+        pairs = concatenate(
+            [case.pairs if case.pairs is not None else self._take_over(case) for case in held]
+        )
         attributes = {"kind": "real", "modality": self.modality}
         digest = hash_pairs(pairs, attributes)
         path = self.out / f"shard-{digest[:16]}.h5"
@@ -220,11 +243,15 @@ def _name_channel(recipe: Recipe, found: Found) -> str:
     return names[min(recipe.layout.channel or 0, len(names) - 1)]
 
 
-def _sound_shards(out: Path, journal: Mapping[str, ShardRecords], workers: int) -> dict[str, ShardRecords]:
+def _sound_shards(
+    out: Path, journal: Mapping[str, ShardRecords], workers: int
+) -> dict[str, ShardRecords]:
     """Return the shards of the journal that are whole; nothing that is damaged is taken over."""
     paths = [(out / name, entry.shard.content_sha256) for name, entry in journal.items()]
     sound = map_in_order(_is_entry_sound, paths, min(workers, len(paths) // 8))
-    return {name: entry for (name, entry), whole in zip(journal.items(), sound, strict=True) if whole}
+    return {
+        name: entry for (name, entry), whole in zip(journal.items(), sound, strict=True) if whole
+    }
 
 
 def _is_entry_sound(entry: tuple[Path, str]) -> bool:
@@ -271,7 +298,10 @@ def _clear(out: Path) -> None:
 def _named_shards(out: Path) -> set[str]:
     texts = []
     for name in (JOURNAL, MANIFEST):
-        # Any other error than that is raised: a manifest that cannot be read just now names shards all the same.
+        # Any other error than that is raised: a manifest that cannot be read just now
+        # names shards all the same.
         with contextlib.suppress(FileNotFoundError):
             texts.append((out / name).read_text(encoding="utf-8", errors="replace"))
-    return {path.name for path in out.glob("shard-*.h5") if any(path.name in text for text in texts)}
+    return {
+        path.name for path in out.glob("shard-*.h5") if any(path.name in text for text in texts)
+    }

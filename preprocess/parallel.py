@@ -20,7 +20,12 @@ R = TypeVar("R")
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """malloc.h"""
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
+_THREADS = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
+)
 
 
 def map_in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
@@ -44,14 +49,21 @@ def map_in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -
     context = multiprocessing.get_context("spawn")
     waiting = iter(items)
     queue: deque[Future[R]] = deque()
-    with _one_thread_each(), ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
+    with (
+        _one_thread_each(),
+        ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool,
+    ):
         try:
-            queue.extend(pool.submit(function, item) for item in itertools.islice(waiting, 2 * workers))
+            queue.extend(
+                pool.submit(function, item) for item in itertools.islice(waiting, 2 * workers)
+            )
             while queue:
                 yield queue.popleft().result()
                 queue.extend(pool.submit(function, item) for item in itertools.islice(waiting, 1))
         except BrokenProcessPool as error:
-            raise UserError("a worker process was killed (out of memory?); use fewer --workers") from error
+            raise UserError(
+                "a worker process was killed (out of memory?); use fewer --workers"
+            ) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

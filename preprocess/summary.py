@@ -5,12 +5,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hvae_hpc.config import dump, load, read_json
+from hvae_hpc.config.loader import dump, load, read_json
 from hvae_hpc.errors import printable
 from hvae_hpc.preprocess.journal import Record
-from hvae_hpc.preprocess.layouts import Found
-from hvae_hpc.preprocess.manifest import Manifest, SkippedEntry
-from hvae_hpc.rundir import write_json
+from hvae_hpc.preprocess.read.find_cases import Found
+from hvae_hpc.preprocess.store.manifest import Manifest, SkippedEntry
+from hvae_hpc.runs.folder import write_json
 
 SUMMARY = "summary.json"
 
@@ -88,14 +88,19 @@ def summarise(found: Found, manifest: Manifest, records: Sequence[Record]) -> Su
         pairs_per_case=_count(entry.pairs for entry in entries),
         tumour_px=_spread(area for entry in entries for area in entry.tumour_px),
         tumour_mm2=_spread(
-            area * entry.spacing_mm[0] * entry.spacing_mm[1] for entry in entries for area in entry.tumour_px
+            area * entry.spacing_mm[0] * entry.spacing_mm[1]
+            for entry in entries
+            for area in entry.tumour_px
         )
         if known
         else None,
         cut={record.entry.case_id: record.cut_px for record in records if record.cut_px},
         orientations=_count(fact.orientation or "2D" for fact in facts),
         shapes=_count(_times(fact.shape) for fact in facts),
-        spacings=_count(f"{_times(fact.spacing_mm)} mm" if fact.spacing_mm else "spacing unknown" for fact in facts),
+        spacings=_count(
+            f"{_times(fact.spacing_mm)} mm" if fact.spacing_mm else "spacing unknown"
+            for fact in facts
+        ),
         lowest=_spread(fact.lowest for fact in facts),
         highest=_spread(fact.highest for fact in facts),
         window_low=_spread(fact.window[0] for fact in facts),
@@ -123,12 +128,20 @@ def to_text(summary: Summary) -> str:
         f"cases:       {summary.found} found, {summary.labelled} with image and label, {summary.packed} packed, "
         f"{len(summary.skipped)} skipped",
         *(f"  skipped {printable(entry.case_id)}: {entry.reason}" for entry in summary.skipped),
-        *([f"  not taken: {len(summary.further)} further scans of the same patients"] if summary.further else []),
+        *(
+            [f"  not taken: {len(summary.further)} further scans of the same patients"]
+            if summary.further
+            else []
+        ),
         f"pairs:       {summary.pairs} of {_times(summary.size_px)} px, {summary.modality}; "
         f"per case {_listed(summary.pairs_per_case)}",
         f"tumour:      {_shown(summary.tumour_px)} px"
         + (f", {_shown(summary.tumour_mm2)} mm2" if summary.tumour_mm2 else " (spacing unknown)"),
-        *([f"  cut by the crop: {len(summary.cut)} cases ({_some(summary.cut)})"] if summary.cut else []),
+        *(
+            [f"  cut by the crop: {len(summary.cut)} cases ({_some(summary.cut)})"]
+            if summary.cut
+            else []
+        ),
         f"files:       {_listed(summary.orientations)}; {_listed(summary.shapes)} voxels; {_listed(summary.spacings)}",
         f"intensity:   lowest {_shown(summary.lowest)}, highest {_shown(summary.highest)}",
         f"window:      0 is {_shown(summary.window_low)}, 1 is {_shown(summary.window_high)}",

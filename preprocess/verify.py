@@ -3,14 +3,14 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from hvae_hpc.config import load
+from hvae_hpc.config.loader import load
 from hvae_hpc.errors import UserError
-from hvae_hpc.identity import file_sha256
-from hvae_hpc.preprocess.layouts import find_cases
-from hvae_hpc.preprocess.manifest import CaseEntry, Manifest, read_manifest
 from hvae_hpc.preprocess.parallel import map_in_order
-from hvae_hpc.preprocess.recipe import Recipe
-from hvae_hpc.preprocess.shards import read_pairs
+from hvae_hpc.preprocess.read.find_cases import find_cases
+from hvae_hpc.preprocess.recipes.recipe import Recipe
+from hvae_hpc.preprocess.store.manifest import CaseEntry, Manifest, read_manifest
+from hvae_hpc.preprocess.store.shards import read_pairs
+from hvae_hpc.runs.identity import file_sha256
 
 
 def verify(folder: Path, raw: Path | None, workers: int, report: Callable[[str], None]) -> None:
@@ -39,7 +39,9 @@ def verify(folder: Path, raw: Path | None, workers: int, report: Callable[[str],
         return
     faults = _verify_sources(raw, manifest, workers)
     if faults:
-        raise UserError(f"{raw}: {len(faults)} cases differ from what was packed; pack again:{_lines(faults)}")
+        raise UserError(
+            f"{raw}: {len(faults)} cases differ from what was packed; pack again:{_lines(faults)}"
+        )
     report(f"{raw}: the files of all {len(manifest.cases)} cases are those that were packed")
 
 
@@ -58,19 +60,34 @@ def _look_at_shard(item: tuple[Path, str, list[CaseEntry]]) -> str:
     except UserError as error:
         return str(error)
     stored = list(
-        zip(pairs.case_ids, map(int, pairs.slice_index), (int(mask.sum()) for mask in pairs.masks), strict=True)
+        zip(
+            pairs.case_ids,
+            map(int, pairs.slice_index),
+            (int(mask.sum()) for mask in pairs.masks),
+            strict=True,
+        )
     )
     listed = [
-        (case.case_id, index, area) for case in cases for index, area in zip(case.slices, case.tumour_px, strict=True)
+        (case.case_id, index, area)
+        for case in cases
+        for index, area in zip(case.slices, case.tumour_px, strict=True)
     ]
-    return "" if stored == listed else f"{path}: its cases, slices or tumour areas are not the manifest's"
+    return (
+        ""
+        if stored == listed
+        else f"{path}: its cases, slices or tumour areas are not the manifest's"
+    )
 
 
 def _verify_sources(raw: Path, manifest: Manifest, workers: int) -> list[str]:
     recipe = load(Recipe, manifest.recipe, "the manifest's recipe")
     found = {files.case_id: files.paths for files in find_cases(recipe, raw).cases}
     work = [(case, found.get(case.case_id, {})) for case in manifest.cases]
-    return [fault for fault in map_in_order(_look_at_sources, work, min(workers, len(work) // 8)) if fault]
+    return [
+        fault
+        for fault in map_in_order(_look_at_sources, work, min(workers, len(work) // 8))
+        if fault
+    ]
 
 
 def _look_at_sources(item: tuple[CaseEntry, dict[str, Path]]) -> str:
@@ -78,7 +95,9 @@ def _look_at_sources(item: tuple[CaseEntry, dict[str, Path]]) -> str:
     if paths.keys() != case.sources.keys():
         return f"{case.case_id}: has {', '.join(paths) or 'no files'}, expected {', '.join(case.sources)}"
     try:
-        changed = [str(path) for role, path in paths.items() if file_sha256(path) != case.sources[role]]
+        changed = [
+            str(path) for role, path in paths.items() if file_sha256(path) != case.sources[role]
+        ]
     except OSError as error:
         return f"{case.case_id}: {error.filename} cannot be read ({error.strerror})"
     return f"{case.case_id}: {', '.join(changed)} changed" if changed else ""

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hvae_hpc.errors import UserError, printable, run_command
-from hvae_hpc.rundir import write_atomic
+from hvae_hpc.runs.folder import write_atomic
 
 if TYPE_CHECKING:
-    from hvae_hpc.plan import Plan
     from hvae_hpc.results.collect import Collected
-    from hvae_hpc.results.tables import Table
+    from hvae_hpc.results.tables.dice import Table
+    from hvae_hpc.runs.plan import Plan
 
 ENDINGS = ("md", "csv", "tex")
 """Of each table's files."""
@@ -29,7 +29,9 @@ example:
 A sweep with missing runs is refused; with --partial it is shown with the counts of what is there."""
 
 
-def write_results(runs: Path, sweep: str, partial: bool = False, out: Path | None = None) -> list[Path]:
+def write_results(
+    runs: Path, sweep: str, partial: bool = False, out: Path | None = None
+) -> list[Path]:
     """Print one sweep's tables and write them and the figures.
 
     Args:
@@ -45,18 +47,13 @@ def write_results(runs: Path, sweep: str, partial: bool = False, out: Path | Non
         UserError: no such plan, or runs are missing and partial is off.
     """
     # pandas and matplotlib take a second that --help and a wrong path need not wait for.
-    from hvae_hpc.plan import plan_path, read_plan
-    from hvae_hpc.results.arms_table import build_arms, score_arms, supported_best
-    from hvae_hpc.results.claims import build_claims
     from hvae_hpc.results.collect import collect, name_some, refusal
-    from hvae_hpc.results.draws_table import build_draws
-    from hvae_hpc.results.figures import write_figures
-    from hvae_hpc.results.likelihood_table import build_likelihoods
-    from hvae_hpc.results.quality_table import build_quality
-    from hvae_hpc.results.rendering import render_latex
+    from hvae_hpc.results.figures.write import write_figures
     from hvae_hpc.results.report import write_report
     from hvae_hpc.results.rows import write_rows
-    from hvae_hpc.results.tables import (
+    from hvae_hpc.results.tables.arms import build_arms, score_arms, supported_best
+    from hvae_hpc.results.tables.claims import build_claims
+    from hvae_hpc.results.tables.dice import (
         build_table1,
         build_table2,
         render_csv,
@@ -64,9 +61,16 @@ def write_results(runs: Path, sweep: str, partial: bool = False, out: Path | Non
         render_text,
         without_constants,
     )
-    from hvae_hpc.results.verdict import judge
+    from hvae_hpc.results.tables.draws import build_draws
+    from hvae_hpc.results.tables.likelihood import build_likelihoods
+    from hvae_hpc.results.tables.quality import build_quality
+    from hvae_hpc.results.tables.rendering import render_latex
+    from hvae_hpc.results.tables.verdict import judge
+    from hvae_hpc.runs.plan import plan_path, read_plan
 
-    plan = replace(read_plan(plan_path(runs, sweep)), runs_folder=runs)  # which may have been moved since
+    plan = replace(
+        read_plan(plan_path(runs, sweep)), runs_folder=runs
+    )  # which may have been moved since
     collected, spent = _add_what_jobs_know(plan, collect(plan, partial=True))
     folder = (out or runs / "results") / sweep
     missing = _list_missing(folder / "missing.txt", collected.missing)
@@ -93,13 +97,17 @@ def write_results(runs: Path, sweep: str, partial: bool = False, out: Path | Non
             write_atomic(paths[-1], text)
     verdicts = [printable(verdict.sentence) for verdict in judge(collected, scores)]
     if verdicts:
-        print("Verdict\n\n" + "\n".join(textwrap.fill(sentence, 100) for sentence in verdicts) + "\n")
+        print(
+            "Verdict\n\n" + "\n".join(textwrap.fill(sentence, 100) for sentence in verdicts) + "\n"
+        )
         paths.append(folder / "verdict.txt")
         write_atomic(paths[-1], "".join(f"{sentence}\n" for sentence in verdicts))
     there = {f"{name}.{ending}": name in tables for name in built for ending in ENDINGS}
     _forget(folder, there | {"verdict.txt": bool(verdicts), "spent.csv": bool(spent)})
     if collected.missing:
-        print(f"missing, {len(collected.missing)} of {len(plan.runs)} runs:\n{name_some(collected.missing)}")
+        print(
+            f"missing, {len(collected.missing)} of {len(plan.runs)} runs:\n{name_some(collected.missing)}"
+        )
     figures, remarks = write_figures(plan, collected, scores, folder)
     for line in remarks:
         print(printable(line))
@@ -107,7 +115,9 @@ def write_results(runs: Path, sweep: str, partial: bool = False, out: Path | Non
     if spent:
         paths.append(folder / "spent.csv")
         write_atomic(paths[-1], render_csv(spent))
-    report = write_report(folder / "report.html", plan, collected, tables, verdicts, figures, remarks, spent)
+    report = write_report(
+        folder / "report.html", plan, collected, tables, verdicts, figures, remarks, spent
+    )
     paths.append(report)
     names = ", ".join(str(path.relative_to(folder)) for path in paths)
     print(f"{len(paths)} files are in {folder}: {names}")
@@ -117,15 +127,20 @@ def write_results(runs: Path, sweep: str, partial: bool = False, out: Path | Non
 
 def _add_what_jobs_know(plan: "Plan", collected: "Collected") -> tuple["Collected", "Table | None"]:
     """Say of what is missing why, as far as files tell, and where the time of all attempts went."""
-    from hvae_hpc.jobs.ledger import read_spending, silent_as_lost
-    from hvae_hpc.jobs.standing import Submissions, read_standings
+    from hvae_hpc.jobs.commands.device_hours import read_spending, silent_as_lost
+    from hvae_hpc.jobs.state.run_status import Submissions, read_standings
     from hvae_hpc.results.collect import NOT_YET
-    from hvae_hpc.results.spent_table import build_spent
-    from hvae_hpc.states import State
+    from hvae_hpc.results.tables.device_hours import build_spent
+    from hvae_hpc.runs.done import State
 
-    states, numbers = dict.fromkeys(plan.runs, State()), ["attempt", "wall_s", "peak_memory_mib", "energy_j"]
+    states, numbers = (
+        dict.fromkeys(plan.runs, State()),
+        ["attempt", "wall_s", "peak_memory_mib", "energy_j"],
+    )
     for run_id, *values, energy_j in collected.costs[["run_id", *numbers]].itertuples(index=False):
-        known = dict(zip(numbers, [*values, energy_j if energy_j >= 0 else None], strict=True))  # it may be NaN
+        known = dict(
+            zip(numbers, [*values, energy_j if energy_j >= 0 else None], strict=True)
+        )  # it may be NaN
         states[run_id] = State(stamp="-", **known)
     submissions = Submissions(plan.runs_folder)
     standings = silent_as_lost(plan, read_standings(plan, states, submissions, None))
@@ -135,7 +150,9 @@ def _add_what_jobs_know(plan: "Plan", collected: "Collected") -> tuple["Collecte
         if standing.kind in ("failed", "lost", "blocked")
     }
     missing = tuple(why.get(line, line) for line in collected.missing)
-    spent = build_spent([spending._asdict() for spending in read_spending(plan, states, standings, submissions)])
+    spent = build_spent(
+        [spending._asdict() for spending in read_spending(plan, states, standings, submissions)]
+    )
     return replace(collected, missing=missing), spent
 
 
@@ -163,7 +180,7 @@ def _list_missing(path: Path, missing: Sequence[str]) -> list[Path]:
 def main(argv: Sequence[str]) -> int:
     """Parse the arguments and make each sweep's results; a sweep that is refused does not stop the others."""
     options = _parser().parse_args(argv)
-    from hvae_hpc.plan import find_plans
+    from hvae_hpc.runs.plan import find_plans
 
     code = 0
     for path in find_plans(options.runs, options.sweep):
@@ -182,7 +199,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("runs", type=Path, metavar="RUNS", help="the runs folder of one or more sweeps")
+    parser.add_argument(
+        "runs", type=Path, metavar="RUNS", help="the runs folder of one or more sweeps"
+    )
     parser.add_argument("--sweep", metavar="NAME", help="only this sweep")
     parser.add_argument("--partial", action="store_true", help="go on where runs are missing")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write to DIR/<sweep>/ instead")

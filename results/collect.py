@@ -1,7 +1,7 @@
 """A sweep's plan and its runs' metrics.json in, rows out; gaps are refused or listed, never filled.
 
-The plan names every run that the sweep expects. A row is made only of a run that is done; any other run is
-missing, with its reason.
+The plan names every run that the sweep expects. A row is made only of a run that is done; any other
+run is missing, with its reason.
 """
 
 import json
@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hvae_hpc.collector import collector_paused
 from hvae_hpc.errors import UserError
-from hvae_hpc.plan import Plan
 from hvae_hpc.results.reading import parents_text
 from hvae_hpc.results.records import Records, read_records
 from hvae_hpc.results.statistics import Summary, summarise
-from hvae_hpc.states import Made, follow
+from hvae_hpc.runs.collector import collector_paused
+from hvae_hpc.runs.done import Made, follow
+from hvae_hpc.runs.plan import Plan
 
 SEGMENT_COLUMNS = (
     *("data", "arm", "generator", "n_synthetic", "n_standard", "seed", "split_seed"),
@@ -31,7 +31,9 @@ SET_MEASURES = (
     *("area", "components", "row", "column", "agreement", "copies"),
 )
 """Measures of the quality stage that have an interval; which ones a run has depends on its source."""
-MASK_MEDIANS = tuple(f"{name}_median{of}" for name in ("area", "components", "row", "column") for of in ("", "_test"))
+MASK_MEDIANS = tuple(
+    f"{name}_median{of}" for name in ("area", "components", "row", "column") for of in ("", "_test")
+)
 SET_COLUMNS = (
     *(f"{name}{end}" for name in SET_MEASURES for end in ("", "_low", "_high")),
     *(*MASK_MEDIANS, "copying"),
@@ -66,7 +68,13 @@ OF_STAGE: Mapping[str, Mapping[str, tuple[float, float]]] = {
     "generate": {**dict.fromkeys(DRAW_METRICS, (0, 1e12)), "acceptance": (0, 1)},
     "quality": {
         **dict.fromkeys(SHARES, (0, 1)),
-        **{"ssim_mean": (-1, 1), "ssim_sd": (0, 1), "psnr_sd": (0, 1e6), "density": (0, 1e6), "distinct": (0, 1e6)},
+        **{
+            "ssim_mean": (-1, 1),
+            "ssim_sd": (0, 1),
+            "psnr_sd": (0, 1e6),
+            "density": (0, 1e6),
+            "distinct": (0, 1e6),
+        },
     },
 }
 """What numbers can be: those of all stages, and of some."""
@@ -93,10 +101,12 @@ class Collected:
 
     Attributes:
         segment: one row per done segment run; columns SEGMENT_COLUMNS.
-        quality: one row per done quality run; columns QUALITY_COLUMNS; an sd over one draw is NaN, and so is a
-            set measure that the source does not have.
-        likelihood: one row per done likelihood run; columns LIKELIHOOD_COLUMNS; elbo_flow is NaN for a VAE.
-        draws: one row per done generate run; columns DRAW_COLUMNS; acceptance is NaN where no chain drew.
+        quality: one row per done quality run; columns QUALITY_COLUMNS; an sd over one draw is NaN,
+            and so is a set measure that the source does not have.
+        likelihood: one row per done likelihood run; columns LIKELIHOOD_COLUMNS; elbo_flow is NaN
+            for a VAE.
+        draws: one row per done generate run; columns DRAW_COLUMNS; acceptance is NaN where no chain
+            drew.
         costs: one row per done run: where it was made and what it took; columns COST_COLUMNS.
         case_dice: id of a segment run to its Dice by case id.
         done: ids of all runs that are done.
@@ -116,7 +126,9 @@ class Collected:
 
     def dice(self, data: str, arm: str) -> Summary | None:
         """Return the summary of an arm's Dice over its done runs; None where there is none."""
-        values = self.segment.loc[(self.segment["data"] == data) & (self.segment["arm"] == arm), "dice"]
+        values = self.segment.loc[
+            (self.segment["data"] == data) & (self.segment["arm"] == arm), "dice"
+        ]
         return summarise(values) if len(values) else None
 
 
@@ -137,7 +149,11 @@ def collect(plan: Plan, partial: bool = False) -> Collected:
     if odd := _other_cases(records, undone.keys()):
         undone = _undone(plan, records, {**faults, **odd})
     reasons = undone | records.doubled
-    missing = [f"{plan.folder_name(i)}: {reasons[i] or NOT_YET}" for i in plan.runs if i in reasons] if reasons else []
+    missing = (
+        [f"{plan.folder_name(i)}: {reasons[i] or NOT_YET}" for i in plan.runs if i in reasons]
+        if reasons
+        else []
+    )
     done = plan.runs.keys() - reasons.keys()
     if missing and not partial:
         raise UserError(refusal(plan, missing))
@@ -153,7 +169,9 @@ def collect(plan: Plan, partial: bool = False) -> Collected:
         case_dice=records.dice,
         done=frozenset(done),
         missing=tuple(missing),
-        code_shas={str(sha): int(n) for sha, n in costs["code_sha"].value_counts().sort_index().items()},
+        code_shas={
+            str(sha): int(n) for sha, n in costs["code_sha"].value_counts().sort_index().items()
+        },
     )
 
 
@@ -191,7 +209,9 @@ def _all_fit(plan: Plan, records: Records) -> bool:
         return False
     sets_of_parents = {id(run.parents): run.parents for run in plan.runs.values()}
     expected = {
-        key: parents_text({role: stamps[run_id] for role, run_id in parents.items() if role != "data"})
+        key: parents_text(
+            {role: stamps[run_id] for role, run_id in parents.items() if role != "data"}
+        )
         for key, parents in sets_of_parents.items()
     }
     wanted = [expected[id(run.parents)] for run in plan.runs.values()]
@@ -199,7 +219,7 @@ def _all_fit(plan: Plan, records: Records) -> bool:
 
 
 def _reader(records: Records, faults: Mapping[str, str]) -> Callable[[str], Made | None]:
-    """Return what tells how a run was made, for :func:`hvae_hpc.states.follow`."""
+    """Return what tells how a run was made, for :func:`hvae_hpc.runs.done.follow`."""
     made: dict[str, Made] = {}
 
     @cache
@@ -227,7 +247,9 @@ def _wrong_numbers(plan: Plan, records: Records) -> dict[str, str]:
             needed |= dict.fromkeys(("psnr_sd", "ssim_sd"), frame["n"].to_numpy() > 1)
             configs: list[Any] = [plan.runs[run_id].config for run_id in frame["run_id"]]
             featured = [config.features for config in configs]
-            needed |= dict.fromkeys(("kid", "coverage", "duplicates"), np.array(featured, dtype=bool))
+            needed |= dict.fromkeys(
+                ("kid", "coverage", "duplicates"), np.array(featured, dtype=bool)
+            )
         for name, among in needed.items():
             reason = f"metrics.json: {name} is missing, expected a finite number; delete the folder"
             found |= dict.fromkeys(frame["run_id"][frame[name].isna() & among], reason)
@@ -249,7 +271,9 @@ def _other_cases(records: Records, undone: Set[str]) -> dict[str, str]:
         usual, *others = like["case_set"].value_counts().index
         for which in others:
             if odd := set(records.dice.case_sets[usual]) ^ set(records.dice.case_sets[which]):
-                reason = f"metrics.json: other test cases than its like ({min(odd)}); delete the folder"
+                reason = (
+                    f"metrics.json: other test cases than its like ({min(odd)}); delete the folder"
+                )
                 found |= dict.fromkeys(like.loc[like["case_set"] == which, "run_id"], reason)
     return found
 
@@ -288,6 +312,9 @@ def _costs(stage: str, frame: pd.DataFrame) -> pd.DataFrame:
         attempt=frame["attempt"].astype(int),
         wall_s=frame["wall_s"] / at_once,
         spent_s=np.maximum(frame["spent_s"], frame["wall_s"]) / at_once,
-        peak_memory_mib=frame["peak_memory_mib"] * at_once,  # each run told of its own process alone
-        energy_j=(frame["energy_j"] / at_once).where(frame["processes"] == 1),  # only one GPU was asked
+        peak_memory_mib=frame["peak_memory_mib"]
+        * at_once,  # each run told of its own process alone
+        energy_j=(frame["energy_j"] / at_once).where(
+            frame["processes"] == 1
+        ),  # only one GPU was asked
     )[list(COST_COLUMNS)]

@@ -1,6 +1,7 @@
 """Rows of metrics.json files as columns (Arrow's), and the file in which they are kept.
 
-The file is only ever a shortcut: damaged, foreign or of another version it is as if it were not there.
+The file is only ever a shortcut: damaged, foreign or of another version it is as if it were not
+    there.
 """
 
 import contextlib
@@ -14,12 +15,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from hvae_hpc.arms import ArmConfig
+from hvae_hpc.config.arms import ArmConfig
 from hvae_hpc.errors import UserError
-from hvae_hpc.identity import code_sha, file_sha256
-from hvae_hpc.plan import Plan
 from hvae_hpc.results.reading import CASE_NUMBERS, ORIGIN, TEXTS, Row
-from hvae_hpc.rundir import write_atomic_by
+from hvae_hpc.runs.folder import write_atomic_by
+from hvae_hpc.runs.identity import code_sha, file_sha256
+from hvae_hpc.runs.plan import Plan
 
 TITLE = "hvae_hpc records by code"
 MARKS = ("mtime_ns", "ctime_ns", "size", "inode")
@@ -38,7 +39,10 @@ def schema_of(metrics: Sequence[str]) -> pa.Schema:
             *((name, pa.int64()) for name in (*COUNTS, *MARKS)),
             *((name, pa.float64()) for name in (*ORIGIN, *CASE_NUMBERS, *metrics)),
             *((name, pa.string()) for name in TEXTS),
-            ("case_ids", pa.dictionary(pa.int32(), pa.string())),  # a JSON list, the same for most runs
+            (
+                "case_ids",
+                pa.dictionary(pa.int32(), pa.string()),
+            ),  # a JSON list, the same for most runs
             ("case_dice", pa.large_list(pa.float64())),
         ]
     )
@@ -47,12 +51,29 @@ def schema_of(metrics: Sequence[str]) -> pa.Schema:
 def _describe(plan: Plan, run_id: str) -> tuple[str | int, ...]:
     """Return NAMES and COUNTS of a run; what its stage does not have is empty."""
     config: Any = plan.runs[run_id].config
-    arm = getattr(config, "arm", None) or ArmConfig(name="", generator=getattr(config, "generator", ""))
-    names = (config.data, arm.name, arm.generator, getattr(config, "source", ""), plan.folder_name(run_id))
-    return (*names, config.seed, config.split.seed, arm.n_synthetic, arm.n_standard, arm.generator_seed)
+    arm = getattr(config, "arm", None) or ArmConfig(
+        name="", generator=getattr(config, "generator", "")
+    )
+    names = (
+        config.data,
+        arm.name,
+        arm.generator,
+        getattr(config, "source", ""),
+        plan.folder_name(run_id),
+    )
+    return (
+        *names,
+        config.seed,
+        config.split.seed,
+        arm.n_synthetic,
+        arm.n_standard,
+        arm.generator_seed,
+    )
 
 
-def to_columns(plan: Plan, rows: Sequence[Row], marks: NDArray[np.int64], schema: pa.Schema) -> pa.Table:
+def to_columns(
+    plan: Plan, rows: Sequence[Row], marks: NDArray[np.int64], schema: pa.Schema
+) -> pa.Table:
     """Turn rows into columns.
 
     Args:
@@ -62,12 +83,16 @@ def to_columns(plan: Plan, rows: Sequence[Row], marks: NDArray[np.int64], schema
         schema: by :func:`schema_of`.
     """
     n_numbers = sum(kind == pa.float64() for kind in schema.types)
-    numbers = np.array([row.numbers for row in rows], dtype=np.float64).reshape(len(rows), n_numbers)
+    numbers = np.array([row.numbers for row in rows], dtype=np.float64).reshape(
+        len(rows), n_numbers
+    )
     texts = list(zip(*(row.texts for row in rows), strict=True)) or [()] * len(TEXTS)
     sets = dict.fromkeys(row.cases for row in rows)
     index = {cases: i for i, cases in enumerate(sets)}
     which = pa.array([index[row.cases] for row in rows], pa.int32())
-    cases = pa.DictionaryArray.from_arrays(which, pa.array([json.dumps(names) for names in sets], pa.string()))
+    cases = pa.DictionaryArray.from_arrays(
+        which, pa.array([json.dumps(names) for names in sets], pa.string())
+    )
     starts = np.concatenate([[0], np.cumsum([len(row.cases) for row in rows])]).astype(np.int64)
     dice = pa.LargeListArray.from_arrays(starts, np.frombuffer(b"".join(row.dice for row in rows)))
     described = list(zip(*(_describe(plan, row.run_id) for row in rows), strict=True))

@@ -3,9 +3,9 @@
 import re
 from typing import get_args
 
-from hvae_hpc.arms import ArmConfig
-from hvae_hpc.plan import Plan
-from hvae_hpc.stages import GenerateConfig, QualityConfig, Sampler, SegmentConfig
+from hvae_hpc.config.arms import ArmConfig
+from hvae_hpc.config.stages import GenerateConfig, QualityConfig, Sampler, SegmentConfig
+from hvae_hpc.runs.plan import Plan
 
 REFERENCE = "reference"
 KNOWN_GENERATORS = ("lsgan", "vae", "hvae")
@@ -34,7 +34,11 @@ def ordered_arms(plan: Plan) -> list[ArmConfig]:
             return (REFERENCE, "standard").index(method), 0, arm.n_standard
         if method == arm.generator:
             return 2, generators_of(plan).index(method), arm.n_synthetic
-        return 3, 0, 0  # arms that the paper does not have keep the plan's order (sorting is stable)
+        return (
+            3,
+            0,
+            0,
+        )  # arms that the paper does not have keep the plan's order (sorting is stable)
 
     return sorted(arms.values(), key=place)
 
@@ -55,15 +59,25 @@ def arm_label(arm: ArmConfig) -> str:
     An arm that is not what its name says, in a plan made by hand, has its name.
     """
     name, _, budget = arm.name.partition("@")
-    use = "-shuffled" if arm.shuffled else "-only" if arm.alone else "-first" if arm.first_share else ""
+    use = (
+        "-shuffled"
+        if arm.shuffled
+        else "-only"
+        if arm.alone
+        else "-first"
+        if arm.first_share
+        else ""
+    )
     pairs = f"{arm.generator}{use}+{arm.n_synthetic}" if arm.generator else ""
     before = name.removesuffix(pairs).rstrip("+") if pairs else name
     labels = [_plain_label(part) for part in before.split("+") if part]
     if pairs:
         shown = generator_label(arm.generator)
-        shown = {"-shuffled": f"{shown}, masks shuffled", "-only": f"only {shown}", "-first": f"first {shown}"}.get(
-            use, shown
-        )
+        shown = {
+            "-shuffled": f"{shown}, masks shuffled",
+            "-only": f"only {shown}",
+            "-first": f"first {shown}",
+        }.get(use, shown)
         labels += [shown, str(arm.n_synthetic)]
     has = (bool(arm.n_standard), bool(arm.n_copies), bool(arm.n_cases), bool(arm.moves))
     as_named = has == tuple(word in before for word in ("standard-x", "copies-x", "real-", "moved"))
@@ -97,7 +111,11 @@ def generator_label(name: str) -> str:
 def ordered_sources(plan: Plan, data: str) -> list[str]:
     """Return what the plan compares with a data set's test images: generators, then real and mean images."""
     planned = dict.fromkeys(c.source for c in plan.configs(QualityConfig) if c.data == data)
-    order = [*generators_of(plan), *(name for name in planned if name not in IMAGE_SOURCES), *IMAGE_SOURCES]
+    order = [
+        *generators_of(plan),
+        *(name for name in planned if name not in IMAGE_SOURCES),
+        *IMAGE_SOURCES,
+    ]
     return sorted(planned, key=order.index)
 
 

@@ -1,6 +1,7 @@
 """A run's metrics.json as a row of plain numbers, decoded and checked in one pass; many of them by several processes.
 
-Whatever that pass does not take is read by :func:`hvae_hpc.rundir.read_result`, which takes it or says what is wrong.
+Whatever that pass does not take is read by :func:`hvae_hpc.runs.folder.read_result`, which takes it
+or says what is wrong.
 """
 
 import dataclasses
@@ -17,7 +18,14 @@ from typing import Any, NamedTuple
 import msgspec
 
 from hvae_hpc.errors import UserError, printable
-from hvae_hpc.rundir import METRICS, RESULT_SCHEMA, Provenance, RunResult, read_result, result_stamp
+from hvae_hpc.runs.folder import (
+    METRICS,
+    RESULT_SCHEMA,
+    Provenance,
+    RunResult,
+    read_result,
+    result_stamp,
+)
 
 ORIGIN = ("attempt", "wall_s", "spent_s", "processes", "at_once", "peak_memory_mib", "energy_j")
 CASE_NUMBERS = ("n_cases", "median_dice")
@@ -42,7 +50,8 @@ class Asked(NamedTuple):
         folder: the run's.
         run_id, stage: of the run.
         metrics: names of those that are kept.
-        stamped: whether other runs are made from this one, so that its stamp is needed, which takes longer.
+        stamped: whether other runs are made from this one, so that its stamp is needed, which takes
+            longer.
         parents: the plan's, role to id or data hash.
     """
 
@@ -59,7 +68,8 @@ class Row(NamedTuple):
 
     Attributes:
         run_id: of the run.
-        numbers: ORIGIN, CASE_NUMBERS, then the metrics that were asked for; NaN for what the file does not have.
+        numbers: ORIGIN, CASE_NUMBERS, then the metrics that were asked for; NaN for what the file
+            does not have.
         texts: TEXTS; parents by :func:`parents_text`.
         cases: ids of the test cases, sorted.
         dice: of each case, as bytes of float64.
@@ -87,9 +97,16 @@ def _as_struct(kind: Any, **changed: Any) -> Any:
     """Return a dataclass's twin for the decoder, as strict as it; some fields of another type."""
     fields: list[Any] = []
     for name, hint in (typing.get_type_hints(kind) | changed).items():
-        default, factory = kind.__dataclass_fields__[name].default, kind.__dataclass_fields__[name].default_factory
+        default, factory = (
+            kind.__dataclass_fields__[name].default,
+            kind.__dataclass_fields__[name].default_factory,
+        )
         given = [] if default is dataclasses.MISSING else [default]
-        given += [] if factory is dataclasses.MISSING else [msgspec.field(default_factory=changed.get(name, factory))]
+        given += (
+            []
+            if factory is dataclasses.MISSING
+            else [msgspec.field(default_factory=changed.get(name, factory))]
+        )
         fields.append((name, hint, *given))
     return msgspec.defstruct(kind.__name__, fields, forbid_unknown_fields=True, kw_only=True)
 
@@ -144,7 +161,9 @@ def _read_row(asked: Asked) -> Row | str | None:
 
 def _make_row(asked: Asked, result: Any, dice: Sequence[float], unit: str, stamp: str) -> Row | str:
     if result.stage != asked.stage:
-        return f"{METRICS}: is of stage {result.stage!r}, expected {asked.stage!r}; delete the folder"
+        return (
+            f"{METRICS}: is of stage {result.stage!r}, expected {asked.stage!r}; delete the folder"
+        )
     if result.parents != asked.parents:
         return f"{METRICS}: says it was made from other runs or data than the plan names; delete the folder"
     made, metrics = result.provenance, result.metrics
@@ -157,11 +176,20 @@ def _make_row(asked: Asked, result: Any, dice: Sequence[float], unit: str, stamp
     of_all = metrics.get("dice", NOTHING)
     if dice and 0 <= of_all <= 1 and abs(of_all - sum(dice) / len(dice)) > ROUNDING:
         return f"{METRICS}: dice is {of_all:g}, expected its cases' mean {sum(dice) / len(dice):g}; delete the folder"
-    for name in () if asked.stage == "segment" else asked.metrics:  # a segment's are looked at all together, later
+    for name in (
+        () if asked.stage == "segment" else asked.metrics
+    ):  # a segment's are looked at all together, later
         if abs(metrics.get(name, 0.0)) > LARGEST:
             got = f"{name} is {metrics[name]:g}, expected at most {LARGEST:g} either way"
             return f"{METRICS}: {got}; delete the folder"
-    origin = (made.attempt, made.wall_s, made.spent_s, made.processes, made.at_once, made.peak_memory_mib)
+    origin = (
+        made.attempt,
+        made.wall_s,
+        made.spent_s,
+        made.processes,
+        made.at_once,
+        made.peak_memory_mib,
+    )
     texts = (unit, made.device, made.host, made.versions.get("torch", ""), made.code_sha)
     cases = tuple(map(_clean, result.per_case)) if dice else ()
     if list(cases) != sorted(cases):  # the same cases are then the same tuple

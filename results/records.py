@@ -1,7 +1,7 @@
 """All metrics.json of a plan's runs as columns, each file read again only where it changed.
 
-A file beside the plan keeps the columns of each stage, with what the file system said of every metrics.json when it
-was read.
+A file beside the plan keeps the columns of each stage, with what the file system said of every
+metrics.json when it was read.
 """
 
 import contextlib
@@ -19,11 +19,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from hvae_hpc.errors import UserError
-from hvae_hpc.plan import PLANS, Plan
 from hvae_hpc.results.columns import MARKS, read_columns, schema_of, to_columns, write_columns
 from hvae_hpc.results.reading import NO_STAMP, Asked, Row, read_rows
-from hvae_hpc.rundir import METRICS
-from hvae_hpc.states import SETTLED_NS, list_folders, look_at
+from hvae_hpc.runs.done import SETTLED_NS, list_folders, look_at
+from hvae_hpc.runs.folder import METRICS
+from hvae_hpc.runs.plan import PLANS, Plan
 
 FLUSH = 10_000
 """Rows that are read before they become columns, which take a tenth of the memory."""
@@ -74,9 +74,9 @@ class Records:
     """What the metrics.json files of a plan's runs say.
 
     Attributes:
-        frames: stage to one row per readable file, in the plan's order; columns run_id, NAMES, COUNTS, TEXTS, ORIGIN,
-            CASE_NUMBERS and the stage's metrics, NaN where a file does not have one, and "case_set": which of
-            ``dice.case_sets`` are its test cases.
+        frames: stage to one row per readable file, in the plan's order; columns run_id, NAMES,
+            COUNTS, TEXTS, ORIGIN, CASE_NUMBERS and the stage's metrics, NaN where a file does not
+            have one, and "case_set": which of ``dice.case_sets`` are its test cases.
         dice: of every test case of every segment run.
         faults: run id to why its file cannot be believed, "metrics.json: ...".
         doubled: run id to why it is not known which of two files to believe.
@@ -103,7 +103,9 @@ def read_records(plan: Plan, metrics: Mapping[str, tuple[str, ...]]) -> Records:
         names[run.stage][run_id] = f"{run.label}-{run_id}"
     elsewhere: dict[str, str] = {}
     faults: dict[str, str] = {}
-    sets_of_parents = {id(run.parents): run.parents for run in plan.runs.values()}  # most runs share them with others
+    sets_of_parents = {
+        id(run.parents): run.parents for run in plan.runs.values()
+    }  # most runs share them with others
     stamped = {parent for parents in sets_of_parents.values() for parent in parents.values()}
     frames, dice = {}, CaseDice([], [], np.zeros(0, np.int64), np.zeros(0))
     for stage, there in list_folders(plan.runs_folder, names).items():
@@ -117,7 +119,11 @@ def read_records(plan: Plan, metrics: Mapping[str, tuple[str, ...]]) -> Records:
         frames[stage]["case_set"] = _case_sets(columns).indices.to_numpy()
         if stage == "segment":
             dice = _as_dice(columns)
-    found = set[str]().union(*(frame["run_id"] for frame in frames.values()), faults) if elsewhere else set[str]()
+    found = (
+        set[str]().union(*(frame["run_id"] for frame in frames.values()), faults)
+        if elsewhere
+        else set[str]()
+    )
     doubled = {
         run_id: f"the same run lies in {folder} as well; keep one of the two and delete the other"
         for run_id, folder in elsewhere.items()
@@ -142,7 +148,11 @@ def _read_stage(
     plan: Plan, stage: str, names: Mapping[str, str], metrics: tuple[str, ...], stamped: Set[str]
 ) -> tuple[pa.Table, dict[str, str]]:
     """Return a stage's columns, in the order of the names (by run id), and the runs whose files are not believed."""
-    now, path, schema = time.time_ns(), plan.runs_folder / PLANS / f"{plan.sweep}.{stage}.records", schema_of(metrics)
+    now, path, schema = (
+        time.time_ns(),
+        plan.runs_folder / PLANS / f"{plan.sweep}.{stage}.records",
+        schema_of(metrics),
+    )
     known = read_columns(path, schema)
     unread: dict[str, str] = {}
     folder = f"{plan.runs_folder}/{stage}"
@@ -150,7 +160,14 @@ def _read_stage(
     same = _unchanged(known, run_ids, marks, stamped)
     fresh = np.flatnonzero(same < 0).tolist()
     asked = [
-        Asked(f"{folder}/{names[run_id]}", run_id, stage, metrics, run_id in stamped, plan.runs[run_id].parents)
+        Asked(
+            f"{folder}/{names[run_id]}",
+            run_id,
+            stage,
+            metrics,
+            run_id in stamped,
+            plan.runs[run_id].parents,
+        )
         for run_id in map(run_ids.__getitem__, fresh)
     ]
     rows: dict[int, Row] = {}
@@ -178,15 +195,21 @@ def _read_stage(
     if places != sorted(places):
         columns = columns.take(pa.array(np.argsort(places)))
     columns = columns.combine_chunks()
-    youngest = np.maximum(columns.column("mtime_ns").to_numpy(), columns.column("ctime_ns").to_numpy())
+    youngest = np.maximum(
+        columns.column("mtime_ns").to_numpy(), columns.column("ctime_ns").to_numpy()
+    )
     settled = now - youngest > SETTLED_NS
     write_columns(path, columns if settled.all() else columns.filter(pa.array(settled)))
     return columns, unread
 
 
-def _look(folder: str, names: Mapping[str, str], unread: dict[str, str]) -> tuple[list[str], NDArray[np.int64]]:
+def _look(
+    folder: str, names: Mapping[str, str], unread: dict[str, str]
+) -> tuple[list[str], NDArray[np.int64]]:
     """Return the runs that have a metrics.json, and what the file system says of it: a row of MARKS each."""
-    if (all_there := _look_at_all([f"{folder}/{name}/{METRICS}" for name in names.values()])) is not None:
+    if (
+        all_there := _look_at_all([f"{folder}/{name}/{METRICS}" for name in names.values()])
+    ) is not None:
         return list(names), all_there
     run_ids, found = [], list[int]()
     for run_id, name in names.items():
@@ -207,7 +230,9 @@ def _look_at_all(paths: Sequence[str]) -> NDArray[np.int64] | None:
     with contextlib.suppress(OSError):
         for start in range(0, len(paths), FLUSH):
             found = [os.stat(path) for path in paths[start : start + FLUSH]]  # noqa: PTH116 (as in states)
-            of_files = [(it.st_mtime_ns, it.st_ctime_ns, it.st_size, it.st_ino, it.st_mode) for it in found]
+            of_files = [
+                (it.st_mtime_ns, it.st_ctime_ns, it.st_size, it.st_ino, it.st_mode) for it in found
+            ]
             said = np.array(of_files, dtype=np.int64).reshape(-1, 5)
             if (said[:, 4] & _KIND != stat.S_IFREG).any():
                 return None
@@ -229,7 +254,13 @@ def _unchanged(
     if len(known):
         old = np.stack([known.column(name).to_numpy() for name in MARKS], axis=1)
         stamps, lacks = known.column("stamp"), np.zeros(len(known), dtype=bool)
-        lacks[[i for i, run_id in enumerate(old_ids) if run_id in stamped and stamps[i].as_py() == NO_STAMP]] = True
+        lacks[
+            [
+                i
+                for i, run_id in enumerate(old_ids)
+                if run_id in stamped and stamps[i].as_py() == NO_STAMP
+            ]
+        ] = True
         place[(old[place] != marks).any(1) | lacks[place]] = -1
     return place
 
@@ -240,7 +271,9 @@ def _case_sets(columns: pa.Table) -> pa.DictionaryArray:
 
 def _as_dice(columns: pa.Table) -> CaseDice:
     cases, dice = _case_sets(columns), columns.column("case_dice")
-    dice = dice.chunk(0) if dice.num_chunks == 1 else dice.combine_chunks()  # the latter copies in any case
+    dice = (
+        dice.chunk(0) if dice.num_chunks == 1 else dice.combine_chunks()
+    )  # the latter copies in any case
     return CaseDice(
         columns.column("run_id").to_pylist(),
         [tuple(json.loads(names)) for names in cases.dictionary.to_pylist()],

@@ -1,6 +1,7 @@
 """The report: one HTML page with everything in it, to be opened by a double click and sent by mail.
 
-It loads nothing: style, script and figures stand in the file. Whatever comes from metrics or names is escaped.
+It loads nothing: style, script and figures stand in the file. Whatever comes from metrics or names
+    is escaped.
 """
 
 import base64
@@ -12,14 +13,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from hvae_hpc.arms import ArmConfig
-from hvae_hpc.config import dump
-from hvae_hpc.plan import Plan
+from hvae_hpc.config.arms import ArmConfig
+from hvae_hpc.config.loader import dump
+from hvae_hpc.config.stages import SegmentConfig, TrainConfig
 from hvae_hpc.results.collect import Collected
-from hvae_hpc.results.rendering import render_html
-from hvae_hpc.results.tables import Table, remarks
-from hvae_hpc.rundir import write_atomic
-from hvae_hpc.stages import SegmentConfig, TrainConfig
+from hvae_hpc.results.tables.dice import Table, remarks
+from hvae_hpc.results.tables.rendering import render_html
+from hvae_hpc.runs.folder import write_atomic
+from hvae_hpc.runs.plan import Plan
 
 PAGE = Path(__file__).with_name("report.template.html")
 MOST_MISSING = 200
@@ -39,16 +40,37 @@ CAPTIONS = {
     "progress": "A training: its bound or losses, and what the flow did",
 }
 ARMS: tuple[tuple[Callable[[ArmConfig], object], str], ...] = (
-    (lambda arm: arm.name.startswith("reference"), "<b>Reference</b>: the real training pairs alone."),
-    (lambda arm: arm.n_standard, "<b>Standard aug. ×5</b>: with flipped, turned and cropped copies, 5 times as many."),
-    (lambda arm: arm.moves, "<b>Moved in every step</b>: the same moves, drawn anew whenever a pair is seen."),
-    (lambda arm: arm.n_copies, "<b>Copies ×5</b>: with plain copies; a control for training longer."),
+    (
+        lambda arm: arm.name.startswith("reference"),
+        "<b>Reference</b>: the real training pairs alone.",
+    ),
+    (
+        lambda arm: arm.n_standard,
+        "<b>Standard aug. ×5</b>: with flipped, turned and cropped copies, 5 times as many.",
+    ),
+    (
+        lambda arm: arm.moves,
+        "<b>Moved in every step</b>: the same moves, drawn anew whenever a pair is seen.",
+    ),
+    (
+        lambda arm: arm.n_copies,
+        "<b>Copies ×5</b>: with plain copies; a control for training longer.",
+    ),
     (lambda arm: arm.n_cases, "<b>Real, 300 cases</b>: the pairs of more real patients."),
-    (lambda arm: arm.generator, "<b>HVAE + 100</b>: with 100 pairs that this generator made (LSGAN, VAE, HVAE, ...)."),
-    (lambda arm: arm.shuffled, "<b>masks shuffled</b>: each made image under another one's mask; a control."),
+    (
+        lambda arm: arm.generator,
+        "<b>HVAE + 100</b>: with 100 pairs that this generator made (LSGAN, VAE, HVAE, ...).",
+    ),
+    (
+        lambda arm: arm.shuffled,
+        "<b>masks shuffled</b>: each made image under another one's mask; a control.",
+    ),
     (lambda arm: arm.alone, "<b>only</b>: made pairs alone, without the real ones."),
     (lambda arm: arm.first_share, "<b>first</b>: made pairs alone at first, then the real ones."),
-    (lambda arm: "@" in arm.name, "<b>equal epochs, equal steps</b>: how long an arm with more images trains."),
+    (
+        lambda arm: "@" in arm.name,
+        "<b>equal epochs, equal steps</b>: how long an arm with more images trains.",
+    ),
 )
 """Which arms are of a kind, and what it is, in HTML."""
 SAMPLERS = {
@@ -83,17 +105,29 @@ def write_report(
     Returns:
         The path.
     """
-    shared = tuple(remarks(plan, collected))  # said once on a page, and below each table that stands alone
-    shown = {name: replace(t, notes=tuple(n for n in t.notes if n not in shared)) for name, t in tables.items()}
+    shared = tuple(
+        remarks(plan, collected)
+    )  # said once on a page, and below each table that stands alone
+    shown = {
+        name: replace(t, notes=tuple(n for n in t.notes if n not in shared))
+        for name, t in tables.items()
+    }
     parts = {
         "title": html.escape(f"{plan.sweep}: do synthetic pairs help?"),
         "sweep": html.escape(plan.sweep),
-        "verdicts": "".join(f"<p>{html.escape(sentence)}</p>" for sentence in verdicts) or "<p>No arm is done yet.</p>",
+        "verdicts": "".join(f"<p>{html.escape(sentence)}</p>" for sentence in verdicts)
+        or "<p>No arm is done yet.</p>",
         "state": " ".join(map(html.escape, (_state(plan, collected), *shared))),
         "arms": _explain_arms(plan),
-        "contents": "".join(f'<a href="#{name}">{html.escape(_short(table))}</a>' for name, table in shown.items()),
-        "tables": "".join(f'<section id="{name}">{render_html(table)}</section>' for name, table in shown.items()),
-        "figures": "".join(_figure(path, figures, figure_remarks) for path in figures if path.suffix == ".png")
+        "contents": "".join(
+            f'<a href="#{name}">{html.escape(_short(table))}</a>' for name, table in shown.items()
+        ),
+        "tables": "".join(
+            f'<section id="{name}">{render_html(table)}</section>' for name, table in shown.items()
+        ),
+        "figures": "".join(
+            _figure(path, figures, figure_remarks) for path in figures if path.suffix == ".png"
+        )
         or "<p>None yet.</p>",
         "missing": _missing(collected),
         "cost": render_html(_cost_table(collected)) + (render_html(spent) if spent else ""),
@@ -112,7 +146,9 @@ def _state(plan: Plan, collected: Collected) -> str:
     missing = f"; {len(collected.missing)} are missing, listed below" if collected.missing else ""
     costs = collected.costs
     spent = (costs["spent_s"] * costs["processes"]).groupby(costs["device"]).sum()
-    took = " and ".join(f"{_duration(s)} of {'CPU' if name == 'cpu' else name}" for name, s in spent.items())
+    took = " and ".join(
+        f"{_duration(s)} of {'CPU' if name == 'cpu' else name}" for name, s in spent.items()
+    )
     return f"{done}{missing}." + (f" They took {took}." if took else "")
 
 
@@ -136,12 +172,18 @@ def _short(table: Table) -> str:
 
 
 def _figure(path: Path, figures: Sequence[Path], figure_remarks: Sequence[str]) -> str:
-    caption = next((text for kind, text in CAPTIONS.items() if path.name.startswith(f"{kind}-")), "")
+    caption = next(
+        (text for kind, text in CAPTIONS.items() if path.name.startswith(f"{kind}-")), ""
+    )
     data = base64.b64encode(path.read_bytes()).decode()
     name = html.escape(path.stem)
     names = [html.escape(other.name) for other in figures if other.stem == path.stem]
     files = ", ".join(f'<a href="{other}">{other}</a>' for other in names)
-    said = [line.removeprefix(f"{path.name}: ") for line in figure_remarks if line.startswith(f"{path.name}: ")]
+    said = [
+        line.removeprefix(f"{path.name}: ")
+        for line in figure_remarks
+        if line.startswith(f"{path.name}: ")
+    ]
     more = html.escape("; ".join(["", *said]))
     return (
         f'<figure><img loading="lazy" alt="{html.escape(caption)}: {name}" src="data:image/png;base64,{data}">'
@@ -154,7 +196,9 @@ def _missing(collected: Collected) -> str:
         return "<p>Nothing: every run of the plan is done.</p>"
     shown = "".join(f"<li>{html.escape(line)}</li>" for line in collected.missing[:MOST_MISSING])
     more = len(collected.missing) - MOST_MISSING
-    return f"<ul>{shown}</ul>" + (f"<p>... and {more} more; missing.txt has all.</p>" if more > 0 else "")
+    return f"<ul>{shown}</ul>" + (
+        f"<p>... and {more} more; missing.txt has all.</p>" if more > 0 else ""
+    )
 
 
 def _cost_table(collected: Collected) -> Table:
@@ -162,7 +206,12 @@ def _cost_table(collected: Collected) -> Table:
     costs = collected.costs
     rows, tidy = [], []
     # All cells have one unit, by which they can be compared and sorted.
-    longest = float((costs["spent_s"] * costs["processes"]).groupby([costs["stage"], costs["device"]]).sum().max())
+    longest = float(
+        (costs["spent_s"] * costs["processes"])
+        .groupby([costs["stage"], costs["device"]])
+        .sum()
+        .max()
+    )
     for (stage, device), group in costs.groupby(["stage", "device"], sort=False):
         useful = float((group["wall_s"] * group["processes"]).sum()) / 3600
         lost = float(((group["spent_s"] - group["wall_s"]) * group["processes"]).sum()) / 3600
@@ -172,17 +221,41 @@ def _cost_table(collected: Collected) -> Table:
             _duration(3600 * useful, longest), _duration(3600 * lost, longest),
             "—" if pd.isna(energy) else f"{energy:.2f} kWh", f"{group['peak_memory_mib'].max():.0f} MiB",
         ))  # fmt: skip
-        tidy.append((str(stage), str(device), len(group), useful, lost, None if pd.isna(energy) else float(energy)))
+        tidy.append(
+            (
+                str(stage),
+                str(device),
+                len(group),
+                useful,
+                lost,
+                None if pd.isna(energy) else float(energy),
+            )
+        )
     return Table(
         title="What it took",
-        columns=("stage", "device", "runs", "finished attempts", "interrupted attempts", "energy", "most memory"),
+        columns=(
+            "stage",
+            "device",
+            "runs",
+            "finished attempts",
+            "interrupted attempts",
+            "energy",
+            "most memory",
+        ),
         rows=tuple(rows),
         notes=(
             "Time of a device (a GPU, or a CPU process), of done runs: of the attempts that ended in a result, and of "
             "earlier ones that were preempted, killed or failed. A resumed run goes on from its checkpoint, so most of "
             "the latter is not lost. Energy is of the runs on one GPU each: of several, only one was asked for it.",
         ),
-        tidy_columns=("stage", "device", "runs", "last_attempts_h", "attempts_before_h", "energy_kwh"),
+        tidy_columns=(
+            "stage",
+            "device",
+            "runs",
+            "last_attempts_h",
+            "attempts_before_h",
+            "energy_kwh",
+        ),
         tidy_rows=tuple(tidy),
     )
 
@@ -191,28 +264,49 @@ def _settings(plan: Plan) -> str:
     """Show one resolved config per generator and one of the U-Net."""
     shown: dict[str, object] = {}
     for train in plan.configs(TrainConfig):
-        shown.setdefault(f"generator {train.generator}", {"model": dump(train.model), "optim": dump(train.optim)})
+        shown.setdefault(
+            f"generator {train.generator}", {"model": dump(train.model), "optim": dump(train.optim)}
+        )
     for segment in plan.configs(SegmentConfig)[:1]:
-        what = {"unet": segment.unet, "loss": segment.loss, "split": segment.split, "image_px": segment.image_px}
-        shown["U-Net"] = {**{name: dump(value) for name, value in what.items()}, "optim": dump(segment.optim)}
+        what = {
+            "unet": segment.unet,
+            "loss": segment.loss,
+            "split": segment.split,
+            "image_px": segment.image_px,
+        }
+        shown["U-Net"] = {
+            **{name: dump(value) for name, value in what.items()},
+            "optim": dump(segment.optim),
+        }
     blocks = []
     for name, values in shown.items():
         lines = "\n".join(_lines(values))
-        blocks.append(f"<details><summary>{html.escape(name)}</summary><pre>{html.escape(lines)}</pre></details>")
+        blocks.append(
+            f"<details><summary>{html.escape(name)}</summary><pre>{html.escape(lines)}</pre></details>"
+        )
     return "".join(blocks)
 
 
 def _lines(values: object, name: str = "") -> list[str]:
     """Return nested settings as lines "optim.lr = 0.001"."""
     if isinstance(values, Mapping):
-        return [line for key, value in values.items() for line in _lines(value, f"{name}.{key}".lstrip("."))]
+        return [
+            line
+            for key, value in values.items()
+            for line in _lines(value, f"{name}.{key}".lstrip("."))
+        ]
     return [f"{name} = {values}"]
 
 
 def _made_with(collected: Collected) -> str:
     costs = collected.costs
     lines = []
-    for column, what in (("torch", "torch"), ("device", "device"), ("host", "node"), ("code_sha", "code")):
+    for column, what in (
+        ("torch", "torch"),
+        ("device", "device"),
+        ("host", "node"),
+        ("code_sha", "code"),
+    ):
         counts = Counter(costs[column]).most_common(12)
         named = ", ".join(f"{name or 'unknown'} ({n} runs)" for name, n in counts)
         lines.append(f"<li>{what}: {html.escape(named)}</li>")

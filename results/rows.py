@@ -1,7 +1,8 @@
 """The rows behind the tables, as CSV and Parquet, for whoever wants other tables than ours.
 
-``rows/segment``, ``quality``, ``likelihood`` and ``costs`` have a row per done run; ``rows/cases.parquet`` has one per
-run and test case. Column names are those of :mod:`hvae_hpc.results.collect`; run ids join them.
+``rows/segment``, ``quality``, ``likelihood`` and ``costs`` have a row per done run;
+``rows/cases.parquet`` has one per run and test case. Column names are those of
+:mod:`hvae_hpc.results.collect`; run ids join them.
 """
 
 from array import array
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hvae_hpc.results.collect import Collected
-from hvae_hpc.rundir import write_atomic_by
+from hvae_hpc.runs.folder import write_atomic_by
 
 ROWS = "rows"
 

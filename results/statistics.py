@@ -42,7 +42,9 @@ def pool(parts: Iterable[Summary]) -> Summary:
         return parts[0]
     n = sum(part.n for part in parts)
     mean = sum(part.n * part.mean for part in parts) / n
-    squares = sum((part.n - 1) * (part.sd or 0.0) ** 2 + part.n * (part.mean - mean) ** 2 for part in parts)
+    squares = sum(
+        (part.n - 1) * (part.sd or 0.0) ** 2 + part.n * (part.mean - mean) ** 2 for part in parts
+    )
     return Summary(n=n, mean=mean, sd=math.sqrt(squares / (n - 1)))
 
 
@@ -70,26 +72,36 @@ class Block(NamedTuple):
 def bootstrap_mean(blocks: Sequence[Block], level: float = 0.95, seed: int = 0) -> Estimate:
     """Return the mean of scores of several runs on the same cases, with the interval of a two-way bootstrap.
 
-    Runs and cases are drawn with replacement, each independently of the other (Owen 2007): ten seeds that share 100
-    test cases are not 1,000 observations. For two arms give the differences of paired runs, case by case. With many
-    runs the interval is a little wide, since the noise of single cases in single runs counts three times; with few it
-    is narrow in what it says of runs, whose variance it takes for (n - 1) / n of what it is: no test then.
+    Runs and cases are drawn with replacement, each independently of the other (Owen 2007): ten
+        seeds that share 100
+    test cases are not 1,000 observations. For two arms give the differences of paired runs, case by
+    case. With many runs the interval is a little wide, since the noise of single cases in single
+    runs counts three times; with few it is narrow in what it says of runs, whose variance it takes
+    for (n - 1) / n of what it is: no test then.
 
     Args:
-        blocks: one per split; a case is drawn for all splits that it is in. The splits themselves are not drawn again.
+        blocks: one per split; a case is drawn for all splits that it is in. The splits themselves
+            are not drawn again.
         level: of the interval.
         seed: of the draws.
     """
     random = np.random.default_rng(seed)
     places = _places(blocks)
-    of_runs = [random.multinomial(n, np.full(n, 1 / n), RESAMPLES) / n for n in (len(b.scores) for b in blocks)]
+    of_runs = [
+        random.multinomial(n, np.full(n, 1 / n), RESAMPLES) / n
+        for n in (len(b.scores) for b in blocks)
+    ]
     n_cases = 1 + max(int(index.max()) for index in places)
     drawn = random.multinomial(n_cases, np.full(n_cases, 1 / n_cases), RESAMPLES)
     means = np.zeros(RESAMPLES)
     for block, runs, index in zip(blocks, of_runs, places, strict=True):
         cases = drawn.take(index, axis=1)
-        cases = np.where(cases.any(1, keepdims=True), cases, 1)  # a small split of which no case was drawn
-        means += np.einsum("bc,bc->b", runs @ block.scores, cases / cases.sum(1, keepdims=True)) / len(blocks)
+        cases = np.where(
+            cases.any(1, keepdims=True), cases, 1
+        )  # a small split of which no case was drawn
+        means += np.einsum(
+            "bc,bc->b", runs @ block.scores, cases / cases.sum(1, keepdims=True)
+        ) / len(blocks)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     mean = _mean(blocks)
     # Where all scores are alike, rounding may put the ends on one side of the mean.
@@ -103,7 +115,10 @@ def _mean(blocks: Sequence[Block]) -> float:
 def _places(blocks: Sequence[Block]) -> list[NDArray[np.int64]]:
     """Return for each split which of all different cases its cases are."""
     numbers: dict[str, int] = {}
-    return [np.array([numbers.setdefault(case, len(numbers)) for case in block.cases]) for block in blocks]
+    return [
+        np.array([numbers.setdefault(case, len(numbers)) for case in block.cases])
+        for block in blocks
+    ]
 
 
 def _shares(blocks: Sequence[Block]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -112,14 +127,17 @@ def _shares(blocks: Sequence[Block]) -> tuple[NDArray[np.float64], NDArray[np.fl
     of_cases = np.zeros(1 + max(int(index.max()) for index in places))
     for block, index in zip(blocks, places, strict=True):
         of_cases[index] += block.scores.mean(0) / (len(block.cases) * len(blocks))
-    of_runs = np.concatenate([block.scores.mean(1) / (len(block.scores) * len(blocks)) for block in blocks])
+    of_runs = np.concatenate(
+        [block.scores.mean(1) / (len(block.scores) * len(blocks)) for block in blocks]
+    )
     return of_runs, of_cases
 
 
 def sign_flip_test(differences: NDArray[np.float64], seed: int = 0) -> float:
     """Return the two-sided p-value of paired differences being symmetric about 0, by flipping their signs.
 
-    Exact for up to 14 differences: with n of them no p is below 2 / 2^n, which is 1/16 for 5. Of more than that, a
+    Exact for up to 14 differences: with n of them no p is below 2 / 2^n, which is 1/16 for 5. Of
+        more than that, a
     random 2^14 of the ways are taken, the one that was seen among them.
     """
     n = len(differences)
@@ -147,9 +165,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def paired_p(blocks: Sequence[Block]) -> float:
     """Return the p-value of two arms being alike: the largest of three tests.
 
-    Two flip signs, over runs and over cases: a difference that holds for other cases but is one of lucky initial
-    weights, or the reverse, is none. Each takes the other's chance for nothing, so that alone they would alarm in 8 to
-    13 % of comparisons of arms that are alike; the third is a t-test with the variance of both.
+    Two flip signs, over runs and over cases: a difference that holds for other cases but is one of
+        lucky initial
+    weights, or the reverse, is none. Each takes the other's chance for nothing, so that alone they
+    would alarm in 8 to 13 % of comparisons of arms that are alike; the third is a t-test with the
+    variance of both.
 
     Args:
         blocks: differences of paired runs, one per split.
@@ -161,9 +181,9 @@ def paired_p(blocks: Sequence[Block]) -> float:
 def crossed_t_test(blocks: Sequence[Block]) -> float:
     """Return the two-sided p-value of a mean of 0, runs and cases both being chance.
 
-    The mean's variance is that of runs' means, plus that of cases' means, less that of the rest, which both contain,
-    but no less than either alone; its degrees of freedom are Satterthwaite's (1946; a quasi-F after Clark 1973). Splits
-    are as different as the means of their runs.
+    The mean's variance is that of runs' means, plus that of cases' means, less that of the rest,
+    which both contain, but no less than either alone; its degrees of freedom are Satterthwaite's
+    (1946; a quasi-F after Clark 1973). Splits are as different as the means of their runs.
 
     Args:
         blocks: one per split, at least two runs and two cases in all.
@@ -184,7 +204,9 @@ def crossed_t_test(blocks: Sequence[Block]) -> float:
         residuals = scores - scores.mean(1, keepdims=True) - scores.mean(0)
         rest += float((residuals**2).sum()) / (runs * cases * max(1, free) * len(blocks) ** 2)
         left += free
-    weights = np.concatenate([np.full(len(b.scores), 1 / (len(b.scores) * len(blocks))) for b in blocks])
+    weights = np.concatenate(
+        [np.full(len(b.scores), 1 / (len(b.scores) * len(blocks))) for b in blocks]
+    )
     by_runs = float(((of_runs - mean * weights) ** 2).sum()) * n_runs / (n_runs - 1)
     by_cases = float((centred**2).sum()) * n_cases / (n_cases - 1)
     variance = max(by_runs + by_cases - rest, by_runs, by_cases)

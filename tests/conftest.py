@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
-from tests.slurm_fixture import harsh_slurm, minislurm, reason_to_skip, strict_slurm  # noqa: F401
+from tests import ROOT
+from tests.minislurm.fixtures import harsh_slurm, minislurm, reason_to_skip, strict_slurm  # noqa: F401
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # tests.tiny
+sys.path.insert(0, str(ROOT))  # tests.tiny
 
-# A shell's background job ignores Ctrl-C, and so would all that the tests start, tests of Ctrl-C among them.
+# A shell's background job ignores Ctrl-C, and so would all that the tests start, tests of Ctrl-C
+# among them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -32,7 +34,8 @@ def _one_thread() -> None:
         sys.modules["torch"].set_num_threads(1)
 
 
-# Vector files of figures take half of the time that results take: of all processes, but where they are looked at.
+# Vector files of figures take half of the time that results take: of all processes, but where
+# they are looked at.
 os.environ["HVAE_HPC_FIGURES"] = "png"
 
 
@@ -55,7 +58,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     needs = re.compile("minislurm|strict_slurm|harsh_slurm|needs_slurm|needs_accounting")
     here = Path(__file__).parent
-    slurm = {f"tests/{path.name}" for path in here.glob("test_*.py") if needs.search(path.read_text())}
+    slurm = {
+        f"tests/{path.name}" for path in here.glob("test_*.py") if needs.search(path.read_text())
+    }
     config.option.loadscopereorder = False  # by FIRST, not by the number of tests
 
     class ByFile(LoadScopeScheduling):
@@ -68,7 +73,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest first; skip what needs a SLURM where there is none: marked, pytest folds them into one line."""
-    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
+    items.sort(
+        key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST)
+    )
     reasons = {"needs_slurm": reason_to_skip(), "needs_accounting": reason_to_skip(accounting=True)}
     for item in items:
         needs = [name for name in reasons if item.get_closest_marker(name)]

@@ -1,8 +1,8 @@
 """Every bad input of a packing, on real files and by the command: what the user sees, and what is on the disk then.
 
-The tables of this module are docs/BAD_INPUT.md as well; ``python -m tests.test_bad_input`` writes it anew. In a line
-``<file>`` stands for the path of the file that is named, and ``...`` for words of a library that change from version
-to version.
+The tables of this module are docs/BAD_INPUT.md as well; ``python -m tests.test_bad_input`` writes
+it anew. In a line ``<file>`` stands for the path of the file that is named, and ``...`` for words
+of a library that change from version to version.
 """
 
 import contextlib
@@ -31,14 +31,14 @@ import pytest
 from PIL import Image
 
 from hvae_hpc.errors import UserError, run_command
-from hvae_hpc.lease import is_held
 from hvae_hpc.preprocess.__main__ import main
 from hvae_hpc.preprocess.journal import JOURNAL
-from hvae_hpc.preprocess.manifest import MANIFEST, read_manifest
-from hvae_hpc.preprocess.reader import DatasetReader
-from tests.scans import LPS, draw_case, save
+from hvae_hpc.preprocess.store.manifest import MANIFEST, read_manifest
+from hvae_hpc.preprocess.store.reader import DatasetReader
+from hvae_hpc.runs.lease import is_held
+from tests import ROOT
+from tests.preprocess.scans import LPS, draw_case, save
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "BAD_INPUT.md"
 NOBODY = 65534
 ZOE = unicodedata.normalize("NFC", "zoé")
@@ -106,13 +106,19 @@ def save_indexed(raw: Path, channels: int) -> None:
         else:
             save(raw / "imagesTr" / f"{name}.nii.gz", np.stack([image, 2 * image], axis=3))
         save(raw / "labelsTr" / f"{name}.nii.gz", (label > 0).astype(np.uint8))
-    index = {"channel_names": {"0": "FLAIR"}, "labels": {"background": 0, "tumour": 1}, "file_ending": ".nii.gz"}
+    index = {
+        "channel_names": {"0": "FLAIR"},
+        "labels": {"background": 0, "tumour": 1},
+        "file_ending": ".nii.gz",
+    }
     if channels > 1:
         names = [f"./imagesTr/case{number}.nii.gz" for number in range(4)]
         index = {
             "modality": {"0": "FLAIR", "1": "T1w"},
             "labels": {"0": "background", "1": "tumour"},
-            "training": [{"image": name, "label": name.replace("images", "labels")} for name in names],
+            "training": [
+                {"image": name, "label": name.replace("images", "labels")} for name in names
+            ],
         }
     (raw / "dataset.json").write_text(json.dumps({**index, "numTraining": 4}))
 
@@ -151,12 +157,18 @@ def with_header(file: str, **fields: object) -> Spoil:
     return with_unzipped(file, change)
 
 
-def with_voxels(file: str, change: Callable[[np.ndarray], np.ndarray], affine: np.ndarray = LPS) -> Spoil:
+def with_voxels(
+    file: str, change: Callable[[np.ndarray], np.ndarray], affine: np.ndarray = LPS
+) -> Spoil:
     """Save changed voxels anew, with a header that fits them."""
-    return lambda raw: save(raw / file, change(np.asarray(nib.load(raw / file).dataobj).copy()), affine)
+    return lambda raw: save(
+        raw / file, change(np.asarray(nib.load(raw / file).dataobj).copy()), affine
+    )
 
 
-def put(value: float, at: tuple[int, ...] = (7, 6, 3), kind: type = np.float32) -> Callable[[np.ndarray], np.ndarray]:
+def put(
+    value: float, at: tuple[int, ...] = (7, 6, 3), kind: type = np.float32
+) -> Callable[[np.ndarray], np.ndarray]:
     """Return a change that writes one voxel, by itself inside the tumour."""
 
     def change(voxels: np.ndarray) -> np.ndarray:
@@ -268,7 +280,12 @@ def break_second_page(content: bytes) -> bytes:
     """Let a TIFF's list of pages lead to a page that has no entries."""
     first = int.from_bytes(content[4:8], "little")
     following = first + 2 + 12 * int.from_bytes(content[first : first + 2], "little")
-    return content[:following] + len(content).to_bytes(4, "little") + content[following + 4 :] + bytes(6)
+    return (
+        content[:following]
+        + len(content).to_bytes(4, "little")
+        + content[following + 4 :]
+        + bytes(6)
+    )
 
 
 def in_colour(mask: Image.Image) -> Image.Image:
@@ -276,13 +293,17 @@ def in_colour(mask: Image.Image) -> Image.Image:
 
 
 def ask_for_jpeg_labels(raw: Path) -> None:
-    (raw.parent / "pictures.toml").write_text('extends = "pictures"\nlayout = {label = "masks/{case}.jpg"}\n')
+    (raw.parent / "pictures.toml").write_text(
+        'extends = "pictures"\nlayout = {label = "masks/{case}.jpg"}\n'
+    )
 
 
 def write_uncountable(raw: Path) -> None:
     image = nib.load(raw / IMAGE)
     save(raw / IMAGE, np.asarray(image.dataobj), image.affine, nib.Nifti2Image)
-    with_unzipped(IMAGE, lambda content: content[:24] + (2**62).to_bytes(8, "little") + content[32:])(raw)  # dim[1]
+    with_unzipped(
+        IMAGE, lambda content: content[:24] + (2**62).to_bytes(8, "little") + content[32:]
+    )(raw)  # dim[1]
 
 
 def rename_images(raw: Path) -> None:
@@ -536,7 +557,10 @@ BAD: dict[str, list[Bad]] = {
         ),
         Bad(
             wrong="voxels in colours (RGB)",
-            spoil=with_voxels(IMAGE, lambda voxels: np.zeros(voxels.shape, [("R", "u1"), ("G", "u1"), ("B", "u1")])),
+            spoil=with_voxels(
+                IMAGE,
+                lambda voxels: np.zeros(voxels.shape, [("R", "u1"), ("G", "u1"), ("B", "u1")]),
+            ),
             line="<file>: voxels are [('R', 'u1'), ('G', 'u1'), ('B', 'u1')], expected plain numbers; convert it",
         ),
         Bad(
@@ -636,7 +660,9 @@ BAD: dict[str, list[Bad]] = {
         ),
         bad_label(
             wrong="the tumour outside the crop",
-            spoil=with_voxels(LABEL, lambda voxels: (np.indices(voxels.shape)[0] == 0).astype(np.uint8)),
+            spoil=with_voxels(
+                LABEL, lambda voxels: (np.indices(voxels.shape)[0] == 0).astype(np.uint8)
+            ),
             line="<file>: the largest tumour slice has 0 px inside the crop of 16 x 16, expected at least 1; "
             "leave the case out or enlarge grid.size_px",
         ),
@@ -718,7 +744,10 @@ BAD: dict[str, list[Bad]] = {
         bad_picture(
             wrong="a picture of 16 bits for a window of 8",
             spoil=with_picture(
-                PICTURE, lambda pixels: Image.fromarray(np.asarray(pixels).astype(np.uint16) * 200 + np.uint16(300))
+                PICTURE,
+                lambda pixels: Image.fromarray(
+                    np.asarray(pixels).astype(np.uint16) * 200 + np.uint16(300)
+                ),
             ),
             line="every pixel of the image's slices becomes 1 in the intensity window 0 to 255; "
             "is the image in the recipe's unit?",
@@ -1032,7 +1061,10 @@ Store = Callable[[Path, np.ndarray, np.ndarray], object]
 
 
 def store(
-    affine: np.ndarray = LPS, kind: type = nib.Nifti1Image, ending: str = ".nii.gz", image_as: type = np.int16
+    affine: np.ndarray = LPS,
+    kind: type = nib.Nifti1Image,
+    ending: str = ".nii.gz",
+    image_as: type = np.int16,
 ) -> Store:
     """Return a way to save a pair: below a path without its ending, as save_scans names it."""
 
@@ -1051,7 +1083,11 @@ def turned(codes: str, label_codes: str = "") -> Store:
             )
             stored = nib.Nifti1Image(voxels, LPS).as_reoriented(turn)
             assert nib.aff2axcodes(stored.affine) == tuple(axes)
-            save(stem.with_name(f"{stem.name}_{name}.nii.gz"), np.asarray(stored.dataobj), stored.affine)
+            save(
+                stem.with_name(f"{stem.name}_{name}.nii.gz"),
+                np.asarray(stored.dataobj),
+                stored.affine,
+            )
 
     return write
 
@@ -1086,7 +1122,9 @@ def changed_after(image: Spoil, label: Spoil | None = None) -> Store:
 
 def in_members(content: bytes, size: int) -> bytes:
     plain = gzip.decompress(content)
-    return b"".join(gzip.compress(plain[start : start + size]) for start in range(0, len(plain), size))
+    return b"".join(
+        gzip.compress(plain[start : start + size]) for start in range(0, len(plain), size)
+    )
 
 
 def like_bgzip(content: bytes) -> bytes:
@@ -1095,7 +1133,12 @@ def like_bgzip(content: bytes) -> bytes:
     for part in [*(plain[start : start + 700] for start in range(0, len(plain), 700)), b""]:
         deflate = zlib.compressobj(wbits=-15)
         body = deflate.compress(part) + deflate.flush()
-        head = b"\x1f\x8b\x08\x04" + bytes(4) + b"\0\xff" + struct.pack("<HBBHH", 6, 66, 67, 2, len(body) + 25)
+        head = (
+            b"\x1f\x8b\x08\x04"
+            + bytes(4)
+            + b"\0\xff"
+            + struct.pack("<HBBHH", 6, 66, 67, 2, len(body) + 25)
+        )
         blocks.append(head + body + struct.pack("<II", zlib.crc32(part), len(part)))
     return b"".join(blocks)
 
@@ -1134,16 +1177,22 @@ ODD: dict[str, Store] = {
     "float32": store(image_as=np.float32),
     "float64": store(image_as=np.float64),
     "scaled by scl_slope and scl_inter": scaled_voxels,
-    "a fourth axis of one": lambda stem, image, label: store()(stem, image[..., None], label[..., None]),
+    "a fourth axis of one": lambda stem, image, label: store()(
+        stem, image[..., None], label[..., None]
+    ),
     "orientation by the qform alone": changed_after(
         *(with_header(name, sform_code=0, qform_code=1) for name in (ODD_IMAGE, ODD_LABEL))
     ),
     "words in the header's extension": with_extension,
     "no unit of length": changed_after(with_header(ODD_IMAGE, xyzt_units=0)),
     "gzip of two members": changed_after(with_bytes(ODD_IMAGE, partial(in_members, size=3000))),
-    "gzip of two members of one size": changed_after(with_bytes(ODD_IMAGE, partial(in_members, size=2336))),
+    "gzip of two members of one size": changed_after(
+        with_bytes(ODD_IMAGE, partial(in_members, size=2336))
+    ),
     "gzip of many members (bgzip)": changed_after(with_bytes(ODD_IMAGE, like_bgzip)),
-    "zeros after the gzip stream": changed_after(with_bytes(ODD_IMAGE, lambda content: content + bytes(512))),
+    "zeros after the gzip stream": changed_after(
+        with_bytes(ODD_IMAGE, lambda content: content + bytes(512))
+    ),
     "a link to a folder elsewhere": linked,
     "an unknown unit of time": changed_after(with_header(ODD_IMAGE, xyzt_units=2 | 56)),
 }
@@ -1178,12 +1227,14 @@ class Outcome:
     @property
     def lines(self) -> list[str]:
         """What stood on stderr, less the progress bar, which others may write behind."""
-        return [line for line in re.split(r"[\r\n]", re.sub(r" *\d+%\|.*?\]", "", self.err)) if line]
+        return [
+            line for line in re.split(r"[\r\n]", re.sub(r" *\d+%\|.*?\]", "", self.err)) if line
+        ]
 
 
 AS_NOBODY = f"""
 import os, sys
-import hvae_hpc.preprocess.__main__, hvae_hpc.results.contact  # python itself may lie where nobody may read
+import hvae_hpc.preprocess.__main__, hvae_hpc.results.figures.contact_sheet  # python itself may lie where nobody may read
 from hvae_hpc.errors import run_command
 try:
     os.setgroups([])
@@ -1198,21 +1249,36 @@ sys.exit(run_command(hvae_hpc.preprocess.__main__.main, sys.argv[1:]))
 
 def environment() -> dict[str, str]:
     """Return that of a plain terminal on a machine without SLURM: its stdout takes sound UTF-8 alone."""
-    kept = {name: value for name, value in os.environ.items() if name in ("HOME", "TMPDIR", "XDG_CACHE_HOME")}
-    return {**kept, "PATH": "/nowhere", "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "MPLCONFIGDIR": "."}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name in ("HOME", "TMPDIR", "XDG_CACHE_HOME")
+    }
+    return {
+        **kept,
+        "PATH": "/nowhere",
+        "PYTHONPATH": str(ROOT),
+        "PYTHONIOENCODING": "utf-8",
+        "MPLCONFIGDIR": ".",
+    }
 
 
 def run_process(*argv: str, code: str = "", **options: object) -> Outcome:
     """Run the command in a process of its own, or a driver's code with the command's arguments."""
     start = ["-c", code] if code else ["-m", "hvae_hpc.preprocess"]
-    done = subprocess.run([sys.executable, *start, *argv], capture_output=True, env=environment(), **options)
+    done = subprocess.run(
+        [sys.executable, *start, *argv], capture_output=True, env=environment(), **options
+    )
     texts = [stream.decode(errors="backslashreplace") for stream in (done.stdout, done.stderr)]
     return Outcome(code=done.returncode, out=texts[0], err=texts[1])
 
 
 def run_quietly(*argv: str) -> Outcome:
     """Run the command in this process, outside of a test."""
-    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+    with (
+        contextlib.redirect_stdout(io.StringIO()) as out,
+        contextlib.redirect_stderr(io.StringIO()) as err,
+    ):
         code = run_command(main, argv)
     return Outcome(code=code, out=out.getvalue(), err=err.getvalue())
 
@@ -1230,7 +1296,19 @@ def run_as_nobody(*argv: str) -> Outcome:
 
 
 def arguments(recipe: str, out: str = "out", *more: str) -> list[str]:
-    return [f"{recipe}.toml", "--raw", "raw", "--out", out, "--sheet", "0", "--workers", "1", "--local", *more]
+    return [
+        f"{recipe}.toml",
+        "--raw",
+        "raw",
+        "--out",
+        out,
+        "--sheet",
+        "0",
+        "--workers",
+        "1",
+        "--local",
+        *more,
+    ]
 
 
 def data_set(out: Path) -> dict[str, bytes]:
@@ -1311,16 +1389,29 @@ def as_parameters(entries):
 
 def pairs_of(out: Path, case: str) -> list[object]:
     pairs = DatasetReader(out, [case]).read_all()
-    spacing = np.round(pairs.spacing_mm, 6)  # as the manifest has it: a turned header's 32 bits are not quite 1 mm
-    return [pairs.images.tobytes(), pairs.masks.tobytes(), pairs.slice_index.tolist(), spacing.tobytes()]
+    spacing = np.round(
+        pairs.spacing_mm, 6
+    )  # as the manifest has it: a turned header's 32 bits are not quite 1 mm
+    return [
+        pairs.images.tobytes(),
+        pairs.masks.tobytes(),
+        pairs.slice_index.tolist(),
+        spacing.tobytes(),
+    ]
 
 
-@pytest.mark.parametrize("bad", as_parameters(bad for entries in BAD.values() for bad in entries if not bad.whole))
+@pytest.mark.parametrize(
+    "bad", as_parameters(bad for entries in BAD.values() for bad in entries if not bad.whole)
+)
 def test_a_bad_case_is_named_in_one_line_and_the_good_ones_are_kept(bad, good, here, run, recwarn):
     whole = good(bad.recipe)
     lay_out(whole, here)
     bad.spoil(Path("raw"))
-    others = [entry.case_id for entry in read_manifest(whole / "out").cases if entry.case_id not in ("case1", bad.case)]
+    others = [
+        entry.case_id
+        for entry in read_manifest(whole / "out").cases
+        if entry.case_id not in ("case1", bad.case)
+    ]
     others += ["case1"] * (bad.case == ZOE)
     expected = f"  {bad.shown or bad.case}: {bad.line}"
     file = str(Path("raw", bad.file))
@@ -1339,7 +1430,9 @@ def test_a_bad_case_is_named_in_one_line_and_the_good_ones_are_kept(bad, good, h
         DatasetReader(Path("out"))
     assert len(list(Path("out").glob("shard-*.h5"))) == 1
     kept = [json.loads(line) for line in Path("out", JOURNAL).read_text().splitlines()[1:] if line]
-    assert sorted(one["entry"]["case_id"] for shard in kept for one in shard["records"]) == sorted(others)
+    assert sorted(one["entry"]["case_id"] for shard in kept for one in shard["records"]) == sorted(
+        others
+    )
 
     skipping = run(*arguments(bad.recipe, "skipping", "--skip-bad"), process=bad.process)
     assert skipping.code == 0, skipping.err
@@ -1357,7 +1450,9 @@ def test_a_bad_case_is_named_in_one_line_and_the_good_ones_are_kept(bad, good, h
     assert data_set(Path("out")) == data_set(whole / "out")
 
 
-@pytest.mark.parametrize("bad", as_parameters(bad for entries in BAD.values() for bad in entries if bad.whole))
+@pytest.mark.parametrize(
+    "bad", as_parameters(bad for entries in BAD.values() for bad in entries if bad.whole)
+)
 def test_a_folder_that_cannot_be_packed_is_one_line_and_nothing_is_written(bad, good, here, run):
     whole = good(bad.recipe)
     lay_out(whole, here)
@@ -1366,7 +1461,9 @@ def test_a_folder_that_cannot_be_packed_is_one_line_and_nothing_is_written(bad, 
         done = run(*arguments(bad.recipe, "out", *more), process=bad.process)
         assert done.code == 2
         assert len(done.lines) == 1
-        assert is_line(done.lines[0], f"error: {bad.line}", str(Path("raw", bad.file))), done.lines[0]
+        assert is_line(done.lines[0], f"error: {bad.line}", str(Path("raw", bad.file))), done.lines[
+            0
+        ]
         assert not Path("out").exists()
     lay_out(whole, here)
     assert run(*arguments(bad.recipe)).code == 0
@@ -1390,10 +1487,14 @@ def test_what_looks_odd_gives_the_pairs_of_the_plain_scan_bit_for_bit(write, her
 
 def test_unlike_spacings_are_recorded_row_before_column(here, run):
     write_recipes(here)
-    store(np.diag([-0.5, -0.75, 5.0, 1.0]))(here / "raw" / "a" / "a", *draw_case())  # columns, rows, slices
+    store(np.diag([-0.5, -0.75, 5.0, 1.0]))(
+        here / "raw" / "a" / "a", *draw_case()
+    )  # columns, rows, slices
     assert run(*arguments("scans")).code == 0
     assert read_manifest(here / "out").cases[0].spacing_mm == (0.75, 0.5)
-    assert json.loads((here / "out" / "summary.json").read_text())["spacings"] == {"0.5 x 0.75 x 5 mm": 1}
+    assert json.loads((here / "out" / "summary.json").read_text())["spacings"] == {
+        "0.5 x 0.75 x 5 mm": 1
+    }
     assert DatasetReader(here / "out").read_all().spacing_mm.tolist() == [[0.75, 0.5]]
 
 
@@ -1415,7 +1516,12 @@ def test_odd_case_ids_are_packed_drawn_and_verified_as_they_are(here, run):
 
 def test_what_a_file_manager_leaves_behind_changes_nothing(good, here, run):
     lay_out(good("scans"), here)
-    for name in ("._case0/._case0_flair.nii.gz", "case1/._case1_flair.nii.gz", "case1/.DS_Store", "Thumbs.db"):
+    for name in (
+        "._case0/._case0_flair.nii.gz",
+        "case1/._case1_flair.nii.gz",
+        "case1/.DS_Store",
+        "Thumbs.db",
+    ):
         (here / "raw" / name).parent.mkdir(exist_ok=True)
         (here / "raw" / name).write_bytes(b"not an image")
     assert run(*arguments("scans")).code == 0
@@ -1478,10 +1584,17 @@ def small_disk(folder: Path) -> Iterator[Callable[[], None]]:
 
     def mount(*options: str) -> bool:
         command = ["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", str(folder)]
-        return subprocess.run(command, check=False, capture_output=True, env={"PATH": os.defpath}).returncode == 0
+        return (
+            subprocess.run(
+                command, check=False, capture_output=True, env={"PATH": os.defpath}
+            ).returncode
+            == 0
+        )
 
     if os.geteuid() != 0 or not mount("size=2m"):
-        pytest.skip("this machine lets nobody mount a small disk here; the limit of a file's size stands for it")
+        pytest.skip(
+            "this machine lets nobody mount a small disk here; the limit of a file's size stands for it"
+        )
     try:
         yield lambda: mount("remount", "size=64m")
     finally:
@@ -1499,7 +1612,9 @@ def stop(request, tmp_path_factory):
         argv, out = arguments("noise", "disk/out"), Path("disk/out")
         assert run_quietly(*argv).code == 0
         before = data_set(out)
-        noise = np.random.default_rng(0).random((256, 256, 12)).astype(np.float32) + 1  # nothing makes this smaller
+        noise = (
+            np.random.default_rng(0).random((256, 256, 12)).astype(np.float32) + 1
+        )  # nothing makes this smaller
         tumour = np.zeros(noise.shape, np.uint8)
         tumour[100:120, 100:120] = 1
         store(ending=".nii", image_as=np.float32)(Path("raw/noise/noise"), noise, tumour)
@@ -1543,7 +1658,9 @@ def test_a_disk_that_refuses_is_one_line_and_exit_code_2(stop):
     assert stop.stopped.code == 2, stop.stopped.err
     (shard,) = {name for name in stop.final if name.startswith("shard-")}
     assert len(stop.stopped.lines) == 1, stop.stopped.lines
-    assert is_line(stop.stopped.lines[0], f"error: {stop.seen.line}", f"disk/out/{shard}"), stop.stopped.lines
+    assert is_line(stop.stopped.lines[0], f"error: {stop.seen.line}", f"disk/out/{shard}"), (
+        stop.stopped.lines
+    )
 
 
 def test_a_disk_without_a_byte_left_is_one_line_and_exit_code_2(stop):
@@ -1601,7 +1718,9 @@ sys.exit(run_command(main, sys.argv[1:]))
 
 def start_driver(code: str, *argv: str) -> subprocess.Popen[bytes]:
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen([sys.executable, "-c", code, *argv], env=environment(), start_new_session=True, **quiet)
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *argv], env=environment(), start_new_session=True, **quiet
+    )
 
 
 def wait_for(what: Callable[[], object], seconds: float = 60) -> bool:
@@ -1643,10 +1762,14 @@ def test_of_two_packings_of_one_folder_the_second_is_told_and_the_first_ends_wel
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_packing_killed_in_the_middle_is_taken_up_and_leaves_no_process(here, run, monkeypatch, workers):
+def test_a_packing_killed_in_the_middle_is_taken_up_and_leaves_no_process(
+    here, run, monkeypatch, workers
+):
     write_recipes(here)
     for number in range(40):
-        store(ending=".nii")(here / "raw" / f"case{number:02}" / f"case{number:02}", *draw_case(number))
+        store(ending=".nii")(
+            here / "raw" / f"case{number:02}" / f"case{number:02}", *draw_case(number)
+        )
     out, argv = Path("out"), [*arguments("scans"), "--workers", workers]
     killed = start_driver(SLOW, *argv)
     try:
@@ -1689,10 +1812,14 @@ def packed(good, tmp_path_factory):
 
 
 @pytest.mark.parametrize("damage", as_parameters(DAMAGE))
-def test_packed_data_that_went_bad_is_found_named_and_mended(damage, packed, here, run, monkeypatch):
+def test_packed_data_that_went_bad_is_found_named_and_mended(
+    damage, packed, here, run, monkeypatch
+):
     shutil.copytree(packed, here, dirs_exist_ok=True)
     out, sound = Path("out"), data_set(Path("out"))
-    file = {SHARD: str(first_shard(out)), MANIFEST: str(out / MANIFEST)}.get(damage.file, damage.file)
+    file = {SHARD: str(first_shard(out)), MANIFEST: str(out / MANIFEST)}.get(
+        damage.file, damage.file
+    )
     look = ["--verify", "out", "--workers", "1", *(["--raw", "raw"] if damage.raw else [])]
     assert run(*look).code == 0
     damage.spoil(out, Path("other"), Path("raw"))
@@ -1734,7 +1861,10 @@ def render() -> str:
     ]
     for heading, entries in BAD.items():
         rows = [
-            (bad.wrong, f"{'error' if bad.whole else bad.shown or bad.case}: {shorten(bad.line, bad.file or 'raw')}")
+            (
+                bad.wrong,
+                f"{'error' if bad.whole else bad.shown or bad.case}: {shorten(bad.line, bad.file or 'raw')}",
+            )
             for bad in entries
         ]
         lines += table(heading, rows)
@@ -1772,7 +1902,9 @@ def table(heading: str, rows: list[tuple[str, str]]) -> list[str]:
 
 
 def test_the_page_says_what_was_seen():
-    assert PAGE.read_text(encoding="utf-8") == render(), "write it anew: python -m tests.test_bad_input"
+    assert PAGE.read_text(encoding="utf-8") == render(), (
+        "write it anew: python -m tests.test_bad_input"
+    )
 
 
 if __name__ == "__main__":

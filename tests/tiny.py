@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hvae_hpc.preprocess.manifest import (
+from hvae_hpc.preprocess.store.manifest import (
     MANIFEST_SCHEMA,
     CaseEntry,
     Manifest,
@@ -12,8 +12,8 @@ from hvae_hpc.preprocess.manifest import (
     compute_content_hash,
     write_manifest,
 )
-from hvae_hpc.preprocess.pairs import Pairs
-from hvae_hpc.preprocess.shards import write_pairs
+from hvae_hpc.preprocess.store.pairs import Pairs
+from hvae_hpc.preprocess.store.shards import write_pairs
 
 
 def make_pairs(n: int, side: int, seed: int = 0) -> Pairs:
@@ -37,7 +37,9 @@ def make_pairs(n: int, side: int, seed: int = 0) -> Pairs:
     )
 
 
-def make_data_set(folder: Path, name: str = "tiny", n: int = 12, side: int = 16, seed: int = 0) -> Path:
+def make_data_set(
+    folder: Path, name: str = "tiny", n: int = 12, side: int = 16, seed: int = 0
+) -> Path:
     """Pack n tiny cases into folder / name and return it."""
     folder = folder / name
     pairs = make_pairs(n, side, seed)
@@ -68,7 +70,9 @@ def make_data_set(folder: Path, name: str = "tiny", n: int = 12, side: int = 16,
             shards=shards,
             cases=cases,
             skipped=(),
-            content_hash=compute_content_hash(schema=MANIFEST_SCHEMA, recipe=recipe, shards=shards, cases=cases),
+            content_hash=compute_content_hash(
+                schema=MANIFEST_SCHEMA, recipe=recipe, shards=shards, cases=cases
+            ),
         ),
     )
     return folder

@@ -1,6 +1,7 @@
 """The augment stage: standard augmentation with torchio, done once, on a CPU, into a shard.
 
-A copy is flipped with some probability, rotated, and a random crop of it is resized to full size: linear
+A copy is flipped with some probability, rotated, and a random crop of it is resized to full size:
+    linear
 interpolation for the image, nearest for the mask.
 """
 
@@ -11,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hvae_hpc.config.stages import AugmentConfig
 from hvae_hpc.evaluation.generate import SHOWN
 from hvae_hpc.evaluation.samples import write_samples
-from hvae_hpc.preprocess.pairs import Pairs
-from hvae_hpc.preprocess.reader import read_dataset
-from hvae_hpc.preprocess.shards import write_pairs
-from hvae_hpc.resources import Outcome, Workplace
-from hvae_hpc.rundir import PAIRS
-from hvae_hpc.stages import AugmentConfig
+from hvae_hpc.preprocess.store.pairs import Pairs
+from hvae_hpc.preprocess.store.reader import read_dataset
+from hvae_hpc.preprocess.store.shards import write_pairs
+from hvae_hpc.runs.folder import PAIRS
+from hvae_hpc.runs.workplace import Outcome, Workplace
 from hvae_hpc.training.batches import generator_for, to_tensors
 from hvae_hpc.training.device import choose_device
 from hvae_hpc.training.train import read_split

@@ -1,7 +1,7 @@
 """What the judge sees: features of a U-Net that was trained on the real training cases alone.
 
-The judge is the reference arm's first U-Net. It knows what matters for finding these tumours in these images,
-which a network trained on photographs does not.
+The judge is the reference arm's first U-Net. It knows what matters for finding these tumours in
+these images, which a network trained on photographs does not.
 """
 
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hvae_hpc.config import load, read_json
+from hvae_hpc.config.loader import load, read_json
+from hvae_hpc.config.stages import SegmentConfig
 from hvae_hpc.errors import UserError
 from hvae_hpc.evaluation.segment import predict
-from hvae_hpc.metrics import dice
+from hvae_hpc.metrics.segmentation import dice
 from hvae_hpc.models.unet import UNet
-from hvae_hpc.rundir import CONFIG, SNAPSHOT
-from hvae_hpc.stages import SegmentConfig
+from hvae_hpc.runs.folder import CONFIG, SNAPSHOT
 from hvae_hpc.training.batches import PairTensors
 from hvae_hpc.training.checkpoint import load_snapshot
 
@@ -51,8 +51,13 @@ class Judge:
         """
         parts = []
         for batch in images.split(self.batch_size):
-            maps = [level.float().flatten(2) for level in self.model.encode(batch.to(self.device))[-LEVELS:]]
-            moments = [moment for level in maps for moment in (level.mean(2), level.std(2, correction=0))]
+            maps = [
+                level.float().flatten(2)
+                for level in self.model.encode(batch.to(self.device))[-LEVELS:]
+            ]
+            moments = [
+                moment for level in maps for moment in (level.mean(2), level.std(2, correction=0))
+            ]
             parts.append(torch.cat(moments, 1).cpu())
         return np.asarray(torch.cat(parts).double().numpy())
 
@@ -60,7 +65,9 @@ class Judge:
         """Return the Dice (N,) of the predicted masks with those of the pairs."""
         predictions = predict(self.model, data, self.threshold, self.batch_size, self.device)
         masks = data.masks[:, 0].numpy() > 0.5
-        return np.array([dice(predicted, mask) for predicted, mask in zip(predictions, masks, strict=True)])
+        return np.array(
+            [dice(predicted, mask) for predicted, mask in zip(predictions, masks, strict=True)]
+        )
 
 
 def load_judge(folder: Path, device: torch.device) -> Judge:
@@ -79,13 +86,17 @@ def load_judge(folder: Path, device: torch.device) -> Judge:
 def standardise(features: NDArray[np.float64], real: NDArray[np.float64]) -> NDArray[np.float64]:
     """Subtract the mean and divide by the standard deviation that features (N, D) have on real training images (M, D).
 
-    A feature that hardly moves on real images is divided by a share of the average deviation instead, so that what
-    it does elsewhere is not all that counts.
+    A feature that hardly moves on real images is divided by a share of the average deviation
+    instead, so that what it does elsewhere is not all that counts.
 
     Raises:
         UserError: the features are equal for all real images.
     """
     spread = real.std(0)
     if not spread.any():
-        raise UserError("the judge sees no difference between real images; train it longer (segment.epochs)")
-    return np.asarray((features - real.mean(0)) / np.maximum(spread, SMALLEST_SPREAD * spread.mean()))
+        raise UserError(
+            "the judge sees no difference between real images; train it longer (segment.epochs)"
+        )
+    return np.asarray(
+        (features - real.mean(0)) / np.maximum(spread, SMALLEST_SPREAD * spread.mean())
+    )

@@ -1,7 +1,7 @@
 """The generate stage: accepted pairs of one trained generator, in a shard.
 
-A draw whose mask is smaller than the config's ``min_mask_px`` is rejected, because a pair without a tumour teaches
-segmentation nothing; how many were rejected is recorded with the pairs.
+A draw whose mask is smaller than the config's ``min_mask_px`` is rejected, because a pair without a
+tumour teaches segmentation nothing; how many were rejected is recorded with the pairs.
 """
 
 import json
@@ -9,17 +9,17 @@ import json
 import numpy as np
 import torch
 
-from hvae_hpc.config import load, read_json
+from hvae_hpc.config.loader import load, read_json
+from hvae_hpc.config.stages import GenerateConfig, TrainConfig
 from hvae_hpc.errors import UserError
 from hvae_hpc.evaluation.samplers import make_sampler
 from hvae_hpc.evaluation.samples import write_samples
-from hvae_hpc.preprocess.pairs import Pairs
-from hvae_hpc.preprocess.shards import write_pairs
-from hvae_hpc.resources import Outcome, Workplace
-from hvae_hpc.rundir import CONFIG, PAIRS
-from hvae_hpc.stages import GenerateConfig, TrainConfig
+from hvae_hpc.preprocess.store.pairs import Pairs
+from hvae_hpc.preprocess.store.shards import write_pairs
+from hvae_hpc.runs.folder import CONFIG, PAIRS
+from hvae_hpc.runs.workplace import Outcome, Workplace
+from hvae_hpc.training.dataset_cache import read_cases
 from hvae_hpc.training.device import choose_device, device_name
-from hvae_hpc.training.resident import read_cases
 from hvae_hpc.training.train import load_generator
 
 DRAWN_AT_ONCE = 64
@@ -73,9 +73,18 @@ def generate_pairs(config: GenerateConfig, workplace: Workplace) -> Outcome | No
         spacing_mm=np.full((n, 2), np.nan),
         source_sha256=("",) * n,
     )
-    record = {"sampler": config.sampler, "threshold": config.threshold, "min_mask_px": config.min_mask_px}
+    record = {
+        "sampler": config.sampler,
+        "threshold": config.threshold,
+        "min_mask_px": config.min_mask_px,
+    }
     areas = pairs.masks.sum((1, 2))
-    counts = {"draws": draws, "accepted": accepted, "rejected": draws - accepted, "smallest_mask_px": int(areas.min())}
+    counts = {
+        "draws": draws,
+        "accepted": accepted,
+        "rejected": draws - accepted,
+        "smallest_mask_px": int(areas.min()),
+    }
     attributes = {name: str(value) for name, value in {**record, **counts, **sampler.facts}.items()}
     attributes |= {"source_cases": json.dumps(train_cases), "draw_numbers": json.dumps(numbers[:n])}
     write_pairs(workplace.folder / PAIRS, pairs, attributes)

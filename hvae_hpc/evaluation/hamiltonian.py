@@ -1,7 +1,8 @@
 """Hamiltonian Monte Carlo on latent variables: one Metropolis step, walks of many, and annealed importance sampling.
 
-All take a potential as a function and know nothing of generators. The mass matrix is diag(1 / scale^2), so a step size
-is meant in units of ``scale``. A path that leaves the numbers is not taken: Metropolis' rule is false for a NaN.
+All take a potential as a function and know nothing of generators. The mass matrix is diag(1 /
+scale^2), so a step size is meant in units of ``scale``. A path that leaves the numbers is not
+taken: Metropolis' rule is false for a NaN.
 """
 
 import math
@@ -41,7 +42,10 @@ def stand(energy: Energy, z: Tensor) -> Place:
 def choose(accepted: Tensor, new: Place, old: Place) -> Place:
     """Take the new place where accepted (n,), else the old one."""
     return Place(
-        *(torch.where(accepted if a.ndim == 1 else accepted[:, None], a, b) for a, b in zip(new, old, strict=True))
+        *(
+            torch.where(accepted if a.ndim == 1 else accepted[:, None], a, b)
+            for a, b in zip(new, old, strict=True)
+        )
     )
 
 
@@ -64,7 +68,8 @@ def metropolis_step(
         generator: of momenta and choices, on the CPU.
         leaps: of the proposal.
         step_size: of a leap.
-        bend: turns ``energy`` and its gradient at a place into those of the potential that is followed.
+        bend: turns ``energy`` and its gradient at a place into those of the potential that is
+            followed.
 
     Returns:
         Where the chains stand then, by ``energy``, and the share that moved.
@@ -108,8 +113,8 @@ def hamiltonian_walk(
 ) -> Walk:
     """Walk by Hamiltonian Monte Carlo.
 
-    The first half of the proposals adapts the step size to the acceptance, for all chains alike; the second half keeps
-    it, so that the distribution exp(-energy) is left as it is.
+    The first half of the proposals adapts the step size to the acceptance, for all chains alike;
+    the second half keeps it, so that the distribution exp(-energy) is left as it is.
 
     Args:
         energy: the potential.
@@ -121,7 +126,9 @@ def hamiltonian_walk(
     kept: list[float] = []
     here = stand(energy, z)
     for proposal in range(proposals):
-        here, rate = metropolis_step(energy, here, scale, generator, leaps=leaps, step_size=step_size)
+        here, rate = metropolis_step(
+            energy, here, scale, generator, leaps=leaps, step_size=step_size
+        )
         if proposal >= proposals // 2:
             kept.append(rate)
         else:
@@ -138,11 +145,17 @@ class Start:
 
     def draw(self, generator: torch.Generator) -> Tensor:
         """Draw z, one for each row."""
-        return self.mean + self.scale * torch.randn(self.mean.shape, generator=generator).to(self.mean)
+        return self.mean + self.scale * torch.randn(self.mean.shape, generator=generator).to(
+            self.mean
+        )
 
     def energy(self, z: Tensor) -> Tensor:
         """Return minus the log density, constants included, (n,) nats."""
-        return (0.5 * ((z - self.mean) / self.scale).square() + self.scale.log() + 0.5 * math.log(2 * math.pi)).sum(1)
+        return (
+            0.5 * ((z - self.mean) / self.scale).square()
+            + self.scale.log()
+            + 0.5 * math.log(2 * math.pi)
+        ).sum(1)
 
     def bend(self, place: Place, share: float) -> Place:
         """Return what is followed on the way from this Gaussian (share 0) to the energy that was evaluated (1)."""
@@ -172,8 +185,9 @@ def anneal(
 ) -> Annealing:
     """Estimate log of the integral of exp(-energy): the mean of the weights is unbiased for the integral.
 
-    From a Gaussian to exp(-energy) by the densities f_0^(1 - b) exp(-b energy) with b = (t / T)^power: most
-    of the way lies near the start, where a Gaussian that does not fit weighs heavily. One Metropolis step at each.
+    From a Gaussian to exp(-energy) by the densities f_0^(1 - b) exp(-b energy) with b = (t /
+    T)^power: most of the way lies near the start, where a Gaussian that does not fit weighs
+    heavily. One Metropolis step at each.
 
         log w = sum_t (b_t - b_(t-1)) (-energy(z_(t-1)) - log f_0(z_(t-1)))
 
@@ -183,11 +197,12 @@ def anneal(
         generator: on the CPU.
         temperatures: T.
         leaps: of each proposal.
-        step_sizes: one for each temperature, for an unbiased estimate; or the first one, from which they are adapted
-            on the way: such a run finds the step sizes for others.
+        step_sizes: one for each temperature, for an unbiased estimate; or the first one, from which
+            they are adapted on the way: such a run finds the step sizes for others.
         power: see above.
 
-    Source: Neal (2001), Annealed importance sampling; Wu et al. (2017), On the quantitative analysis of decoder-based
+    Source: Neal (2001), Annealed importance sampling; Wu et al. (2017), On the quantitative
+        analysis of decoder-based
     generative models.
     """
     step_size = step_sizes if isinstance(step_sizes, float) else 0.0
@@ -210,4 +225,6 @@ def anneal(
         used.append(step_size)
         rates.append(rate)
         step_size = adapt(step_size, rate)
-    return Annealing(log_weights=log_weights, acceptance=sum(rates) / max(1, len(rates)), step_sizes=tuple(used))
+    return Annealing(
+        log_weights=log_weights, acceptance=sum(rates) / max(1, len(rates)), step_sizes=tuple(used)
+    )

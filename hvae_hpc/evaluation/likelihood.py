@@ -1,9 +1,9 @@
 """The likelihood stage: how likely a trained generator with an encoder finds pairs that it never saw.
 
-The bound of a training rewards a good encoder and a good flow as well as a good model. What compares models is log p(x,
-m) itself, here by annealed importance sampling, which uses no flow: it sets out from the encoder's Gaussian or from the
-prior, and is unbiased for p(x, m) from either. Its effective sample size and the spread of independent estimates
-say how far to believe it.
+The bound of a training rewards a good encoder and a good flow as well as a good model. What
+compares models is log p(x, m) itself, here by annealed importance sampling, which uses no flow: it
+sets out from the encoder's Gaussian or from the prior, and is unbiased for p(x, m) from either. Its
+effective sample size and the spread of independent estimates say how far to believe it.
 """
 
 import math
@@ -13,17 +13,17 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from hvae_hpc.config import load, read_json
+from hvae_hpc.config.loader import load, read_json
+from hvae_hpc.config.stages import LikelihoodConfig, TrainConfig
 from hvae_hpc.errors import UserError
 from hvae_hpc.evaluation.hamiltonian import Start, anneal
 from hvae_hpc.models.hvae import HVAE, LOG_2PI
-from hvae_hpc.resources import Outcome, Workplace
-from hvae_hpc.rundir import CONFIG
-from hvae_hpc.stages import LikelihoodConfig, TrainConfig
+from hvae_hpc.runs.folder import CONFIG
+from hvae_hpc.runs.workplace import Outcome, Workplace
 from hvae_hpc.training.batches import PairTensors, generator_for
 from hvae_hpc.training.checkpoint import load_checkpoint, save_checkpoint
+from hvae_hpc.training.dataset_cache import read_cases
 from hvae_hpc.training.device import choose_device, device_name
-from hvae_hpc.training.resident import read_cases
 from hvae_hpc.training.train import load_generator, read_split
 
 ROWS_AT_ONCE = 64
@@ -54,7 +54,9 @@ def measure_likelihood(config: LikelihoodConfig, workplace: Workplace) -> Outcom
     test = read_split(workplace.data, config.split).test
     cases = test[: config.cases or len(test)]
     if seen := sorted(set(cases) & set(train_cases)):
-        raise UserError(f"{config.generator} was trained on {seen[0]} ({len(seen)} of the cases asked for)")
+        raise UserError(
+            f"{config.generator} was trained on {seen[0]} ({len(seen)} of the cases asked for)"
+        )
     # The joint is compared: the mask's likelihood at its own weight, whatever it was trained at.
     model.config = replace(model.config, mask_weight=1.0)
     model = model.to(device)
@@ -69,10 +71,15 @@ def measure_likelihood(config: LikelihoodConfig, workplace: Workplace) -> Outcom
         numbers = estimate_likelihood(model, data, config, first, workplace.stopped)
         if numbers is None:
             return None
-        found = {name: torch.cat([*([found[name]] if found else []), new]) for name, new in numbers.items()}
+        found = {
+            name: torch.cat([*([found[name]] if found else []), new])
+            for name, new in numbers.items()
+        }
         done = len(found["log_likelihood"])
         save_checkpoint(workplace.folder, done, {"found": found})
-        workplace.log({"images_seen": done, **{name: float(values.mean()) for name, values in found.items()}})
+        workplace.log(
+            {"images_seen": done, **{name: float(values.mean()) for name, values in found.items()}}
+        )
     means = {name: float(values.mean()) for name, values in found.items()}
     return Outcome(
         metrics={
@@ -80,7 +87,10 @@ def measure_likelihood(config: LikelihoodConfig, workplace: Workplace) -> Outcom
             "bits_per_pixel": -means["log_likelihood"] / (data.images[0].numel() * math.log(2)),
             "cases": float(len(cases)),
         },
-        per_case={case: {name: float(values[row]) for name, values in found.items()} for row, case in enumerate(cases)},
+        per_case={
+            case: {name: float(values[row]) for name, values in found.items()}
+            for row, case in enumerate(cases)
+        },
         details={"train_cases": list(train_cases)},
         device=device_name(device),
     )
@@ -92,7 +102,11 @@ def group_size(config: LikelihoodConfig) -> int:
 
 
 def estimate_likelihood(
-    model: HVAE, data: PairTensors, config: LikelihoodConfig, first: int, stopped: Callable[[], bool] = lambda: False
+    model: HVAE,
+    data: PairTensors,
+    config: LikelihoodConfig,
+    first: int,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, Tensor] | None:
     """Estimate the likelihood of one group of pairs.
 
@@ -104,14 +118,17 @@ def estimate_likelihood(
         stopped: asked between estimates.
 
     Returns:
-        Numbers per pair (n,), float64 on the CPU; None where it was asked to leave. ``log_likelihood``: by annealing,
-        the mean of the estimates; ``effective_samples``: of their chains, the mean; ``spread``: the largest minus the
-        smallest estimate; ``acceptance``: of the chains; ``importance_bound``: log of the mean importance weight under
-        the encoder's Gaussian; ``elbo``: the bound at K = 0; and ``elbo_flow`` with the flow, if there is one.
+        Numbers per pair (n,), float64 on the CPU; None where it was asked to leave.
+        ``log_likelihood``: by annealing, the mean of the estimates; ``effective_samples``: of their
+        chains, the mean; ``spread``: the largest minus the smallest estimate; ``acceptance``: of
+        the chains; ``importance_bound``: log of the mean importance weight under the encoder's
+        Gaussian; ``elbo``: the bound at K = 0; and ``elbo_flow`` with the flow, if there is one.
     """
     group = slice(first, first + group_size(config))
     batch = {"image": data.images[group], "mask": data.masks[group]}
-    draws = [generator_for(config.seed, f"likelihood-{i}", first) for i in range(config.estimates + 2)]
+    draws = [
+        generator_for(config.seed, f"likelihood-{i}", first) for i in range(config.estimates + 2)
+    ]
     # The first run finds the step sizes, and does not count: a chain must not adapt to itself.
     _, step_sizes = _anneal(model, batch, config, draws[0], config.step_size)
     estimates = []
@@ -119,7 +136,9 @@ def estimate_likelihood(
         if stopped():
             return None
         estimates.append(_anneal(model, batch, config, generator, step_sizes)[0])
-    together = {name: torch.stack([estimate[name] for estimate in estimates]) for name in estimates[0]}
+    together = {
+        name: torch.stack([estimate[name] for estimate in estimates]) for name in estimates[0]
+    }
     logs = together["log_likelihood"]
     numbers = {
         **{name: values.mean(0) for name, values in together.items()},
@@ -148,7 +167,12 @@ def _anneal(
         return 0.5 * z.square().sum(1) + 0.5 * z.shape[1] * LOG_2PI - image_nats - mask_nats
 
     annealed = anneal(
-        energy, start, generator, temperatures=config.temperatures, leaps=config.leaps, step_sizes=step_sizes
+        energy,
+        start,
+        generator,
+        temperatures=config.temperatures,
+        leaps=config.leaps,
+        step_sizes=step_sizes,
     )
     log_weights = annealed.log_weights.unflatten(0, (-1, config.chains))
     share = torch.softmax(log_weights, 1)
@@ -168,13 +192,18 @@ def _bounds(
 
     def terms(samples: int, *names: str) -> dict[str, Tensor]:
         rows = _repeat(batch, samples)
-        drawn = {name: torch.randn(n * samples, size, generator=generator).to(rows["image"]) for name in names}
+        drawn = {
+            name: torch.randn(n * samples, size, generator=generator).to(rows["image"])
+            for name in names
+        }
         found = model({**rows, **drawn, "kl_weight": torch.ones(())}).terms
         return {name: found[name].unflatten(0, (n, samples)) for name in ("elbo", "log_weight")}
 
     def in_parts(samples: int, *names: str) -> dict[str, Tensor]:
         at_once = max(1, ROWS_AT_ONCE // n)
-        parts = [terms(min(at_once, samples - first), *names) for first in range(0, samples, at_once)]
+        parts = [
+            terms(min(at_once, samples - first), *names) for first in range(0, samples, at_once)
+        ]
         return {name: torch.cat([part[name] for part in parts], 1).double() for name in parts[0]}
 
     plain = in_parts(config.importance_samples, "noise")

@@ -1,7 +1,8 @@
 """Where a generator's latent variables come from: its prior, its encodings of the training pairs, or a Markov chain.
 
-At about 100 cases a tight decoder leaves the prior full of holes, while its encodings of real pairs lie where it knows
-what to draw. So the sampler is a choice of its own, made in the sweep and recorded with the pairs.
+At about 100 cases a tight decoder leaves the prior full of holes, while its encodings of real pairs
+lie where it knows what to draw. So the sampler is a choice of its own, made in the sweep and
+recorded with the pairs.
 """
 
 from dataclasses import dataclass, field
@@ -10,11 +11,11 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from hvae_hpc.config.stages import GenerateConfig
 from hvae_hpc.errors import UserError
 from hvae_hpc.evaluation.hamiltonian import Energy, hamiltonian_walk
 from hvae_hpc.models.blocks import Batch
 from hvae_hpc.models.hvae import HVAE
-from hvae_hpc.stages import GenerateConfig
 from hvae_hpc.training.batches import PairTensors, generator_for
 
 
@@ -29,7 +30,11 @@ class Sampler(Protocol):
 
 
 def make_sampler(
-    config: GenerateConfig, model: nn.Module, latent_size: int, pairs: PairTensors | None, device: torch.device
+    config: GenerateConfig,
+    model: nn.Module,
+    latent_size: int,
+    pairs: PairTensors | None,
+    device: torch.device,
 ) -> Sampler:
     """Make the sampler that a config names.
 
@@ -46,7 +51,9 @@ def make_sampler(
     if config.sampler == "prior":
         return _Prior(config.seed, latent_size, device)
     if not isinstance(model, HVAE):
-        raise UserError(f"{config.generator} has no encoder, so its sampler must be prior, not {config.sampler}")
+        raise UserError(
+            f"{config.generator} has no encoder, so its sampler must be prior, not {config.sampler}"
+        )
     assert pairs is not None
     encodings = encode_pairs(model, pairs)
     if config.sampler == "aggregated":
@@ -70,10 +77,17 @@ class Encodings:
 def encode_pairs(model: HVAE, pairs: PairTensors, at_once: int = 64) -> Encodings:
     """Encode all pairs."""
     parts = [
-        model.encode({"image": pairs.images[start : start + at_once], "mask": pairs.masks[start : start + at_once]})
+        model.encode(
+            {
+                "image": pairs.images[start : start + at_once],
+                "mask": pairs.masks[start : start + at_once],
+            }
+        )
         for start in range(0, len(pairs), at_once)
     ]
-    return Encodings(mean=torch.cat([mean for mean, _ in parts]), scale=torch.cat([scale for _, scale in parts]))
+    return Encodings(
+        mean=torch.cat([mean for mean, _ in parts]), scale=torch.cat([scale for _, scale in parts])
+    )
 
 
 class _Prior:
@@ -83,7 +97,9 @@ class _Prior:
 
     def draw(self, n: int, first: int) -> Tensor:
         """Draw from N(0, I)."""
-        return torch.randn(n, self.latent_size, generator=generator_for(self.seed, "draws", first)).to(self.device)
+        return torch.randn(
+            n, self.latent_size, generator=generator_for(self.seed, "draws", first)
+        ).to(self.device)
 
 
 class _Between:
@@ -96,7 +112,9 @@ class _Between:
         generator = generator_for(self.seed, "between", first)
         one = torch.randint(len(self.encodings), (n,), generator=generator)
         # Never twice the same pair, where there are two.
-        other = (one + torch.randint(1, max(2, len(self.encodings)), (n,), generator=generator)) % len(self.encodings)
+        other = (
+            one + torch.randint(1, max(2, len(self.encodings)), (n,), generator=generator)
+        ) % len(self.encodings)
         share = torch.rand(n, 1, generator=generator).to(self.encodings.mean)
         noise = torch.randn(n, self.encodings.mean.shape[1], generator=generator).to(share)
         mean = torch.lerp(self.encodings.mean[one], self.encodings.mean[other], share)
@@ -127,11 +145,13 @@ class GaussianMixture:
     variance: Tensor
 
 
-def fit_mixture(encodings: Encodings, components: int, seed: int, rounds: int = 100) -> GaussianMixture:
+def fit_mixture(
+    encodings: Encodings, components: int, seed: int, rounds: int = 100
+) -> GaussianMixture:
     """Fit a mixture of diagonal Gaussians to the aggregated posterior, by expectation and maximisation.
 
-    Not points but the encodings' own Gaussians are fitted: a component's variance is that of its means plus the mean
-    of their variances, so none can collapse onto one pair.
+    Not points but the encodings' own Gaussians are fitted: a component's variance is that of its
+    means plus the mean of their variances, so none can collapse onto one pair.
 
     Args:
         encodings: of N pairs.
@@ -141,7 +161,9 @@ def fit_mixture(encodings: Encodings, components: int, seed: int, rounds: int = 
     """
     points, spread = encodings.mean, encodings.scale.square()
     start = [int(torch.randint(len(points), (1,), generator=generator_for(seed, "components", 0)))]
-    while len(start) < components:  # each the farthest from those before, so that no two begin in one cluster
+    while (
+        len(start) < components
+    ):  # each the farthest from those before, so that no two begin in one cluster
         start.append(int(torch.cdist(points, points[start]).amin(1).argmax()))
     mean = points[start]
     variance = (points.var(0, unbiased=False) + spread.mean(0)).expand(components, -1)
@@ -167,7 +189,9 @@ class _Chain:
     model: HVAE
     pairs: PairTensors
     encodings: Encodings
-    facts: dict[str, float] = field(default_factory=lambda: {"acceptance": 0.0, "step_size": 0.0, "chains": 0.0})
+    facts: dict[str, float] = field(
+        default_factory=lambda: {"acceptance": 0.0, "step_size": 0.0, "chains": 0.0}
+    )
 
     def draw(self, n: int, first: int) -> Tensor:
         """Take pairs in turn, and walk from each one's encoding."""

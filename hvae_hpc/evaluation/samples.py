@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from hvae_hpc.rundir import SAMPLES, write_atomic
+from hvae_hpc.runs.folder import SAMPLES, write_atomic
 
 
 def write_samples(folder: Path, **arrays: Any) -> None:

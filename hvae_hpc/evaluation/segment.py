@@ -1,6 +1,7 @@
 """The segment stage: a U-Net on one arm's pairs, and how well it segments the split's test cases.
 
-The last weights count: there is no validation set, and nothing is chosen by test Dice. A run whose test cases
+The last weights count: there is no validation set, and nothing is chosen by test Dice. A run whose
+    test cases
 meet the training cases of what made its added pairs is refused, by case id.
 """
 
@@ -10,20 +11,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hvae_hpc.config.model import require_halvings
+from hvae_hpc.config.stages import SegmentConfig
 from hvae_hpc.evaluation.samples import write_samples
 from hvae_hpc.evaluation.training_pairs import training_pairs
-from hvae_hpc.metrics import MASK, MaskScores, score_masks
-from hvae_hpc.model_configs import require_halvings
+from hvae_hpc.metrics.segmentation import MASK, MaskScores, score_masks
 from hvae_hpc.models.unet import UNet
-from hvae_hpc.preprocess.pairs import Pairs
-from hvae_hpc.resources import Outcome, Workplace
-from hvae_hpc.rundir import SNAPSHOT
-from hvae_hpc.stages import SegmentConfig
+from hvae_hpc.preprocess.store.pairs import Pairs
+from hvae_hpc.runs.folder import SNAPSHOT
+from hvae_hpc.runs.workplace import Outcome, Workplace
 from hvae_hpc.training.batches import PairTensors, to_tensors
 from hvae_hpc.training.checkpoint import save_snapshot
+from hvae_hpc.training.dataset_cache import read_packed
 from hvae_hpc.training.device import build, choose_device, device_name
 from hvae_hpc.training.loop import train
-from hvae_hpc.training.resident import read_packed
 from hvae_hpc.training.train import read_split
 
 SHOWN = 6
@@ -52,24 +53,40 @@ def segment(config: SegmentConfig, workplace: Workplace) -> Outcome | None:
     predictions = predict(model, tensors, config.threshold, config.optim.batch_size, device)
     scores, unit = score_cases(predictions, tensors.masks[:, 0].numpy() > 0.5, test)
     per_case = {case: asdict(of_case) for case, of_case in scores.items()}
-    _keep_samples(workplace, test, tensors, predictions, {case: of_case.dice for case, of_case in scores.items()})
+    _keep_samples(
+        workplace,
+        test,
+        tensors,
+        predictions,
+        {case: of_case.dice for case, of_case in scores.items()},
+    )
     return Outcome(
         metrics={
-            **{name: float(np.mean([of_case[name] for of_case in per_case.values()])) for name in METRICS},
+            **{
+                name: float(np.mean([of_case[name] for of_case in per_case.values()]))
+                for name in METRICS
+            },
             "train_pairs": float(len(data)),
             "test_cases": float(len(per_case)),
             "images_seen": float(config.optim.images),
             **{f"train_{name}": value for name, value in report.terms.items()},
         },
         per_case=per_case,
-        details={"train_cases": list(split.training_cases(config.arm.n_cases)), "hausdorff_95_unit": unit},
+        details={
+            "train_cases": list(split.training_cases(config.arm.n_cases)),
+            "hausdorff_95_unit": unit,
+        },
         device=device_name(device),
         notes=report.notes,
     )
 
 
 def predict(
-    model: torch.nn.Module, data: PairTensors, threshold: float, batch_size: int, device: torch.device
+    model: torch.nn.Module,
+    data: PairTensors,
+    threshold: float,
+    batch_size: int,
+    device: torch.device,
 ) -> NDArray[np.bool_]:
     """Return hard masks (N, H, W) of all images, in float32, the network in evaluation mode."""
     model.eval()
@@ -82,7 +99,8 @@ def score_cases(predictions: MASK, truths: MASK, test: Pairs) -> tuple[dict[str,
 
     Args:
         predictions, truths: (N, H, W); shrunk pairs have larger pixels than ``test`` says.
-        test: whose case ids and spacing count; distances are in px where any case's spacing is unknown.
+        test: whose case ids and spacing count; distances are in px where any case's spacing is
+            unknown.
     """
     spacing = test.spacing_mm * (test.images.shape[1] / predictions.shape[1])
     known = bool(np.isfinite(spacing).all())
@@ -101,7 +119,11 @@ def score_cases(predictions: MASK, truths: MASK, test: Pairs) -> tuple[dict[str,
 
 
 def _keep_samples(
-    workplace: Workplace, test: Pairs, tensors: PairTensors, predictions: NDArray[np.bool_], per_case: dict[str, float]
+    workplace: Workplace,
+    test: Pairs,
+    tensors: PairTensors,
+    predictions: NDArray[np.bool_],
+    per_case: dict[str, float],
 ) -> None:
     """Keep a few test slices with predictions for the figures: the worst, the median, the best, the first ones."""
     order = sorted(per_case, key=lambda case: per_case[case])

@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import torch
 
+from hvae_hpc.config.stages import SegmentConfig
 from hvae_hpc.errors import UserError
-from hvae_hpc.preprocess.shards import Shard
-from hvae_hpc.preprocess.splits import Split
-from hvae_hpc.resources import Workplace
-from hvae_hpc.rundir import PAIRS
-from hvae_hpc.stages import SegmentConfig
+from hvae_hpc.preprocess.store.shards import Shard
+from hvae_hpc.preprocess.store.splits import Split
+from hvae_hpc.runs.folder import PAIRS
+from hvae_hpc.runs.workplace import Workplace
 from hvae_hpc.training.batches import PairTensors, add, generator_for, require_unseen
-from hvae_hpc.training.resident import CPU, read_cases, read_first
+from hvae_hpc.training.dataset_cache import CPU, read_cases, read_first
 
 
 def training_pairs(
@@ -60,7 +60,11 @@ def _added_pairs(
     with Shard(path) as shard:
         require_unseen(path, shard.attributes, test_cases)
         if len(shard) < n:
-            raise UserError(f"{path}: holds {len(shard)} pairs, the arm asks for {n}; raise n_pairs in the sweep")
+            raise UserError(
+                f"{path}: holds {len(shard)} pairs, the arm asks for {n}; raise n_pairs in the sweep"
+            )
         if shard.image_size != size:
-            raise UserError(f"{path}: pairs of {shard.image_size} px, the real ones have {size}; use one image_px")
+            raise UserError(
+                f"{path}: pairs of {shard.image_size} px, the real ones have {size}; use one image_px"
+            )
         return read_first(shard, n, real.images.device)

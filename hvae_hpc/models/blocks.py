@@ -1,10 +1,11 @@
 """What the networks are made of: residual blocks, self-attention, the encoder and the decoder, and the Loss.
 
-GroupNorm and SiLU, no dropout, no BatchNorm: pairs of a batch must not know of each other (or the bound is
+GroupNorm and SiLU, no dropout, no BatchNorm: pairs of a batch must not know of each other (or the
+    bound is
 not a bound), and the decoder is differentiated twice. For the same reason attention is plain matrix
 products: the fused kernels have no second derivative.
 
-What the decoder is made of can be ``linearised`` (see :mod:`hvae_hpc.models.pullbacks`).
+What the decoder is made of can be ``linearised`` (see :mod:`hvae_hpc.models.vjp`).
 """
 
 from collections.abc import Callable, Mapping
@@ -14,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hvae_hpc.model_configs import NetworkConfig, require_halvings
-from hvae_hpc.models.pullbacks import Pullback, linearise_activation, pull_conv, widen
+from hvae_hpc.config.model import NetworkConfig, require_halvings
+from hvae_hpc.models.vjp import Pullback, linearise_activation, pull_conv, widen
 
 Batch = Mapping[str, Tensor]
 """Images ``image`` (B, 1, H, W) in [0, 1], ``mask`` (B, 1, H, W) in {0, 1}, and what the model's ``draw`` made."""
@@ -26,8 +27,8 @@ class Loss(NamedTuple):
 
     Attributes:
         total: scalar, minimised.
-        terms: name to a detached tensor, scalar or one value per pair (B,), for logs and tests; a term called "elbo"
-            is the ELBO in nats and is maximised.
+        terms: name to a detached tensor, scalar or one value per pair (B,), for logs and tests; a
+            term called "elbo" is the ELBO in nats and is maximised.
     """
 
     total: Tensor
@@ -43,7 +44,9 @@ class Phase(NamedTuple):
 
 def normalisation(channels: int) -> nn.GroupNorm:
     """GroupNorm with the largest number of groups up to 8 that divides the channels."""
-    return nn.GroupNorm(next(groups for groups in range(8, 0, -1) if channels % groups == 0), channels)
+    return nn.GroupNorm(
+        next(groups for groups in range(8, 0, -1) if channels % groups == 0), channels
+    )
 
 
 class ResidualBlock(nn.Module):
@@ -55,7 +58,11 @@ class ResidualBlock(nn.Module):
         self.conv_1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
         self.norm_2 = normalisation(channels_out)
         self.conv_2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
-        self.skip = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
+        self.skip = (
+            nn.Conv2d(channels_in, channels_out, 1)
+            if channels_in != channels_out
+            else nn.Identity()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output."""
@@ -70,7 +77,9 @@ class ResidualBlock(nn.Module):
 
         def pull(gradient: Tensor) -> Tensor:
             inner = pull_1(pull_conv(self.conv_1, pull_2(pull_conv(self.conv_2, gradient))))
-            return inner + (pull_conv(self.skip, gradient) if isinstance(self.skip, nn.Conv2d) else gradient)
+            return inner + (
+                pull_conv(self.skip, gradient) if isinstance(self.skip, nn.Conv2d) else gradient
+            )
 
         return self.skip(x) + self.conv_2(h), pull
 
@@ -107,9 +116,15 @@ class SelfAttention(nn.Module):
         def pull(gradient: Tensor) -> Tensor:
             by_gathered = pull_conv(self.out, gradient).reshape(value.shape)
             by_weights = widen(by_gathered.transpose(-1, -2) @ value)
-            by_score = weights * (by_weights - (weights * by_weights).sum(-1, keepdim=True)) * query.shape[2] ** -0.5
+            by_score = (
+                weights
+                * (by_weights - (weights * by_weights).sum(-1, keepdim=True))
+                * query.shape[2] ** -0.5
+            )
             parts = (key @ by_score.transpose(-1, -2), query @ by_score, by_gathered @ weights)
-            by_qkv = torch.cat([part.flatten(1, 2) for part in parts], dim=1).unflatten(2, x.shape[2:])
+            by_qkv = torch.cat([part.flatten(1, 2) for part in parts], dim=1).unflatten(
+                2, x.shape[2:]
+            )
             return gradient + pull_norm(pull_conv(self.query_key_value, by_qkv))
 
         return x + self.out((value @ weights.transpose(-1, -2)).reshape(x.shape)), pull
@@ -118,7 +133,8 @@ class SelfAttention(nn.Module):
 class Upsample(nn.Module):
     """Twice the size by repeating pixels, then a 3x3 convolution: no checkerboard, unlike a free strided transpose.
 
-    Computed as what it is equal to, a transposed convolution of stride 2 whose 4x4 kernel holds sums of the 3x3 one's
+    Computed as what it is equal to, a transposed convolution of stride 2 whose 4x4 kernel holds
+    sums of the 3x3 one's
     weights: 4 multiplications per output, input and output channel in place of 9.
     """
 
@@ -128,8 +144,12 @@ class Upsample(nn.Module):
 
     def _kernel(self) -> Tensor:
         """Return the 4x4 kernel, (C_in, C_out, 4, 4)."""
-        padded = F.pad(self.conv.weight, (1, 1, 1, 1))  # an output pixel's taps that meet the same input pixel add up
-        summed = padded[..., :4, :4] + padded[..., :4, 1:] + padded[..., 1:, :4] + padded[..., 1:, 1:]
+        padded = F.pad(
+            self.conv.weight, (1, 1, 1, 1)
+        )  # an output pixel's taps that meet the same input pixel add up
+        summed = (
+            padded[..., :4, :4] + padded[..., :4, 1:] + padded[..., 1:, :4] + padded[..., 1:, 1:]
+        )
         return summed.flip(2, 3).transpose(0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -144,7 +164,11 @@ class Upsample(nn.Module):
 
 
 def _stage(channels: int, config: NetworkConfig, level: int) -> list[nn.Module]:
-    attention = [SelfAttention(channels, config.attention_heads)] if level in config.attention_levels else []
+    attention = (
+        [SelfAttention(channels, config.attention_heads)]
+        if level in config.attention_levels
+        else []
+    )
     return [ResidualBlock(channels, channels), *attention]
 
 
@@ -163,7 +187,9 @@ def bottleneck_size(config: NetworkConfig, image_size: tuple[int, int]) -> tuple
         ValueError: the image cannot be halved that often.
     """
     factor = 2 ** (len(config.channels) - 1)
-    require_halvings(f"network.channels of {len(config.channels)} levels", image_size, len(config.channels) - 1)
+    require_halvings(
+        f"network.channels of {len(config.channels)} levels", image_size, len(config.channels) - 1
+    )
     height, width = image_size
     return height // factor, width // factor
 
@@ -189,7 +215,12 @@ class Encoder(nn.Module):
             if level + 1 < len(channels):
                 layers.append(nn.Conv2d(here, channels[level + 1], 3, stride=2, padding=1))
         layers += _bottleneck(channels[-1], config)
-        layers += [normalisation(channels[-1]), nn.SiLU(), nn.Conv2d(channels[-1], NARROW, 1), nn.Flatten()]
+        layers += [
+            normalisation(channels[-1]),
+            nn.SiLU(),
+            nn.Conv2d(channels[-1], NARROW, 1),
+            nn.Flatten(),
+        ]
         self.layers = nn.Sequential(*layers)
         self.out = nn.Linear(NARROW * height * width, 2 * config.latent_size)
 
@@ -208,13 +239,18 @@ class Decoder(nn.Module):
         image_link: "mean" passes the image channel through a sigmoid, "logits" leaves it.
     """
 
-    def __init__(self, config: NetworkConfig, image_size: tuple[int, int], image_link: str = "mean") -> None:
+    def __init__(
+        self, config: NetworkConfig, image_size: tuple[int, int], image_link: str = "mean"
+    ) -> None:
         super().__init__()
         channels = config.channels
         self.size = bottleneck_size(config, image_size)
         self.image_link = image_link
         self.dense = nn.Linear(config.latent_size, NARROW * self.size[0] * self.size[1])
-        layers: list[nn.Module] = [nn.Conv2d(NARROW, channels[-1], 1), *_bottleneck(channels[-1], config)]
+        layers: list[nn.Module] = [
+            nn.Conv2d(NARROW, channels[-1], 1),
+            *_bottleneck(channels[-1], config),
+        ]
         for level in reversed(range(len(channels))):
             layers += _stage(channels[level], config, level)
             if level > 0:
@@ -231,7 +267,9 @@ class Decoder(nn.Module):
         image, mask_logits = widen(h).chunk(2, dim=1)
         return (torch.sigmoid(image) if self.image_link == "mean" else image), mask_logits
 
-    def linearise(self, z: Tensor) -> tuple[tuple[Tensor, Tensor], Callable[[Tensor, Tensor], Tensor]]:
+    def linearise(
+        self, z: Tensor
+    ) -> tuple[tuple[Tensor, Tensor], Callable[[Tensor, Tensor], Tensor]]:
         """Return what :meth:`forward` does, and the pullback from both outputs' gradients to z's, (B, d) float32."""
         first, *blocks, norm, _, last = self.layers
         h, pulls = first(self.dense(z).reshape(len(z), NARROW, *self.size)), []

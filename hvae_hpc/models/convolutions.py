@@ -18,8 +18,8 @@ PIECE = 2**20
 class Convolution(nn.Conv2d):
     """A 3x3 convolution, padded, without a bias: (B, C_in, H, W) -> (B, C_out, H, W).
 
-    On a CPU oneDNN computes a weight's gradient at a third of the speed at which it convolves, and at a tenth where an
-    image is large and its channels come last.
+    On a CPU oneDNN computes a weight's gradient at a third of the speed at which it convolves, and
+    at a tenth where an image is large and its channels come last.
     """
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
@@ -27,7 +27,11 @@ class Convolution(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve."""
-        plain = x.device.type != "cpu" or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
+        plain = (
+            x.device.type != "cpu"
+            or torch.compiler.is_compiling()
+            or torch.is_autocast_enabled("cpu")
+        )
         if plain or min(self.in_channels, self.out_channels) < WIDE:
             return super().forward(x)
         return _ProductsBackward.apply(x, self.weight)
@@ -36,7 +40,8 @@ class Convolution(nn.Conv2d):
 class DoubleSize(nn.ConvTranspose2d):
     """A 2x2 transposed convolution of stride 2: (B, C_in, H, W) -> (B, C_out, 2H, 2W).
 
-    No two of its windows meet, so it is one matrix product, and the pixels of a window are then put in their places.
+    No two of its windows meet, so it is one matrix product, and the pixels of a window are then put
+    in their places.
     """
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
@@ -48,7 +53,9 @@ class DoubleSize(nn.ConvTranspose2d):
         n, _, height, width = x.shape
         weight = self.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (2 2 C_out, C_in)
         assert self.bias is not None
-        windows = F.linear(x.permute(0, 2, 3, 1), weight, self.bias.repeat(4)).view(n, height, width, 2, 2, -1)
+        windows = F.linear(x.permute(0, 2, 3, 1), weight, self.bias.repeat(4)).view(
+            n, height, width, 2, 2, -1
+        )
         return windows.transpose(2, 3).reshape(n, 2 * height, 2 * width, -1).permute(0, 3, 1, 2)
 
 
@@ -66,7 +73,9 @@ class _ProductsBackward(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Return the gradients by the input and by the weight."""
         x, weight = ctx.saved_tensors
-        by_x = conv2d_input(x.shape, weight, gradient, padding=1) if ctx.needs_input_grad[0] else None
+        by_x = (
+            conv2d_input(x.shape, weight, gradient, padding=1) if ctx.needs_input_grad[0] else None
+        )
         return by_x, _weight_gradient(x, gradient) if ctx.needs_input_grad[1] else None
 
 
@@ -76,9 +85,12 @@ def _weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:
     if not c_out < c_in <= n * height * width:
         found = x.new_empty(c_out, 9 * c_in)
         for number, (windows, pixels) in enumerate(_pieces(x, gradient, found.nbytes)):
-            found.addmm_(pixels.T, windows, beta=min(1, number))  # with 0, what is there does not count
+            found.addmm_(
+                pixels.T, windows, beta=min(1, number)
+            )  # with 0, what is there does not count
         return found.view(c_out, 3, 3, c_in).permute(0, 3, 1, 2)
-    # The windows of the narrower side are less to copy; what is at one end of a window there, is at the other end here.
+    # The windows of the narrower side are less to copy; what is at one end of a window there,
+    # is at the other end here.
     found = x.new_empty(9 * c_out, c_in)
     for number, (windows, pixels) in enumerate(_pieces(gradient, x, found.nbytes)):
         found.addmm_(windows.T, pixels, beta=min(1, number))
@@ -90,15 +102,21 @@ def _pieces(windowed: Tensor, other: Tensor, least: int) -> Iterator[tuple[Tenso
 
     Args:
         windowed, other: (B, C, H, W), of as many pixels.
-        least: bytes of what the products are added to: each reads and writes all of it, so a piece is no smaller.
+        least: bytes of what the products are added to: each reads and writes all of it, so a piece
+            is no smaller.
     """
     n, channels, height, width = windowed.shape
     padded = F.pad(windowed.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
-    windows = padded.unfold(1, 3, 1).unfold(2, 3, 1).permute(0, 1, 2, 4, 5, 3)  # (B, H, W, 3, 3, C), a view
+    windows = (
+        padded.unfold(1, 3, 1).unfold(2, 3, 1).permute(0, 1, 2, 4, 5, 3)
+    )  # (B, H, W, 3, 3, C), a view
     by_pixel = other.permute(0, 2, 3, 1)
     rows = max(1, max(PIECE, least) // (9 * width * channels * windowed.element_size()))
     images = max(1, rows // height)
     for image in range(0, n, images):
         for row in range(0, height, rows):
             piece = slice(image, image + images), slice(row, row + rows)
-            yield windows[piece].reshape(-1, 9 * channels), by_pixel[piece].reshape(-1, other.shape[1])
+            yield (
+                windows[piece].reshape(-1, 9 * channels),
+                by_pixel[piece].reshape(-1, other.shape[1]),
+            )

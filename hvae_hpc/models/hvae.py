@@ -1,14 +1,14 @@
 """The joint Hamiltonian VAE of image and mask; with no leapfrog steps it is the VAE on the same network.
 
-A pair y = (x, m) is encoded to q(z0|y) = N(mu, diag s^2). K leapfrog steps with tempering move z0 and a
-momentum rho along the potential U = -log p(x, m|z) + |z|^2 / 2, each with determinant alpha_k^d, and
-the bound is taken at the end of the path (Caterini et al. 2018, Algorithm 1; Kebaili et al. 2023,
-equations 3 and 4):
+A pair y = (x, m) is encoded to q(z0|y) = N(mu, diag s^2). K leapfrog steps with tempering move z0
+and a momentum rho along the potential U = -log p(x, m|z) + |z|^2 / 2, each with determinant
+alpha_k^d, and the bound is taken at the end of the path (Caterini et al. 2018, Algorithm 1; Kebaili
+et al. 2023, equations 3 and 4):
 
     ELBO(y) = E[log p(x, m|z_K) - |z_K|^2 / 2 - |rho_K|^2 / 2] + sum_i log s_i + d
 
-With mass "posterior" the leaps are made in whitened coordinates u, z = mu + s u: the same as a mass matrix
-diag(1 / s^2) in z, and the only form in which one step size suits every direction.
+With mass "posterior" the leaps are made in whitened coordinates u, z = mu + s u: the same as a mass
+matrix diag(1 / s^2) in z, and the only form in which one step size suits every direction.
 """
 
 import math
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from hvae_hpc.model_configs import HVAEConfig
+from hvae_hpc.config.model import HVAEConfig
 from hvae_hpc.models.blocks import Batch, Decoder, Encoder, Loss, Phase
 
 LOG_2PI = math.log(2 * math.pi)
@@ -59,10 +59,12 @@ class HVAE(nn.Module):
         image_size: height and width, px.
 
     Attributes:
-        compiled_parts: the methods that cost time; the leaps between them are a few small operations.
-        recompute: keep no activation of the decoder for the backward pass, but decode again there: a flow of K leaps
-            then needs about the memory of one decoding, not of K + 1.
-        pairs_apart: no pair of a batch knows of another, in no buffer either, so a batch may be taken in parts.
+        compiled_parts: the methods that cost time; the leaps between them are a few small
+            operations.
+        recompute: keep no activation of the decoder for the backward pass, but decode again there:
+            a flow of K leaps then needs about the memory of one decoding, not of K + 1.
+        pairs_apart: no pair of a batch knows of another, in no buffer either, so a batch may be
+            taken in parts.
     """
 
     pairs_apart = True
@@ -77,9 +79,12 @@ class HVAE(nn.Module):
         link = "mean" if config.image_likelihood == "gaussian" else "logits"
         self.encoder = Encoder(config.network, image_size)
         self.decoder = Decoder(config.network, image_size, image_link=link)
-        # softplus(raw) + floor = sigma_x and step_size_max * sigmoid(raw) = eps, at the start as configured.
+        # softplus(raw) + floor = sigma_x and step_size_max * sigmoid(raw) = eps, at the
+        # start as configured.
         if config.learn_sigma_x:
-            self.raw_sigma_x = nn.Parameter(torch.tensor(math.log(math.expm1(config.sigma_x - config.sigma_x_floor))))
+            self.raw_sigma_x = nn.Parameter(
+                torch.tensor(math.log(math.expm1(config.sigma_x - config.sigma_x_floor)))
+            )
         if config.n_leapfrog:
             self.register_buffer("step_share", torch.tensor(1.0))
         if config.n_leapfrog and config.learn_step_size:
@@ -87,7 +92,9 @@ class HVAE(nn.Module):
             self.raw_step_size = nn.Parameter(torch.tensor(math.log(share / (1 - share))))
         if config.n_leapfrog and config.tempering == "free":
             alpha = config.sqrt_beta_0 ** (1 / config.n_leapfrog)
-            self.raw_alphas = nn.Parameter(torch.full((config.n_leapfrog,), math.log(alpha / (1 - alpha))))
+            self.raw_alphas = nn.Parameter(
+                torch.full((config.n_leapfrog,), math.log(alpha / (1 - alpha)))
+            )
 
     def phases(self) -> tuple[Phase, ...]:
         """One phase: the bound."""
@@ -98,11 +105,13 @@ class HVAE(nn.Module):
 
         Args:
             n: pairs.
-            share: of the training that is done, in [0, 1]; it sets the KL weight and switches the flow on.
+            share: of the training that is done, in [0, 1]; it sets the KL weight and switches the
+                flow on.
             generator: on the CPU.
 
         Returns:
-            noise (n, d), kl_weight (), and, where the flow is on, momentum (n, d) and, for Metropolis, uniform (n,).
+            noise (n, d), kl_weight (), and, where the flow is on, momentum (n, d) and, for
+            Metropolis, uniform (n,).
         """
         config = self.config
         weight = min(1.0, share / config.kl_warm_up) if config.kl_warm_up > 0 else 1.0
@@ -141,7 +150,9 @@ class HVAE(nn.Module):
         if config.tempering == "free":
             return list(torch.sigmoid(self.raw_alphas).unbind())
         inverse = 1 / config.sqrt_beta_0
-        roots = [1 / (inverse + (1 - inverse) * (k / k_max) ** 2) for k in range(k_max + 1)]  # sqrt(beta_k)
+        roots = [
+            1 / (inverse + (1 - inverse) * (k / k_max) ** 2) for k in range(k_max + 1)
+        ]  # sqrt(beta_k)
         return [before / after for before, after in pairwise(roots)]
 
     def sqrt_beta_0(self) -> Tensor | float:
@@ -171,15 +182,26 @@ class HVAE(nn.Module):
         image = batch["image"]
         if self.config.image_likelihood == "gaussian":
             sigma = self.sigma_x()
-            # Filled in on the device: of a number that is copied there the host waits for the arrival.
-            sigma = sigma.to(parameter.dtype) if isinstance(sigma, Tensor) else parameter.new_full((), sigma)
-            image_nats = -0.5 * ((image - parameter) / sigma) ** 2 - torch.log(sigma) - 0.5 * LOG_2PI
+            # Filled in on the device: of a number that is copied there the host waits
+            # for the arrival.
+            sigma = (
+                sigma.to(parameter.dtype)
+                if isinstance(sigma, Tensor)
+                else parameter.new_full((), sigma)
+            )
+            image_nats = (
+                -0.5 * ((image - parameter) / sigma) ** 2 - torch.log(sigma) - 0.5 * LOG_2PI
+            )
         else:
             image_nats = -F.binary_cross_entropy_with_logits(parameter, image, reduction="none")
-        mask_nats = -F.binary_cross_entropy_with_logits(mask_logits, batch["mask"], reduction="none")
+        mask_nats = -F.binary_cross_entropy_with_logits(
+            mask_logits, batch["mask"], reduction="none"
+        )
         return image_nats.flatten(1).sum(1), self.config.mask_weight * mask_nats.flatten(1).sum(1)
 
-    def linearised_likelihood(self, z: Tensor, batch: Batch) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    def linearised_likelihood(
+        self, z: Tensor, batch: Batch
+    ) -> tuple[tuple[Tensor, Tensor], Tensor]:
         """Return what :meth:`log_likelihood` does, and the gradient of the two's sum by z (B, d), differentiable."""
         (parameter, mask_logits), pull = self.decoder.linearise(z)
         if self.config.image_likelihood == "gaussian":
@@ -192,8 +214,8 @@ class HVAE(nn.Module):
     def leap(self, batch: Batch, mean: Tensor, scale: Tensor) -> Path:
         """Follow the flow from z0 = mean + scale * noise.
 
-        K leaps take K + 1 gradients: the force at a step's end is the force at the next one's start, and the last
-        evaluation also gives log p(x, m|z_K).
+        K leaps take K + 1 gradients: the force at a step's end is the force at the next one's
+        start, and the last evaluation also gives log p(x, m|z_K).
         """
         z_0 = mean + scale * batch["noise"]
         whitened = self.config.mass == "posterior"
@@ -207,7 +229,9 @@ class HVAE(nn.Module):
             gradient = z - by_z
             gradient = gradient * scale if whitened else gradient
             values = 0.5 * _square(z) - image_nats - mask_nats, image_nats, mask_nats
-            return (gradient.detach() if self.config.inner_gradient == "detached" else gradient), values
+            return (
+                gradient.detach() if self.config.inner_gradient == "detached" else gradient
+            ), values
 
         eps = self.step_size()
         q = q_0 = batch["noise"] if whitened else z_0
@@ -223,7 +247,9 @@ class HVAE(nn.Module):
             momentum = half_way - 0.5 * eps * gradient
             energy_change = energy_change + energy + 0.5 * _square(momentum) - before
             momentum = alpha * momentum
-        path = Path(q_0, q, z_0, latent(q), momentum, *at_start, image_nats, mask_nats, energy_change)
+        path = Path(
+            q_0, q, z_0, latent(q), momentum, *at_start, image_nats, mask_nats, energy_change
+        )
         return self._accept_or_stay(path, batch) if self.config.metropolis else path
 
     def _accept_or_stay(self, path: Path, batch: Batch) -> Path:
@@ -245,19 +271,28 @@ class HVAE(nn.Module):
         """Return minus the bound per pixel, and its parts in nats per pair.
 
         Args:
-            batch: ``image`` and ``mask`` (B, 1, H, W) and what :meth:`draw` made; with a momentum the flow is on.
+            batch: ``image`` and ``mask`` (B, 1, H, W) and what :meth:`draw` made; with a momentum
+                the flow is on.
             phase: "elbo", the only one.
         """
         mean, scale = self.encode(batch)
         log_scale = torch.log(scale).sum(1)
         analytic_kl = 0.5 * (mean * mean + scale * scale - 1).sum(1) - log_scale
         pixels = batch["image"][0].numel()
-        is_bound = "uniform" not in batch  # Metropolis' choice has a density that nobody writes down
+        is_bound = (
+            "uniform" not in batch
+        )  # Metropolis' choice has a density that nobody writes down
         if "momentum" not in batch:
             z = mean + scale * batch["noise"]
             image_nats, mask_nats = self._spare(lambda z: self.log_likelihood(z, batch), z)
             kl = analytic_kl
-            log_weight = image_nats + mask_nats + log_scale + 0.5 * _square(batch["noise"]) - 0.5 * _square(z)
+            log_weight = (
+                image_nats
+                + mask_nats
+                + log_scale
+                + 0.5 * _square(batch["noise"])
+                - 0.5 * _square(z)
+            )
             terms = {}
         else:
             path = self.leap(batch, mean, scale)
@@ -279,7 +314,11 @@ class HVAE(nn.Module):
         bound = image_nats + mask_nats - batch["kl_weight"] * kl
         elbo = image_nats + mask_nats - kl
         bits = -elbo / (pixels * math.log(2))
-        terms |= {"elbo": elbo, "log_weight": log_weight, "bits_per_pixel": bits} if is_bound else {"objective": elbo}
+        terms |= (
+            {"elbo": elbo, "log_weight": log_weight, "bits_per_pixel": bits}
+            if is_bound
+            else {"objective": elbo}
+        )
         terms |= {
             "image": image_nats,
             "mask": mask_nats,
@@ -292,7 +331,9 @@ class HVAE(nn.Module):
     def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Turn latent variables (B, d) into the image's mean and the mask's probability, (B, 1, H, W) each."""
         parameter, mask_logits = self.decoder(z)
-        image = parameter if self.config.image_likelihood == "gaussian" else torch.sigmoid(parameter)
+        image = (
+            parameter if self.config.image_likelihood == "gaussian" else torch.sigmoid(parameter)
+        )
         return image, torch.sigmoid(mask_logits)
 
 

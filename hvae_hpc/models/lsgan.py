@@ -1,7 +1,7 @@
 """The least-squares GAN (Mao et al. 2017) of image and mask; its generator is the HVAE's decoder.
 
-The discriminator sees image and mask together and its score is squared per pair, with targets 0 for generated and
-1 for real, and 1 for the generator:
+The discriminator sees image and mask together and its score is squared per pair, with targets 0 for
+generated and 1 for real, and 1 for the generator:
 
     L_D = 1/2 E[(D(real) - 1)^2] + 1/2 E[D(G(z))^2],    L_G = 1/2 E[(D(G(z)) - 1)^2]
 
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from hvae_hpc.model_configs import LSGANConfig, MovesConfig
+from hvae_hpc.config.model import LSGANConfig, MovesConfig
+from hvae_hpc.models.affine import apply_moves, draw_moves
 from hvae_hpc.models.blocks import Batch, Decoder, Loss, Phase
-from hvae_hpc.models.moves import apply_moves, draw_moves
-from hvae_hpc.models.pullbacks import widen
+from hvae_hpc.models.vjp import widen
 
 AUGMENTATION = MovesConfig(flip=0.5, rotate_deg=10.0, scale=0.1, shift=0.1)
 BRIGHTNESS, CONTRAST = 0.2, 0.3  # largest additive and relative change of the image channel

@@ -1,13 +1,14 @@
 """The classic U-Net (Ronneberger et al. 2015) for one image channel and one tumour class.
 
-Convolutions are padded, so that the output has the input's size, and batch-normalised, as is usual since.
+Convolutions are padded, so that the output has the input's size, and batch-normalised, as is usual
+since.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hvae_hpc.model_configs import UNetConfig
+from hvae_hpc.config.model import UNetConfig
 from hvae_hpc.models.blocks import Batch, Loss, Phase
 from hvae_hpc.models.convolutions import Convolution, DoubleSize
 
@@ -16,7 +17,11 @@ def _double_convolution(channels_in: int, channels_out: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for before in (channels_in, channels_out):
         # BatchNorm subtracts the mean, so a bias before it would do nothing.
-        layers += [Convolution(before, channels_out), nn.BatchNorm2d(channels_out), nn.ReLU(inplace=True)]
+        layers += [
+            Convolution(before, channels_out),
+            nn.BatchNorm2d(channels_out),
+            nn.ReLU(inplace=True),
+        ]
     return nn.Sequential(*layers)
 
 
@@ -32,9 +37,13 @@ class UNet(nn.Module):
         super().__init__()
         self.loss = loss
         widths = [config.base_channels * 2**level for level in range(config.depth + 1)]
-        self.down = nn.ModuleList(_double_convolution(a, b) for a, b in zip([1, *widths[:-1]], widths, strict=True))
+        self.down = nn.ModuleList(
+            _double_convolution(a, b) for a, b in zip([1, *widths[:-1]], widths, strict=True)
+        )
         self.up = nn.ModuleList(DoubleSize(2 * width, width) for width in reversed(widths[:-1]))
-        self.merge = nn.ModuleList(_double_convolution(2 * width, width) for width in reversed(widths[:-1]))
+        self.merge = nn.ModuleList(
+            _double_convolution(2 * width, width) for width in reversed(widths[:-1])
+        )
         self.out = nn.Conv2d(widths[0], 1, 1)
 
     def phases(self) -> tuple[Phase, ...]:

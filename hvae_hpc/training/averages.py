@@ -36,8 +36,10 @@ class MovingAverage:
 class TermReader:
     """Gathers terms on the device, reads them now and then, and averages them over windows of the training.
 
-    The windows lie where they lie whether or not the training was stopped in between: what was read of the current one
-    is part of the checkpoint. Each process sees its own pairs, so what it reads it averages with the others.
+    The windows lie where they lie whether or not the training was stopped in between: what was read
+        of the current one
+    is part of the checkpoint. Each process sees its own pairs, so what it reads it averages with
+    the others.
     """
 
     def __init__(self, team: Team) -> None:
@@ -48,15 +50,20 @@ class TermReader:
 
     def add(self, images_seen: int, terms: dict[str, Tensor]) -> None:
         """Keep one step's terms, without waiting for them."""
-        self.pending.append((images_seen, {name: term.detach().float().mean() for name, term in terms.items()}))
+        self.pending.append(
+            (images_seen, {name: term.detach().float().mean() for name, term in terms.items()})
+        )
 
     def read(self) -> None:
         """Wait for what was added and put it into the window.
 
         Raises:
-            NonFiniteError: a term was not finite, in all processes if in one; it names the term and the images seen.
+            NonFiniteError: a term was not finite, in all processes if in one; it names the term and
+                the images seen.
         """
-        numbers = iter(self.team.mean([float(term) for _, terms in self.pending for term in terms.values()]))
+        numbers = iter(
+            self.team.mean([float(term) for _, terms in self.pending for term in terms.values()])
+        )
         for images_seen, terms in self.pending:
             for name in terms:
                 number = next(numbers)

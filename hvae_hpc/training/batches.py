@@ -1,7 +1,8 @@
 """Pairs on the device, and which of them a step takes.
 
-The clock is images seen. Which images a step takes, how they are moved, and the noise are functions of (seed,
-images_seen), so that a training goes on from a checkpoint without anything of a loader being saved.
+The clock is images seen. Which images a step takes, how they are moved, and the noise are functions
+of (seed, images_seen), so that a training goes on from a checkpoint without anything of a loader
+being saved.
 """
 
 import hashlib
@@ -15,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hvae_hpc.config.model import MovesConfig, OptimConfig
 from hvae_hpc.errors import UserError
-from hvae_hpc.model_configs import MovesConfig, OptimConfig
-from hvae_hpc.models.moves import apply_moves, draw_moves
-from hvae_hpc.preprocess.pairs import Pairs
+from hvae_hpc.models.affine import apply_moves, draw_moves
+from hvae_hpc.preprocess.store.pairs import Pairs
 
 
 def generator_for(seed: int, purpose: str, index: int) -> torch.Generator:
@@ -36,18 +37,22 @@ def _permutation(n: int, added: int, seed: int, epoch: int) -> Tensor:
     real = torch.randperm(n - added, generator=generator_for(seed, "order", epoch))
     if not added:
         return real
-    others = n - added + torch.randperm(added, generator=generator_for(seed, "order of added", epoch))
+    others = (
+        n - added + torch.randperm(added, generator=generator_for(seed, "order of added", epoch))
+    )
     is_real = torch.randperm(n, generator=generator_for(seed, "places", epoch)) < n - added
     order = torch.empty(n, dtype=torch.int64)
     order[is_real], order[~is_real] = real, others
     return order
 
 
-def images_of_step(n: int, seed: int, images_seen: int, batch_size: int, added: int = 0, alone: int = 0) -> Tensor:
+def images_of_step(
+    n: int, seed: int, images_seen: int, batch_size: int, added: int = 0, alone: int = 0
+) -> Tensor:
     """Return the indices (batch_size,) of the images after the first ``images_seen``.
 
-    The stream is one random order of all n images after the other, so every image is seen equally often, to within one,
-    at any time; a batch may cross from one order to the next.
+    The stream is one random order of all n images after the other, so every image is seen equally
+    often, to within one, at any time; a batch may cross from one order to the next.
 
     Args:
         n: pairs in all, real ones first.
@@ -55,8 +60,8 @@ def images_of_step(n: int, seed: int, images_seen: int, batch_size: int, added: 
         images_seen: before this step.
         batch_size: images of a step.
         added: the last so many are no real ones.
-        alone: for the first so many images, whole batches, the stream is of the added pairs alone, and after that of
-            the real ones alone; 0 for a stream of all.
+        alone: for the first so many images, whole batches, the stream is of the added pairs alone,
+            and after that of the real ones alone; 0 for a stream of all.
     """
     first = 0
     if alone and images_seen < alone:
@@ -78,8 +83,8 @@ class PairTensors:
     Attributes:
         images, masks: (N, 1, H, W) float32, in [0, 1] and {0, 1}; real pairs first.
         added: how many of the last ones are not real.
-        alone: images from the start of a training in which only the added ones are shown, and after which only the real
-            ones are; 0 for all of them throughout.
+        alone: images from the start of a training in which only the added ones are shown, and after
+            which only the real ones are; 0 for all of them throughout.
     """
 
     images: Tensor
@@ -140,7 +145,10 @@ def split_batch(batch: Mapping[str, Tensor], rows: int) -> list[tuple[float, Map
         return [(1.0, batch)]
     cuts = [slice(start, min(start + rows, n)) for start in range(0, n, rows)]
     return [
-        ((cut.stop - cut.start) / n, {name: value[cut] if value.ndim else value for name, value in batch.items()})
+        (
+            (cut.stop - cut.start) / n,
+            {name: value[cut] if value.ndim else value for name, value in batch.items()},
+        )
         for cut in cuts
     ]
 
@@ -184,7 +192,8 @@ def make_batch(
         mine: this process's part of the batch.
 
     Returns:
-        ``image``, ``mask`` and the noise, each (B, ...) but for scalars, on the data's device and in its precision.
+        ``image``, ``mask`` and the noise, each (B, ...) but for scalars, on the data's device and
+        in its precision.
     """
     n = optim.batch_size
     index = images_of_step(len(data), seed, images_seen, n, data.added, data.alone)[mine]
@@ -192,7 +201,9 @@ def make_batch(
     images, masks = data.images[index], data.masks[index]
     if moves is not None:
         height, width = data.image_size
-        drawn = draw_moves(n, moves, generator_for(seed, "moves", images_seen), height / width)[mine]
+        drawn = draw_moves(n, moves, generator_for(seed, "moves", images_seen), height / width)[
+            mine
+        ]
         drawn = drawn.to(images, non_blocking=True)
         images, masks = apply_moves(images, drawn), apply_moves(masks, drawn, mode="nearest")
     noise = model.draw(n, images_seen / optim.images, generator_for(seed, "noise", images_seen))  # type: ignore[operator]

@@ -1,7 +1,8 @@
 """Checkpoints: all that a training needs to go on, written atomically, verified when read, two kept.
 
-A file's name says how far the training was and the SHA-256 of its bytes, so a damaged one is known before it is
-loaded, and the one before it is taken. A snapshot is something else: the weights to use, without what trained them.
+A file's name says how far the training was and the SHA-256 of its bytes, so a damaged one is known
+before it is loaded, and the one before it is taken. A snapshot is something else: the weights to
+use, without what trained them.
 """
 
 import hashlib
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 from hvae_hpc.errors import UserError
-from hvae_hpc.rundir import append_log, write_atomic
+from hvae_hpc.runs.folder import append_log, write_atomic
 from hvae_hpc.training.distributed import ALONE, Team
 
 KEPT = 2
@@ -29,7 +30,9 @@ def save_checkpoint(folder: Path, images_seen: int, state: dict[str, Any]) -> Pa
     content = buffer.getvalue()
     path = folder / f"checkpoint-{images_seen:012d}-{hashlib.sha256(content).hexdigest()[:16]}.pt"
     write_atomic(path, content)
-    remove_checkpoints(folder, beyond=images_seen)  # damaged ones: this training went on from one before them
+    remove_checkpoints(
+        folder, beyond=images_seen
+    )  # damaged ones: this training went on from one before them
     for old in find_checkpoints(folder)[KEPT:]:
         old.unlink(missing_ok=True)
     return path
@@ -43,8 +46,8 @@ def find_checkpoints(folder: Path) -> list[Path]:
 def load_checkpoint(folder: Path, team: Team = ALONE) -> dict[str, Any] | None:
     """Return the newest undamaged checkpoint's state with its ``images_seen``; None where there is none.
 
-    A damaged checkpoint is named in the log and passed over. The first process reads and hands out what it read: the
-    others' view of the disk may be older.
+    A damaged checkpoint is named in the log and passed over. The first process reads and hands out
+    what it read: the others' view of the disk may be older.
     """
     content = team.hand_out(_read_newest(folder) if team.rank == 0 else None)
     if content is None:

@@ -8,7 +8,7 @@ from torch import nn
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.models.blocks import Batch, Loss, Phase
-from hvae_hpc.resources import Workplace
+from hvae_hpc.runs.workplace import Workplace
 from hvae_hpc.training.batches import generator_for
 from hvae_hpc.training.graphs import KeptGraphs
 
@@ -16,10 +16,12 @@ from hvae_hpc.training.graphs import KeptGraphs
 def choose_device(workplace: Workplace) -> torch.device:
     """Pin the threads and return the device that the run's resources name.
 
-    SLURM may show a process all GPUs of its node or its own alone, as the site is set up; so it is asked what is seen.
+    SLURM may show a process all GPUs of its node or its own alone, as the site is set up; so it is
+    asked what is seen.
 
     Raises:
-        UserError: a GPU was asked for and torch sees none, or fewer than the run has processes on this node.
+        UserError: a GPU was asked for and torch sees none, or fewer than the run has processes on
+            this node.
     """
     torch.set_num_threads(workplace.resources.threads)
     torch.backends.cudnn.allow_tf32 = False  # precision "fp32" means float32
@@ -64,8 +66,9 @@ def move_only(phase: Phase, phases: tuple[Phase, ...]) -> None:
 class CompiledForward(nn.Module):
     """A model's forward, compiled where asked; a compilation that fails runs eager, says so, and is noted.
 
-    A model that names ``compiled_parts``, methods of its own, has these compiled, each as a whole, and not its forward:
-    what a flow does K + 1 times is then compiled once, and not K + 1 times in a row. Networks that are alike but for
+    A model that names ``compiled_parts``, methods of its own, has these compiled, each as a whole,
+    and not its forward: what a flow does K + 1 times is then compiled once, and not K + 1 times in
+        a row. Networks that are alike but for
     their weights, as those of ten seeds, share what was compiled for the first.
 
     Args:
@@ -82,15 +85,20 @@ class CompiledForward(nn.Module):
     graphs_of: ClassVar[Hashable] = None
     kept: ClassVar[KeptGraphs | None] = None
 
-    def __init__(self, model: nn.Module, compiled: bool, workplace: Workplace, shapes: Hashable = None) -> None:
+    def __init__(
+        self, model: nn.Module, compiled: bool, workplace: Workplace, shapes: Hashable = None
+    ) -> None:
         super().__init__()
         self.model = model
         self.workplace = workplace
         self.notes: list[str] = []
-        self.parts: tuple[str, ...] = getattr(model, "compiled_parts", ("forward",)) if compiled else ()
+        self.parts: tuple[str, ...] = (
+            getattr(model, "compiled_parts", ("forward",)) if compiled else ()
+        )
         if compiled:
             self._drop_graphs_of_others(shapes)
-            # By itself torch compiles the backward pass in it, where a failure would end the training.
+            # By itself torch compiles the backward pass in it, where a failure would
+            # end the training.
             torch._functorch.config.force_non_lazy_backward_lowering = True
         for name in self.parts:  # an attribute of the instance goes before the class's method
             setattr(model, name, torch.compile(getattr(model, name), fullgraph=True, dynamic=False))
@@ -124,14 +132,18 @@ class CompiledForward(nn.Module):
 
     def _drop_graphs_of_others(self, shapes: Hashable) -> None:
         """Make room: torch's limit of graphs is per process, and a worker trains many networks."""
-        types = tuple(type(module) for module in self.model.modules())  # a parametrised layer's is its own each time
+        types = tuple(
+            type(module) for module in self.model.modules()
+        )  # a parametrised layer's is its own each time
         weights = tuple(weight.shape for weight in self.model.parameters())
         mine = (getattr(self.model, "config", None), types, weights, shapes)
         if mine != CompiledForward.graphs_of:
             if CompiledForward.kept:
                 CompiledForward.kept.close()
             # First of all: as soon as torch's compiler is imported, it makes its folder.
-            CompiledForward.kept = KeptGraphs(mine, next(self.model.parameters()).device, self.workplace)
+            CompiledForward.kept = KeptGraphs(
+                mine, next(self.model.parameters()).device, self.workplace
+            )
             torch._dynamo.reset()
             if CompiledForward.kept.found:
                 self.notes.append("compiled by an earlier run")
@@ -139,6 +151,8 @@ class CompiledForward(nn.Module):
 
 
 def _is_of_compiler(error: Exception) -> bool:
-    from torch._dynamo import exc  # only here: it takes longer to import than the rest of torch, on a CPU for nothing
+    from torch._dynamo import (
+        exc,
+    )  # only here: it takes longer to import than the rest of torch, on a CPU for nothing
 
     return isinstance(error, (exc.TorchDynamoException, exc.FailOnRecompileLimitHit))

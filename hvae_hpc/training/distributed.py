@@ -1,9 +1,10 @@
 """Several processes at one training: how they meet, share a batch, average their gradients, and leave together.
 
-Each holds the whole network and takes an equal, contiguous part of every batch. All losses are means over the batch
-and no pair knows of another, so the mean of the parts' gradients is the batch's, and the number of processes changes
-the weights by rounding alone. What they tell each other beside gradients are CPU numbers, sent by gloo, that wait for
-no device. A process that is alone touches no part of torch.distributed.
+Each holds the whole network and takes an equal, contiguous part of every batch. All losses are
+means over the batch and no pair knows of another, so the mean of the parts' gradients is the
+batch's, and the number of processes changes the weights by rounding alone. What they tell each
+other beside gradients are CPU numbers, sent by gloo, that wait for no device. A process that is
+alone touches no part of torch.distributed.
 """
 
 import contextlib
@@ -22,11 +23,11 @@ from torch import nn
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
-from hvae_hpc.config import read_json
+from hvae_hpc.config.loader import read_json
 from hvae_hpc.errors import UserError
 from hvae_hpc.models.blocks import Phase
-from hvae_hpc.resources import Workplace
-from hvae_hpc.rundir import write_json
+from hvae_hpc.runs.folder import write_json
+from hvae_hpc.runs.workplace import Workplace
 from hvae_hpc.training.device import move_only
 
 PATIENCE = timedelta(minutes=10)
@@ -74,12 +75,16 @@ class Team:
         """Return one forward per phase, after whose backward the phase's gradients are those of the whole batch."""
         if self.world == 1:
             return [forward for _ in phases]
-        # Dynamo would cut a graph where the buckets of gradients end; each compiled part is to stay whole.
+        # Dynamo would cut a graph where the buckets of gradients end; each compiled part
+        # is to stay whole.
         torch._dynamo.config.optimize_ddp = False
         for phase in phases:
-            move_only(phase, phases)  # a wrapper takes care of the weights that ask for a gradient now
-            # Before flow_from the flow's weights have none. The search for such weights also keeps torch from sorting
-            # the buckets anew after the first step, so a resumed training adds up in the order of an undisturbed one.
+            move_only(
+                phase, phases
+            )  # a wrapper takes care of the weights that ask for a gradient now
+            # Before flow_from the flow's weights have none. The search for such
+            # weights also keeps torch from sorting the buckets anew after the first
+            # step, so a resumed training adds up in the order of an undisturbed one.
             wrapper = DistributedDataParallel(forward, find_unused_parameters=True)
             wrapper.broadcast_buffers = False  # they follow from the weights
             self.wrapped.append(wrapper)
@@ -139,8 +144,9 @@ def join_team(workplace: Workplace, device: torch.device) -> Iterator[Team]:
         raise
     finally:
         for wrapper in team.wrapped:
-            # It would keep the group beyond its end: the others would not be told that we left, and in the end its
-            # reducer would wait, holding Python's lock, for a thread of gloo's that may want it (torch 2.13 hangs so).
+            # It would keep the group beyond its end: the others would not be told
+            # that we left, and in the end its reducer would wait, holding Python's
+            # lock, for a thread of gloo's that may want it (torch 2.13 hangs so).
             del wrapper.reducer, wrapper.logger, wrapper.process_group
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -159,10 +165,13 @@ def _meet(workplace: Workplace) -> TCPStore:
         return store
     end = time.monotonic() + PATIENCE.total_seconds()
     while time.monotonic() < end:
-        # The file may be one that a killed attempt left, and its port be closed or another run's by now.
+        # The file may be one that a killed attempt left, and its port be closed or
+        # another run's by now.
         with contextlib.suppress(UserError, dist.DistError):
             there = read_json(path)
-            store = TCPStore(there["host"], there["port"], wait_for_workers=False, timeout=timedelta(seconds=5))
+            store = TCPStore(
+                there["host"], there["port"], wait_for_workers=False, timeout=timedelta(seconds=5)
+            )
             if store.check([str(path)]):
                 store.set_timeout(PATIENCE)
                 _choose_interface(there["host"], there["port"])
@@ -177,13 +186,16 @@ def _meet(workplace: Workplace) -> TCPStore:
 def _choose_interface(host: str, port: int) -> None:
     """Make gloo use the network interface that leads to the first process.
 
-    By itself it takes the address of the node's own name, which is often 127.0.1.1, where no other node reaches it.
+    By itself it takes the address of the node's own name, which is often 127.0.1.1, where no other
+    node reaches it.
     """
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((host, port))  # sends nothing
         own = socket.inet_aton(probe.getsockname()[0])
         for _, name in socket.if_nameindex():
             with contextlib.suppress(OSError):  # it has no address
-                answer = fcntl.ioctl(probe, 0x8915, struct.pack("256s", name.encode()))  # SIOCGIFADDR
+                answer = fcntl.ioctl(
+                    probe, 0x8915, struct.pack("256s", name.encode())
+                )  # SIOCGIFADDR
                 if answer[20:24] == own:
                     os.environ.setdefault("GLOO_SOCKET_IFNAME", name)

@@ -1,9 +1,10 @@
 """What torch.compile made for a network, kept in one file for all later processes.
 
-torch writes hundreds of small files, by itself into a folder of /tmp that all of a user's processes share. Here they go
-to a folder of this process alone, on the node's own disk, which goes when the process does. The first run that had to
-compile packs it into ``runs/caches/<key>.zip``, and later ones unpack that. What is in it is executed, so only a file
-that nobody but ourselves can have written is taken.
+torch writes hundreds of small files, by itself into a folder of /tmp that all of a user's processes
+share. Here they go to a folder of this process alone, on the node's own disk, which goes when the
+process does. The first run that had to compile packs it into ``runs/caches/<key>.zip``, and later
+ones unpack that. What is in it is executed, so only a file that nobody but ourselves can have
+written is taken.
 """
 
 import atexit
@@ -24,10 +25,10 @@ from typing import Any
 import torch
 
 from hvae_hpc.errors import UserError
-from hvae_hpc.identity import code_sha
-from hvae_hpc.resources import Workplace
-from hvae_hpc.rundir import write_atomic_by
-from hvae_hpc.scratch import held, in_home, own_folder, remove_unused, scratch_folder
+from hvae_hpc.runs.folder import write_atomic_by
+from hvae_hpc.runs.identity import code_sha
+from hvae_hpc.runs.scratch import held, in_home, own_folder, remove_unused, scratch_folder
+from hvae_hpc.runs.workplace import Workplace
 
 FOLDER = "graphs"
 
@@ -36,7 +37,8 @@ class KeptGraphs:
     """A folder for all that torch compiles from now on, which has what an earlier process kept of the same kind.
 
     Args:
-        network: what the graphs depend on beside code, torch and device; its ``repr`` is the same in all processes.
+        network: what the graphs depend on beside code, torch and device; its ``repr`` is the same
+            in all processes.
         device: on which they run.
         workplace: whose ``caches`` has the files; None to keep nothing.
 
@@ -87,7 +89,11 @@ class KeptGraphs:
         try:
             with open(os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
                 found = os.fstat(file.fileno())
-                if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+                if (
+                    not stat.S_ISREG(found.st_mode)
+                    or found.st_uid != os.getuid()
+                    or found.st_mode & 0o022
+                ):
                     raise UserError("others may have written it")
                 digest, _, content = file.read().partition(b"\n")
             if hashlib.sha256(content).hexdigest().encode() != digest:
@@ -99,7 +105,10 @@ class KeptGraphs:
         except (OSError, UserError) as error:
             for left in self.folder.iterdir():  # half of it, where the disk was full
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
-            print(f"{self.path}: not used, compiled anew: {getattr(error, 'strerror', None) or error}", flush=True)
+            print(
+                f"{self.path}: not used, compiled anew: {getattr(error, 'strerror', None) or error}",
+                flush=True,
+            )
             return False
         return True
 
@@ -107,8 +116,9 @@ class KeptGraphs:
 class Headers:
     """Has g++ read torch's C++ headers once for all kernels of a process: with each of them it takes longer than that.
 
-    torch does so by itself, but into the folder that all of a user's processes share. Ours is made when a kernel is
-    compiled, not when it is found, and it takes 150 MiB; where it cannot be, a line says so and kernels do without.
+    torch does so by itself, but into the folder that all of a user's processes share. Ours is made
+    when a kernel is compiled, not when it is found, and it takes 150 MiB; where it cannot be, a
+    line says so and kernels do without.
 
     Args:
         make: torch's function, which returns a header's path, and knows of those that it has made.
@@ -144,7 +154,11 @@ def _use_own_headers(scratch: str) -> None:
     """Take the place of torch's function; a torch that has none of that name gets no headers at all."""
     from torch._inductor import codecache, config
 
-    make, *folders = "_precompile_header", "_HEADER_DIR", "_HEADER_LOCK_DIR"  # of which torch promises nothing
+    make, *folders = (
+        "_precompile_header",
+        "_HEADER_DIR",
+        "_HEADER_LOCK_DIR",
+    )  # of which torch promises nothing
     if not all(hasattr(codecache, name) for name in (make, *folders)):
         config.cpp_cache_precompile_headers = False
     elif not isinstance(getattr(codecache, make), Headers):
@@ -153,11 +167,23 @@ def _use_own_headers(scratch: str) -> None:
 
 def make_key(network: Hashable, device: torch.device) -> str:
     """Return 24 digits of all that compiled code depends on, and of the user, who takes nobody else's code."""
-    parts = [code_sha(), repr(network), torch.__version__, torch.version.cuda, str(Path(torch.__file__).parent)]
+    parts = [
+        code_sha(),
+        repr(network),
+        torch.__version__,
+        torch.version.cuda,
+        str(Path(torch.__file__).parent),
+    ]
     if device.type == "cuda":
         parts += [torch.cuda.get_device_name(device), str(torch.cuda.get_device_capability(device))]
     # Compiled for this very processor: on another one it may not run, or give other numbers.
-    parts += [sys.version, *platform.libc_ver(), platform.machine(), *_processor(), str(os.getuid())]
+    parts += [
+        sys.version,
+        *platform.libc_ver(),
+        platform.machine(),
+        *_processor(),
+        str(os.getuid()),
+    ]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 
 
@@ -165,7 +191,11 @@ def _processor() -> list[str]:
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return sorted(
-            {line for line in lines if line.split("\t")[0] in ("model name", "flags", "Features", "CPU part")}
+            {
+                line
+                for line in lines
+                if line.split("\t")[0] in ("model name", "flags", "Features", "CPU part")
+            }
         )
     return []
 
@@ -174,7 +204,8 @@ def _make_folder(scratch: str) -> tuple[Path, Callable[[], None]]:
     """Make a private folder on the node's own disk, and remove those of processes that were killed.
 
     Returns:
-        The folder, and what removes it: by itself at the process's end, and never in a fork of the process.
+        The folder, and what removes it: by itself at the process's end, and never in a fork of the
+            process.
     """
     temporary = Path(tempfile.gettempdir())
     if in_home(temporary):
@@ -198,7 +229,9 @@ def _make_folder(scratch: str) -> tuple[Path, Callable[[], None]]:
     for _ in range(3):
         folder = Path(tempfile.mkdtemp(prefix="hvae_hpc-", dir=root))
         until.callback(shutil.rmtree, folder, ignore_errors=True)
-        if until.enter_context(held(folder)):  # else it was taken for one that was left, and is going
+        if until.enter_context(
+            held(folder)
+        ):  # else it was taken for one that was left, and is going
             break
     return folder, remove  # not held where the disk has no locks: then nobody removes it either
 

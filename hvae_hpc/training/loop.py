@@ -1,10 +1,11 @@
 """The only training loop: any model with phases, a draw and a forward; images as the clock.
 
-Precision, compilation, clipping, the moving average, checkpoints and leaving early each appear here, once.
-Inside a step nothing waits for the device: a step whose gradient is not finite changes no weight. When the numbers are
-read, every ``READ_EVERY`` steps and before every checkpoint, the training then goes back to where they were last good,
-with a smaller step, and in the end gives up with a line. So a checkpoint is always a good one. Several processes take
-the same steps, and ask each other after each whether one has to leave.
+Precision, compilation, clipping, the moving average, checkpoints and leaving early each appear
+here, once. Inside a step nothing waits for the device: a step whose gradient is not finite changes
+no weight. When the numbers are read, every ``READ_EVERY`` steps and before every checkpoint, the
+training then goes back to where they were last good, with a smaller step, and in the end gives up
+with a line. So a checkpoint is always a good one. Several processes take the same steps, and ask
+each other after each whether one has to leave.
 """
 
 import contextlib
@@ -18,19 +19,19 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from hvae_hpc.config.model import MovesConfig, OptimConfig
 from hvae_hpc.errors import DEVICE_MEMORY, NonFiniteError, UserError
-from hvae_hpc.model_configs import MovesConfig, OptimConfig
 from hvae_hpc.models.blocks import Batch, Loss, Phase
-from hvae_hpc.resources import Workplace
+from hvae_hpc.runs.workplace import Workplace
 from hvae_hpc.training.averages import MovingAverage, TermReader
 from hvae_hpc.training.batches import PairTensors, make_batch, split_batch
-from hvae_hpc.training.board import Board
 from hvae_hpc.training.checkpoint import load_checkpoint, remove_checkpoints, save_checkpoint
 from hvae_hpc.training.device import CompiledForward, move_only
 from hvae_hpc.training.distributed import Team, join_team, part_of_batch
-from hvae_hpc.training.intervals import SaveClock
 from hvae_hpc.training.optimizers import make_optimizer, take_step
 from hvae_hpc.training.rollback import LastGood
+from hvae_hpc.training.save_interval import SaveClock
+from hvae_hpc.training.tensorboard_log import Board
 
 READ_EVERY = 50
 NO_MEMORY = re.compile(f"can't allocate memory|{DEVICE_MEMORY}")
@@ -68,15 +69,26 @@ def learning_rate(optim: OptimConfig, images_seen: int) -> float:
     """Return the learning rate of the step that starts at images_seen: linear warm-up, then what the schedule says."""
     share = images_seen / optim.images
     if share < optim.warm_up:
-        return optim.lr * (images_seen + optim.batch_size) / (optim.warm_up * optim.images + optim.batch_size)
+        return (
+            optim.lr
+            * (images_seen + optim.batch_size)
+            / (optim.warm_up * optim.images + optim.batch_size)
+        )
     if optim.schedule == "constant":
         return optim.lr
     gone = (share - optim.warm_up) / (1 - optim.warm_up)
-    return optim.lr * ((1 - gone) ** 0.9 if optim.schedule == "poly" else 0.5 * (1 + math.cos(math.pi * gone)))
+    return optim.lr * (
+        (1 - gone) ** 0.9 if optim.schedule == "poly" else 0.5 * (1 + math.cos(math.pi * gone))
+    )
 
 
 def train(
-    model: nn.Module, data: PairTensors, optim: OptimConfig, seed: int, moves: MovesConfig | None, workplace: Workplace
+    model: nn.Module,
+    data: PairTensors,
+    optim: OptimConfig,
+    seed: int,
+    moves: MovesConfig | None,
+    workplace: Workplace,
 ) -> TrainReport:
     """Train a network for ``optim.images`` images, from the newest checkpoint if there is one.
 
@@ -86,15 +98,16 @@ def train(
         optim: how.
         seed: of order, moves and noise.
         moves: random moves of the pairs; None for none.
-        workplace: its folder takes checkpoints and log.jsonl; its ``stopped`` is asked between steps. With a ``world``
-            above 1, this is called in as many processes, and the first of them writes.
+        workplace: its folder takes checkpoints and log.jsonl; its ``stopped`` is asked between
+            steps. With a ``world`` above 1, this is called in as many processes, and the first of
+            them writes.
 
     Returns:
         The report, the same in all processes; not finished where one of them was asked to leave.
 
     Raises:
-        UserError: a loss or gradient became non-finite again and again; the memory was not enough; the processes
-            cannot share a batch, meet, or stay together.
+        UserError: a loss or gradient became non-finite again and again; the memory was not enough;
+            the processes cannot share a batch, meet, or stay together.
     """
     try:
         return _train(model, data, optim, seed, moves, workplace)
@@ -111,7 +124,12 @@ def train(
 
 
 def _train(
-    model: nn.Module, data: PairTensors, optim: OptimConfig, seed: int, moves: MovesConfig | None, workplace: Workplace
+    model: nn.Module,
+    data: PairTensors,
+    optim: OptimConfig,
+    seed: int,
+    moves: MovesConfig | None,
+    workplace: Workplace,
 ) -> TrainReport:
     device, folder = data.images.device, workplace.folder
     mine = part_of_batch(optim.batch_size, workplace)
@@ -121,7 +139,9 @@ def _train(
     scaler = torch.amp.GradScaler(device.type, enabled=optim.precision == "fp16")
     wish = workplace.resources.compile
     compiled = wish == "on" or (wish == "auto" and device.type == "cuda")
-    forward = CompiledForward(model, compiled, workplace, (data.image_size, mine.stop - mine.start, optim.precision))
+    forward = CompiledForward(
+        model, compiled, workplace, (data.image_size, mine.stop - mine.start, optim.precision)
+    )
     rows = _rows_at_once(model, workplace)
     if 0 < rows < mine.stop - mine.start:
         forward.notes.append(f"batches in parts of {rows} pairs")
@@ -140,14 +160,25 @@ def _train(
             for phase, optimizer, of_phase in zip(phases, optimizers, forwards, strict=True):
                 move_only(phase, phases)
                 optimizer.zero_grad(set_to_none=True)
-                loss = _pull_back(of_phase, phase.name, split_batch(batch, rows), optim.precision, scaler)
+                loss = _pull_back(
+                    of_phase, phase.name, split_batch(batch, rows), optim.precision, scaler
+                )
                 # From here on the gradients are the same in all processes.
                 scaler.unscale_(optimizer)
-                norm = nn.utils.clip_grad_norm_(phase.network.parameters(), optim.clip_norm or math.inf)
+                norm = nn.utils.clip_grad_norm_(
+                    phase.network.parameters(), optim.clip_norm or math.inf
+                )
                 take_step(optimizer, norm, scaler, rate)
-                terms |= {**loss.terms, "loss" if len(phases) == 1 else f"loss_{phase.name}": loss.total}
-                if not scaler.is_enabled():  # float16 overflows now and then, and the scaler deals with it
-                    terms["gradient_norm" if len(phases) == 1 else f"gradient_norm_{phase.name}"] = norm
+                terms |= {
+                    **loss.terms,
+                    "loss" if len(phases) == 1 else f"loss_{phase.name}": loss.total,
+                }
+                if (
+                    not scaler.is_enabled()
+                ):  # float16 overflows now and then, and the scaler deals with it
+                    terms[
+                        "gradient_norm" if len(phases) == 1 else f"gradient_norm_{phase.name}"
+                    ] = norm
             scaler.update()
             if average:
                 average.update()
@@ -175,27 +206,42 @@ def _train(
                     remove_checkpoints(folder, beyond=images_seen)  # of the path that is left
                 board.close()
                 board = Board(workplace, images_seen)
-                workplace.log({"event": "rolled_back", "images_seen": images_seen, "reason": str(error)})
+                workplace.log(
+                    {"event": "rolled_back", "images_seen": images_seen, "reason": str(error)}
+                )
                 forward.notes.append(f"{error}; went back to {images_seen} with half the step")
             if (leave or due) and not last:
                 if team.rank == 0:
                     began = time.monotonic()
-                    # Inside a window the copy goes along; where one has just closed, it is the state itself.
-                    back = {"good": None if closes else good.state, "good_images_seen": good.images_seen}
-                    save_checkpoint(folder, images_seen, {**training.state(), **back, "rollbacks": good.rollbacks})
+                    # Inside a window the copy goes along; where one has just
+                    # closed, it is the state itself.
+                    back = {
+                        "good": None if closes else good.state,
+                        "good_images_seen": good.images_seen,
+                    }
+                    save_checkpoint(
+                        folder,
+                        images_seen,
+                        {**training.state(), **back, "rollbacks": good.rollbacks},
+                    )
                     clock.saved(time.monotonic() - began)
                 if leave:
-                    return TrainReport(finished=False, terms=reader.means, weights=None, notes=tuple(forward.notes))
+                    return TrainReport(
+                        finished=False, terms=reader.means, weights=None, notes=tuple(forward.notes)
+                    )
 
     board.close()
     weights = average.state if average else model.state_dict()
     weights = {name: value.detach().cpu().clone() for name, value in weights.items()}
-    return TrainReport(finished=True, terms=reader.means, weights=weights, notes=tuple(forward.notes))
+    return TrainReport(
+        finished=True, terms=reader.means, weights=weights, notes=tuple(forward.notes)
+    )
 
 
 def _rows_at_once(model: nn.Module, workplace: Workplace) -> int:
     """Return how many pairs go through the network at once; 0 for a process's share of the batch."""
-    # A U-Net's BatchNorm and an LSGAN's spectral norm would give other numbers in parts: these ask for more memory.
+    # A U-Net's BatchNorm and an LSGAN's spectral norm would give other numbers in parts:
+    # these ask for more memory.
     return workplace.resources.micro_batch if getattr(model, "pairs_apart", False) else 0
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hvae_hpc.model_configs import OptimConfig
+from hvae_hpc.config.model import OptimConfig
 from hvae_hpc.models.blocks import Phase
 
 WRAPPED = ("add_param_group", "state_dict", "load_state_dict", "zero_grad")
@@ -19,23 +19,35 @@ def make_optimizer(phase: Phase, optim: OptimConfig) -> torch.optim.Optimizer:
     decay = optim.weight_decay
     if optim.optimizer == "adamw":
         betas = (optim.beta_1, optim.beta_2)
-        return _plain(torch.optim.AdamW)(weights, lr=optim.lr, betas=betas, weight_decay=decay, fused=True)
+        return _plain(torch.optim.AdamW)(
+            weights, lr=optim.lr, betas=betas, weight_decay=decay, fused=True
+        )
     sgd = _plain(torch.optim.SGD)(
-        weights, lr=optim.lr, momentum=optim.beta_1, nesterov=optim.beta_1 > 0, weight_decay=decay, fused=True
+        weights,
+        lr=optim.lr,
+        momentum=optim.beta_1,
+        nesterov=optim.beta_1 > 0,
+        weight_decay=decay,
+        fused=True,
     )
-    for weight in weights:  # the fused step leaves a momentum that it makes itself unset where found_inf is 1
+    for weight in (
+        weights
+    ):  # the fused step leaves a momentum that it makes itself unset where found_inf is 1
         sgd.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
     return sgd
 
 
-def take_step(optimizer: torch.optim.Optimizer, norm: Tensor, scaler: torch.amp.GradScaler, lr: float) -> None:
+def take_step(
+    optimizer: torch.optim.Optimizer, norm: Tensor, scaler: torch.amp.GradScaler, lr: float
+) -> None:
     """Move the weights, unless their gradient's norm is not finite."""
     for group in optimizer.param_groups:
         group["lr"] = lr
     if scaler.is_enabled():
         scaler.step(optimizer)
         return
-    # What GradScaler does too: the fused optimizer itself leaves everything as it was where found_inf is 1.
+    # What GradScaler does too: the fused optimizer itself leaves everything as it was where
+    # found_inf is 1.
     optimizer.grad_scale = None  # type: ignore[attr-defined]
     optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
     optimizer.step()
@@ -47,17 +59,22 @@ def _plain(kind: Any) -> Any:
     methods = {name: inspect.unwrap(getattr(kind, name)) for name in WRAPPED}
     if kind is torch.optim.AdamW:
         methods["_init_group"] = _init_group_as_it_lies
-    return type(kind.__name__, (kind,), {**methods, "step": torch.no_grad()(inspect.unwrap(kind.step))})
+    return type(
+        kind.__name__, (kind,), {**methods, "step": torch.no_grad()(inspect.unwrap(kind.step))}
+    )
 
 
 def _init_group_as_it_lies(self: Any, group: dict[str, Any], *lists: list[Tensor]) -> Any:
     """Fill the lists for a step; of weights whose channels lie last with views in that order.
 
-    On a CPU the fused step copies each gradient that is not contiguous first, which takes it twice as long.
+    On a CPU the fused step copies each gradient that is not contiguous first, which takes it twice
+    as long.
     """
     found = torch.optim.AdamW._init_group(self, group, *lists)
     for place in range(len(lists[0])):
-        of_weight = [tensors for tensors in lists if place < len(tensors) and tensors[place].dim() == 4]
+        of_weight = [
+            tensors for tensors in lists if place < len(tensors) and tensors[place].dim() == 4
+        ]
         if all(_lies_last(tensors[place]) for tensors in of_weight):
             for tensors in of_weight:
                 tensors[place] = tensors[place].detach().permute(0, 2, 3, 1)

@@ -1,11 +1,12 @@
 """Back to the last good state with a smaller step, when a training leaves the numbers.
 
-A copy of the whole training is kept in memory at the end of every window of steps that was read and found finite; the
-windows lie at fixed numbers of images seen, so going back depends on no clock. A checkpoint written inside a window
-carries the copy along.
+A copy of the whole training is kept in memory at the end of every window of steps that was read and
+found finite; the windows lie at fixed numbers of images seen, so going back depends on no clock. A
+checkpoint written inside a window carries the copy along.
 
-The flow's step shrinks for all pairs alike. Were it halved for those pairs alone whose energy explodes, it would depend
-on where a pair starts: two starts could end in one place, but the bound needs a flow that is one to one.
+The flow's step shrinks for all pairs alike. Were it halved for those pairs alone whose energy
+explodes, it would depend on where a pair starts: two starts could end in one place, but the bound
+    needs a flow that is one to one.
 """
 
 import copy
@@ -44,7 +45,9 @@ class LastGood:
         """Copy a state that was found to be good."""
         self.images_seen, self.state = images_seen, copy.deepcopy(dict(state))
 
-    def go_back(self, error: NonFiniteError, load: Callable[[dict[str, Any]], None], model: nn.Module) -> None:
+    def go_back(
+        self, error: NonFiniteError, load: Callable[[dict[str, Any]], None], model: nn.Module
+    ) -> None:
         """Load the copy and halve the step.
 
         Args:

@@ -5,19 +5,19 @@ from pathlib import Path
 
 from torch import nn
 
+from hvae_hpc.config.model import HVAEConfig, LSGANConfig
+from hvae_hpc.config.stages import SplitConfig, TrainConfig
 from hvae_hpc.errors import UserError
-from hvae_hpc.model_configs import HVAEConfig, LSGANConfig
 from hvae_hpc.models.hvae import HVAE
 from hvae_hpc.models.lsgan import LSGAN
-from hvae_hpc.preprocess.manifest import read_manifest
-from hvae_hpc.preprocess.splits import Split, draw_split
-from hvae_hpc.resources import Outcome, Workplace
-from hvae_hpc.rundir import SNAPSHOT
-from hvae_hpc.stages import SplitConfig, TrainConfig
+from hvae_hpc.preprocess.store.manifest import read_manifest
+from hvae_hpc.preprocess.store.splits import Split, draw_split
+from hvae_hpc.runs.folder import SNAPSHOT
+from hvae_hpc.runs.workplace import Outcome, Workplace
 from hvae_hpc.training.checkpoint import load_snapshot, save_snapshot
+from hvae_hpc.training.dataset_cache import read_cases
 from hvae_hpc.training.device import build, choose_device, device_name
 from hvae_hpc.training.loop import train
-from hvae_hpc.training.resident import read_cases
 
 
 def read_split(data: Path, config: SplitConfig) -> Split:
@@ -33,7 +33,11 @@ def make_generator(config: HVAEConfig | LSGANConfig, image_size: tuple[int, int]
         UserError: the image's size does not suit the network.
     """
     try:
-        return HVAE(config, image_size) if isinstance(config, HVAEConfig) else LSGAN(config, image_size)
+        return (
+            HVAE(config, image_size)
+            if isinstance(config, HVAEConfig)
+            else LSGAN(config, image_size)
+        )
     except ValueError as error:
         raise UserError(str(error)) from error
 
@@ -59,18 +63,28 @@ def train_generator(config: TrainConfig, workplace: Workplace) -> Outcome | None
         height, width = data.image_size
         save_snapshot(
             workplace.folder / SNAPSHOT,
-            {"image_size": [height, width], "train_cases": json.dumps(split.train), "weights": report.weights},
+            {
+                "image_size": [height, width],
+                "train_cases": json.dumps(split.train),
+                "weights": report.weights,
+            },
         )
     together = (f"trained by {workplace.world} processes",) if workplace.world > 1 else ()
     return Outcome(
-        metrics={"images_seen": float(config.optim.images), "pairs": float(len(data)), **report.terms},
+        metrics={
+            "images_seen": float(config.optim.images),
+            "pairs": float(len(data)),
+            **report.terms,
+        },
         details={"train_cases": list(split.train)},
         device=device_name(device),
         notes=report.notes + together,
     )
 
 
-def load_generator(config: HVAEConfig | LSGANConfig, folder: Path) -> tuple[nn.Module, tuple[str, ...]]:
+def load_generator(
+    config: HVAEConfig | LSGANConfig, folder: Path
+) -> tuple[nn.Module, tuple[str, ...]]:
     """Return a trained generator in evaluation mode on the CPU, and the ids of its training cases."""
     snapshot = load_snapshot(folder / SNAPSHOT)
     height, width = snapshot["image_size"]

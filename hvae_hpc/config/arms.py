@@ -1,0 +1,150 @@
+"""The arms of a study: what a U-Net is trained on, and the names by which a sweep file asks for it.
+
+| name | trained on |
+|---|---|
+| ``reference`` | the real training pairs |
+| ``standard-x5``, ``copies-x5`` | these, and moved or plain copies of them: 5 times as many in all
+| | ``moved`` | these, moved at random in every step |
+| ``real-300`` | the pairs of 300 real cases: the training cases, and others that nobody tests on |
+| ``hvae+100``, ``hvae-aggregated+100`` | with the first 100 synthetic pairs of a source |
+| ``hvae-shuffled+100`` | with these, each under another one's mask |
+| ``hvae-only+100`` | on these alone |
+| ``hvae-first+100`` | on these alone in the first half of the training, then on the real ones alone
+|
+
+Names are joined by "+" (``standard-x5+hvae+100``), and end in ``@steps`` or ``@epochs`` where an
+arm's budget is not the sweep's.
+"""
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hvae_hpc.config.model import MovesConfig, require_share
+from hvae_hpc.errors import UserError
+
+Budget = Literal["epochs", "steps"]
+BUDGETS: tuple[Budget, ...] = ("epochs", "steps")
+USES: dict[str, dict[str, Any]] = {
+    "shuffled": {"shuffled": True},
+    "only": {"alone": True},
+    "first": {"first_share": 0.5},
+}
+"""Endings of a source's name, and what they say of how its pairs are used."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmConfig:
+    """One row of Table 1: what the segmentation network is trained on.
+
+    Attributes:
+        name: "reference", "standard-x5", "hvae+100".
+        generator: source of the synthetic pairs; "" where there are none.
+        n_synthetic: synthetic pairs added to the real ones.
+        n_standard: moved copies added to the real ones.
+        n_copies: plain copies added to the real ones, copy i of real pair i modulo their number.
+        n_cases: real cases; 0 for the split's training cases.
+        shuffled: every synthetic image has another one's mask.
+        alone: the synthetic pairs are all there is.
+        first_share: share of the training, from its start, in which the synthetic pairs are all
+            there is, and after which they are gone; 0 for pairs that are there throughout.
+        moves: random moves of all pairs in every step; None for none.
+        generator_seed: which training of the generator.
+    """
+
+    name: str
+    generator: str = ""
+    n_synthetic: int = 0
+    n_standard: int = 0
+    n_copies: int = 0
+    n_cases: int = 0
+    shuffled: bool = False
+    alone: bool = False
+    first_share: float = 0.0
+    moves: MovesConfig | None = None
+    generator_seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_share(self, "first_share")
+        if (self.shuffled or self.alone or self.first_share) and not self.n_synthetic:
+            raise ValueError("shuffled, alone and first_share are about synthetic pairs; add some")
+        if (self.alone or self.first_share) and (self.n_standard or self.n_copies):
+            raise ValueError("its synthetic pairs stand alone, so no copies are added to them")
+        if self.n_cases and (self.n_standard or self.n_copies or self.alone or self.first_share):
+            raise ValueError(
+                "copies, and pairs that stand alone, go with the split's training cases; leave n_cases at 0"
+            )
+
+    @property
+    def n_added(self) -> int:
+        """Pairs added to the real ones."""
+        return self.n_synthetic + self.n_standard + self.n_copies
+
+
+def parse_arm(name: str, sources: Collection[str], n_real: int, moves: MovesConfig) -> ArmConfig:
+    """Read an arm's name.
+
+    Args:
+        name: see the table above; a budget at its end is left to :func:`budget_of`.
+        sources: of synthetic pairs: generators, and these with a sampler.
+        n_real: real training pairs, which factors multiply.
+        moves: those of "moved".
+
+    Raises:
+        UserError: the name says nothing, names no source, or what it asks for contradicts itself.
+    """
+    asked: dict[str, Any] = {}
+    new: dict[str, Any]
+    parts = name.split("@")[0].split("+")
+    while parts:
+        part = parts.pop(0)
+        if made := re.fullmatch(r"(standard|copies)-x([1-9]\d*)", part):
+            new = {f"n_{made[1]}": (int(made[2]) - 1) * n_real}
+        elif cases := re.fullmatch(r"real-([1-9]\d*)", part):
+            new = {"n_cases": int(cases[1])}
+        elif part == "moved":
+            new = {"moves": moves}
+        elif part == "reference" and not parts and not asked:
+            new = {}
+        else:
+            source, use = _source_and_use(part, sources)
+            if not source or not parts or not re.fullmatch(r"[1-9]\d*", parts[0]):
+                raise UserError(
+                    f"arm {name!r}: {part!r} is not reference, moved, standard-xF, copies-xF, real-N or SOURCE+N, with "
+                    f"a SOURCE of {', '.join(sources) or 'none'}, or SOURCE-shuffled, SOURCE-only, SOURCE-first"
+                )
+            new = {"generator": source, "n_synthetic": int(parts.pop(0)), **USES.get(use, {})}
+        if set(new) & set(asked) or 0 in new.values():
+            raise UserError(
+                f"arm {name!r}: {part!r}, expected each kind of pairs once, and a factor of 2 or more"
+            )
+        asked |= new
+    try:
+        return ArmConfig(name=name, **asked)
+    except ValueError as error:
+        raise UserError(f"arm {name!r}: {error}") from error
+
+
+def budget_of(name: str, default: Budget) -> Budget:
+    """Return the budget at the end of an arm's name, or the sweep's.
+
+    Raises:
+        UserError: no such budget.
+    """
+    _, at, budget = name.partition("@")
+    if not at:
+        return default
+    for known in BUDGETS:
+        if budget == known:
+            return known
+    raise UserError(
+        f"arm {name!r}: ends in {at + budget!r}, expected {' or '.join('@' + b for b in BUDGETS)}"
+    )
+
+
+def _source_and_use(part: str, sources: Collection[str]) -> tuple[str, str]:
+    if part in sources:
+        return part, ""
+    source, _, use = part.rpartition("-")
+    return (source, use) if source in sources and use in USES else ("", "")

@@ -1,0 +1,249 @@
+"""The one strict loader: plain data (TOML, config.json, metrics.json) to frozen dataclasses and back.
+
+An unknown key is an error that names the nearest field, a value of the wrong type is an error that
+names the field, and nothing is guessed. Config dataclasses check their own values in
+``__post_init__`` by raising ``ValueError``; the loader adds where the value came from.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import sys
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+from hvae_hpc.errors import UserError
+
+T = TypeVar("T")
+
+
+def load(cls: type[T], data: Any, where: str) -> T:
+    """Build a dataclass from plain data, strictly.
+
+    Args:
+        cls: a dataclass; its fields may be int, float, bool, str, Literal, None, ``X | Y`` of
+            those, ``tuple[X, ...]``, ``dict[str, X]``, dataclasses, and unions of dataclasses that
+            are told apart by a ``kind: Literal[...]`` field.
+        data: a mapping as TOML or JSON give it.
+        where: the file and field that data came from, for messages.
+
+    Raises:
+        UserError: an unknown key, a missing key, a wrong type or a refused value, with its place.
+    """
+    if not isinstance(data, Mapping):
+        raise UserError(f"{where}: got {_shown(data)}, expected a table of {_names(cls)}")
+    hints, required = _fields(cls)  # type: ignore[arg-type]
+    for key in data:
+        if key not in hints:
+            raise UserError(f"{where}: unknown key {key!r}; {_nearest(str(key), list(hints))}")
+    values = {key: _convert(hints[key], value, f"{where}.{key}") for key, value in data.items()}
+    for name in required:
+        if name not in values:
+            raise UserError(f"{where}: {name!r} is missing; it has no default, please give it")
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def dump(value: Any) -> Any:
+    """Turn a dataclass into plain data that JSON can hold and :func:`load` reads back unchanged."""
+    if isinstance(value, (str, int, float)):  # most values, and quickly: 10,000 runs have millions
+        return value
+    if type(value) is dict:
+        return {str(key): dump(item) for key, item in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: dump(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): dump(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [dump(item) for item in value]
+    return value
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay one nested table over another: tables merge key by key, anything else is replaced."""
+    merged = dict(base)
+    for key, value in over.items():
+        inner = merged.get(key)
+        both_tables = isinstance(inner, Mapping) and isinstance(value, Mapping)
+        merged[key] = merge(inner, value) if both_tables else value  # type: ignore[arg-type]
+    return merged
+
+
+def read_toml(path: Path, library: Path) -> dict[str, Any]:
+    """Read a TOML file; ``extends = "NAME or PATH"`` lays it over another one.
+
+    Args:
+        path: the file.
+        library: the folder in which a bare NAME of ``extends`` stands as ``NAME.toml``.
+
+    Raises:
+        UserError: the file is missing or is not TOML, or the chain of ``extends`` bites its tail.
+    """
+    chain: list[Path] = []
+    tables: list[dict[str, Any]] = []
+    while True:
+        if path.resolve() in chain:
+            raise UserError(f"{path}: 'extends' goes in a circle; remove one of them")
+        chain.append(path.resolve())
+        try:
+            table = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: not valid TOML: {error}") from error
+        parent = table.pop("extends", None)
+        tables.append(table)
+        if parent is None:
+            break
+        if not isinstance(parent, str):
+            raise UserError(
+                f"{path}: extends: got {_shown(parent)}, expected the name or path of a TOML file"
+            )
+        path = find_toml(parent, library, beside=path.parent)
+    merged: dict[str, Any] = {}
+    for table in reversed(tables):
+        merged = merge(merged, table)
+    return merged
+
+
+def find_toml(name: str, library: Path, beside: Path = Path()) -> Path:
+    """Turn a bare name (a file of the library) or a path into a path.
+
+    Raises:
+        UserError: there is no such file; the library's names are listed.
+    """
+    if name.endswith(".toml"):
+        return beside / name
+    path = library / f"{name}.toml"
+    if not path.is_file():
+        known = sorted(file.stem for file in library.glob("*.toml"))
+        raise UserError(
+            f"{name!r} is not one of {', '.join(known)}; for a file of your own give a path that ends in .toml"
+        )
+    return path
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        UserError: it is missing, or not JSON (a truncated file, say).
+    """
+    try:
+        return json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path}: not valid JSON ({error}); it may be truncated, make it anew"
+        ) from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number")
+
+
+@cache
+def _fields(cls: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return the types of a dataclass's fields by name, and the names of those without a default."""
+    hints = typing.get_type_hints(cls)
+    fields, missing = dataclasses.fields(cls), dataclasses.MISSING
+    required = tuple(
+        field.name
+        for field in fields
+        if field.default is missing and field.default_factory is missing
+    )
+    return {field.name: hints[field.name] for field in fields}, required
+
+
+@cache
+def _parts(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+    return get_origin(hint), get_args(hint)
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    if hint is type(value) and (
+        hint is not float or math.isfinite(value)
+    ):  # most values, and quickly
+        return value
+    if hint is Any:
+        return value
+    origin, inner = _parts(hint)
+    if origin in (types.UnionType, typing.Union):
+        return _convert_union(inner, value, where)
+    if origin is Literal:
+        if value not in inner or isinstance(value, bool):
+            options = " | ".join(map(str, inner))
+            raise UserError(f"{where}: got {_shown(value)}, expected {options}")
+        return value
+    if origin is tuple and isinstance(value, (list, tuple)):
+        if inner[-1] is not Ellipsis and len(inner) != len(value):
+            raise UserError(f"{where}: got {_shown(value)}, expected {len(inner)} values")
+        return tuple(_convert(inner[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is dict and isinstance(value, Mapping):
+        if inner[1] is Any:
+            return {str(key): item for key, item in value.items()}
+        return {str(key): _convert(inner[1], item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return load(hint, value, where)
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not abs(value) <= sys.float_info.max:
+            raise UserError(f"{where}: got {_shown(value)}, expected a finite number")
+        return float(value)
+    right = (
+        isinstance(hint, type)
+        and isinstance(value, hint)
+        and not (hint is int and isinstance(value, bool))
+    )
+    if not right:
+        expected = getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
+        raise UserError(f"{where}: got {_shown(value)}, expected {expected}")
+    return value
+
+
+def _convert_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value is None and type(None) in options:
+        return None
+    classes = [o for o in options if isinstance(o, type) and dataclasses.is_dataclass(o)]
+    if len(classes) == 1 and isinstance(value, Mapping):
+        return load(classes[0], value, where)
+    if classes and isinstance(value, Mapping):
+        kinds = {get_args(_fields(option)[0]["kind"])[0]: option for option in classes}
+        if value.get("kind") not in kinds:
+            raise UserError(
+                f"{where}.kind: got {_shown(value.get('kind'))}, expected {' | '.join(kinds)}"
+            )
+        return load(kinds[value["kind"]], value, where)
+    for option in options:
+        if get_origin(option) is Literal and isinstance(value, str) and value in get_args(option):
+            return value
+        if (
+            isinstance(option, type)
+            and isinstance(value, option)
+            and not (option is int and isinstance(value, bool))
+        ):
+            return value
+    plain = [option for option in options if option is not type(None)]
+    return _convert(plain[0], value, where)
+
+
+def _nearest(key: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(key, names, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(names)}"
+
+
+def _names(cls: Any) -> str:
+    return ", ".join(field.name for field in dataclasses.fields(cls))
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

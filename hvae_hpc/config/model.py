@@ -1,0 +1,255 @@
+"""What the networks and their training are asked: the parts of a stage's config that several stages share.
+
+All of it is hashed into run ids. The classes live apart from the torch code that they configure,
+because planning a sweep must not import torch.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+def require_positive(config: Any, *names: str) -> None:
+    """Raise ValueError where one of a config's fields is not above zero."""
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise ValueError(f"{name} is {getattr(config, name)}, expected more than 0")
+
+
+def require_share(config: Any, *names: str) -> None:
+    """Raise ValueError where one of a config's fields is not between 0 and 1."""
+    for name in names:
+        if not 0 <= getattr(config, name) <= 1:
+            raise ValueError(f"{name} is {getattr(config, name)}, expected a share between 0 and 1")
+
+
+def require_halvings(config_name: str, image_size: tuple[int, int], halvings: int) -> None:
+    """Raise ValueError where an image (height, width) cannot be halved that often."""
+    factor = 2**halvings
+    if any(side % factor for side in image_size):
+        raise ValueError(
+            f"images of {image_size[0]}x{image_size[1]} px, expected multiples of {factor} for {config_name}; "
+            "change image_px, or have fewer levels"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """The encoder and the decoder, mirror images of each other.
+
+    Attributes:
+        channels: feature channels of each level; each level but the first halves the image.
+        attention_levels: levels (0 is full resolution) with self-attention beside the bottleneck's.
+        attention_heads: heads of every attention.
+        latent_size: d, the number of latent variables.
+    """
+
+    channels: tuple[int, ...] = (32, 64, 128, 128, 128)
+    attention_levels: tuple[int, ...] = (3, 4)
+    attention_heads: int = 4
+    latent_size: int = 128
+
+    def __post_init__(self) -> None:
+        require_positive(self, "latent_size", "attention_heads")
+        if not self.channels or min(self.channels) < 1:
+            raise ValueError(f"channels is {self.channels}, expected one positive number per level")
+        for level in self.attention_levels:
+            if not 0 <= level < len(self.channels):
+                raise ValueError(
+                    f"attention_levels has {level}, expected levels from 0 to {len(self.channels) - 1}"
+                )
+        for channels in self.channels:
+            if channels % self.attention_heads:
+                raise ValueError(
+                    f"channels has {channels}, expected multiples of attention_heads = {self.attention_heads}"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HVAEConfig:
+    """The Hamiltonian VAE; with ``n_leapfrog = 0`` it is the VAE on the same network.
+
+    Attributes:
+        network: encoder and decoder.
+        n_leapfrog: K, leapfrog steps of the flow.
+        step_size: eps at the start, in units of the posterior's standard deviation for mass
+            "posterior".
+        learn_step_size: learn eps, between 0 and ``step_size_max``.
+        step_size_max: upper bound of a learned eps.
+        mass: "posterior" leaps in whitened coordinates, "identity" in z itself (the paper's form).
+        tempering: "none", "fixed" (quadratic in k) or "free" (alpha_k learned).
+        sqrt_beta_0: square root of the initial inverse temperature, in (0, 1]; not used by "none".
+        inner_gradient: "full" differentiates through the force, as the bound's gradient asks;
+            "detached" takes the force as given, which is cheaper and is not the bound's gradient.
+        metropolis: accept or reject each pair's path, as the paper says; needs tempering "none".
+            What is maximised is then no bound, and is not called one.
+        image_likelihood: "gaussian" with one sigma_x, or "bernoulli" (no density: such images have
+            no likelihood).
+        sigma_x: standard deviation of the image's Gaussian at the start, in units of the image
+            range [0, 1].
+        learn_sigma_x: learn sigma_x, above ``sigma_x_floor``.
+        sigma_x_floor: lower bound of a learned sigma_x.
+        mask_weight: lambda_m, the weight of the mask's log-likelihood; 1 is the true joint.
+        kl_warm_up: share of the training during which the KL weight rises from 0 to 1, with K = 0.
+        flow_from: share of the training after which the flow is on.
+    """
+
+    kind: Literal["hvae"] = "hvae"
+    network: NetworkConfig = NetworkConfig()
+    n_leapfrog: int = 3
+    step_size: float = 0.3
+    learn_step_size: bool = True
+    step_size_max: float = 0.5
+    mass: Literal["posterior", "identity"] = "posterior"
+    tempering: Literal["none", "fixed", "free"] = "free"
+    sqrt_beta_0: float = 0.9
+    inner_gradient: Literal["full", "detached"] = "full"
+    metropolis: bool = False
+    image_likelihood: Literal["gaussian", "bernoulli"] = "gaussian"
+    sigma_x: float = 0.1
+    learn_sigma_x: bool = True
+    sigma_x_floor: float = 0.03
+    mask_weight: float = 1.0
+    kl_warm_up: float = 0.1
+    flow_from: float = 0.7
+
+    def __post_init__(self) -> None:
+        require_positive(self, "step_size", "sigma_x", "sigma_x_floor", "mask_weight")
+        if self.n_leapfrog < 0:
+            raise ValueError(f"n_leapfrog is {self.n_leapfrog}, expected 0 (the VAE) or more")
+        if self.learn_step_size and self.step_size >= self.step_size_max:
+            raise ValueError(
+                f"step_size is {self.step_size}, expected less than step_size_max = {self.step_size_max}"
+            )
+        if self.learn_sigma_x and self.sigma_x <= self.sigma_x_floor:
+            raise ValueError(
+                f"sigma_x is {self.sigma_x}, expected more than sigma_x_floor = {self.sigma_x_floor}"
+            )
+        if not 0 < self.sqrt_beta_0 <= 1:
+            raise ValueError(f"sqrt_beta_0 is {self.sqrt_beta_0}, expected a number in (0, 1]")
+        if self.tempering == "free" and self.n_leapfrog and self.sqrt_beta_0 == 1:
+            raise ValueError(
+                'sqrt_beta_0 = 1 with tempering = "free" leaves nothing to learn from; use tempering = "none"'
+            )
+        if self.metropolis and self.tempering != "none":
+            raise ValueError(
+                f'metropolis with tempering = "{self.tempering}", expected "none": the test needs it so'
+            )
+        require_share(self, "kl_warm_up", "flow_from")
+        if self.n_leapfrog and self.flow_from < self.kl_warm_up:
+            raise ValueError(
+                f"flow_from is {self.flow_from}, expected at least kl_warm_up = {self.kl_warm_up}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LSGANConfig:
+    """The least-squares GAN (Mao et al. 2017): the same decoder against a discriminator of pairs.
+
+    Attributes:
+        network: the generator is its decoder.
+        discriminator_channels: feature channels of the discriminator's levels.
+        spectral_norm: spectral normalisation of the discriminator.
+        differentiable_augmentation: flips, small affine moves and (image only) brightness and
+            contrast of real and generated pairs before the discriminator sees them.
+    """
+
+    kind: Literal["lsgan"] = "lsgan"
+    network: NetworkConfig = NetworkConfig()
+    discriminator_channels: tuple[int, ...] = (32, 64, 128, 256)
+    spectral_norm: bool = True
+    differentiable_augmentation: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.discriminator_channels or min(self.discriminator_channels) < 1:
+            raise ValueError(
+                f"discriminator_channels is {self.discriminator_channels}, expected positive numbers"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig:
+    """The classic U-Net (Ronneberger et al. 2015), padded, with batch normalisation.
+
+    Attributes:
+        base_channels: features of the first level; each level down doubles them.
+        depth: number of halvings.
+    """
+
+    base_channels: int = 64
+    depth: int = 4
+
+    def __post_init__(self) -> None:
+        require_positive(self, "base_channels", "depth")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """One training: how long, how big the steps, in which precision.
+
+    Attributes:
+        images: length of the training, in images seen; whole batches.
+        batch_size: images per step over all processes.
+        lr: learning rate after the warm-up.
+        optimizer: AdamW, or stochastic gradient descent with Nesterov's momentum.
+        beta_1, beta_2: Adam's decay rates; beta_1 is also the momentum.
+        weight_decay: decoupled from AdamW's step, added to SGD's gradient.
+        warm_up: share of the training during which lr rises linearly from 0.
+        schedule: what lr does then: half a cosine to 0, nothing, or "poly", the 0.9th power of the
+            share that is left.
+        clip_norm: largest norm of the parameters' gradient; 0 for no clipping.
+        ema_decay: decay per step of the moving average of the weights that the snapshot holds; 0
+            for the last weights.
+        precision: of the networks' matrix work; the flow and all losses are float32.
+    """
+
+    images: int
+    batch_size: int = 32
+    lr: float = 2e-4
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    beta_1: float = 0.9
+    beta_2: float = 0.999
+    weight_decay: float = 1e-4
+    warm_up: float = 0.02
+    schedule: Literal["cosine", "constant", "poly"] = "cosine"
+    clip_norm: float = 1.0
+    ema_decay: float = 0.0
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+
+    def __post_init__(self) -> None:
+        require_positive(self, "images", "batch_size", "lr")
+        if self.images % self.batch_size:
+            raise ValueError(
+                f"images is {self.images}, expected a multiple of batch_size = {self.batch_size}"
+            )
+        if not 0 <= self.warm_up < 1:
+            raise ValueError(f"warm_up is {self.warm_up}, expected a share in [0, 1)")
+        for name in ("beta_1", "beta_2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected a number in [0, 1)")
+        for name in ("weight_decay", "clip_norm"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or more")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay is {self.ema_decay}, expected a number in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MovesConfig:
+    """Random moves of image and mask together while a generator is trained.
+
+    Attributes:
+        flip: probability of a left-right flip.
+        rotate_deg: largest rotation, degrees.
+        scale: largest relative change of size.
+        shift: largest shift, as a share of the image's side.
+    """
+
+    flip: float = 0.5
+    rotate_deg: float = 10.0
+    scale: float = 0.1
+    shift: float = 0.05
+
+    def __post_init__(self) -> None:
+        require_share(self, "flip", "scale", "shift")
+        if not 0 <= self.rotate_deg <= 180:
+            raise ValueError(f"rotate_deg is {self.rotate_deg}, expected degrees between 0 and 180")

@@ -1,0 +1,301 @@
+"""What each stage is asked: one frozen config per stage, all of it hashed into the run id.
+
+Everything that would change a number we would publish stands here, with its unit and default, and
+nothing else does (partition, GPUs, workers, compile: see ``hvae_hpc.config.resources``). The
+classes live apart from the torch code that they configure, because planning a sweep must not import
+torch.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from hvae_hpc.config.arms import ArmConfig
+from hvae_hpc.config.model import (
+    HVAEConfig,
+    LSGANConfig,
+    MovesConfig,
+    OptimConfig,
+    UNetConfig,
+    require_positive,
+    require_share,
+)
+
+Sampler = Literal["prior", "aggregated", "mixture", "hmc", "mask"]
+Stage = Literal["train", "likelihood", "generate", "augment", "quality", "segment"]
+
+STAGE_VERSIONS: dict[Stage, int] = {
+    "train": 2,
+    "likelihood": 1,
+    "generate": 1,
+    "augment": 1,
+    "quality": 2,
+    "segment": 2,
+}
+"""Raised when a stage's numbers change, so that old results are not taken for new ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitConfig:
+    """A seeded draw of cases (patients); no case is in both parts.
+
+    Attributes:
+        train, test: number of cases.
+        seed: which draw.
+    """
+
+    train: int = 100
+    test: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_positive(self, "train", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Train one generator on the split's training cases.
+
+    Attributes:
+        data: name of the data set.
+        generator: the sweep's name for this generator.
+        image_px: side to which images are shrunk; 0 for as packed.
+        seed: of the weights, the order and the noise.
+    """
+
+    data: str
+    generator: str
+    split: SplitConfig
+    image_px: int
+    model: HVAEConfig | LSGANConfig
+    optim: OptimConfig
+    moves: MovesConfig = field(default_factory=MovesConfig)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, HVAEConfig) or self.model.n_leapfrog == 0:
+            return
+        if self.optim.precision == "fp16":
+            raise ValueError(
+                'optim.precision is "fp16", expected "bf16" or "fp32": the flow\'s second derivatives overflow'
+            )
+        last_step = 1 - self.optim.batch_size / self.optim.images
+        if self.model.flow_from > last_step:
+            raise ValueError(
+                f"model.flow_from is {self.model.flow_from}, expected at most {last_step:.3g}, where the last step "
+                "begins: the flow would be on in none; for a VAE give model.n_leapfrog = 0"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LikelihoodConfig:
+    """How likely a trained generator with an encoder finds held-out pairs, by an estimator that uses no flow.
+
+    Annealed importance sampling of log p(x, m) = log of the integral of p(x, m|z) N(z; 0, I), at
+    mask_weight 1, so that generators are compared and not their encoders or flows. Beside it stand
+    the importance-weighted bound of the encoder's Gaussian and the ELBO without and with the flow,
+    at mask_weight 1 as well.
+
+    Attributes:
+        cases: the first so many of the split's test cases (fewer where there are fewer), the first
+            packed slice of each; 0 for all.
+        start: "encoder" anneals from q(z|x, m), "prior" from N(0, I), which asks for more
+            temperatures.
+        chains: per pair.
+        temperatures: from the start to the posterior; one Metropolis proposal at each.
+        leaps: of each proposal.
+        step_size: the first one, in standard deviations of the start; a run of its own adapts it at
+            each temperature.
+        estimates: independent ones; how far they spread says how much to believe them.
+        importance_samples: of the importance-weighted bound.
+        seed: of all draws.
+    """
+
+    data: str
+    generator: str
+    split: SplitConfig
+    image_px: int
+    cases: int = 0
+    start: Literal["encoder", "prior"] = "encoder"
+    chains: int = 8
+    temperatures: int = 200
+    leaps: int = 2
+    step_size: float = 0.3
+    estimates: int = 2
+    importance_samples: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_positive(
+            self, "chains", "temperatures", "leaps", "step_size", "estimates", "importance_samples"
+        )
+        if self.cases < 0:
+            raise ValueError(f"cases is {self.cases}, expected 0 (all) or more")
+        if self.estimates < 2:
+            raise ValueError(
+                f"estimates is {self.estimates}, expected 2 or more: one alone has no spread"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """Draw pairs from a trained generator's snapshot.
+
+    Attributes:
+        n_pairs: accepted pairs to make.
+        sampler: where z comes from. "prior": N(0, I), as in the paper. The others need an encoder
+            and its training cases. "aggregated": between two encoded pairs, plus posterior noise;
+            "mixture": a Gaussian mixture of encodings; "hmc": the posterior around a real pair, by
+            Hamiltonian Monte Carlo; "mask": the same given a real mask alone, so that the image is
+            free.
+        posterior_noise: "aggregated": of the encodings' own standard deviation, this much is added.
+        components: "mixture": Gaussians (diagonal).
+        hmc_proposals, hmc_leaps: "hmc", "mask": Metropolis proposals from the start to the sample,
+            leaps of each.
+        hmc_step_size: at the start, in standard deviations of the encoding; the first half of the
+            proposals adapts it.
+        threshold: mask probability above which a pixel is tumour.
+        min_mask_px: smallest mask that is accepted, px.
+        max_draws_per_pair: the run fails when so many draws per wanted pair were not enough.
+        seed: of the draws.
+    """
+
+    data: str
+    generator: str
+    split: SplitConfig
+    image_px: int
+    n_pairs: int = 500
+    sampler: Sampler = "prior"
+    posterior_noise: float = 1.0
+    components: int = 8
+    hmc_proposals: int = 20
+    hmc_leaps: int = 5
+    hmc_step_size: float = 0.2
+    threshold: float = 0.5
+    min_mask_px: int = 8
+    max_draws_per_pair: int = 200
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_positive(self, "n_pairs", "max_draws_per_pair", "components")
+        require_positive(self, "hmc_proposals", "hmc_leaps", "hmc_step_size")
+        if self.posterior_noise < 0:
+            raise ValueError(f"posterior_noise is {self.posterior_noise}, expected 0 or more")
+        if not 0 < self.threshold < 1:
+            raise ValueError(f"threshold is {self.threshold}, expected a probability in (0, 1)")
+
+    @property
+    def source(self) -> str:
+        """What tables and arms call these pairs: the generator, and its sampler unless it is the prior."""
+        return source_name(self.generator, self.sampler)
+
+
+def source_name(generator: str, sampler: str) -> str:
+    """Name a generator's pairs: "hvae", "hvae-aggregated"."""
+    return generator if sampler == "prior" else f"{generator}-{sampler}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Standard augmentation: moved copies of the real training pairs, made once with torchio.
+
+    Attributes:
+        n_pairs: copies to make; copy i is of real pair i modulo their number.
+        flip: probability of a left-right flip.
+        rotate_deg: largest rotation, degrees.
+        crop_min: smallest side of the random crop that is resized to full size, as a share.
+        seed: of the draws.
+    """
+
+    data: str
+    split: SplitConfig
+    image_px: int
+    n_pairs: int = 400
+    flip: float = 0.5
+    rotate_deg: float = 20.0
+    crop_min: float = 0.8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_positive(self, "n_pairs")
+        require_share(self, "flip")
+        if not 0 <= self.rotate_deg <= 180:
+            raise ValueError(f"rotate_deg is {self.rotate_deg}, expected degrees between 0 and 180")
+        if not 0 < self.crop_min <= 1:
+            raise ValueError(f"crop_min is {self.crop_min}, expected a share in (0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QualityConfig:
+    """A set of images or pairs against the test cases: PSNR and SSIM, paired at random as in the paper; set measures.
+
+    Attributes:
+        source: a generator's name; "real" (training images) and "mean" (their mean image) are the
+            two reference rows without which the numbers mean nothing.
+        n_images: images of each set per draw, and of each set that set measures compare (fewer
+            where there are fewer).
+        draws: independent draws of the two sets, for PSNR and SSIM.
+        features: measure the sets as well, in the features of the reference arm's first U-Net, the
+            parent "judge".
+        nearest: k, which nearest neighbour makes the radius of precision, recall, density and
+            coverage.
+    """
+
+    data: str
+    split: SplitConfig
+    image_px: int
+    source: str
+    n_images: int = 100
+    draws: int = 10
+    features: bool = True
+    nearest: int = 5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_positive(self, "n_images", "draws", "nearest")
+        if self.features and self.n_images < self.nearest + 2:
+            raise ValueError(
+                f"n_images is {self.n_images}, expected at least {self.nearest + 2} for nearest = {self.nearest}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentConfig:
+    """Train a U-Net on one arm's pairs with one seed and measure it on the split's test cases.
+
+    Attributes:
+        loss: "dice+ce" is soft Dice plus cross-entropy, "dice" and "ce" are one of them alone.
+        threshold: tumour probability above which a pixel is predicted tumour.
+        keep_weights: leave ``snapshot.pt``, for quality runs to judge images by.
+        seed: of the weights and the order of the images; with one seed, the real pairs come in one
+            order in all arms.
+    """
+
+    data: str
+    split: SplitConfig
+    image_px: int
+    arm: ArmConfig
+    unet: UNetConfig
+    optim: OptimConfig
+    loss: Literal["dice+ce", "dice", "ce"] = "dice+ce"
+    threshold: float = 0.5
+    keep_weights: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold < 1:
+            raise ValueError(f"threshold is {self.threshold}, expected a probability in (0, 1)")
+
+
+StageConfig = (
+    TrainConfig | LikelihoodConfig | GenerateConfig | AugmentConfig | QualityConfig | SegmentConfig
+)
+
+CONFIGS: dict[Stage, type[Any]] = {
+    "train": TrainConfig,
+    "likelihood": LikelihoodConfig,
+    "generate": GenerateConfig,
+    "augment": AugmentConfig,
+    "segment": SegmentConfig,
+    "quality": QualityConfig,
+}
+"""Stage to its config; stages of parents come first."""

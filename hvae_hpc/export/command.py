@@ -1,0 +1,61 @@
+"""``hvae-hpc export``: hand over the pairs of a generate run, to nnU-Net or as PNG files."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hvae_hpc.errors import UserError, run_command
+from hvae_hpc.jobs.state.find_run import find_run
+
+
+def main(argv: Sequence[str]) -> int:
+    """Write the pairs of a generate run to a folder of their own; pairs that copy a training image are left out."""
+    parser = argparse.ArgumentParser(prog="hvae-hpc export", description=main.__doc__)
+    parser.add_argument(
+        "run", metavar="RUN", help="the run's folder, its label, or the beginning of its id"
+    )
+    form = parser.add_mutually_exclusive_group(required=True)
+    form.add_argument(
+        "--nnunet",
+        type=Path,
+        metavar="DIR",
+        help="a raw data set of nnU-Net v2, with the real pairs",
+    )
+    form.add_argument(
+        "--png", type=Path, metavar="DIR", help="the synthetic pairs as 8-bit pictures, to look at"
+    )
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs"), help="the runs folder (default: ./runs)"
+    )
+    parser.add_argument(
+        "--keep-copies", action="store_true", help="hand over copies too, marked in manifest.json"
+    )
+    parser.add_argument(
+        "--synthetic-only", action="store_true", help="--nnunet without the real pairs"
+    )
+    parser.add_argument(
+        "--id", type=int, metavar="N", help="--nnunet: data set number (default: 501)"
+    )
+    options = parser.parse_args(argv)
+    if options.png and (options.synthetic_only or options.id is not None):
+        raise UserError(
+            "--synthetic-only and --id say what --nnunet writes; leave them out with --png"
+        )
+    plan, run_id = find_run(options.runs, options.run, "generate")
+
+    from hvae_hpc.export.pairs import Order, export_pairs  # torch: not before it is needed
+
+    order = Order(
+        form="nnunet" if options.nnunet else "png",
+        folder=options.nnunet or options.png,
+        keep_copies=options.keep_copies,
+        synthetic_only=options.synthetic_only,
+        dataset_id=501 if options.id is None else options.id,
+    )
+    print("\n".join(export_pairs(plan, run_id, order)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,231 @@
+"""Measures of a set of images against another set, at sizes of about a hundred: functions of numpy arrays.
+
+Feature vectors or masks in, a value with a 95 % interval for each measure out. The intervals come
+from leaving out one case at a time (:func:`estimate`), not from resampling with replacement: a
+bootstrap sample holds images twice, at distance 0 from each other, which a nearest neighbour or a
+kernel's sum over pairs takes for a collapsed set.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import center_of_mass, label
+from scipy.spatial.distance import cdist
+from scipy.stats import wasserstein_distance
+
+from hvae_hpc.errors import UserError
+
+Floats = NDArray[np.float64]
+Rows = NDArray[np.intp]
+
+Z_95 = 1.959964
+"""97.5 % quantile of the standard normal."""
+SHARES = frozenset({"precision", "recall", "coverage", "duplicates", "agreement", "copies"})
+"""Measures that lie between 0 and 1."""
+LEAST = {"density": 0.0, "distinct": 1.0, "area": 0.0, "components": 0.0, "row": 0.0, "column": 0.0}
+"""Measures with a lower bound alone, and the bound. An unbiased KID has none."""
+MASK_STATISTICS = ("area", "components", "row", "column")
+ALIKE = 0.5
+"""Images nearer to each other than this times the usual distance from a real image to its nearest count as one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A measure's value and its 95 % interval, ``low <= value <= high``."""
+
+    value: float
+    low: float
+    high: float
+
+
+def estimate(
+    measure: Callable[..., Mapping[str, float]], *cases: Sequence[str]
+) -> dict[str, Estimate]:
+    """Return measures of independent sets with intervals, by leaving out one case at a time.
+
+    The variance is the delete-one jackknife's: the sum over sets of ``(G - 1) / G * sum_g (m_g -
+    mean)^2``, with m_g the measure without case g of the set's G cases. For any function of
+    independent cases it is too large rather than too small on average (Efron and Stein 1981), also
+    for nearest neighbours and degenerate U-statistics. The interval is normal; that of a share is
+    Wilson's, with the number of images that a plain share of this variance would have (Korn and
+    Graubard 1998), and the number of cases where leaving one out changes nothing. It is about the
+    measure's expectation at this number of images, not about its limit for many.
+
+    Args:
+        measure: takes the rows that are left of each set, returns name to value.
+        cases: for each set the case of each row; rows of one case are left out together.
+    """
+    rows = [np.arange(len(of_set)) for of_set in cases]
+    values = measure(*rows)
+    variance = dict.fromkeys(values, 0.0)
+    for i, of_set in enumerate(cases):
+        ids = np.asarray(of_set)
+        names = np.unique(ids)
+        without = [
+            measure(*rows[:i], np.flatnonzero(ids != name), *rows[i + 1 :]) for name in names
+        ]
+        for name in values:
+            found = np.array([left[name] for left in without])
+            variance[name] += (len(names) - 1) * float(found.var())
+    fewest = min(len(set(of_set)) for of_set in cases)
+    return {name: _interval(name, value, variance[name], fewest) for name, value in values.items()}
+
+
+def _interval(name: str, value: float, variance: float, n_cases: int) -> Estimate:
+    if name in SHARES:
+        n = value * (1 - value) / variance if variance > 0 else n_cases
+        n = n or n_cases  # a share of 0 or 1 that leaving out one case changes
+        centre = (value + Z_95**2 / (2 * n)) / (1 + Z_95**2 / n)
+        half = Z_95 * math.sqrt(value * (1 - value) / n + (Z_95 / (2 * n)) ** 2) / (1 + Z_95**2 / n)
+        return Estimate(
+            value=value,
+            low=min(value, max(0.0, centre - half)),
+            high=max(value, min(1.0, centre + half)),
+        )
+    half = Z_95 * math.sqrt(variance)
+    return Estimate(
+        value=value, low=max(value - half, LEAST.get(name, -math.inf)), high=value + half
+    )
+
+
+def compare_features(
+    ours: Floats, real: Floats, k: int, our_cases: Sequence[str], real_cases: Sequence[str]
+) -> dict[str, Estimate]:
+    """Compare a set of images with real ones in a space of features.
+
+    Args:
+        ours: features (N, D) of the set.
+        real: features (M, D) of real images; M about N, as nearest neighbours are the nearer the
+            more there are.
+        k: which nearest neighbour's distance is the radius of an image's ball.
+        our_cases, real_cases: the case of each row.
+
+    Returns:
+        ``kid``: the kernel distance, :func:`unbiased_mmd` of :func:`polynomial_kernel`; 0 is
+        expected of equal distributions (Binkowski et al. 2018, arXiv:1801.01401). ``precision``:
+        the share of ours that lie in the ball of a real image; ``recall``: of real images in the
+        ball of one of ours (Kynkaanniemi et al. 2019, arXiv:1904.06991). ``density``: in how many
+        real balls one of ours lies, over k; 1 is expected of real images. ``coverage``: the share
+        of real balls with one of ours in it (Naeem et al. 2020, arXiv:2002.09797). ``duplicates``:
+        the share of ours that are nearer to another of ours than ``ALIKE`` times the median
+        distance from a real image to its nearest (of another case). ``distinct``: the effective
+        number of different images among ours at that scale, see :func:`vendi_score`.
+
+    Raises:
+        UserError: too few cases for k neighbours of other cases.
+    """
+    for what, cases in (("images to measure", our_cases), ("real images", real_cases)):
+        most = max(list(cases).count(case) for case in set(cases))
+        if len(cases) - most < k + 1:
+            raise UserError(
+                f"{len(cases)} {what} of {len(set(cases))} cases are too few for quality.nearest = {k}; lower it, or "
+                "have more images or cases (quality.features = false leaves these measures out)"
+            )
+    n = len(ours)
+    together = np.concatenate([ours, real])
+    distances = cdist(together, together)
+    kernel = polynomial_kernel(together, together)
+    case = np.array(
+        [*(f"ours {name}" for name in our_cases), *(f"real {name}" for name in real_cases)]
+    )
+    apart = np.where(case[:, None] == case, np.inf, distances)
+
+    def measure(x: Rows, y: Rows) -> dict[str, float]:
+        y = y + n
+        xx, xy, yx, yy = np.ix_(x, x), np.ix_(x, y), np.ix_(y, x), np.ix_(y, y)
+        in_real = distances[xy] <= _radius(distances[yy], k)
+        in_ours = distances[yx] <= _radius(distances[xx], k)
+        alike = ALIKE * float(np.median(apart[yy].min(1)))
+        return {
+            "kid": unbiased_mmd(kernel[xx], kernel[xy], kernel[yy]),
+            "precision": float(in_real.any(1).mean()),
+            "recall": float(in_ours.any(1).mean()),
+            "density": float(in_real.sum(1).mean()) / k,
+            "coverage": float(in_real.any(0).mean()),
+            "duplicates": float((apart[xx].min(1) < alike).mean()),
+            "distinct": vendi_score(distances[xx], alike),
+        }
+
+    return estimate(measure, our_cases, real_cases)
+
+
+def _radius(distances: Floats, k: int) -> Floats:
+    """Return each image's distance to its k-th nearest neighbour; the nearest of all is the image itself."""
+    return np.partition(distances, k, axis=1)[:, k]
+
+
+def polynomial_kernel(first: Floats, second: Floats) -> Floats:
+    """Return ``(x.y / D + 1)^3`` of all pairs of rows (N, D) and (M, D), as (N, M)."""
+    return np.asarray((first @ second.T / first.shape[1] + 1) ** 3)
+
+
+def unbiased_mmd(xx: Floats, xy: Floats, yy: Floats) -> float:
+    """Return the squared maximum mean discrepancy from kernel matrices (N, N), (N, M) and (M, M).
+
+    Over all pairs of different images: an unbiased estimate, which may be below 0.
+    """
+    n, m = xy.shape
+    within = (xx.sum() - xx.trace()) / (n * (n - 1)) + (yy.sum() - yy.trace()) / (m * (m - 1))
+    return float(within - 2 * xy.mean())
+
+
+def vendi_score(distances: Floats, scale: float) -> float:
+    """Return the effective number of different images, between 1 (all equal) and N (all far apart).
+
+    The exponential of the entropy of the eigenvalues of ``exp(-d^2 / (2 scale^2)) / N``. Source:
+    Friedman and Dieng 2023, arXiv:2210.02410.
+
+    Args:
+        distances: (N, N), between all images.
+        scale: images that are much nearer than this count as one.
+    """
+    similarity = np.exp(-0.5 * (distances / scale) ** 2) / len(distances)
+    eigenvalues = np.linalg.eigvalsh(similarity)
+    positive = eigenvalues[eigenvalues > 1e-12]
+    return float(np.exp(-(positive * np.log(positive)).sum()))
+
+
+def describe_masks(masks: NDArray[np.bool_]) -> dict[str, Floats]:
+    """Return statistics (N,) of each of the masks (N, H, W).
+
+    ``area``, px; ``components``, 8-connected ones; ``row`` and ``column`` of the centroid, px,
+    which for an empty mask are the image's centre.
+    """
+    centre = [(side - 1) / 2 for side in masks.shape[1:]]
+    centroids = np.array([center_of_mass(mask) if mask.any() else centre for mask in masks])
+    return {
+        "area": masks.sum((1, 2)).astype(np.float64),
+        "components": np.array([float(label(mask, np.ones((3, 3)))[1]) for mask in masks]),
+        "row": centroids[:, 0],
+        "column": centroids[:, 1],
+    }
+
+
+def compare_masks(
+    ours: Mapping[str, Floats],
+    real: Mapping[str, Floats],
+    our_cases: Sequence[str],
+    real_cases: Sequence[str],
+) -> dict[str, Estimate]:
+    """Return the Wasserstein-1 distance of every mask statistic's two distributions, in the statistic's unit.
+
+    It is how far the values must move on average to become the real ones, and above 0 even for
+    equal
+    distributions: read it against that of two real sets.
+    """
+
+    def measure(x: Rows, y: Rows) -> dict[str, float]:
+        return {
+            name: float(wasserstein_distance(ours[name][x], real[name][y]))
+            for name in MASK_STATISTICS
+        }
+
+    return estimate(measure, our_cases, real_cases)
+
+
+def average(name: str, values: Floats, cases: Sequence[str]) -> dict[str, Estimate]:
+    """Return the mean of one value per image."""
+    return estimate(lambda rows: {name: float(values[rows].mean())}, cases)

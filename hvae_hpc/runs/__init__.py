@@ -1,0 +1,1 @@
+"""Runs on disk: identity, plan, folder, lease, and which runs are done."""

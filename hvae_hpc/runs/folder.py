@@ -1,0 +1,288 @@
+"""A run's folder: the names of all files in it, atomic writes, checked reads.
+
+``runs/<stage>/<label>-<run_id>/`` holds config.json and, once the run is done, metrics.json, which
+is the only mark of done. Nothing is ever seen half-written under its final name: files are written
+under a temporary name in the same folder, flushed to the disk and renamed.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hvae_hpc.config.loader import dump, load, read_json
+from hvae_hpc.errors import NO_ROOM, NonFiniteError, UserError
+from hvae_hpc.runs.files import append_line, refused
+from hvae_hpc.runs.identity import canonical_json
+from hvae_hpc.runs.lease import check
+
+CONFIG = "config.json"
+METRICS = "metrics.json"
+LOG = "log.jsonl"
+SNAPSHOT = "snapshot.pt"
+PAIRS = "pairs.h5"
+SAMPLES = "samples.npz"
+INPUTS = "inputs.json"
+RESULT_SCHEMA = 1
+KEPT_LINES = 1000
+_UNWRITTEN: dict[Path, list[str]] = {}
+"""Lines of logs for which there was no room, by run folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where, when and with what a run was made: recorded, never hashed.
+
+    Attributes:
+        code_sha: hash of the package's own files (:func:`hvae_hpc.runs.identity.code_sha`).
+        versions: library name to version.
+        device: "cpu" or the GPU's name.
+        host: the node's name.
+        job_id: SLURM's ``<array>_<element>``, or "" for a local process.
+        attempt: 1 for the first start, more after interruptions.
+        started_at: seconds since 1970 of this attempt's start.
+        wall_s: seconds this attempt took.
+        peak_memory_mib: largest resident set of the process so far, MiB.
+        threads: CPU threads that torch was pinned to.
+        notes: what else a reader must know ("compile failed: ...").
+        spent_s: seconds that all attempts took together, as far as their logs tell.
+        processes, at_once: that trained this run together; and runs that shared the device when it
+            began.
+        slurm: cluster, partition, account, nodes, restarts, visible GPUs, as SLURM named them.
+        gpu: utilisation (0 to 1), memory_mib and energy_j, of the first GPU, where NVML told them.
+    """
+
+    code_sha: str
+    versions: dict[str, str]
+    device: str
+    host: str
+    job_id: str
+    attempt: int
+    started_at: float
+    wall_s: float
+    peak_memory_mib: float
+    threads: int
+    notes: tuple[str, ...] = ()
+    spent_s: float = 0.0
+    processes: int = 1
+    at_once: int = 1
+    slurm: dict[str, str] = field(default_factory=dict)
+    gpu: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What metrics.json holds.
+
+    Attributes:
+        schema: version of this format.
+        run_id, stage, config, parents: what was asked; parents maps a role to a run id or a data
+            hash.
+        parent_results: role to :func:`result_stamp` of each parent run that was read. A parent that
+            is made anew has another stamp, so this run is then made anew as well.
+        metrics: name to number, for the whole run.
+        per_case: case id to name to number.
+        provenance: see there.
+        details: what is neither (lists of case ids, counts by name), plain data.
+    """
+
+    schema: int
+    run_id: str
+    stage: str
+    config: dict[str, Any]
+    parents: dict[str, str]
+    parent_results: dict[str, str]
+    metrics: dict[str, float]
+    per_case: dict[str, dict[str, float]]
+    provenance: Provenance
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write a file so that readers see the whole of it or nothing, also after a crash."""
+    content = data.encode() if isinstance(data, str) else data
+    write_atomic_by(path, lambda temporary: temporary.write_bytes(content))
+
+
+def write_atomic_by(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let ``write`` make a file under a temporary name, then give it its final one.
+
+    Args:
+        path: the final name; its folder is made if need be.
+        write: is called with the temporary name, in the same folder.
+
+    Raises:
+        UserError: the disk refused (full, quota, no permission), or this process lost the folder to
+            another one; the final name is as it was before.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        check(path.parent)
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        check(path.parent)  # who takes over removes temporary files
+        raise refused(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):  # a file system that is read-only refuses this as well
+            temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems cannot sync a folder
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain data as indented JSON, atomically.
+
+    Raises:
+        ValueError: a NaN or an infinity is in it.
+    """
+    write_atomic(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def write_result(folder: Path, result: RunResult) -> None:
+    """Write metrics.json: from now on the run is done.
+
+    Raises:
+        NonFiniteError: a metric is not finite; it names the metric.
+    """
+    for name, value in result.metrics.items():
+        if not abs(value) < float("inf"):
+            raise NonFiniteError(
+                f"{folder}: metric {name} is {value}; a run with a non-finite metric is not done"
+            )
+    write_json(folder / METRICS, dump(result))
+
+
+def read_result(folder: Path, run_id: str) -> RunResult | None:
+    """Read a run's metrics.json; None where there is none.
+
+    Raises:
+        UserError: it is there but cannot be believed: truncated, another schema, another run's.
+    """
+    path = folder / METRICS
+    if not path.exists():
+        return None
+    data = read_json(path)
+    if isinstance(data, dict) and data.get("schema") != RESULT_SCHEMA:
+        raise UserError(
+            f"{path}: schema {data.get('schema')}, expected {RESULT_SCHEMA}; delete the folder to make it anew"
+        )
+    result = load(RunResult, data, str(path))
+    if result.run_id != run_id:
+        raise UserError(
+            f"{path}: is run {result.run_id}, expected {run_id}; delete the folder to make it anew"
+        )
+    object.__setattr__(
+        result, "_stamp", _stamp_of(data)
+    )  # of what the file says, without what was added to it here
+    return result
+
+
+def result_stamp(result: RunResult) -> str:
+    """Return 12 digits that name this making of a run: a second making has another stamp.
+
+    It is that of metrics.json as it was written: a later version of the package, whose RunResult
+    has more fields, reads the same stamp.
+    """
+    stamp: str = getattr(result, "_stamp", "") or _stamp_of(dump(result))
+    return stamp
+
+
+def _stamp_of(data: Any) -> str:
+    return hashlib.sha256(canonical_json(data).encode()).hexdigest()[:12]
+
+
+def write_config(folder: Path, config: dict[str, Any]) -> None:
+    """Write config.json, or check that the one that is there says the same.
+
+    Raises:
+        UserError: another config is there, which a run id never allows.
+    """
+    path = folder / CONFIG
+    if path.exists():
+        there = read_json(path)
+        if not isinstance(there, dict):
+            raise UserError(
+                f"{path}: does not hold a run's config; delete the folder to make it anew"
+            )
+        if there != config:
+            key = next(k for k in sorted({*there, *config}) if there.get(k) != config.get(k))
+            raise UserError(
+                f"{path}: has {key} = {there.get(key)!r}, this run asks {config.get(key)!r}; "
+                "delete the folder or use a new one"
+            )
+        return
+    write_json(path, config)
+
+
+def append_log(folder: Path, record: dict[str, Any]) -> None:
+    """Add one line to log.jsonl; where the disk is full, it is written together with the next one that fits.
+
+    No work is given up for a line: what the run makes needs room as well, and says so when there is
+        none.
+    """
+    kept = _UNWRITTEN.pop(folder, [])
+    lines = [*kept, json.dumps({"time": round(time.time(), 3), **record}, allow_nan=True)]
+    try:
+        append_line(folder / LOG, "\n".join(lines))
+    except UserError as error:
+        if getattr(error.__cause__, "errno", None) not in NO_ROOM:
+            raise
+        _UNWRITTEN[folder] = lines[-KEPT_LINES:]
+        if not kept:
+            print(
+                f"{error}; its next lines are kept in memory until there is room",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """Read log.jsonl, and what of it waits for room here; lines that a crash cut short are left out."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        written = (folder / LOG).read_bytes().splitlines()
+        return _parse_lines([*written, *(line.encode() for line in _UNWRITTEN.get(folder, []))])
+    return []
+
+
+def read_log_tail(folder: Path, n_bytes: int = 8192) -> list[dict[str, Any]]:
+    """Read the last whole lines of log.jsonl, of which there may be thousands."""
+    with contextlib.suppress(OSError), open(folder / LOG, "rb") as file:
+        start = max(0, file.seek(0, os.SEEK_END) - n_bytes)
+        file.seek(start)
+        return _parse_lines(file.read().splitlines()[1 if start else 0 :])
+    return []
+
+
+def _parse_lines(lines: list[bytes]) -> list[dict[str, Any]]:
+    records = []
+    for line in lines:
+        with contextlib.suppress(
+            ValueError, RecursionError
+        ):  # cut short by a crash, or no line of ours
+            records.append(json.loads(line))
+    return [record for record in records if isinstance(record, dict)]
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what a killed writer left behind; only for the holder of the folder."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)

@@ -1,0 +1,73 @@
+"""A run: a stage with its config and parents, its id, its label and its folder."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from hvae_hpc.config.loader import dump
+from hvae_hpc.config.stages import (
+    STAGE_VERSIONS,
+    AugmentConfig,
+    GenerateConfig,
+    QualityConfig,
+    SegmentConfig,
+    Stage,
+    StageConfig,
+)
+from hvae_hpc.runs.identity import make_run_id
+
+_UNFIT = re.compile(r"[^A-Za-z0-9+._-]")
+"""What does not stand in the name of a folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A stage with its config and parents; what it makes lies in the folder named after it.
+
+    Attributes:
+        parents: role to run id; the role "data" holds the data set's content hash.
+    """
+
+    stage: Stage
+    config: StageConfig
+    parents: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def run_id(self) -> str:
+        """The 12 hexadecimal digits that follow from all of the above."""
+        return make_run_id(
+            self.stage, STAGE_VERSIONS[self.stage], dump(self.config), dict(self.parents)
+        )
+
+    @cached_property
+    def label(self) -> str:
+        """What the run is, for people: "brats2021-hvae+100-s3"."""
+        config = self.config
+        if isinstance(config, SegmentConfig):
+            what = config.arm.name
+        elif isinstance(config, QualityConfig):
+            what = config.source
+        elif isinstance(config, AugmentConfig):
+            what = "standard"
+        elif isinstance(config, GenerateConfig):
+            what = config.source
+        else:
+            what = config.generator
+        split = f"-d{config.split.seed}" if config.split.seed else ""
+        return _UNFIT.sub("_", f"{config.data}-{what}{split}-s{config.seed}")
+
+    @property
+    def source(self) -> str:
+        """What makes the pairs that the run makes, takes or judges; "" where there are none."""
+        config = self.config
+        if isinstance(config, SegmentConfig):
+            return config.arm.generator or ("standard" if config.arm.n_standard else "reference")
+        if isinstance(config, (QualityConfig, GenerateConfig)):
+            return config.source
+        return getattr(config, "generator", "")
+
+    @property
+    def folder(self) -> str:
+        """The run's folder below the runs folder."""
+        return f"{self.stage}/{self.label}-{self.run_id}"

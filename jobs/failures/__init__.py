@@ -1,0 +1,1 @@
+"""Why runs fail, and what is done about it."""

@@ -1,0 +1,1 @@
+"""What a cluster allows: resources per stage, caps, and the retry policy."""

@@ -1,0 +1,1 @@
+"""What SLURM is told and what it says."""

@@ -1,0 +1,311 @@
+"""What SLURM says: the user's queue, and how submissions are refused.
+
+Every question is one call of a client, and few are asked: the queue at most once in ``POLL_S`` by
+    all processes of a
+user together, who share the answer in a file. A controller that is busy is asked again later, with
+growing, random pauses; every other refusal becomes one clear line.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import random
+import re
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hvae_hpc.errors import UserError
+from hvae_hpc.runs.folder import write_json
+from hvae_hpc.runs.identity import content_hash
+
+POLL_S = 60.0
+CALL_EVERY_S = 15.0
+"""Seconds between two calls to the scheduler by the elements of a submission together."""
+PATIENCE_S = 180.0
+# What an outer job leaves in our environment, and what would bend the clients' answers or our
+# sbatch texts: variables win over the text's own lines.
+FOREIGN = re.compile(
+    r"(SLURM|SLURMD|SBATCH|SRUN|SALLOC|SQUEUE|SINFO|SACCT|SCANCEL|SCONTROL|PMI|PMIX)_"
+)
+BUSY = re.compile(
+    r"rate limit|unable to contact|socket timed out|timed out|transport endpoint|connection (refused|reset)"
+    r"|zero bytes|temporarily un|try again|backup controller",
+    re.IGNORECASE,
+)
+CONFS = ("/etc/slurm/slurm.conf", "/run/slurm/conf/slurm.conf", "/etc/slurm-llnl/slurm.conf")
+POLICY = re.compile(r"\b(?:Assoc|QOS)[A-Z]\w+")
+
+
+class BusyError(UserError):
+    """SLURM did not answer, or asks to come back later; what was asked may have been done all the same."""
+
+
+def is_available() -> bool:
+    """Tell whether sbatch is on the PATH."""
+    return shutil.which("sbatch") is not None
+
+
+def is_submit_limit(said: str) -> bool:
+    """Tell whether sbatch refused because the user has too much in the queue already.
+
+    SLURM's general sentence names the submit limit among others, so a particular reason decides
+    where there is one.
+    """
+    reasons = POLICY.findall(said)
+    return any("Submit" in reason for reason in reasons) if reasons else "job submit limit" in said
+
+
+def clean_environment() -> dict[str, str]:
+    """Return this process's environment without what a job, a profile or an MPI left of SLURM in it."""
+    own = {name: value for name, value in os.environ.items() if not FOREIGN.match(name)}
+    if conf := os.environ.get("SLURM_CONF"):  # names the cluster
+        own["SLURM_CONF"] = conf
+    return own
+
+
+def ask_once(
+    command: Sequence[str], limit_s: float = 60.0, *, keep_open: Sequence[int] = ()
+) -> str:
+    """Run one SLURM client command and return what it prints.
+
+    Args:
+        command: argv.
+        limit_s: seconds after which it counts as not answering.
+        keep_open: file descriptors (of locks) that it holds as long as it lives, also when we are
+            killed.
+
+    Raises:
+        BusyError: the controller is not there or too busy.
+        UserError: the command is not there, or was refused.
+    """
+    try:
+        # SLURM_BITSTR_LEN=0: squeue prints element lists whole instead of "12_[0-1,...]".
+        environment = clean_environment() | {"SLURM_BITSTR_LEN": "0"}
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=limit_s,
+            check=True,
+            env=environment,
+            pass_fds=keep_open,
+        )
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{command[0]} is not on the PATH; log in to a SLURM node, or use --local"
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise BusyError(
+            f"{command[0]} did not answer within {limit_s:.0f} s; try again later"
+        ) from error
+    except subprocess.CalledProcessError as error:
+        said = " ".join(error.stderr.split()) or f"exit code {error.returncode}"
+        kind = BusyError if BUSY.search(said) else UserError
+        raise kind(f"{' '.join(command)[:200]}: {said}") from error
+    return done.stdout
+
+
+def patiently(question: Callable[[], str], patience_s: float = PATIENCE_S) -> str:
+    """Ask again while SLURM is busy, with pauses that grow and are random, so that many askers do not meet again."""
+    pause_s, end = 2.0, time.monotonic() + patience_s
+    while True:
+        try:
+            return question()
+        except BusyError:
+            wait_s = pause_s * random.uniform(0.5, 1.5)
+            if time.monotonic() + wait_s > end:
+                raise
+            time.sleep(wait_s)
+            pause_s = min(2 * pause_s, 60.0)
+
+
+def ask(command: Sequence[str], patience_s: float = PATIENCE_S) -> str:
+    """Run one SLURM client command that changes nothing when it is run twice; see :func:`ask_once`."""
+    return patiently(lambda: ask_once(command, min(60.0, patience_s)), patience_s)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Partition:
+    """What a partition allows: minutes, seconds from SIGTERM to the end at preemption, host memory; its nodes' names.
+
+    0 is no limit, or none that is known.
+    """
+
+    minutes: int
+    grace_s: int
+    memory_gb: float = 0.0
+    nodes: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """What SLURM allows.
+
+    Attributes:
+        partitions: by name.
+        max_array_size: the highest index of an array, plus one.
+        submit_limit: elements that the user may have in the queue; 0 for no limit that we know of.
+        name: what SLURM calls it.
+    """
+
+    partitions: dict[str, Partition]
+    max_array_size: int = 1001
+    submit_limit: int = 0
+    name: str = ""
+
+    def check_partition(self, name: str) -> Partition:
+        """Return a partition; a UserError names those that exist."""
+        if name not in self.partitions:
+            raise UserError(
+                f"unknown partition {name!r}; this cluster has {', '.join(sorted(self.partitions))}"
+            )
+        return self.partitions[name]
+
+
+class Queued(NamedTuple):
+    """Elements of one array, or one job that is none, with the same state."""
+
+    job: str
+    places: tuple[int, ...]
+    """of an array's elements; none for a job that is no array"""
+    state: str
+    """PENDING, RUNNING, SUSPENDED, COMPLETING, ..."""
+    reason: str
+    comment: str
+
+
+class Queue(NamedTuple):
+    """What of the user's jobs waits or runs, and when SLURM said so (seconds since 1970)."""
+
+    asked_at: float
+    rows: tuple[Queued, ...]
+
+    @property
+    def elements(self) -> int:
+        """Number of elements and single jobs."""
+        return sum(max(1, len(row.places)) for row in self.rows)
+
+
+def read_queue(
+    *, not_before: float | None = None, poll_s: float = POLL_S, patience_s: float = PATIENCE_S
+) -> Queue:
+    """Return the user's queue as SLURM gave it lately to any of the user's processes, or ask for it.
+
+    Args:
+        not_before: an answer must be as young as this (seconds since 1970); None for no older than
+            ``poll_s``.
+        poll_s: seconds for which an answer serves everybody.
+        patience_s: how long to try. The impatient do not even try where somebody got no answer
+            since.
+
+    Raises:
+        BusyError: SLURM does not answer.
+    """
+    oldest = time.time() - poll_s if not_before is None else not_before
+    with _shared_file(patience_s) as path:
+        if path:
+            with contextlib.suppress(OSError, ValueError, TypeError):
+                asked_at, rows = json.loads(path.read_text())
+                if oldest <= asked_at <= time.time() and rows is not None:
+                    return Queue(
+                        asked_at,
+                        tuple(Queued(job, tuple(places), *rest) for job, places, *rest in rows),
+                    )
+                if oldest <= asked_at <= time.time() and patience_s < PATIENCE_S:
+                    raise BusyError(f"SLURM did not answer {time.time() - asked_at:.0f} s ago")
+        asked_at = time.time()
+        try:
+            queue = Queue(asked_at, tuple(_ask_queue(patience_s)))
+        except BusyError:
+            _keep(path, [asked_at, None])
+            raise
+        _keep(path, queue)
+        return queue
+
+
+def forget_queue() -> None:
+    """Let the next reader ask: what was known is no longer so, since something was submitted or cancelled."""
+    with _shared_file(PATIENCE_S) as path:
+        _keep(path, [0.0, None])
+
+
+def _keep(path: Path | None, answer: Any) -> None:
+    if path:
+        with contextlib.suppress(
+            UserError, OSError
+        ):  # a full home folder costs a call, nothing else
+            write_json(path, answer)
+
+
+@contextlib.contextmanager
+def _shared_file(patience_s: float) -> Iterator[Path | None]:
+    """Hold the user's file of this cluster's queue; who comes meanwhile waits for the answer. None: no place for it."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "hvae_hpc"
+    name, end = f"squeue-{_cluster_key()}", time.monotonic() + patience_s
+    with contextlib.ExitStack() as stack:
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(open(cache / f"{name}.lock", "w"))
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError as error:
+                    if time.monotonic() > end:
+                        raise BusyError("another process waits for SLURM's answer") from error
+                    time.sleep(0.05)
+        except OSError:
+            yield None
+            return
+        yield cache / f"{name}.json"
+
+
+def _cluster_key() -> str:
+    """Name the cluster for which the clients speak here: a home folder may be shared by several."""
+    conf = os.environ.get("SLURM_CONF") or next(
+        (path for path in CONFS if Path(path).is_file()), ""
+    )
+    try:
+        settings = Path(conf).read_text(errors="replace")
+    except OSError:  # configured without a file: then by machine
+        settings = socket.gethostname()
+    return content_hash([conf, settings, os.environ.get("SLURM_CLUSTERS", "")])[:8]
+
+
+def _ask_queue(patience_s: float) -> Iterator[Queued]:
+    command = ["squeue", "--me", "--noheader", "--format=%F|%K|%T|%r|%k"]
+    for line in ask(command, patience_s).splitlines():
+        words = line.split("|", maxsplit=4)
+        if len(words) == 5:  # else it is the second line of somebody's comment
+            job, places, state, reason, comment = words
+            yield Queued(job, parse_places(places), state, reason, comment.strip())
+
+
+def parse_places(text: str) -> tuple[int, ...]:
+    """Turn an element list as squeue prints it ("3", "0-4,7,10-20:5%2", "N/A") into indices."""
+    places: list[int] = []
+    for part in text.partition("%")[0].split(","):
+        if match := re.fullmatch(r"(\d+)(?:-(\d+)(?::(\d+))?)?", part):
+            first, last, step = int(match[1]), int(match[2] or match[1]), int(match[3] or 1)
+            places += range(first, last + 1, step)
+    return tuple(places)
+
+
+def format_places(places: Sequence[int]) -> str:
+    """Turn indices into an element list for scontrol and scancel: "0-4,7"."""
+    parts: list[str] = []
+    start: int | None = None
+    ordered = sorted(places)
+    for place, following in zip(ordered, [*ordered[1:], None], strict=True):
+        start = place if start is None else start
+        if following != place + 1:
+            parts.append(f"{start}-{place}" if place > start else f"{place}")
+            start = None
+    return ",".join(parts)

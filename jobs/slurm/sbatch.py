@@ -1,0 +1,87 @@
+"""sbatch texts, as submitit writes them; its pickles and signal handlers are not used."""
+
+import math
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hvae_hpc.config.resources import Resources
+
+
+def python_command(resources: Resources) -> list[str]:
+    """Return how Python is called: in the container where there is one."""
+    python = resources.python or ("python3" if resources.container else sys.executable)
+    if not resources.container:
+        return [python, "-u"]
+    return [
+        "apptainer",
+        "exec",
+        *(["--nv"] if resources.gpus else []),
+        resources.container,
+        python,
+        "-u",
+    ]
+
+
+def sbatch_text(
+    folder: Path,
+    name: str,
+    resources: Resources,
+    command: Sequence[str],
+    *,
+    comment: str,
+    elements: int = 0,
+    requeue: bool = True,
+) -> str:
+    """Return the text for sbatch, as submitit writes it.
+
+    Args:
+        folder: for the logs.
+        name: of the job.
+        resources: of its stage, with a partition.
+        command: what each process runs; quoted, never interpreted.
+        comment: by which the queue is searched for it.
+        elements: of an array; 0 for a single job.
+        requeue: it goes on where it was when SLURM starts it again.
+    """
+    from submitit.slurm.slurm import SlurmExecutor
+
+    extra: dict[str, Any] = {"requeue" if requeue else "no-requeue": True}
+    extra |= {"nice": resources.nice} if resources.nice else {}
+    if resources.minutes_min and resources.minutes_min < resources.minutes:
+        extra["time-min"] = resources.minutes_min
+    parameters: dict[str, Any] = {
+        "job_name": name,
+        "comment": comment,
+        "partition": resources.partition,
+        "account": resources.account,
+        "qos": resources.qos,
+        "constraint": resources.constraint,
+        "exclude": resources.exclude,
+        "time": resources.minutes,
+        "nodes": resources.nodes,
+        "ntasks_per_node": resources.tasks_per_node,
+        "gpus_per_node": resources.gpus,
+        "cpus_per_task": resources.cpus,
+        "mem": f"{math.ceil(resources.memory_gb * 1024)}MB",
+        "signal_delay_s": resources.signal_lead_s,
+        "stderr_to_stdout": True,  # one log per element
+        "array_parallelism": resources.array_parallelism or elements,
+        "map_count": elements,
+        "setup": list(resources.setup),
+        "additional_parameters": extra,
+        # SLURM 22.05 to 23.11: srun does not inherit --cpus-per-task.
+        "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={resources.cpus}"],
+    }
+    executor = SlurmExecutor(folder)
+    executor.parameters = {key: value for key, value in parameters.items() if value} | {
+        "wckey": None
+    }
+    # The shell makes the step ignore the signals until Python has its handlers: what is
+    # ignored stays so over exec. A single command has no handlers: it has nothing to save,
+    # and ends when it is told to.
+    ignored = "USR2 TERM" if elements else "USR2"
+    step = "sh -c " + shlex.quote(f"trap '' {ignored}; exec " + shlex.join(command))
+    return str(executor._make_submission_file_text(step, ""))

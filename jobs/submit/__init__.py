@@ -1,0 +1,1 @@
+"""Runs to SLURM arrays: bundles, the prepared submission, its preview, and sbatch."""

@@ -1,0 +1,161 @@
+"""What a sweep file says: data sets, generators, doses, seeds, and how everything is trained; checked, with defaults.
+
+It is not yet runs: :mod:`hvae_hpc.jobs.sweeps.expand` multiplies it out.
+"""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from hvae_hpc.config.arms import USES, Budget
+from hvae_hpc.config.model import (
+    HVAEConfig,
+    LSGANConfig,
+    MovesConfig,
+    OptimConfig,
+    UNetConfig,
+    require_positive,
+)
+from hvae_hpc.config.stages import Sampler, SplitConfig, source_name
+
+TAKEN_NAMES = ("real", "mean", "standard", "copies", "moved", "reference")
+SET_BY_THE_PLANNER = {
+    "likelihood": ("data", "split", "image_px", "generator", "seed"),
+    "generate": ("data", "split", "image_px", "generator", "sampler", "seed"),
+    "augment": ("data", "split", "image_px", "n_pairs", "seed"),
+    "quality": ("data", "split", "image_px", "source", "seed"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorSettings:
+    """One generator of a sweep: its network and its training."""
+
+    model: HVAEConfig | LSGANConfig
+    optim: OptimConfig
+    moves: MovesConfig = field(default_factory=MovesConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentSettings:
+    """How every arm's U-Net is trained.
+
+    Attributes:
+        epochs: passes over the arm's pairs; turned into images and rounded up to whole batches.
+        budget: "epochs": every arm has its own pairs that often, so larger arms take more steps, as
+            in the paper. "steps": every arm takes the steps of the largest.
+        optim: fields of OptimConfig but ``images``.
+        moves: random moves of the pairs in each step of arms called "moved"; the others have none.
+    """
+
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    epochs: int = 80
+    budget: Budget = "epochs"
+    optim: dict[str, Any] = field(default_factory=dict)
+    moves: MovesConfig = field(default_factory=MovesConfig)
+    loss: str = "dice+ce"
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        require_positive(self, "epochs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """What a sweep file says.
+
+    Attributes:
+        name: names the plan and the tables.
+        about: one line for people.
+        data: names of the data sets; each is also the name of its recipe and of its folder.
+        shards: folder in which the data sets' folders lie.
+        runs: the runs folder where the command names none.
+        phantoms: made-up cases to make of each data set where it is missing; 0 for never.
+        image_px: side to which images are shrunk; 0 for as packed.
+        seeds: U-Net seeds of every arm.
+        splits, generator_seeds: draws of cases, and trainings of each generator; both multiply the
+            generators.
+        split: how many cases train and test; its seed is the first split's.
+        factors: standard arms; xF is F times the real pairs in total.
+        doses: synthetic arms of every generator; +n adds the first n accepted pairs.
+        combined: factors whose moved copies are added to each dose as well, as arms of their own.
+        arms: further ones by name (:mod:`hvae_hpc.config.arms`); where a data set has too few cases
+            for a "real-N", it goes without, and the plan says so.
+        generators: name to settings.
+        samplers: each makes pairs of every generator with an encoder, and arms of their own; an
+            LSGAN has its prior.
+        likelihoods: estimate the likelihood of held-out cases under every (H)VAE with a Gaussian
+            image.
+        likelihood, generate, augment, quality: fields of those stages' configs that differ from the
+            defaults.
+    """
+
+    name: str
+    about: str = ""
+    data: tuple[str, ...]
+    shards: str = "shards"
+    runs: str = "runs"
+    phantoms: int = 0
+    image_px: int = 0
+    seeds: int = 10
+    splits: int = 1
+    generator_seeds: int = 1
+    split: SplitConfig = field(default_factory=SplitConfig)
+    factors: tuple[int, ...] = (2, 3, 5)
+    doses: tuple[int, ...] = (100, 200, 300, 500)
+    combined: tuple[int, ...] = ()
+    arms: tuple[str, ...] = ()
+    generators: dict[str, GeneratorSettings] = field(default_factory=dict)
+    samplers: tuple[Sampler, ...] = ("prior",)
+    likelihoods: bool = False
+    likelihood: dict[str, Any] = field(default_factory=dict)
+    generate: dict[str, Any] = field(default_factory=dict)
+    augment: dict[str, Any] = field(default_factory=dict)
+    quality: dict[str, Any] = field(default_factory=dict)
+    segment: SegmentSettings = field(default_factory=SegmentSettings)
+
+    def __post_init__(self) -> None:
+        for name in (self.name, *self.data, *self.generators):
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+                raise ValueError(
+                    f"{name!r} cannot be a name; use letters, digits, '.', '_' and '-'"
+                )
+        for name in self.generators:
+            if name in TAKEN_NAMES:
+                raise ValueError(
+                    f"a generator cannot be called {name!r}, which the tables use; give it another name"
+                )
+            if name.rpartition("-")[2] in USES:
+                raise ValueError(
+                    f"a generator cannot be called {name!r}: an arm's name may end so; give it another name"
+                )
+        names = [
+            source_name(name, sampler) for name in self.generators for sampler in self.samplers
+        ]
+        if not self.samplers or len(set(names)) < len(names):
+            raise ValueError(
+                f"samplers is {list(self.samplers)}, expected one or more, each once, and no name twice"
+            )
+        if not self.data or len(set(self.data)) < len(self.data):
+            raise ValueError(f"data is {list(self.data)}, expected one or more names, each once")
+        if self.image_px < 0 or self.phantoms < 0:
+            raise ValueError(
+                f"image_px is {self.image_px}, phantoms {self.phantoms}; expected 0 or more"
+            )
+        for table, set_here in SET_BY_THE_PLANNER.items():
+            for key in getattr(self, table):
+                if key in set_here:
+                    raise ValueError(f"{table}.{key} follows from the rest of the sweep; remove it")
+        for name in ("seeds", "splits", "generator_seeds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more")
+        for name in ("factors", "doses", "combined", "arms"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise ValueError(f"{name} is {list(getattr(self, name))}, expected each once")
+        if any(factor < 2 for factor in (*self.factors, *self.combined)):
+            raise ValueError(
+                f"factors is {self.factors}, combined {self.combined}; expected numbers of 2 or more (x2 doubles the "
+                "real pairs)"
+            )
+        if any(dose < 1 for dose in self.doses):
+            raise ValueError(f"doses is {self.doses}, expected numbers of 1 or more")

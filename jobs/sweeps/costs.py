@@ -1,0 +1,193 @@
+"""What runs will cost: seconds, bytes and files, before they run.
+
+Times are measured where the sweep has finished runs of the same kind (same stage, data and network;
+the time per image carries over to other arms and seeds), and else estimated from the networks'
+multiplications. The estimates are meant for filling elements and for a first idea of GPU-hours, not
+for promises.
+"""
+
+import math
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from statistics import median
+from typing import NamedTuple
+
+from hvae_hpc.config.model import HVAEConfig, LSGANConfig, NetworkConfig, UNetConfig
+from hvae_hpc.config.resources import Resources
+from hvae_hpc.config.stages import (
+    AugmentConfig,
+    GenerateConfig,
+    LikelihoodConfig,
+    QualityConfig,
+    SegmentConfig,
+    StageConfig,
+    TrainConfig,
+)
+from hvae_hpc.runs.done import State
+from hvae_hpc.runs.plan import Plan
+from hvae_hpc.runs.run import Run
+
+FLOPS_GPU, FLOPS_CPU = 2e13, 3e10
+"""Operations per second that small networks reach in practice: a data-centre GPU in bfloat16, one CPU thread."""
+FLOAT32_COST = 8.0
+"""Times that a GPU takes longer in float32."""
+SECONDS_PER_RUN = 2.0
+"""Reading the data, making the network, writing the results."""
+SECONDS_PER_COPY = 0.03
+SECONDS_PER_COMPARISON = 0.01
+TYPICAL_PX = 240
+FILES_PER_RUN = 6
+HEADROOM = 1.3
+"""A time limit is this many times the longest that was measured (the 95th percentile)."""
+
+
+class Seconds(NamedTuple):
+    """What a run is expected to take, and a time it hardly exceeds; None where nothing of its kind was measured."""
+
+    expected: float
+    high: float | None
+
+
+def expected_seconds(
+    plan: Plan, states: Mapping[str, State], run_ids: Iterable[str]
+) -> dict[str, Seconds]:
+    """Return what each run will take, from what the plan's finished runs took."""
+    rates: dict[Hashable, list[float]] = {}
+    for run_id, state in states.items():
+        if state.attempt == 1:  # later attempts did only a part
+            run = plan.runs[run_id]
+            rates.setdefault(_kind(run), []).append(state.wall_s / _images(run.config))
+    found = {}
+    for run_id in run_ids:
+        run = plan.runs[run_id]
+        images, measured = _images(run.config), sorted(rates.get(_kind(run), []))
+        if measured:
+            high = measured[math.ceil(0.95 * len(measured)) - 1] * images * HEADROOM
+            found[run_id] = Seconds(median(measured) * images, high)
+        else:
+            found[run_id] = Seconds(_estimate(run.config, plan.resources[run.stage]), None)
+    return found
+
+
+def _kind(run: Run) -> Hashable:
+    """Return what runs have in common whose time per image is alike."""
+    config = {
+        key: value
+        for key, value in vars(run.config).items()
+        if key not in ("seed", "arm", "keep_weights")
+    }
+    if "optim" in config:
+        config["optim"] = tuple(
+            (key, value) for key, value in vars(config["optim"]).items() if key != "images"
+        )
+    return (run.stage, *config.items())
+
+
+def _images(config: StageConfig) -> int:
+    if isinstance(config, (TrainConfig, SegmentConfig)):
+        return config.optim.images
+    if isinstance(
+        config, LikelihoodConfig
+    ):  # passes of one image through the decoder, forward and back
+        of_case = (1 + config.estimates) * config.chains * config.temperatures * config.leaps
+        return min(config.cases or config.split.test, config.split.test) * (
+            of_case + config.importance_samples // 2
+        )
+    return config.n_images * config.draws if isinstance(config, QualityConfig) else config.n_pairs
+
+
+def _estimate(config: StageConfig, resources: Resources) -> float:
+    speed = FLOPS_GPU * resources.tasks if resources.gpus else FLOPS_CPU * resources.threads
+    pixels = (config.image_px or TYPICAL_PX) ** 2
+    images = _images(config)
+    if isinstance(config, AugmentConfig):
+        return SECONDS_PER_RUN + SECONDS_PER_COPY * images
+    if isinstance(
+        config, QualityConfig
+    ):  # the judge looks at three sets; its network is taken for the default one
+        judged = (
+            3 * config.n_images * _unet_flops(UNetConfig()) * pixels / speed
+            if config.features
+            else 0.0
+        )
+        return SECONDS_PER_RUN + SECONDS_PER_COMPARISON * images + judged
+    if isinstance(config, GenerateConfig):
+        return SECONDS_PER_RUN + SECONDS_PER_COMPARISON * images
+    if isinstance(
+        config, LikelihoodConfig
+    ):  # float32; it does not know the network: the default one
+        speed = speed / FLOAT32_COST if resources.gpus else speed
+        return SECONDS_PER_RUN + images * _generator_flops(NetworkConfig()) * pixels / speed
+    if isinstance(config, SegmentConfig):
+        per_pixel = 3 * _unet_flops(config.unet)
+    else:
+        per_pixel = 3 * _generator_flops(config.model.network) * _passes(config.model)
+    return SECONDS_PER_RUN + images * per_pixel * pixels / speed
+
+
+def _unet_flops(unet: UNetConfig) -> float:
+    """Return a forward's operations per pixel; every level costs alike: twice the channels, a quarter of the pixels."""
+    return 18.0 * unet.base_channels**2 * 5 * unet.depth
+
+
+def _generator_flops(network: NetworkConfig) -> float:
+    return 18.0 * 8 * sum(channels**2 / 4**level for level, channels in enumerate(network.channels))
+
+
+def _passes(model: HVAEConfig | LSGANConfig) -> float:
+    """Return a training step's cost in those of a plain autoencoder; K leapfrog steps take K + 1 gradients twice."""
+    if isinstance(model, LSGANConfig):
+        return 2.0
+    flow = 0.5 + model.n_leapfrog + 1 if model.n_leapfrog else 1.0
+    return model.flow_from + (1 - model.flow_from) * flow if model.n_leapfrog else flow
+
+
+def expected_bytes(run: Run) -> tuple[float, float]:
+    """Return what a run keeps and what it needs while it runs (two checkpoints: weights, average, two moments)."""
+    config = run.config
+    pixels = (config.image_px or TYPICAL_PX) ** 2
+    log = 50_000.0
+    if isinstance(config, SegmentConfig):
+        weights = 4.0 * 30 * config.unet.base_channels**2 * 4**config.unet.depth
+        return log + 6 * 6 * pixels + (weights if config.keep_weights else 0), 2 * 4 * weights
+    if isinstance(config, TrainConfig):
+        weights = 4.0 * 9 * 8 * sum(channels**2 for channels in config.model.network.channels)
+        return log + weights, 2 * 4 * weights
+    pairs = config.n_pairs if isinstance(config, (GenerateConfig, AugmentConfig)) else 0
+    return log + 5.0 * pairs * pixels, 0.0
+
+
+def add_up(
+    plan: Plan, run_ids: Sequence[str], seconds: Mapping[str, Seconds], calls: int
+) -> dict[str, float]:
+    """Return what a submission costs.
+
+    Args:
+        plan: with the submission's arrays.
+        run_ids: what it makes.
+        seconds: by run.
+        calls: of SLURM's clients so far.
+
+    Returns:
+        ``runs``, ``elements``, ``gpu_hours``, ``cpu_hours``, ``measured`` (share of the runs),
+        ``files`` and ``bytes`` that are kept, ``bytes_peak`` with the checkpoints of all elements
+        at once, ``submission_files`` (before anything runs), and ``calls`` to the scheduler.
+    """
+    hours = {run_id: seconds[run_id].expected / 3600 for run_id in run_ids}
+    needs = {run_id: plan.resources[plan.runs[run_id].stage] for run_id in run_ids}
+    kept = sum(expected_bytes(plan.runs[run_id])[0] for run_id in run_ids)
+    elements = [element for array in plan.arrays for element in array.elements]
+    working = sum(
+        max(expected_bytes(plan.runs[run_id])[1] for run_id in element) for element in elements
+    )
+    return {
+        "runs": float(len(run_ids)),
+        "elements": float(len(elements)),
+        "gpu_hours": sum(hours[i] * needs[i].nodes * needs[i].gpus for i in run_ids),
+        "cpu_hours": sum(hours[i] * needs[i].tasks * needs[i].cpus for i in run_ids),
+        "measured": sum(seconds[i].high is not None for i in run_ids) / max(1, len(run_ids)),
+        "files": float(FILES_PER_RUN * len(run_ids) + len(elements) + len(plan.arrays) + 2),
+        "submission_files": float(len(plan.arrays) + 2),
+        "bytes": kept,
+        "bytes_peak": kept + working,
+        "calls": float(calls + len(plan.arrays)),
+    }

@@ -1,0 +1,1 @@
+"""What one process does with the runs that it was given."""

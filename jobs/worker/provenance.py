@@ -1,0 +1,102 @@
+"""Where, when and with what a run was made."""
+
+import contextlib
+import os
+import platform
+import resource
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+from hvae_hpc.config.resources import Resources
+from hvae_hpc.runs.folder import Provenance
+from hvae_hpc.runs.identity import code_sha
+from hvae_hpc.runs.lease_holder import host, job_id
+from hvae_hpc.runs.workplace import Outcome
+
+SLURM_FACTS = {
+    "SLURM_CLUSTER_NAME": "cluster",
+    "SLURM_JOB_PARTITION": "partition",
+    "SLURM_JOB_ACCOUNT": "account",
+    "SLURM_JOB_NODELIST": "nodes",
+    "SLURM_RESTART_COUNT": "restarts",
+    "CUDA_VISIBLE_DEVICES": "visible_gpus",
+}
+
+
+def peak_memory_mib() -> float:
+    """Return the most memory that this process ever had, with what those that it started have now.
+
+    torch's compiler starts some, and SLURM counts them. What they share is divided among those that
+    share it.
+    """
+    total, open_ids = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, ["self"]
+    while open_ids:
+        process = Path("/proc") / open_ids.pop()
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if process.name != "self":
+                sizes = dict(
+                    line.split(":")
+                    for line in (process / "smaps_rollup").read_text().splitlines()[1:]
+                )
+                total += int(sizes["Pss"].split()[0])
+            for children in process.glob("task/*/children"):
+                open_ids += children.read_text().split()
+    return total / 1024
+
+
+def make_provenance(
+    outcome: Outcome,
+    planned_sha: str,
+    resources: Resources,
+    attempt: int,
+    started: float,
+    before_s: float,
+    gpu: Mapping[str, float],
+    at_once: int,
+) -> Provenance:
+    """Return the provenance of a run that has just ended.
+
+    Args:
+        outcome: what the stage says.
+        planned_sha: the code that planned the sweep; another one now is noted.
+        resources: what the run was given.
+        attempt: its number, from 1.
+        started: seconds since 1970.
+        before_s: seconds that earlier attempts took.
+        gpu: from :class:`hvae_hpc.jobs.worker.gpu_meter.GPUMeter`.
+        at_once: runs on the device.
+    """
+    notes = list(outcome.notes)
+    if code_sha() != planned_sha:
+        notes.append(
+            f"the package changed after the sweep was planned ({planned_sha} to {code_sha()})"
+        )
+    wall_s = time.time() - started
+    facts = {
+        name: os.environ[variable]
+        for variable, name in SLURM_FACTS.items()
+        if os.environ.get(variable)
+    }
+    return Provenance(
+        code_sha=code_sha(),
+        versions={
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "numpy", "h5py")},
+        },
+        device=outcome.device,
+        host=host(),
+        job_id=job_id(),
+        attempt=attempt,
+        started_at=round(started, 3),
+        wall_s=round(wall_s, 3),
+        peak_memory_mib=peak_memory_mib(),
+        threads=resources.threads,
+        notes=tuple(notes),
+        spent_s=round(before_s + wall_s, 3),
+        processes=resources.tasks,
+        at_once=at_once,
+        slurm=facts if job_id() else {},
+        gpu={name: round(value, 4) for name, value in gpu.items()},
+    )

@@ -1,0 +1,1 @@
+"""Made-up cases in real layouts, for trying and testing."""

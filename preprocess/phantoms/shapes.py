@@ -1,0 +1,135 @@
+"""What phantoms are drawn with: grids in mm, smooth noise as a function of place, soft ellipsoids.
+
+Places are (x, y, z) in mm, towards the patient's left, back and head (LPS). Everything is evaluated
+on the axes of a grid, so two grids of different spacing see the same object.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Axes = tuple[Floats, Floats, Floats]
+"""Coordinates along x, y, z, mm, shaped (X, 1, 1), (1, Y, 1), (1, 1, Z)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Voxels along x, y, z (LPS).
+
+    Attributes:
+        shape: number of voxels.
+        spacing_mm: their sides.
+        origin_mm: centre of the first voxel.
+    """
+
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    origin_mm: tuple[float, float, float]
+
+    @property
+    def axes(self) -> Axes:
+        """Coordinates of the voxels' centres."""
+        x, y, z = (
+            (start + step * np.arange(n)).astype(np.float32)
+            for start, step, n in zip(self.origin_mm, self.spacing_mm, self.shape, strict=True)
+        )
+        return x[:, None, None], y[None, :, None], z[None, None, :]
+
+    @property
+    def affine(self) -> NDArray[np.float64]:
+        """(4, 4), voxel index to NIfTI's world, whose x and y run the other way (RAS)."""
+        affine = np.diag([-self.spacing_mm[0], -self.spacing_mm[1], self.spacing_mm[2], 1.0])
+        affine[:3, 3] = [-self.origin_mm[0], -self.origin_mm[1], self.origin_mm[2]]
+        return affine
+
+
+def part_of(
+    axes: Axes, centre: NDArray[np.float64], reach_mm: NDArray[np.float64] | float
+) -> tuple[slice, slice, slice]:
+    """Return the voxels of a grid whose centres lie within a box about a place."""
+    x, y, z = (
+        slice(*(int(end) for end in np.searchsorted(axis.ravel(), ends)))
+        for axis, ends in zip(
+            axes, zip(centre - reach_mm, centre + reach_mm, strict=True), strict=True
+        )
+    )
+    return x, y, z
+
+
+def cut(axes: Axes, part: tuple[slice, slice, slice]) -> Axes:
+    """Return the coordinates of a part of a grid."""
+    return axes[0][part[0]], axes[1][:, part[1]], axes[2][:, :, part[2]]
+
+
+class Noise:
+    """A smooth random function of place, mean 0, standard deviation about 1: cubic B-splines."""
+
+    def __init__(
+        self, rng: np.random.Generator, low_mm: NDArray[Any], high_mm: NDArray[Any], cell_mm: float
+    ) -> None:
+        """Draw it for a box of places.
+
+        Args:
+            rng: source of the draw.
+            low_mm, high_mm: (3,) corners; beyond them the function fades to 0.
+            cell_mm: distance between the splines' knots; bumps are about two cells wide.
+        """
+        self.low, self.cell = np.asarray(low_mm, np.float32), cell_mm
+        counts = np.ceil((np.asarray(high_mm) - self.low) / cell_mm).astype(int) + 4
+        # 0.33 is the standard deviation of a sum of cubic B-splines with weights of
+        # standard deviation 1.
+        self.weights = rng.standard_normal(tuple(counts), dtype=np.float32) / np.float32(0.33)
+
+    @classmethod
+    def over(cls, axes: Axes, rng: np.random.Generator, cell_mm: float) -> "Noise":
+        """Draw it for the places of a grid."""
+        low, high = (np.array([axis.ravel()[end] for axis in axes]) for end in (0, -1))
+        return cls(rng, low, high, cell_mm)
+
+    def __call__(self, axes: Axes) -> Floats:
+        """Evaluate on the axes of a grid, (X, Y, Z).
+
+        Along each axis four splines reach a place. They are added one by one, and not by a matrix
+        product, whose last bit depends on the number of threads: a case would no longer be a
+            function of its seed.
+        """
+        values = self.weights
+        for axis in (2, 1, 0):  # the last, largest sum runs along the first axis: whole planes
+            places = (axes[axis].ravel() - self.low[axis]) / np.float32(self.cell)
+            shape = [1, 1, 1]
+            shape[axis] = -1
+            knots, heights = _splines(places, self.weights.shape[axis])
+            total = np.take(values, knots[0], axis) * heights[0].reshape(shape)
+            for knot, height in zip(knots[1:], heights[1:], strict=True):
+                total += np.take(values, knot, axis) * height.reshape(shape)
+            values = total
+        return values
+
+
+def ellipsoid(
+    axes: Axes, centre: NDArray[np.float64], radii: NDArray[np.float64] | float
+) -> Floats:
+    """Return the distance from a centre in units of the radii: 1 on the surface, (X, Y, Z)."""
+    sides = np.broadcast_to(np.asarray(radii, np.float32), (3,))
+    terms = [
+        np.square((a - np.float32(c)) / r) for a, c, r in zip(axes, centre, sides, strict=True)
+    ]
+    return np.asarray(np.sqrt(terms[0] + terms[1] + terms[2]))
+
+
+def soft(value: NDArray[Any], width: float) -> Floats:
+    """Step from 0 to 1 around value 0, over a few widths."""
+    return np.asarray(1 / (1 + np.exp(np.clip(value * np.float32(-1 / width), -30, 30))))
+
+
+def _splines(places: Floats, count: int) -> tuple[NDArray[np.int64], Floats]:
+    """Return the cubic B-splines that reach places (P,), in cells: their numbers and heights, (4, P) each."""
+    knots = np.floor(places).astype(np.int64) + np.arange(4)[:, None]
+    distance = np.abs(places + 1 - knots.astype(np.float32))
+    near = 2 / 3 - distance**2 + distance**3 / 2
+    far = np.clip(2 - distance, 0, None) ** 3 / 6
+    heights = np.where(distance < 1, near, far) * ((knots >= 0) & (knots < count))
+    return np.clip(knots, 0, count - 1), heights.astype(np.float32)

@@ -1,0 +1,1 @@
+"""Files of a raw folder to checked volumes and slices."""

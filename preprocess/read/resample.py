@@ -1,0 +1,183 @@
+"""Image and label on grids of their own -> one grid, for the slices that are needed alone.
+
+The grid lies along the label's axes, so labels are looked up (nearest voxel) and never mixed; the
+image is cut to what the grid can see and then interpolated by SimpleITK.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hvae_hpc.errors import UserError
+from hvae_hpc.preprocess.read.nifti import Scan
+from hvae_hpc.preprocess.recipes.recipe import GridConfig
+
+_MARGIN = 12
+"""Voxels kept around what interpolation needs: cubic splines look far around, by less at every voxel (0.27 times)."""
+_TO_LPS = np.diag([-1.0, -1.0, 1.0])
+"""NIfTI's world is RAS+, ITK's is LPS+."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A grid to resample to.
+
+    Attributes:
+        shape: columns, rows, slices.
+        affine: (4, 4) from its voxel index to the world (RAS+), mm.
+        step_mm: side of its voxels.
+        start_mm: (3,) place of its first voxel, from the label's first voxel along the label's
+            axes.
+        first_slice: number of its first slice, counted from the label's first one in steps.
+    """
+
+    shape: tuple[int, int, int]
+    affine: NDArray[np.float64]
+    step_mm: float
+    start_mm: NDArray[np.float64]
+    first_slice: int
+
+
+def find_target(
+    image: Scan,
+    mask: Scan,
+    box: tuple[tuple[int, ...], tuple[int, ...]],
+    grid: GridConfig,
+    *,
+    whole: bool,
+) -> Target:
+    """Define the grid: along the label's axes, cropped in plane and to the tumour's slices.
+
+    All lengths are mm along the label's axes from the centre of its first voxel, so slice k lies at
+    k * spacing_mm whatever the crop.
+
+    Args:
+        image: for its middle.
+        mask: the tumour on the label's grid.
+        box: first and last index of the tumour along each axis.
+        grid: the recipe's.
+        whole: take all of the label's slices, also those without tumour.
+
+    Raises:
+        UserError: the image does not cover the tumour.
+    """
+    low, high = np.array(box[0]), np.array(box[1])
+    size, step = mask.spacing_mm, grid.spacing_mm
+    tumour_mm = (low + high) / 2 * size
+    extent = np.array(image.data.shape)
+    index = _apply(np.linalg.inv(image.affine), _apply(mask.affine, (low + high) / 2))
+    if ((index < -0.5) | (index > extent - 0.5)).any():
+        raise UserError(
+            f"{image.path}: does not cover the tumour of {mask.path}; are both of one patient?"
+        )
+    world = _apply(image.affine, (extent - 1) / 2)
+    image_mm = mask.directions.T @ (world - mask.affine[:3, 3])
+    centre = tumour_mm if grid.centre == "tumour" else image_mm
+    columns, rows = grid.size_px[1], grid.size_px[0]
+    ends = (0, mask.data.shape[2] - 1) if whole else (low[2], high[2])
+    first = max(0, int(np.ceil((ends[0] - 0.5) * size[2] / step)))
+    last = max(first, int(np.floor((ends[1] + 0.5) * size[2] / step)))
+    start = np.array(
+        [centre[0] - (columns - 1) / 2 * step, centre[1] - (rows - 1) / 2 * step, first * step]
+    )
+    affine = np.eye(4)
+    affine[:3, :3] = mask.directions * step
+    affine[:3, 3] = mask.affine[:3, 3] + mask.directions @ start
+    shape = (columns, rows, last - first + 1)
+    return Target(shape=shape, affine=affine, step_mm=step, start_mm=start, first_slice=first)
+
+
+def resample_mask(mask: Scan, target: Target) -> NDArray[np.bool_]:
+    """Look up the nearest voxel of the label for each of the target's; False outside of it."""
+    # Slices first: they lie in memory one by one, in the file and in what is returned.
+    looked_up = mask.data.T
+    found = np.zeros(target.shape[::-1], bool)
+    inside = []
+    for axis, length in reversed(list(enumerate(target.shape))):
+        mm = target.start_mm[axis] + np.arange(length) * target.step_mm
+        index = np.floor(mm / mask.spacing_mm[axis] + 0.5).astype(int)
+        reached = np.flatnonzero((index >= 0) & (index < mask.data.shape[axis]))
+        looked_up = looked_up.take(index[reached], axis=2 - axis)
+        inside.append(slice(reached[0], reached[-1] + 1) if reached.size else slice(0))
+    found[tuple(inside)] = looked_up
+    return found.T
+
+
+def resample_image(
+    image: Scan, target: Target, slices: Sequence[int], interpolation: str, outside: float
+) -> NDArray[np.float32]:
+    """Interpolate the image at some of the target's slices.
+
+    Args:
+        image: on its own grid.
+        target: the grid.
+        slices: indices of its slices.
+        interpolation: "linear" or "bspline" (cubic).
+        outside: value where the image does not reach.
+
+    Returns:
+        (columns, rows, len(slices)).
+    """
+    wanted = sorted(set(slices))
+    breaks = [0, *(i + 1 for i, (a, b) in enumerate(pairwise(wanted)) if b != a + 1), len(wanted)]
+    parts = {}
+    for start, end in pairwise(breaks):  # neighbouring slices are made at once
+        run = wanted[start:end]
+        block = _interpolate(image, target, run[0], len(run), interpolation, outside)
+        parts.update({index: block[:, :, place] for place, index in enumerate(run)})
+    return np.stack([parts[index] for index in slices], axis=2)
+
+
+def _interpolate(
+    image: Scan, target: Target, first: int, count: int, interpolation: str, outside: float
+) -> NDArray[np.float32]:
+    import SimpleITK as sitk  # only recipes that resample pay for it
+
+    shape = (*target.shape[:2], count)
+    affine = target.affine.copy()
+    affine[:3, 3] = _apply(target.affine, np.array([0, 0, first]))
+    voxels, origin = _crop_around(image, shape, affine)
+    source = sitk.GetImageFromArray(np.ascontiguousarray(voxels.T, dtype=np.float32))
+    source.SetSpacing(image.spacing_mm.tolist())
+    source.SetDirection((_TO_LPS @ image.directions).ravel().tolist())
+    source.SetOrigin((_TO_LPS @ origin).tolist())
+    filter_ = sitk.ResampleImageFilter()
+    filter_.SetNumberOfThreads(1)  # the workers are the parallelism
+    filter_.SetInterpolator({"linear": sitk.sitkLinear, "bspline": sitk.sitkBSpline}[interpolation])
+    filter_.SetDefaultPixelValue(outside)
+    filter_.SetSize(shape)
+    filter_.SetOutputSpacing([target.step_mm] * 3)
+    filter_.SetOutputDirection((_TO_LPS @ target.affine[:3, :3] / target.step_mm).ravel().tolist())
+    filter_.SetOutputOrigin((_TO_LPS @ affine[:3, 3]).tolist())
+    return np.asarray(sitk.GetArrayFromImage(filter_.Execute(source))).T
+
+
+def _crop_around(
+    image: Scan, shape: tuple[int, int, int], affine: NDArray[np.float64]
+) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Cut away what the grid does not need: less to convert and to keep in memory.
+
+    Returns:
+        The voxels, and the world's place of the first one.
+    """
+    corners = np.array([[*index, 1] for index in np.ndindex(2, 2, 2)]) * [
+        *(n - 1 for n in shape),
+        1,
+    ]
+    index = (np.linalg.inv(image.affine) @ affine @ corners.T)[:3]
+    low = np.clip(
+        np.floor(index.min(axis=1)).astype(int) - _MARGIN, 0, np.array(image.data.shape) - 1
+    )
+    high = np.clip(
+        np.ceil(index.max(axis=1)).astype(int) + _MARGIN, low, np.array(image.data.shape) - 1
+    )
+    part = image.data[tuple(slice(a, b + 1) for a, b in zip(low, high, strict=True))]
+    return part, _apply(image.affine, low)
+
+
+def _apply(affine: NDArray[Any], point: NDArray[Any]) -> NDArray[np.float64]:
+    return np.asarray(affine[:3, :3] @ point + affine[:3, 3])

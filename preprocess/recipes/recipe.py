@@ -1,0 +1,256 @@
+"""What a data set is: where its files lie, which labels are tumour, and how a scan becomes 2D pairs.
+
+A recipe is a TOML file, one of ``recipes/`` by its bare name or a file of the user's own (which may
+say ``extends = "brats2021"``). All of it but its words is hashed into the data set's identity.
+docs/RECIPES.md shows every field at work.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from hvae_hpc.config.loader import find_toml, load, read_toml
+
+LIBRARY = Path(__file__).resolve().parent
+CASE = "{case}"
+VOLUMES = (".nii", ".nii.gz", ".nii*")
+"""Endings of patterns for NIfTI files; ``.nii*`` takes .nii and .nii.gz."""
+PICTURES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
+"""Endings of patterns for 2D files."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayoutConfig:
+    """Where a case's files lie below the raw folder.
+
+    In a pattern ``{case}`` stands for the case id (the same text wherever it stands), ``*`` for any
+    text within a name, ``**`` for any number of folders.
+
+    Attributes:
+        image: "{case}/{case}_flair.nii*", "images/{case}.png"
+        label: "{case}/{case}_seg.nii*", "masks/{case}*.png"
+        several_labels: a case may have several label files, which are joined; without it a second
+            one is an error.
+        channel: which volume of a 4D image to take, from 0; none: a 4D image is an error.
+        patient: regular expression whose first group in the case id names the patient; of several
+            scans of a patient the first by id is packed, so that no patient trains and tests. "":
+            every case is a patient.
+        index: "dataset.json": the raw folder has one (nnU-Net, Medical Segmentation Decathlon). The
+            cases that it lists must be there, and its labels are the known ones.
+    """
+
+    image: str
+    label: str
+    several_labels: bool = False
+    channel: int | None = None
+    patient: str = ""
+    index: Literal["", "dataset.json"] = ""
+
+    def __post_init__(self) -> None:
+        for pattern in (self.image, self.label):
+            parts = PurePosixPath(pattern).parts
+            if CASE not in pattern or pattern.startswith("/") or ".." in parts:
+                raise ValueError(
+                    f"pattern {pattern!r}, expected a path below the raw folder with {CASE}"
+                )
+            if pattern.lower().endswith((".dcm", ".ima")):
+                raise ValueError(f"pattern {pattern!r} is DICOM; convert with dcm2niix first")
+            if not pattern.lower().endswith(VOLUMES + PICTURES):
+                raise ValueError(
+                    f"pattern {pattern!r}, expected an ending of {', '.join(VOLUMES + PICTURES)}"
+                )
+        if _is_planar(self.image) != _is_planar(self.label):
+            raise ValueError(
+                f"image {self.image!r}, label {self.label!r}, expected both NIfTI or both 2D files"
+            )
+        if self.label.lower().endswith((".jpg", ".jpeg")):
+            raise ValueError(
+                f"label {self.label!r}: JPEG changes label values; convert from the source to PNG"
+            )
+        if self.channel is not None and (self.channel < 0 or self.planar):
+            raise ValueError(f"channel is {self.channel}, expected 0 or more, and NIfTI files")
+        _check_patient(self.patient)
+
+    @property
+    def planar(self) -> bool:
+        """Whether the files are 2D pictures."""
+        return _is_planar(self.image)
+
+
+def _is_planar(pattern: str) -> bool:
+    return pattern.lower().endswith(PICTURES)
+
+
+def _check_patient(pattern: str) -> None:
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        raise ValueError(f"patient {pattern!r} is no regular expression ({error})") from error
+    if pattern and not groups:
+        raise ValueError(
+            f"patient {pattern!r}, expected a group in round brackets around the patient's part"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelConfig:
+    """Which label values are joined to the one tumour mask.
+
+    Attributes:
+        tumour: values that are tumour; "any" for all above 0.
+        known: all values that a label file may hold; any other one is an error that names it.
+            Empty: those of dataset.json, or else 0 and ``tumour``, or with "any" every whole number
+                from 0.
+    """
+
+    tumour: tuple[int, ...] | Literal["any"]
+    known: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.tumour != "any":
+            if not self.tumour or min(self.tumour) < 1:
+                raise ValueError(
+                    f"tumour is {self.tumour}, expected at least one value, all above 0"
+                )
+            if self.known and not {0, *self.tumour} <= set(self.known):
+                raise ValueError(
+                    f"known is {self.known}, expected 0 and all of tumour = {self.tumour} in it"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridConfig:
+    """The pixels of a pair.
+
+    Attributes:
+        orientation: what rising column, row and slice indices point to; "LPS" is the radiological
+            view of axial slices, "LIP" that of coronal ones.
+        spacing_mm: side of the cubic voxels to resample to; 0 keeps the file's own grid, and image
+            and label must then share it.
+        size_px: rows and columns.
+        centre: of the crop, in plane: the image's middle, or the middle of the tumour's bounding
+            box (which uses the label, of test cases too).
+        interpolation: of the image; labels take the nearest voxel.
+        fit: "crop" crops or pads at the file's own scale; "scale" (2D files only) first scales the
+            picture, its sides in proportion, to the largest that fits.
+        spacing: "header" believes the file's spacing; "unknown" records none (2D pictures never
+            have one).
+    """
+
+    orientation: str = "LPS"
+    spacing_mm: float = 0.0
+    size_px: tuple[int, ...]
+    centre: Literal["image", "tumour"]
+    interpolation: Literal["linear", "bspline"] = "linear"
+    fit: Literal["crop", "scale"] = "crop"
+    spacing: Literal["header", "unknown"] = "header"
+
+    def __post_init__(self) -> None:
+        axes = dict(zip("LRAPIS", "xxyyzz", strict=True))
+        if sorted(axes.get(letter, "") for letter in self.orientation) != ["x", "y", "z"]:
+            raise ValueError(
+                f"orientation is {self.orientation!r}, expected three letters such as 'LPS'"
+            )
+        if self.spacing_mm < 0:
+            raise ValueError(
+                f"spacing_mm is {self.spacing_mm}, expected mm, or 0 for the file's own grid"
+            )
+        if self.spacing_mm and self.spacing == "unknown":
+            raise ValueError("spacing_mm asks to resample, which needs a spacing that is known")
+        if len(self.size_px) != 2 or min(self.size_px) < 1:
+            raise ValueError(f"size_px is {self.size_px}, expected [rows, columns]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntensityConfig:
+    """How intensities become [0, 1]: (value - low) / (high - low), clipped.
+
+    Attributes:
+        rule: "percentile": low and high are percentiles over the foreground (voxels > 0) of the
+            whole volume, and background stays 0. "window": low and high are in the image's own unit
+            (SUV, HU).
+        low, high: become 0 and 1.
+    """
+
+    rule: Literal["percentile", "window"]
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise ValueError(f"low is {self.low}, high {self.high}, expected low < high")
+        if self.rule == "percentile" and not (self.low >= 0 and self.high <= 100):
+            raise ValueError(
+                f"low is {self.low}, high {self.high}, expected percentiles from 0 to 100"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlicesConfig:
+    """Which slices of a volume become pairs.
+
+    Attributes:
+        choose: "largest": those with the largest tumour area, largest first; "all": every slice in
+            order.
+        count: how many of the largest, at most; not used by "all".
+        min_px: smallest tumour area inside the crop; 0 with "all" takes slices without tumour too.
+    """
+
+    choose: Literal["largest", "all"]
+    count: int = 1
+    min_px: int = 1
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"count is {self.count}, expected 1 or more slices per case")
+        if self.min_px < (0 if self.choose == "all" else 1):
+            raise ValueError(
+                f'min_px is {self.min_px}, expected 1 or more (0 only with choose = "all")'
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A data set's recipe.
+
+    Attributes:
+        name: of the data set; its default folder is ``shards/<name>``.
+        about: one sentence for people.
+        modality: "FLAIR", "PET"; "" takes the channel's name from dataset.json.
+    """
+
+    name: str
+    about: str = ""
+    modality: str = ""
+    layout: LayoutConfig
+    label: LabelConfig
+    grid: GridConfig
+    intensity: IntensityConfig
+    slices: SlicesConfig
+
+    def __post_init__(self) -> None:
+        if not self.modality and not self.layout.index:
+            raise ValueError('modality is empty, expected a name such as "FLAIR"')
+        if self.layout.planar and self.grid.spacing_mm:
+            raise ValueError(
+                "grid.spacing_mm asks to resample, which 2D files cannot be: they say no spacing"
+            )
+        if self.grid.fit == "scale" and not self.layout.planar:
+            raise ValueError(
+                'grid.fit = "scale" is for 2D files; volumes are resampled by grid.spacing_mm'
+            )
+        if self.grid.fit == "scale" and self.grid.centre == "tumour":
+            raise ValueError(
+                'grid.fit = "scale" keeps the whole picture, so it cannot be centred on the tumour'
+            )
+
+
+def load_recipe(name_or_path: str) -> Recipe:
+    """Load a recipe of the library by its name, or a TOML file by its path.
+
+    Raises:
+        UserError: no such recipe, or a key or value in it that makes no sense.
+    """
+    path = find_toml(name_or_path, LIBRARY)
+    return load(Recipe, read_toml(path, LIBRARY), str(path))

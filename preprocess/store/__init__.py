@@ -1,0 +1,1 @@
+"""Packed data on disk: pairs, shards, manifests, readers, splits."""

@@ -1,0 +1,68 @@
+"""Draws of cases: which patients train and which test, by seed.
+
+A case's place in the draw depends on the seed and on its own name alone, so a draw is the same for
+any order of the cases, Python version and machine, and a case more or less in the data set moves
+few others.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hvae_hpc.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Case ids of one draw, in the order in which they were drawn; no case is in both.
+
+    A smaller draw with the same seed is the beginning of a larger one where it has the same
+    ``train``. ``spare`` are the cases that were not drawn.
+    """
+
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    spare: tuple[str, ...] = ()
+
+    def training_cases(self, n: int) -> tuple[str, ...]:
+        """Return n cases that nobody tests on: those of ``train``, then spare ones; 0 for ``train`` alone.
+
+        Raises:
+            UserError: there are not so many, or fewer than ``train`` are asked for.
+        """
+        there = len(self.train) + len(self.spare)
+        if n and not len(self.train) <= n <= there:
+            raise UserError(
+                f"{n} real cases asked for, expected {len(self.train)} (the split's) to {there} (all that nobody tests)"
+            )
+        return (*self.train, *self.spare)[: n or len(self.train)]
+
+
+def draw_split(case_ids: Sequence[str], train: int, test: int, seed: int) -> Split:
+    """Sort the cases by the SHA-256 of "seed:case" and take the first ``train``, then the next ``test``.
+
+    Args:
+        case_ids: all cases of the data set, in any order.
+        train: number of training cases, at least 1.
+        test: number of test cases, at least 1.
+        seed: which draw.
+
+    Raises:
+        UserError: fewer cases than asked for.
+    """
+    if train < 1 or test < 1:
+        raise ValueError(f"train = {train}, test = {test}, expected at least 1 of each")
+    if len(set(case_ids)) != len(case_ids):
+        raise ValueError("a case id is there twice; every patient may be drawn once only")
+    wanted = train + test
+    if len(case_ids) < wanted:
+        raise UserError(
+            f"the data set has {len(case_ids)} cases, the split asks for {wanted} "
+            f"({train} to train, {test} to test); lower split.train or split.test, or pack more cases"
+        )
+    drawn = sorted(
+        case_ids, key=lambda case_id: hashlib.sha256(f"{seed}:{case_id}".encode()).hexdigest()
+    )
+    return Split(
+        train=tuple(drawn[:train]), test=tuple(drawn[train:wanted]), spare=tuple(drawn[wanted:])
+    )

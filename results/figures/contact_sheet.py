@@ -1,0 +1,73 @@
+"""Contact sheets: packed pairs side by side, each with its mask's outline, to be looked at before training."""
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from hvae_hpc.results.figures.panels import TRUTH, Panel, Row, draw_grid
+from hvae_hpc.runs.folder import write_atomic
+
+COLUMNS, PER_PAGE = 8, 48
+_SIZE_INCH, _DPI = 1.5, 130
+_TITLE_LETTERS = 24
+Read = Callable[[Sequence[int]], tuple[np.ndarray, np.ndarray]]
+
+
+def write_contact_sheets(
+    folder: Path, titles: Sequence[str], read: Read, at_most: int = PER_PAGE
+) -> list[Path]:
+    """Draw pairs on pages of 48: ``contact.png``, or ``contact-01.png`` and so on.
+
+    Args:
+        folder: where the pages go; those of before are removed.
+        titles: of all N pairs.
+        read: rows -> images (n, H, W) in [0, 1] and masks (n, H, W).
+        at_most: how many pairs to draw; fewer than N are spread evenly over all.
+
+    Returns:
+        The pages.
+    """
+    count = min(at_most, len(titles))
+    rows = [round(place * (len(titles) - 1) / max(1, count - 1)) for place in range(count)]
+    pages = math.ceil(count / PER_PAGE)
+    paths = []
+    for page in range(pages):
+        path = folder / (
+            "contact.png" if pages == 1 else f"contact-{page + 1:0{len(str(pages))}d}.png"
+        )
+        shown = rows[page * PER_PAGE : (page + 1) * PER_PAGE]
+        _write_page(path, [titles[row] for row in shown], *read(shown))
+        paths.append(path)
+    for old in {*folder.glob("contact*.png")}.difference(paths):
+        old.unlink()
+    return paths
+
+
+def _write_page(path: Path, titles: Sequence[str], images: np.ndarray, masks: np.ndarray) -> None:
+    panels = [
+        Panel(image=image, title=_shorten(title), outlines=((mask, TRUTH | {"linewidth": 0.7}),))
+        for title, image, mask in zip(titles, images, masks, strict=True)
+    ]
+    lines: list[Row] = [
+        ("", panels[start : start + COLUMNS]) for start in range(0, len(panels), COLUMNS)
+    ]
+    # parse_math off: a $ in a case id is a dollar sign.
+    style: Any = {"font.size": 5, "axes.titlesize": 5, "axes.titlepad": 2, "text.parse_math": False}
+    with matplotlib.rc_context(style):
+        figure = draw_grid(lines, size=_SIZE_INCH, top=0.25, gap=0.25)
+        content = io.BytesIO()
+        figure.savefig(content, dpi=_DPI, format="png")
+        write_atomic(path, content.getvalue())
+
+
+def _shorten(title: str) -> str:
+    """Keep the end of a case id's line, where ids differ."""
+    return "\n".join(
+        line if len(line) <= _TITLE_LETTERS else f"…{line[-_TITLE_LETTERS:]}"
+        for line in title.split("\n")
+    )

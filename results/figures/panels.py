@@ -1,0 +1,82 @@
+"""Rows of images with outlines: the ground of Figure 2 and of the cases."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+TRUTH: dict[str, Any] = {"color": "#F0E442", "linestyle": "-", "linewidth": 1.2}
+PREDICTION: dict[str, Any] = {"color": "#56B4E9", "linestyle": (0, (2.5, 1.2)), "linewidth": 1.2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """An image (H, W) in [0, 1] with a title and outlines: (mask, line style) each."""
+
+    image: np.ndarray
+    title: str = ""
+    outlines: tuple[tuple[np.ndarray, dict[str, Any]], ...] = ()
+
+
+Row = tuple[str, list[Panel]]
+SPACER: Row = ("", [])
+
+
+def draw_grid(
+    rows: Sequence[Row], size: float, top: float = 0.02, gap: float = 0.025, bottom: float = 0.02
+) -> Figure:
+    """Draw rows of panels without axes; all lengths are in inches.
+
+    The places are computed: matplotlib's own layouts let titles overlap images of a fixed aspect.
+
+    Args:
+        rows: a row without panels is a narrow gap.
+        size: width of a panel.
+        top, bottom: room for titles and legend.
+        gap: room between rows.
+    """
+    n_columns = max(len(panels) for _, panels in rows)
+    rows_px, columns_px = next(panel.image.shape for _, panels in rows for panel in panels)
+    heights = [size * rows_px / columns_px if panels else 0.04 for _, panels in rows]
+    left = 0.25 + 0.13 * max(label.count("\n") for label, _ in rows)
+    apart, right = 0.025, 0.02
+    wide = left + size * n_columns + apart * (n_columns - 1) + right
+    tall = top + sum(heights) + gap * (len(rows) - 1) + bottom
+    place = {
+        "left": left / wide,
+        "right": 1 - right / wide,
+        "top": 1 - top / tall,
+        "bottom": bottom / tall,
+        "wspace": apart / size,
+        "hspace": gap * len(rows) / sum(heights),
+        "height_ratios": heights,
+    }
+    figure = Figure(figsize=(wide, tall))
+    grid = figure.subplots(len(rows), n_columns, squeeze=False, gridspec_kw=place)
+    for (label, panels), line in zip(rows, grid, strict=True):
+        for axes in line:
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+        line[0].set_ylabel(label)
+        for panel, axes in zip(panels, line, strict=False):
+            _draw_panel(axes, panel)
+    return figure
+
+
+def _draw_panel(axes: Axes, panel: Panel) -> None:
+    axes.imshow(panel.image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_title(panel.title)
+    for mask, style in panel.outlines:
+        if mask.min() != mask.max():  # an empty mask has no outline
+            plural: dict[str, Any] = {f"{name}s": [value] for name, value in style.items()}
+            axes.contour(mask > 0, levels=[0.5], **plural)
+
+
+def draw_outline_legend(figure: Figure) -> None:
+    """Say below the panels which outline is the truth and which the prediction."""
+    for label, style in (("truth", TRUTH), ("prediction", PREDICTION)):
+        figure.axes[0].plot([], [], label=label, **style)
+    figure.legend(loc="lower center", ncols=2, frameon=False, handlelength=3.5, borderaxespad=0.1)

@@ -1,0 +1,1 @@
+"""The tables of a sweep: one class, one module per table."""

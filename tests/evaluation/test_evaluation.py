@@ -1,0 +1,403 @@
+"""The stages after training: what they make of tiny data, and what they refuse."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hvae_hpc.config.arms import ArmConfig
+from hvae_hpc.config.loader import dump
+from hvae_hpc.config.model import HVAEConfig, MovesConfig, NetworkConfig, OptimConfig, UNetConfig
+from hvae_hpc.config.resources import Resources
+from hvae_hpc.config.stages import (
+    AugmentConfig,
+    GenerateConfig,
+    QualityConfig,
+    SegmentConfig,
+    SplitConfig,
+    TrainConfig,
+)
+from hvae_hpc.errors import UserError
+from hvae_hpc.evaluation.augment import augment_pairs
+from hvae_hpc.evaluation.generate import generate_pairs
+from hvae_hpc.evaluation.quality import measure_quality
+from hvae_hpc.evaluation.segment import score_cases, segment
+from hvae_hpc.evaluation.training_pairs import training_pairs
+from hvae_hpc.metrics.segmentation import dice as dice_of
+from hvae_hpc.metrics.segmentation import psnr
+from hvae_hpc.preprocess.store.pairs import Pairs
+from hvae_hpc.preprocess.store.shards import read_pairs, write_pairs
+from hvae_hpc.runs.folder import PAIRS, write_config
+from hvae_hpc.runs.workplace import Workplace
+from hvae_hpc.training.batches import PairTensors, to_tensors
+from hvae_hpc.training.dataset_cache import read_cases
+from hvae_hpc.training.train import load_generator, read_split, train_generator
+from tests.tiny import make_data_set, make_pairs
+
+SPLIT = SplitConfig(train=6, test=5)
+TRAIN = TrainConfig(
+    data="tiny",
+    generator="vae",
+    split=SPLIT,
+    image_px=0,
+    model=HVAEConfig(
+        n_leapfrog=0,
+        network=NetworkConfig(
+            channels=(4, 8), attention_levels=(1,), attention_heads=2, latent_size=4
+        ),
+    ),
+    optim=OptimConfig(images=400, batch_size=4, lr=1e-2, precision="fp32", ema_decay=0.9),
+)
+GENERATE = GenerateConfig(
+    data="tiny", generator="vae", split=SPLIT, image_px=0, n_pairs=70, min_mask_px=4
+)
+SEGMENT = SegmentConfig(
+    data="tiny",
+    split=SPLIT,
+    image_px=0,
+    arm=ArmConfig(name="reference"),
+    unet=UNetConfig(base_channels=4, depth=2),
+    optim=OptimConfig(images=480, batch_size=4, lr=1e-2, precision="fp32"),
+)
+STILL = MovesConfig(flip=0, rotate_deg=0, scale=0, shift=0)
+
+
+def place(folder: Path, data: Path, **parents: Path) -> Workplace:
+    folder.mkdir(exist_ok=True)
+    return Workplace(folder=folder, data=data, parents=parents, resources=Resources())
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_data_set(tmp_path_factory.mktemp("shards"))
+
+
+@pytest.fixture(scope="module")
+def generator(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("generator")
+    write_config(folder, dump(TRAIN))
+    assert train_generator(TRAIN, place(folder, data)) is not None
+    return folder
+
+
+@pytest.fixture(scope="module")
+def generated(data: Path, generator: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("generated")
+    assert generate_pairs(GENERATE, place(folder, data, generator=generator)) is not None
+    return folder
+
+
+def test_generated_pairs_are_the_decoder_s_on_standard_normal_draws(
+    data: Path, generator: Path, generated: Path
+) -> None:
+    pairs, attributes = read_pairs(generated / PAIRS)
+    assert len(pairs) == 70
+    assert (pairs.masks.sum((1, 2)) >= 4).all()
+    assert json.loads(attributes["source_cases"]) == list(read_split(data, SPLIT).train)
+    accepted, draws = int(attributes["accepted"]), int(attributes["draws"])
+    assert int(attributes["rejected"]) == draws - accepted
+    model, _ = load_generator(TRAIN.model, generator)
+    from hvae_hpc.training.batches import generator_for
+
+    z = torch.randn(64, 4, generator=generator_for(0, "draws", 0))
+    with torch.no_grad():
+        image, probability = model.decode(z)
+    keep = (probability[:, 0] > 0.5).sum((1, 2)) >= 4
+    np.testing.assert_allclose(
+        pairs.images[: int(keep.sum())], image[:, 0][keep].numpy(), atol=1e-6
+    )
+
+
+def test_the_first_n_of_a_longer_list_are_the_shorter_list(
+    data: Path, generator: Path, generated: Path, tmp_path: Path
+) -> None:
+    generate_pairs(replace(GENERATE, n_pairs=10), place(tmp_path, data, generator=generator))
+    short, long = read_pairs(tmp_path / PAIRS)[0], read_pairs(generated / PAIRS)[0]
+    assert np.array_equal(short.images, long.images[:10])
+    assert np.array_equal(short.masks, long.masks[:10])
+
+
+def test_a_generator_without_masks_is_an_error_and_not_a_short_list(
+    data: Path, generator: Path, tmp_path: Path
+) -> None:
+    config = replace(GENERATE, min_mask_px=257, n_pairs=2, max_draws_per_pair=64)
+    with pytest.raises(
+        UserError, match=r"vae: 0 of 128 draws had a mask of 257 px or more, 2 were asked for"
+    ):
+        generate_pairs(config, place(tmp_path, data, generator=generator))
+    assert not (tmp_path / PAIRS).exists()
+
+
+def test_standard_augmentation_keeps_masks_on_their_lesions(data: Path, tmp_path: Path) -> None:
+    config = AugmentConfig(data="tiny", split=SPLIT, image_px=0, n_pairs=24)
+    assert augment_pairs(config, place(tmp_path, data)) is not None
+    pairs, attributes = read_pairs(tmp_path / PAIRS)
+    train = read_split(data, SPLIT).train
+    assert pairs.case_ids == train * 4
+    assert json.loads(attributes["source_cases"]) == list(train)
+    for image, mask in zip(pairs.images, pairs.masks, strict=True):
+        inside, outside = image[mask == 1].mean(), image[mask == 0].mean()
+        assert inside > 0.5 > outside  # the disc is bright, and still under its mask
+    real = read_cases(data, train, 0).images[:, 0].numpy()
+    assert all(np.abs(pairs.images[i] - real[i % 6]).max() > 0.05 for i in range(24))
+    assert all(np.abs(pairs.images[i] - pairs.images[i + 6]).max() > 0.05 for i in range(18))
+
+
+def test_standard_augmentation_is_a_function_of_its_seed(data: Path, tmp_path: Path) -> None:
+    def images(seed: int, name: str) -> np.ndarray:
+        config = AugmentConfig(data="tiny", split=SPLIT, image_px=0, n_pairs=3, seed=seed)
+        augment_pairs(config, place(tmp_path / name, data))
+        return read_pairs(tmp_path / name / PAIRS)[0].images
+
+    assert np.array_equal(images(0, "a"), images(0, "b"))
+    assert not np.array_equal(images(0, "c"), images(1, "d"))
+
+
+def test_quality_of_real_and_mean_images(data: Path, tmp_path: Path) -> None:
+    values = {}
+    for source in ("real", "mean"):
+        config = QualityConfig(
+            data="tiny", split=SPLIT, image_px=0, source=source, n_images=5, draws=4, features=False
+        )
+        outcome = measure_quality(config, place(tmp_path / source, data))
+        assert outcome is not None
+        values[source] = outcome.metrics
+    split = read_split(data, SPLIT)
+    mean = read_cases(data, split.train, 0).images[:, 0].mean(0, keepdim=True).numpy()
+    test = read_cases(data, split.test, 0).images[:, 0].numpy()
+    assert values["mean"]["psnr_mean"] == pytest.approx(psnr(np.repeat(mean, 5, 0), test).mean())
+    assert values["mean"]["psnr_sd"] == pytest.approx(
+        0, abs=1e-9
+    )  # one image against all test images: no draw differs
+    assert values["real"]["psnr_sd"] > 0
+    assert (
+        values["mean"]["psnr_mean"] > values["real"]["psnr_mean"]
+    )  # why the paper's measure says little
+
+
+def test_a_unet_learns_discs_and_reports_dice_per_case(data: Path, tmp_path: Path) -> None:
+    outcome = segment(SEGMENT, place(tmp_path, data))
+    assert outcome is not None
+    assert outcome.metrics["dice"] > 0.85
+    assert set(outcome.per_case) == set(read_split(data, SPLIT).test)
+    assert outcome.metrics["dice"] == pytest.approx(
+        np.mean([case["dice"] for case in outcome.per_case.values()])
+    )
+    with np.load(tmp_path / "samples.npz") as samples:
+        ranked = sorted(case["dice"] for case in outcome.per_case.values())
+        assert samples["dice"][:3].tolist() == [
+            ranked[0],
+            ranked[len(ranked) // 2],
+            ranked[-1],
+        ]  # worst, median, best
+        shown = zip(samples["predictions"] > 0, samples["masks"] > 0, samples["dice"], strict=True)
+        assert all(
+            dice_of(predicted, mask) == pytest.approx(dice) for predicted, mask, dice in shown
+        )
+
+
+def test_added_pairs_are_trained_on(data: Path, generated: Path, tmp_path: Path) -> None:
+    arm = ArmConfig(name="vae+7", generator="vae", n_synthetic=7)
+    outcome = segment(replace(SEGMENT, arm=arm), place(tmp_path, data, pairs=generated))
+    assert outcome is not None
+    assert outcome.metrics["train_pairs"] == 13
+    with pytest.raises(UserError, match="holds 70 pairs, the arm asks for 71"):
+        segment(
+            replace(SEGMENT, arm=replace(arm, n_synthetic=71)),
+            place(tmp_path, data, pairs=generated),
+        )
+
+
+def test_pairs_made_from_test_cases_are_refused_by_case_id(data: Path, tmp_path: Path) -> None:
+    split = read_split(data, SPLIT)
+    parent = tmp_path / "parent"
+    cases = [*split.train, split.test[2]]
+    write_pairs(parent / PAIRS, make_pairs(4, 16), {"source_cases": json.dumps(cases)})
+    arm = ArmConfig(name="vae+4", generator="vae", n_synthetic=4)
+    with pytest.raises(UserError, match=rf"was made from test cases \({split.test[2]}, 1 in all\)"):
+        segment(replace(SEGMENT, arm=arm), place(tmp_path / "run", data, pairs=parent))
+
+
+def test_pairs_of_another_size_are_refused(data: Path, tmp_path: Path) -> None:
+    write_pairs(tmp_path / "parent" / PAIRS, make_pairs(4, 32), {"source_cases": "[]"})
+    arm = ArmConfig(name="vae+4", generator="vae", n_synthetic=4)
+    with pytest.raises(UserError, match=r"pairs of \(32, 32\) px, the real ones have \(16, 16\)"):
+        segment(replace(SEGMENT, arm=arm), place(tmp_path / "run", data, pairs=tmp_path / "parent"))
+
+
+def test_the_slices_of_a_case_are_one_dice() -> None:
+    truth = np.zeros((3, 2, 2), bool)
+    truth[0], truth[1, 0, 0], truth[2] = True, True, True
+    guess = np.zeros((3, 2, 2), bool)
+    guess[0, 0], guess[2] = True, True
+    test = replace(make_pairs(3, 2), case_ids=("a", "a", "b"))
+    scores, _ = score_cases(guess, truth, test)
+    # case a: slices 0 and 1 together: 2 hits of 2 + 5
+    assert {case: of_case.dice for case, of_case in scores.items()} == {
+        "a": pytest.approx(4 / 7),
+        "b": 1.0,
+    }
+    assert (scores["a"].precision, scores["a"].recall) == (1.0, pytest.approx(2 / 5))
+
+
+def test_distances_are_in_mm_of_the_shrunk_pixels_or_in_px_where_a_spacing_is_unknown() -> None:
+    guess, truth = np.zeros((1, 8, 8), bool), np.zeros((1, 8, 8), bool)
+    guess[0, 1, 1] = truth[0, 4, 5] = True
+    packed = make_pairs(1, 16)  # twice as many pixels a side as the images that were segmented
+    scores, unit = score_cases(guess, truth, replace(packed, spacing_mm=np.array([[0.5, 1.5]])))
+    assert (scores["case-000"].hausdorff_95, unit) == (
+        pytest.approx(np.hypot(3 * 1.0, 4 * 3.0)),
+        "mm",
+    )
+    scores, unit = score_cases(guess, truth, replace(packed, spacing_mm=np.full((1, 2), np.nan)))
+    assert (scores["case-000"].hausdorff_95, unit) == (pytest.approx(5), "px")
+
+
+def rows(data: PairTensors) -> list[bytes]:
+    return [image.numpy().tobytes() for image in data.images]
+
+
+def test_every_arm_is_trained_on_what_its_name_says(
+    data: Path, generated: Path, tmp_path: Path
+) -> None:
+    split = read_split(data, SPLIT)
+    real = read_cases(data, split.train, 0)
+    synthetic = to_tensors(read_pairs(generated / PAIRS)[0], 0)
+    assert len(real) == 6
+
+    def pairs(**asked: Any) -> PairTensors:
+        if "n_synthetic" in asked:
+            asked["generator"] = "vae"
+        config = replace(SEGMENT, arm=ArmConfig(name="a", **asked))
+        return training_pairs(config, place(tmp_path, data, pairs=generated), split)
+
+    assert rows(pairs()) == rows(real)
+    assert rows(pairs(n_copies=9)) == [*rows(real), *rows(real), *rows(real)[:3]]
+    assert rows(pairs(n_synthetic=7)) == [*rows(real), *rows(synthetic)[:7]]
+    assert pairs(n_synthetic=7).added == 7
+    alone = pairs(n_synthetic=7, alone=True)
+    assert (rows(alone), alone.added) == (rows(synthetic)[:7], 0)
+    first = pairs(n_synthetic=7, first_share=0.5)
+    assert (rows(first), first.added) == ([*rows(real), *rows(synthetic)[:7]], 7)
+    assert first.alone == SEGMENT.optim.images / 2
+    further = pairs(n_cases=7)
+    assert rows(further) == [*rows(real), *rows(read_cases(data, split.spare[:1], 0))]
+    assert further.added == 1  # so that the first 6 keep their order
+    with pytest.raises(UserError, match=r"8 real cases asked for, expected 6 .* to 7"):
+        pairs(n_cases=8)
+
+
+def test_synthetic_pairs_under_wrong_masks_harm_at_equal_steps_and_paired_seeds(
+    data: Path, tmp_path: Path
+) -> None:
+    write_pairs(tmp_path / "pairs" / PAIRS, make_pairs(300, 16, seed=9), {"source_cases": "[]"})
+    arms = {
+        "reference": ArmConfig(name="reference"),
+        "more": ArmConfig(name="vae+300", generator="vae", n_synthetic=300),
+        "wrong": ArmConfig(
+            name="vae-shuffled+300", generator="vae", n_synthetic=300, shuffled=True
+        ),
+    }
+    dice: dict[str, list[float]] = {name: [] for name in arms}
+    for name, arm in arms.items():
+        for seed in range(2):
+            folder = tmp_path / f"{name}-{seed}"
+            outcome = segment(
+                replace(SEGMENT, arm=arm, seed=seed), place(folder, data, pairs=tmp_path / "pairs")
+            )
+            assert outcome is not None
+            dice[name].append(outcome.metrics["dice"])
+    assert all(
+        wrong < reference - 0.1
+        for wrong, reference in zip(dice["wrong"], dice["reference"], strict=True)
+    )
+    assert (
+        np.mean(dice["more"]) > np.mean(dice["reference"]) - 0.05
+    )  # and what harmed were the masks
+
+
+def test_a_moved_arm_is_moved_in_every_step(data: Path, tmp_path: Path) -> None:
+    losses = {}
+    for name, moves in (("still", None), ("moved", MovesConfig()), ("moved by nothing", STILL)):
+        arm = ArmConfig(name=name, moves=moves)
+        config = replace(SEGMENT, arm=arm, optim=replace(SEGMENT.optim, images=40))
+        outcome = segment(config, place(tmp_path / name, data))
+        assert outcome is not None
+        losses[name] = outcome.metrics["train_loss"]
+    assert losses["moved by nothing"] == pytest.approx(losses["still"], rel=1e-3)
+    assert losses["moved"] != pytest.approx(losses["still"], rel=1e-3)
+
+
+def test_shuffled_masks_are_the_same_masks_each_under_another_image(
+    data: Path, generated: Path, tmp_path: Path
+) -> None:
+    split = read_split(data, SPLIT)
+    for seed in range(5):
+        config = replace(
+            SEGMENT, seed=seed, arm=ArmConfig(name="a", generator="vae", n_synthetic=7)
+        )
+        where = place(tmp_path, data, pairs=generated)
+        paired = training_pairs(config, where, split)
+        shuffled = training_pairs(
+            replace(config, arm=replace(config.arm, shuffled=True)), where, split
+        )
+        assert torch.equal(shuffled.images, paired.images)
+        assert torch.equal(shuffled.masks[:6], paired.masks[:6])
+        index = [
+            [torch.equal(mask, other) for other in paired.masks[6:]].index(True)
+            for mask in shuffled.masks[6:]
+        ]
+        assert sorted(index) == list(range(7))
+        assert all(i != j for i, j in enumerate(index))
+
+
+def test_an_image_that_cannot_be_halved_is_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match="images of 16x16 px, expected multiples of 32 for a U-Net of depth 5"
+    ):
+        segment(replace(SEGMENT, unet=UNetConfig(base_channels=4, depth=5)), place(tmp_path, data))
+
+
+def test_pairs_type_guards_its_shapes() -> None:
+    pairs = make_pairs(2, 16)
+    with pytest.raises(ValueError, match="expected 2 each"):
+        Pairs(**{**pairs.__dict__, "slice_index": np.zeros(3, np.int32)})
+
+
+@pytest.mark.parametrize("sampler", ["aggregated", "mixture", "hmc", "mask"])
+def test_each_sampler_makes_pairs_and_what_it_did_is_recorded_with_them(
+    sampler: str, data: Path, generator: Path, generated: Path, tmp_path: Path
+) -> None:
+    config = replace(GENERATE, sampler=sampler, n_pairs=20, hmc_proposals=4, components=3)
+    outcome = generate_pairs(config, place(tmp_path, data, generator=generator))
+    assert outcome is not None
+    pairs, attributes = read_pairs(tmp_path / PAIRS)
+    assert len(pairs) == 20
+    assert pairs.case_ids[0] == f"vae-{sampler}-00000"
+    smallest = int(pairs.masks.sum((1, 2)).min())
+    assert attributes["sampler"] == sampler
+    assert int(attributes["smallest_mask_px"]) == smallest >= config.min_mask_px
+    assert int(attributes["rejected"]) == int(attributes["draws"]) - int(attributes["accepted"])
+    recorded = {"aggregated": "posterior_noise", "mixture": "components"}.get(sampler, "acceptance")
+    assert float(attributes[recorded]) == outcome.metrics[recorded]
+    assert set(json.loads(attributes["source_cases"])) == set(read_split(data, SPLIT).train)
+    prior, _ = read_pairs(generated / PAIRS)
+    assert not np.array_equal(pairs.images, prior.images[:20])
+
+
+def test_pairs_around_real_ones_are_nearer_to_them_than_pairs_from_the_prior(
+    data: Path, generator: Path, generated: Path, tmp_path: Path
+) -> None:
+    config = replace(GENERATE, sampler="hmc", n_pairs=30)
+    assert generate_pairs(config, place(tmp_path, data, generator=generator)) is not None
+    real = read_cases(data, read_split(data, SPLIT).train, 0).images[:, 0].numpy()
+
+    def distance(path: Path) -> float:
+        images = read_pairs(path)[0].images[:30]
+        return float(np.square(images[:, None] - real).mean((2, 3)).min(1).mean())
+
+    assert distance(tmp_path / PAIRS) < distance(generated / PAIRS)

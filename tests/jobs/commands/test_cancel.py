@@ -1,0 +1,308 @@
+"""``hvae-hpc cancel``, ``throttle`` and ``logs``: on a real SLURM nothing but what is meant is touched."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hvae_hpc.errors import UserError, run_command
+from hvae_hpc.jobs.commands import cancel as control
+from hvae_hpc.jobs.commands import logs
+from hvae_hpc.runs.plan import Plan
+from hvae_hpc.runs.run import Run
+from tests.jobs.queues import log, make_plan, submit
+from tests.minislurm.minislurm import MiniSlurm
+from tests.minislurm.test_minislurm import wait_until
+from tests.results.made_up import SMALL_ARMS, fake_metrics, finish, make_runs
+
+COUNTING = """#!/bin/sh
+echo "{name} $*" >> {calls}
+exec {real} "$@"
+"""
+
+
+@pytest.fixture
+def runs() -> list[Run]:
+    return make_runs(arms=SMALL_ARMS[:2], seeds=4, sources=())
+
+
+@pytest.fixture
+def plan(tmp_path: Path, runs: list[Run]) -> Plan:
+    return make_plan(tmp_path / "runs", runs)
+
+
+def call(command: str, *arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """Run one of the commands and return what it prints, also where it is refused."""
+    function = {"cancel": control.cancel, "throttle": control.throttle, "logs": logs.main}[command]
+    code = run_command(function, arguments)
+    said = capsys.readouterr()
+    assert (code == 2) == said.err.startswith("error: ")
+    return said.out + said.err
+
+
+class Cluster:
+    """A real SLURM in which every client's call is written down, and arrays that do nothing are submitted."""
+
+    def __init__(self, slurm: MiniSlurm, folder: Path) -> None:
+        self.slurm, self.calls = slurm, folder / "calls"
+
+    def array(self, plan: Plan, elements: list[list[str]], name: str, *options: str) -> str:
+        """Submit an array that waits for ever, as a submission of a plan; returns its id."""
+        common = [
+            f"--comment=hvae_hpc:{name}:0",
+            f"--array=0-{len(elements) - 1}",
+            "--mem=100",
+            "--output=/dev/null",
+        ]
+        job = self.slurm.client(
+            "sbatch", "--parsable", *common, *options, "--wrap=sleep 600"
+        ).strip()
+        submit(plan, elements, job=job, name=name)
+        return job
+
+    def queue(self) -> set[str]:
+        return set(self.slurm.client("squeue", "-h", "-r", "-o", "%i", "-t", "PD,R").split())
+
+    def throttle_of(self, job: str) -> str:
+        found = re.search(
+            r"ArrayTaskThrottle=(\d+)", self.slurm.client("scontrol", "show", "job", job)
+        )
+        return found[1] if found else "0"
+
+    def asked(self, call: str) -> list[str]:
+        lines = self.calls.read_text().splitlines() if self.calls.exists() else []
+        return [line for line in lines if line.startswith(call)]
+
+
+@pytest.fixture
+def cluster(
+    minislurm: MiniSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Cluster]:
+    environment = minislurm.environment()
+    (tmp_path / "bin").mkdir()
+    for name in ("squeue", "scancel", "scontrol"):
+        real = shutil.which(name, path=environment["PATH"])
+        (tmp_path / "bin" / name).write_text(
+            COUNTING.format(name=name, calls=tmp_path / "calls", real=real)
+        )
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("SLURM_CONF", environment["SLURM_CONF"])
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{environment['PATH']}")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    yield Cluster(minislurm, tmp_path)
+    minislurm.client("scancel", "--user", str(os.geteuid()))
+    wait_until(lambda: set(minislurm.status().values()) == {"idle"})
+
+
+def test_cancelling_a_sweep_takes_its_jobs_by_one_call_and_nobody_else_s(
+    cluster: Cluster,
+    plan: Plan,
+    runs: list[Run],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    other = make_plan(tmp_path / "runs", runs[4:], "small-too")
+    elsewhere = make_plan(tmp_path / "elsewhere", runs)
+    ids = list(plan.runs)
+    mine = [
+        cluster.array(plan, [[i] for i in ids[:4]], "small-abc"),
+        cluster.array(plan, [[ids[5]]], "small-def", "-H"),
+    ]
+    tables = cluster.slurm.client(
+        *(
+            "sbatch",
+            "--parsable",
+            "-H",
+            "--comment=hvae_hpc:small-abc:0",
+            "--wrap=true",
+            "--output=/dev/null",
+        )
+    ).strip()
+    kept = [
+        cluster.array(other, [[ids[4]]], "small-too-abc", "-H"),
+        cluster.array(elsewhere, [[ids[0]]], "small-xyz", "-H"),
+        cluster.slurm.client("sbatch", "--parsable", "-H", "--comment=mine", "--wrap=true").strip(),
+    ]
+    folder = str(tmp_path / "runs")
+    said = call("cancel", "--runs", folder, capsys=capsys)
+    assert "has several sweeps, name one of small, small-too" in said
+    said = call("cancel", "small", "--runs", folder, capsys=capsys)
+    assert re.search(
+        r"sweep small: cancelled 3 jobs with \d waiting and \d running elements", said
+    ), said
+    wait_until(lambda: cluster.queue() == {f"{kept[0]}_0", f"{kept[1]}_0", kept[2]})
+    assert [set(line.split()[1:]) for line in cluster.asked("scancel")] == [{*mine, tables}]
+    assert "nothing of it is in the queue" in call(
+        "cancel", "small", "--runs", folder, capsys=capsys
+    )
+    assert len(cluster.asked("squeue --me")) == 2
+
+
+def test_cancelling_a_run_takes_its_element_and_says_what_goes_with_it(
+    cluster: Cluster, plan: Plan, runs: list[Run], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ids = list(plan.runs)
+    job = cluster.array(plan, [ids[:3], ids[3:6], ids[6:]], "small-abc", "-H")
+    finish(plan.runs_folder, runs[3], fake_metrics(runs[3]))
+    said = call(
+        "cancel", "brats2021-standard-x5-s0", "--runs", str(plan.runs_folder), capsys=capsys
+    )
+    assert said.splitlines() == [
+        f"cancelled element {job}_1 (pending), which makes segment brats2021-standard-x5-s0",
+        "with it go, of the same element:",
+        "  segment brats2021-standard-x5-s1",
+        "the same sweep command submits what was cancelled again, and goes on from what was saved",
+    ]
+    assert cluster.queue() == {f"{job}_0", f"{job}_2"}
+    said = call("cancel", ids[4], "--runs", str(plan.runs_folder), capsys=capsys)
+    assert "is not in the queue" in said
+    assert len(cluster.asked("scancel")) == 1
+
+
+def test_throttling_is_one_call_for_all_arrays_that_wait(
+    cluster: Cluster,
+    plan: Plan,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ids = list(plan.runs)
+    first = cluster.array(plan, [[i] for i in ids[:3]], "small-abc", "-H")
+    second = cluster.array(plan, [[i] for i in ids[3:6]], "small-def", "-H")
+    foreign = cluster.slurm.client(
+        "sbatch", "--parsable", "-H", "--array=0-2", "--wrap=true"
+    ).strip()
+    folder = str(plan.runs_folder)
+    said = call("throttle", "2", "--runs", folder, capsys=capsys)
+    assert said == f"sweep small: at most 2 at a time in each of 2 arrays\n  {first} {second}\n"
+    assert [cluster.throttle_of(job) for job in (first, second, foreign)] == ["2", "2", "0"]
+    assert len(cluster.asked("scontrol update")) == 1
+    call("throttle", "0", "small", "--runs", folder, capsys=capsys)
+    assert [cluster.throttle_of(job) for job in (first, second)] == ["0", "0"]
+    (tmp_path / "site.toml").write_text("[caps]\narray_parallelism = 1\n")
+    monkeypatch.setenv("HVAE_HPC_SITE", str(tmp_path / "site.toml"))
+    for wanted in ("5", "0"):
+        assert "the administrator allows 1" in call(
+            "throttle", wanted, "--runs", folder, capsys=capsys
+        )
+        assert [cluster.throttle_of(job) for job in (first, second)] == ["1", "1"]
+    assert "expected 0 (as many as fit) or more" in call(
+        "throttle", "--runs", folder, "--", "-1", capsys=capsys
+    )
+    assert "has no sweep 'none'" in call("throttle", "1", "none", "--runs", folder, capsys=capsys)
+
+
+def test_throttling_what_does_not_wait_changes_nothing(
+    cluster: Cluster, plan: Plan, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = cluster.array(plan, [[next(iter(plan.runs))]], "small-abc")
+    wait_until(lambda: "RUNNING" in cluster.slurm.client("squeue", "-h", "-j", job, "-o", "%T"))
+    assert "no array of it waits" in call(
+        "throttle", "1", "--runs", str(plan.runs_folder), capsys=capsys
+    )
+    assert cluster.asked("scontrol update") == []
+
+
+def test_a_run_is_found_by_label_id_stage_or_folder(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, make_runs(arms=SMALL_ARMS[:3], seeds=2, sources=("vae",)))
+    segment = next(i for i, run in plan.runs.items() if run.label == "brats2021-vae+100-s1")
+    train = next(i for i, run in plan.runs.items() if run.stage == "train")
+    folder = plan.folder_name(segment)
+    for text in (
+        "brats2021-vae+100-s1",
+        segment,
+        segment[:8],
+        "segment/brats2021-vae+100-s1",
+        folder,
+        f"{folder}/",
+    ):
+        assert control.find_run(tmp_path, text)[1] == segment
+    assert control.find_run(tmp_path, "train/brats2021-vae-s0")[1] == train
+    with pytest.raises(UserError) as error:
+        control.find_run(tmp_path, "brats2021-vae-s0")
+    assert str(error.value).splitlines() == [
+        "'brats2021-vae-s0' may be any of these; give one of them",
+        *(
+            f"  {plan.folder_name(i)}"
+            for i, run in plan.runs.items()
+            if run.label == "brats2021-vae-s0"
+        ),
+    ]
+    with pytest.raises(
+        UserError, match=r"no run 'brats2021-vae\+100-s9'; did you mean brats2021-vae\+100-s"
+    ):
+        control.find_run(tmp_path, "brats2021-vae+100-s9")
+    with pytest.raises(UserError, match="give the beginning of a run id, or a label"):
+        control.find_run(tmp_path, "zzz")
+
+
+def test_a_run_of_two_sweeps_is_one_run(tmp_path: Path) -> None:
+    runs = make_runs(arms=SMALL_ARMS[:1], seeds=1, sources=())
+    for sweep in ("a", "b"):
+        make_plan(tmp_path, runs, sweep)
+    assert control.find_run(tmp_path, "brats2021-reference-s0")[1] == runs[0].run_id
+
+
+@pytest.fixture
+def _no_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/usr/sbin-without-slurm")
+
+
+@pytest.mark.usefixtures("_no_slurm")
+def test_logs_show_events_in_plain_words_and_the_element_s_end(
+    plan: Plan, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second, third = list(plan.runs)[:3]
+    name = submit(plan, [[first, second, third]])
+    log(plan, second, {"event": "started", "attempt": 2, "host": "n3", "job_id": "12_0"})
+    log(
+        plan,
+        second,
+        {"event": "resumed", "images_seen": 3200},
+        {"images_seen": 4800, "loss": 0.31234, "steps": 3},
+    )
+    log(
+        plan,
+        second,
+        {"event": "failed", "reason": "loss became nan", "job_id": "12_0"},
+        {"event": "new", "a": 1},
+    )
+    (plan.runs_folder / "submissions" / name / "12_0_0_log.out").write_text(
+        f"done: segment x ({first}), 1 s\nold line\nTraceback\nfailed: segment y ({second})\ndone: segment z ({third})\n"
+    )
+    said = call("logs", second, "--runs", str(plan.runs_folder), "--lines", "3", capsys=capsys)
+    lines = said.splitlines()
+    assert lines[0] == f"segment brats2021-reference-s1 ({second})"
+    assert lines[1] == "failed (12_0): loss became nan"
+    assert lines[3] == f"{plan.folder(second)}/log.jsonl"
+    assert [line[19:] for line in lines[4:7]] == [
+        "4,800 images, loss 0.3123, steps 3",
+        "failed: loss became nan",
+        "new, a 1",
+    ]
+    assert lines[8].endswith("12_0_0_log.out")
+    assert lines[9:] == ["  old line", "  Traceback", f"  failed: segment y ({second})"]
+    said = call("logs", second, "--runs", str(plan.runs_folder), capsys=capsys)
+    assert "attempt 2 began on n3 (12_0)" in said
+    assert "went on from a checkpoint at 3,200 images" in said
+
+
+@pytest.mark.usefixtures("_no_slurm")
+def test_logs_of_a_local_run_end_with_its_worker_s(
+    plan: Plan, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_id = next(iter(plan.runs))
+    said = call("logs", run_id, "--runs", str(plan.runs_folder), capsys=capsys)
+    assert said.splitlines()[1:] == ["open", "", f"{plan.folder(run_id)}: nothing yet"]
+    log(plan, run_id, {"event": "started", "attempt": 1, "host": "here", "job_id": ""})
+    (plan.runs_folder / "local").mkdir()
+    for age, name in enumerate(("new.log", "old.log")):
+        (plan.runs_folder / "local" / name).write_text(f"{name}\n")
+        os.utime(plan.runs_folder / "local" / name, (1e9 - age, 1e9 - age))
+    said = call("logs", run_id, "--runs", str(plan.runs_folder), capsys=capsys)
+    assert "running: local" in said
+    assert said.endswith("local/new.log\n  new.log\n")
+    assert "attempt 1 began on here\n" in said

@@ -1,0 +1,150 @@
+"""A node on which runs fail that are made elsewhere is left out, though nothing by its own evidence blames it."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hvae_hpc.jobs.failures.bad_nodes import Seen, find_black_holes
+from hvae_hpc.jobs.failures.retry_memory import Memory, Tried
+from hvae_hpc.jobs.state.accounting import ENDS_FILE
+from hvae_hpc.jobs.state.breaker import breaker_file
+from hvae_hpc.runs.folder import write_json
+from hvae_hpc.runs.plan import Plan
+from tests.jobs.failures.test_retry import NO_MEMORY, choose_once
+from tests.jobs.queues import log, make_plan, submit
+from tests.results.made_up import SMALL_ARMS, finish, make_runs
+
+BUG = {"event": "failed", "reason": "RuntimeError: no kernel image", "errors": ["RuntimeError"]}
+
+
+def seen(*runs: tuple[bool, str, str, str, float]) -> set[str]:
+    return find_black_holes([Seen(*run) for run in runs])
+
+
+def test_who_is_a_black_hole() -> None:
+    failed = [(False, "like", "n1", f"12_{i}", 10.0 + i) for i in range(3)]
+    elsewhere = (True, "like", "n2", "", 5.0)
+    assert seen(*failed, elsewhere) == {"n1"}
+    assert seen(*failed[:2], elsewhere) == set()
+    assert (
+        seen(*failed) == seen(*failed, (True, "other", "n2", "", 5.0)) == set()
+    )  # it may be their own fault
+    assert (
+        seen(*failed, elsewhere, (True, "other", "n1", "", 11.0)) == set()
+    )  # others are made there
+    assert seen(*failed, elsewhere, (True, "other", "n1", "", 9.0)) == {"n1"}  # but not since
+    assert seen(*failed, elsewhere, (True, "like", "n1", "12_1", 11.0)) == {
+        "n1"
+    }  # by an element that failed then
+    assert (
+        seen(*((made, like, node, "12_0", at) for made, like, node, _, at in failed), elsewhere)
+        == set()
+    )
+
+
+@pytest.fixture
+def arms(tmp_path: Path) -> Plan:
+    """Six networks, an element each, on a cluster of one partition."""
+    plan = make_plan(tmp_path, make_runs(arms=SMALL_ARMS[:1], seeds=6, sources=()))
+    plan = replace(
+        plan, resources={stage: replace(r, partition="gpu") for stage, r in plan.resources.items()}
+    )
+    submit(plan, [[run_id] for run_id in plan.runs])
+    return plan
+
+
+def fail(plan: Plan, places: range, host: str, record: dict[str, object] = BUG) -> None:
+    for place in places:
+        started = {"event": "started", "job_id": f"12_{place}", "host": host, "time": -60.0}
+        log(plan, list(plan.runs)[place], started, {**record, "job_id": f"12_{place}"})
+
+
+def test_errors_on_a_black_hole_are_the_node_s_and_tried_again_elsewhere(arms: Plan) -> None:
+    fail(arms, range(3), "n1")
+    assert not choose_once(arms, Memory()).run_ids & set(list(arms.runs)[:3])
+    finish(arms.runs_folder, list(arms.runs.values())[3], {"dice": 0.5})  # on another node
+    choice = choose_once(arms, Memory())
+    assert choice.run_ids >= set(list(arms.runs)[:3])
+    assert "tried again: 3 runs after node failure (as it was, as n1 looks bad)" in choice.told
+    assert round((choice.memory.nodes["one"]["n1"] - time.time()) / 3600) == 24
+
+
+@pytest.mark.parametrize("by", ["its log", "newer log", "accounting", "nobody"])
+def test_a_node_on_which_no_process_of_ours_ever_began_is_named_by_slurm(
+    arms: Plan, by: str
+) -> None:
+    elements = [f"12_{place}" for place in range(3)]
+    said = {
+        "its log": "slurmstepd-n1: error: TaskProlog failed status=1\n",
+        "newer log": "[2026-11-28T10:36:19.123] error: *** STEP 12.0 ON n1 FAILED (non-zero exit code) ***\n",
+    }.get(by)
+    if said:
+        for element in elements:
+            (arms.runs_folder / f"submissions/small-abc/{element}_0_log.out").write_text(said)
+    word = "FAILED, exit code 1" + " on n1" * (by == "accounting")
+    ends = {"asked_at": time.time(), "ends": dict.fromkeys(elements, word)}
+    write_json(arms.runs_folder / "submissions" / ENDS_FILE, ends)
+    finish(arms.runs_folder, list(arms.runs.values())[3], {"dice": 0.5})  # on another node
+    choice = choose_once(arms, Memory())
+    assert choice.run_ids >= set(list(arms.runs)[:3])
+    assert choice.memory.nodes.get("one", {}).keys() == ({"n1"} if by != "nobody" else set())
+
+
+def test_what_was_lost_on_a_node_and_made_elsewhere_since_still_speaks_against_it(
+    arms: Plan,
+) -> None:
+    ends = {
+        "asked_at": time.time(),
+        "ends": dict.fromkeys(["12_0", "12_1", "12_2"], "FAILED, exit code 9 on n3"),
+    }
+    write_json(arms.runs_folder / "submissions" / ENDS_FILE, ends)
+    ids = list(arms.runs)
+    for run_id in ids[:2]:
+        finish(arms.runs_folder, arms.runs[run_id], {"dice": 0.5})  # tried again, on another node
+    fail(arms, range(2, 3), "n3", {"event": "died", "reason": "killed", "signal": "SIGKILL"})
+    choice = choose_once(arms, Memory())
+    assert ids[2] in choice.run_ids
+    assert choice.memory.nodes["one"].keys() == {"n3"}
+    (arms.runs_folder / "submissions/small-abc/12_0_0_log.out").write_text(
+        "slurmstepd-n3: error: Exceeded job memory limit\n"
+    )  # a fault of its own
+    assert not choose_once(arms, Memory()).memory.nodes
+    (arms.runs_folder / "submissions/small-abc/12_0_0_log.out").unlink()
+    for other in ("TIMEOUT", "FAILED, exit code 75"):  # the latter saved and left at its limit
+        ends["ends"] = {"12_0": "FAILED, exit code 9 on n3", "12_1": f"{other} on n3"}
+        write_json(arms.runs_folder / "submissions" / ENDS_FILE, ends)
+        assert not choose_once(arms, Memory()).memory.nodes
+
+
+def hold(plan: Plan, node: str) -> None:
+    """Write the breaker of the submission: its first two elements failed."""
+    content = {"reason": "held: the first 2 of 6 ...", "elements": ["12_0", "12_1"], "node": node}
+    write_json(breaker_file(plan.runs_folder / "submissions/small-abc", 0), content)
+
+
+def test_what_was_held_follows_its_canaries_with_what_they_have_otherwise(arms: Plan) -> None:
+    fail(arms, range(2), "n1", NO_MEMORY)
+    hold(arms, "n1")
+    choice = choose_once(arms, Memory())
+    assert choice.run_ids == arms.runs.keys()
+    assert [tried.changes["memory_gb"] for tried in choice.memory.runs.values()] == [24.0] * 6
+    held = choice.memory.runs[list(arms.runs)[4]]
+    assert (held.tries, held.answered) == ({}, "")
+    assert (
+        choose_once(arms, choice.memory).memory == choice.memory
+    )  # who kept this did not live to submit
+
+
+def test_what_was_held_after_errors_on_one_node_is_tried_once_on_others(arms: Plan) -> None:
+    fail(arms, range(2), "n1")
+    hold(arms, "")
+    assert not choose_once(arms, Memory()).run_ids  # on several nodes: no node's fault
+    hold(arms, "n1")
+    choice = choose_once(arms, Memory())
+    assert choice.run_ids == arms.runs.keys()
+    assert round((choice.memory.nodes["one"]["n1"] - time.time()) / 3600) == 1
+    before = Memory(runs={run_id: Tried(tries={"node failure": 1}) for run_id in arms.runs})
+    assert not choose_once(arms, before).run_ids
+    assert not choose_once(arms, Memory(), by_hand=True).run_ids

@@ -1,0 +1,326 @@
+"""An array's first elements: they go ahead, and where they fail alike, the rest does not begin."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hvae_hpc.jobs.failures.canary import Watch, canaries_alone, canaries_of
+from hvae_hpc.jobs.sites.site import read_site
+from hvae_hpc.jobs.slurm.client import Queued
+from hvae_hpc.jobs.state.breaker import decided_file
+from hvae_hpc.jobs.state.run_status import Job, Submissions, read_standings
+from hvae_hpc.jobs.submit.prepare import prepare
+from hvae_hpc.jobs.worker import element
+from hvae_hpc.runs.done import read_states
+from hvae_hpc.runs.folder import METRICS, append_log, read_log
+from hvae_hpc.runs.plan import Array, Plan, read_plan, write_plan
+from tests.jobs.failures.test_retry import CLUSTER
+from tests.jobs.queues import in_queue, queue_of
+from tests.jobs.submit.test_apply import call, make_project, plan_of
+from tests.jobs.submit.test_prepare import wait_until_empty
+from tests.jobs.worker.test_local_pool import makings
+from tests.minislurm.minislurm import MiniSlurm
+from tests.tiny import make_data_set
+
+HELD = r"held: the first 2 of 6 elements failed alike \(bad input.*\): segment tiny-reference-s0 \([0-9a-f]{12}\): "
+
+
+def begun(project: Path) -> int:
+    return sum(
+        record.get("event") == "started"
+        for path in project.glob("runs/*/*/")
+        for record in read_log(path)
+    )
+
+
+def test_small_arrays_have_no_canaries_and_a_throttle_needs_no_gate() -> None:
+    assert [canaries_of(n, 3) for n in (1, 5, 6, 40)] == [0, 0, 3, 3]
+    assert canaries_of(40, 0) == 0
+    array = Array(name="a", stage="segment", elements=(("a",),) * 6, canaries=3)
+    assert [canaries_alone(array, throttle) for throttle in (0, 2, 5, 6)] == [3, 0, 0, 3]
+
+
+def test_where_the_first_fail_alike_the_rest_is_held_until_the_same_command_is_given_again(
+    minislurm: MiniSlurm, tmp_path: Path
+) -> None:
+    project = make_project(tmp_path, seeds=6)
+    (tmp_path / "admin.toml").write_text("[caps]\ncanary = 2\npoll_s = 1\n")
+    site = {"HVAE_HPC_SITE": str(tmp_path / "admin.toml")}
+    minislurm.client("scontrol", "update", "PartitionName=gpu", "State=DOWN")
+    try:
+        done = call(project, minislurm, "--partition", "gpu", **site)
+        assert "submitted 6 runs in 3 jobs" in done.stdout, done.stdout + done.stderr
+        assert (
+            "canaries:   2 elements of 1 array go ahead, the rest when one has made a run, or after 5 min"
+            in done.stdout
+        )
+        (project / "shards/tiny").rename(project / "good")
+        make_data_set(project / "shards", "tiny", seed=7)
+    finally:
+        minislurm.client("scontrol", "update", "PartitionName=gpu", "State=UP")
+    wait_until_empty(minislurm)
+    logs = "\n".join(path.read_text() for path in project.glob("runs/submissions/*/*log.out"))
+    assert begun(project) == 2, logs
+    assert len(re.findall("the rest of the array is out of the queue", logs)) == 1
+    shown = subprocess.run(
+        [sys.executable, "-m", "hvae_hpc.cli", "status", str(project / "runs"), "--costs"],
+        capture_output=True, text=True, check=True, env={**minislurm.environment(), **site},
+    ).stdout  # fmt: skip
+    assert re.search(f"blocked: segment tiny-reference-s2 and 3 more: {HELD}", shown), shown
+    assert "spent: " in shown
+    missing = (project / "runs/results/tiny/missing.txt").read_text()
+    assert len(re.findall(f": blocked: {HELD}", missing)) == 4
+    assert missing.count(": failed: ") == 2
+
+    shutil.rmtree(project / "shards/tiny")
+    (project / "good").rename(project / "shards/tiny")
+    first = next(iter(plan_of(project).runs.values()))  # alone it fails again, which is not alike
+    shutil.rmtree(project / "runs" / first.folder)
+    (project / "runs" / first.folder).write_text("not a folder")
+    again = call(project, minislurm, "--partition", "gpu", **site)
+    assert re.search(f"taken up: 4 runs that were {HELD}", again.stdout), (
+        again.stdout + again.stderr
+    )
+    assert "submitted 6 runs in 3 jobs" in again.stdout
+    wait_until_empty(minislurm)
+    logs = "\n".join(path.read_text() for path in project.glob("runs/submissions/*/*log.out"))
+    assert len(makings(project)) == 5, logs
+    assert begun(project) == 6  # but for the one whose folder was removed, which cannot be made
+    assert logs.count("the rest of the array begins now") == 1
+
+
+@pytest.fixture
+def six(tmp_path: Path) -> tuple[Plan, Path]:
+    """A submission of six elements, two of them canaries, whose data changed since, on nodes without SLURM's clients."""
+    plan = plan_of(make_project(tmp_path, seeds=6))
+    make_data_set(tmp_path / "shards", "tiny", seed=7)
+    path = plan.runs_folder / "submissions/tiny-1/plan.json"
+    elements = tuple((run_id,) for run_id in plan.runs)
+    write_plan(
+        replace(plan, arrays=(Array(name="a", stage="segment", elements=elements, canaries=2),)),
+        path,
+    )
+    for job, places in (("7", (0, 1)), ("8", (2, 3, 4, 5))):
+        Submissions(plan.runs_folder).note(Job("tiny-1", 0, job, places, 0.0))
+    return plan, path
+
+
+def run(path: Path, place: int, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Run an element here as SLURM would."""
+    variables = {"SLURM_ARRAY_JOB_ID": "7" if place < 2 else "8", "SLURM_ARRAY_TASK_ID": str(place)}
+    for name, value in {
+        **variables,
+        "SLURM_JOB_ID": "9",
+        "SLURMD_NODENAME": f"n{place}",
+        "PATH": "/nowhere",
+    }.items():
+        monkeypatch.setenv(name, value)
+    return element.run_element(path, 0)
+
+
+def test_without_slurm_s_clients_on_nodes_the_rest_ends_where_it_begins(
+    six: tuple[Plan, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan, path = six
+    assert [run(path, place, monkeypatch) for place in (0, 1)] == [1, 1]
+    assert (
+        "SLURM was not told about the rest of the array (scancel is not on the PATH"
+        in capsys.readouterr().out
+    )
+    assert run(path, 2, monkeypatch) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert re.match(HELD, said[-1])
+    assert len(list(plan.runs_folder.glob("segment/*"))) == 2
+    # What waits still is taken out of the queue before it is submitted anew: nothing is there
+    # twice.
+    rows = (in_queue("tiny-1", (3, 4, 5), "PENDING", job="8"),)
+    monkeypatch.setattr("hvae_hpc.jobs.slurm.client.read_queue", lambda **_: queue_of(*rows))
+    monkeypatch.setattr("hvae_hpc.jobs.submit.prepare._script", lambda *_: "")
+    standings = read_standings(
+        plan, read_states(plan), Submissions(plan.runs_folder), queue_of(*rows)
+    )
+    assert [standing.kind for standing in standings.values()] == ["failed"] * 2 + ["blocked"] * 4
+    plan = replace(
+        plan, resources={stage: replace(r, partition="gpu") for stage, r in plan.resources.items()}
+    )
+    prepared = prepare(plan, read_site(None), CLUSTER, [])
+    assert prepared.held_jobs == ("8",)
+    assert len(prepared.run_ids) == 6
+    assert (
+        prepare(plan, read_site(None), CLUSTER, [], only_new=True, retries=1).run_ids == []
+    )  # never bad input
+
+
+def test_canaries_that_were_killed_are_found_by_the_rest_and_one_that_is_at_work_is_waited_for(
+    six: tuple[Plan, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, path = six
+    killed = "slurmstepd: error: Detected 1 oom-kill event(s) in StepId=7.0. Some of your processes may have been killed"
+    for place in (0, 1):
+        (path.parent / f"7_{place}_0_log.out").write_text(
+            f"element 7_{place} begins, after 0 restarts\n{killed * place}\n"
+        )
+    assert run(path, 2, monkeypatch) == 1
+    assert (
+        len(list(plan.runs_folder.glob("segment/*"))) == 1
+    )  # it began, since of one canary nothing is known yet
+    (path.parent / "7_0_0_log.out").write_text(f"element 7_0 begins, after 0 restarts\n{killed}\n")
+    assert run(path, 3, monkeypatch) == 1
+    (breaker,) = Submissions(plan.runs_folder).breakers.values()
+    assert "failed alike (out of memory (host))" in breaker.reason
+    assert set(breaker.elements) == {"7_0", "7_1"}
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert run(path, 4, monkeypatch) == 1
+    assert len(list(plan.runs_folder.glob("segment/*"))) == 2  # who was at work before goes on
+
+
+def test_one_good_canary_lets_all_begin_whatever_follows(
+    six: tuple[Plan, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, path = six
+    assert run(path, 0, monkeypatch) == 1
+    make_data_set(Path(next(iter(plan.data.values()))["folder"]).parent, "tiny", seed=0)
+    assert run(path, 1, monkeypatch) == 0
+    make_data_set(Path(next(iter(plan.data.values()))["folder"]).parent, "tiny", seed=7)
+    assert run(path, 2, monkeypatch) == 1
+    assert Submissions(plan.runs_folder).breakers == {}
+    assert len(list(plan.runs_folder.glob("segment/*"))) == 3
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> tuple[Plan, Path]:
+    """A submission of three elements of two runs each, two of them canaries, whose data changed since."""
+    plan = plan_of(make_project(tmp_path, seeds=6))
+    make_data_set(tmp_path / "shards", "tiny", seed=7)
+    path, ids = plan.runs_folder / "submissions/tiny-1/plan.json", list(plan.runs)
+    elements = tuple(zip(ids[::2], ids[1::2], strict=True))
+    write_plan(
+        replace(plan, arrays=(Array(name="a", stage="segment", elements=elements, canaries=2),)),
+        path,
+    )
+    for job, places in (("7", (0, 1)), ("8", (2,))):
+        Submissions(plan.runs_folder).note(Job("tiny-1", 0, job, places, 1.0))
+    return read_plan(path), path
+
+
+def say(plan: Plan, number: int, *events: str, job: str = "", ago: float = 0.0) -> None:
+    """Write what a run says of itself, some seconds ago; as a run of its canary unless told otherwise."""
+    run_id = list(plan.runs)[number]
+    plan.folder(run_id).mkdir(parents=True, exist_ok=True)
+    for event in events:
+        said = {"event": event, "job_id": job or f"7_{number // 2}", "time": time.time() - ago}
+        append_log(plan.folder(run_id), {**said, "reason": "x", "errors": ["UserError"]})
+
+
+def held(plan: Plan, path: Path, place: int = 2) -> bool:
+    return bool(Watch(path, plan, 0, place).held())
+
+
+def test_a_canary_one_of_whose_runs_may_be_made_yet_has_not_failed(
+    pairs: tuple[Plan, Path],
+) -> None:
+    plan, path = pairs
+    for number in (0, 1, 2):
+        say(plan, number, "started", "failed")
+    assert not held(plan, path)  # the last run is yet to begin
+    say(plan, 3, "started")
+    assert not held(plan, path)
+    for event in ("failed", "again"):  # beside another, and is to be done again alone
+        say(plan, 3, event)
+    assert not held(plan, path)
+    say(plan, 3, "started", "blocked")
+    assert held(plan, path)
+
+
+def test_a_canary_that_was_killed_is_over_whatever_its_runs_had_to_say(
+    pairs: tuple[Plan, Path],
+) -> None:
+    plan, path = pairs
+    for number in (0, 1, 2):
+        say(plan, number, "started", "failed")
+    log = path.parent / "7_1_0_log.out"
+    log.write_text(
+        "element 7_1 begins, after 0 restarts\nslurmstepd: error: *** JOB 7 ON n CANCELLED AT x ***\n"
+    )
+    assert not held(plan, path)
+    log.write_text(
+        f"{log.read_text()}slurmstepd: error: Detected 1 oom_kill event in StepId=7.0.\n"
+    )
+    assert held(plan, path)
+
+
+def test_failures_hours_after_the_beginning_hold_nothing(pairs: tuple[Plan, Path]) -> None:
+    plan, path = pairs
+    for number in range(4):
+        say(plan, number, "started", ago=3600)
+    for number in range(4):
+        say(plan, number, "failed")
+    assert not held(plan, path)
+
+
+def test_a_run_that_is_made_after_all_lets_the_rest_begin(
+    pairs: tuple[Plan, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, path = pairs
+    for number in range(4):
+        say(plan, number, "started", "failed")
+    assert held(plan, path)
+    first = next(iter(plan.runs))
+    (plan.folder(first) / METRICS).write_text("{}")
+    monkeypatch.setenv("PATH", "/nowhere")
+    Watch(path, plan, 0, 0).look([first])
+    assert not held(plan, path)
+    assert Submissions(plan.runs_folder).breakers == {}
+
+
+def test_what_was_held_and_is_made_here_since_says_so(pairs: tuple[Plan, Path]) -> None:
+    plan, path = pairs
+    for number in range(4):
+        say(plan, number, "started", "failed")
+    assert held(plan, path)
+    say(plan, 4, "failed", job="6_0")  # in an earlier submission
+
+    def kinds(*rows: Queued) -> list[str]:
+        found = read_standings(
+            plan, read_states(plan), Submissions(plan.runs_folder), queue_of(*rows)
+        )
+        return [found[run_id].kind for run_id in list(plan.runs)[4:]]
+
+    waits = in_queue("tiny-1", (2,), "PENDING", job="8")
+    assert kinds() == kinds(waits) == ["blocked", "blocked"]
+    for event, kind in (("started", "running"), ("failed", "failed")):
+        append_log(plan.folder(list(plan.runs)[4]), {"event": event, "job_id": "", "reason": "x"})
+        assert kinds() == kinds(waits) == [kind, "blocked"]
+    say(plan, 5, "started", job="8_2")  # and was preempted: it goes on
+    assert kinds(waits) == ["failed", "running"]
+
+
+def test_the_gate_is_opened_however_late_while_nothing_of_the_rest_began_and_clocks_may_differ(
+    pairs: tuple[Plan, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan, path = pairs
+    first, slept = next(iter(plan.runs)), list[float]()
+    say(plan, 0, "started", ago=3600)
+    (plan.folder(first) / METRICS).write_text("{}")
+    sent = path.parent / "requeue.sent"
+    sent.write_text("-\n")
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr("hvae_hpc.jobs.failures.canary.time.sleep", slept.append)
+    watch = Watch(path, plan, 0, 0)
+    now = time.time() + 3600
+    monkeypatch.setattr("hvae_hpc.jobs.failures.canary.time.time", lambda: now)
+    os.utime(sent, (now + 3600,) * 2)  # by the file server's clock
+    watch.look([first])
+    assert "scontrol is not on the PATH" in capsys.readouterr().out
+    assert slept == [15.0]
+    decided_file(path.parent, 0).unlink()
+    (path.parent / "8_2_0_log.out").touch()
+    watch.look([first])
+    assert not capsys.readouterr().out

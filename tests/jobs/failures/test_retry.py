@@ -1,0 +1,526 @@
+"""What is tried again by itself, how often, with what changed: by the last job, by the same command, or here."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hvae_hpc.config.resources import Resources
+from hvae_hpc.errors import UserError
+from hvae_hpc.jobs.failures.excluded_nodes import expand_hosts, without_bad_nodes
+from hvae_hpc.jobs.failures.retry import Choice, choose
+from hvae_hpc.jobs.failures.retry_memory import Memory, Tried, read_memory, with_memory
+from hvae_hpc.jobs.failures.retry_memory import write_memory as keep
+from hvae_hpc.jobs.sites.site import Site, read_site
+from hvae_hpc.jobs.slurm.client import Cluster, Partition
+from hvae_hpc.jobs.state.accounting import ENDS_FILE
+from hvae_hpc.jobs.state.run_status import Submissions, read_standings
+from hvae_hpc.jobs.submit.prepare import prepare
+from hvae_hpc.runs.done import read_states
+from hvae_hpc.runs.folder import read_log, write_json
+from hvae_hpc.runs.plan import Array, Plan, plan_path, write_plan
+from hvae_hpc.sweep import _run_here, main
+from tests.jobs.queues import log, make_plan, queue_of, submit
+from tests.jobs.submit.test_apply import call, make_project, plan_of
+from tests.jobs.submit.test_prepare import wait_until_empty
+from tests.jobs.worker.test_local_pool import makings
+from tests.minislurm.minislurm import MiniSlurm
+from tests.results.made_up import SMALL_ARMS, finish, make_runs
+
+NODES = frozenset({"n1", "n2", "n3", "n4"})
+CLUSTER = Cluster(partitions={"gpu": Partition(minutes=1000, grace_s=0, nodes=NODES)}, name="one")
+NO_MEMORY = {"event": "failed", "reason": "MemoryError", "errors": ["MemoryError"]}
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    """A generator's training, its pairs, and arms without and with them, in one submission."""
+    plan = make_plan(tmp_path, make_runs(arms=(SMALL_ARMS[0], SMALL_ARMS[2]), seeds=1, sources=()))
+    plan = replace(
+        plan, resources={stage: replace(r, partition="gpu") for stage, r in plan.resources.items()}
+    )
+    submit(plan, [[run_id] for run_id in plan.runs])
+    return plan
+
+
+def fail(plan: Plan, run_id: str, record: dict[str, object] = NO_MEMORY, host: str = "n1") -> None:
+    element = f"12_{list(plan.runs).index(run_id)}"
+    log(
+        plan,
+        run_id,
+        {"event": "started", "job_id": element, "host": host},
+        {**record, "job_id": element},
+    )
+
+
+def choose_once(
+    plan: Plan, memory: Memory, most: int = 9, site: Site | None = None, by_hand: bool = False
+) -> Choice:
+    standings = read_standings(plan, read_states(plan), Submissions(plan.runs_folder), queue_of())
+    site = site or read_site(None)
+    plan = with_memory(plan, memory, site, CLUSTER)
+    return choose(plan, read_states(plan), standings, memory, most, site, CLUSTER, by_hand=by_hand)
+
+
+def test_a_failure_is_answered_once_and_the_next_one_by_more(plan: Plan) -> None:
+    train = next(iter(plan.runs))
+    fail(plan, train)
+    first = choose_once(plan, Memory())
+    assert first.memory.runs[train].changes == {"memory_gb": 48.0}
+    again = choose_once(plan, first.memory)  # whoever kept this did not live to submit
+    assert again.memory == first.memory
+    assert again.run_ids == first.run_ids
+    fail(plan, train)
+    second = choose_once(plan, first.memory)
+    assert second.memory.runs[train].changes == {"memory_gb": 72.0}
+    assert second.memory.runs[train].tries == {"out of memory (host)": 2}
+    assert "tried again: 1 run after out of memory (host) (memory_gb 48 -> 72)" in second.told
+
+
+def test_what_hangs_on_a_run_that_is_tried_again_goes_with_it_and_the_rest_stays(
+    plan: Plan,
+) -> None:
+    train, generate, reference, arm = plan.runs
+    fail(plan, train)
+    fail(plan, generate, {"event": "blocked", "reason": "needs train"})
+    fail(plan, arm, {"event": "blocked", "reason": "needs generate"})
+    fail(
+        plan,
+        reference,
+        {"event": "failed", "reason": "a shard is damaged", "errors": ["UserError"]},
+    )
+    choice = choose_once(plan, Memory())
+    assert choice.run_ids == {train, generate, arm}
+    assert (
+        choice.told[1]
+        == "not tried again: 1 run after bad input (never: it would end in the same way)"
+    )
+
+
+def test_neither_the_command_s_number_nor_the_class_s_is_exceeded_but_a_person_begins_anew(
+    plan: Plan,
+) -> None:
+    train = next(iter(plan.runs))
+    fail(plan, train)
+    tried = Memory(
+        runs={
+            train: Tried(tries={"lost": 1, "out of memory (host)": 1}, changes={"memory_gb": 48.0})
+        }
+    )
+    assert train not in choose_once(plan, tried, most=2).run_ids
+    assert train in choose_once(plan, tried, most=3).run_ids
+    often = Memory(
+        runs={train: Tried(tries={"out of memory (host)": 3}, changes={"memory_gb": 48.0})}
+    )
+    stays = choose_once(plan, often)
+    assert train not in stays.run_ids
+    assert (
+        "not tried again: 1 run after out of memory (host) (no more: was tried 3 times after that)"
+        in stays.told
+    )
+    by_hand = choose_once(plan, often, by_hand=True).memory.runs[train]
+    assert by_hand.tries == {"out of memory (host)": 1}
+    assert by_hand.changes == {"memory_gb": 72.0}
+
+
+def test_what_was_taken_out_of_the_queue_is_for_a_person_to_repeat(plan: Plan) -> None:
+    train, _, reference, _ = plan.runs
+    log(plan, reference, {"event": "started", "job_id": "12_2"})
+    (plan.runs_folder / "submissions/small-abc/12_2_0_log.out").write_text(
+        "slurmstepd: error: *** JOB 14 ON n1 CANCELLED AT 2026-11-28T10:36:21 ***\n"
+    )
+    choice = choose_once(plan, Memory())
+    assert not choice.run_ids & {train, reference}  # the first never began
+    assert Counter(line.partition(" (")[2] for line in choice.told).total() == 1
+
+
+@pytest.mark.parametrize("event", ["failed", "blocked"])
+def test_a_second_try_that_its_node_ended_before_it_began_is_nobody_s_word(
+    plan: Plan, event: str
+) -> None:
+    *_, arm = plan.runs
+    fail(plan, arm, {"event": event, "reason": "x", "errors": ["MemoryError"]})
+    submit(plan, [[run_id] for run_id in plan.runs], job="40")
+    ends = {"asked_at": time.time(), "ends": {"40_3": "NODE_FAIL on n3"}}
+    write_json(plan.runs_folder / "submissions" / ENDS_FILE, ends)
+    for run_id in list(plan.runs)[:-1]:
+        finish(plan.runs_folder, plan.runs[run_id], {"dice": 0.5})
+    choice = choose_once(plan, Memory())
+    assert arm in choice.run_ids
+    assert choice.memory.runs[arm].tries == {"node failure": 1}
+    assert choice.memory.nodes["one"].keys() == {"n3"}
+
+
+XID = "NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus."
+
+
+@pytest.mark.parametrize(
+    "word", [XID, "RuntimeError: CUDA error: uncorrectable ECC error encountered"]
+)
+def test_a_node_that_failed_is_left_out_for_a_day_on_its_cluster(plan: Plan, word: str) -> None:
+    train, _, reference, arm = plan.runs
+    for run_id, reason in (
+        (train, word),
+        (reference, "CUDA error: unspecified launch failure"),
+        (arm, "Stale handle"),
+    ):
+        fail(
+            plan,
+            run_id,
+            {"event": "failed", "reason": reason, "errno": 116 if run_id == arm else 0},
+            f"of-{run_id}",
+        )
+    before = Memory(
+        nodes={"one": {"n1": time.time() - 1, "n2": time.time() + 60}, "two": {"n1": 5.0}}
+    )
+    choice = choose_once(plan, before)
+    assert {train, reference, arm} <= choice.run_ids
+    assert set(choice.memory.nodes) == {"one"}
+    assert set(choice.memory.nodes["one"]) == {"n2", f"of-{train}"}
+    assert round((choice.memory.nodes["one"][f"of-{train}"] - time.time()) / 3600) == 24
+
+
+@pytest.mark.parametrize("changes", [{"nodes": 2}, {"constraint": "a100"}])
+def test_no_node_is_blamed_where_it_may_be_another_s_fault_or_be_missed(
+    plan: Plan, changes: dict[str, Any]
+) -> None:
+    train = next(iter(plan.runs))
+    fail(plan, train, {"event": "failed", "reason": XID})
+    plan = replace(
+        plan, resources={**plan.resources, "train": replace(plan.resources["train"], **changes)}
+    )
+    choice = choose_once(plan, Memory())
+    assert train in choice.run_ids
+    assert choice.memory.nodes == {}
+
+
+def test_of_a_partition_s_own_nodes_at_most_half_are_left_out_and_never_those_that_a_run_needs() -> (
+    None
+):
+    now, had = time.time(), Resources(partition="gpu")
+    bad = {"n1": now + 60, "n2": now + 90, "n3": now + 30, "elsewhere": now + 99, "n4": now - 1}
+
+    def excluded(**changes: Any) -> str:
+        return without_bad_nodes(replace(had, **changes), bad, CLUSTER).exclude
+
+    assert excluded() == "n2,n1"
+    assert excluded(exclude="n[3-4]") == "n[3-4],n2"
+    assert excluded(exclude="n[2-4]") == "n[2-4]"
+    assert excluded(nodes=3) == "n2"
+    assert excluded(nodes=4) == excluded(constraint="a100") == ""
+
+
+def test_lists_of_nodes_are_read_as_slurm_writes_them() -> None:
+    assert expand_hosts("n[1-2,07],gpu5,r[1-2]c[3]x") == {
+        "n1",
+        "n2",
+        "n07",
+        "gpu5",
+        "r1c3x",
+        "r2c3x",
+    }
+    assert expand_hosts("") == expand_hosts("n[a]") - {"n[a]"} == frozenset()
+
+
+def test_what_a_person_gave_more_of_since_is_left_at_that(plan: Plan) -> None:
+    train = next(iter(plan.runs))
+    memory = Memory(runs={train: Tried(changes={"memory_gb": 48.0, "micro_batch": 4})})
+    site = read_site(None)
+    assert with_memory(plan, memory, site).changes == {train: {"memory_gb": 48.0, "micro_batch": 4}}
+    more = replace(
+        plan,
+        resources={s: replace(r, memory_gb=64.0, micro_batch=2) for s, r in plan.resources.items()},
+    )
+    assert with_memory(more, memory, site).changes == {}
+    capped = replace(site, caps=replace(site.caps, memory_gb=40.0))
+    assert with_memory(plan, memory, capped).resources_of(train).memory_gb == 40.0
+
+
+def test_memory_that_a_partition_does_not_have_is_not_asked_for_also_where_it_was_remembered(
+    plan: Plan,
+) -> None:
+    train = next(iter(plan.runs))
+    small = replace(CLUSTER, partitions={"gpu": Partition(minutes=0, grace_s=0, memory_gb=40.0)})
+    memory = Memory(runs={train: Tried(changes={"memory_gb": 480.0})})
+    assert with_memory(plan, memory, read_site(None), small).resources_of(train).memory_gb == 40.0
+    by_hand = Memory(runs={train: Tried(changes={"minutes": 1})})  # too short to work in
+    assert with_memory(plan, by_hand, read_site(None), small).changes == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "7",
+        '{"tries": {}}',
+        '{"runs": {"a": {"changes": {"memory": 3}}}}',
+        '{"runs": {"a": {"changes": {"memory_gb": "much"}}}}',
+        '{"runs": {"a": {"changes": {"minutes": 1.5}}}}',
+        '{"runs": {"a": {"changes": {"memory_gb": -1}}}}',
+        '{"runs": {"a": {"changes": {"memory_gb": 1e999}}}}',
+    ],
+)
+def test_a_damaged_memory_is_an_empty_one_and_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    (tmp_path / "submissions").mkdir()
+    (tmp_path / "submissions/retries.json").write_text(text)
+    assert read_memory(tmp_path) == Memory()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: ")
+    assert "retries.json" in line
+
+
+def test_the_memory_is_kept_in_one_strict_file(tmp_path: Path) -> None:
+    assert read_memory(tmp_path) == Memory()
+    memory = Memory(
+        runs={"a": Tried(tries={"lost": 1}, answered="12_0:1")}, nodes={"one": {"n1": 5.0}}
+    )
+    keep(tmp_path, memory)
+    assert read_memory(tmp_path) == memory
+
+
+SITE = """
+[all]
+device = "cpu"
+memory_gb = 1
+element_minutes = 0.02       # one run each
+signal_lead_s = 30
+[segment]
+gpus = 0
+memory_gb = 0.1              # torch alone takes more
+[retry."out of memory (host)"]
+memory = 10.0
+"""
+
+
+def test_the_last_job_tries_again_with_more_memory_and_leaves_what_cannot_be_made(
+    harsh_slurm: MiniSlurm, tmp_path: Path
+) -> None:
+    project = make_project(tmp_path, seeds=2, site=SITE)
+    impossible = next(iter(plan_of(project).runs.values()))
+    (project / "runs/segment").mkdir(parents=True)
+    (project / "runs" / impossible.folder).write_text("not a folder")
+    (cluster,) = re.findall(
+        r"ClusterName\s*= (\S+)", harsh_slurm.client("scontrol", "show", "config")
+    )
+    keep(
+        project / "runs",
+        Memory(nodes={cluster: {"n1": time.time() + 600}, "other": {"n2": time.time() + 600}}),
+    )
+    done = call(project, harsh_slurm, "--partition", "gpu", "--retries", "2")
+    assert done.returncode == 0, done.stderr
+    assert (
+        "retries:    the last job tries again what failed, each run up to 2 times; where jobs may"
+        in done.stdout
+    )
+    wait_until_empty(harsh_slurm)
+    logs = "\n".join(path.read_text() for path in project.glob("runs/submissions/*/*log.out"))
+    assert len(makings(project)) == 1, logs
+    assert "tried again: 1 run after out of memory (host) (memory_gb 0.1 -> 1)" in logs
+    assert "not tried again: 1 run after bad input (never: it would end in the same way)" in logs
+    (log_of_made,) = [read_log(path.parent) for path in project.glob("runs/segment/*/log.jsonl")]
+    assert (
+        Counter(record.get("event") for record in log_of_made)["started"] <= 2
+    )  # it may have been ended before
+    changes = [
+        json.loads(path.read_text())["changes"]
+        for path in project.glob("runs/submissions/*/plan.json")
+    ]
+    assert sorted(map(len, changes)) == [0, 1]
+    assert "--mem=1024" in "".join(
+        path.read_text() for path in project.glob("runs/submissions/*/*.sh")
+    )
+    again = call(project, harsh_slurm, "--partition", "gpu", "--plan", "--retries", "2")
+    assert "taken up as it was: 1 run after bad input" in again.stdout
+    texts = [path.read_text() for path in project.glob("runs/submissions/*/*.sh")]
+    assert all("#SBATCH --exclude=n1\n" in text for text in texts)
+    assert log_of_made[0]["host"] != "n1"
+
+
+def test_where_jobs_may_not_submit_the_last_job_says_that_the_same_command_does(
+    tmp_path: Path,
+) -> None:
+    project = make_project(tmp_path, seeds=1)
+    plan = plan_of(project)
+    folder = plan.runs_folder / "submissions" / submit(plan, [list(plan.runs)], name="tiny-1")
+    write_plan(plan, plan_path(plan.runs_folder, "tiny"))
+    write_plan(
+        replace(plan, arrays=(Array(name="a", stage="segment", elements=(tuple(plan.runs),)),)),
+        folder / "plan.json",
+    )
+    fail(plan, next(iter(plan.runs)))
+    command = [
+        sys.executable,
+        "-m",
+        "hvae_hpc.sweep",
+        "--partition",
+        "gpu",
+        "--retries",
+        "1",
+        "--finish",
+        str(folder),
+    ]
+    environment = {**os.environ, "PATH": "/nowhere"}
+    ended = subprocess.run(
+        command, cwd=project, capture_output=True, text=True, check=False, env=environment
+    )
+    assert ended.returncode == 2
+    assert "what failed is not tried again: scontrol is not on the PATH" in ended.stderr
+    assert ended.stderr.strip().endswith("give the sweep command again")
+
+
+def children_of(pid: int) -> list[int]:
+    found = subprocess.run(
+        ["ps", "--no-headers", "-o", "pid", "--ppid", str(pid)], capture_output=True, text=True
+    )
+    return [int(child) for child in found.stdout.split()]
+
+
+@pytest.mark.parametrize("retries", [1, 0])
+def test_a_local_sweep_tries_again_at_its_end_if_asked_to(tmp_path: Path, retries: int) -> None:
+    project = make_project(tmp_path, seeds=1)
+    command = [
+        sys.executable,
+        "-m",
+        "hvae_hpc.sweep",
+        "--local",
+        "--workers",
+        "1",
+        "--retries",
+        str(retries),
+    ]
+    process = subprocess.Popen(
+        command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.time() + 60
+    while not list(project.glob("runs/segment/*/log.jsonl")):
+        assert time.time() < deadline
+        time.sleep(0.05)
+    for child in children_of(process.pid):
+        os.kill(child, signal.SIGKILL)
+    out, error = process.communicate(timeout=120)
+    assert process.returncode == (0 if retries else 2), error
+    assert ("tried again: 1 run after lost (as it was)" in out) == bool(retries)
+    assert len(makings(project)) == retries
+
+
+@pytest.mark.parametrize("takes_a_log", [True, False])
+def test_a_local_sweep_ends_also_where_a_worker_dies_before_it_leaves_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, takes_a_log: bool
+) -> None:
+    plan = make_plan(tmp_path / "runs", make_runs(arms=SMALL_ARMS[:1], seeds=1, sources=()))
+    (run_id,) = plan.runs
+    if not takes_a_log:
+        plan.folder(run_id).parent.mkdir(parents=True)
+        plan.folder(run_id).write_text("not a folder")
+    given = tmp_path / "given"
+    (tmp_path / "python").write_text(
+        f"#!/bin/sh\nread run || exit 0\necho $run >> {given}\nkill -9 $$\n"
+    )
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(UserError, match="1 of 1 runs were not made"):
+        _run_here(plan, [run_id], 1, read_site(None), 1)
+    assert len(given.read_text().splitlines()) == (2 if takes_a_log else 1)
+
+
+def test_what_slurm_took_no_more_of_follows_its_parent_later_and_once(plan: Plan) -> None:
+    train, generate, *_ = plan.runs
+    for run_id in (train, generate):
+        fail(plan, run_id, {"event": "blocked", "reason": "needs something"})
+    tried = Memory(runs={train: Tried(tries={"lost": 1})})
+    assert generate not in choose_once(plan, tried).run_ids
+    submit(
+        plan, [[train]], job="13", name="small-later", at=time.time()
+    )  # and its pairs were refused
+    finish(plan.runs_folder, plan.runs[train], {})
+    assert choose_once(plan, tried).run_ids == {generate}
+    submit(plan, [[generate]], job="14", name="small-last", at=time.time() + 1)
+    assert not choose_once(plan, tried).run_ids
+
+
+def test_a_bundle_s_runs_whose_turn_had_not_come_are_tried_again_as_they_were_and_uncounted(
+    plan: Plan,
+) -> None:
+    train, _, reference, _ = plan.runs
+    name = submit(plan, [[train, reference]], job="13", name="small-bundle")
+    log(plan, train, {"event": "started", "job_id": "13_0", "at": 0})
+    (plan.runs_folder / f"submissions/{name}/13_0_0_log.out").write_text(
+        "CANCELLED AT x DUE TO TIME LIMIT"
+    )
+    choice = choose_once(plan, Memory())
+    assert {train, reference} <= choice.run_ids
+    assert choice.memory.runs[train].tries == {"time limit without progress": 1}
+    assert reference not in choice.memory.runs
+    assert "tried again: 1 run, whose turn had not come" in choice.told
+
+
+def test_the_rest_of_a_broken_sweep_is_not_submitted_along_with_what_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hvae_hpc.jobs.slurm.client.read_queue", lambda **_: queue_of())
+    monkeypatch.setattr(
+        "hvae_hpc.jobs.submit.prepare._script", lambda *_: ""
+    )  # submitit asks for srun
+    monkeypatch.setenv("PATH", "/nowhere")
+    plan = make_plan(tmp_path, make_runs(arms=(SMALL_ARMS[0], SMALL_ARMS[2]), seeds=1, sources=()))
+    plan = replace(
+        plan, resources={stage: replace(r, partition="gpu") for stage, r in plan.resources.items()}
+    )
+    train, generate, reference, arm = plan.runs
+    submit(plan, [[train]])
+    fail(plan, train)
+    for rest, expected in (
+        (False, {train, generate, arm}),
+        (True, {train, generate, arm, reference}),
+    ):
+        prepared = prepare(plan, read_site(None), CLUSTER, [], only_new=True, rest=rest, retries=1)
+        assert set(prepared.run_ids) == expected
+    log(
+        plan,
+        train,
+        {
+            "event": "failed",
+            "reason": "a shard is damaged",
+            "errors": ["UserError"],
+            "job_id": "12_0",
+        },
+    )
+    assert (
+        prepare(plan, read_site(None), CLUSTER, [], only_new=True, rest=False, retries=1).run_ids
+        == []
+    )
+
+
+@pytest.mark.parametrize("got_further", [True, False])
+def test_the_last_job_takes_the_rest_only_where_its_submission_got_further(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, got_further: bool
+) -> None:
+    plan = make_plan(tmp_path, make_runs(arms=SMALL_ARMS[:1], seeds=2, sources=()))
+    first = next(iter(plan.runs))
+    folder = plan.runs_folder / "submissions" / submit(plan, [[first]])
+    if got_further:
+        finish(plan.runs_folder, plan.runs[first], {"dice": 0.5})
+    write_plan(plan, plan_path(plan.runs_folder, plan.sweep))
+    write_plan(
+        replace(plan, arrays=(Array(name="a", stage="segment", elements=((first,),)),)),
+        folder / "plan.json",
+    )
+    asked = []
+    monkeypatch.setattr(
+        "hvae_hpc.sweep._submit", lambda *arguments: asked.append(arguments[-1]) or 0
+    )
+    monkeypatch.setattr("hvae_hpc.sweep.read_cluster", lambda: CLUSTER)
+    monkeypatch.setattr("hvae_hpc.sweep.code_sha", lambda: plan.code_sha)
+    assert main(["--partition", "gpu", "--retries", "1", "--finish", str(folder)]) == 0
+    assert asked == [got_further]

@@ -1,0 +1,202 @@
+"""Site files: what is laid over what, and what an administrator's caps cut."""
+
+import re
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hvae_hpc.errors import UserError
+from hvae_hpc.jobs.sites import site as site_module
+from hvae_hpc.jobs.sites.site import fit_cluster, read_site
+from hvae_hpc.jobs.slurm.client import Cluster, Partition
+from tests import ROOT
+
+CLUSTER = Cluster(
+    partitions={"gpu": Partition(minutes=600, grace_s=0), "cpu": Partition(minutes=0, grace_s=30)},
+    max_array_size=1001,
+)
+
+
+@pytest.fixture
+def admin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "admin.toml"
+    monkeypatch.setenv("HVAE_HPC_SITE", str(path))
+    return path
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    return tmp_path / "own.toml"
+
+
+def test_a_user_s_file_goes_over_the_administrator_s_and_flags_over_both(
+    admin: Path, own: Path
+) -> None:
+    admin.write_text('[all]\naccount = "lab"\n[segment]\nminutes = 40\npartition = "gpu"\n')
+    own.write_text("[segment]\nminutes = 20\n")
+    assert read_site(None).resources["segment"].minutes == 40
+    segment = read_site(own).resources["segment"]
+    assert (segment.minutes, segment.partition, segment.account, segment.gpus) == (
+        20,
+        "gpu",
+        "lab",
+        1,
+    )
+    assert read_site(own, {"minutes": 15, "account": "mine"}).resources["segment"].minutes == 15
+    assert read_site(own, {"account": "mine"}).resources["augment"].account == "mine"
+
+
+def test_caps_cut_what_file_and_flags_ask_and_say_so(admin: Path, own: Path) -> None:
+    admin.write_text("[caps]\nminutes = 120\nnodes = 2\narray_parallelism = 8\n")
+    own.write_text("[train]\nnodes = 4\nminutes_min = 300\n")
+    site = read_site(own, {"minutes": 100_000})
+    train = site.resources["train"]
+    assert (train.minutes, train.nodes, train.array_parallelism, train.minutes_min) == (
+        120,
+        2,
+        8,
+        120,
+    )
+    assert f"train: nodes 4 to 2, minutes 100000 to 120, capped by {admin}" in site.notes
+    assert site.resources["tables"].minutes == 120
+
+
+def test_only_the_administrator_s_file_may_hold_caps(own: Path) -> None:
+    own.write_text("[caps]\nminutes = 100\n")
+    with pytest.raises(
+        UserError, match=r"own\.toml: \[caps\] stand only in the administrator's file"
+    ):
+        read_site(own)
+
+
+def test_nodes_gpus_and_constraints_are_for_the_stages_they_make_sense_for() -> None:
+    site = read_site(None, {"nodes": 2, "gpus": 4, "constraint": "a100", "qos": "long"})
+    assert (
+        site.resources["train"].nodes,
+        site.resources["train"].gpus,
+        site.resources["train"].tasks,
+    ) == (2, 4, 8)
+    assert {stage for stage, r in site.resources.items() if r.constraint} == {
+        "train",
+        "likelihood",
+        "generate",
+        "segment",
+    }
+    assert all(r.tasks == 1 for stage, r in site.resources.items() if stage != "train")
+    assert {r.qos for r in site.resources.values()} == {"long"}
+
+
+def test_no_cpu_stage_holds_a_gpu() -> None:
+    site = read_site(None, {"gpus": 8})
+    assert {stage for stage, r in site.resources.items() if r.gpus} == {
+        "train",
+        "likelihood",
+        "generate",
+        "segment",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[segmnt]\nminutes = 5\n", "unknown stage 'segmnt'"),
+        ("segment = 3\n", r"segment: got 3, expected a table \[segment\]"),
+        (
+            "[segment]\nnodes = 2\n",
+            "segment asks for 2 processes per run; only train runs on several",
+        ),
+        ("[segment]\nminutes = 1\n", "a limit of 1 minutes leaves no time to work: 30 s to start"),
+        ('[segment]\npartition = "a\\nb"\n', "expected printable characters"),
+        ("[segment]\nminute = 3\n", "did you mean 'minutes'"),
+        (
+            '[all]\nsetup = ["#SBATCH --partition=urgent"]\n',
+            "expected single shell lines, and no #SBATCH",
+        ),
+        (
+            '[all]\nsetup = ["true\\n#SBATCH --time=9"]\n',
+            "expected single shell lines, and no #SBATCH",
+        ),
+    ],
+)
+def test_a_wrong_site_file_is_refused_with_its_place(own: Path, text: str, message: str) -> None:
+    own.write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_site(own)
+
+
+def test_a_file_of_the_user_s_choice_does_not_lift_the_system_s_caps(
+    tmp_path: Path, admin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(site_module, "SYSTEM_SITE", tmp_path / "etc.toml")
+    (tmp_path / "etc.toml").write_text('[caps]\nminutes = 60\n[all]\naccount = "lab"\n')
+    admin.write_text("[caps]\nminutes = 9999\nnodes = 3\n[all]\nqos = 'q'\n")
+    site = read_site(None)
+    assert (site.caps.minutes, site.caps.nodes) == (60, 3)
+    assert (site.resources["train"].account, site.resources["train"].qos) == ("lab", "q")
+
+
+def test_caps_that_leave_no_time_to_work_are_the_administrator_s_fault(admin: Path) -> None:
+    admin.write_text("[caps]\nminutes = 1\n")
+    with pytest.raises(
+        UserError, match=r"admin\.toml: train, capped: a limit of 1 minutes leaves no time"
+    ):
+        read_site(None)
+
+
+def test_a_partition_s_own_limit_cuts_and_unknown_or_forbidden_partitions_are_refused(
+    admin: Path,
+) -> None:
+    admin.write_text('[caps]\npartitions = ["gpu", "cpu", "gone"]\n')
+    site = fit_cluster(read_site(None), "gpu", CLUSTER)
+    assert site.resources["train"].minutes == 600
+    assert any(
+        "train: minutes 1440 to 600, all that partition gpu has" in note for note in site.notes
+    )
+    little = replace(CLUSTER, partitions={"gpu": Partition(minutes=0, grace_s=0, memory_gb=4.0)})
+    cut = fit_cluster(read_site(None), "gpu", little)
+    assert {resources.memory_gb for resources in cut.resources.values()} == {4.0}
+    assert any(
+        "train: memory_gb" in note and "to 4, all that partition gpu has" in note
+        for note in cut.notes
+    )
+    assert fit_cluster(read_site(None), "cpu", CLUSTER).resources["train"].minutes == 1440
+    with pytest.raises(UserError, match="unknown partition 'gone'; this cluster has cpu, gpu"):
+        fit_cluster(read_site(None), "gone", CLUSTER)
+    short = replace(CLUSTER, partitions={"gpu": Partition(minutes=1, grace_s=0)})
+    with pytest.raises(
+        UserError, match="partition gpu: a limit of 1 minutes leaves no time to work"
+    ):
+        fit_cluster(read_site(None), "gpu", short)
+    with pytest.raises(UserError, match="'urgent' is not among the administrator's"):
+        fit_cluster(read_site(None), "urgent", CLUSTER)
+
+
+def test_account_and_qos_of_the_profile_are_defaults(
+    monkeypatch: pytest.MonkeyPatch, own: Path
+) -> None:
+    monkeypatch.setenv("SBATCH_ACCOUNT", "profile")
+    assert read_site(None).resources["train"].account == "profile"
+    own.write_text('[all]\naccount = "file"\n')
+    assert read_site(own).resources["train"].account == "file"
+
+
+def test_the_site_files_in_the_documents_are_read(admin: Path, own: Path) -> None:
+    docs = ROOT / "docs"
+    (caps,) = re.findall(
+        r"^    \[caps\]\n(?:    .*\n|\n)+", (docs / "ADMIN.md").read_text(), re.MULTILINE
+    )
+    admin.write_text(textwrap.dedent(caps))
+    site = read_site(None)
+    assert (site.caps.elements, site.caps.poll_s, site.resources["augment"].partition) == (
+        500,
+        120,
+        "cpu",
+    )
+    (mine,) = re.findall(
+        r"^    # site.toml\n(?:    .*\n)+", (docs / "CLUSTER.md").read_text(), re.MULTILINE
+    )
+    own.write_text(textwrap.dedent(mine))
+    site = read_site(own)
+    assert (site.resources["train"].tasks, site.resources["train"].minutes) == (8, 720)

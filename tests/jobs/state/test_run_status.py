@@ -1,0 +1,259 @@
+"""How a run stands, from its own files, what was submitted, and the queue."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from hvae_hpc.config.arms import ArmConfig
+from hvae_hpc.jobs.state.run_status import (
+    Standing,
+    Submissions,
+    comment_of,
+    parse_comment,
+    read_standings,
+)
+from hvae_hpc.runs.done import read_states
+from hvae_hpc.runs.lease import locked
+from hvae_hpc.runs.plan import Plan
+from hvae_hpc.runs.run import Run
+from tests.jobs.queues import Queue, Queued, in_queue, log, make_plan, queue_of, submit
+from tests.results.made_up import fake_metrics, finish, make_runs
+
+ARMS = (ArmConfig(name="reference"), ArmConfig(name="vae+100", generator="vae", n_synthetic=100))
+
+
+@pytest.fixture
+def runs() -> list[Run]:
+    """A generator's training, its pairs, their quality, and two arms with two seeds."""
+    return make_runs(arms=ARMS, seeds=2, sources=("vae",))
+
+
+@pytest.fixture
+def plan(tmp_path: Path, runs: list[Run]) -> Plan:
+    return make_plan(tmp_path, runs)
+
+
+def stand(plan: Plan, queue: Queue | None = None) -> dict[str, Standing]:
+    return read_standings(plan, read_states(plan), Submissions(plan.runs_folder), queue)
+
+
+def ids(plan: Plan, stage: str) -> list[str]:
+    return [run_id for run_id, run in plan.runs.items() if run.stage == stage]
+
+
+def test_what_was_never_submitted_is_open_and_what_has_a_result_is_done(
+    plan: Plan, runs: list[Run]
+) -> None:
+    finish(plan.runs_folder, runs[0], fake_metrics(runs[0]))
+    standings = stand(plan)
+    assert standings[runs[0].run_id] == Standing("done")
+    assert {standings[run.run_id] for run in runs[1:]} == {Standing("open")}
+
+
+def test_the_queue_says_what_waits_and_why(plan: Plan) -> None:
+    first, second = ids(plan, "segment")[:2]
+    name = submit(plan, [[first], [second]])
+    assert stand(plan, queue_of(in_queue(name, [0, 1], "PENDING", "Priority")))[second] == Standing(
+        "waiting", "12_1", "Priority"
+    )
+
+
+def test_of_an_element_that_runs_only_the_run_at_its_turn_is_running(plan: Plan) -> None:
+    first, second, third = ids(plan, "segment")[:3]
+    name = submit(plan, [[first, second, third]])
+    log(
+        plan,
+        first,
+        {"event": "started", "job_id": "12_0"},
+        {"event": "failed", "reason": "bad luck", "job_id": "12_0"},
+    )
+    log(
+        plan,
+        second,
+        {"event": "started", "job_id": "12_0", "time": -1e6},
+        {"images_seen": 32, "time": -1e6},
+    )
+    standings = stand(plan, queue_of(in_queue(name, [0], "RUNNING")))
+    assert standings[first] == Standing("failed", "12_0", "bad luck")
+    assert standings[second] == Standing("running", "12_0")  # however long it has been silent
+    assert standings[third] == Standing("waiting", "12_0", "their turn in the element")
+
+
+def test_a_run_that_failed_before_and_is_queued_again_waits(plan: Plan) -> None:
+    run_id = ids(plan, "segment")[0]
+    log(
+        plan,
+        run_id,
+        {"event": "started", "job_id": "11_0"},
+        {"event": "failed", "reason": "bad luck"},
+    )
+    name = submit(plan, [[run_id]])
+    assert stand(plan, queue_of(in_queue(name, [0], "RUNNING")))[run_id].kind == "waiting"
+    assert stand(plan, queue_of())[run_id] == Standing("failed", "12_0", "bad luck")
+
+
+def test_what_left_the_queue_without_a_word_is_lost(plan: Plan) -> None:
+    first, second, third = ids(plan, "segment")[:3]
+    submit(plan, [[first], [second]])
+    log(plan, first, {"event": "started", "job_id": "12_0"})
+    log(
+        plan, second, {"event": "started", "job_id": "12_1"}, {"event": "stopped", "job_id": "12_1"}
+    )
+    log(plan, third, {"event": "started", "time": -1e6, "job_id": ""})
+    standings = stand(plan, queue_of())
+    assert standings[first] == Standing("lost", "12_0", "left the queue without a result")
+    assert standings[second] == Standing("lost", "12_1", "saved and left")
+    assert standings[third] == Standing("lost", "", "its process ended without a result")
+
+
+@pytest.mark.parametrize("event", ["failed", "blocked"])
+def test_what_a_run_came_to_before_is_no_word_of_the_element_that_had_it_since(
+    plan: Plan, event: str
+) -> None:
+    run_id = ids(plan, "segment")[0]
+    submit(plan, [[run_id]], job="12")
+    log(
+        plan,
+        run_id,
+        {"event": "started", "job_id": "12_0"},
+        {"event": event, "reason": "x", "job_id": "12_0"},
+    )
+    assert stand(plan, queue_of())[run_id].kind == ("failed" if event == "failed" else "open")
+    submit(plan, [[run_id]], job="40")
+    assert stand(plan, queue_of())[run_id] == Standing(
+        "lost", "40_0", "left the queue without a result"
+    )
+
+
+def test_the_element_is_the_last_that_was_submitted(plan: Plan) -> None:
+    run_id = ids(plan, "segment")[0]
+    submit(plan, [[run_id]], job="12")
+    submit(plan, [[run_id]], job="40")
+    with open(plan.runs_folder / "submissions/small-abc/jobs.jsonl", "a") as file:
+        file.write(
+            '{"array": 0}\n{"array": 0, "job": "7", "places": 3}\n{"array": 0, "jo'
+        )  # cut short by a crash
+    assert stand(plan, queue_of())[run_id].element == "40_0"
+
+
+def test_what_needs_a_failed_run_is_blocked_and_names_it_however_far_away(plan: Plan) -> None:
+    (train,), (generate,), (quality,) = (
+        ids(plan, "train"),
+        ids(plan, "generate"),
+        ids(plan, "quality"),
+    )
+    log(plan, train, {"event": "failed", "reason": "loss became nan"})
+    standings = stand(plan)
+    assert standings[train] == Standing("failed", "", "loss became nan")
+    reason = f"needs train brats2021-vae-s0 ({train}), failed"
+    assert standings[generate] == standings[quality] == Standing("blocked", "", reason)
+    assert [standings[run_id].kind for run_id in ids(plan, "segment")] == ["open"] * 2 + [
+        "blocked"
+    ] * 2
+
+
+def test_what_was_blocked_by_something_that_is_no_longer_so_is_open(plan: Plan) -> None:
+    (generate,) = ids(plan, "generate")
+    submit(plan, [[generate]])
+    log(plan, generate, {"event": "blocked", "reason": "needs train", "job_id": "12_0"})
+    assert stand(plan, queue_of())[generate] == Standing("open", "12_0", "needs train")
+
+
+def test_a_result_from_another_making_of_the_parent_is_open_with_that_reason(
+    plan: Plan, runs: list[Run]
+) -> None:
+    for run in runs:
+        finish(plan.runs_folder, run, fake_metrics(run))
+        log(plan, run.run_id, {"event": "started", "job_id": "12_0"})
+    finish(plan.runs_folder, runs[0], {"loss": 2.0})
+    standings = stand(plan, queue_of())
+    assert standings[runs[0].run_id] == Standing("done")
+    assert standings[runs[1].run_id] == Standing(
+        "open", "12_0", "what it was made from was made anew, or is gone"
+    )
+
+
+def test_without_a_queue_what_was_submitted_is_not_called_lost(plan: Plan) -> None:
+    first, second, third = ids(plan, "segment")[:3]
+    submit(plan, [[first], [second], [third]])
+    log(plan, first, {"event": "started", "job_id": "12_0", "time": -1e6})
+    log(
+        plan,
+        third,
+        {"event": "started", "job_id": "12_2"},
+        {"event": "failed", "reason": "bad luck"},
+    )
+    standings = stand(plan, None)
+    assert [standings[run_id].kind for run_id in (first, second, third)] == [
+        "running",
+        "waiting",
+        "failed",
+    ]
+
+
+def test_a_local_run_is_at_work_while_its_process_holds_it_or_its_log_is_fresh(plan: Plan) -> None:
+    run_id = ids(plan, "segment")[0]
+    log(plan, run_id, {"event": "started", "job_id": "", "time": -1000.0})
+    assert stand(plan)[run_id].kind == "lost"
+    with locked(plan.folder(run_id)) as mine:
+        assert mine
+        assert stand(plan)[run_id] == Standing("running", "", "local")
+    assert stand(plan)[run_id].kind == "lost"
+    log(plan, run_id, {"images_seen": 1600, "time": -10.0})
+    assert stand(plan)[run_id].kind == "running"
+
+
+def test_the_start_of_an_attempt_is_found_behind_thousands_of_records(plan: Plan) -> None:
+    run_id = ids(plan, "train")[0]
+    name = submit(plan, [[run_id]])
+    log(plan, run_id, {"event": "started", "job_id": "12_0"})
+    with open(plan.folder(run_id) / "log.jsonl", "a") as file:
+        file.writelines(
+            json.dumps({"time": time.time(), "images_seen": 32 * i}) + "\n" for i in range(2000)
+        )
+    assert stand(plan, queue_of(in_queue(name, [0], "SUSPENDED")))[run_id] == Standing(
+        "running", "12_0", "suspended"
+    )
+
+
+def test_jobs_of_others_and_of_other_runs_folders_are_not_ours(plan: Plan) -> None:
+    run_id = ids(plan, "segment")[0]
+    submit(plan, [[run_id]])
+    foreign = [
+        Queued("99", (0,), "PENDING", "None", comment)
+        for comment in (
+            "",
+            "my comment",
+            "hvae_hpc:elsewhere:0",
+            "hvae_hpc:small-abc:x",
+            "other:small-abc:0",
+        )
+    ]
+    assert stand(plan, queue_of(*foreign))[run_id].kind == "lost"
+    assert Submissions(plan.runs_folder).ours(queue_of(*foreign)) == []
+
+
+def test_a_job_whose_comment_the_site_replaced_is_known_by_its_id(plan: Plan) -> None:
+    run_id = ids(plan, "segment")[0]
+    submit(plan, [[run_id]], job="12")
+    queue = queue_of(Queued("12", (0,), "PENDING", "None", "the site's own"))
+    assert stand(plan, queue)[run_id].kind == "waiting"
+
+
+def test_what_was_submitted_from_the_folder_that_this_is_a_copy_of_is_not_ours(
+    plan: Plan, tmp_path: Path
+) -> None:
+    run_id = ids(plan, "segment")[0]
+    name = submit(plan, [[run_id]], job="12")
+    queue = queue_of(Queued("12", (0,), "PENDING", "None", comment_of(name, 0)))
+    copy = Path(shutil.copytree(plan.runs_folder, tmp_path / "copy"))
+    assert len(Submissions(plan.runs_folder).ours(queue)) == 1
+    assert Submissions(copy).ours(queue) == []
+
+
+@pytest.mark.parametrize("name", ["small-abc", "with:colon-1"])
+def test_comments_are_read_as_they_are_written(name: str) -> None:
+    assert parse_comment(comment_of(name, 3)) == (name, 3)

@@ -1,0 +1,283 @@
+"""The literal command on a real SLURM of four nodes: arrays, the same tables as here, and only what is missing."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.jobs.worker.test_local_pool import makings, numbers
+from tests.minislurm.minislurm import MiniSlurm
+from tests.tiny import make_project
+
+SITE = """
+[all]
+element_minutes = 0.02
+[train]
+gpus = 1
+device = "cpu"
+memory_gb = 1
+[generate]
+gpus = 1
+device = "cpu"
+memory_gb = 1
+[augment]
+memory_gb = 1
+[quality]
+memory_gb = 1
+[segment]
+gpus = 1
+device = "cpu"
+cpus = 1
+memory_gb = 1
+"""
+
+
+def project_in(folder: Path) -> Path:
+    project = make_project(folder)
+    text = (
+        (project / "sweep.toml")
+        .read_text()
+        .replace("doses = [4, 8]", "doses = [4]")
+        .replace("factors = [2, 3]", "factors = [2]")
+    )
+    (project / "sweep.toml").write_text(text.replace('"tiny", "tiny2"', '"tiny"'))
+    (project / "site.toml").write_text(SITE)
+    return project
+
+
+def call(project: Path, slurm: MiniSlurm, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**slurm.environment(), "HVAE_HPC_SITE": str(project / "site.toml")}
+    command = [sys.executable, "-m", *arguments]
+    return subprocess.run(
+        command, cwd=project, env=environment, capture_output=True, text=True, timeout=120
+    )
+
+
+def wait_until_empty(slurm: MiniSlurm, limit_s: float = 480) -> None:
+    deadline = time.time() + limit_s
+    while queue := slurm.client("squeue", "--noheader", "--format=%i %j %T %R"):
+        assert time.time() < deadline, queue
+        time.sleep(1)
+
+
+@pytest.fixture(scope="module")
+def swept(minislurm: MiniSlurm, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A project whose sweep went through SLURM, and what the command printed."""
+    project = project_in(tmp_path_factory.mktemp("slurm"))
+    done = call(project, minislurm, "hvae_hpc.sweep", "--partition", "gpu")
+    assert done.returncode == 0, done.stderr
+    wait_until_empty(minislurm)
+    return project, done.stdout
+
+
+def test_the_literal_command_runs_as_arrays_on_several_nodes(swept: tuple[Path, str]) -> None:
+    project, out = swept
+    results = [json.loads(path.read_text()) for path in project.glob("runs/*/*/metrics.json")]
+    logs = "\n".join(path.read_text() for path in project.glob("runs/submissions/*/*log.out"))
+    assert len(results) == 23, logs
+    assert "submitted 23 runs in 19 jobs; 0 runs were queued already" in out
+    assert all("_" in result["provenance"]["job_id"] for result in results)
+    assert (
+        len(list(project.glob("runs/submissions/*/*_log.out"))) == 24
+    )  # one log per element, and the tables' job
+
+
+def test_elements_ran_on_several_nodes_and_cpu_stages_held_no_gpu(swept: tuple[Path, str]) -> None:
+    project, _ = swept
+    texts = [path.read_text() for path in project.glob("runs/submissions/*/*.sh")]
+    augment = next(text for text in texts if "tiny-augment-tiny" in text)
+    train = next(text for text in texts if "tiny-train-tiny-hvae" in text)
+    assert "gpus" not in augment
+    assert "--gpus-per-node=1" in train
+    assert "--array=0-1%2" in augment
+    nodes = {
+        json.loads(line)["host"]
+        for path in project.glob("runs/*/*/log.jsonl")
+        for line in path.read_text().splitlines()
+        if '"started"' in line
+    }
+    assert len(nodes) >= 2, nodes
+
+
+def test_its_numbers_and_tables_are_those_of_a_local_run(
+    swept: tuple[Path, str], tmp_path: Path
+) -> None:
+    project, _ = swept
+    local = project_in(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "hvae_hpc.sweep", "--local"],
+        cwd=local,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert numbers(project) == numbers(local)
+    for name in ("table1.csv", "table2.csv", "table1.md"):
+        assert (project / "runs/results/tiny" / name).read_bytes() == (
+            local / "runs/results/tiny" / name
+        ).read_bytes()
+
+
+def test_a_second_call_submits_nothing(swept: tuple[Path, str], minislurm: MiniSlurm) -> None:
+    project, _ = swept
+    before = minislurm.client("squeue", "--noheader")
+    done = call(project, minislurm, "hvae_hpc.sweep", "--partition", "gpu")
+    assert done.returncode == 0
+    assert "submitted nothing: every run is done" in done.stdout
+    assert minislurm.client("squeue", "--noheader") == before == ""
+
+
+def test_a_call_while_runs_are_queued_submits_none_of_them_again(
+    minislurm: MiniSlurm, tmp_path: Path
+) -> None:
+    project = project_in(tmp_path)
+    minislurm.client("scontrol", "update", "PartitionName=gpu", "State=DOWN")
+    try:
+        first = call(project, minislurm, "hvae_hpc.sweep", "--partition", "gpu")
+        again = call(project, minislurm, "hvae_hpc.sweep", "--partition", "gpu")
+    finally:
+        minislurm.client("scancel", "--user", os.environ.get("USER", "root"))
+        minislurm.client("scontrol", "update", "PartitionName=gpu", "State=UP")
+    assert "submitted 23 runs" in first.stdout
+    assert "submitted 0 runs in 0 jobs; 23 runs were queued already" in again.stdout
+
+
+def test_a_deleted_run_is_made_again_with_what_hangs_on_it(
+    swept: tuple[Path, str], minislurm: MiniSlurm, tmp_path: Path
+) -> None:
+    project = Path(shutil.copytree(swept[0], tmp_path / "copy"))
+    before, values = makings(project), numbers(project)
+    (folder,) = project.glob("runs/generate/tiny-vae-s0-*")
+    shutil.rmtree(folder)
+    done = call(project, minislurm, "hvae_hpc.sweep", "--partition", "gpu")
+    assert "submitted 4 runs in 4 jobs" in done.stdout, done.stdout + done.stderr
+    wait_until_empty(minislurm)
+    after = makings(project)
+    assert (
+        sum(after[name] != before[name] for name in after) == 4
+    )  # the pairs, their quality, two segment runs
+    assert numbers(project) == values
+
+
+def test_an_unknown_partition_is_named_beside_those_that_exist(
+    minislurm: MiniSlurm, tmp_path: Path
+) -> None:
+    project = project_in(tmp_path)
+    done = call(project, minislurm, "hvae_hpc.sweep", "--partition", "gpus; touch x")
+    assert done.returncode == 2
+    assert (
+        done.stderr.strip()
+        == "error: unknown partition 'gpus; touch x'; this cluster has cpu, gpu, urgent"
+    )
+    assert not (project / "runs").exists()
+
+
+def test_a_refusal_of_slurm_is_one_line(minislurm: MiniSlurm, tmp_path: Path) -> None:
+    project = project_in(tmp_path)
+    (project / "site.toml").write_text(
+        SITE.replace(
+            "cpus = 1\nmemory_gb = 1", 'constraint = "none-has-it"\ncpus = 1\nmemory_gb = 1'
+        )
+    )
+    done = call(project, minislurm, "hvae_hpc.sweep", "--partition", "gpu")
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert "sbatch refused tiny-segment-tiny" in line
+    minislurm.client("scancel", "--user", os.environ.get("USER", "root"))
+
+
+def test_an_element_that_is_told_to_leave_saves_and_the_same_command_goes_on(
+    minislurm: MiniSlurm, tmp_path: Path
+) -> None:
+    project = project_in(tmp_path)
+    head, rest = (project / "sweep.toml").read_text().split("[generators.vae]")
+    hvae = (
+        rest.split("[generators.hvae]")[1]
+        .split("[generators.lsgan]")[0]
+        .replace("images = 160", "images = 1200")
+    )
+    text = (
+        head.replace("factors = [2]", "factors = []").replace("seeds = 2", "seeds = 1")
+        + "[generators.hvae]"
+        + hvae
+    )
+    (project / "sweep.toml").write_text(text)
+    done = call(project, minislurm, "hvae_hpc.sweep", "--partition", "gpu")
+    assert done.returncode == 0, done.stderr
+    deadline = time.time() + 120
+    while not any(
+        '"images_seen"' in path.read_text() for path in project.glob("runs/train/*hvae*/log.jsonl")
+    ):
+        assert time.time() < deadline, minislurm.client("squeue")
+        time.sleep(0.5)
+    minislurm.client("scancel", "--user", os.environ.get("USER", "root"))
+    wait_until_empty(minislurm)
+    assert list(project.glob("runs/train/*hvae*/checkpoint-*.pt"))
+    done = call(project, minislurm, "hvae_hpc.sweep", "--partition", "gpu")
+    assert done.returncode == 0
+    wait_until_empty(minislurm)
+    (log,) = project.glob("runs/train/*hvae*/log.jsonl")
+    assert '"resumed"' in log.read_text()
+    assert len(makings(project)) == 7
+
+
+def test_preprocess_goes_to_slurm_too(minislurm: MiniSlurm, tmp_path: Path) -> None:
+    (tmp_path / "site.toml").write_text("[pack]\nmemory_gb = 1\n")
+    arguments = [
+        "brats2021",
+        "--phantom",
+        "2",
+        "--raw",
+        "raw",
+        "--out",
+        "shards/brats2021",
+        "--workers",
+        "1",
+    ]
+    done = call(tmp_path, minislurm, "hvae_hpc.preprocess", *arguments, "--partition", "cpu")
+    assert done.returncode == 0, done.stderr
+    wait_until_empty(minislurm)
+    assert (tmp_path / "shards/brats2021/manifest.json").is_file(), done.stdout
+
+
+KILLER = """#!/bin/sh
+{sbatch} "$@" || exit 1
+echo x >> {count}
+[ "$(wc -l < {count})" -ne 3 ] || kill -9 $PPID
+"""
+
+
+def test_a_command_that_was_killed_between_two_sbatch_calls_is_taken_up(
+    minislurm: MiniSlurm, tmp_path: Path
+) -> None:
+    project = project_in(tmp_path)
+    (tmp_path / "bin").mkdir()
+    environment = {**minislurm.environment(), "HVAE_HPC_SITE": str(project / "site.toml")}
+    real = shutil.which("sbatch", path=environment["PATH"])
+    wrapper = tmp_path / "bin" / "sbatch"
+    wrapper.write_text(KILLER.format(sbatch=real, count=tmp_path / "count"))
+    wrapper.chmod(0o755)
+    command = [sys.executable, "-m", "hvae_hpc.sweep", "--partition", "gpu"]
+    minislurm.client("scontrol", "update", "PartitionName=gpu", "State=DOWN")
+    try:
+        path = f"{tmp_path}/bin:{environment['PATH']}"
+        killed = subprocess.run(
+            command, cwd=project, env={**environment, "PATH": path}, capture_output=True, timeout=60
+        )
+        assert killed.returncode == -9
+        there = minislurm.client("squeue", "--array", "--noheader").splitlines()
+        again = call(project, minislurm, "hvae_hpc.sweep", "--partition", "gpu")
+        elements = minislurm.client("squeue", "--array", "--noheader").splitlines()
+    finally:
+        minislurm.client("scancel", "--user", os.environ.get("USER", "root"))
+        minislurm.client("scontrol", "update", "PartitionName=gpu", "State=UP")
+    assert len(there) >= 3
+    assert f"submitted {23 - len(there)} runs" in again.stdout, again.stdout + again.stderr
+    assert f"{len(there)} runs were queued already" in again.stdout
+    assert len(elements) == 23 + 1  # every run once, and the tables' job

@@ -1,0 +1,69 @@
+"""What a submission will be, before it is one: its costs, its texts, and whether there is room for it."""
+
+import shutil
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from hvae_hpc.errors import UserError
+from hvae_hpc.jobs.sites.site import fit_cluster, read_site
+from hvae_hpc.jobs.slurm import client as slurm
+from hvae_hpc.jobs.submit import prepare
+from hvae_hpc.jobs.submit.preview import describe, sbatch_texts
+from hvae_hpc.jobs.sweeps import expand
+from hvae_hpc.sweep import read_sweep
+from tests.jobs.sites.test_site import CLUSTER
+from tests.jobs.sweeps.test_expand import PAPER
+
+
+@pytest.fixture
+def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> prepare.Prepared:
+    """The paper's sweep, as it would be submitted to an empty queue."""
+    (tmp_path / "srun").write_text("#!/bin/sh\n")  # submitit looks for it
+    (tmp_path / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(slurm, "read_queue", lambda **_: slurm.Queue(time.time(), ()))
+    site = fit_cluster(read_site(None), "gpu", CLUSTER)
+    plan = expand.make_plan(read_sweep("table1"), PAPER, tmp_path / "runs", site.resources)
+    return prepare.prepare(plan, site, CLUSTER, ["-m", "hvae_hpc.sweep", "--finish"])
+
+
+def test_the_costs_are_those_of_the_arrays(prepared: prepare.Prepared) -> None:
+    totals, arrays = prepared.plan.totals, prepared.plan.arrays
+    assert totals["runs"] == len(prepared.plan.runs) == len(prepared.run_ids) == 366
+    assert totals["elements"] == sum(len(array.elements) for array in arrays)
+    gates = sum(array.canaries > 0 for array in arrays)
+    assert gates > 0
+    assert totals["calls"] == len(arrays) + gates + prepare.QUESTIONS
+    gpu_s = sum(array.seconds for array in arrays if array.stage not in ("augment", "quality"))
+    assert totals["gpu_hours"] == pytest.approx(gpu_s / 3600)
+    assert (
+        totals["bytes_peak"] > totals["bytes"] > 500 * 240 * 240 * 5 * 6
+    )  # six sets of 500 pairs at least
+    lines = "\n".join(describe(prepared, 1e12))
+    assert f"{totals['gpu_hours']:.1f} GPU-hours" in lines
+    assert f"3 elements of {gates} arrays go ahead" in lines
+    assert "none yet" in lines
+    assert "1000.0 GB are free" in lines
+
+
+def test_every_stage_shows_its_text_and_what_it_waits_for(prepared: prepare.Prepared) -> None:
+    text = "\n".join(sbatch_texts(prepared.plan.arrays))
+    assert text.count("#!/bin/bash") == 7  # six stages and the last job
+    assert "table1-generate-brats2021-lsgan, after table1-train-brats2021-lsgan" in text
+    assert "sbatch text of the last job, after" in text
+    assert not (prepared.plan.runs_folder).exists()
+
+
+def test_a_disk_that_is_too_full_is_refused_before_anything_is_written(
+    prepared: prepare.Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1e8))
+    with pytest.raises(
+        UserError, match=r"runs: 0\.1 GB are free, about \d+\.\d GB will be kept; make room"
+    ):
+        prepare.check_space(prepared)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1e13))
+    assert prepare.check_space(prepared) == 1e13

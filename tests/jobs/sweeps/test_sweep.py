@@ -1,0 +1,194 @@
+"""The sweep's command line: what it says to people, above all when something is wrong."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hvae_hpc import cli, sweep
+from hvae_hpc.errors import run_command
+from tests.tiny import make_project
+
+
+def call(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> int:
+    monkeypatch.chdir(folder)
+    return run_command(sweep.main, arguments)
+
+
+def assert_refused(message: str, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Make sure that one line said it, and that nothing was made."""
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+    assert not (project / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["nothing"],
+            "'nothing' is not one of ablation, beyond, demo, drill, samplers, table1, table1-literal",
+        ),
+        (["none.toml"], "none.toml: cannot be read"),
+        (
+            ["--data", "tiny3=x", "--plan"],
+            "--data tiny3=x: expected NAME=DIR with NAME one of tiny, tiny2",
+        ),
+        (
+            ["--data", "tiny=nowhere", "--plan"],
+            "data set tiny: no manifest.json in nowhere; pack yours with",
+        ),
+        (["--workers", "0"], "--workers is 0, expected 1 or more"),
+        (["--site", "none.toml", "--plan"], "none.toml: cannot be read"),
+        (
+            ["table1", "--plan"],
+            "python -m hvae_hpc.preprocess brats2021 --out shards/brats2021 --raw DIR",
+        ),
+    ],
+)
+def test_a_wrong_call_gets_one_clear_line_and_makes_nothing(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make_project(tmp_path)
+    assert call(monkeypatch, tmp_path, "--local", *arguments) == 2
+    assert_refused(message, tmp_path, capsys)
+
+
+def test_an_unknown_key_names_the_nearest_field(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_project(tmp_path)
+    with open(tmp_path / "sweep.toml", "a") as file:
+        file.write("\n[splitt]\ntrain = 3\n")
+    assert call(monkeypatch, tmp_path, "--local") == 2
+    assert "sweep.toml: unknown key 'splitt'; did you mean 'split'?" in capsys.readouterr().err
+
+
+def test_sweep_toml_of_the_working_folder_is_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_project(tmp_path)
+    assert call(monkeypatch, tmp_path, "--plan") == 0
+    assert "sweep tiny" in capsys.readouterr().out
+
+
+def test_where_sbatch_is_the_command_asks_where_to_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_project(tmp_path)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "sbatch").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "bin" / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin{os.pathsep}{os.environ['PATH']}")
+    assert call(monkeypatch, tmp_path) == 2
+    assert "give --partition P to submit, or --local to run here" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_help_fits_a_screen_and_shows_an_example() -> None:
+    for module in ("hvae_hpc.sweep", "hvae_hpc.preprocess", "hvae_hpc.results"):
+        done = subprocess.run(
+            [sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True,
+            env={**os.environ, "COLUMNS": "100"},
+        )  # fmt: skip
+        lines = done.stdout.splitlines()
+        assert len(lines) <= 48, module
+        assert max(map(len, lines)) <= 100
+        assert "example" in done.stdout
+        assert f"python -m {module}" in done.stdout
+
+
+def test_the_console_script_knows_its_commands(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["hvae-hpc", "stats"])
+    assert cli.main() == 2
+    assert (
+        "unknown command 'stats'; expected one of preprocess, sweep, results, export, status, why, logs, cancel, throttle"
+        in capsys.readouterr().err
+    )
+    monkeypatch.setattr(sys, "argv", ["hvae-hpc", "status", "/nowhere"])
+    assert cli.main() == 2
+    assert "/nowhere: no such folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (('name = "tiny"', 'name = "../out"'), "'../out' cannot be a name"),
+        (('data = ["tiny", "tiny2"]', "data = []"), "data is [], expected one or more names"),
+        (
+            ('data = ["tiny", "tiny2"]', 'data = ["tiny", "tiny"]'),
+            "expected one or more names, each once",
+        ),
+        (("image_px = 0", "image_px = -8"), "image_px is -8"),
+        (("doses = [4, 8]", "doses = [4, 4]"), "doses is [4, 4], expected each once"),
+        (("[generators.vae]", "[generators.real]"), "a generator cannot be called 'real'"),
+        (("[quality]", "[quality]\nseed = 3"), "quality.seed follows from the rest of the sweep"),
+        (
+            ("[generate]", "[generate]\nsplit = {train = 3}"),
+            "generate.split follows from the rest of the sweep",
+        ),
+        (("n_pairs = 8", 'n_pairs = "x"'), "generate.n_pairs: got 'x', expected int"),
+        (("draws = 3", "draws = 0"), "draws is 0, expected more than 0"),
+        (("nearest = 2", 'nearest = "x"'), "quality.nearest: got 'x', expected int"),
+        (
+            ("doses = [4, 8]", 'doses = []\narms = ["hvae-twice+4"]'),
+            "arm 'hvae-twice+4': 'hvae-twice' is not reference",
+        ),
+        (
+            ("batch_size = 4, lr = 1e-2, precision", "batch_size = 0, lr = 1e-2, precision"),
+            "batch_size: got 0",
+        ),
+        (("lr = 1e-2", "lr = inf"), "got inf, expected a finite number"),
+        (("lr = 1e-3", "clip_norm = -1.0"), "clip_norm is -1.0, expected 0 or more"),
+        (("lr = 1e-3", "beta_2 = 3.0"), "beta_2 is 3.0, expected a number in [0, 1)"),
+        (
+            ("discriminator_channels = [4, 8]", "discriminator_channels = []"),
+            "expected positive numbers",
+        ),
+        (
+            ("epochs = 10", "epochs = 10\nthreshold = 5.0"),
+            "threshold is 5.0, expected a probability",
+        ),
+    ],
+)
+def test_a_sweep_that_makes_no_sense_is_refused_before_anything_runs(
+    change: tuple[str, str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make_project(tmp_path)
+    text = (tmp_path / "sweep.toml").read_text()
+    assert change[0] in text
+    (tmp_path / "sweep.toml").write_text(text.replace(*change, 1))
+    assert call(monkeypatch, tmp_path, "--local") == 2
+    assert_refused(message, tmp_path, capsys)
+
+
+def test_every_data_option_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_project(tmp_path)
+    (tmp_path / "shards" / "tiny").rename(tmp_path / "one")
+    (tmp_path / "shards" / "tiny2").rename(tmp_path / "two")
+    assert call(monkeypatch, tmp_path, "--plan", "--data", "tiny=one", "--data", "tiny2=two") == 0
+    out = capsys.readouterr().out
+    assert f"data tiny: {tmp_path}/one" in out
+    assert f"data tiny2: {tmp_path}/two" in out
+
+
+def test_a_sweep_that_makes_its_own_phantoms_says_so_in_a_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, tmp_path, "demo", "--plan") == 2
+    assert "this sweep makes phantoms of it first" in capsys.readouterr().err

@@ -1,0 +1,133 @@
+"""Recipes: what a data set is."""
+
+import dataclasses
+import re
+import textwrap
+import typing
+
+import pytest
+
+from hvae_hpc.errors import UserError
+from hvae_hpc.preprocess.recipes.recipe import LIBRARY, Recipe, load_recipe
+from tests import ROOT
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in LIBRARY.glob("*.toml")))
+def test_every_recipe_of_the_library_loads_under_its_own_name(name):
+    assert load_recipe(name).name == name
+
+
+def test_a_recipe_of_ones_own_changes_what_it_says_and_keeps_the_rest(tmp_path):
+    path = tmp_path / "primary.toml"
+    path.write_text('extends = "hecktor2022"\nname = "primary"\n[label]\ntumour = [1]\n')
+    recipe, parent = load_recipe(str(path)), load_recipe("hecktor2022")
+    assert recipe.label.tumour == (1,)
+    assert recipe.label.known == parent.label.known
+    assert recipe.grid == parent.grid
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[grid]\nspacings = 1.0", "unknown key 'spacings'; did you mean 'spacing'"),
+        ('[grid]\norientation = "LPX"', "orientation is 'LPX'"),
+        ('[grid]\norientation = "LRS"', "orientation is 'LRS'"),
+        ("[grid]\nsize_px = [240]", r"size_px is \(240,\), expected \[rows, columns\]"),
+        ("[grid]\nspacing_mm = -1.0", "spacing_mm is -1.0"),
+        ('[grid]\ncentre = "brain"', r"grid.centre: got 'brain', expected image \| tumour"),
+        ("[label]\ntumour = [1, 3]", r"known is \(0, 1, 2, 4\), expected 0 and all of tumour"),
+        ("[label]\ntumour = [0, 1]", "all above 0"),
+        ('[layout]\nimage = "flair.nii.gz"', "expected a path below the raw folder with {case}"),
+        ('[layout]\nimage = "../{case}.nii.gz"', "expected a path below the raw folder"),
+        ('[layout]\nlabel = "{case}.mha"', "expected an ending of .nii, .nii.gz, .nii\\*, .png"),
+        ("[intensity]\nhigh = 101.0", "expected percentiles from 0 to 100"),
+        ("[intensity]\nlow = 99.9", "expected low < high"),
+        ("[slices]\ncount = 0", "expected 1 or more slices"),
+        ("[slices]\nmin_px = 0", "min_px is 0"),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_one_line_with_file_and_field(tmp_path, text, message):
+    path = tmp_path / "mine.toml"
+    path.write_text(f'extends = "brats2021"\n{text}\n')
+    with pytest.raises(UserError, match=message) as caught:
+        load_recipe(str(path))
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(
+        UserError,
+        match="'brats' is not one of bids, brats2021, brats2023, hecktor2022, msd, nnunet, pictures",
+    ):
+        load_recipe("brats")
+
+
+# The page about them.
+
+PAGE = (ROOT / "docs" / "RECIPES.md").read_text()
+
+
+def field_names(cls, prefix=""):
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from field_names(hints[field.name], f"{field.name}.")
+        else:
+            yield prefix + field.name
+
+
+def test_the_page_tells_every_field_and_no_other():
+    rows = [
+        line.split("|")[1]
+        for line in PAGE.split("## All fields")[1].split("\n\n")[1].splitlines()[2:]
+    ]
+    told = set()
+    for row in rows:
+        names = re.findall(r"`([^`]+)`", row)
+        told |= {names[0].split(".")[0] + name if name.startswith(".") else name for name in names}
+    assert told == {*field_names(Recipe), "extends"}
+
+
+def test_the_page_names_every_recipe_of_the_library_and_its_labels():
+    table = PAGE.split("## The recipes that come along")[1].split("##")[0]
+    rows = {line.split("`")[1]: line for line in table.splitlines() if line.startswith("| `")}
+    assert set(rows) == {path.stem for path in LIBRARY.glob("*.toml")}
+    for name, row in rows.items():
+        tumour = load_recipe(name).label.tumour
+        assert row.endswith(
+            f"| {'any above 0' if tumour == 'any' else ', '.join(map(str, tumour))} |"
+        )
+
+
+def test_the_recipe_on_the_page_loads(tmp_path):
+    block = PAGE.split("## A recipe of your own")[1].split("2D files beside")[0]
+    (tmp_path / "own.toml").write_text(textwrap.dedent(block))
+    recipe = load_recipe(str(tmp_path / "own.toml"))
+    assert (recipe.label.tumour, recipe.intensity.low, recipe.slices.count) == ((2,), -100.0, 3)
+    assert recipe.layout == load_recipe("nnunet").layout
+
+
+@pytest.mark.parametrize(
+    ("base", "text", "message"),
+    [
+        ("brats2021", '[layout]\nlabel = "{case}.png"', "expected both NIfTI or both 2D"),
+        ("brats2021", '[layout]\nimage = "{case}.dcm"', "is DICOM; convert with dcm2niix"),
+        ("brats2021", "[layout]\nchannel = -1", "channel is -1"),
+        ("brats2021", "[layout]\npatient = '('", "is no regular expression"),
+        ("brats2021", "[layout]\npatient = 'P.*'", "expected a group in round brackets"),
+        ("brats2021", '[grid]\nfit = "scale"', "is for 2D files"),
+        ("brats2021", 'modality = ""', "modality is empty"),
+        ("brats2021", '[label]\ntumour = "some"', "label.tumour: got 'some'"),
+        ("hecktor2022", '[grid]\nspacing = "unknown"', "needs a spacing that is known"),
+        ("pictures", '[layout]\nlabel = "masks/{case}*.jpg"', "JPEG changes label values"),
+        ("pictures", "[layout]\nchannel = 0", "channel is 0"),
+        ("pictures", '[grid]\ncentre = "tumour"', "cannot be centred on the tumour"),
+        ("pictures", '[grid]\nspacing_mm = 1.0\nspacing = "header"', "2D files cannot be"),
+    ],
+)
+def test_fields_that_do_not_go_together_are_refused(tmp_path, base, text, message):
+    path = tmp_path / "mine.toml"
+    path.write_text(f'extends = "{base}"\n{text}\n')
+    with pytest.raises(UserError, match=re.escape(message)):
+        load_recipe(str(path))

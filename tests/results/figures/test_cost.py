@@ -1,0 +1,136 @@
+"""What arms cost: which runs are counted, in which unit, and where the markers stand."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from hvae_hpc.config.arms import ArmConfig
+from hvae_hpc.results.collect import Collected, collect
+from hvae_hpc.results.figures.cost import draw_cost, needed_runs, network_seconds
+from hvae_hpc.results.tables.arms import score_arms
+from hvae_hpc.runs.plan import Plan, read_plan
+from tests.results.made_up import PAPER_ARMS, SMALL_ARMS, segments, write_sweep
+
+SECONDS = {"train": 1000.0, "generate": 100.0, "segment": 10.0}
+
+
+def read(folder: Path, scale: float = 1.0, **choices: Any) -> tuple[Plan, Collected]:
+    """Return made-up runs that take SECONDS times a scale, on a device by stage."""
+    write_sweep(folder, **choices)
+    plan = read_plan(folder / "plans/small.json")
+    collected = collect(plan)
+    stages = collected.costs["stage"]
+    collected.costs["spent_s"] = [scale * SECONDS.get(stage, 7.0) for stage in stages]
+    collected.costs["device"] = [
+        "gpu" if stage == "train" else f"cpu of {stage}" for stage in stages
+    ]
+    return plan, collected
+
+
+def draw(plan: Plan, collected: Collected) -> Figure:
+    return draw_cost(plan, collected, score_arms(plan, collected), "brats2021")[0]
+
+
+def markers(figure: Figure) -> list[tuple[float, float]]:
+    lines = [container.lines[0] for container in figure.axes[0].containers]
+    return [(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in lines]
+
+
+def test_a_network_needs_its_own_run_and_the_generators_and_nothing_of_other_arms(
+    tmp_path: Path,
+) -> None:
+    runs = write_sweep(tmp_path)
+    plan = read_plan(tmp_path / "plans/small.json")
+    needed = needed_runs(plan, collect(plan), "brats2021", "vae+300")
+    own = {run.run_id for run in segments(runs, "vae+300")}
+    pairs = {
+        run.run_id
+        for run in runs
+        if run.stage in ("train", "generate") and run.config.generator == "vae"
+    }
+    assert len(pairs) == 2
+    assert sorted(map(sorted, needed)) == sorted(sorted({run_id} | pairs) for run_id in own)
+
+
+def test_all_attempts_on_all_devices_are_counted_whatever_the_number_of_seeds(
+    tmp_path: Path,
+) -> None:
+    costs = []
+    for seeds in (1, 3):
+        plan, collected = read(tmp_path / str(seeds), seeds=seeds)
+        collected.costs.loc[collected.costs["stage"] == "train", "processes"] = 4
+        costs.append(
+            network_seconds(collected, needed_runs(plan, collected, "brats2021", "hvae+100"))
+        )
+    assert costs == [4110.0, 4110.0]
+
+
+def test_an_arm_of_which_it_is_not_known_what_it_needed_is_named_and_not_drawn(
+    tmp_path: Path,
+) -> None:
+    runs = write_sweep(tmp_path, seeds=1)
+    doubled = next(run for run in runs if run.stage == "generate" and run.config.generator == "vae")
+    folder = tmp_path / doubled.folder
+    shutil.copytree(folder, folder.with_name(f"backup-{doubled.run_id}"))
+    plan = read_plan(tmp_path / "plans/small.json")
+    collected = collect(plan, partial=True)
+    assert len(collected.segment) == len(SMALL_ARMS)
+    figure, remarks = draw_cost(plan, collected, score_arms(plan, collected), "brats2021")
+    assert remarks == ["not drawn: vae+100, vae+300"]
+    assert len(markers(figure)) == len(SMALL_ARMS) - 2
+
+
+@pytest.mark.parametrize(
+    ("scale", "shown", "unit"),
+    [(0.1, 111.0, "seconds"), (1.0, 18.5, "minutes"), (7.2, 2.22, "hours")],
+)
+def test_costs_stand_in_a_unit_that_reads_well(
+    tmp_path: Path, scale: float, shown: float, unit: str
+) -> None:
+    figure = draw(*read(tmp_path, scale, seeds=1))
+    assert figure.axes[0].get_xlabel().startswith(f"device {unit} for one network")
+    assert max(x for x, _ in markers(figure)) == pytest.approx(shown)
+
+
+def test_every_arm_has_a_marker_at_its_cost_and_mean_dice(tmp_path: Path) -> None:
+    plan, collected = read(tmp_path)
+    figure = draw(plan, collected)
+    means = [s.dice.mean for s in score_arms(plan, collected) if s.dice]
+    expected = [10 / 60] * 2 + [1110 / 60] * (len(SMALL_ARMS) - 2)
+    np.testing.assert_allclose(markers(figure), list(zip(expected, means, strict=True)))
+    assert figure.axes[0].get_xscale() == "log"
+    assert figure.axes[0].get_xlabel().endswith("(cpu of generate, cpu of segment, gpu)")
+
+
+def test_costs_of_one_size_stand_on_a_plain_axis_from_zero(tmp_path: Path) -> None:
+    axes = draw(*read(tmp_path, arms=PAPER_ARMS[:4], seeds=1)).axes[0]
+    assert axes.get_xscale() == "linear"
+    assert axes.get_xlim()[0] == 0
+
+
+def test_plain_arms_have_their_amount_and_others_a_number_that_the_legend_names(
+    tmp_path: Path,
+) -> None:
+    other = ArmConfig(name="copies-x5", n_copies=80)
+    shuffled = ArmConfig(name="hvae-shuffled+300", generator="hvae", n_synthetic=300, shuffled=True)
+    figure = draw(*read(tmp_path, arms=(*SMALL_ARMS, shuffled, other), seeds=1))
+    names = sorted(text.get_text() for text in figure.axes[0].texts)
+    assert names == ["+100"] * 3 + ["+300"] * 3 + ["1", "2", "×5"]
+    named = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert named[:5] == ["Reference", "Standard aug.", "LSGAN", "VAE", "HVAE"]
+    assert named[5:] == ["1: HVAE, masks shuffled + 300", "2: Copies ×5"]
+
+
+def test_names_of_markers_at_one_place_do_not_lie_on_one_another(tmp_path: Path) -> None:
+    figure = draw(*read(tmp_path, arms=PAPER_ARMS, seeds=1))
+    figure.draw_without_rendering()
+    boxes = [
+        Text.get_window_extent(text) for text in figure.axes[0].texts
+    ]  # without the lines to the markers
+    overlaps = [(i, j) for i, one in enumerate(boxes) for j in range(i) if one.overlaps(boxes[j])]
+    assert overlaps == []

@@ -1,0 +1,310 @@
+"""Plans: read back as written, and refused where they do not hold together."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hvae_hpc.config.stages import STAGE_VERSIONS
+from hvae_hpc.errors import UserError
+from hvae_hpc.runs import done as states_module
+from hvae_hpc.runs.done import read_states
+from hvae_hpc.runs.folder import RunResult, read_result
+from hvae_hpc.runs.identity import make_run_id
+from hvae_hpc.runs.plan import Plan, find_plans, read_plan
+from hvae_hpc.runs.run import Run
+from tests.results.made_up import fake_metrics, finish, make_runs, write_plan, write_sweep
+
+
+def test_a_truncated_plan_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = write_plan(tmp_path, make_runs())
+    path.write_text(path.read_text()[:1000])
+    with pytest.raises(UserError, match=r"small\.json: not valid JSON"):
+        read_plan(path)
+
+
+def test_a_missing_plan_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read"):
+        read_plan(tmp_path / "plans/none.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schema": 2}, "schema 2, expected 3"),
+        ({"kinds": [{"name": "a"}]}, r"kinds\[0\]: unknown key 'name'"),
+        ({"kinds": [{"stage": "segmnt"}]}, r"kinds\[0\]\.stage: got 'segmnt'"),
+        (
+            {"runs": ["0123456789ab 0"]},
+            "got the run '0123456789ab 0', expected an id, numbers of one of 19 kinds, 7 sets of parents",
+        ),
+        ({"runs": ["0123456789ab 19 0 0"]}, "one of 19 kinds, 7 sets of parents, and a seed"),
+        ({"runs": ["0123456789ab 0 -1 0"]}, "one of 19 kinds, 7 sets of parents, and a seed"),
+        ({"runs": ["0123456789ab 0 0 one"]}, "one of 19 kinds, 7 sets of parents, and a seed"),
+        ({"runs": [7]}, r"runs\[0\]: got 7, expected str"),
+        ({"data": {}}, "reads 'brats2021', expected one of"),
+        (
+            {"data": {"brats2021": {"content_hash": "e" * 64}}},
+            "reads other data than the plan's brats2021",
+        ),
+    ],
+)
+def test_a_wrong_plan_is_refused_with_its_place(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        read_plan(write_plan(tmp_path, make_runs(), changes=changes))
+    assert "\n" not in str(error.value)
+
+
+def test_a_config_that_the_stage_does_not_know_is_refused(tmp_path: Path) -> None:
+    path = write_plan(tmp_path, make_runs())
+    plan = json.loads(path.read_text())
+    plan["kinds"][-1]["config"]["lr"] = 1.0
+    path.write_text(json.dumps(plan))
+    with pytest.raises(UserError, match="unknown key 'lr'"):
+        read_plan(path)
+
+
+def test_a_run_that_stands_twice_in_a_plan_is_refused(tmp_path: Path) -> None:
+    runs = make_runs()
+    with pytest.raises(UserError, match="stands in it twice"):
+        path = write_plan(tmp_path, runs)
+        entries = json.loads(path.read_text())["runs"]
+        read_plan(write_plan(tmp_path, runs, changes={"runs": [*entries, entries[3]]}))
+
+
+def test_a_folder_without_plans_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no plan of a sweep in it"):
+        find_plans(tmp_path)
+    with pytest.raises(UserError, match="no such folder"):
+        find_plans(tmp_path / "nowhere")
+
+
+def test_what_was_made_from_another_making_of_its_parent_is_not_done(tmp_path: Path) -> None:
+    runs = write_sweep(tmp_path)
+    plan = read_plan(tmp_path / "plans/small.json")
+    assert all(state.done for state in read_states(plan).values())
+    train = next(run for run in runs if run.stage == "train")
+    finish(tmp_path, train, {"loss": 2.0})
+    states = read_states(plan)
+    assert states[train.run_id].done
+    hanging = {
+        run.run_id
+        for run in runs
+        if run.config.data == train.config.data
+        and f"-{train.config.generator}" in run.label
+        and run is not train
+    }
+    assert {run_id for run_id, state in states.items() if not state.done} == hanging
+    assert fake_metrics(train) == {"loss": 1.0}
+
+
+@pytest.fixture
+def remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Plan, list[str]]:
+    """A sweep that is done and was looked at once, and the ids of the runs whose metrics.json is read from then on."""
+    write_sweep(tmp_path)
+    monkeypatch.setattr(states_module, "SETTLED_NS", 0)
+    plan = read_plan(tmp_path / "plans/small.json")
+    assert all(state.done for state in read_states(plan).values())
+    read: list[str] = []
+
+    def counting(folder: Path, run_id: str) -> RunResult | None:
+        read.append(run_id)
+        return read_result(folder, run_id)
+
+    monkeypatch.setattr(states_module, "read_result", counting)
+    return plan, read
+
+
+def test_a_metrics_file_that_did_not_change_is_not_read_again(
+    remembered: tuple[Plan, list[str]],
+) -> None:
+    plan, read = remembered
+    states = read_states(plan)
+    assert read == []
+    assert all(
+        state.done and state.wall_s == 12.5 and state.attempt == 1 for state in states.values()
+    )
+    assert all(state.result is None for state in states.values())
+    assert [path.stem for path in find_plans(plan.runs_folder)] == ["small"]
+
+
+def test_results_that_are_asked_for_are_always_read(remembered: tuple[Plan, list[str]]) -> None:
+    plan, read = remembered
+    states = read_states(plan, results=True)
+    assert read == list(plan.runs)
+    assert {i: state.result.run_id for i, state in states.items() if state.result} == {
+        i: i for i in plan.runs
+    }
+    assert {i: state.stamp for i, state in states.items()} == {
+        i: state.stamp for i, state in read_states(plan).items()
+    }
+
+
+def test_a_file_that_was_changed_in_place_is_read_again(remembered: tuple[Plan, list[str]]) -> None:
+    plan, read = remembered
+    run_id = next(run_id for run_id, run in plan.runs.items() if run.stage == "segment")
+    path = plan.folder(run_id) / "metrics.json"
+    before, text = path.stat(), path.read_text()
+    assert text.count('"wall_s": 12.5') == 1
+    with open(path, "r+") as file:
+        file.write(text.replace('"wall_s": 12.5', '"wall_s": 12.6'))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # same size, time and inode
+    assert read_states(plan)[run_id].wall_s == 12.6
+    assert read == [run_id]
+
+
+def test_a_truncated_file_is_never_taken_for_done(remembered: tuple[Plan, list[str]]) -> None:
+    plan, _ = remembered
+    run_id = next(run_id for run_id, run in plan.runs.items() if run.stage == "segment")
+    path = plan.folder(run_id) / "metrics.json"
+    path.write_text(path.read_text()[:-20])
+    for _ in range(2):
+        states = read_states(plan)
+        assert "not valid JSON" in states[run_id].reason
+        assert [i for i, state in states.items() if not state.done] == [run_id]
+
+
+def test_a_parent_that_is_made_anew_takes_along_what_hangs_on_it_also_from_memory(
+    remembered: tuple[Plan, list[str]],
+) -> None:
+    plan, read = remembered
+    train = next(run for run in plan.runs.values() if run.stage == "train")
+    finish(plan.runs_folder, train, {"loss": 2.0})
+    states = read_states(plan)
+    assert read == [train.run_id]
+    assert states[train.run_id].done
+    generate = next(i for i in plan.runs if train.run_id in plan.parents(i).values())
+    assert states[generate].reason == "what it was made from was made anew, or is gone"
+
+
+def test_a_result_that_was_deleted_is_gone(remembered: tuple[Plan, list[str]]) -> None:
+    plan, _ = remembered
+    first, second = [run_id for run_id, run in plan.runs.items() if run.stage == "segment"][:2]
+    (plan.folder(first) / "metrics.json").unlink()
+    shutil.rmtree(plan.folder(second))
+    states = read_states(plan)
+    assert not states[first].done
+    assert not states[second].done
+
+
+def _cut(text: str) -> str:
+    return text[: len(text) // 2]
+
+
+def _lie(text: str) -> str:
+    return text.replace("12.5", "99.5", 1)
+
+
+def _other_version(text: str) -> str:
+    return re.sub(r"states \d+", "states 3", text)
+
+
+@pytest.mark.parametrize(
+    "damage", [_cut, _lie, _other_version, lambda text: "{}", lambda text: "\x00" * 100]
+)
+def test_a_damaged_memory_is_ignored_and_written_anew(
+    remembered: tuple[Plan, list[str]], damage: Callable[[str], str]
+) -> None:
+    plan, read = remembered
+    path = plan.runs_folder / "plans/small.states"
+    good = path.read_text()
+    path.write_text(damage(good))
+    assert all(state.done and state.wall_s == 12.5 for state in read_states(plan).values())
+    assert read == list(plan.runs)
+    assert path.read_text() == good
+
+
+def test_a_copied_runs_folder_is_read_anew(
+    remembered: tuple[Plan, list[str]], tmp_path: Path
+) -> None:
+    plan, read = remembered
+    copy = replace(plan, runs_folder=tmp_path.parent / f"{tmp_path.name}-copy")
+    shutil.copytree(tmp_path, copy.runs_folder)
+    assert all(state.done for state in read_states(copy).values())
+    assert read == list(plan.runs)
+
+
+def test_a_memory_that_cannot_be_written_is_done_without(
+    remembered: tuple[Plan, list[str]],
+) -> None:
+    plan, _ = remembered
+    path = plan.runs_folder / "plans/small.states"
+    path.unlink()
+    path.mkdir()
+    assert all(state.done for state in read_states(plan).values())
+    assert list((plan.runs_folder / "plans").glob(".*")) == []
+
+
+def test_a_file_so_young_that_it_may_change_unseen_is_not_remembered(tmp_path: Path) -> None:
+    write_sweep(tmp_path)
+    read_states(read_plan(tmp_path / "plans/small.json"))
+    assert not (tmp_path / "plans/small.states").exists()
+
+
+def test_runs_that_differ_only_in_their_seed_keep_it(tmp_path: Path) -> None:
+    runs = make_runs(seeds=5)
+    path = write_plan(tmp_path, runs)
+    plan = read_plan(path)
+    assert list(plan.runs.values()) == runs
+    assert [run.run_id for run in plan.runs.values()] == list(plan.runs)
+    assert len(json.loads(path.read_text())["kinds"]) < len(runs) / 2
+
+
+def test_a_parent_that_does_not_stand_before_its_run_is_refused(tmp_path: Path) -> None:
+    runs = make_runs()
+    lines = json.loads(write_plan(tmp_path, runs).read_text())["runs"]
+    with pytest.raises(UserError, match="that does not stand before it"):
+        read_plan(write_plan(tmp_path, runs, changes={"runs": lines[::-1]}))
+
+
+def test_runs_of_two_versions_of_a_stage_do_not_stand_in_one_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = make_runs()
+    path = write_plan(tmp_path, new)
+    monkeypatch.setitem(STAGE_VERSIONS, "segment", STAGE_VERSIONS["segment"] + 1)
+    assert list(read_plan(path).runs) == [
+        run.run_id for run in new
+    ]  # all of them older: as it was made
+    lines = json.loads(path.read_text())["runs"]
+    first = next(i for i, run in enumerate(new) if run.stage == "segment")
+    changed = Run(stage="segment", config=new[first].config, parents=new[first].parents).run_id
+    lines[first] = lines[first].replace(new[first].run_id, changed)
+    with pytest.raises(
+        UserError, match="mixes runs of stage segment by two versions of the program"
+    ):
+        read_plan(write_plan(tmp_path, new, changes={"runs": lines}))
+
+
+def test_a_plan_from_before_a_setting_was_added_is_read(tmp_path: Path) -> None:
+    runs = make_runs()
+    data = json.loads(write_plan(tmp_path, runs).read_text())
+    hvae = next(
+        kind
+        for kind in data["kinds"]
+        if kind["stage"] == "train" and kind["config"]["generator"] == "hvae"
+    )
+    del hvae["config"]["model"][
+        "mask_weight"
+    ]  # as if it had not been there when this plan was made
+    new: dict[str, str] = {}
+    lines, parents = [], [dict(of_run) for of_run in data["parents"]]
+    for line in data["runs"]:
+        run_id, kind, of_run, seed = line.split()
+        named = data["kinds"][int(kind)]
+        parents[int(of_run)] = {
+            role: new.get(parent, parent) for role, parent in data["parents"][int(of_run)].items()
+        }
+        config, version = {**named["config"], "seed": int(seed)}, STAGE_VERSIONS[named["stage"]]
+        new[run_id] = make_run_id(named["stage"], version, config, parents[int(of_run)])
+        lines.append(line.replace(run_id, new[run_id]))
+    changes = {"kinds": data["kinds"], "runs": lines, "parents": parents}
+    assert list(read_plan(write_plan(tmp_path, runs, changes=changes)).runs) == list(new.values())
