@@ -1,4 +1,4 @@
-"""Keep a sweep's tables, the runs that they were made of, and its settings under results/measured, without images.
+"""Keep a sweep's tables, the runs that they were made of, and its settings under benchmarks/measured, without images.
 
     python benchmarks/keep.py RUNS SWEEP SWEEP_FILE
 
@@ -21,7 +21,7 @@ from hvae_hpc.runs.folder import RunResult, result_stamp, write_atomic, write_js
 from hvae_hpc.runs.plan import Plan, plan_path, read_plan
 from hvae_hpc.sweep import read_sweep
 
-MEASURED = Path(__file__).parents[1] / "results/measured"
+MEASURED = Path(__file__).parent / "measured"
 
 
 def keep(runs: Path, sweep: str, sweep_file: Path, out: Path) -> None:

@@ -1,4 +1,4 @@
-"""The tables under results/measured are those of the runs that are kept beside them, byte for byte."""
+"""The tables under benchmarks/measured are those of the runs that are kept beside them, byte for byte."""
 
 import json
 import re
