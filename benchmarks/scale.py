@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from hvae_hpc.jobs.state.run_status import Submissions
+from hvae_hpc.jobs.state.submissions import Submissions
 from tests.minislurm.minislurm import MiniSlurm, MiniSlurmConfig
 
 sys.path.insert(0, str(Path(__file__).parent.parent))

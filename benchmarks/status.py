@@ -20,7 +20,7 @@ from typing import Any
 from made_up_data import make_data_set, write_results
 
 from hvae_hpc.jobs.sites.site import read_site
-from hvae_hpc.jobs.state.run_status import comment_of
+from hvae_hpc.jobs.state.submissions import comment_of
 from hvae_hpc.jobs.submit.bundles import make_arrays
 from hvae_hpc.jobs.sweeps.costs import expected_seconds
 from hvae_hpc.jobs.sweeps.expand import make_plan

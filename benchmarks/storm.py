@@ -19,7 +19,8 @@ from pathlib import Path
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.slurm.client import Queue
-from hvae_hpc.jobs.state.run_status import Submissions, read_standings
+from hvae_hpc.jobs.state.run_status import read_run_status
+from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.runs.done import read_states
 from hvae_hpc.runs.plan import Plan, find_plans, read_plan
 from tests.drill.drill_slurm import Trouble
@@ -140,14 +141,14 @@ def judge(plan: Plan) -> dict[str, object]:
         if fails or impossible & set(plan.parents(run_id).values()):
             impossible.add(run_id)
     states = read_states(plan)
-    standings = read_standings(plan, states, Submissions(plan.runs_folder), Queue(time.time(), ()))
+    statuses = read_run_status(plan, states, Submissions(plan.runs_folder), Queue(time.time(), ()))
     undone = [run_id for run_id, state in states.items() if not state.done]
     reasons = Counter(
-        f"{standings[r].kind}: {standings[r].reason}" for r in undone if r in impossible
+        f"{statuses[r].kind}: {statuses[r].reason}" for r in undone if r in impossible
     )
     lost = [plan.folder_name(run_id) for run_id in undone if run_id not in impossible]
     named = all(
-        standings[r].kind in ("failed", "blocked") and standings[r].reason
+        statuses[r].kind in ("failed", "blocked") and statuses[r].reason
         for r in undone
         if r in impossible
     )

@@ -20,7 +20,7 @@ from hvae_hpc.jobs.sites.site import Site, add_flags, fit_cluster, flags_of, rea
 from hvae_hpc.jobs.slurm import client as slurm
 from hvae_hpc.jobs.slurm.limits import read_cluster
 from hvae_hpc.jobs.state.run_log import let_output_be_lost
-from hvae_hpc.jobs.state.run_status import PLAN_FILE, SUBMISSIONS, Submissions, submitting
+from hvae_hpc.jobs.state.submissions import PLAN_FILE, SUBMISSIONS, Submissions, submitting
 from hvae_hpc.jobs.sweeps import expand
 from hvae_hpc.jobs.sweeps.config import SweepConfig
 from hvae_hpc.preprocess.store.manifest import MANIFEST, read_manifest
@@ -265,7 +265,7 @@ def _submit(
         application = apply.Application(prepared, lock)
         application.run()
     print(*preview.tell(application, retries), sep="\n")
-    there = any(standing.kind in ("waiting", "running") for standing in prepared.standings.values())
+    there = any(status.kind in ("waiting", "running") for status in prepared.statuses.values())
     return 0 if application.jobs or there or not application.refused else 1
 
 

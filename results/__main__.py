@@ -127,8 +127,9 @@ def write_results(
 
 def _add_what_jobs_know(plan: "Plan", collected: "Collected") -> tuple["Collected", "Table | None"]:
     """Say of what is missing why, as far as files tell, and where the time of all attempts went."""
-    from hvae_hpc.jobs.commands.device_hours import read_spending, silent_as_lost
-    from hvae_hpc.jobs.state.run_status import Submissions, read_standings
+    from hvae_hpc.jobs.state.device_hours import read_spending, silent_as_lost
+    from hvae_hpc.jobs.state.run_status import read_run_status
+    from hvae_hpc.jobs.state.submissions import Submissions
     from hvae_hpc.results.collect import NOT_YET
     from hvae_hpc.results.tables.device_hours import build_spent
     from hvae_hpc.runs.done import State
@@ -143,15 +144,15 @@ def _add_what_jobs_know(plan: "Plan", collected: "Collected") -> tuple["Collecte
         )  # it may be NaN
         states[run_id] = State(stamp="-", **known)
     submissions = Submissions(plan.runs_folder)
-    standings = silent_as_lost(plan, read_standings(plan, states, submissions, None))
+    statuses = silent_as_lost(plan, read_run_status(plan, states, submissions, None))
     why = {
-        f"{plan.folder_name(i)}: {NOT_YET}": f"{plan.folder_name(i)}: {standing.kind}: {standing.reason}"
-        for i, standing in standings.items()
-        if standing.kind in ("failed", "lost", "blocked")
+        f"{plan.folder_name(i)}: {NOT_YET}": f"{plan.folder_name(i)}: {status.kind}: {status.reason}"
+        for i, status in statuses.items()
+        if status.kind in ("failed", "lost", "blocked")
     }
     missing = tuple(why.get(line, line) for line in collected.missing)
     spent = build_spent(
-        [spending._asdict() for spending in read_spending(plan, states, standings, submissions)]
+        [spending._asdict() for spending in read_spending(plan, states, statuses, submissions)]
     )
     return replace(collected, missing=missing), spent
 

@@ -14,7 +14,7 @@ from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.sites.site import read_site
 from hvae_hpc.jobs.slurm import client as slurm
 from hvae_hpc.jobs.state.find_run import find_run
-from hvae_hpc.jobs.state.run_status import Submissions
+from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.runs.done import read_states
 from hvae_hpc.runs.plan import Plan, find_plans
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from hvae_hpc.jobs.state.element_logs import process_logs, read_end
 from hvae_hpc.jobs.state.find_run import add_run, find_run
-from hvae_hpc.jobs.state.overview import make_overview, read_our_queue
 from hvae_hpc.jobs.state.run_log import describe
-from hvae_hpc.jobs.state.run_status import Submissions
+from hvae_hpc.jobs.state.submissions import Submissions
+from hvae_hpc.jobs.state.sweep_status import make_sweep_status, read_our_queue
 from hvae_hpc.runs.folder import read_log
 
 
@@ -27,10 +27,10 @@ def main(argv: Sequence[str]) -> int:
         read_log(plan.folder(run_id)),
         Submissions(plan.runs_folder),
     )
-    standing = make_overview(plan, submissions, *read_our_queue(submissions)).standings[run_id]
+    status = make_sweep_status(plan, submissions, *read_our_queue(submissions)).statuses[run_id]
     print(f"{run.stage} {run.label} ({run_id})")
-    element = f" ({standing.element})" if standing.element else ""
-    print(": ".join(filter(None, [f"{standing.kind}{element}", standing.reason])))
+    element = f" ({status.element})" if status.element else ""
+    print(": ".join(filter(None, [f"{status.kind}{element}", status.reason])))
     print(f"\n{plan.folder(run_id)}" + ("/log.jsonl" if log else ": nothing yet"))
     for record in log[-options.lines :]:
         print(
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     began = next(
         (record for record in reversed(log) if record.get("event") == "started"), {"job_id": None}
     )
-    if path := _process_log(plan.runs_folder, [standing.element or None, began.get("job_id")]):
+    if path := _process_log(plan.runs_folder, [status.element or None, began.get("job_id")]):
         print(f"\n{path}")
         for line in read_end(path, run_id, options.lines) or ["nothing yet"]:
             print(f"  {line}")

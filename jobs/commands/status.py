@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from hvae_hpc.config.stages import CONFIGS, SegmentConfig
-from hvae_hpc.jobs.commands.device_hours import OUTCOMES, Spending, read_spending
 from hvae_hpc.jobs.failures.classify import classify, gather
 from hvae_hpc.jobs.state.accounting import known_ends
-from hvae_hpc.jobs.state.overview import Overview, read_overviews, to_plain
-from hvae_hpc.jobs.state.run_status import KINDS, Kind, Submissions
+from hvae_hpc.jobs.state.device_hours import OUTCOMES, Spending, read_spending
+from hvae_hpc.jobs.state.run_status import KINDS, Kind
+from hvae_hpc.jobs.state.submissions import Submissions
+from hvae_hpc.jobs.state.sweep_status import SweepStatus, read_sweep_statuses, to_plain
 from hvae_hpc.runs.done import read_states
 
 COLUMNS = dict(zip(KINDS, ("done", "run", "wait", "lost", "fail", "block", "open"), strict=True))
@@ -36,36 +37,41 @@ MOST_LINES = 8
 REFRESH_S = 5.0
 
 
-def render(overview: Overview, width: int, costs: bool = False) -> Iterator[str]:
+def render(sweep_status: SweepStatus, width: int, costs: bool = False) -> Iterator[str]:
     """Yield how a sweep stands, in lines for a person.
 
     Args:
-        overview: of the sweep.
+        sweep_status: of the sweep.
         width: of the terminal, in characters; only the table heeds it.
         costs: say what it took too.
     """
-    yield f"sweep {overview.plan.sweep}  ({overview.plan.runs_folder})"
-    parts = [_table(overview, width), _totals(overview), _troubles(overview), _at_work(overview)]
-    for part in parts + [_costs(overview)] * costs:
+    yield f"sweep {sweep_status.plan.sweep}  ({sweep_status.plan.runs_folder})"
+    parts = [
+        _table(sweep_status, width),
+        _totals(sweep_status),
+        _troubles(sweep_status),
+        _at_work(sweep_status),
+    ]
+    for part in parts + [_costs(sweep_status)] * costs:
         if lines := list(part):
             yield ""
             yield from lines
 
 
-def _table(overview: Overview, width: int) -> Iterator[str]:
-    plan = overview.plan
-    counts = Counter[tuple[str, str, str]]()  # data set, line of the table, kind of standing
+def _table(sweep_status: SweepStatus, width: int) -> Iterator[str]:
+    plan = sweep_status.plan
+    counts = Counter[tuple[str, str, str]]()  # data set, line of the table, kind of status
     for run_id, run in plan.runs.items():
         lines = (
             [run.stage, f"  {run.config.arm.name}"]
             if isinstance(run.config, SegmentConfig)
             else [run.stage]
         )
-        counts.update((run.config.data, line, overview.standings[run_id].kind) for line in lines)
+        counts.update((run.config.data, line, sweep_status.statuses[run_id].kind) for line in lines)
     present = dict.fromkeys(line for _, line, _ in counts)
     order = sorted(CONFIGS, key="segment".__eq__)  # which is the last: its arms follow
     names = sorted(present, key=lambda line: [*order, line].index(line))
-    kinds = [kind for kind in KINDS if kind == "done" or overview.totals[kind]]
+    kinds = [kind for kind in KINDS if kind == "done" or sweep_status.totals[kind]]
     blocks = {data: _block(counts, data, names, kinds) for data in plan.data}
     label = max(map(len, [*names, *blocks]))
     if label + sum(3 + len(block[0]) for block in blocks.values()) <= width:
@@ -104,12 +110,12 @@ def _align(lines: Sequence[Sequence[str]], left: int = 0) -> list[str]:
     return ["  ".join(line) for line in zip(*aligned, strict=True)]
 
 
-def _totals(overview: Overview) -> Iterator[str]:
-    totals = overview.totals
+def _totals(sweep_status: SweepStatus) -> Iterator[str]:
+    totals = sweep_status.totals
     parts = [f"{totals[kind]:,} {kind}" for kind in KINDS[1:] if totals[kind]]
     yield ", ".join([f"{totals['done']:,} of {totals['runs']:,} runs done", *parts])
     waits = Counter(
-        standing.reason for standing in overview.standings.values() if standing.kind == "waiting"
+        status.reason for status in sweep_status.statuses.values() if status.kind == "waiting"
     )
     if waits:
         yield "waiting for " + ", ".join(
@@ -126,22 +132,22 @@ def _totals(overview: Overview) -> Iterator[str]:
         )
         yield f"left: {about} {unit.upper()}-hours ({how})"
     else:
-        yield f"tables and figures: python -m hvae_hpc.results {overview.plan.runs_folder}"
-        yield f"what it took: hvae-hpc status {overview.plan.runs_folder} --costs"
-    if overview.asked_at is not None:
-        yield f"the queue is as SLURM gave it {duration(time.time() - overview.asked_at)} ago"
-    elif overview.note:
-        yield f"the queue is not known, this is from the runs' own files alone: {overview.note}"
+        yield f"tables and figures: python -m hvae_hpc.results {sweep_status.plan.runs_folder}"
+        yield f"what it took: hvae-hpc status {sweep_status.plan.runs_folder} --costs"
+    if sweep_status.asked_at is not None:
+        yield f"the queue is as SLURM gave it {duration(time.time() - sweep_status.asked_at)} ago"
+    elif sweep_status.note:
+        yield f"the queue is not known, this is from the runs' own files alone: {sweep_status.note}"
 
 
-def _troubles(overview: Overview) -> Iterator[str]:
+def _troubles(sweep_status: SweepStatus) -> Iterator[str]:
     """Yield what is failed, lost and blocked, by reason, and what to do."""
-    plan, groups = overview.plan, _group(overview)
+    plan, groups = sweep_status.plan, _group(sweep_status)
     names = {
         ids[0]: f"{plan.runs[ids[0]].stage} {plan.runs[ids[0]].label}" for ids in groups.values()
     }
     shown = list(groups.items())[:MOST_LINES]
-    classes = _classify(overview, shown)
+    classes = _classify(sweep_status, shown)
     for (kind, reason), ids in shown:
         more = f" and {len(ids) - 1:,} more" if len(ids) > 1 else ""
         failure = classes[ids[0]]
@@ -150,7 +156,9 @@ def _troubles(overview: Overview) -> Iterator[str]:
     if len(groups) > MOST_LINES:
         yield f"... and {sum(map(len, list(groups.values())[MOST_LINES:])):,} more, for other reasons"
     if groups:
-        counted = [f"{overview.totals[kind]:,} {kind}" for kind in AGAIN if overview.totals[kind]]
+        counted = [
+            f"{sweep_status.totals[kind]:,} {kind}" for kind in AGAIN if sweep_status.totals[kind]
+        ]
         yield f"more of it: hvae-hpc why {next(iter(names.values())).replace(' ', '/')}"
         yield f"next: the same sweep command takes up the {', '.join(counted)} runs again"
 
@@ -158,40 +166,42 @@ def _troubles(overview: Overview) -> Iterator[str]:
 Groups = dict[tuple[Kind, str], list[str]]
 
 
-def _group(overview: Overview) -> Groups:
+def _group(sweep_status: SweepStatus) -> Groups:
     """Return the runs that are failed, lost and blocked, by kind and reason; of a kind the most first."""
     groups: Groups = {}
-    for run_id, standing in overview.standings.items():
-        if standing.kind in AGAIN:
-            reason = standing.reason.replace(f"{overview.plan.folder(run_id)}/", "")
-            groups.setdefault((standing.kind, reason), []).append(run_id)
+    for run_id, status in sweep_status.statuses.items():
+        if status.kind in AGAIN:
+            reason = status.reason.replace(f"{sweep_status.plan.folder(run_id)}/", "")
+            groups.setdefault((status.kind, reason), []).append(run_id)
     return dict(
         sorted(groups.items(), key=lambda group: (AGAIN.index(group[0][0]), -len(group[1])))
     )
 
 
 def _classify(
-    overview: Overview, groups: Sequence[tuple[tuple[Kind, str], list[str]]]
+    sweep_status: SweepStatus, groups: Sequence[tuple[tuple[Kind, str], list[str]]]
 ) -> dict[str, str]:
     """Return the classes of failures, a group's that of its first: the reason is the same, and logs may be many."""
-    submissions = Submissions(overview.plan.runs_folder)
+    submissions = Submissions(sweep_status.plan.runs_folder)
     ends, classes = known_ends(submissions) if groups else {}, dict[str, str]()
     for (_, reason), ids in groups:
         failure = classify(
-            gather(overview.plan, ids[0], overview.standings[ids[0]], submissions, ends)
+            gather(sweep_status.plan, ids[0], sweep_status.statuses[ids[0]], submissions, ends)
         )
         classes |= dict.fromkeys(ids, "held" if reason.startswith("held: ") else failure)
     return classes
 
 
-def _spending(overview: Overview) -> list[Spending]:
-    plan = overview.plan
-    return read_spending(plan, read_states(plan), overview.standings, Submissions(plan.runs_folder))
+def _spending(sweep_status: SweepStatus) -> list[Spending]:
+    plan = sweep_status.plan
+    return read_spending(
+        plan, read_states(plan), sweep_status.statuses, Submissions(plan.runs_folder)
+    )
 
 
-def _costs(overview: Overview) -> Iterator[str]:
+def _costs(sweep_status: SweepStatus) -> Iterator[str]:
     """Yield what the sweep took, by what came of it, and what to ask for."""
-    spent = _spending(overview)
+    spent = _spending(sweep_status)
     for unit in ("gpu", "cpu"):
         of_unit = [spending for spending in spent if spending.unit == unit]
         hours = {
@@ -212,13 +222,13 @@ def _costs(overview: Overview) -> Iterator[str]:
     yield from (f"advice: {line}" for spending in spent for line in spending.advice)
 
 
-def _at_work(overview: Overview) -> Iterator[str]:
+def _at_work(sweep_status: SweepStatus) -> Iterator[str]:
     """Yield what runs now, and how far it is."""
     lines, places = [], []
-    for run_id, (share, seconds_left, host, seconds) in list(overview.progress.items())[
+    for run_id, (share, seconds_left, host, seconds) in list(sweep_status.progress.items())[
         :MOST_LINES
     ]:
-        run, element = overview.plan.runs[run_id], overview.standings[run_id].element
+        run, element = sweep_status.plan.runs[run_id], sweep_status.statuses[run_id].element
         left = (
             "finishing"
             if share == 1
@@ -230,8 +240,8 @@ def _at_work(overview: Overview) -> Iterator[str]:
         lines.append((run.stage, run.label, "" if share is None else f"{100 * share:.0f} %", left))
         places.append(f"on {host}" + (f" ({element})" if element else ""))
     yield from map("  ".join, zip(_align(lines, left=2), places, strict=True))
-    if len(overview.progress) > MOST_LINES:
-        yield f"... and {len(overview.progress) - MOST_LINES:,} more at work"
+    if len(sweep_status.progress) > MOST_LINES:
+        yield f"... and {len(sweep_status.progress) - MOST_LINES:,} more at work"
 
 
 def duration(seconds: float) -> str:
@@ -265,7 +275,7 @@ def main(argv: Sequence[str]) -> int:
     )
     options = parser.parse_args(argv)
     if options.json:
-        print(json.dumps(_plain(read_overviews(options.runs, options.sweep), options.costs)))
+        print(json.dumps(_plain(read_sweep_statuses(options.runs, options.sweep), options.costs)))
     elif options.watch and sys.stdout.isatty():
         _watch(options.runs, options.sweep, options.costs)
     else:
@@ -273,20 +283,22 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _plain(overviews: Sequence[Overview], costs: bool) -> dict[str, Any]:
-    classes = [_classify(overview, list(_group(overview).items())) for overview in overviews]
-    plain = to_plain(overviews, ChainMap(*classes))
-    for overview, sweep in zip(overviews, plain["sweeps"], strict=True):
+def _plain(sweeps: Sequence[SweepStatus], costs: bool) -> dict[str, Any]:
+    classes = [
+        _classify(sweep_status, list(_group(sweep_status).items())) for sweep_status in sweeps
+    ]
+    plain = to_plain(sweeps, ChainMap(*classes))
+    for sweep_status, sweep in zip(sweeps, plain["sweeps"], strict=True):
         sweep |= (
-            {"costs": [spending._asdict() for spending in _spending(overview)]} if costs else {}
+            {"costs": [spending._asdict() for spending in _spending(sweep_status)]} if costs else {}
         )
     return plain
 
 
 def _screen(runs_folder: Path, sweep: str | None, costs: bool) -> list[str]:
     width, lines = shutil.get_terminal_size((120, 50)).columns, list[str]()
-    for overview in read_overviews(runs_folder, sweep):
-        lines += [*([""] if lines else []), *render(overview, width, costs)]
+    for sweep_status in read_sweep_statuses(runs_folder, sweep):
+        lines += [*([""] if lines else []), *render(sweep_status, width, costs)]
     if sys.stdout.isatty():  # one screen stays one; a file or a pipe gets all of it
         lines = [line if len(line) <= width else f"{line[: width - 1]}…" for line in lines]
     return lines

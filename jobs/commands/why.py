@@ -17,9 +17,10 @@ from hvae_hpc.jobs.sites.retry_policy import in_words
 from hvae_hpc.jobs.sites.site import Site, read_site
 from hvae_hpc.jobs.state.accounting import known_ends
 from hvae_hpc.jobs.state.find_run import add_run, find_run
-from hvae_hpc.jobs.state.overview import make_overview, read_our_queue
 from hvae_hpc.jobs.state.run_log import describe
-from hvae_hpc.jobs.state.run_status import Standing, Submissions
+from hvae_hpc.jobs.state.run_status import RunStatus
+from hvae_hpc.jobs.state.submissions import Submissions
+from hvae_hpc.jobs.state.sweep_status import make_sweep_status, read_our_queue
 from hvae_hpc.runs.done import read_states
 from hvae_hpc.runs.folder import read_log
 from hvae_hpc.runs.plan import Plan
@@ -52,12 +53,12 @@ def main(argv: Sequence[str]) -> int:
     plan, run_id = find_run(options.runs, options.run)
     submissions = Submissions(plan.runs_folder)
     queue, note = read_our_queue(submissions)
-    standings = make_overview(plan, submissions, queue).standings
+    statuses = make_sweep_status(plan, submissions, queue).statuses
     note = f"the queue is not known: {note}" if note else ""
-    blamed = _blamed(plan, run_id, standings, submissions)
+    blamed = _blamed(plan, run_id, statuses, submissions)
     print(
         *explain(
-            plan, run_id, standings[run_id], submissions, read_site(options.site), note, blamed
+            plan, run_id, statuses[run_id], submissions, read_site(options.site), note, blamed
         ),
         sep="\n",
     )
@@ -65,19 +66,19 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _blamed(
-    plan: Plan, run_id: str, standings: Mapping[str, Standing], submissions: Submissions
+    plan: Plan, run_id: str, statuses: Mapping[str, RunStatus], submissions: Submissions
 ) -> float:
     """Return for how many hours a retry would leave the run's node out for what others say of it; 0 for not."""
-    if standings[run_id].kind not in ("failed", "lost") or not standings[run_id].element:
+    if statuses[run_id].kind not in ("failed", "lost") or not statuses[run_id].element:
         return 0.0
     tries = read_memory(plan.runs_folder).node_failures()
-    return gather_all(plan, read_states(plan), standings, submissions, tries)[run_id].blamed
+    return gather_all(plan, read_states(plan), statuses, submissions, tries)[run_id].blamed
 
 
 def explain(
     plan: Plan,
     run_id: str,
-    standing: Standing,
+    status: RunStatus,
     submissions: Submissions,
     site: Site,
     note: str = "",
@@ -88,13 +89,13 @@ def explain(
     Args:
         plan: of its sweep.
         run_id: of the run.
-        standing: how it stands.
+        status: how it stands.
         submissions: of its runs folder.
         site: for the rules.
         note: a last line.
         blamed: for how many hours its node is left out on others' evidence.
     """
-    for line in _explain(plan, run_id, standing, submissions, site, SHOWN - bool(note), blamed):
+    for line in _explain(plan, run_id, status, submissions, site, SHOWN - bool(note), blamed):
         yield _tidy(line)
     if note:
         yield _tidy(f"note:      {note}")
@@ -108,34 +109,34 @@ def _tidy(line: str) -> str:
 def _explain(
     plan: Plan,
     run_id: str,
-    standing: Standing,
+    status: RunStatus,
     submissions: Submissions,
     site: Site,
     shown: int,
     blamed: float,
 ) -> Iterator[str]:
     run = plan.runs[run_id]
-    evidence = gather(plan, run_id, standing, submissions, known_ends(submissions))._replace(
+    evidence = gather(plan, run_id, status, submissions, known_ends(submissions))._replace(
         blamed=blamed
     )
     yield f"{run.stage} {run.label} ({run_id})"
-    reason = standing.reason.replace(f"{plan.folder(run_id)}/", "")
-    if standing.kind not in ("failed", "lost", "blocked"):
-        yield f"state:     {': '.join(filter(None, [standing.kind, reason]))}"
-        if evidence.attempts and standing.kind != "done":
+    reason = status.reason.replace(f"{plan.folder(run_id)}/", "")
+    if status.kind not in ("failed", "lost", "blocked"):
+        yield f"state:     {': '.join(filter(None, [status.kind, reason]))}"
+        if evidence.attempts and status.kind != "done":
             yield from _attempts(plan, run_id, evidence)
         yield (
             "next:      nothing: it is no failure"
-            if standing.kind != "open"
+            if status.kind != "open"
             else "next:      the same sweep command"
         )
         return
     failure = classify(evidence)
-    held = standing.kind == "blocked" and submissions.breaker_of(standing.element)
+    held = status.kind == "blocked" and submissions.breaker_of(status.element)
     yield "class:     " + (
         "held" if held else failure + ", taken out of the queue" * evidence.cancelled
     )
-    yield f"state:     {standing.kind}: {reason}"
+    yield f"state:     {status.kind}: {reason}"
     if facts := list(_facts(evidence)):
         yield f"evidence:  {', '.join(facts)}"
     if evidence.attempts:
@@ -156,7 +157,7 @@ def _explain(
         hours = min(rule.exclude_hours, evidence.blamed or math.inf)
         apart = f", not on {verdict.bad_node} for {hours:g} h" if verdict.bad_node else ""
         # SLURM is not asked for what its partitions have, which is several calls.
-        limited = standing.element and verdict.changes.keys() & {"memory_gb", "minutes"}
+        limited = status.element and verdict.changes.keys() & {"memory_gb", "minutes"}
         words += ", as far as the partition allows" if limited else ""
         yield f"retry:     {words}{apart}; {verdict.tries} of {rule.times} tries after this made"
     names = {"run": f"{run.stage}/{run.label}", "parent": _culprit(plan, run_id, reason)}
@@ -171,7 +172,7 @@ def _facts(evidence: Evidence) -> Iterator[str]:
     where = (
         f"on {evidence.node}{', which looks bad' * (evidence.blamed > 0)}" if evidence.node else ""
     )
-    ended, place = evidence.ended, [evidence.standing.element, where]
+    ended, place = evidence.ended, [evidence.status.element, where]
     if where := " ".join(filter(None, place)):
         yield f"element {where}" if place[0] else where
     if evidence.state:
@@ -201,7 +202,7 @@ def _attempts(plan: Plan, run_id: str, evidence: Evidence) -> Iterator[str]:
 
 def _telling_lines(plan: Plan, run_id: str, evidence: Evidence, most: int) -> Iterator[str]:
     """Yield the last event of the run's log, and the last lines of the element's that tell of trouble."""
-    reason = str(evidence.ended.get("reason", evidence.standing.reason))
+    reason = str(evidence.ended.get("reason", evidence.status.reason))
     records = [record for record in read_log(plan.folder(run_id)) if record.get("reason") != reason]
     shown = [line for line in evidence.lines if TELLING.search(line) and reason not in line][
         1 - most :

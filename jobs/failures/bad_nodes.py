@@ -8,7 +8,8 @@ from hvae_hpc.jobs.failures.classify import Evidence, classify, gather
 from hvae_hpc.jobs.sites.retry_policy import Failure
 from hvae_hpc.jobs.state.accounting import known_ends
 from hvae_hpc.jobs.state.run_log import LEFT_EARLY
-from hvae_hpc.jobs.state.run_status import Standing, Submissions
+from hvae_hpc.jobs.state.run_status import RunStatus
+from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.runs.done import State
 from hvae_hpc.runs.plan import Plan
 
@@ -59,7 +60,7 @@ def find_black_holes(seen: Collection[Seen]) -> set[str]:
 def gather_all(
     plan: Plan,
     states: Mapping[str, State],
-    standings: Mapping[str, Standing],
+    statuses: Mapping[str, RunStatus],
     submissions: Submissions,
     tries: Mapping[str, int] | None,
 ) -> dict[str, Evidence]:
@@ -67,16 +68,16 @@ def gather_all(
 
     Args:
         plan: of the sweep.
-        states, standings: of its runs.
+        states, statuses: of its runs.
         submissions: of its runs folder.
         tries: how often each was tried again after a node's failure; None where nodes are not told
             apart.
     """
     ends = known_ends(submissions)
     found = {
-        run_id: gather(plan, run_id, standing, submissions, ends)
-        for run_id, standing in standings.items()
-        if standing.kind in ("failed", "lost")
+        run_id: gather(plan, run_id, status, submissions, ends)
+        for run_id, status in statuses.items()
+        if status.kind in ("failed", "lost")
     }
     if tries is None:
         return found
@@ -99,17 +100,17 @@ def gather_all(
             e.began.get("time") or submissions.submitted_at(element),
         )
         for i, e in doubtful.items()
-        for element in [e.standing.element]
+        for element in [e.status.element]
     ]
-    # What was tried again since left no word but SLURM's, and has another standing now.
-    known = {e.standing.element for e in found.values()}
+    # What was tried again since left no word but SLURM's, and has another status now.
+    known = {e.status.element for e in found.values()}
     for element, word in ends.items():
         ids = [run_id for run_id in submissions.runs_of(element) if run_id in plan.runs]
         ended_by_itself = word.startswith(
             f"FAILED, exit code {LEFT_EARLY}"
         )  # it was told to, or at its limit
         if word.startswith("FAILED") and not ended_by_itself and ids and element not in known:
-            lost = gather(plan, ids[0], Standing("lost", element), submissions, ends)
+            lost = gather(plan, ids[0], RunStatus("lost", element), submissions, ends)
             if classify(lost) in NODE_MAY_BE_WHY:
                 seen.append(
                     Seen(False, like(ids[0]), lost.node, element, submissions.submitted_at(element))
@@ -129,7 +130,7 @@ def gather_all(
         for element in breaker.elements
     }
     for run_id, evidence in doubtful.items():
-        suspected = evidence.standing.element in alone and classify(evidence) in ONCE_ELSEWHERE
+        suspected = evidence.status.element in alone and classify(evidence) in ONCE_ELSEWHERE
         if evidence.node in holes:
             found[run_id] = evidence._replace(blamed=math.inf)
         elif suspected and not tries.get(run_id):

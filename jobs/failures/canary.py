@@ -31,7 +31,8 @@ from hvae_hpc.jobs.slurm.client import CALL_EVERY_S, ask
 from hvae_hpc.jobs.state.breaker import breaker_file, decided_file
 from hvae_hpc.jobs.state.element_logs import process_logs
 from hvae_hpc.jobs.state.run_log import last_event_in
-from hvae_hpc.jobs.state.run_status import Job, Standing, Submissions
+from hvae_hpc.jobs.state.run_status import RunStatus
+from hvae_hpc.jobs.state.submissions import Job, Submissions
 from hvae_hpc.runs.folder import METRICS, read_log, write_json
 from hvae_hpc.runs.plan import Array, Plan, read_element
 
@@ -159,7 +160,7 @@ class Watch:
         plan, ids = read_element(self._plan_file, self._number, place)
         if any((plan.folder(run_id) / METRICS).exists() for run_id in ids):
             return "", "", ""
-        submissions, lost = self._submissions(), Standing("lost", element)
+        submissions, lost = self._submissions(), RunStatus("lost", element)
         found = {run_id: gather(plan, run_id, lost, submissions, {}) for run_id in ids}
         if not all(
             _is_over(evidence, last_event_in(plan.folder(i), element))

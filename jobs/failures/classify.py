@@ -18,7 +18,8 @@ from hvae_hpc.jobs.state.run_log import (
     StallError,
     checkpoint_at,
 )
-from hvae_hpc.jobs.state.run_status import Standing, Submissions
+from hvae_hpc.jobs.state.run_status import RunStatus
+from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.runs.folder import read_log
 from hvae_hpc.runs.plan import Plan
 
@@ -84,7 +85,7 @@ class Evidence(NamedTuple):
     is none.
     """
 
-    standing: Standing
+    status: RunStatus
     state: str = ""
     began: Mapping[str, Any] = {}
     ended: Mapping[str, Any] = {}
@@ -136,9 +137,9 @@ class Evidence(NamedTuple):
         named = self.state.startswith("CANCELLED") or any(map(CANCELLED.search, self.lines))
         if not self.turn:  # its element began: only a word of SLURM's tells
             return named
-        if self.standing.kind == "failed":  # in an earlier element
-            return self.ended.get("job_id", "") not in ("", self.standing.element)
-        never = bool(self.standing.element) and not (self.began or self.lines or self.state)
+        if self.status.kind == "failed":  # in an earlier element
+            return self.ended.get("job_id", "") not in ("", self.status.element)
+        never = bool(self.status.element) and not (self.began or self.lines or self.state)
         # Who preempts says so: SLURM, in its accounting or in the element's log.
         told = self.ended.get("event") == "left" and not self.ended.get("at_limit")
         return named or never or ((told or self.sent_back) and classify(self) == "lost")
@@ -158,18 +159,18 @@ def node_of(state: str) -> str:
 
 
 def gather(
-    plan: Plan, run_id: str, standing: Standing, submissions: Submissions, ends: Mapping[str, str]
+    plan: Plan, run_id: str, status: RunStatus, submissions: Submissions, ends: Mapping[str, str]
 ) -> Evidence:
     """Put together what is known of how a run's last attempt ended.
 
     Args:
         plan: of its sweep.
         run_id: of the run.
-        standing: how it stands.
+        status: how it stands.
         submissions: of its runs folder.
         ends: elements to SLURM's words for their ends.
     """
-    folder, element = plan.folder(run_id), standing.element
+    folder, element = plan.folder(run_id), status.element
     log = read_log(folder)
     starts = [number for number, record in enumerate(log) if record.get("event") == "started"]
     since = log[starts[-1] :] if starts else log
@@ -180,19 +181,19 @@ def gather(
     ):
         element = ""  # it was made here since it was submitted
     endings = [record for record in since if record.get("event") in ENDINGS]
-    if standing.kind != "failed":  # which is what its log says, whoever had it since
+    if status.kind != "failed":  # which is what its log says, whoever had it since
         endings = [record for record in endings if record.get("job_id", "") == element]
     lines = _read_lines(plan, run_id, element) if element else []
     reports = [words for words in map(REPORT.match, lines) if words and words[2] == run_id]
     if (
-        standing.kind == "lost" and not endings
+        status.kind == "lost" and not endings
     ):  # its folder may have taken no word of it, and the element's log did
         endings = [
             {"event": "failed", "reason": words[3]} for words in reports if words[1] == "failed"
         ]
     began = since[0] if starts and since[0].get("job_id", "") == element else {}
     return Evidence(
-        standing=standing,
+        status=status,
         state=ends.get(element, ""),
         began=began,
         ended=endings[-1] if endings else {},
@@ -251,7 +252,7 @@ def _is_over(lines: Sequence[str], run_id: str) -> bool:
 
 def classify(evidence: Evidence) -> Failure:
     """Return the one class of a run's failure."""
-    if evidence.standing.kind == "blocked":
+    if evidence.status.kind == "blocked":
         return "blocked by parent"
     if not evidence.turn or evidence.blamed:
         return "node failure" if evidence.blamed else "lost"

@@ -24,13 +24,8 @@ from hvae_hpc.jobs.failures.retry_memory import (
 from hvae_hpc.jobs.sites.retry_policy import Failure, change, in_words
 from hvae_hpc.jobs.sites.site import Site
 from hvae_hpc.jobs.slurm.client import Cluster
-from hvae_hpc.jobs.state.run_status import (
-    SUBMISSIONS,
-    Standing,
-    Submissions,
-    read_standings,
-    submitting,
-)
+from hvae_hpc.jobs.state.run_status import RunStatus, read_run_status
+from hvae_hpc.jobs.state.submissions import SUBMISSIONS, Submissions, submitting
 from hvae_hpc.runs.done import State, read_states
 from hvae_hpc.runs.plan import Plan
 
@@ -113,7 +108,7 @@ def judge(
 def choose(
     plan: Plan,
     states: Mapping[str, State],
-    standings: Mapping[str, Standing],
+    statuses: Mapping[str, RunStatus],
     memory: Memory,
     most: int,
     site: Site,
@@ -126,7 +121,7 @@ def choose(
     Args:
         plan: of the sweep, with what is remembered in it.
         states: of its runs.
-        standings: of its runs.
+        statuses: of its runs.
         memory: what was tried before.
         most: times that a run may be tried again.
         site: for the rules and the caps.
@@ -135,13 +130,13 @@ def choose(
     """
     submissions, runs = Submissions(plan.runs_folder), dict(memory.runs)
     # A person who repeats what failed has looked at it: no node is suspected.
-    tries = dict.fromkeys(standings, 1) if by_hand else memory.node_failures()
+    tries = dict.fromkeys(statuses, 1) if by_hand else memory.node_failures()
     judged: dict[str, Judged] = {}
     again = set[str]()
     for run_id, evidence in gather_all(
-        plan, states, standings, submissions, tries if cluster else None
+        plan, states, statuses, submissions, tries if cluster else None
     ).items():
-        tried, mark = runs.get(run_id, Tried()), f"{evidence.standing.element}:{evidence.attempts}"
+        tried, mark = runs.get(run_id, Tried()), f"{evidence.status.element}:{evidence.attempts}"
         if (
             tried.answered == mark and cluster
         ):  # here, who died before it began would be tried again for ever
@@ -157,13 +152,13 @@ def choose(
                 runs[run_id] = Tried(
                     tries=now, changes={**tried.changes, **verdict.changes}, answered=mark
                 )
-    for run_id, changes in _held_with(plan, standings, submissions, again, runs).items():
+    for run_id, changes in _held_with(plan, statuses, submissions, again, runs).items():
         again.add(run_id)
         before = runs.get(run_id, Tried())
         runs[run_id] = replace(before, changes={**before.changes, **changes})
     behind = _left_behind(plan, submissions) if cluster else set[str]()
-    for run_id in standings:  # parents before children
-        again |= {run_id} if _goes_along(plan, run_id, states, standings, again, behind) else set()
+    for run_id in statuses:  # parents before children
+        again |= {run_id} if _goes_along(plan, run_id, states, statuses, again, behind) else set()
     nodes = _leave_out(memory, judged.values(), site, cluster.name if cluster else "")
     told = _tell(plan, judged, "taken up as it was" if by_hand and cluster else "not tried again")
     return Choice(frozenset(again), Memory(runs=runs, nodes=nodes), told)
@@ -209,15 +204,15 @@ def _tell(plan: Plan, judged: Mapping[str, Judged], otherwise: str) -> tuple[str
 
 def _held_with(
     plan: Plan,
-    standings: Mapping[str, Standing],
+    statuses: Mapping[str, RunStatus],
     submissions: Submissions,
     again: Collection[str],
     tried: Mapping[str, Tried],
 ) -> dict[str, dict[str, Any]]:
     """Return the held runs whose canaries are tried again, and what those have otherwise."""
     found = {}
-    for run_id, standing in standings.items():
-        breaker = submissions.breaker_of(standing.element) if standing.kind == "blocked" else None
+    for run_id, status in statuses.items():
+        breaker = submissions.breaker_of(status.element) if status.kind == "blocked" else None
         ahead = (
             [i for element in breaker.elements for i in submissions.runs_of(element)]
             if breaker
@@ -232,18 +227,18 @@ def _goes_along(
     plan: Plan,
     run_id: str,
     states: Mapping[str, State],
-    standings: Mapping[str, Standing],
+    statuses: Mapping[str, RunStatus],
     again: Collection[str],
     behind: Collection[str],
 ) -> bool:
     """Tell whether a run that was blocked can be made once those are that are tried again."""
-    if standings[run_id].kind not in ("blocked", "open") or states[run_id].reason:
+    if statuses[run_id].kind not in ("blocked", "open") or states[run_id].reason:
         return False
     parents = plan.parents(run_id).values()
     if run_id not in behind and not any(parent in again for parent in parents):
         return False  # what was never begun, or leaves no word of it, is nobody's second try
     return all(
-        states[p].done or p in again or standings[p].kind in ("waiting", "running") for p in parents
+        states[p].done or p in again or statuses[p].kind in ("waiting", "running") for p in parents
     )
 
 
@@ -273,9 +268,9 @@ def choose_here(plan: Plan, site: Site, most: int, *, by_hand: bool) -> tuple[Pl
         plan.runs_folder / SUBMISSIONS
     ):  # a submission of this runs folder keeps its own choice there
         memory, states = read_memory(plan.runs_folder), read_states(plan)
-        standings = read_standings(plan, states, Submissions(plan.runs_folder), None)
+        statuses = read_run_status(plan, states, Submissions(plan.runs_folder), None)
         plan = with_memory(plan, memory, site)
-        choice = choose(plan, states, standings, memory, most, site, by_hand=by_hand)
+        choice = choose(plan, states, statuses, memory, most, site, by_hand=by_hand)
         if choice.run_ids:
             write_memory(plan.runs_folder, choice.memory)
     for line in choice.told:

@@ -14,7 +14,7 @@ from hvae_hpc.config.resources import Resources
 from hvae_hpc.errors import UserError, printable
 from hvae_hpc.jobs.sites.site import Site
 from hvae_hpc.jobs.slurm.client import Cluster
-from hvae_hpc.jobs.state.run_status import SUBMISSIONS
+from hvae_hpc.jobs.state.submissions import SUBMISSIONS
 from hvae_hpc.runs.folder import write_json
 from hvae_hpc.runs.plan import Plan
 

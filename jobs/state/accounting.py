@@ -13,7 +13,8 @@ from typing import Any
 from hvae_hpc.config.loader import read_json
 from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.slurm.client import POLL_S, ask, parse_places
-from hvae_hpc.jobs.state.run_status import Standing, Submissions
+from hvae_hpc.jobs.state.run_status import RunStatus
+from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.runs.folder import write_json
 
 ENDS_FILE = "ends.json"
@@ -26,30 +27,28 @@ ENDED = (
 
 
 def explain_lost(
-    standings: Mapping[str, Standing],
+    statuses: Mapping[str, RunStatus],
     submissions: Submissions,
     patience_s: float = 10.0,
     *,
     thorough: bool = False,
-) -> dict[str, Standing]:
-    """Return the standings, with SLURM's word in the reason of those that are lost.
+) -> dict[str, RunStatus]:
+    """Return the statuses, with SLURM's word in the reason of those that are lost.
 
     Args:
-        standings: of a plan's runs.
+        statuses: of a plan's runs.
         submissions: of its runs folder.
         patience_s: how long to try.
         thorough: ask now, and where there is no accounting ask for what SLURM remembers of the last
             minutes.
     """
     ends: dict[str, str] = {}
-    if lost := {standing.element for standing in standings.values() if standing.kind == "lost"} - {
-        ""
-    }:
+    if lost := {status.element for status in statuses.values() if status.kind == "lost"} - {""}:
         ends = _read_ends(submissions, lost, patience_s, thorough)
-    explained = dict(standings)
-    for run_id, standing in standings.items():
-        if standing.kind == "lost" and (state := ends.get(standing.element)):
-            explained[run_id] = standing._replace(reason=f"{standing.reason}: {state}")
+    explained = dict(statuses)
+    for run_id, status in statuses.items():
+        if status.kind == "lost" and (state := ends.get(status.element)):
+            explained[run_id] = status._replace(reason=f"{status.reason}: {state}")
     return explained
 
 

@@ -4,7 +4,7 @@ import os
 from collections import deque
 from pathlib import Path
 
-from hvae_hpc.jobs.state.run_status import SUBMISSIONS
+from hvae_hpc.jobs.state.submissions import SUBMISSIONS
 
 
 def process_logs(runs_folder: Path, element: str, process: str = "*") -> list[Path]:

@@ -5,7 +5,7 @@ import difflib
 from pathlib import Path
 
 from hvae_hpc.errors import UserError
-from hvae_hpc.jobs.state.overview import read_plans
+from hvae_hpc.jobs.state.sweep_status import read_plans
 from hvae_hpc.runs.plan import Plan
 
 MOST_NAMED = 9

@@ -10,7 +10,7 @@ from hvae_hpc.jobs.failures.canary import GATE_MINUTES, canaries_alone
 from hvae_hpc.jobs.failures.retry_memory import write_memory
 from hvae_hpc.jobs.slurm import client as slurm
 from hvae_hpc.jobs.state.breaker import forget
-from hvae_hpc.jobs.state.run_status import PLAN_FILE, Job, Submissions, parse_comment
+from hvae_hpc.jobs.state.submissions import PLAN_FILE, Job, Submissions, parse_comment
 from hvae_hpc.jobs.submit.prepare import Prepared
 from hvae_hpc.runs.folder import write_atomic
 from hvae_hpc.runs.lease import check

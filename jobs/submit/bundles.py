@@ -10,9 +10,9 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from hvae_hpc.config.resources import START_S, Resources
+from hvae_hpc.config.resources import Resources
 from hvae_hpc.config.stages import CONFIGS
-from hvae_hpc.jobs.sweeps.costs import Seconds
+from hvae_hpc.jobs.sweeps.costs import Seconds, minutes_for
 from hvae_hpc.runs.plan import Array, Plan
 
 MOST_GROUPS = 16
@@ -162,8 +162,3 @@ def _limit(
     if any(high is None for element in highs for high in element):
         return resources.minutes
     return minutes_for(max(sum(high or 0.0 for high in element) for element in highs), resources)
-
-
-def minutes_for(seconds: float, resources: Resources) -> int:
-    """Return the time limit in minutes, up to a stage's longest, in which so much work is done and can be saved."""
-    return min(resources.minutes, math.ceil((seconds + START_S + resources.signal_lead_s) / 60) + 2)

@@ -24,14 +24,13 @@ from hvae_hpc.jobs.sites.site import Site
 from hvae_hpc.jobs.slurm import client as slurm
 from hvae_hpc.jobs.slurm.sbatch import python_command, sbatch_text
 from hvae_hpc.jobs.state.accounting import explain_lost
-from hvae_hpc.jobs.state.run_status import (
+from hvae_hpc.jobs.state.run_status import RunStatus, read_run_status
+from hvae_hpc.jobs.state.submissions import (
     PLAN_FILE,
     SUBMISSIONS,
     Job,
-    Standing,
     Submissions,
     comment_of,
-    read_standings,
     submitting,
 )
 from hvae_hpc.jobs.submit.bundles import make_arrays
@@ -53,7 +52,7 @@ class Prepared:
     Attributes:
         plan: with arrays, sbatch texts and totals.
         name: of the submission and its folder.
-        standings: how every run of the sweep stands.
+        statuses: how every run of the sweep stands.
         room: elements that the queue still takes; None where no limit is known.
         adopted: jobs in the queue that an earlier command submitted and did not live to note.
         again_s: seconds before the last job where SLURM takes no more now and it is to submit the
@@ -65,7 +64,7 @@ class Prepared:
 
     plan: Plan
     name: str
-    standings: Mapping[str, Standing]
+    statuses: Mapping[str, RunStatus]
     room: int | None
     adopted: tuple[Job, ...] = ()
     again_s: int = 300
@@ -118,24 +117,24 @@ def prepare(
     young = time.time() if submissions.names or limits else None
     queue = slurm.read_queue(not_before=young, poll_s=site.caps.poll_s)
     states = read_states(plan)  # after the queue: what ends in between would seem lost
-    standings = read_standings(plan, states, submissions, queue)
+    statuses = read_run_status(plan, states, submissions, queue)
     memory = read_memory(plan.runs_folder)
     plan, choice = with_memory(plan, memory, site, cluster), None
     if retries:
-        standings = explain_lost(standings, submissions, thorough=True)
+        statuses = explain_lost(statuses, submissions, thorough=True)
         choice = choose(
-            plan, states, standings, memory, retries, site, cluster, by_hand=not only_new
+            plan, states, statuses, memory, retries, site, cluster, by_hand=not only_new
         )
         plan = with_memory(plan, choice.memory, site, cluster)
     left_out = submissions.elements().keys() if only_new else set[str]()
-    left_out = (left_out if rest else standings.keys()) - (choice.run_ids if choice else set())
+    left_out = (left_out if rest else statuses.keys()) - (choice.run_ids if choice else set())
     kinds = ("done", "waiting", "running")
     wanted = [
-        run_id for run_id, s in standings.items() if s.kind not in kinds and run_id not in left_out
+        run_id for run_id, s in statuses.items() if s.kind not in kinds and run_id not in left_out
     ]
     queued = {
         run_id: s.element
-        for run_id, s in standings.items()
+        for run_id, s in statuses.items()
         if s.kind in ("waiting", "running") and s.element
     }
     room = max(0, min(limits) - queue.elements) if limits else None
@@ -188,12 +187,12 @@ def prepare(
     return Prepared(
         plan=plan,
         name=name,
-        standings=standings,
+        statuses=statuses,
         room=room,
         adopted=tuple(submissions.unnoted(queue)),
         again_s=int(5 * site.caps.poll_s),
         memory=choice.memory if choice else None,
-        told=(choice.told if choice else ()) + tuple(_tell_held(standings, submissions, wanted)),
+        told=(choice.told if choice else ()) + tuple(_tell_held(statuses, submissions, wanted)),
         held_jobs=tuple(sorted({
             row.job for row, *array in submissions.ours(queue)
             if row.state == "PENDING" and tuple(array) in submissions.breakers
@@ -202,10 +201,10 @@ def prepare(
 
 
 def _tell_held(
-    standings: Mapping[str, Standing], submissions: Submissions, wanted: Sequence[str]
+    statuses: Mapping[str, RunStatus], submissions: Submissions, wanted: Sequence[str]
 ) -> Iterator[str]:
     """Yield what that is to be submitted was held, and why."""
-    elements = ((run_id, submissions.breaker_of(standings[run_id].element)) for run_id in wanted)
+    elements = ((run_id, submissions.breaker_of(statuses[run_id].element)) for run_id in wanted)
     for breaker, n in Counter(breaker for _, breaker in elements if breaker).items():
         yield f"taken up: {n:,} run{'s' * (n > 1)} that {'were' if n > 1 else 'was'} {breaker.reason}"
 

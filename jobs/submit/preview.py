@@ -71,9 +71,7 @@ def tell(application: Application, retries: int) -> Iterator[str]:
     prepared = application.prepared
     for job, name, elements in application.jobs:
         yield f"  job {job}: {name}" + (f", {elements} elements" if elements else "")
-    queued = sum(
-        standing.kind in ("waiting", "running") for standing in prepared.standings.values()
-    )
+    queued = sum(status.kind in ("waiting", "running") for status in prepared.statuses.values())
     yield f"submitted {application.submitted} runs in {len(application.jobs)} jobs; {queued} runs were queued already"
     if left := len(prepared.run_ids) - application.submitted:
         who = (

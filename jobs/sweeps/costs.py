@@ -12,7 +12,7 @@ from statistics import median
 from typing import NamedTuple
 
 from hvae_hpc.config.model import HVAEConfig, LSGANConfig, NetworkConfig, UNetConfig
-from hvae_hpc.config.resources import Resources
+from hvae_hpc.config.resources import START_S, Resources
 from hvae_hpc.config.stages import (
     AugmentConfig,
     GenerateConfig,
@@ -45,6 +45,11 @@ class Seconds(NamedTuple):
 
     expected: float
     high: float | None
+
+
+def minutes_for(seconds: float, resources: Resources) -> int:
+    """Return the time limit in minutes, up to a stage's longest, in which so much work is done and can be saved."""
+    return min(resources.minutes, math.ceil((seconds + START_S + resources.signal_lead_s) / 60) + 2)
 
 
 def expected_seconds(

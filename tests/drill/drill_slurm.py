@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hvae_hpc.errors import UserError
-from hvae_hpc.jobs.state.run_status import Submissions, parse_comment
+from hvae_hpc.jobs.state.submissions import Submissions, parse_comment
 from hvae_hpc.runs.folder import METRICS
 from hvae_hpc.runs.plan import Plan
 from tests.drill.sameness import compare

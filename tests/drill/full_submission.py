@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from hvae_hpc import sweep
-from hvae_hpc.jobs.state.run_status import Submissions
+from hvae_hpc.jobs.state.submissions import Submissions
 from tests.drill.small_disk import Filler, mount
 from tests.drill.test_faults import queued_runs
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from hvae_hpc.errors import UserError
-from hvae_hpc.jobs.state.run_status import JOBS_FILE, Job, Submissions
+from hvae_hpc.jobs.state.submissions import JOBS_FILE, Job, Submissions
 from tests import ROOT
 
 STAGES = {  # what must fail at each of them, at least

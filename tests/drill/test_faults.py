@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from hvae_hpc.jobs.slurm.client import parse_places
-from hvae_hpc.jobs.state.run_status import Submissions, parse_comment
+from hvae_hpc.jobs.state.submissions import Submissions, parse_comment
 from hvae_hpc.runs.folder import read_log
 from tests.jobs.worker.test_local_pool import makings, numbers
 from tests.minislurm.minislurm import MiniSlurm

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from hvae_hpc.jobs.failures.classify import Evidence, classify
-from hvae_hpc.jobs.state.run_status import Standing
+from hvae_hpc.jobs.state.run_status import RunStatus
 from hvae_hpc.jobs.worker.local_pool import Worker
 from hvae_hpc.jobs.worker.run import Report
 from hvae_hpc.runs.folder import METRICS, read_log, read_result
@@ -230,7 +230,7 @@ class Trial:
         if fault.kind == "disk full":
             records = [record for record in log if record.get("event") == "failed"]
             ended = records[-1] if records else {"event": "failed", "reason": report.message}
-            kind = classify(Evidence(standing=Standing("failed"), ended=ended))
+            kind = classify(Evidence(status=RunStatus("failed"), ended=ended))
             right = (
                 report.state == "failed"
                 and kind == "disk full or quota"

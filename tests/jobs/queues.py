@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hvae_hpc.jobs.sites.site import read_site
 from hvae_hpc.jobs.slurm.client import Queue, Queued
-from hvae_hpc.jobs.state.run_status import comment_of
+from hvae_hpc.jobs.state.submissions import comment_of
 from hvae_hpc.runs.folder import append_log
 from hvae_hpc.runs.plan import Plan, read_plan
 from hvae_hpc.runs.run import Run

@@ -15,9 +15,14 @@ import pytest
 from hvae_hpc.cli import main as hvae_hpc
 from hvae_hpc.jobs.commands import status
 from hvae_hpc.jobs.slurm import client as slurm
-from hvae_hpc.jobs.state import overview as overview_module
-from hvae_hpc.jobs.state.overview import Overview, make_overview, read_our_queue, read_overviews
-from hvae_hpc.jobs.state.run_status import Submissions
+from hvae_hpc.jobs.state import sweep_status as sweep_status_module
+from hvae_hpc.jobs.state.submissions import Submissions
+from hvae_hpc.jobs.state.sweep_status import (
+    SweepStatus,
+    make_sweep_status,
+    read_our_queue,
+    read_sweep_statuses,
+)
 from hvae_hpc.runs.folder import read_log
 from hvae_hpc.runs.plan import Plan
 from tests.jobs.queues import Queue, in_queue, log, make_plan, queue_of, submit
@@ -35,8 +40,8 @@ def _no_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/usr/sbin-without-slurm")
 
 
-def look(plan: Plan, queue: Queue | None = None) -> Overview:
-    return make_overview(plan, Submissions(plan.runs_folder), queue)
+def look(plan: Plan, queue: Queue | None = None) -> SweepStatus:
+    return make_sweep_status(plan, Submissions(plan.runs_folder), queue)
 
 
 def show(plan: Plan, queue: Queue | None = None, width: int = 120) -> str:
@@ -165,7 +170,7 @@ def test_only_the_logs_of_runs_that_run_are_read_for_progress(
         read.append(folder)
         return read_log(folder)
 
-    monkeypatch.setattr(overview_module, "read_log", counting)
+    monkeypatch.setattr(sweep_status_module, "read_log", counting)
     look(plan, queue_of(in_queue(name, [1], "RUNNING")))
     assert read == [plan.folder(ids[1])]
 
@@ -293,7 +298,7 @@ def test_a_folder_that_was_moved_is_read_where_it_is(tmp_path: Path) -> None:
     make_plan(tmp_path / "old", runs)
     finish(tmp_path / "old", runs[0], fake_metrics(runs[0]))
     (tmp_path / "old").rename(tmp_path / "new")
-    assert read_overviews(tmp_path / "new")[0].totals["done"] == 1
+    assert read_sweep_statuses(tmp_path / "new")[0].totals["done"] == 1
 
 
 def test_without_slurm_the_own_files_tell_and_it_is_said(tmp_path: Path) -> None:
@@ -303,11 +308,11 @@ def test_without_slurm_the_own_files_tell_and_it_is_said(tmp_path: Path) -> None
         "",
     )  # nothing was submitted: nothing to say
     submit(plan, [list(plan.runs)])
-    (overview,) = read_overviews(tmp_path)
-    assert overview.totals["waiting"] == 1
+    (sweep_status,) = read_sweep_statuses(tmp_path)
+    assert sweep_status.totals["waiting"] == 1
     assert (
         "the queue is not known, this is from the runs' own files alone: there is no SLURM here"
-        in "\n".join(status.render(overview, 120))
+        in "\n".join(status.render(sweep_status, 120))
     )
 
 
@@ -330,11 +335,11 @@ def test_a_slurm_that_does_not_answer_keeps_nobody_waiting(
         sbatch="exit 1",
         squeue=f"echo x >> {tmp_path}/count; exec sleep 30",
     )
-    monkeypatch.setattr(overview_module, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(sweep_status_module, "PATIENCE_S", 0.5)
     began = time.monotonic()
-    assert "squeue did not answer within" in read_overviews(tmp_path)[0].note
+    assert "squeue did not answer within" in read_sweep_statuses(tmp_path)[0].note
     assert (
-        "SLURM did not answer" in read_overviews(tmp_path)[0].note
+        "SLURM did not answer" in read_sweep_statuses(tmp_path)[0].note
     )  # nor is it asked again for a while
     assert time.monotonic() - began < 10
     assert (tmp_path / "count").read_text() == "x\n"
@@ -354,7 +359,7 @@ def test_an_answer_from_before_the_last_sbatch_is_not_used(
     slurm.read_queue()
     submit(plan, [list(plan.runs)], at=time.time())
     for _ in range(2):
-        assert read_overviews(tmp_path)[0].totals["waiting"] == 1
+        assert read_sweep_statuses(tmp_path)[0].totals["waiting"] == 1
     assert (tmp_path / "count").read_text() == "x\nx\n"
 
 

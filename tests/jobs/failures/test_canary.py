@@ -15,7 +15,8 @@ from hvae_hpc.jobs.failures.canary import Watch, canaries_alone, canaries_of
 from hvae_hpc.jobs.sites.site import read_site
 from hvae_hpc.jobs.slurm.client import Queued
 from hvae_hpc.jobs.state.breaker import decided_file
-from hvae_hpc.jobs.state.run_status import Job, Submissions, read_standings
+from hvae_hpc.jobs.state.run_status import read_run_status
+from hvae_hpc.jobs.state.submissions import Job, Submissions
 from hvae_hpc.jobs.submit.prepare import prepare
 from hvae_hpc.jobs.worker import element
 from hvae_hpc.runs.done import read_states
@@ -143,10 +144,10 @@ def test_without_slurm_s_clients_on_nodes_the_rest_ends_where_it_begins(
     rows = (in_queue("tiny-1", (3, 4, 5), "PENDING", job="8"),)
     monkeypatch.setattr("hvae_hpc.jobs.slurm.client.read_queue", lambda **_: queue_of(*rows))
     monkeypatch.setattr("hvae_hpc.jobs.submit.prepare._script", lambda *_: "")
-    standings = read_standings(
+    statuses = read_run_status(
         plan, read_states(plan), Submissions(plan.runs_folder), queue_of(*rows)
     )
-    assert [standing.kind for standing in standings.values()] == ["failed"] * 2 + ["blocked"] * 4
+    assert [status.kind for status in statuses.values()] == ["failed"] * 2 + ["blocked"] * 4
     plan = replace(
         plan, resources={stage: replace(r, partition="gpu") for stage, r in plan.resources.items()}
     )
@@ -288,7 +289,7 @@ def test_what_was_held_and_is_made_here_since_says_so(pairs: tuple[Plan, Path]) 
     say(plan, 4, "failed", job="6_0")  # in an earlier submission
 
     def kinds(*rows: Queued) -> list[str]:
-        found = read_standings(
+        found = read_run_status(
             plan, read_states(plan), Submissions(plan.runs_folder), queue_of(*rows)
         )
         return [found[run_id].kind for run_id in list(plan.runs)[4:]]

@@ -20,7 +20,8 @@ from hvae_hpc.jobs.slurm.client import read_queue
 from hvae_hpc.jobs.slurm.sbatch import sbatch_text
 from hvae_hpc.jobs.state.accounting import explain_lost, known_ends
 from hvae_hpc.jobs.state.element_logs import read_tail
-from hvae_hpc.jobs.state.run_status import Standing, Submissions, comment_of, read_standings
+from hvae_hpc.jobs.state.run_status import RunStatus, read_run_status
+from hvae_hpc.jobs.state.submissions import Submissions, comment_of
 from hvae_hpc.jobs.worker import run as tasks
 from hvae_hpc.jobs.worker.local_pool import run_locally
 from hvae_hpc.runs.done import read_states
@@ -42,11 +43,11 @@ def plan(tmp_path: Path) -> Plan:
     return make_plan(tmp_path)
 
 
-def why(plan: Plan, run_id: str, standing: Standing | None = None) -> list[str]:
+def why(plan: Plan, run_id: str, status: RunStatus | None = None) -> list[str]:
     """Return what ``hvae-hpc why`` says of a run; it is printed too (pytest -rP)."""
     submissions = Submissions(plan.runs_folder)
-    standing = standing or read_standings(plan, read_states(plan), submissions, None)[run_id]
-    lines = list(explain(plan, run_id, standing, submissions, SITE))
+    status = status or read_run_status(plan, read_states(plan), submissions, None)[run_id]
+    lines = list(explain(plan, run_id, status, submissions, SITE))
     print("\n".join(lines))
     assert len(lines) <= 10
     assert max(map(len, lines)) < 400
@@ -251,7 +252,7 @@ KINDS = {
 @pytest.fixture(scope="module")
 def ended(
     harsh_slurm: MiniSlurm, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Plan, dict[str, Standing]]:
+) -> tuple[Plan, dict[str, RunStatus]]:
     """A plan whose runs' elements were each ended in another way, and how the runs stand, in the order of KINDS."""
     slurm, folder = harsh_slurm, tmp_path_factory.mktemp("runs")
     plan = make_up_plan(folder, make_runs(arms=SMALL_ARMS[:1], seeds=len(KINDS), sources=()))
@@ -308,18 +309,18 @@ def ended(
             patch.setenv(name, value)
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         submissions, states = Submissions(plan.runs_folder), read_states(plan)
-        queue, standings = read_queue(not_before=time.time()), dict[str, Standing]()
+        queue, statuses = read_queue(not_before=time.time()), dict[str, RunStatus]()
 
         def all_known() -> bool:  # slurmdbd takes its time
-            standings.update(
+            statuses.update(
                 explain_lost(
-                    read_standings(plan, states, submissions, queue), submissions, thorough=True
+                    read_run_status(plan, states, submissions, queue), submissions, thorough=True
                 )
             )
             return len([end for end in known_ends(submissions).values() if end]) == len(KINDS)
 
         wait_until(all_known, 20)
-    return plan, standings
+    return plan, statuses
 
 
 @pytest.mark.needs_accounting
@@ -356,17 +357,17 @@ def ended(
     ],
 )
 def test_what_slurm_ends(
-    ended: tuple[Plan, dict[str, Standing]], kind: str, failure: str, state: str, retry: str
+    ended: tuple[Plan, dict[str, RunStatus]], kind: str, failure: str, state: str, retry: str
 ) -> None:
-    plan, standings = ended
+    plan, statuses = ended
     run_id = list(plan.runs)[list(KINDS).index(kind)]
-    lines = why(plan, run_id, standings[run_id])
+    lines = why(plan, run_id, statuses[run_id])
     assert lines[1] == f"class:     {failure}"
     assert f"SLURM says {state}" in lines[3]
     assert any(line.startswith(f"retry:     {retry}") for line in lines)
     # Where there is no accounting, the element's log tells the same, unless its node was gone
     # before it could.
-    evidence = gather(plan, run_id, standings[run_id], Submissions(plan.runs_folder), {})
+    evidence = gather(plan, run_id, statuses[run_id], Submissions(plan.runs_folder), {})
     assert classify(evidence) == ("lost" if kind == "node" else failure.partition(",")[0])
     assert evidence.cancelled == (kind == "cancelled")
 
@@ -390,7 +391,7 @@ def test_what_slurm_ends(
 def test_what_stands_in_the_log_of_an_element_that_left_nothing_else(
     line: str, failure: str
 ) -> None:
-    evidence = Evidence(Standing("lost", "12_0", "left the queue without a result"), lines=[line])
+    evidence = Evidence(RunStatus("lost", "12_0", "left the queue without a result"), lines=[line])
     assert classify(evidence) == failure
     assert not evidence.cancelled
 
@@ -404,7 +405,7 @@ def test_the_words_of_earlier_runs_of_an_element_are_not_taken_for_those_of_the_
     (plan.runs_folder / "submissions" / name / "12_0_0_log.out").write_text(
         f"CUDA out of memory\nfailed: train x ({first}), 1.0 s: CUDA out of memory\nslurmstepd: error: bad_alloc\n"
     )
-    evidence = gather(plan, second, Standing("lost", "12_0"), Submissions(plan.runs_folder), {})
+    evidence = gather(plan, second, RunStatus("lost", "12_0"), Submissions(plan.runs_folder), {})
     assert list(evidence.lines) == ["slurmstepd: error: bad_alloc"]
 
 
@@ -414,7 +415,7 @@ def test_a_run_whose_folder_took_no_word_is_known_by_the_element_s_log(plan: Pla
     (plan.runs_folder / "submissions" / name / "12_0_0_log.out").write_text(
         f"failed: train x ({run_id}), 1.0 s: /runs/x: cannot be written (No space left on device)\n"
     )
-    evidence = gather(plan, run_id, Standing("lost", "12_0"), Submissions(plan.runs_folder), {})
+    evidence = gather(plan, run_id, RunStatus("lost", "12_0"), Submissions(plan.runs_folder), {})
     assert classify(evidence) == "disk full or quota"
 
 
@@ -427,14 +428,14 @@ def test_a_local_attempt_after_a_submitted_one_is_told_by_its_own_log(plan: Plan
         {"event": "started", "job_id": ""},
         {"event": "died", "signal": "SIGSEGV", "job_id": ""},
     )
-    standing = read_standings(plan, read_states(plan), Submissions(plan.runs_folder), None)[run_id]
-    evidence = gather(plan, run_id, standing, Submissions(plan.runs_folder), {"12_0": "PREEMPTED"})
+    status = read_run_status(plan, read_states(plan), Submissions(plan.runs_folder), None)[run_id]
+    evidence = gather(plan, run_id, status, Submissions(plan.runs_folder), {"12_0": "PREEMPTED"})
     assert classify(evidence) == "code error"
     assert not evidence.cancelled
 
 
 def test_who_was_told_to_go_by_somebody_is_not_lost_by_chance() -> None:
-    lost, left = Standing("lost", "12_0", "saved and left"), {"event": "left", "at_limit": False}
+    lost, left = RunStatus("lost", "12_0", "saved and left"), {"event": "left", "at_limit": False}
     assert Evidence(lost, began={"at": 0}, ended=left).cancelled
     preempted = Evidence(
         lost,
@@ -448,7 +449,7 @@ def test_who_was_told_to_go_by_somebody_is_not_lost_by_chance() -> None:
 
 def test_a_time_limit_is_known_from_the_element_s_own_word() -> None:
     left = {"event": "left", "at_limit": True, "further": True, "goes_back": False}
-    lost = Standing("lost", "12_0", "saved and left")
+    lost = RunStatus("lost", "12_0", "saved and left")
     assert classify(Evidence(lost, ended=left)) == "time limit with progress"
     assert (
         classify(Evidence(lost, ended={**left, "further": False})) == "time limit without progress"
@@ -467,7 +468,7 @@ def gather_of(
     """Return the evidence of a run of an element whose log has some text."""
     name = submit(plan, elements)
     (plan.runs_folder / "submissions" / name / "12_0_0_log.out").write_text(text)
-    return gather(plan, run_id, Standing(kind, "12_0"), Submissions(plan.runs_folder), {})
+    return gather(plan, run_id, RunStatus(kind, "12_0"), Submissions(plan.runs_folder), {})
 
 
 @pytest.mark.parametrize(

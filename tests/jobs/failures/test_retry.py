@@ -23,7 +23,8 @@ from hvae_hpc.jobs.failures.retry_memory import write_memory as keep
 from hvae_hpc.jobs.sites.site import Site, read_site
 from hvae_hpc.jobs.slurm.client import Cluster, Partition
 from hvae_hpc.jobs.state.accounting import ENDS_FILE
-from hvae_hpc.jobs.state.run_status import Submissions, read_standings
+from hvae_hpc.jobs.state.run_status import read_run_status
+from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.jobs.submit.prepare import prepare
 from hvae_hpc.runs.done import read_states
 from hvae_hpc.runs.folder import read_log, write_json
@@ -65,10 +66,10 @@ def fail(plan: Plan, run_id: str, record: dict[str, object] = NO_MEMORY, host: s
 def choose_once(
     plan: Plan, memory: Memory, most: int = 9, site: Site | None = None, by_hand: bool = False
 ) -> Choice:
-    standings = read_standings(plan, read_states(plan), Submissions(plan.runs_folder), queue_of())
+    statuses = read_run_status(plan, read_states(plan), Submissions(plan.runs_folder), queue_of())
     site = site or read_site(None)
     plan = with_memory(plan, memory, site, CLUSTER)
-    return choose(plan, read_states(plan), standings, memory, most, site, CLUSTER, by_hand=by_hand)
+    return choose(plan, read_states(plan), statuses, memory, most, site, CLUSTER, by_hand=by_hand)
 
 
 def test_a_failure_is_answered_once_and_the_next_one_by_more(plan: Plan) -> None:

@@ -11,14 +11,17 @@ import pytest
 from hvae_hpc.jobs.slurm.client import read_queue
 from hvae_hpc.jobs.state import accounting
 from hvae_hpc.jobs.state.accounting import ENDS_FILE, explain_lost, known_ends
-from hvae_hpc.jobs.state.run_status import Standing, Submissions, read_standings
+from hvae_hpc.jobs.state.run_status import RunStatus, read_run_status
+from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.runs.done import read_states
 from tests.jobs.queues import make_plan, submit
 from tests.minislurm.minislurm import MiniSlurm
 from tests.minislurm.test_minislurm import wait_until
 from tests.results.made_up import SMALL_ARMS, make_runs
 
-LOST = {f"run{i}": Standing("lost", f"12_{i}", "left the queue without a result") for i in range(4)}
+LOST = {
+    f"run{i}": RunStatus("lost", f"12_{i}", "left the queue without a result") for i in range(4)
+}
 SACCT = """12_0|NODE_FAIL|1:0|n1
 12_1|CANCELLED by 1000|0:0|None assigned
 12_2|FAILED|137:0|n[2-3]
@@ -40,9 +43,9 @@ def sacct(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "answer"
 
 
-def reasons(folder: Path, standings: dict[str, Standing] = LOST) -> list[str]:
-    explained = explain_lost(standings, Submissions(folder), patience_s=5.0)
-    return [standing.reason.partition(": ")[2] for standing in explained.values()]
+def reasons(folder: Path, statuses: dict[str, RunStatus] = LOST) -> list[str]:
+    explained = explain_lost(statuses, Submissions(folder), patience_s=5.0)
+    return [status.reason.partition(": ")[2] for status in explained.values()]
 
 
 def calls(folder: Path) -> list[str]:
@@ -64,12 +67,12 @@ def test_the_state_becomes_part_of_the_reason_by_one_call_ever(tmp_path: Path, s
 
 
 def test_nobody_is_asked_about_what_is_not_lost(tmp_path: Path, sacct: Path) -> None:
-    standings = {
-        "a": Standing("failed", "12_0", "own fault"),
-        "b": Standing("lost", "", "its process ended without a result"),
-        "c": Standing("waiting", "12_1", "Priority"),
+    statuses = {
+        "a": RunStatus("failed", "12_0", "own fault"),
+        "b": RunStatus("lost", "", "its process ended without a result"),
+        "c": RunStatus("waiting", "12_1", "Priority"),
     }
-    assert explain_lost(standings, Submissions(tmp_path)) == standings
+    assert explain_lost(statuses, Submissions(tmp_path)) == statuses
     assert calls(tmp_path) == []
 
 
@@ -81,7 +84,7 @@ def test_an_element_that_accounting_does_not_know_is_asked_for_while_it_is_young
     submit(plan, [list(plan.runs)], job="99", at=time.time() - 3600 * hours)
     for _ in range(3):
         assert reasons(
-            tmp_path, {"a": Standing("lost", "99_0", "left the queue without a result")}
+            tmp_path, {"a": RunStatus("lost", "99_0", "left the queue without a result")}
         ) == [""]
     assert len(calls(tmp_path)) == asked
 
@@ -90,10 +93,10 @@ def test_an_element_that_accounting_believes_to_run_is_asked_for_again(
     tmp_path: Path, sacct: Path
 ) -> None:
     sacct.write_text("12_0|RUNNING|0:0|n1\n")
-    standings = {"run0": LOST["run0"]}
-    assert reasons(tmp_path, standings) == [""]
+    statuses = {"run0": LOST["run0"]}
+    assert reasons(tmp_path, statuses) == [""]
     sacct.write_text("12_0|TIMEOUT|0:0|n1\n")
-    assert reasons(tmp_path, standings) == ["TIMEOUT on n1"]
+    assert reasons(tmp_path, statuses) == ["TIMEOUT on n1"]
 
 
 def test_it_is_not_asked_all_the_time(
@@ -140,7 +143,7 @@ def test_what_slurm_remembers_is_kept_of_what_was_asked_for_and_only_where_it_is
         at=time.time() - 9e5,
     )
     explained = explain_lost(LOST, Submissions(tmp_path), patience_s=5.0, thorough=True)
-    assert [standing.reason.partition(": ")[2] for standing in explained.values()] == [
+    assert [status.reason.partition(": ")[2] for status in explained.values()] == [
         "",
         "OUT_OF_MEMORY",
         "",
@@ -151,7 +154,7 @@ def test_what_slurm_remembers_is_kept_of_what_was_asked_for_and_only_where_it_is
 
 def lose_one(
     slurm: MiniSlurm, folder: Path, monkeypatch: pytest.MonkeyPatch, *, thorough: bool = False
-) -> Standing:
+) -> RunStatus:
     """Submit two elements, end one that runs from outside, and return how its run stands."""
     for name, value in slurm.environment().items():
         monkeypatch.setenv(name, value)
@@ -167,30 +170,30 @@ def lose_one(
     )
     slurm.client("scancel", f"{job}_1")
     wait_until(lambda: slurm.client("squeue", "-h", "-j", f"{job}_1").strip() == "")
-    submissions, standings = Submissions(folder), {}
+    submissions, statuses = Submissions(folder), {}
     queue = read_queue(not_before=time.time())
     try:
         for _ in range(20):  # slurmdbd takes its time
-            standings = read_standings(plan, read_states(plan), submissions, queue)
-            standings = explain_lost(standings, submissions, thorough=thorough)
-            if ":" in standings[second].reason or not slurm.config.accounting:
+            statuses = read_run_status(plan, read_states(plan), submissions, queue)
+            statuses = explain_lost(statuses, submissions, thorough=thorough)
+            if ":" in statuses[second].reason or not slurm.config.accounting:
                 break
             time.sleep(0.5)
     finally:
         slurm.client("scancel", job)
         wait_until(lambda: set(slurm.status().values()) == {"idle"})
-    assert standings[first].kind in ("waiting", "running")
-    return standings[second]
+    assert statuses[first].kind in ("waiting", "running")
+    return statuses[second]
 
 
 @pytest.mark.needs_accounting
 def test_a_real_accounting_says_who_cancelled(
     strict_slurm: MiniSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    standing = lose_one(strict_slurm, tmp_path, monkeypatch)
-    assert standing.kind == "lost"
+    status = lose_one(strict_slurm, tmp_path, monkeypatch)
+    assert status.kind == "lost"
     said = re.fullmatch(
-        r"left the queue without a result: CANCELLED by (\d+) on n[1-4]", standing.reason
+        r"left the queue without a result: CANCELLED by (\d+) on n[1-4]", status.reason
     )
     assert said
     assert int(said[1]) == os.geteuid()
@@ -199,12 +202,12 @@ def test_a_real_accounting_says_who_cancelled(
 def test_a_real_slurm_without_accounting_is_not_an_error(
     minislurm: MiniSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    standing = lose_one(minislurm, tmp_path, monkeypatch)
-    assert standing[0::2] == ("lost", "left the queue without a result")
+    status = lose_one(minislurm, tmp_path, monkeypatch)
+    assert status[0::2] == ("lost", "left the queue without a result")
 
 
 def test_who_tries_again_without_accounting_asks_what_slurm_remembers(
     minislurm: MiniSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    standing = lose_one(minislurm, tmp_path, monkeypatch, thorough=True)
-    assert standing.reason == "left the queue without a result: CANCELLED"
+    status = lose_one(minislurm, tmp_path, monkeypatch, thorough=True)
+    assert status.reason == "left the queue without a result: CANCELLED"

@@ -8,13 +8,8 @@ from pathlib import Path
 import pytest
 
 from hvae_hpc.config.arms import ArmConfig
-from hvae_hpc.jobs.state.run_status import (
-    Standing,
-    Submissions,
-    comment_of,
-    parse_comment,
-    read_standings,
-)
+from hvae_hpc.jobs.state.run_status import RunStatus, read_run_status
+from hvae_hpc.jobs.state.submissions import Submissions, comment_of, parse_comment
 from hvae_hpc.runs.done import read_states
 from hvae_hpc.runs.lease import locked
 from hvae_hpc.runs.plan import Plan
@@ -36,8 +31,8 @@ def plan(tmp_path: Path, runs: list[Run]) -> Plan:
     return make_plan(tmp_path, runs)
 
 
-def stand(plan: Plan, queue: Queue | None = None) -> dict[str, Standing]:
-    return read_standings(plan, read_states(plan), Submissions(plan.runs_folder), queue)
+def stand(plan: Plan, queue: Queue | None = None) -> dict[str, RunStatus]:
+    return read_run_status(plan, read_states(plan), Submissions(plan.runs_folder), queue)
 
 
 def ids(plan: Plan, stage: str) -> list[str]:
@@ -48,17 +43,17 @@ def test_what_was_never_submitted_is_open_and_what_has_a_result_is_done(
     plan: Plan, runs: list[Run]
 ) -> None:
     finish(plan.runs_folder, runs[0], fake_metrics(runs[0]))
-    standings = stand(plan)
-    assert standings[runs[0].run_id] == Standing("done")
-    assert {standings[run.run_id] for run in runs[1:]} == {Standing("open")}
+    statuses = stand(plan)
+    assert statuses[runs[0].run_id] == RunStatus("done")
+    assert {statuses[run.run_id] for run in runs[1:]} == {RunStatus("open")}
 
 
 def test_the_queue_says_what_waits_and_why(plan: Plan) -> None:
     first, second = ids(plan, "segment")[:2]
     name = submit(plan, [[first], [second]])
-    assert stand(plan, queue_of(in_queue(name, [0, 1], "PENDING", "Priority")))[second] == Standing(
-        "waiting", "12_1", "Priority"
-    )
+    assert stand(plan, queue_of(in_queue(name, [0, 1], "PENDING", "Priority")))[
+        second
+    ] == RunStatus("waiting", "12_1", "Priority")
 
 
 def test_of_an_element_that_runs_only_the_run_at_its_turn_is_running(plan: Plan) -> None:
@@ -76,10 +71,10 @@ def test_of_an_element_that_runs_only_the_run_at_its_turn_is_running(plan: Plan)
         {"event": "started", "job_id": "12_0", "time": -1e6},
         {"images_seen": 32, "time": -1e6},
     )
-    standings = stand(plan, queue_of(in_queue(name, [0], "RUNNING")))
-    assert standings[first] == Standing("failed", "12_0", "bad luck")
-    assert standings[second] == Standing("running", "12_0")  # however long it has been silent
-    assert standings[third] == Standing("waiting", "12_0", "their turn in the element")
+    statuses = stand(plan, queue_of(in_queue(name, [0], "RUNNING")))
+    assert statuses[first] == RunStatus("failed", "12_0", "bad luck")
+    assert statuses[second] == RunStatus("running", "12_0")  # however long it has been silent
+    assert statuses[third] == RunStatus("waiting", "12_0", "their turn in the element")
 
 
 def test_a_run_that_failed_before_and_is_queued_again_waits(plan: Plan) -> None:
@@ -92,7 +87,7 @@ def test_a_run_that_failed_before_and_is_queued_again_waits(plan: Plan) -> None:
     )
     name = submit(plan, [[run_id]])
     assert stand(plan, queue_of(in_queue(name, [0], "RUNNING")))[run_id].kind == "waiting"
-    assert stand(plan, queue_of())[run_id] == Standing("failed", "12_0", "bad luck")
+    assert stand(plan, queue_of())[run_id] == RunStatus("failed", "12_0", "bad luck")
 
 
 def test_what_left_the_queue_without_a_word_is_lost(plan: Plan) -> None:
@@ -103,10 +98,10 @@ def test_what_left_the_queue_without_a_word_is_lost(plan: Plan) -> None:
         plan, second, {"event": "started", "job_id": "12_1"}, {"event": "stopped", "job_id": "12_1"}
     )
     log(plan, third, {"event": "started", "time": -1e6, "job_id": ""})
-    standings = stand(plan, queue_of())
-    assert standings[first] == Standing("lost", "12_0", "left the queue without a result")
-    assert standings[second] == Standing("lost", "12_1", "saved and left")
-    assert standings[third] == Standing("lost", "", "its process ended without a result")
+    statuses = stand(plan, queue_of())
+    assert statuses[first] == RunStatus("lost", "12_0", "left the queue without a result")
+    assert statuses[second] == RunStatus("lost", "12_1", "saved and left")
+    assert statuses[third] == RunStatus("lost", "", "its process ended without a result")
 
 
 @pytest.mark.parametrize("event", ["failed", "blocked"])
@@ -123,7 +118,7 @@ def test_what_a_run_came_to_before_is_no_word_of_the_element_that_had_it_since(
     )
     assert stand(plan, queue_of())[run_id].kind == ("failed" if event == "failed" else "open")
     submit(plan, [[run_id]], job="40")
-    assert stand(plan, queue_of())[run_id] == Standing(
+    assert stand(plan, queue_of())[run_id] == RunStatus(
         "lost", "40_0", "left the queue without a result"
     )
 
@@ -146,11 +141,11 @@ def test_what_needs_a_failed_run_is_blocked_and_names_it_however_far_away(plan: 
         ids(plan, "quality"),
     )
     log(plan, train, {"event": "failed", "reason": "loss became nan"})
-    standings = stand(plan)
-    assert standings[train] == Standing("failed", "", "loss became nan")
+    statuses = stand(plan)
+    assert statuses[train] == RunStatus("failed", "", "loss became nan")
     reason = f"needs train brats2021-vae-s0 ({train}), failed"
-    assert standings[generate] == standings[quality] == Standing("blocked", "", reason)
-    assert [standings[run_id].kind for run_id in ids(plan, "segment")] == ["open"] * 2 + [
+    assert statuses[generate] == statuses[quality] == RunStatus("blocked", "", reason)
+    assert [statuses[run_id].kind for run_id in ids(plan, "segment")] == ["open"] * 2 + [
         "blocked"
     ] * 2
 
@@ -159,7 +154,7 @@ def test_what_was_blocked_by_something_that_is_no_longer_so_is_open(plan: Plan) 
     (generate,) = ids(plan, "generate")
     submit(plan, [[generate]])
     log(plan, generate, {"event": "blocked", "reason": "needs train", "job_id": "12_0"})
-    assert stand(plan, queue_of())[generate] == Standing("open", "12_0", "needs train")
+    assert stand(plan, queue_of())[generate] == RunStatus("open", "12_0", "needs train")
 
 
 def test_a_result_from_another_making_of_the_parent_is_open_with_that_reason(
@@ -169,9 +164,9 @@ def test_a_result_from_another_making_of_the_parent_is_open_with_that_reason(
         finish(plan.runs_folder, run, fake_metrics(run))
         log(plan, run.run_id, {"event": "started", "job_id": "12_0"})
     finish(plan.runs_folder, runs[0], {"loss": 2.0})
-    standings = stand(plan, queue_of())
-    assert standings[runs[0].run_id] == Standing("done")
-    assert standings[runs[1].run_id] == Standing(
+    statuses = stand(plan, queue_of())
+    assert statuses[runs[0].run_id] == RunStatus("done")
+    assert statuses[runs[1].run_id] == RunStatus(
         "open", "12_0", "what it was made from was made anew, or is gone"
     )
 
@@ -186,8 +181,8 @@ def test_without_a_queue_what_was_submitted_is_not_called_lost(plan: Plan) -> No
         {"event": "started", "job_id": "12_2"},
         {"event": "failed", "reason": "bad luck"},
     )
-    standings = stand(plan, None)
-    assert [standings[run_id].kind for run_id in (first, second, third)] == [
+    statuses = stand(plan, None)
+    assert [statuses[run_id].kind for run_id in (first, second, third)] == [
         "running",
         "waiting",
         "failed",
@@ -200,7 +195,7 @@ def test_a_local_run_is_at_work_while_its_process_holds_it_or_its_log_is_fresh(p
     assert stand(plan)[run_id].kind == "lost"
     with locked(plan.folder(run_id)) as mine:
         assert mine
-        assert stand(plan)[run_id] == Standing("running", "", "local")
+        assert stand(plan)[run_id] == RunStatus("running", "", "local")
     assert stand(plan)[run_id].kind == "lost"
     log(plan, run_id, {"images_seen": 1600, "time": -10.0})
     assert stand(plan)[run_id].kind == "running"
@@ -214,7 +209,7 @@ def test_the_start_of_an_attempt_is_found_behind_thousands_of_records(plan: Plan
         file.writelines(
             json.dumps({"time": time.time(), "images_seen": 32 * i}) + "\n" for i in range(2000)
         )
-    assert stand(plan, queue_of(in_queue(name, [0], "SUSPENDED")))[run_id] == Standing(
+    assert stand(plan, queue_of(in_queue(name, [0], "SUSPENDED")))[run_id] == RunStatus(
         "running", "12_0", "suspended"
     )
 

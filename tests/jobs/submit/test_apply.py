@@ -16,7 +16,7 @@ import pytest
 
 from hvae_hpc.jobs.sites.site import read_site
 from hvae_hpc.jobs.slurm.client import parse_places
-from hvae_hpc.jobs.state.run_status import SUBMISSIONS, Job, Submissions, submitting
+from hvae_hpc.jobs.state.submissions import SUBMISSIONS, Job, Submissions, submitting
 from hvae_hpc.jobs.submit.apply import Application
 from hvae_hpc.jobs.submit.prepare import Prepared
 from hvae_hpc.jobs.sweeps import expand
@@ -76,7 +76,7 @@ def test_who_lost_the_right_to_submit_asks_slurm_for_nothing(
 ) -> None:
     array = Array(name="tiny", stage="segment", elements=(("0" * 12,),))
     plan = replace(plan_of(make_project(tmp_path, 1)), arrays=(array,))
-    prepared = Prepared(plan=plan, name="tiny-0", standings={}, room=None)
+    prepared = Prepared(plan=plan, name="tiny-0", statuses={}, room=None)
     asked: list[object] = []
     monkeypatch.setattr(
         "hvae_hpc.jobs.slurm.client.ask_once", lambda command, **_: asked.append(command) or "7"

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hvae_hpc.config.stages import CONFIGS
-from hvae_hpc.jobs.failures.classify import ENDINGS
 from hvae_hpc.jobs.state.accounting import known_ends
 from hvae_hpc.jobs.state.run_log import checkpoint_at
-from hvae_hpc.jobs.state.run_status import UNASKED, Standing, Submissions, is_heard_of
-from hvae_hpc.jobs.submit.bundles import minutes_for
-from hvae_hpc.jobs.sweeps.costs import HEADROOM
+from hvae_hpc.jobs.state.run_status import UNASKED, RunStatus, is_heard_of
+from hvae_hpc.jobs.state.submissions import Submissions
+from hvae_hpc.jobs.sweeps.costs import HEADROOM, minutes_for
 from hvae_hpc.runs.done import State, look_at
 from hvae_hpc.runs.folder import read_log
 from hvae_hpc.runs.lease import LEASE
@@ -25,7 +24,7 @@ from hvae_hpc.runs.plan import Plan
 
 OUTCOMES = ("useful", "preempted", "time limit", "failed", "cancelled", "interrupted", "at work")
 """What came of device time; "preempted" is also a node that was lost, "interrupted" what nobody gave a reason for."""
-ENDED = (*ENDINGS, "again")
+ENDED = ("failed", "died", "stopped", "left", "again")
 """What a log says of an attempt's end; "again" where it failed beside others."""
 ELEMENTS = 5  # that must be done before anything is said of what others need
 WORTH_IT = 0.8  # share of what was asked for, up to which asking for less is advised
@@ -55,13 +54,13 @@ class Spending(NamedTuple):
 def read_spending(
     plan: Plan,
     states: Mapping[str, State],
-    standings: Mapping[str, Standing],
+    statuses: Mapping[str, RunStatus],
     submissions: Submissions,
 ) -> list[Spending]:
     """Return what each stage of a sweep took so far; stages without any time are left out."""
     ends, hours = known_ends(submissions), dict[str, dict[str, float]]()
-    standings, units, submitted = (
-        silent_as_lost(plan, standings),
+    statuses, units, submitted = (
+        silent_as_lost(plan, statuses),
         _units(plan, states),
         submissions.elements(),
     )
@@ -75,7 +74,7 @@ def read_spending(
         )  # here, nothing was set aside
         devices = float(needs.nodes * needs.gpus if units[run.stage] == "gpu" else cores)
         of_stage = hours.setdefault(run.stage, dict.fromkeys(OUTCOMES, 0.0))
-        for outcome, seconds in _of_run(plan, run_id, state, standings[run_id], ends):
+        for outcome, seconds in _of_run(plan, run_id, state, statuses[run_id], ends):
             of_stage[outcome] += devices * seconds / 3600
         if state.energy_j is not None:
             energy[run.stage] = energy.get(run.stage, 0.0) + state.energy_j / 3.6e6
@@ -104,26 +103,26 @@ def _units(plan: Plan, states: Mapping[str, State]) -> dict[str, str]:
     }
 
 
-def silent_as_lost(plan: Plan, standings: Mapping[str, Standing]) -> dict[str, Standing]:
+def silent_as_lost(plan: Plan, statuses: Mapping[str, RunStatus]) -> dict[str, RunStatus]:
     """Call lost what runs for all that SLURM was asked, and gives no sign of life: to look back, not to submit."""
     lost = {
-        run_id: Standing("lost", standing.element, f"ended without a result, {UNASKED}")
-        for run_id, standing in standings.items()
-        if standing.kind == "running"
-        and standing.reason == UNASKED
+        run_id: RunStatus("lost", status.element, f"ended without a result, {UNASKED}")
+        for run_id, status in statuses.items()
+        if status.kind == "running"
+        and status.reason == UNASKED
         and not is_heard_of(plan.folder(run_id))
     }
-    return {**standings, **lost}
+    return {**statuses, **lost}
 
 
 def _of_run(
-    plan: Plan, run_id: str, state: State, standing: Standing, ends: Mapping[str, str]
+    plan: Plan, run_id: str, state: State, status: RunStatus, ends: Mapping[str, str]
 ) -> Iterator[tuple[str, float]]:
     """Yield outcome and seconds of parts of a run's attempts."""
     if state.done:
         yield "useful", state.wall_s
     if state.attempt == 1 or (
-        standing.kind in ("open", "waiting", "blocked") and not plan.folder(run_id).is_dir()
+        status.kind in ("open", "waiting", "blocked") and not plan.folder(run_id).is_dir()
     ):
         return
     folder = plan.folder(run_id)
@@ -131,7 +130,7 @@ def _of_run(
         record for record in read_log(folder) if record.get("event") != "blocked"
     ]  # which ends no attempt
     # Nothing goes on from what a failed run saved, until it does.
-    saved = {"at": 0 if standing.kind == "failed" else checkpoint_at(folder)}
+    saved = {"at": 0 if status.kind == "failed" else checkpoint_at(folder)}
     starts = [number for number, record in enumerate(log) if record.get("event") == "started"]
     for begin, end in zip(starts, [*starts, None][1:], strict=True):
         attempt, following = log[begin:end], log[end] if end else saved
@@ -143,7 +142,7 @@ def _of_run(
         if end is None and attempt[-1].get("event") not in ENDED:
             last = max(last, _touched_at(folder))
         seconds = max(0.0, last - began) / side_by_side
-        if end is None and standing.kind == "running":
+        if end is None and status.kind == "running":
             yield "at work", seconds
             return
         seen = max(

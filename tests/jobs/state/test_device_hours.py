@@ -11,9 +11,10 @@ import pytest
 
 from hvae_hpc.config.stages import CONFIGS
 from hvae_hpc.jobs.commands import status
-from hvae_hpc.jobs.commands.device_hours import Spending, read_spending
 from hvae_hpc.jobs.slurm.client import Queue
-from hvae_hpc.jobs.state.run_status import Submissions, read_standings
+from hvae_hpc.jobs.state.device_hours import Spending, read_spending
+from hvae_hpc.jobs.state.run_status import read_run_status
+from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.results.collect import collect
 from hvae_hpc.results.report import _cost_table
 from hvae_hpc.results.tables.device_hours import build_spent
@@ -38,9 +39,9 @@ def spend(
     plan: Plan, states: dict[str, State] | None = None, queue: Queue | None = NOTHING
 ) -> dict[str, Spending]:
     submissions, states = Submissions(plan.runs_folder), states or read_states(plan)
-    standings = read_standings(plan, states, submissions, queue)
+    statuses = read_run_status(plan, states, submissions, queue)
     return {
-        spending.stage: spending for spending in read_spending(plan, states, standings, submissions)
+        spending.stage: spending for spending in read_spending(plan, states, statuses, submissions)
     }
 
 

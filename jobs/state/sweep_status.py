@@ -1,4 +1,4 @@
-"""What is known of how sweeps stand: every run's standing, how far those are that run, and what is left to do.
+"""What is known of how sweeps stand: every run's status, how far those are that run, and what is left to do.
 
 The runs' own files say what is done, running or failed; the user's queue, asked at most once a
 minute by all processes together, what waits. How far a run is, is read from the logs of those alone
@@ -18,7 +18,8 @@ from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.sites.site import read_site
 from hvae_hpc.jobs.slurm import client as slurm
 from hvae_hpc.jobs.state.accounting import explain_lost
-from hvae_hpc.jobs.state.run_status import KINDS, Standing, Submissions, read_standings
+from hvae_hpc.jobs.state.run_status import KINDS, RunStatus, read_run_status
+from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.jobs.sweeps.costs import Seconds, expected_seconds
 from hvae_hpc.runs.done import read_states
 from hvae_hpc.runs.folder import read_log
@@ -45,24 +46,24 @@ class Progress(NamedTuple):
     seconds: float | None = None
 
 
-class Overview(NamedTuple):
+class SweepStatus(NamedTuple):
     """All that is known of how a sweep stands.
 
-    ``totals`` are the numbers of ``runs``, of each kind of standing, of ``gpu_hours_left`` and
+    ``totals`` are the numbers of ``runs``, of each kind of status, of ``gpu_hours_left`` and
     ``cpu_hours_left``, and ``measured``, the share of the runs left of whose kind a finished run
     told how long it takes. ``asked_at`` is when SLURM gave its queue, seconds since 1970; where it
     was not asked, ``note`` says why, if it ought to have been.
     """
 
     plan: Plan
-    standings: Mapping[str, Standing]
+    statuses: Mapping[str, RunStatus]
     progress: Mapping[str, Progress]
     totals: Mapping[str, float]
     asked_at: float | None = None
     note: str = ""
 
 
-def read_overviews(runs_folder: Path, sweep: str | None = None) -> list[Overview]:
+def read_sweep_statuses(runs_folder: Path, sweep: str | None = None) -> list[SweepStatus]:
     """Return how the sweeps of a runs folder stand, or the one that is named.
 
     Raises:
@@ -72,7 +73,7 @@ def read_overviews(runs_folder: Path, sweep: str | None = None) -> list[Overview
     submissions = Submissions(runs_folder)
     # The queue first: what ends after that has left its result, and is not taken for lost.
     queue, note = read_our_queue(submissions)
-    return [make_overview(plan, submissions, queue, note) for plan in plans]
+    return [make_sweep_status(plan, submissions, queue, note) for plan in plans]
 
 
 def read_plans(runs_folder: Path, sweep: str | None = None) -> list[Plan]:
@@ -103,9 +104,9 @@ def read_our_queue(submissions: Submissions) -> tuple[slurm.Queue | None, str]:
         return None, str(error)
 
 
-def make_overview(
+def make_sweep_status(
     plan: Plan, submissions: Submissions, queue: slurm.Queue | None, note: str = ""
-) -> Overview:
+) -> SweepStatus:
     """Put together how a sweep stands.
 
     Args:
@@ -115,18 +116,18 @@ def make_overview(
         note: why not.
     """
     states = read_states(plan)
-    standings = read_standings(plan, states, submissions, queue)
+    statuses = read_run_status(plan, states, submissions, queue)
     if queue:
-        standings = explain_lost(standings, submissions, PATIENCE_S)
-    left = [run_id for run_id, standing in standings.items() if standing.kind != "done"]
+        statuses = explain_lost(statuses, submissions, PATIENCE_S)
+    left = [run_id for run_id, status in statuses.items() if status.kind != "done"]
     seconds = expected_seconds(plan, states, left)
     progress = {
         run_id: read_progress(plan.runs[run_id], plan.folder(run_id), seconds[run_id])
         for run_id in left
-        if standings[run_id].kind == "running"
+        if statuses[run_id].kind == "running"
     }
-    kinds = Counter(standing.kind for standing in standings.values())
-    totals: dict[str, float] = {"runs": len(standings), **{kind: kinds[kind] for kind in KINDS}}
+    kinds = Counter(status.kind for status in statuses.values())
+    totals: dict[str, float] = {"runs": len(statuses), **{kind: kinds[kind] for kind in KINDS}}
     totals["measured"] = sum(seconds[run_id].high is not None for run_id in left) / max(
         1, len(left)
     )
@@ -137,7 +138,7 @@ def make_overview(
         hours = seconds[run_id].expected * (1 - (made or 0.0)) / 3600
         totals["gpu_hours_left"] += hours * needs.nodes * needs.gpus
         totals["cpu_hours_left"] += hours * needs.tasks * needs.cpus
-    return Overview(plan, standings, progress, totals, queue.asked_at if queue else None, note)
+    return SweepStatus(plan, statuses, progress, totals, queue.asked_at if queue else None, note)
 
 
 def read_progress(run: Run, folder: Path, expected: Seconds) -> Progress:
@@ -175,20 +176,20 @@ def read_progress(run: Run, folder: Path, expected: Seconds) -> Progress:
     )
 
 
-def to_plain(overviews: Sequence[Overview], classes: Mapping[str, str]) -> dict[str, Any]:
+def to_plain(sweeps: Sequence[SweepStatus], classes: Mapping[str, str]) -> dict[str, Any]:
     """Return everything as plain data with stable names; classes are those of the failures, by run id."""
-    sweeps = []
-    for plan, standings, progress, totals, *_ in overviews:
+    plain = []
+    for plan, statuses, progress, totals, *_ in sweeps:
         runs = [
             {"run_id": run_id, "stage": plan.runs[run_id].stage, "label": plan.runs[run_id].label}
             | {
-                **standing._asdict(),
+                **status._asdict(),
                 **progress.get(run_id, Progress())._asdict(),
                 "failure": classes.get(run_id, ""),
             }
-            for run_id, standing in standings.items()
+            for run_id, status in statuses.items()
         ]
-        sweeps.append(
+        plain.append(
             {
                 "sweep": plan.sweep,
                 "runs_folder": str(plan.runs_folder),
@@ -198,7 +199,7 @@ def to_plain(overviews: Sequence[Overview], classes: Mapping[str, str]) -> dict[
         )
     asked = {
         "time": time.time(),
-        "queue_asked_at": overviews[0].asked_at,
-        "note": overviews[0].note,
+        "queue_asked_at": sweeps[0].asked_at,
+        "note": sweeps[0].note,
     }
-    return {"schema": SCHEMA, **asked, "sweeps": sweeps}
+    return {"schema": SCHEMA, **asked, "sweeps": plain}
