@@ -1,25 +1,37 @@
-# make demo: the whole path on made-up cases.  make test: all tests.  Both set up ./.venv by themselves.
+# make demo: the whole path on made-up cases.     make test: all tests.     Both set up ./.venv by themselves.
+# make check: lint, and the tests that need no SLURM, no compiler and no browser.
+# make drill: faults on purpose, at length.        make slurm: a private SLURM of four nodes on this machine.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint slurm
+.PHONY: demo test check lint drill slurm slurm-packages
 
 demo: $(VENV)/ready
 	$(RUN) -m hvae_hpc.sweep demo --local
 
-test: $(VENV)/ready slurm
+test: $(VENV)/ready slurm-packages
 	$(RUN) -m pytest -n 3
+
+check: lint
+	$(RUN) -m pytest -n 2 -m "not slow"
 
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-# INSTALL_SLURM=1 installs the Debian packages that the tests on a real SLURM need, and starts no service.
-slurm:
+drill: $(VENV)/ready
+	$(RUN) -m tests.drill
+
+slurm: $(VENV)/ready
+	$(RUN) -m tests.minislurm up
+
+# INSTALL_SLURM=1 installs the Debian packages for the tests on a real SLURM and in a real browser. It starts no service.
+slurm-packages:
 	@if [ -n "$(INSTALL_SLURM)" ]; then bash .ci/install_slurm.sh; \
-	elif ! command -v sbatch >/dev/null; then echo "no SLURM here: its tests are skipped; make test INSTALL_SLURM=1 installs it"; fi
+	elif ! command -v sbatch >/dev/null; then \
+	echo "no SLURM here: its tests are skipped; make test INSTALL_SLURM=1 installs it"; fi
 
 $(VENV)/ready: setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -1,10 +1,11 @@
 """A private SLURM of several nodes on one machine, for the tests and for trying a sweep.
 
-In goes a folder and the number of nodes; out comes an environment in which sbatch, squeue, scontrol
-and sacct reach this SLURM and no other. Everything lies in that folder, which SLURM knows by a
-short link in /tmp: sockets allow 107 characters and slurm.conf no blanks. Nothing needs root; only
-slurmdbd listens beyond loopback. Daemons and steps carry a mark in their environment, jobs the
-cluster's name: so stop() finds them all and nobody else's.
+In goes a folder and the number of nodes. Out comes an environment in which sbatch, squeue, scontrol
+and sacct reach this SLURM and no other. Everything lies in that folder, which only its owner may
+enter (mode 0700): so nobody else reaches the sockets of munge and MariaDB. SLURM knows the folder by
+a short link in /tmp, since sockets allow 107 characters and slurm.conf no blanks. Nothing needs
+root. Only slurmdbd listens beyond loopback. Daemons and steps carry a mark in their environment and
+jobs the cluster's name; by these stop() finds them all, and nobody else's.
 """
 
 import argparse
@@ -29,6 +30,8 @@ from hvae_hpc.jobs.slurm.client import clean_environment
 from hvae_hpc.runs.folder import write_json
 
 RECORD = "minislurm.json"
+CLUSTER = re.compile(r"minislurm-[0-9a-f]{8}")
+NODE = re.compile(r"n[0-9]{1,4}")
 MARK = "HVAE_MINISLURM"
 SYSTEM_PATH = ":/usr/local/sbin:/usr/sbin:/sbin"  # where Debian has the daemons, off a user's PATH
 PROGRAMS = [
@@ -65,14 +68,16 @@ PartitionName=urgent Nodes=ALL PriorityTier=10
 """
 SLURMDBD_OPTIONS = """
 AuthInfo=socket={link}/run/munge.socket SlurmUser={user} PidFile={link}/run/slurmdbd.pid DbdHost=localhost
-DbdPort={ports[slurmdbd]} StorageType=accounting_storage/mysql StorageUser=root StorageLoc=slurm
+DbdPort={ports[slurmdbd]} StorageType=accounting_storage/mysql StorageUser={user} StorageLoc=slurm
 """
 DATABASE = "--no-defaults --user={user} --datadir={link}/database --innodb-log-file-size=16M"
 COMMANDS = {
     # --force, since a folder that a group may write is good enough for this key
     "munged": "munged --foreground --force --key-file={link}/etc/munge.key --socket={link}/run/munge.socket "
     "--pid-file={link}/run/munged.pid --seed-file={link}/run/munged.seed",
-    "database": f"mariadb-install-db {DATABASE} --skip-test-db --auth-root-authentication-method=normal",
+    # Only the system's user of the same name gets in: there is no account with an empty password.
+    "database": f"mariadb-install-db {DATABASE} --skip-test-db "
+    "--auth-root-authentication-method=socket --auth-root-socket-user={user}",
     "mariadbd": f"mariadbd {DATABASE} --socket={{link}}/run/mariadb.socket --skip-networking",
 }
 
@@ -151,7 +156,8 @@ class MiniSlurm:
         if (self.folder / RECORD).exists():
             record = self._record()
             _end(lambda: _processes(record["cluster"]), grace_s)
-            Path(record["link"]).unlink(missing_ok=True)
+            if Path(record["link"]).is_symlink():
+                Path(record["link"]).unlink(missing_ok=True)
 
     def environment(self) -> dict[str, str]:
         """Return this process's environment, so changed that SLURM's clients reach this SLURM only."""
@@ -195,15 +201,44 @@ class MiniSlurm:
 
     def _record(self, node: str | None = None) -> dict[str, Any]:
         if not (self.folder / RECORD).exists():
-            raise UserError(f"{self.folder}: no minislurm here; `hvae-hpc minislurm up` starts one")
-        record: dict[str, Any] = json.loads((self.folder / RECORD).read_text())
+            raise UserError(
+                f"{self.folder}: no minislurm here; `python -m tests.minislurm up` starts one"
+            )
+        record = self._check_record(json.loads((self.folder / RECORD).read_text()))
         if node is not None and node not in record["nodes"]:
             raise UserError(
                 f"{self.folder}: no node {node}, expected one of {', '.join(record['nodes'])}"
             )
         return record
 
+    def _check_record(self, record: Any) -> dict[str, Any]:
+        """Return the folder's record if stop() may act on it: it names processes to end and a link.
+
+        Raises:
+            UserError: the folder is another user's, or its record is not one that start() wrote.
+        """
+        if self.folder.stat().st_uid != os.geteuid():
+            raise UserError(f"{self.folder}: belongs to another user; give a folder of your own")
+        good = (
+            isinstance(record, dict)
+            and CLUSTER.fullmatch(str(record.get("cluster")))
+            and record.get("link") == f"/tmp/{record['cluster']}"
+            and record.get("user") == pwd.getpwuid(os.geteuid()).pw_name
+            and isinstance(record.get("nodes"), list)
+            and all(NODE.fullmatch(str(node)) for node in record["nodes"])
+        )
+        if not good:
+            raise UserError(
+                f"{self.folder}/{RECORD}: not a record of a minislurm of yours; give another folder"
+            )
+        return dict(record)
+
     def _claim_folder(self) -> None:
+        """Make the folder ours alone; refuse one that is in use or holds anything else."""
+        if self.folder.is_symlink():
+            raise UserError(f"{self.folder}: is a link; give the folder itself")
+        if self.folder.exists() and self.folder.stat().st_uid != os.geteuid():
+            raise UserError(f"{self.folder}: belongs to another user; give a folder of your own")
         if (self.folder / RECORD).exists():
             if running := _processes(self._record()["cluster"]):
                 raise UserError(
@@ -212,6 +247,8 @@ class MiniSlurm:
             self.stop()  # takes away the link that a crash may have left
         elif self.folder.exists() and any(path.suffix != ".tmp" for path in self.folder.iterdir()):
             raise UserError(f"{self.folder}: not empty and not a minislurm's; give another folder")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o700)
 
     def _write_files(self) -> dict[str, Any]:
         config, cluster = self.config, f"minislurm-{secrets.token_hex(4)}"
@@ -343,7 +380,7 @@ def _end(find: Callable[[], Iterable[int]], grace_s: float) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Start, stop or show a private SLURM of several nodes on this machine."""
-    parser = argparse.ArgumentParser(prog="hvae-hpc minislurm", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.minislurm", description=main.__doc__)
     parser.add_argument("action", choices=("up", "down", "status"))
     parser.add_argument(
         "--folder", type=Path, default=Path("~/.cache/hvae_hpc/minislurm"), help="its place"
@@ -366,6 +403,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(slurm.client("sinfo"), end="")
     else:
         raise UserError(
-            f"{slurm.folder}: no minislurm runs here; `hvae-hpc minislurm up` starts one"
+            f"{slurm.folder}: no minislurm runs here; `python -m tests.minislurm up` starts one"
         )
     return 0

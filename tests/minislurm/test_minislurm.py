@@ -1,5 +1,7 @@
 """Real SLURM daemons, started and ended by the tests: skipped, with the reason, where there are none."""
 
+import getpass
+import json
 import os
 import re
 import shutil
@@ -245,13 +247,73 @@ def test_user_faults_are_one_clear_line(tmp_path: Path, monkeypatch: pytest.Monk
     assert not folder.exists()
 
 
+def write_record(folder: Path, **changes: object) -> None:
+    record = {
+        "cluster": "minislurm-0123abcd",
+        "link": "/tmp/minislurm-0123abcd",
+        "user": getpass.getuser(),
+        "nodes": ["n1"],
+        "ports": {},
+    }
+    (folder / module.RECORD).write_text(json.dumps(record | changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"cluster": r"none:x\0|\0VICTIM=(yes)\0"},
+        {"link": "{home}/thesis.tex"},
+        {"cluster": "minislurm-0123abcd/../x", "link": "/tmp/minislurm-0123abcd/../x"},
+        {"nodes": ["n1; rm"]},
+        {"user": "somebody-else"},
+    ],
+)
+def test_a_record_that_another_wrote_ends_no_process_and_removes_no_file(
+    tmp_path: Path, changes: dict[str, object]
+) -> None:
+    thesis, folder = tmp_path / "thesis.tex", tmp_path / "received"
+    thesis.write_text("precious")
+    folder.mkdir()
+    write_record(
+        folder,
+        **{k: str(v).format(home=tmp_path) if k == "link" else v for k, v in changes.items()},
+    )
+    with subprocess.Popen(["sleep", "60"], env={"VICTIM": "yes"}) as victim:
+        with pytest.raises(UserError, match="not a record of a minislurm of yours"):
+            MiniSlurm(MiniSlurmConfig(folder=folder)).stop()
+        assert victim.poll() is None
+        victim.kill()
+    assert thesis.read_text() == "precious"
+
+
+def test_the_link_of_a_record_is_removed_only_where_it_is_a_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_record(tmp_path)
+    unlinked: list[Path] = []
+    monkeypatch.setattr(Path, "unlink", lambda path, missing_ok: unlinked.append(path))
+    MiniSlurm(MiniSlurmConfig(folder=tmp_path)).stop()
+    assert unlinked == []
+
+
+@needs_accounting
+def test_others_reach_neither_the_sockets_nor_the_database(strict_slurm: MiniSlurm) -> None:
+    assert strict_slurm.folder.stat().st_mode & 0o777 == 0o700
+    socket = f"--socket={strict_slurm.folder}/run/mariadb.socket"
+    accounts = (
+        "select json_value(Priv, '$.plugin') from mysql.global_priv where User != 'mariadb.sys'"
+    )
+    plugins = strict_slurm.client("mariadb", "--no-defaults", socket, "-Ne", accounts).split()
+    assert set(plugins) == {"unix_socket"}  # no password, but the system's user of the same name
+
+
 def test_environment_hides_an_outer_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / module.RECORD).write_text('{"link": "/short"}')
+    write_record(tmp_path)
     outer = {"SLURM_JOB_ID", "SBATCH_PARTITION", "SQUEUE_FORMAT", "SRUN_CPUS_PER_TASK", "PMIX_RANK"}
     for name in outer | {"HOME2"}:
         monkeypatch.setenv(name, "1")
     environment = MiniSlurm(MiniSlurmConfig(folder=tmp_path)).environment()
-    assert environment["SLURM_CONF"] == "/short/etc/slurm.conf"
+    assert environment["SLURM_CONF"] == "/tmp/minislurm-0123abcd/etc/slurm.conf"
     assert "HOME2" in environment
     assert not outer & set(environment)
 
@@ -267,7 +329,7 @@ def test_a_plain_user_has_one_too() -> None:
     python = shutil.which("python3", path="/usr/bin:/usr/local/bin")
     as_nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
     with tempfile.TemporaryDirectory(dir="/tmp") as place:  # pytest's own folders are root's alone
-        shutil.copytree(ROOT, f"{place}/tree", ignore=shutil.ignore_patterns(".*", "tests"))
+        shutil.copytree(ROOT, f"{place}/tree", ignore=shutil.ignore_patterns(".*"))
         subprocess.run(["chown", "-R", "65534", place], check=True)
         environment = {"PATH": os.environ["PATH"], "HOME": place, "PYTHONPATH": f"{place}/tree"}
         can = subprocess.run(
