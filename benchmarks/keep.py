@@ -16,7 +16,7 @@ from typing import Any
 
 from hvae_hpc.config.loader import dump, load
 from hvae_hpc.results.__main__ import write_results
-from hvae_hpc.runs.done import read_states
+from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.folder import RunResult, result_stamp, write_atomic, write_json, write_result
 from hvae_hpc.runs.plan import Plan, plan_path, read_plan
 from hvae_hpc.sweep import read_sweep
@@ -49,7 +49,7 @@ def keep(runs: Path, sweep: str, sweep_file: Path, out: Path) -> None:
 
 def strip(plan: Plan) -> list[RunResult]:
     """Return all results, parents first, without names of cases and nodes, each with its parents' new stamps."""
-    found = {run_id: state.result for run_id, state in read_states(plan, results=True).items()}
+    found = {run_id: state.result for run_id, state in read_results(plan, whole=True).items()}
     missing = [run_id for run_id, result in found.items() if result is None]
     if missing:
         raise SystemExit(

@@ -24,7 +24,7 @@ from hvae_hpc.jobs.state.submissions import comment_of
 from hvae_hpc.jobs.submit.bundles import make_arrays
 from hvae_hpc.jobs.sweeps.costs import expected_seconds
 from hvae_hpc.jobs.sweeps.expand import make_plan
-from hvae_hpc.runs.done import SETTLED_NS, read_states
+from hvae_hpc.runs.done import SETTLED_NS, read_results
 from hvae_hpc.runs.identity import code_sha
 from hvae_hpc.runs.plan import Plan, plan_path, write_plan
 from hvae_hpc.sweep import read_sweep
@@ -94,7 +94,7 @@ def main() -> int:
         times["all_done_cold"] = measure(
             "all done, never looked at", plan.runs_folder, environment, cold=True
         )
-        assert all(state.done for state in read_states(plan).values())
+        assert all(result.done for result in read_results(plan).values())
         times["all_done_warm"] = measure(
             "all done, looked at before", plan.runs_folder, environment
         )

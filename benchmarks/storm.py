@@ -21,7 +21,7 @@ from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.slurm.client import Queue
 from hvae_hpc.jobs.state.run_status import read_run_status
 from hvae_hpc.jobs.state.submissions import Submissions
-from hvae_hpc.runs.done import read_states
+from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.plan import Plan, find_plans, read_plan
 from tests.drill.drill_slurm import Trouble
 from tests.minislurm.minislurm import MiniSlurm, MiniSlurmConfig
@@ -140,9 +140,9 @@ def judge(plan: Plan) -> dict[str, object]:
         fails = run.stage == "train" and run.config.generator == "lsgan"
         if fails or impossible & set(plan.parents(run_id).values()):
             impossible.add(run_id)
-    states = read_states(plan)
-    statuses = read_run_status(plan, states, Submissions(plan.runs_folder), Queue(time.time(), ()))
-    undone = [run_id for run_id, state in states.items() if not state.done]
+    results = read_results(plan)
+    statuses = read_run_status(plan, results, Submissions(plan.runs_folder), Queue(time.time(), ()))
+    undone = [run_id for run_id, result in results.items() if not result.done]
     reasons = Counter(
         f"{statuses[r].kind}: {statuses[r].reason}" for r in undone if r in impossible
     )

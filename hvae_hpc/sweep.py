@@ -24,7 +24,7 @@ from hvae_hpc.jobs.state.submissions import PLAN_FILE, SUBMISSIONS, Submissions,
 from hvae_hpc.jobs.sweeps import expand
 from hvae_hpc.jobs.sweeps.config import SweepConfig
 from hvae_hpc.preprocess.store.manifest import MANIFEST, read_manifest
-from hvae_hpc.runs.done import read_states
+from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.identity import code_sha
 from hvae_hpc.runs.plan import Plan, plan_path, read_plan, write_plan
 
@@ -55,13 +55,13 @@ def main(argv: Sequence[str]) -> int:
         _make_phantoms(sweep, options)
     plan = expand.make_plan(sweep, find_data(sweep, options.data), runs_folder, site.resources)
     plan = replace(plan, allow_code_drift=options.allow_code_drift)
-    states = read_states(plan)
-    missing = [run_id for run_id, state in states.items() if not state.done]
+    results = read_results(plan)
+    missing = [run_id for run_id, result in results.items() if not result.done]
     _describe(sweep, plan, missing)
     for run_id in missing:
-        if states[run_id].reason:
+        if results[run_id].reason:
             print(
-                f"  to be made anew: {plan.runs[run_id].stage} {plan.runs[run_id].label}: {states[run_id].reason}"
+                f"  to be made anew: {plan.runs[run_id].stage} {plan.runs[run_id].label}: {results[run_id].reason}"
             )
     if cluster:
         return _submit(plan, missing, site, cluster, options, argv)
@@ -281,11 +281,13 @@ def _finish(options: argparse.Namespace, argv: Sequence[str]) -> int:
         write_results(plan.runs_folder, plan.sweep, True, None)
     except UserError as error:  # the rest is to be submitted all the same
         print(f"no tables: {error}", file=sys.stderr)
-    states, submissions = read_states(plan), Submissions(plan.runs_folder)
+    results, submissions = read_results(plan), Submissions(plan.runs_folder)
     submitted = submissions.elements()
-    never = sum(not state.done and run_id not in submitted for run_id, state in states.items())
-    goes_on = never > 0 and submissions.got_further(options.finish.name, states)
-    if not goes_on and not (options.retries and not all(state.done for state in states.values())):
+    never = sum(not result.done and run_id not in submitted for run_id, result in results.items())
+    goes_on = never > 0 and submissions.got_further(options.finish.name, results)
+    if not goes_on and not (
+        options.retries and not all(result.done for result in results.values())
+    ):
         return 0
     left = f"{never} runs are not in the queue yet" if goes_on else "what failed is not tried again"
     if read_plan(plan_path(plan.runs_folder, plan.sweep)).runs != plan.runs:

@@ -132,19 +132,19 @@ def _add_what_jobs_know(plan: "Plan", collected: "Collected") -> tuple["Collecte
     from hvae_hpc.jobs.state.submissions import Submissions
     from hvae_hpc.results.collect import NOT_YET
     from hvae_hpc.results.tables.device_hours import build_spent
-    from hvae_hpc.runs.done import State
+    from hvae_hpc.runs.done import ResultSummary
 
-    states, numbers = (
-        dict.fromkeys(plan.runs, State()),
+    results, numbers = (
+        dict.fromkeys(plan.runs, ResultSummary()),
         ["attempt", "wall_s", "peak_memory_mib", "energy_j"],
     )
     for run_id, *values, energy_j in collected.costs[["run_id", *numbers]].itertuples(index=False):
         known = dict(
             zip(numbers, [*values, energy_j if energy_j >= 0 else None], strict=True)
         )  # it may be NaN
-        states[run_id] = State(stamp="-", **known)
+        results[run_id] = ResultSummary(stamp="-", **known)
     submissions = Submissions(plan.runs_folder)
-    statuses = silent_as_lost(plan, read_run_status(plan, states, submissions, None))
+    statuses = silent_as_lost(plan, read_run_status(plan, results, submissions, None))
     why = {
         f"{plan.folder_name(i)}: {NOT_YET}": f"{plan.folder_name(i)}: {status.kind}: {status.reason}"
         for i, status in statuses.items()
@@ -152,7 +152,7 @@ def _add_what_jobs_know(plan: "Plan", collected: "Collected") -> tuple["Collecte
     }
     missing = tuple(why.get(line, line) for line in collected.missing)
     spent = build_spent(
-        [spending._asdict() for spending in read_spending(plan, states, statuses, submissions)]
+        [spending._asdict() for spending in read_spending(plan, results, statuses, submissions)]
     )
     return replace(collected, missing=missing), spent
 

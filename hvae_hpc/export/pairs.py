@@ -29,7 +29,7 @@ from hvae_hpc.preprocess.store.pairs import Pairs, take
 from hvae_hpc.preprocess.store.reader import read_dataset
 from hvae_hpc.preprocess.store.shards import read_pairs
 from hvae_hpc.preprocess.store.splits import draw_split
-from hvae_hpc.runs.done import read_states
+from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.folder import PAIRS, SNAPSHOT, write_json
 from hvae_hpc.runs.identity import file_sha256
 from hvae_hpc.runs.plan import Plan
@@ -142,9 +142,9 @@ def _read_source(plan: Plan, run_id: str) -> Source:
         raise UserError(
             f"{run.stage} {run.label} makes no pairs to export; expected a generate run ({known})"
         )
-    state = read_states(plan)[run_id]
-    if not state.done:
-        why = f" ({state.reason})" if state.reason else ""
+    result = read_results(plan)[run_id]
+    if not result.done:
+        why = f" ({result.reason})" if result.reason else ""
         raise UserError(
             f"generate {run.label} ({run_id}) is not done{why}; give the sweep command again, then export"
         )

@@ -177,7 +177,7 @@ def list_folders(runs_folder: Path, stages: Iterable[str]) -> dict[str, set[str]
     return found
 
 
-class State(NamedTuple):
+class ResultSummary(NamedTuple):
     """How a run stands.
 
     Attributes:
@@ -212,12 +212,12 @@ class State(NamedTuple):
         return bool(self.stamp)
 
 
-def read_states(plan: Plan, *, results: bool = False) -> dict[str, State]:
+def read_results(plan: Plan, *, whole: bool = False) -> dict[str, ResultSummary]:
     """Return every run's state, in the plan's order (parents before children).
 
     Args:
         plan: of the sweep.
-        results: read the whole results as well, also those that did not change since they were last
+        whole: read the whole results as well, also those that did not change since they were last
             looked at.
     """
     remembered = Remembered(plan.runs_folder / PLANS / f"{plan.sweep}.states")
@@ -226,35 +226,37 @@ def read_states(plan: Plan, *, results: bool = False) -> dict[str, State]:
     def read(run_id: str) -> Made | None:
         stage, _, name = plan.folder_name(run_id).partition("/")
         return (
-            remembered.read(f"{plan.runs_folder}/{stage}/{name}", run_id, results)
+            remembered.read(f"{plan.runs_folder}/{stage}/{name}", run_id, whole)
             if name in there[stage]
             else None
         )
 
-    states = follow(plan, read)
+    results = follow(plan, read)
     remembered.write()
-    return states
+    return results
 
 
-def follow(plan: Plan, read: Callable[[str], Made | None]) -> dict[str, State]:
+def follow(plan: Plan, read: Callable[[str], Made | None]) -> dict[str, ResultSummary]:
     """Return every run's state, in the plan's order, given what its metrics.json says.
 
     Args:
         plan: of the sweep.
         read: from a run id; raises UserError where the file cannot be believed.
     """
-    states: dict[str, State] = {}
+    results: dict[str, ResultSummary] = {}
     stamps: dict[
         int, dict[str, str]
     ] = {}  # by the parents' identity: most runs share them with others
     alike: dict[
-        tuple[int, int], State
+        tuple[int, int], ResultSummary
     ] = {}  # by the identity of parents and of what was made, where these are shared
     kept = []  # an identity is one only while its object lives
     for run_id, run in plan.runs.items():
         if (of_parents := stamps.get(id(run.parents))) is None:
             of_parents = {
-                role: states[parent].stamp for role, parent in run.parents.items() if role != "data"
+                role: results[parent].stamp
+                for role, parent in run.parents.items()
+                if role != "data"
             }
             stamps[id(run.parents)] = of_parents
         try:
@@ -263,17 +265,17 @@ def follow(plan: Plan, read: Callable[[str], Made | None]) -> dict[str, State]:
             UserError,
             RecursionError,
         ) as error:  # the latter of a file nested just too deeply to be stamped
-            states[run_id] = _not_believed(error)
+            results[run_id] = _not_believed(error)
             continue
         pair = (id(of_parents), id(made))
         if (state := alike.get(pair)) is None:
             state = alike[pair] = _to_state(made, of_parents)
             kept.append(made)
-        states[run_id] = state
-    return states
+        results[run_id] = state
+    return results
 
 
-def read_state(plan: Plan, run_id: str, parent_stamps: Mapping[str, str]) -> State:
+def read_summary(plan: Plan, run_id: str, parent_stamps: Mapping[str, str]) -> ResultSummary:
     """Return one run's state, given its parents' stamps ("" for a parent that is not done)."""
     folder = str(plan.folder(run_id))
     try:
@@ -282,13 +284,13 @@ def read_state(plan: Plan, run_id: str, parent_stamps: Mapping[str, str]) -> Sta
         return _not_believed(error)
 
 
-def _not_believed(error: Exception) -> State:
-    return State(reason=printable(str(error))[:LONGEST_REASON])
+def _not_believed(error: Exception) -> ResultSummary:
+    return ResultSummary(reason=printable(str(error))[:LONGEST_REASON])
 
 
-def _to_state(made: Made | None, parent_stamps: Mapping[str, str]) -> State:
+def _to_state(made: Made | None, parent_stamps: Mapping[str, str]) -> ResultSummary:
     if made is None:
-        return State()
+        return ResultSummary()
     if made.parent_stamps != parent_stamps:
-        return State(reason="what it was made from was made anew, or is gone")
-    return State("", made.stamp, *made[2:])
+        return ResultSummary(reason="what it was made from was made anew, or is gone")
+    return ResultSummary("", made.stamp, *made[2:])

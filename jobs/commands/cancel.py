@@ -15,7 +15,7 @@ from hvae_hpc.jobs.sites.site import read_site
 from hvae_hpc.jobs.slurm import client as slurm
 from hvae_hpc.jobs.state.find_run import find_run
 from hvae_hpc.jobs.state.submissions import Submissions
-from hvae_hpc.runs.done import read_states
+from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.plan import Plan, find_plans
 
 PATIENCE_S = 30.0
@@ -68,9 +68,9 @@ def _cancel_run(runs_folder: Path, plan: Plan, run_id: str) -> None:
                 print(
                     f"cancelled element {row.job}_{place} ({row.state.lower()}), which makes {run.stage} {run.label}"
                 )
-                states = read_states(plan)
+                results = read_results(plan)
                 if others := [
-                    i for i in bundle if i != run_id and i in states and not states[i].done
+                    i for i in bundle if i != run_id and i in results and not results[i].done
                 ]:
                     print("with it go, of the same element:")
                     print(

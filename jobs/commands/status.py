@@ -22,7 +22,7 @@ from hvae_hpc.jobs.state.device_hours import OUTCOMES, Spending, read_spending
 from hvae_hpc.jobs.state.run_status import KINDS, Kind
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.jobs.state.sweep_status import SweepStatus, read_sweep_statuses, to_plain
-from hvae_hpc.runs.done import read_states
+from hvae_hpc.runs.done import read_results
 
 COLUMNS = dict(zip(KINDS, ("done", "run", "wait", "lost", "fail", "block", "open"), strict=True))
 """Short, so that two data sets stand side by side on 80 characters, in full trouble on some 100."""
@@ -195,7 +195,7 @@ def _classify(
 def _spending(sweep_status: SweepStatus) -> list[Spending]:
     plan = sweep_status.plan
     return read_spending(
-        plan, read_states(plan), sweep_status.statuses, Submissions(plan.runs_folder)
+        plan, read_results(plan), sweep_status.statuses, Submissions(plan.runs_folder)
     )
 
 

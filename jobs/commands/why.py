@@ -21,7 +21,7 @@ from hvae_hpc.jobs.state.run_log import describe
 from hvae_hpc.jobs.state.run_status import RunStatus
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.jobs.state.sweep_status import make_sweep_status, read_our_queue
-from hvae_hpc.runs.done import read_states
+from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.folder import read_log
 from hvae_hpc.runs.plan import Plan
 
@@ -72,7 +72,7 @@ def _blamed(
     if statuses[run_id].kind not in ("failed", "lost") or not statuses[run_id].element:
         return 0.0
     tries = read_memory(plan.runs_folder).node_failures()
-    return gather_all(plan, read_states(plan), statuses, submissions, tries)[run_id].blamed
+    return gather_all(plan, read_results(plan), statuses, submissions, tries)[run_id].blamed
 
 
 def explain(

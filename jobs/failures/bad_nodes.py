@@ -10,7 +10,7 @@ from hvae_hpc.jobs.state.accounting import known_ends
 from hvae_hpc.jobs.state.run_log import LEFT_EARLY
 from hvae_hpc.jobs.state.run_status import RunStatus
 from hvae_hpc.jobs.state.submissions import Submissions
-from hvae_hpc.runs.done import State
+from hvae_hpc.runs.done import ResultSummary
 from hvae_hpc.runs.plan import Plan
 
 NODE_MAY_BE_WHY: tuple[Failure, ...] = (
@@ -59,7 +59,7 @@ def find_black_holes(seen: Collection[Seen]) -> set[str]:
 
 def gather_all(
     plan: Plan,
-    states: Mapping[str, State],
+    results: Mapping[str, ResultSummary],
     statuses: Mapping[str, RunStatus],
     submissions: Submissions,
     tries: Mapping[str, int] | None,
@@ -68,7 +68,7 @@ def gather_all(
 
     Args:
         plan: of the sweep.
-        states, statuses: of its runs.
+        results, statuses: of its runs.
         submissions: of its runs folder.
         tries: how often each was tried again after a node's failure; None where nodes are not told
             apart.
@@ -116,9 +116,9 @@ def gather_all(
                     Seen(False, like(ids[0]), lost.node, element, submissions.submitted_at(element))
                 )
     seen += [
-        Seen(True, like(i), state.host, state.job, state.started_at)
-        for i, state in states.items()
-        if state.done
+        Seen(True, like(i), result.host, result.job, result.started_at)
+        for i, result in results.items()
+        if result.done
     ]
     holes = find_black_holes(seen)
     # Where the first elements of an array failed on one node and nothing else began, nobody

@@ -26,7 +26,7 @@ from hvae_hpc.jobs.sites.site import Site
 from hvae_hpc.jobs.slurm.client import Cluster
 from hvae_hpc.jobs.state.run_status import RunStatus, read_run_status
 from hvae_hpc.jobs.state.submissions import SUBMISSIONS, Submissions, submitting
-from hvae_hpc.runs.done import State, read_states
+from hvae_hpc.runs.done import ResultSummary, read_results
 from hvae_hpc.runs.plan import Plan
 
 
@@ -107,7 +107,7 @@ def judge(
 
 def choose(
     plan: Plan,
-    states: Mapping[str, State],
+    results: Mapping[str, ResultSummary],
     statuses: Mapping[str, RunStatus],
     memory: Memory,
     most: int,
@@ -120,7 +120,7 @@ def choose(
 
     Args:
         plan: of the sweep, with what is remembered in it.
-        states: of its runs.
+        results: of its runs.
         statuses: of its runs.
         memory: what was tried before.
         most: times that a run may be tried again.
@@ -134,7 +134,7 @@ def choose(
     judged: dict[str, Judged] = {}
     again = set[str]()
     for run_id, evidence in gather_all(
-        plan, states, statuses, submissions, tries if cluster else None
+        plan, results, statuses, submissions, tries if cluster else None
     ).items():
         tried, mark = runs.get(run_id, Tried()), f"{evidence.status.element}:{evidence.attempts}"
         if (
@@ -158,7 +158,7 @@ def choose(
         runs[run_id] = replace(before, changes={**before.changes, **changes})
     behind = _left_behind(plan, submissions) if cluster else set[str]()
     for run_id in statuses:  # parents before children
-        again |= {run_id} if _goes_along(plan, run_id, states, statuses, again, behind) else set()
+        again |= {run_id} if _goes_along(plan, run_id, results, statuses, again, behind) else set()
     nodes = _leave_out(memory, judged.values(), site, cluster.name if cluster else "")
     told = _tell(plan, judged, "taken up as it was" if by_hand and cluster else "not tried again")
     return Choice(frozenset(again), Memory(runs=runs, nodes=nodes), told)
@@ -226,19 +226,19 @@ def _held_with(
 def _goes_along(
     plan: Plan,
     run_id: str,
-    states: Mapping[str, State],
+    results: Mapping[str, ResultSummary],
     statuses: Mapping[str, RunStatus],
     again: Collection[str],
     behind: Collection[str],
 ) -> bool:
     """Tell whether a run that was blocked can be made once those are that are tried again."""
-    if statuses[run_id].kind not in ("blocked", "open") or states[run_id].reason:
+    if statuses[run_id].kind not in ("blocked", "open") or results[run_id].reason:
         return False
     parents = plan.parents(run_id).values()
     if run_id not in behind and not any(parent in again for parent in parents):
         return False  # what was never begun, or leaves no word of it, is nobody's second try
     return all(
-        states[p].done or p in again or statuses[p].kind in ("waiting", "running") for p in parents
+        results[p].done or p in again or statuses[p].kind in ("waiting", "running") for p in parents
     )
 
 
@@ -267,10 +267,10 @@ def choose_here(plan: Plan, site: Site, most: int, *, by_hand: bool) -> tuple[Pl
     with submitting(
         plan.runs_folder / SUBMISSIONS
     ):  # a submission of this runs folder keeps its own choice there
-        memory, states = read_memory(plan.runs_folder), read_states(plan)
-        statuses = read_run_status(plan, states, Submissions(plan.runs_folder), None)
+        memory, results = read_memory(plan.runs_folder), read_results(plan)
+        statuses = read_run_status(plan, results, Submissions(plan.runs_folder), None)
         plan = with_memory(plan, memory, site)
-        choice = choose(plan, states, statuses, memory, most, site, by_hand=by_hand)
+        choice = choose(plan, results, statuses, memory, most, site, by_hand=by_hand)
         if choice.run_ids:
             write_memory(plan.runs_folder, choice.memory)
     for line in choice.told:

@@ -17,7 +17,7 @@ from hvae_hpc.jobs.state.run_log import checkpoint_at
 from hvae_hpc.jobs.state.run_status import UNASKED, RunStatus, is_heard_of
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.jobs.sweeps.costs import HEADROOM, minutes_for
-from hvae_hpc.runs.done import State, look_at
+from hvae_hpc.runs.done import ResultSummary, look_at
 from hvae_hpc.runs.folder import read_log
 from hvae_hpc.runs.lease import LEASE
 from hvae_hpc.runs.plan import Plan
@@ -53,7 +53,7 @@ class Spending(NamedTuple):
 
 def read_spending(
     plan: Plan,
-    states: Mapping[str, State],
+    results: Mapping[str, ResultSummary],
     statuses: Mapping[str, RunStatus],
     submissions: Submissions,
 ) -> list[Spending]:
@@ -61,24 +61,24 @@ def read_spending(
     ends, hours = known_ends(submissions), dict[str, dict[str, float]]()
     statuses, units, submitted = (
         silent_as_lost(plan, statuses),
-        _units(plan, states),
+        _units(plan, results),
         submissions.elements(),
     )
     energy: dict[str, float] = {}
     for run_id, run in plan.runs.items():
         if run.stage not in plan.resources:
             continue
-        needs, state = plan.resources_of(run_id), states[run_id]
+        needs, result = plan.resources_of(run_id), results[run_id]
         cores = (
             needs.tasks * needs.cpus if run_id in submitted else needs.threads
         )  # here, nothing was set aside
         devices = float(needs.nodes * needs.gpus if units[run.stage] == "gpu" else cores)
         of_stage = hours.setdefault(run.stage, dict.fromkeys(OUTCOMES, 0.0))
-        for outcome, seconds in _of_run(plan, run_id, state, statuses[run_id], ends):
+        for outcome, seconds in _of_run(plan, run_id, result, statuses[run_id], ends):
             of_stage[outcome] += devices * seconds / 3600
-        if state.energy_j is not None:
-            energy[run.stage] = energy.get(run.stage, 0.0) + state.energy_j / 3.6e6
-    used = _used(plan, states, submissions)
+        if result.energy_j is not None:
+            energy[run.stage] = energy.get(run.stage, 0.0) + result.energy_j / 3.6e6
+    used = _used(plan, results, submissions)
     spent = [
         Spending(stage, units[stage], hours[stage], energy.get(stage))
         for stage in CONFIGS
@@ -91,12 +91,12 @@ def read_spending(
     ]
 
 
-def _units(plan: Plan, states: Mapping[str, State]) -> dict[str, str]:
+def _units(plan: Plan, results: Mapping[str, ResultSummary]) -> dict[str, str]:
     """Return "gpu" or "cpu" by stage: where its runs were made, whatever was asked for; before that, what was."""
     seen: dict[str, set[str]] = {}
     for run_id, run in plan.runs.items():
-        if states[run_id].done:
-            seen.setdefault(run.stage, set()).add(states[run_id].device)
+        if results[run_id].done:
+            seen.setdefault(run.stage, set()).add(results[run_id].device)
     return {
         stage: "gpu" if needs.gpus and seen.get(stage) != {"cpu"} else "cpu"
         for stage, needs in plan.resources.items()
@@ -116,12 +116,12 @@ def silent_as_lost(plan: Plan, statuses: Mapping[str, RunStatus]) -> dict[str, R
 
 
 def _of_run(
-    plan: Plan, run_id: str, state: State, status: RunStatus, ends: Mapping[str, str]
+    plan: Plan, run_id: str, result: ResultSummary, status: RunStatus, ends: Mapping[str, str]
 ) -> Iterator[tuple[str, float]]:
     """Yield outcome and seconds of parts of a run's attempts."""
-    if state.done:
-        yield "useful", state.wall_s
-    if state.attempt == 1 or (
+    if result.done:
+        yield "useful", result.wall_s
+    if result.attempt == 1 or (
         status.kind in ("open", "waiting", "blocked") and not plan.folder(run_id).is_dir()
     ):
         return
@@ -136,7 +136,7 @@ def _of_run(
         attempt, following = log[begin:end], log[end] if end else saved
         began, at = float(attempt[0].get("time", 0.0)), int(attempt[0].get("at", 0))
         side_by_side = max(1, int(attempt[0].get("at_once", 1)))
-        if end is None and state.done:
+        if end is None and result.done:
             return
         last = float(attempt[-1].get("time", began))
         if end is None and attempt[-1].get("event") not in ENDED:
@@ -185,19 +185,19 @@ def _outcome(
 
 
 def _used(
-    plan: Plan, states: Mapping[str, State], submissions: Submissions
+    plan: Plan, results: Mapping[str, ResultSummary], submissions: Submissions
 ) -> dict[str, list[tuple[float, ...]]]:
     """Return minutes asked for and used, and GB, of each element of a stage all of whose runs had one attempt."""
     mine: dict[str, list[str]] = {}
     for run_id, element in submissions.elements().items():
-        if run_id in plan.runs and states[run_id].attempt == 1:
+        if run_id in plan.runs and results[run_id].attempt == 1:
             mine.setdefault(element, []).append(run_id)
     found: dict[str, list[tuple[float, ...]]] = {}
     for element, ids in mine.items():
         if len(ids) == len(submissions.runs_of(element)):
             needs = plan.resources_of(ids[0])
-            memory_gb = max(states[i].peak_memory_mib for i in ids) * needs.tasks_per_node / 1024
-            minutes = sum(states[i].wall_s for i in ids) / 60
+            memory_gb = max(results[i].peak_memory_mib for i in ids) * needs.tasks_per_node / 1024
+            minutes = sum(results[i].wall_s for i in ids) / 60
             used = (submissions.minutes(element), minutes, needs.memory_gb, memory_gb)
             found.setdefault(plan.runs[ids[0]].stage, []).append(used)
     return found

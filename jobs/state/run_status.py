@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from hvae_hpc.jobs.slurm.client import Queue, Queued
 from hvae_hpc.jobs.state.submissions import Submissions
-from hvae_hpc.runs.done import State, list_folders
+from hvae_hpc.runs.done import ResultSummary, list_folders
 from hvae_hpc.runs.folder import read_log, read_log_tail
 from hvae_hpc.runs.lease import is_held
 from hvae_hpc.runs.plan import Plan
@@ -39,13 +39,13 @@ class RunStatus(NamedTuple):
 
 
 def read_run_status(
-    plan: Plan, states: Mapping[str, State], submissions: Submissions, queue: Queue | None
+    plan: Plan, results: Mapping[str, ResultSummary], submissions: Submissions, queue: Queue | None
 ) -> dict[str, RunStatus]:
     """Return how every run of a plan stands.
 
     Args:
         plan: of the sweep.
-        states: of its runs, from their own files; read after the queue, or what ends in between
+        results: of its runs, from their own files; read after the queue, or what ends in between
             seems lost.
         submissions: of its runs folder.
         queue: the user's; None where there is no SLURM, or no answer: then what was submitted
@@ -59,8 +59,8 @@ def read_run_status(
                 queued[run_id] = (f"{row.job}_{place}", row)
     there = list_folders(plan.runs_folder, {run.stage for run in plan.runs.values()})
     statuses: dict[str, RunStatus] = {}
-    for run_id, state in states.items():
-        if state.done:
+    for run_id, result in results.items():
+        if result.done:
             statuses[run_id] = RunStatus("done")
             continue
         element, at = queued.get(run_id, (submitted.get(run_id, ""), None))
@@ -86,7 +86,7 @@ def read_run_status(
             # What it came to in an earlier element is not how the last one ended.
             earlier = queue is not None and record.get("job_id") != element
             told = {} if earlier and submissions.runs_of(str(record.get("job_id", ""))) else record
-            statuses[run_id] = _at_rest(plan, run_id, state.reason, told, element, statuses)
+            statuses[run_id] = _at_rest(plan, run_id, result.reason, told, element, statuses)
     return statuses
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from hvae_hpc.config.loader import read_json
 from hvae_hpc.jobs.slurm.client import Queue, Queued
 from hvae_hpc.jobs.state.breaker import Breaker, read_breakers
-from hvae_hpc.runs.done import State
+from hvae_hpc.runs.done import ResultSummary
 from hvae_hpc.runs.files import append_line
 from hvae_hpc.runs.lease import locked
 
@@ -147,7 +147,7 @@ class Submissions:
             for run_id in self.runs(job.submission, job.array, place)
         }
 
-    def got_further(self, name: str, states: Mapping[str, State]) -> bool:
+    def got_further(self, name: str, results: Mapping[str, ResultSummary]) -> bool:
         """Tell whether any run of a submission is done; else its last job would submit the same again and again."""
         runs = (
             run_id
@@ -155,7 +155,7 @@ class Submissions:
             for element in array["elements"]
             for run_id in element
         )
-        return any(run_id in states and states[run_id].done for run_id in runs)
+        return any(run_id in results and results[run_id].done for run_id in runs)
 
 
 @cache

@@ -21,7 +21,7 @@ from hvae_hpc.jobs.state.accounting import explain_lost
 from hvae_hpc.jobs.state.run_status import KINDS, RunStatus, read_run_status
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.jobs.sweeps.costs import Seconds, expected_seconds
-from hvae_hpc.runs.done import read_states
+from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.folder import read_log
 from hvae_hpc.runs.plan import Plan, find_plans, read_plan
 from hvae_hpc.runs.run import Run
@@ -115,12 +115,12 @@ def make_sweep_status(
         queue: the user's, read just before; None where there is none.
         note: why not.
     """
-    states = read_states(plan)
-    statuses = read_run_status(plan, states, submissions, queue)
+    results = read_results(plan)
+    statuses = read_run_status(plan, results, submissions, queue)
     if queue:
         statuses = explain_lost(statuses, submissions, PATIENCE_S)
     left = [run_id for run_id, status in statuses.items() if status.kind != "done"]
-    seconds = expected_seconds(plan, states, left)
+    seconds = expected_seconds(plan, results, left)
     progress = {
         run_id: read_progress(plan.runs[run_id], plan.folder(run_id), seconds[run_id])
         for run_id in left

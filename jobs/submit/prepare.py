@@ -35,7 +35,7 @@ from hvae_hpc.jobs.state.submissions import (
 )
 from hvae_hpc.jobs.submit.bundles import make_arrays
 from hvae_hpc.jobs.sweeps.costs import add_up, expected_seconds
-from hvae_hpc.runs.done import read_states
+from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.folder import write_atomic
 from hvae_hpc.runs.identity import content_hash
 from hvae_hpc.runs.plan import Array, Plan, plan_id
@@ -116,14 +116,14 @@ def prepare(
     # nothing of ours is there.
     young = time.time() if submissions.names or limits else None
     queue = slurm.read_queue(not_before=young, poll_s=site.caps.poll_s)
-    states = read_states(plan)  # after the queue: what ends in between would seem lost
-    statuses = read_run_status(plan, states, submissions, queue)
+    results = read_results(plan)  # after the queue: what ends in between would seem lost
+    statuses = read_run_status(plan, results, submissions, queue)
     memory = read_memory(plan.runs_folder)
     plan, choice = with_memory(plan, memory, site, cluster), None
     if retries:
         statuses = explain_lost(statuses, submissions, thorough=True)
         choice = choose(
-            plan, states, statuses, memory, retries, site, cluster, by_hand=not only_new
+            plan, results, statuses, memory, retries, site, cluster, by_hand=not only_new
         )
         plan = with_memory(plan, choice.memory, site, cluster)
     left_out = submissions.elements().keys() if only_new else set[str]()
@@ -138,7 +138,7 @@ def prepare(
         if s.kind in ("waiting", "running") and s.element
     }
     room = max(0, min(limits) - queue.elements) if limits else None
-    seconds = expected_seconds(plan, states, wanted)
+    seconds = expected_seconds(plan, results, wanted)
     arrays = make_arrays(
         plan,
         wanted,

@@ -22,7 +22,7 @@ from hvae_hpc.config.stages import (
     StageConfig,
     TrainConfig,
 )
-from hvae_hpc.runs.done import State
+from hvae_hpc.runs.done import ResultSummary
 from hvae_hpc.runs.plan import Plan
 from hvae_hpc.runs.run import Run
 
@@ -53,14 +53,14 @@ def minutes_for(seconds: float, resources: Resources) -> int:
 
 
 def expected_seconds(
-    plan: Plan, states: Mapping[str, State], run_ids: Iterable[str]
+    plan: Plan, results: Mapping[str, ResultSummary], run_ids: Iterable[str]
 ) -> dict[str, Seconds]:
     """Return what each run will take, from what the plan's finished runs took."""
     rates: dict[Hashable, list[float]] = {}
-    for run_id, state in states.items():
-        if state.attempt == 1:  # later attempts did only a part
+    for run_id, result in results.items():
+        if result.attempt == 1:  # later attempts did only a part
             run = plan.runs[run_id]
-            rates.setdefault(_kind(run), []).append(state.wall_s / _images(run.config))
+            rates.setdefault(_kind(run), []).append(result.wall_s / _images(run.config))
     found = {}
     for run_id in run_ids:
         run = plan.runs[run_id]

@@ -39,7 +39,7 @@ from hvae_hpc.jobs.worker.gpu_meter import GPUMeter
 from hvae_hpc.jobs.worker.near import work_near
 from hvae_hpc.jobs.worker.provenance import make_provenance
 from hvae_hpc.preprocess.store.manifest import require_content
-from hvae_hpc.runs.done import read_state
+from hvae_hpc.runs.done import read_summary
 from hvae_hpc.runs.folder import (
     INPUTS,
     METRICS,
@@ -114,7 +114,7 @@ def execute(
                 parents = _read_parents(plan, run_id)
             except UserError as error:
                 return report("blocked", record(folder, "blocked", str(error)))
-            if read_state(
+            if read_summary(
                 plan, run_id, {role: result_stamp(result) for role, result in parents.items()}
             ).done:
                 _tidy(folder)  # its maker may have been killed just before it did so

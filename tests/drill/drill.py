@@ -31,7 +31,7 @@ from hvae_hpc.jobs.sweeps import expand
 from hvae_hpc.jobs.sweeps.config import SweepConfig
 from hvae_hpc.jobs.worker.local_pool import run_locally
 from hvae_hpc.preprocess.store.manifest import MANIFEST, read_manifest
-from hvae_hpc.runs.done import read_states
+from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.identity import code_sha
 from hvae_hpc.runs.plan import Plan, write_plan
 from tests import ROOT
@@ -185,7 +185,7 @@ def make_undisturbed(sweep_file: str, folder: Path, workers: int) -> Plan:
         for name, it in _shards(sweep, folder)
     ]
     plan, began = expand.make_plan(sweep, data, runs, resources), time.monotonic()
-    missing = [run_id for run_id, state in read_states(plan).items() if not state.done]
+    missing = [run_id for run_id, result in read_results(plan).items() if not result.done]
     write_plan(plan, runs / "plan.json")
     reports = run_locally(plan, runs / "plan.json", missing, workers) if missing else {}
     if bad := [report for report in reports.values() if report.state != "done"]:

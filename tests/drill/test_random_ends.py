@@ -10,7 +10,7 @@ import pytest
 from hvae_hpc.jobs.failures.retry_memory import Memory
 from hvae_hpc.jobs.sites.site import read_site
 from hvae_hpc.jobs.state.accounting import ENDS_FILE
-from hvae_hpc.runs.done import read_states
+from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.folder import write_json
 from hvae_hpc.runs.plan import Plan
 from tests.jobs.failures.test_retry import choose_once
@@ -36,8 +36,8 @@ def end_elements(
             words[element] = f"{chance.choice(WORDS)} on {node}"
         said = [f"element {element} begins, after 0 restarts"]
         for run_id in ids if fate != "before" else []:
-            states = read_states(plan)
-            if not all(states[parent].done for parent in plan.parents(run_id).values()):
+            results = read_results(plan)
+            if not all(results[parent].done for parent in plan.parents(run_id).values()):
                 log(plan, run_id, {"event": "blocked", "reason": "needs it", "job_id": element})
                 continue
             log(plan, run_id, {"event": "started", "job_id": element, "host": node, "at": 0})
@@ -90,5 +90,5 @@ def test_what_can_be_made_is_made_however_elements_end(seed: int, tmp_path: Path
         memory, todo = choice.memory, [run_id for run_id in plan.runs if run_id in choice.run_ids]
         if not todo:
             break
-    states = read_states(plan)
-    assert [plan.folder_name(run_id) for run_id in plan.runs if not states[run_id].done] == []
+    results = read_results(plan)
+    assert [plan.folder_name(run_id) for run_id in plan.runs if not results[run_id].done] == []

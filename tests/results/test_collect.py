@@ -14,7 +14,7 @@ from hvae_hpc.metrics.image_sets import SHARES
 from hvae_hpc.results import records
 from hvae_hpc.results.collect import OF_STAGE, collect
 from hvae_hpc.results.labels import generators_of
-from hvae_hpc.runs.done import read_states
+from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.folder import METRICS
 from hvae_hpc.runs.plan import read_plan
 from tests.results.made_up import (
@@ -313,7 +313,7 @@ def test_of_runs_that_shared_a_device_each_has_its_share_of_time_and_the_memory_
         2.0,
         400.0,
     ]
-    assert read_states(plan)[run.run_id].peak_memory_mib == 400.0
+    assert read_results(plan)[run.run_id].peak_memory_mib == 400.0
 
 
 def test_what_a_file_says_is_one_line_of_bounded_length(tmp_path: Path) -> None:

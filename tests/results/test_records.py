@@ -14,7 +14,7 @@ from hvae_hpc.results.collect import METRICS, collect
 from hvae_hpc.results.columns import read_columns, schema_of
 from hvae_hpc.results.reading import NO_STAMP, Asked, Row, read_rows
 from hvae_hpc.results.records import Records, read_records
-from hvae_hpc.runs.done import read_states
+from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.folder import read_result, result_stamp
 from hvae_hpc.runs.identity import code_sha
 from hvae_hpc.runs.plan import Plan, read_plan
@@ -240,4 +240,4 @@ def test_what_is_no_file_is_that_run_s_fault_alone(
     assert found.faults.keys() == {run_id}
     assert found.faults[run_id].startswith(f"metrics.json: {reason}")
     assert read == []
-    assert not read_states(plan)[run_id].done
+    assert not read_results(plan)[run_id].done

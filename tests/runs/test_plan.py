@@ -14,7 +14,7 @@ import pytest
 from hvae_hpc.config.stages import STAGE_VERSIONS
 from hvae_hpc.errors import UserError
 from hvae_hpc.runs import done as states_module
-from hvae_hpc.runs.done import read_states
+from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.folder import RunResult, read_result
 from hvae_hpc.runs.identity import make_run_id
 from hvae_hpc.runs.plan import Plan, find_plans, read_plan
@@ -90,11 +90,11 @@ def test_a_folder_without_plans_is_refused(tmp_path: Path) -> None:
 def test_what_was_made_from_another_making_of_its_parent_is_not_done(tmp_path: Path) -> None:
     runs = write_sweep(tmp_path)
     plan = read_plan(tmp_path / "plans/small.json")
-    assert all(state.done for state in read_states(plan).values())
+    assert all(result.done for result in read_results(plan).values())
     train = next(run for run in runs if run.stage == "train")
     finish(tmp_path, train, {"loss": 2.0})
-    states = read_states(plan)
-    assert states[train.run_id].done
+    results = read_results(plan)
+    assert results[train.run_id].done
     hanging = {
         run.run_id
         for run in runs
@@ -102,7 +102,7 @@ def test_what_was_made_from_another_making_of_its_parent_is_not_done(tmp_path: P
         and f"-{train.config.generator}" in run.label
         and run is not train
     }
-    assert {run_id for run_id, state in states.items() if not state.done} == hanging
+    assert {run_id for run_id, result in results.items() if not result.done} == hanging
     assert fake_metrics(train) == {"loss": 1.0}
 
 
@@ -112,7 +112,7 @@ def remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Plan, l
     write_sweep(tmp_path)
     monkeypatch.setattr(states_module, "SETTLED_NS", 0)
     plan = read_plan(tmp_path / "plans/small.json")
-    assert all(state.done for state in read_states(plan).values())
+    assert all(result.done for result in read_results(plan).values())
     read: list[str] = []
 
     def counting(folder: Path, run_id: str) -> RunResult | None:
@@ -127,24 +127,24 @@ def test_a_metrics_file_that_did_not_change_is_not_read_again(
     remembered: tuple[Plan, list[str]],
 ) -> None:
     plan, read = remembered
-    states = read_states(plan)
+    results = read_results(plan)
     assert read == []
     assert all(
-        state.done and state.wall_s == 12.5 and state.attempt == 1 for state in states.values()
+        result.done and result.wall_s == 12.5 and result.attempt == 1 for result in results.values()
     )
-    assert all(state.result is None for state in states.values())
+    assert all(result.result is None for result in results.values())
     assert [path.stem for path in find_plans(plan.runs_folder)] == ["small"]
 
 
 def test_results_that_are_asked_for_are_always_read(remembered: tuple[Plan, list[str]]) -> None:
     plan, read = remembered
-    states = read_states(plan, results=True)
+    results = read_results(plan, whole=True)
     assert read == list(plan.runs)
-    assert {i: state.result.run_id for i, state in states.items() if state.result} == {
+    assert {i: result.result.run_id for i, result in results.items() if result.result} == {
         i: i for i in plan.runs
     }
-    assert {i: state.stamp for i, state in states.items()} == {
-        i: state.stamp for i, state in read_states(plan).items()
+    assert {i: result.stamp for i, result in results.items()} == {
+        i: result.stamp for i, result in read_results(plan).items()
     }
 
 
@@ -157,7 +157,7 @@ def test_a_file_that_was_changed_in_place_is_read_again(remembered: tuple[Plan, 
     with open(path, "r+") as file:
         file.write(text.replace('"wall_s": 12.5', '"wall_s": 12.6'))
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # same size, time and inode
-    assert read_states(plan)[run_id].wall_s == 12.6
+    assert read_results(plan)[run_id].wall_s == 12.6
     assert read == [run_id]
 
 
@@ -167,9 +167,9 @@ def test_a_truncated_file_is_never_taken_for_done(remembered: tuple[Plan, list[s
     path = plan.folder(run_id) / "metrics.json"
     path.write_text(path.read_text()[:-20])
     for _ in range(2):
-        states = read_states(plan)
-        assert "not valid JSON" in states[run_id].reason
-        assert [i for i, state in states.items() if not state.done] == [run_id]
+        results = read_results(plan)
+        assert "not valid JSON" in results[run_id].reason
+        assert [i for i, result in results.items() if not result.done] == [run_id]
 
 
 def test_a_parent_that_is_made_anew_takes_along_what_hangs_on_it_also_from_memory(
@@ -178,11 +178,11 @@ def test_a_parent_that_is_made_anew_takes_along_what_hangs_on_it_also_from_memor
     plan, read = remembered
     train = next(run for run in plan.runs.values() if run.stage == "train")
     finish(plan.runs_folder, train, {"loss": 2.0})
-    states = read_states(plan)
+    results = read_results(plan)
     assert read == [train.run_id]
-    assert states[train.run_id].done
+    assert results[train.run_id].done
     generate = next(i for i in plan.runs if train.run_id in plan.parents(i).values())
-    assert states[generate].reason == "what it was made from was made anew, or is gone"
+    assert results[generate].reason == "what it was made from was made anew, or is gone"
 
 
 def test_a_result_that_was_deleted_is_gone(remembered: tuple[Plan, list[str]]) -> None:
@@ -190,9 +190,9 @@ def test_a_result_that_was_deleted_is_gone(remembered: tuple[Plan, list[str]]) -
     first, second = [run_id for run_id, run in plan.runs.items() if run.stage == "segment"][:2]
     (plan.folder(first) / "metrics.json").unlink()
     shutil.rmtree(plan.folder(second))
-    states = read_states(plan)
-    assert not states[first].done
-    assert not states[second].done
+    results = read_results(plan)
+    assert not results[first].done
+    assert not results[second].done
 
 
 def _cut(text: str) -> str:
@@ -217,7 +217,7 @@ def test_a_damaged_memory_is_ignored_and_written_anew(
     path = plan.runs_folder / "plans/small.states"
     good = path.read_text()
     path.write_text(damage(good))
-    assert all(state.done and state.wall_s == 12.5 for state in read_states(plan).values())
+    assert all(result.done and result.wall_s == 12.5 for result in read_results(plan).values())
     assert read == list(plan.runs)
     assert path.read_text() == good
 
@@ -228,7 +228,7 @@ def test_a_copied_runs_folder_is_read_anew(
     plan, read = remembered
     copy = replace(plan, runs_folder=tmp_path.parent / f"{tmp_path.name}-copy")
     shutil.copytree(tmp_path, copy.runs_folder)
-    assert all(state.done for state in read_states(copy).values())
+    assert all(result.done for result in read_results(copy).values())
     assert read == list(plan.runs)
 
 
@@ -239,13 +239,13 @@ def test_a_memory_that_cannot_be_written_is_done_without(
     path = plan.runs_folder / "plans/small.states"
     path.unlink()
     path.mkdir()
-    assert all(state.done for state in read_states(plan).values())
+    assert all(result.done for result in read_results(plan).values())
     assert list((plan.runs_folder / "plans").glob(".*")) == []
 
 
 def test_a_file_so_young_that_it_may_change_unseen_is_not_remembered(tmp_path: Path) -> None:
     write_sweep(tmp_path)
-    read_states(read_plan(tmp_path / "plans/small.json"))
+    read_results(read_plan(tmp_path / "plans/small.json"))
     assert not (tmp_path / "plans/small.states").exists()
 
 

@@ -19,7 +19,7 @@ from hvae_hpc.jobs.state.run_status import read_run_status
 from hvae_hpc.jobs.state.submissions import Job, Submissions
 from hvae_hpc.jobs.submit.prepare import prepare
 from hvae_hpc.jobs.worker import element
-from hvae_hpc.runs.done import read_states
+from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.folder import METRICS, append_log, read_log
 from hvae_hpc.runs.plan import Array, Plan, read_plan, write_plan
 from tests.jobs.failures.test_retry import CLUSTER
@@ -145,7 +145,7 @@ def test_without_slurm_s_clients_on_nodes_the_rest_ends_where_it_begins(
     monkeypatch.setattr("hvae_hpc.jobs.slurm.client.read_queue", lambda **_: queue_of(*rows))
     monkeypatch.setattr("hvae_hpc.jobs.submit.prepare._script", lambda *_: "")
     statuses = read_run_status(
-        plan, read_states(plan), Submissions(plan.runs_folder), queue_of(*rows)
+        plan, read_results(plan), Submissions(plan.runs_folder), queue_of(*rows)
     )
     assert [status.kind for status in statuses.values()] == ["failed"] * 2 + ["blocked"] * 4
     plan = replace(
@@ -290,7 +290,7 @@ def test_what_was_held_and_is_made_here_since_says_so(pairs: tuple[Plan, Path]) 
 
     def kinds(*rows: Queued) -> list[str]:
         found = read_run_status(
-            plan, read_states(plan), Submissions(plan.runs_folder), queue_of(*rows)
+            plan, read_results(plan), Submissions(plan.runs_folder), queue_of(*rows)
         )
         return [found[run_id].kind for run_id in list(plan.runs)[4:]]
 

@@ -24,7 +24,7 @@ from hvae_hpc.jobs.state.run_status import RunStatus, read_run_status
 from hvae_hpc.jobs.state.submissions import Submissions, comment_of
 from hvae_hpc.jobs.worker import run as tasks
 from hvae_hpc.jobs.worker.local_pool import run_locally
-from hvae_hpc.runs.done import read_states
+from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.plan import Plan, write_plan
 from tests.jobs.queues import log, submit
 from tests.jobs.queues import make_plan as make_up_plan
@@ -46,7 +46,7 @@ def plan(tmp_path: Path) -> Plan:
 def why(plan: Plan, run_id: str, status: RunStatus | None = None) -> list[str]:
     """Return what ``hvae-hpc why`` says of a run; it is printed too (pytest -rP)."""
     submissions = Submissions(plan.runs_folder)
-    status = status or read_run_status(plan, read_states(plan), submissions, None)[run_id]
+    status = status or read_run_status(plan, read_results(plan), submissions, None)[run_id]
     lines = list(explain(plan, run_id, status, submissions, SITE))
     print("\n".join(lines))
     assert len(lines) <= 10
@@ -308,13 +308,13 @@ def ended(
         for name, value in slurm.environment().items():
             patch.setenv(name, value)
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        submissions, states = Submissions(plan.runs_folder), read_states(plan)
+        submissions, results = Submissions(plan.runs_folder), read_results(plan)
         queue, statuses = read_queue(not_before=time.time()), dict[str, RunStatus]()
 
         def all_known() -> bool:  # slurmdbd takes its time
             statuses.update(
                 explain_lost(
-                    read_run_status(plan, states, submissions, queue), submissions, thorough=True
+                    read_run_status(plan, results, submissions, queue), submissions, thorough=True
                 )
             )
             return len([end for end in known_ends(submissions).values() if end]) == len(KINDS)
@@ -428,7 +428,7 @@ def test_a_local_attempt_after_a_submitted_one_is_told_by_its_own_log(plan: Plan
         {"event": "started", "job_id": ""},
         {"event": "died", "signal": "SIGSEGV", "job_id": ""},
     )
-    status = read_run_status(plan, read_states(plan), Submissions(plan.runs_folder), None)[run_id]
+    status = read_run_status(plan, read_results(plan), Submissions(plan.runs_folder), None)[run_id]
     evidence = gather(plan, run_id, status, Submissions(plan.runs_folder), {"12_0": "PREEMPTED"})
     assert classify(evidence) == "code error"
     assert not evidence.cancelled

@@ -26,7 +26,7 @@ from hvae_hpc.jobs.state.accounting import ENDS_FILE
 from hvae_hpc.jobs.state.run_status import read_run_status
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.jobs.submit.prepare import prepare
-from hvae_hpc.runs.done import read_states
+from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.folder import read_log, write_json
 from hvae_hpc.runs.plan import Array, Plan, plan_path, write_plan
 from hvae_hpc.sweep import _run_here, main
@@ -66,10 +66,10 @@ def fail(plan: Plan, run_id: str, record: dict[str, object] = NO_MEMORY, host: s
 def choose_once(
     plan: Plan, memory: Memory, most: int = 9, site: Site | None = None, by_hand: bool = False
 ) -> Choice:
-    statuses = read_run_status(plan, read_states(plan), Submissions(plan.runs_folder), queue_of())
+    statuses = read_run_status(plan, read_results(plan), Submissions(plan.runs_folder), queue_of())
     site = site or read_site(None)
     plan = with_memory(plan, memory, site, CLUSTER)
-    return choose(plan, read_states(plan), statuses, memory, most, site, CLUSTER, by_hand=by_hand)
+    return choose(plan, read_results(plan), statuses, memory, most, site, CLUSTER, by_hand=by_hand)
 
 
 def test_a_failure_is_answered_once_and_the_next_one_by_more(plan: Plan) -> None:

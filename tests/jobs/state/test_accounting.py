@@ -13,7 +13,7 @@ from hvae_hpc.jobs.state import accounting
 from hvae_hpc.jobs.state.accounting import ENDS_FILE, explain_lost, known_ends
 from hvae_hpc.jobs.state.run_status import RunStatus, read_run_status
 from hvae_hpc.jobs.state.submissions import Submissions
-from hvae_hpc.runs.done import read_states
+from hvae_hpc.runs.done import read_results
 from tests.jobs.queues import make_plan, submit
 from tests.minislurm.minislurm import MiniSlurm
 from tests.minislurm.test_minislurm import wait_until
@@ -174,7 +174,7 @@ def lose_one(
     queue = read_queue(not_before=time.time())
     try:
         for _ in range(20):  # slurmdbd takes its time
-            statuses = read_run_status(plan, read_states(plan), submissions, queue)
+            statuses = read_run_status(plan, read_results(plan), submissions, queue)
             statuses = explain_lost(statuses, submissions, thorough=thorough)
             if ":" in statuses[second].reason or not slurm.config.accounting:
                 break

@@ -18,7 +18,7 @@ from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.results.collect import collect
 from hvae_hpc.results.report import _cost_table
 from hvae_hpc.results.tables.device_hours import build_spent
-from hvae_hpc.runs.done import State, read_states
+from hvae_hpc.runs.done import ResultSummary, read_results
 from hvae_hpc.runs.plan import Plan
 from tests.jobs.queues import in_queue, log, make_plan, queue_of, submit
 from tests.results.made_up import SMALL_ARMS, finish, make_runs
@@ -36,21 +36,21 @@ def plan(tmp_path: Path) -> Plan:
 
 
 def spend(
-    plan: Plan, states: dict[str, State] | None = None, queue: Queue | None = NOTHING
+    plan: Plan, results: dict[str, ResultSummary] | None = None, queue: Queue | None = NOTHING
 ) -> dict[str, Spending]:
-    submissions, states = Submissions(plan.runs_folder), states or read_states(plan)
-    statuses = read_run_status(plan, states, submissions, queue)
+    submissions, results = Submissions(plan.runs_folder), results or read_results(plan)
+    statuses = read_run_status(plan, results, submissions, queue)
     return {
-        spending.stage: spending for spending in read_spending(plan, states, statuses, submissions)
+        spending.stage: spending for spending in read_spending(plan, results, statuses, submissions)
     }
 
 
 def hours(
-    plan: Plan, states: dict[str, State] | None = None, queue: Queue | None = NOTHING
+    plan: Plan, results: dict[str, ResultSummary] | None = None, queue: Queue | None = NOTHING
 ) -> dict[str, float]:
     return {
         name: round(n, 2)
-        for name, n in spend(plan, states, queue)["segment"].hours.items()
+        for name, n in spend(plan, results, queue)["segment"].hours.items()
         if n > 0.005
     }
 
@@ -163,11 +163,14 @@ def test_a_run_that_is_done_counts_by_its_result_and_its_earlier_attempts_by_its
     begin(plan, first, -10)
     log(plan, first, {"images_seen": 100, "time": -9 * HOUR})
     begin(plan, first, -8)
-    states = {**read_states(plan), first: State(stamp="a", attempt=2, wall_s=HOUR, energy_j=7.2e6)}
-    states[second] = State(stamp="b", attempt=1, wall_s=2 * HOUR)
+    results = {
+        **read_results(plan),
+        first: ResultSummary(stamp="a", attempt=2, wall_s=HOUR, energy_j=7.2e6),
+    }
+    results[second] = ResultSummary(stamp="b", attempt=1, wall_s=2 * HOUR)
     begin(plan, second, -1)  # of which no log need be read
-    assert hours(plan, states) == {"useful": 3.0, "preempted": 1.0}
-    assert spend(plan, states)["segment"].energy_kwh == 2.0
+    assert hours(plan, results) == {"useful": 3.0, "preempted": 1.0}
+    assert spend(plan, results)["segment"].energy_kwh == 2.0
 
 
 def test_devices_are_counted_and_shared_ones_by_their_share(plan: Plan) -> None:
@@ -194,9 +197,14 @@ def test_what_was_made_on_a_cpu_is_no_gpu_hours(plan: Plan, tmp_path: Path) -> N
     )
 
 
-def made(plan: Plan, number: int, minutes: float = 10.0, **numbers: Any) -> dict[str, State]:
-    done = State(stamp="a", attempt=1, wall_s=60 * minutes, peak_memory_mib=2048, **numbers)
-    return {run_id: done if place < number else State() for place, run_id in enumerate(plan.runs)}
+def made(
+    plan: Plan, number: int, minutes: float = 10.0, **numbers: Any
+) -> dict[str, ResultSummary]:
+    done = ResultSummary(stamp="a", attempt=1, wall_s=60 * minutes, peak_memory_mib=2048, **numbers)
+    return {
+        run_id: done if place < number else ResultSummary()
+        for place, run_id in enumerate(plan.runs)
+    }
 
 
 def test_less_is_advised_only_after_some_elements_and_never_less_than_saving_needs(
@@ -218,8 +226,8 @@ def test_less_is_advised_only_after_some_elements_and_never_less_than_saving_nee
         "minutes = 5 in" in spend(plan, made(plan, 6, minutes=0.1))["segment"].advice[0]
     )  # 30 s and 90 s are needed
     again = {
-        run_id: state._replace(attempt=min(2, 2 * state.attempt))
-        for run_id, state in made(plan, 6).items()
+        run_id: result._replace(attempt=min(2, 2 * result.attempt))
+        for run_id, result in made(plan, 6).items()
     }
     assert (
         spend(plan, again)["segment"].elements == 0

@@ -10,7 +10,7 @@ import pytest
 from hvae_hpc.config.arms import ArmConfig
 from hvae_hpc.jobs.state.run_status import RunStatus, read_run_status
 from hvae_hpc.jobs.state.submissions import Submissions, comment_of, parse_comment
-from hvae_hpc.runs.done import read_states
+from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.lease import locked
 from hvae_hpc.runs.plan import Plan
 from hvae_hpc.runs.run import Run
@@ -32,7 +32,7 @@ def plan(tmp_path: Path, runs: list[Run]) -> Plan:
 
 
 def stand(plan: Plan, queue: Queue | None = None) -> dict[str, RunStatus]:
-    return read_run_status(plan, read_states(plan), Submissions(plan.runs_folder), queue)
+    return read_run_status(plan, read_results(plan), Submissions(plan.runs_folder), queue)
 
 
 def ids(plan: Plan, stage: str) -> list[str]:

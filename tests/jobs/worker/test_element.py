@@ -17,7 +17,7 @@ from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.slurm.client import parse_places
 from hvae_hpc.jobs.state.run_log import BEGINS, STALLS
 from hvae_hpc.jobs.worker import element, signals
-from hvae_hpc.runs.done import read_states
+from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.folder import METRICS, read_log
 from hvae_hpc.runs.plan import Array, Plan, read_element, write_plan
 from tests.jobs.worker.test_run import make_plan, run_named
@@ -79,8 +79,8 @@ def test_an_element_reads_only_its_runs_and_what_they_are_made_from(plan: Plan) 
 def test_a_run_that_fails_does_not_stop_the_others_of_its_bundle(plan: Plan) -> None:
     blocked, good = run_named(plan, "generate", "vae"), run_named(plan, "segment", "reference")
     assert element.run_element(submitted(plan, blocked, good), 0) == 1
-    states = read_states(plan)
-    assert states[good].done
+    results = read_results(plan)
+    assert results[good].done
     assert events(plan, blocked) == ["blocked"]
     assert read_log(plan.folder(blocked))[-1]["job_id"] == "7_0"
 

@@ -10,7 +10,7 @@ from hvae_hpc.config.stages import CONFIGS
 from hvae_hpc.jobs.sweeps import expand
 from hvae_hpc.jobs.worker.run import execute
 from hvae_hpc.preprocess.store.manifest import read_manifest
-from hvae_hpc.runs.done import read_states
+from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.folder import PAIRS, read_log, read_result
 from hvae_hpc.runs.plan import Plan
 from hvae_hpc.sweep import read_sweep
@@ -76,7 +76,7 @@ def test_a_checkpoint_made_from_another_making_of_the_parent_is_not_gone_on_from
     events = [record.get("event") for record in read_log(plan.folder(arm)) if "event" in record]
     assert "inputs_changed" in events
     assert "resumed" not in events
-    assert read_states(plan)[arm].done
+    assert read_results(plan)[arm].done
 
 
 def test_a_stopped_run_goes_on_where_nothing_changed(plan: Plan) -> None:

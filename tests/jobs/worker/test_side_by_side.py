@@ -19,7 +19,7 @@ from hvae_hpc.jobs.worker.gpu_meter import Memory
 from hvae_hpc.jobs.worker.local_pool import Worker
 from hvae_hpc.jobs.worker.run import Report
 from hvae_hpc.jobs.worker.side_by_side import Together, has_room, images_per_s, next_number
-from hvae_hpc.runs.done import read_states
+from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.folder import append_log, read_log, read_result
 from hvae_hpc.runs.lease import is_held
 from hvae_hpc.runs.plan import Plan
@@ -303,8 +303,8 @@ def test_a_run_whose_process_is_killed_beside_others_is_done_alone_by_the_same_e
     monkeypatch.setattr(Together, "_give_out", kill_one)
     assert element.run_element(submitted(plan, *ids), 0) == 0
     assert killed
-    states = read_states(plan)
-    assert all(states[run_id].done for run_id in ids)
+    results = read_results(plan)
+    assert all(results[run_id].done for run_id in ids)
     events = [
         [entry["event"] for entry in read_log(plan.folder(run_id)) if "event" in entry]
         for run_id in ids
