@@ -23,7 +23,6 @@ class Workplace:
         world: processes of the run.
         local_rank: number of this process among those of the run on its node.
         rendezvous: file by which the processes find the first one; None where there is one alone.
-        caches: folder of the files in which runs keep what torch.compile made; None for none.
     """
 
     folder: Path
@@ -35,7 +34,6 @@ class Workplace:
     world: int = 1
     local_rank: int = 0
     rendezvous: Path | None = None
-    caches: Path | None = None
 
     def log(self, record: dict[str, Any]) -> None:
         """Add a line to the run's log.jsonl, once for all its processes."""

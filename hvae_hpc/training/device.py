@@ -10,7 +10,7 @@ from hvae_hpc.errors import UserError
 from hvae_hpc.models.blocks import Batch, Loss, Phase
 from hvae_hpc.runs.workplace import Workplace
 from hvae_hpc.training.batches import generator_for
-from hvae_hpc.training.graphs import KeptGraphs
+from hvae_hpc.training.compile_cache import use_private_cache
 
 
 def choose_device(workplace: Workplace) -> torch.device:
@@ -79,11 +79,9 @@ class CompiledForward(nn.Module):
 
     Attributes:
         graphs_of: the networks whose graphs torch holds in this process.
-        kept: where these are kept for other processes.
     """
 
     graphs_of: ClassVar[Hashable] = None
-    kept: ClassVar[KeptGraphs | None] = None
 
     def __init__(
         self, model: nn.Module, compiled: bool, workplace: Workplace, shapes: Hashable = None
@@ -102,11 +100,6 @@ class CompiledForward(nn.Module):
             torch._functorch.config.force_non_lazy_backward_lowering = True
         for name in self.parts:  # an attribute of the instance goes before the class's method
             setattr(model, name, torch.compile(getattr(model, name), fullgraph=True, dynamic=False))
-
-    def keep_graphs(self) -> None:
-        """Keep for other processes what torch has compiled for this network, if anything; for all of a run's own."""
-        if self.parts and self.kept and self.workplace.rank == 0:
-            self.kept.keep()
 
     def close(self) -> None:
         """Give the model its own methods back: one that holds itself stays until Python looks for such, GPU and all."""
@@ -138,15 +131,8 @@ class CompiledForward(nn.Module):
         weights = tuple(weight.shape for weight in self.model.parameters())
         mine = (getattr(self.model, "config", None), types, weights, shapes)
         if mine != CompiledForward.graphs_of:
-            if CompiledForward.kept:
-                CompiledForward.kept.close()
-            # First of all: as soon as torch's compiler is imported, it makes its folder.
-            CompiledForward.kept = KeptGraphs(
-                mine, next(self.model.parameters()).device, self.workplace
-            )
+            use_private_cache()
             torch._dynamo.reset()
-            if CompiledForward.kept.found:
-                self.notes.append("compiled by an earlier run")
         CompiledForward.graphs_of = mine
 
 

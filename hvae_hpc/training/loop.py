@@ -188,8 +188,6 @@ def _train(
             last = images_seen >= optim.images
             leave, due = team.any(workplace.stopped(), team.rank == 0 and clock.is_due())
             closes = images_seen // optim.batch_size % READ_EVERY == 0 or last
-            if closes or leave:
-                forward.keep_graphs()
             try:
                 if closes:
                     window = {"lr": rate, **reader.close_window()}

@@ -252,7 +252,6 @@ def _workplace(plan: Plan, run_id: str, stopped: Callable[[], bool], rank: int =
         world=resources.tasks if job_id() else 1,
         local_rank=int(os.environ.get("SLURM_LOCALID", "0")),
         rendezvous=meeting_file(plan, run_id, "here"),
-        caches=plan.runs_folder / "caches",
     )
 
 
