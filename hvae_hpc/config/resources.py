@@ -27,9 +27,6 @@ class Resources:
         array_parallelism: elements of an array that run at a time; 0 for as many as fit.
         container: image in which the runs run, by apptainer; "" for none.
         python: Python in that container, or instead of the one that submits; "" for that one.
-        scratch: folder on a node's own disk ("$TMPDIR", "/local/$USER") for copies of what runs
-            read, one per node; "" for none. Its variables are the node's, and ``$HVAE_HPC_SCRATCH``
-            there goes before it.
         setup: shell lines before the runs start (module load ...).
         grace_s: seconds that SLURM leaves after SIGTERM when it preempts, where the partition does
             not tell (a QOS's).
@@ -70,7 +67,6 @@ class Resources:
     array_parallelism: int = 0
     container: str = ""
     python: str = ""
-    scratch: str = ""
     setup: tuple[str, ...] = ()
     grace_s: int = 0
     signal_lead_s: int = 90
@@ -117,7 +113,6 @@ class Resources:
             "exclude",
             "container",
             "python",
-            "scratch",
         ):
             if not (text := getattr(self, name)).isprintable():
                 raise ValueError(f"{name} is {text!r}, expected printable characters")

@@ -221,7 +221,6 @@ FLAGS = {
     "exclude": (str, "NODES", "nodes not to use"),
     "nice": (int, "N", "lower the jobs' priority"),
     "container": (str, "IMAGE", "run in this image by apptainer"),
-    "scratch": (str, "DIR", "folder on each node's own disk, for copies of what runs read"),
 }
 
 

@@ -18,7 +18,6 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -36,7 +35,6 @@ from hvae_hpc.jobs.state.run_log import (
     spent_s,
 )
 from hvae_hpc.jobs.worker.gpu_meter import GPUMeter
-from hvae_hpc.jobs.worker.near import work_near
 from hvae_hpc.jobs.worker.provenance import make_provenance
 from hvae_hpc.preprocess.store.manifest import require_content
 from hvae_hpc.runs.done import read_summary
@@ -189,9 +187,7 @@ def _work(
     resources = plan.resources_of(run_id)
     workplace = _workplace(plan, run_id, stopped)
     with GPUMeter(wanted=resources.gpus > 0) as meter:
-        outcome = work_near(
-            partial(stage_function(run.stage), run.config), workplace, run.parents["data"], stamps
-        )
+        outcome = stage_function(run.stage)(run.config, workplace)
     if outcome is None:
         append_log(folder, {"event": "stopped", "job_id": job_id()})
         return None
@@ -266,9 +262,7 @@ def follow(plan: Plan, run_id: str, rank: int) -> int:
     try:
         # Only a training has several processes, and that is made from nothing but data.
         workplace = _workplace(plan, run_id, signals.leave_asked, rank)
-        work_near(
-            partial(stage_function(run.stage), run.config), workplace, run.parents["data"], {}
-        )
+        stage_function(run.stage)(run.config, workplace)
     except UserError as error:
         print(f"process {rank}: {error}", flush=True)
         return 1

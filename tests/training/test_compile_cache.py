@@ -152,5 +152,5 @@ def test_without_a_folder_of_its_own_a_process_has_a_temporary_cache(
     assert folder.stat().st_mode & 0o777 == 0o700
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(folder)
     headers = f"{folder}/headers" if shutil.which("openssl") else ""
-    assert codecache._HEADER_DIR == headers
+    assert headers == codecache._HEADER_DIR
     assert f"not kept: {own}: cannot be made" in capsys.readouterr().out
