@@ -23,6 +23,7 @@ from hvae_hpc.jobs.state.run_status import read_run_status
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.plan import Plan, find_plans, read_plan
+from tests.drill.drill import SWEEP as DRILL
 from tests.drill.drill_slurm import Trouble
 from tests.minislurm.minislurm import MiniSlurm, MiniSlurmConfig
 
@@ -34,7 +35,7 @@ PROLOG = """#!/bin/sh
 exit 0
 """
 SWEEP = """
-extends = "drill"
+extends = "{extends}"
 name = "storm"
 seeds = {seeds}
 samplers = ["prior"]
@@ -71,7 +72,7 @@ def main() -> int:
     folder, chance = options.folder.absolute(), random.Random(options.seed)
     folder.mkdir(parents=True)
     seeds = max(1, (options.runs - APART) // PER_SEED)
-    (folder / "sweep.toml").write_text(SWEEP.format(seeds=seeds))
+    (folder / "sweep.toml").write_text(SWEEP.format(seeds=seeds, extends=DRILL))
     (folder / "site.toml").write_text(SITE.format(memory_gb=7, element_minutes=0.1))
     (folder / "prolog.sh").write_text(PROLOG.format(node=BLACK_HOLE))
     (folder / "prolog.sh").chmod(0o755)

@@ -1,4 +1,4 @@
-"""``hvae-hpc drill``: every stage, small, through random faults, and then a comparison with undisturbed runs.
+"""``make drill``: every stage, small, through random faults, and then a comparison with undisturbed runs.
 
 First a sweep of tiny runs is made undisturbed. Then *trials*: a run is made anew in a folder of its
 own, from the undisturbed parents, and each attempt at it meets a fault until it has had enough of
@@ -35,13 +35,14 @@ from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.identity import code_sha
 from hvae_hpc.runs.plan import Plan, write_plan
 from tests import ROOT
+from tests.drill.compare import compare
 from tests.drill.drill_slurm import drill_slurm, find_own_slurm
 from tests.drill.faults import KINDS
-from tests.drill.forking import Forking, Lane
-from tests.drill.sameness import compare
+from tests.drill.fork_server import Forking, Lane
 from tests.drill.trials import Fresh, Tally, Trial, link_parents, row_of
 
-SITE = """# what hvae-hpc drill gives its runs
+SWEEP = Path(__file__).with_name("drill.toml")
+SITE = """# what make drill gives its runs
 [all]
 device = "cpu"
 gpus = 0
@@ -103,12 +104,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="hvae-hpc drill", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.drill", description=main.__doc__)
     parser.add_argument(
         "sweep",
         nargs="?",
-        default="drill",
-        help="name or .toml file of a small sweep (default: drill)",
+        default=str(SWEEP),
+        help="name or .toml file of a small sweep (default: %(default)s)",
     )
     parser.add_argument(
         "--faults", type=int, default=25, metavar="N", help="how many (default: %(default)s)"

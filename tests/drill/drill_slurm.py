@@ -23,7 +23,7 @@ from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.state.submissions import Submissions, parse_comment
 from hvae_hpc.runs.folder import METRICS
 from hvae_hpc.runs.plan import Plan
-from tests.drill.sameness import compare
+from tests.drill.compare import compare
 from tests.minislurm.minislurm import MiniSlurm, MiniSlurmConfig
 
 SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGKILL)
@@ -54,7 +54,7 @@ def find_own_slurm() -> MiniSlurm:
     if not there:
         raise UserError(
             f"--slurm: SLURM_CONF is {conf!r}, expected that of a minislurm that runs: this drill kills nodes, and "
-            "does it on no other SLURM; `hvae-hpc minislurm up` starts one and prints the line to give first"
+            "does it on no other SLURM; `make slurm` starts one and prints the line to give first"
         )
     said = dict(
         re.findall(r"^(\w+)\s*= (\S+)", slurm.client("scontrol", "show", "config"), re.MULTILINE)

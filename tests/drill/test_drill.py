@@ -14,15 +14,16 @@ import pytest
 from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.worker.run import STAGES
 from tests import ROOT
+from tests.drill.compare import compare
+from tests.drill.drill import SWEEP
 from tests.drill.drill_slurm import find_own_slurm
 from tests.drill.faults import KINDS, damage, draw_fault
-from tests.drill.forking import Lane
-from tests.drill.sameness import compare
+from tests.drill.fork_server import Lane
 from tests.minislurm.minislurm import MiniSlurm
 from tests.tiny import make_data_set
 
-SHORT = """
-extends = "drill"
+SHORT = f"""
+extends = "{SWEEP}"
 name = "short"
 samplers = ["hmc"]
 arms = ["hvae-hmc+4"]
@@ -51,15 +52,14 @@ def drill(folder: Path, *arguments: str, **environment: str) -> subprocess.Compl
     command = [
         sys.executable,
         "-m",
-        "hvae_hpc.cli",
-        "drill",
+        "tests.drill",
         "--folder",
         str(folder),
         "--workers",
         "2",
         *arguments,
     ]
-    own = {**os.environ, **environment}
+    own = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     return subprocess.run(
         command, cwd=folder, env=own, capture_output=True, text=True, timeout=500, check=False
     )

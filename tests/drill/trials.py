@@ -22,8 +22,8 @@ from hvae_hpc.runs.folder import METRICS, read_log, read_result
 from hvae_hpc.runs.identity import file_sha256
 from hvae_hpc.runs.plan import Plan, write_plan
 from hvae_hpc.runs.run import Run
+from tests.drill.compare import compare
 from tests.drill.faults import SIGNALS, Fault, damage, draw_fault, strike
-from tests.drill.sameness import compare
 
 PATIENCE_S = 120.0
 """An attempt that takes so much longer than undisturbed hangs."""

@@ -41,7 +41,7 @@ class Forking:
         command = [
             sys.executable,
             "-m",
-            "tests.drill.forking",
+            "tests.drill.fork_server",
             "--plan",
             str(plan_file),
             "--warm",
@@ -147,7 +147,7 @@ def _attempt(plan_file: Path, run_id: str, tells: int) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Import, warm up, and serve until the drill closes the lanes."""
-    parser = argparse.ArgumentParser(prog="python -m tests.drill.forking")
+    parser = argparse.ArgumentParser(prog="python -m tests.drill.fork_server")
     parser.add_argument("--plan", type=Path, required=True, help="of the runs to warm up with")
     parser.add_argument("--warm", nargs="*", default=[], help="their ids")
     parser.add_argument(
