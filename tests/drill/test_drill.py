@@ -1,8 +1,10 @@
 """The short drill, a drill of broken code, and what no drill may touch."""
 
+import getpass
 import json
 import os
 import random
+import secrets
 import shutil
 import socket
 import subprocess
@@ -131,21 +133,30 @@ def test_no_slurm_but_a_minislurm_is_drilled(conf: str, tmp_path: Path) -> None:
     ("cluster", "state", "jobs", "said"),
     [
         ("hpc", "{}/state", "", "cluster hpc with its state in"),
-        ("minislurm-1", "/var/spool/slurm", "", "is no minislurm's"),
-        ("minislurm-1", "{}/state", "7\n8\n", "jobs 7, 8 are in the queue"),
-        ("minislurm-1", "{}/state", "", ""),
+        ("{own}", "/var/spool/slurm", "", "is no minislurm's"),
+        ("{own}", "{}/state", "7\n8\n", "jobs 7, 8 are in the queue"),
+        ("{own}", "{}/state", "", ""),
     ],
 )
 def test_a_slurm_that_answers_for_a_minislurm_must_be_one_and_idle(
-    cluster: str, state: str, jobs: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: str,
+    state: str,
+    jobs: str,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
-    (tmp_path / "minislurm.json").write_text(
-        json.dumps({"cluster": "minislurm-1", "link": str(tmp_path)})
-    )
+    own = f"minislurm-{secrets.token_hex(4)}"
+    link = Path("/tmp", own)
+    link.symlink_to(tmp_path)
+    request.addfinalizer(link.unlink)
+    record = {"cluster": own, "link": str(link), "user": getpass.getuser(), "nodes": ["n1"]}
+    (tmp_path / "minislurm.json").write_text(json.dumps(record))
     config = (
-        f"ClusterName             = {cluster}\nStateSaveLocation       = {state.format(tmp_path)}\n"
+        f"ClusterName = {cluster.format(own=own)}\nStateSaveLocation = {state.format(tmp_path)}\n"
     )
-    monkeypatch.setenv("SLURM_CONF", f"{tmp_path}/etc/slurm.conf")
+    monkeypatch.setenv("SLURM_CONF", f"{link}/etc/slurm.conf")
     monkeypatch.setattr(MiniSlurm, "pids", lambda self: {"slurmctld": 1})
     monkeypatch.setattr(
         MiniSlurm, "client", lambda self, name, *_: config if name == "scontrol" else jobs
