@@ -68,7 +68,7 @@ def main() -> None:
             times["submit"].append(timed(sweep, project, environment))
             times["status"].append(timed(status, project, environment))
             files = sum(path.is_file() for path in (project / "runs").rglob("*"))
-            jobs = Submissions(project / "runs").jobs()
+            jobs = Submissions(project / "runs").jobs
             counts = {
                 "files": files,
                 "sbatch": len(jobs),

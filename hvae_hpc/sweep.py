@@ -276,15 +276,19 @@ def _finish(options: argparse.Namespace, argv: Sequence[str]) -> int:
     """
     from hvae_hpc.results.__main__ import write_results
 
-    plan = replace(read_plan(options.finish / PLAN_FILE), arrays=(), totals={})
+    submission = read_plan(options.finish / PLAN_FILE)
+    plan = replace(submission, arrays=(), totals={})
     try:
         write_results(plan.runs_folder, plan.sweep, True, None)
     except UserError as error:  # the rest is to be submitted all the same
         print(f"no tables: {error}", file=sys.stderr)
-    results, submissions = read_results(plan), Submissions(plan.runs_folder)
-    submitted = submissions.elements()
+    results, submitted = read_results(plan), Submissions(plan.runs_folder).last_elements()
     never = sum(not result.done and run_id not in submitted for run_id, result in results.items())
-    goes_on = never > 0 and submissions.got_further(options.finish.name, results)
+    # Where none of its runs is done, the same submission would most likely fail again.
+    own = [
+        run_id for array in submission.arrays for element in array.elements for run_id in element
+    ]
+    goes_on = never > 0 and any(results[run_id].done for run_id in own)
     if not goes_on and not (
         options.retries and not all(result.done for result in results.values())
     ):

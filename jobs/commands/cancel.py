@@ -59,9 +59,9 @@ def _cancel_sweep(runs_folder: Path, sweep: str) -> None:
 def _cancel_run(runs_folder: Path, plan: Plan, run_id: str) -> None:
     submissions, run = Submissions(runs_folder), plan.runs[run_id]
     queue = slurm.read_queue(not_before=time.time(), patience_s=PATIENCE_S)
-    for row, submission, array in submissions.ours(queue):
+    for row, submission, array in submissions.find_queued(queue):
         for place in row.places:
-            bundle = submissions.runs(submission, array, place)
+            bundle = submissions.run_ids(submission, array, place)
             if run_id in bundle:
                 slurm.ask(["scancel", f"{row.job}_{place}"], PATIENCE_S)
                 slurm.forget_queue()
@@ -137,6 +137,6 @@ def _in_queue(runs_folder: Path, sweep: str) -> list[slurm.Queued]:
     queue = slurm.read_queue(not_before=time.time(), patience_s=PATIENCE_S)
     return [
         row
-        for row, submission, _ in submissions.ours(queue)
+        for row, submission, _ in submissions.find_queued(queue)
         if submissions.sweep(submission) == sweep
     ]

@@ -97,7 +97,7 @@ def gather_all(
             like(i),
             e.node,
             element,
-            e.began.get("time") or submissions.submitted_at(element),
+            e.began.get("time") or submissions.element(element).submitted_at,
         )
         for i, e in doubtful.items()
         for element in [e.status.element]
@@ -105,7 +105,7 @@ def gather_all(
     # What was tried again since left no word but SLURM's, and has another status now.
     known = {e.status.element for e in found.values()}
     for element, word in ends.items():
-        ids = [run_id for run_id in submissions.runs_of(element) if run_id in plan.runs]
+        ids = [run_id for run_id in submissions.element(element).run_ids if run_id in plan.runs]
         ended_by_itself = word.startswith(
             f"FAILED, exit code {LEFT_EARLY}"
         )  # it was told to, or at its limit
@@ -113,7 +113,13 @@ def gather_all(
             lost = gather(plan, ids[0], RunStatus("lost", element), submissions, ends)
             if classify(lost) in NODE_MAY_BE_WHY:
                 seen.append(
-                    Seen(False, like(ids[0]), lost.node, element, submissions.submitted_at(element))
+                    Seen(
+                        False,
+                        like(ids[0]),
+                        lost.node,
+                        element,
+                        submissions.element(element).submitted_at,
+                    )
                 )
     seen += [
         Seen(True, like(i), result.host, result.job, result.started_at)

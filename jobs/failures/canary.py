@@ -117,7 +117,7 @@ class Watch:
 
     def _jobs(self) -> list[Job]:
         """Return the jobs of the array; not those by which just the same was submitted before."""
-        jobs = [job for job in self._submissions().jobs() if job.array == self._number]
+        jobs = [job for job in self._submissions().jobs if job.array == self._number]
         return jobs[max((n for n, job in enumerate(jobs) if 0 in job.places), default=0) :]
 
     def _waits(self, job: Job) -> bool:

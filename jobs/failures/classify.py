@@ -177,7 +177,7 @@ def gather(
     if (
         starts
         and not since[0].get("job_id")
-        and since[0].get("time", 0.0) > submissions.submitted_at(element)
+        and since[0].get("time", 0.0) > submissions.element(element).submitted_at
     ):
         element = ""  # it was made here since it was submitted
     endings = [record for record in since if record.get("event") in ENDINGS]
@@ -199,7 +199,7 @@ def gather(
         ended=endings[-1] if endings else {},
         attempts=len(starts),
         reached=checkpoint_at(folder),
-        minutes=submissions.minutes(element),
+        minutes=submissions.element(element).minutes,
         lines=lines,
         turn=bool(reports)
         or not element
@@ -222,7 +222,9 @@ def _ended_before(
     if knows(log):
         return False
     others = [
-        other for other in submissions.runs_of(element) if other != run_id and other in plan.runs
+        other
+        for other in submissions.element(element).run_ids
+        if other != run_id and other in plan.runs
     ]
     return any(knows(read_log(plan.folder(other))) for other in others)
 

@@ -214,7 +214,7 @@ def _held_with(
     for run_id, status in statuses.items():
         breaker = submissions.breaker_of(status.element) if status.kind == "blocked" else None
         ahead = (
-            [i for element in breaker.elements for i in submissions.runs_of(element)]
+            [i for element in breaker.elements for i in submissions.element(element).run_ids]
             if breaker
             else []
         )
@@ -245,8 +245,8 @@ def _goes_along(
 def _left_behind(plan: Plan, submissions: Submissions) -> set[str]:
     """Return the runs that were submitted before a parent was tried again, and not since: SLURM took no more then."""
     at = {
-        run_id: submissions.submitted_at(element)
-        for run_id, element in submissions.elements().items()
+        run_id: submissions.element(element).submitted_at
+        for run_id, element in submissions.last_elements().items()
     }
     return {
         run_id

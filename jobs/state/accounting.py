@@ -63,7 +63,7 @@ def _read_ends(
         job_of = {element: element.partition("_")[0] for element in unknown}
         states = ask_accounting(sorted(set(job_of.values())), patience_s)
         if states is not None:
-            recent = {job.job for job in submissions.jobs() if time.time() - job.time < BEHIND_S}
+            recent = {job.job for job in submissions.jobs if time.time() - job.time < BEHIND_S}
             ends |= {
                 element: ""
                 for element in unknown

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from hvae_hpc.config.stages import CONFIGS
 from hvae_hpc.jobs.state.accounting import known_ends
 from hvae_hpc.jobs.state.run_log import checkpoint_at
-from hvae_hpc.jobs.state.run_status import UNASKED, RunStatus, is_heard_of
+from hvae_hpc.jobs.state.run_status import UNASKED, RunStatus, shows_life
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.jobs.sweeps.costs import HEADROOM, minutes_for
 from hvae_hpc.runs.done import ResultSummary, look_at
@@ -62,7 +62,7 @@ def read_spending(
     statuses, units, submitted = (
         silent_as_lost(plan, statuses),
         _units(plan, results),
-        submissions.elements(),
+        submissions.last_elements(),
     )
     energy: dict[str, float] = {}
     for run_id, run in plan.runs.items():
@@ -110,7 +110,7 @@ def silent_as_lost(plan: Plan, statuses: Mapping[str, RunStatus]) -> dict[str, R
         for run_id, status in statuses.items()
         if status.kind == "running"
         and status.reason == UNASKED
-        and not is_heard_of(plan.folder(run_id))
+        and not shows_life(plan.folder(run_id))
     }
     return {**statuses, **lost}
 
@@ -189,16 +189,16 @@ def _used(
 ) -> dict[str, list[tuple[float, ...]]]:
     """Return minutes asked for and used, and GB, of each element of a stage all of whose runs had one attempt."""
     mine: dict[str, list[str]] = {}
-    for run_id, element in submissions.elements().items():
+    for run_id, element in submissions.last_elements().items():
         if run_id in plan.runs and results[run_id].attempt == 1:
             mine.setdefault(element, []).append(run_id)
     found: dict[str, list[tuple[float, ...]]] = {}
     for element, ids in mine.items():
-        if len(ids) == len(submissions.runs_of(element)):
+        if len(ids) == len(submissions.element(element).run_ids):
             needs = plan.resources_of(ids[0])
             memory_gb = max(results[i].peak_memory_mib for i in ids) * needs.tasks_per_node / 1024
             minutes = sum(results[i].wall_s for i in ids) / 60
-            used = (submissions.minutes(element), minutes, needs.memory_gb, memory_gb)
+            used = (submissions.element(element).minutes, minutes, needs.memory_gb, memory_gb)
             found.setdefault(plan.runs[ids[0]].stage, []).append(used)
     return found
 

@@ -1,8 +1,7 @@
 """How every run stands: done, running, waiting, failed, blocked, lost, or open.
 
-Read from the runs' own files first, then from what was submitted and from the user's queue;
-nobody's memory is asked. The launcher submits what is neither done nor in the queue, and ``hvae-hpc
-status`` shows the rest of it.
+The runs' own files count first, then what was submitted and what the user's queue says. The sweep
+command submits what is neither done nor in the queue; ``hvae-hpc status`` shows everything.
 """
 
 import time
@@ -18,19 +17,23 @@ from hvae_hpc.runs.lease import is_held
 from hvae_hpc.runs.plan import Plan
 
 SILENT_S = 150.0
-"""A local run that has written nothing for so long is not at work any more."""
+"""A local run that has written nothing for so long does not run any more."""
 UNASKED = "as far as its own files tell"
 ENDS = ("failed", "blocked", "stopped", "died")
+"""Events of a run's log that end an attempt."""
 
 Kind = Literal["done", "running", "waiting", "lost", "failed", "blocked", "open"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 class RunStatus(NamedTuple):
-    """How a run stands.
+    """The status of a run.
 
-    ``lost`` was submitted or started, is not in the queue and left no reason; ``open`` was never
-    submitted. ``element`` is SLURM's ``<array>_<place>`` that has or had it.
+    Attributes:
+        kind: "lost" was submitted or started, is not in the queue and left no reason; "open" was
+            never submitted.
+        element: SLURM's ``<array>_<place>`` that has or had the run; "" for none.
+        reason: for people.
     """
 
     kind: Kind
@@ -41,122 +44,136 @@ class RunStatus(NamedTuple):
 def read_run_status(
     plan: Plan, results: Mapping[str, ResultSummary], submissions: Submissions, queue: Queue | None
 ) -> dict[str, RunStatus]:
-    """Return how every run of a plan stands.
+    """Return the status of every run of a plan.
 
     Args:
         plan: of the sweep.
-        results: of its runs, from their own files; read after the queue, or what ends in between
-            seems lost.
+        results: of its runs, from their own files. They are read after the queue: what ends between
+            the two would otherwise seem lost.
         submissions: of its runs folder.
-        queue: the user's; None where there is no SLURM, or no answer: then what was submitted
-            counts as still there.
+        queue: the user's; None where there is no SLURM, or no answer. Then what was submitted
+            counts as still in the queue.
     """
-    submitted = submissions.elements()
-    queued: dict[str, tuple[str, Queued | None]] = {}
-    for row, submission, array in submissions.ours(queue):
-        for place in row.places:
-            for run_id in submissions.runs(submission, array, place):
-                queued[run_id] = (f"{row.job}_{place}", row)
-    there = list_folders(plan.runs_folder, {run.stage for run in plan.runs.values()})
+    submitted = submissions.last_elements()
+    queued = {
+        run_id: (element, row)
+        for element, row, run_ids in submissions.queued_elements(queue)
+        for run_id in run_ids
+    }
+    folders = list_folders(plan.runs_folder, {run.stage for run in plan.runs.values()})
     statuses: dict[str, RunStatus] = {}
+
     for run_id, result in results.items():
         if result.done:
             statuses[run_id] = RunStatus("done")
             continue
-        element, at = queued.get(run_id, (submitted.get(run_id, ""), None))
-        breaker = submissions.breaker_of(element) if not at or at.state == "PENDING" else None
-        if at and at.state == "PENDING" and not breaker:
-            statuses[run_id] = RunStatus("waiting", element, at.reason)
+        element, row = queued.get(run_id, (submitted.get(run_id, ""), None))
+        waits = row is not None and row.state == "PENDING"
+        breaker = submissions.breaker_of(element) if waits or not row else None
+        if row and waits and not breaker:
+            statuses[run_id] = RunStatus("waiting", element, row.reason)
             continue
+
+        # Few runs get here, so their logs may be read.
         stage, _, name = plan.folder_name(run_id).partition("/")
-        folder = plan.folder(run_id) if name in there[stage] else None
-        record = _last_event(folder) if folder else {}
-        here = not record.get("job_id") and record.get("time", 0.0) > submissions.submitted_at(
-            element
-        )  # since then
-        if breaker and record.get("job_id") != element and not here:
+        folder = plan.folder(run_id) if name in folders[stage] else None
+        last = _last_event(folder) if folder else {}
+        submitted_at = submissions.element(element).submitted_at
+        local_since = not last.get("job_id") and last.get("time", 0.0) > submitted_at
+
+        if breaker and last.get("job_id") != element and not local_since:
             statuses[run_id] = RunStatus("blocked", element, breaker.reason)
-        elif at and not (breaker and here):
-            statuses[run_id] = _at_work(record, element, at.state)
-        elif folder and _works_locally(folder, record):
+        elif row and not (breaker and local_since):
+            statuses[run_id] = _status_in_element(last, element, row)
+        elif folder and _runs_locally(folder, last):
             statuses[run_id] = RunStatus("running", "", "local")
-        elif element and queue is None and record.get("event") not in ENDS:
-            statuses[run_id] = RunStatus("running" if record else "waiting", element, UNASKED)
+        elif element and queue is None and last.get("event") not in ENDS:
+            statuses[run_id] = RunStatus("running" if last else "waiting", element, UNASKED)
         else:
-            # What it came to in an earlier element is not how the last one ended.
-            earlier = queue is not None and record.get("job_id") != element
-            told = {} if earlier and submissions.runs_of(str(record.get("job_id", ""))) else record
-            statuses[run_id] = _at_rest(plan, run_id, result.reason, told, element, statuses)
+            if queue is not None and _is_of_earlier_element(last, element, submissions):
+                last = {}
+            statuses[run_id] = _status_after_end(
+                plan, run_id, result.reason, last, element, statuses
+            )
     return statuses
 
 
-def _at_work(record: Mapping[str, Any], element: str, state: str) -> RunStatus:
-    """Tell how a run stands whose element runs: before its turn, at work, or over already."""
-    if record.get("job_id") != element:
+def _status_in_element(last: Mapping[str, Any], element: str, row: Queued) -> RunStatus:
+    """Return the status of a run whose element runs: before its turn, at its turn, or after it."""
+    if last.get("job_id") != element:
         return RunStatus("waiting", element, "their turn in the element")
-    if record["event"] in ("failed", "blocked"):
-        return RunStatus(record["event"], element, str(record.get("reason", "")))
-    return RunStatus("running", element, "" if state == "RUNNING" else state.lower())
+    if last["event"] in ("failed", "blocked"):
+        return RunStatus(last["event"], element, str(last.get("reason", "")))
+    return RunStatus("running", element, "" if row.state == "RUNNING" else row.state.lower())
 
 
-def _works_locally(folder: Path, record: Mapping[str, Any]) -> bool:
-    """Tell whether a run that SLURM has no part in is at work: its lease says so, or its log."""
-    return record.get("event") == "started" and not record.get("job_id") and is_heard_of(folder)
+def _runs_locally(folder: Path, last: Mapping[str, Any]) -> bool:
+    return last.get("event") == "started" and not last.get("job_id") and shows_life(folder)
 
 
-def is_heard_of(folder: Path) -> bool:
-    """Tell whether who makes a run gave a sign of life just now."""
-    last = max(
-        (float(record.get("time", 0.0)) for record in read_log_tail(folder)[-1:]), default=0.0
-    )
-    return is_held(folder) or time.time() - last < SILENT_S
+def shows_life(folder: Path) -> bool:
+    """Tell whether a process holds a run's folder, or has written to its log just now."""
+    records = read_log_tail(folder)
+    written_at = float(records[-1].get("time", 0.0)) if records else 0.0
+    return is_held(folder) or time.time() - written_at < SILENT_S
 
 
-def _at_rest(
+def _is_of_earlier_element(last: Mapping[str, Any], element: str, submissions: Submissions) -> bool:
+    """Tell whether an earlier element logged the event: it does not say how the last one ended."""
+    logged_by = str(last.get("job_id", ""))
+    return logged_by != element and bool(submissions.element(logged_by).run_ids)
+
+
+def _status_after_end(
     plan: Plan,
     run_id: str,
     reason: str,
-    record: Mapping[str, Any],
+    last: Mapping[str, Any],
     element: str,
-    before: Mapping[str, RunStatus],
+    statuses: Mapping[str, RunStatus],
 ) -> RunStatus:
-    """Tell how a run stands that nobody is at, given why its metrics.json does not count and its parents' statuses."""
-    element = element or str(record.get("job_id", ""))
-    event = record.get("event")
+    """Return the status of a run that no process makes now.
+
+    Args:
+        plan: of its sweep.
+        run_id: of the run.
+        reason: why its metrics.json does not count; "" where there is none.
+        last: the event that began or ended its last attempt; empty for none.
+        element: that had it last; "" for none.
+        statuses: of its parents at least.
+    """
+    element = element or str(last.get("job_id", ""))
+    event, said = last.get("event"), str(last.get("reason", ""))
     if event == "failed":
-        return RunStatus("failed", element, str(record.get("reason", "")))
+        return RunStatus("failed", element, said)
+
     for parent in plan.parents(run_id).values():
-        if before[parent].kind == "blocked":  # for the same reason
-            return RunStatus("blocked", element, before[parent].reason)
-        if before[parent].kind in ("failed", "lost"):
-            run = plan.runs[parent]
-            return RunStatus(
-                "blocked",
-                element,
-                f"needs {run.stage} {run.label} ({parent}), {before[parent].kind}",
-            )
-    if (
-        reason or event == "blocked"
-    ):  # to be made anew; or what it needed is there, or will be, by now
-        return RunStatus("open", element, reason or str(record.get("reason", "")))
+        if statuses[parent].kind == "blocked":  # for the same reason
+            return RunStatus("blocked", element, statuses[parent].reason)
+        if statuses[parent].kind in ("failed", "lost"):
+            run, kind = plan.runs[parent], statuses[parent].kind
+            needs = f"needs {run.stage} {run.label} ({parent}), {kind}"
+            return RunStatus("blocked", element, needs)
+
+    # Its result is out of date, or its parents, which blocked it, no longer do.
+    if reason or event == "blocked":
+        return RunStatus("open", element, reason or said)
     if event == "stopped":
         return RunStatus("lost", element, "saved and left")
     if event == "died":
-        return RunStatus("lost", element, str(record.get("reason", "")))
+        return RunStatus("lost", element, said)
     if element:
         return RunStatus("lost", element, "left the queue without a result")
-    return (
-        RunStatus("lost", "", "its process ended without a result") if record else RunStatus("open")
-    )
+    if last:
+        return RunStatus("lost", "", "its process ended without a result")
+    return RunStatus("open")
 
 
 def _last_event(folder: Path) -> dict[str, Any]:
-    """Return the log's last record that says how an attempt began or ended; empty where there is none."""
+    """Return the log's last record that began or ended an attempt; empty where there is none."""
+    # The last lines of a long log tell it nearly always.
     for read in (read_log_tail, read_log):
-        records = read(folder)
-        for record in reversed(records):
+        for record in reversed(read(folder)):
             if record.get("event") in ("started", *ENDS):
                 return record
-        if not records:
-            break
     return {}

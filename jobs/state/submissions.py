@@ -1,8 +1,12 @@
-"""What was submitted from a runs folder: the plan of each submission, and the jobs that SLURM took."""
+"""What was submitted from a runs folder: the plan of each submission, and the jobs that SLURM took.
+
+A submission is a folder with the plan that one command made and a line for each sbatch that SLURM
+took. A job in the queue names its submission in its comment.
+"""
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +14,6 @@ from typing import Any, NamedTuple
 from hvae_hpc.config.loader import read_json
 from hvae_hpc.jobs.slurm.client import Queue, Queued
 from hvae_hpc.jobs.state.breaker import Breaker, read_breakers
-from hvae_hpc.runs.done import ResultSummary
 from hvae_hpc.runs.files import append_line
 from hvae_hpc.runs.lease import locked
 
@@ -20,7 +23,15 @@ JOBS_FILE = "jobs.jsonl"
 
 
 class Job(NamedTuple):
-    """One sbatch that SLURM took: its id, the places of the plan's array that it carries, and when (s since 1970)."""
+    """One sbatch that SLURM took.
+
+    Attributes:
+        submission: the submission's name.
+        array: number of the array in the submission's plan.
+        job: SLURM's id.
+        places: the array's elements that this job carries.
+        time: when it was submitted, in seconds since 1970.
+    """
 
     submission: str
     array: int
@@ -29,148 +40,157 @@ class Job(NamedTuple):
     time: float
 
 
+class Element(NamedTuple):
+    """One element of a job.
+
+    Attributes:
+        run_ids: the runs that it makes, in this order.
+        minutes: its time limit; 0 where it is not known.
+        submitted_at: in seconds since 1970; 0 where it is not known.
+        submission: the submission's name.
+        array: number of the array in the submission's plan.
+    """
+
+    run_ids: tuple[str, ...] = ()
+    minutes: int = 0
+    submitted_at: float = 0.0
+    submission: str = ""
+    array: int = 0
+
+
 class Submissions:
-    """What was ever submitted from a runs folder, or by one command: plans' arrays, and the SLURM ids they got."""
+    """All submissions of a runs folder, or the one that is named. Jobs are read once.
+
+    Args:
+        runs_folder: where they were submitted from.
+        name: of one submission.
+    """
 
     def __init__(self, runs_folder: Path, name: str = "*") -> None:
         self.folder = runs_folder / SUBMISSIONS
         self.names = {path.parent.name for path in self.folder.glob(f"{name}/{PLAN_FILE}")}
 
     def sweep(self, name: str) -> str:
-        """Return the name of the sweep that a submission is of."""
-        return _read_plan(self.folder / name / PLAN_FILE)[0]
+        """Return the name of a submission's sweep."""
+        return self._plan(name)[0]
 
     def arrays(self, name: str) -> list[dict[str, Any]]:
         """Return the arrays of a submission's plan as plain data."""
-        return _read_plan(self.folder / name / PLAN_FILE)[1]
+        return self._plan(name)[1]
 
-    def jobs(self) -> list[Job]:
-        """Return all jobs whose ids were noted, in order of submission."""
-        found = []
-        for name in sorted(
-            self.names, key=lambda name: (self.folder / name / PLAN_FILE).stat().st_mtime
-        ):
-            with contextlib.suppress(FileNotFoundError):
-                for line in (self.folder / name / JOBS_FILE).read_text().splitlines():
-                    with contextlib.suppress(
-                        ValueError, LookupError, TypeError
-                    ):  # cut short by a crash
-                        entry = json.loads(line)
-                        places = tuple(entry["places"])
-                        found.append(
-                            Job(name, entry["array"], entry["job"], places, entry.get("time", 0.0))
-                        )
-        return found
-
-    def ours(self, queue: Queue | None) -> list[tuple[Queued, str, int]]:
-        """Return what of a queue was submitted from this runs folder, with submission and number of the array.
-
-        Not what was submitted from the folder that this is a copy of. Where a site puts its own
-        comments in place of ours, the noted ids tell.
-        """
-        rows = queue.rows if queue else ()
-        noted = {job.job: (job.submission, job.array) for job in self.jobs()} if rows else {}
-        named = [(row, parse_comment(row.comment) or noted.get(row.job)) for row in rows]
-        return [
-            (row, *name)
-            for row, name in named
-            if name and name[0] in self.names and self._is_from_here(name[0])
-        ]
-
-    def _is_from_here(self, name: str) -> bool:
-        return _read_plan(self.folder / name / PLAN_FILE)[2] == str(self.folder.parent.resolve())
-
-    def note(self, job: Job) -> None:
-        """Keep a job's id beside its plan."""
-        entry = {"array": job.array, "job": job.job, "places": job.places, "time": job.time}
-        append_line(self.folder / job.submission / JOBS_FILE, json.dumps(entry))
-
-    def unnoted(self, queue: Queue) -> list[Job]:
-        """Return the jobs in the queue that a command submitted and did not live to note."""
-        noted = {job.job for job in self.jobs()}
-        found = [
-            (row, name, array) for row, name, array in self.ours(queue) if row.job not in noted
-        ]
-        return [Job(name, array, row.job, row.places, queue.asked_at) for row, name, array in found]
-
-    def runs(self, name: str, array: int, place: int) -> tuple[str, ...]:
-        """Return the run ids of one element."""
+    def run_ids(self, name: str, array: int, place: int) -> tuple[str, ...]:
+        """Return the runs of one element of a submission's array; none for a place beyond its end."""
         elements = self.arrays(name)[array]["elements"]
         return tuple(elements[place]) if place < len(elements) else ()
 
-    def minutes(self, element: str) -> int:
-        """Return the time limit that an element was submitted with; 0 for one that is not known."""
-        return self._limits.get(element, (0, 0.0))[0]
-
-    def submitted_at(self, element: str) -> float:
-        """Return when an element was submitted, in seconds since 1970; 0 for one that is not known."""
-        return self._limits.get(element, (0, 0.0))[1]
+    def _plan(self, name: str) -> tuple[str, list[dict[str, Any]], str]:
+        return _read_plan(self.folder / name / PLAN_FILE)
 
     @cached_property
-    def _limits(self) -> dict[str, tuple[int, float]]:
+    def jobs(self) -> list[Job]:
+        """All jobs that were noted, in the order of their submissions."""
+        by_age = sorted(
+            self.names, key=lambda name: (self.folder / name / PLAN_FILE).stat().st_mtime
+        )
+        return [job for name in by_age for job in self._read_jobs(name)]
+
+    def _read_jobs(self, name: str) -> Iterator[Job]:
+        path = self.folder / name / JOBS_FILE
+        lines = path.read_text().splitlines() if path.exists() else []
+        for line in lines:
+            # A crash may have cut a line short.
+            with contextlib.suppress(ValueError, LookupError, TypeError):
+                entry = json.loads(line)
+                places = tuple(entry["places"])
+                yield Job(name, entry["array"], entry["job"], places, entry.get("time", 0.0))
+
+    def note(self, job: Job) -> None:
+        """Write a job's id beside its plan."""
+        entry = {"array": job.array, "job": job.job, "places": job.places, "time": job.time}
+        append_line(self.folder / job.submission / JOBS_FILE, json.dumps(entry))
+
+    def element(self, name: str) -> Element:
+        """Return an element by SLURM's ``<array>_<place>``; an empty one where it is not known."""
+        return self._elements.get(name, Element())
+
+    def last_elements(self) -> dict[str, str]:
+        """Return run id to the SLURM element that had it last."""
         return {
-            f"{job.job}_{place}": (
-                int(self.arrays(job.submission)[job.array].get("minutes", 0)),
-                job.time,
-            )
-            for job in self.jobs()
-            for place in job.places
+            run_id: name for name, element in self._elements.items() for run_id in element.run_ids
         }
 
-    def runs_of(self, element: str) -> tuple[str, ...]:
-        """Return the run ids of an element that SLURM took; none for one that is not known."""
-        name, _, place = element.partition("_")
-        job = self._job_of.get(name)
-        return self.runs(job.submission, job.array, int(place)) if job and place.isdigit() else ()
-
     @cached_property
-    def _job_of(self) -> dict[str, Job]:
-        return {job.job: job for job in self.jobs()}
+    def _elements(self) -> dict[str, Element]:
+        elements = {}
+        for job in self.jobs:
+            minutes = int(self.arrays(job.submission)[job.array].get("minutes", 0))
+            for place in job.places:
+                run_ids = self.run_ids(job.submission, job.array, place)
+                element = Element(run_ids, minutes, job.time, job.submission, job.array)
+                elements[f"{job.job}_{place}"] = element
+        return elements
+
+    def find_queued(self, queue: Queue | None) -> list[tuple[Queued, str, int]]:
+        """Return the queue's rows that were submitted from this runs folder.
+
+        Where a site replaces our comments, the noted ids tell. A copy of a runs folder has no jobs.
+
+        Returns:
+            Row, name of its submission and number of its array.
+        """
+        rows = queue.rows if queue else ()
+        noted = {job.job: (job.submission, job.array) for job in self.jobs} if rows else {}
+        ours = []
+        for row in rows:
+            submission, array = parse_comment(row.comment) or noted.get(row.job, ("", 0))
+            if submission in self.names and self._is_from_here(submission):
+                ours.append((row, submission, array))
+        return ours
+
+    def queued_elements(self, queue: Queue | None) -> Iterator[tuple[str, Queued, tuple[str, ...]]]:
+        """Yield each element in the queue that was submitted from here: its name, row and runs."""
+        for row, submission, array in self.find_queued(queue):
+            for place in row.places:
+                yield f"{row.job}_{place}", row, self.run_ids(submission, array, place)
+
+    def find_unnoted(self, queue: Queue) -> list[Job]:
+        """Return the jobs in the queue whose command was killed before it noted them."""
+        noted = {job.job for job in self.jobs}
+        return [
+            Job(submission, array, row.job, row.places, queue.asked_at)
+            for row, submission, array in self.find_queued(queue)
+            if row.job not in noted
+        ]
+
+    def _is_from_here(self, name: str) -> bool:
+        return self._plan(name)[2] == str(self.folder.parent.resolve())
 
     @cached_property
     def breakers(self) -> dict[tuple[str, int], Breaker]:
         """What holds the rest of an array, by submission and number of the array."""
         return read_breakers(self.folder, self.names)
 
-    def breaker_of(self, element: str) -> Breaker | None:
+    def breaker_of(self, name: str) -> Breaker | None:
         """Return what holds an element; None where nothing does."""
-        job = self._job_of.get(element.partition("_")[0]) if self.breakers else None
-        breaker = self.breakers.get((job.submission, job.array)) if job else None
-        return breaker if breaker and element not in breaker.elements else None
-
-    def elements(self) -> dict[str, str]:
-        """Return run id to the SLURM element that last had it, of all that was ever submitted."""
-        return {
-            run_id: f"{job.job}_{place}"
-            for job in self.jobs()
-            for place in job.places
-            for run_id in self.runs(job.submission, job.array, place)
-        }
-
-    def got_further(self, name: str, results: Mapping[str, ResultSummary]) -> bool:
-        """Tell whether any run of a submission is done; else its last job would submit the same again and again."""
-        runs = (
-            run_id
-            for array in self.arrays(name)
-            for element in array["elements"]
-            for run_id in element
-        )
-        return any(run_id in results and results[run_id].done for run_id in runs)
+        element = self.element(name)
+        breaker = self.breakers.get((element.submission, element.array))
+        return breaker if breaker and name not in breaker.elements else None
 
 
 @cache
 def _read_plan(path: Path) -> tuple[str, list[dict[str, Any]], str]:
-    """Return sweep, arrays and runs folder of a submission's plan, which never changes and may be long."""
+    """Return sweep, arrays and runs folder of a submission's plan, which never changes."""
     plan = read_json(path)
     return str(plan["sweep"]), list(plan["arrays"]), str(plan["runs_folder"])
 
 
 @contextlib.contextmanager
 def submitting(folder: Path) -> Iterator[int]:
-    """Let one command at a time plan and submit in a folder of submissions; yields the lock's file descriptor.
+    """Let one command at a time plan and submit in a folder of submissions.
 
-    sbatch inherits it: where a command is killed while sbatch is still talking to SLURM, the next
-        one waits for that.
+    Yields:
+        The lock's file descriptor. sbatch inherits it: where a command is killed while sbatch talks
+        to SLURM, the next command waits for sbatch.
     """
     with locked(folder, wait="always") as lease:
         assert lease
@@ -178,12 +198,12 @@ def submitting(folder: Path) -> Iterator[int]:
 
 
 def comment_of(submission: str, array: int) -> str:
-    """Return the comment by which a job in the queue names the array of the plan that it is."""
+    """Return the comment by which a job in the queue names its submission and array."""
     return f"hvae_hpc:{submission}:{array}"
 
 
 def parse_comment(comment: str) -> tuple[str, int] | None:
-    """Return submission and array; None for a comment that is not ours."""
+    """Return submission and array number; None for a comment that is not ours."""
     mark, _, rest = comment.partition(":")
     submission, _, array = rest.rpartition(":")
     return (submission, int(array)) if mark == "hvae_hpc" and array.isdigit() else None

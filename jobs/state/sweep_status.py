@@ -97,7 +97,7 @@ def read_our_queue(submissions: Submissions) -> tuple[slurm.Queue | None, str]:
     poll_s, now = read_site(None).caps.poll_s, time.time()
     # An answer from before the last sbatch does not know what that submitted. (Clocks of
     # machines may differ.)
-    oldest = max([now - poll_s, *(job.time for job in submissions.jobs() if job.time <= now)])
+    oldest = max([now - poll_s, *(job.time for job in submissions.jobs if job.time <= now)])
     try:
         return slurm.read_queue(not_before=oldest, poll_s=poll_s, patience_s=PATIENCE_S), ""
     except UserError as error:

@@ -126,7 +126,7 @@ def prepare(
             plan, results, statuses, memory, retries, site, cluster, by_hand=not only_new
         )
         plan = with_memory(plan, choice.memory, site, cluster)
-    left_out = submissions.elements().keys() if only_new else set[str]()
+    left_out = submissions.last_elements().keys() if only_new else set[str]()
     left_out = (left_out if rest else statuses.keys()) - (choice.run_ids if choice else set())
     kinds = ("done", "waiting", "running")
     wanted = [
@@ -189,12 +189,12 @@ def prepare(
         name=name,
         statuses=statuses,
         room=room,
-        adopted=tuple(submissions.unnoted(queue)),
+        adopted=tuple(submissions.find_unnoted(queue)),
         again_s=int(5 * site.caps.poll_s),
         memory=choice.memory if choice else None,
         told=(choice.told if choice else ()) + tuple(_tell_held(statuses, submissions, wanted)),
         held_jobs=tuple(sorted({
-            row.job for row, *array in submissions.ours(queue)
+            row.job for row, *array in submissions.find_queued(queue)
             if row.state == "PENDING" and tuple(array) in submissions.breakers
         })),
     )  # fmt: skip
@@ -216,7 +216,7 @@ def _grace_s(resources: Resources, cluster: slurm.Cluster) -> int:
 def _last_job_waits(sweep: str, submissions: Submissions, queue: slurm.Queue) -> bool:
     return any(
         submissions.sweep(name) == sweep and submissions.arrays(name)[number]["stage"] == TABLES
-        for _, name, number in submissions.ours(queue)
+        for _, name, number in submissions.find_queued(queue)
     )
 
 

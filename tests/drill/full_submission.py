@@ -54,7 +54,7 @@ def main(project: Path) -> None:
                 "again": again,
                 "said_again": said_again,
                 "runs": sorted(runs.values()),
-                "noted": sorted(job.job for job in Submissions(disk).jobs()),
+                "noted": sorted(job.job for job in Submissions(disk).jobs),
                 "queued": sorted(set(ask("squeue", "-h", "-o", "%F").split())),
                 "temporary": [str(path) for path in disk.rglob("*.tmp")],
             }

@@ -131,7 +131,7 @@ def queued_runs(project: Path, slurm: MiniSlurm) -> Counter[str]:
         places, _, comment = line.partition("|")
         if named := parse_comment(comment.strip()):
             found.update(
-                run for place in parse_places(places) for run in submissions.runs(*named, place)
+                run for place in parse_places(places) for run in submissions.run_ids(*named, place)
             )
     return found
 

@@ -228,7 +228,7 @@ def test_jobs_of_others_and_of_other_runs_folders_are_not_ours(plan: Plan) -> No
         )
     ]
     assert stand(plan, queue_of(*foreign))[run_id].kind == "lost"
-    assert Submissions(plan.runs_folder).ours(queue_of(*foreign)) == []
+    assert Submissions(plan.runs_folder).find_queued(queue_of(*foreign)) == []
 
 
 def test_a_job_whose_comment_the_site_replaced_is_known_by_its_id(plan: Plan) -> None:
@@ -245,8 +245,8 @@ def test_what_was_submitted_from_the_folder_that_this_is_a_copy_of_is_not_ours(
     name = submit(plan, [[run_id]], job="12")
     queue = queue_of(Queued("12", (0,), "PENDING", "None", comment_of(name, 0)))
     copy = Path(shutil.copytree(plan.runs_folder, tmp_path / "copy"))
-    assert len(Submissions(plan.runs_folder).ours(queue)) == 1
-    assert Submissions(copy).ours(queue) == []
+    assert len(Submissions(plan.runs_folder).find_queued(queue)) == 1
+    assert Submissions(copy).find_queued(queue) == []
 
 
 @pytest.mark.parametrize("name", ["small-abc", "with:colon-1"])

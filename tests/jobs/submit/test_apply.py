@@ -450,7 +450,7 @@ def test_ten_thousand_runs_make_few_files_and_few_calls(
         assert "submitted 10000 runs in 5 jobs" in done.stdout, done.stdout + done.stderr
         made = [path for path in (project / "runs").rglob("*") if path.is_file()]
         assert len(made) < 20
-        jobs = Submissions(project / "runs").jobs()
+        jobs = Submissions(project / "runs").jobs
         assert len(jobs[0].places + jobs[1].places) == 1001  # canaries, and the rest of the array
         assert max(max(job.places) for job in jobs if job.places) == 1000
         assert set(queued_runs(project, minislurm).values()) == {1}
