@@ -19,7 +19,7 @@ from typing import Any, Literal
 from hvae_hpc.errors import NO_ROOM, UserError
 from hvae_hpc.jobs.sites.retry_policy import Failure
 from hvae_hpc.runs.folder import METRICS, append_log, read_log
-from hvae_hpc.runs.lease_holder import host, job_id
+from hvae_hpc.runs.lease import host, job_id
 from hvae_hpc.runs.plan import Plan
 
 LEFT_EARLY = 75

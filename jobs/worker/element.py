@@ -38,7 +38,7 @@ from hvae_hpc.jobs.worker.local_pool import Worker
 from hvae_hpc.jobs.worker.run import Report, execute, follow, read_mine
 from hvae_hpc.jobs.worker.side_by_side import Together
 from hvae_hpc.runs.identity import code_sha
-from hvae_hpc.runs.lease_holder import job_id
+from hvae_hpc.runs.lease import job_id
 from hvae_hpc.runs.plan import Plan
 
 SPREAD_S = 20.0

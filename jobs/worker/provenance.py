@@ -12,7 +12,7 @@ from pathlib import Path
 from hvae_hpc.config.resources import Resources
 from hvae_hpc.runs.folder import Provenance
 from hvae_hpc.runs.identity import code_sha
-from hvae_hpc.runs.lease_holder import host, job_id
+from hvae_hpc.runs.lease import host, job_id
 from hvae_hpc.runs.workplace import Outcome
 
 SLURM_FACTS = {

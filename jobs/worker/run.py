@@ -52,8 +52,7 @@ from hvae_hpc.runs.folder import (
     write_json,
     write_result,
 )
-from hvae_hpc.runs.lease import LostError, check, locked
-from hvae_hpc.runs.lease_holder import host, job_id
+from hvae_hpc.runs.lease import LostError, check, host, job_id, locked
 from hvae_hpc.runs.plan import AGAIN, Plan, read_element, read_plan
 from hvae_hpc.runs.workplace import Outcome, Workplace
 
