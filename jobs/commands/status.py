@@ -17,8 +17,8 @@ from typing import Any
 
 from hvae_hpc.config.stages import CONFIGS, SegmentConfig
 from hvae_hpc.jobs.failures.classify import classify, gather
-from hvae_hpc.jobs.state.accounting import known_ends
 from hvae_hpc.jobs.state.device_hours import OUTCOMES, Spending, read_spending
+from hvae_hpc.jobs.state.element_ends import read_ends
 from hvae_hpc.jobs.state.run_status import KINDS, Kind
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.jobs.state.sweep_status import SweepStatus, read_sweep_statuses, to_plain
@@ -183,7 +183,7 @@ def _classify(
 ) -> dict[str, str]:
     """Return the classes of failures, a group's that of its first: the reason is the same, and logs may be many."""
     submissions = Submissions(sweep_status.plan.runs_folder)
-    ends, classes = known_ends(submissions) if groups else {}, dict[str, str]()
+    ends, classes = read_ends(submissions) if groups else {}, dict[str, str]()
     for (_, reason), ids in groups:
         failure = classify(
             gather(sweep_status.plan, ids[0], sweep_status.statuses[ids[0]], submissions, ends)

@@ -15,7 +15,7 @@ from hvae_hpc.jobs.failures.retry import judge
 from hvae_hpc.jobs.failures.retry_memory import Tried, read_memory, with_memory
 from hvae_hpc.jobs.sites.retry_policy import in_words
 from hvae_hpc.jobs.sites.site import Site, read_site
-from hvae_hpc.jobs.state.accounting import known_ends
+from hvae_hpc.jobs.state.element_ends import read_ends
 from hvae_hpc.jobs.state.find_run import add_run, find_run
 from hvae_hpc.jobs.state.run_log import describe
 from hvae_hpc.jobs.state.run_status import RunStatus
@@ -116,7 +116,7 @@ def _explain(
     blamed: float,
 ) -> Iterator[str]:
     run = plan.runs[run_id]
-    evidence = gather(plan, run_id, status, submissions, known_ends(submissions))._replace(
+    evidence = gather(plan, run_id, status, submissions, read_ends(submissions))._replace(
         blamed=blamed
     )
     yield f"{run.stage} {run.label} ({run_id})"

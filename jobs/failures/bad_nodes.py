@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from hvae_hpc.jobs.failures.classify import Evidence, classify, gather
 from hvae_hpc.jobs.sites.retry_policy import Failure
-from hvae_hpc.jobs.state.accounting import known_ends
+from hvae_hpc.jobs.state.element_ends import read_ends
 from hvae_hpc.jobs.state.run_log import LEFT_EARLY
 from hvae_hpc.jobs.state.run_status import RunStatus
 from hvae_hpc.jobs.state.submissions import Submissions
@@ -73,7 +73,7 @@ def gather_all(
         tries: how often each was tried again after a node's failure; None where nodes are not told
             apart.
     """
-    ends = known_ends(submissions)
+    ends = read_ends(submissions)
     found = {
         run_id: gather(plan, run_id, status, submissions, ends)
         for run_id, status in statuses.items()

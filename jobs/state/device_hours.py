@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hvae_hpc.config.stages import CONFIGS
-from hvae_hpc.jobs.state.accounting import known_ends
+from hvae_hpc.jobs.state.element_ends import read_ends
 from hvae_hpc.jobs.state.run_log import checkpoint_at
 from hvae_hpc.jobs.state.run_status import UNASKED, RunStatus, shows_life
 from hvae_hpc.jobs.state.submissions import Submissions
@@ -58,7 +58,7 @@ def read_spending(
     submissions: Submissions,
 ) -> list[Spending]:
     """Return what each stage of a sweep took so far; stages without any time are left out."""
-    ends, hours = known_ends(submissions), dict[str, dict[str, float]]()
+    ends, hours = read_ends(submissions), dict[str, dict[str, float]]()
     statuses, units, submitted = (
         silent_as_lost(plan, statuses),
         _units(plan, results),

@@ -17,7 +17,7 @@ from hvae_hpc.config.stages import SegmentConfig, TrainConfig
 from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.sites.site import read_site
 from hvae_hpc.jobs.slurm import client as slurm
-from hvae_hpc.jobs.state.accounting import explain_lost
+from hvae_hpc.jobs.state.element_ends import explain_lost
 from hvae_hpc.jobs.state.run_status import KINDS, RunStatus, read_run_status
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.jobs.sweeps.costs import Seconds, expected_seconds

@@ -23,7 +23,7 @@ from hvae_hpc.jobs.failures.retry_memory import Memory, read_memory, with_memory
 from hvae_hpc.jobs.sites.site import Site
 from hvae_hpc.jobs.slurm import client as slurm
 from hvae_hpc.jobs.slurm.sbatch import python_command, sbatch_text
-from hvae_hpc.jobs.state.accounting import explain_lost
+from hvae_hpc.jobs.state.element_ends import explain_lost
 from hvae_hpc.jobs.state.run_status import RunStatus, read_run_status
 from hvae_hpc.jobs.state.submissions import (
     PLAN_FILE,

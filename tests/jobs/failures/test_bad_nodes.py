@@ -8,8 +8,8 @@ import pytest
 
 from hvae_hpc.jobs.failures.bad_nodes import Seen, find_black_holes
 from hvae_hpc.jobs.failures.retry_memory import Memory, Tried
-from hvae_hpc.jobs.state.accounting import ENDS_FILE
 from hvae_hpc.jobs.state.breaker import breaker_file
+from hvae_hpc.jobs.state.element_ends import ENDS_FILE
 from hvae_hpc.runs.folder import write_json
 from hvae_hpc.runs.plan import Plan
 from tests.jobs.failures.test_retry import NO_MEMORY, choose_once

@@ -18,7 +18,7 @@ from hvae_hpc.jobs.failures.classify import Evidence, classify, gather
 from hvae_hpc.jobs.sites.site import read_site
 from hvae_hpc.jobs.slurm.client import read_queue
 from hvae_hpc.jobs.slurm.sbatch import sbatch_text
-from hvae_hpc.jobs.state.accounting import explain_lost, known_ends
+from hvae_hpc.jobs.state.element_ends import explain_lost, read_ends
 from hvae_hpc.jobs.state.element_logs import read_tail
 from hvae_hpc.jobs.state.run_status import RunStatus, read_run_status
 from hvae_hpc.jobs.state.submissions import Submissions, comment_of
@@ -317,7 +317,7 @@ def ended(
                     read_run_status(plan, results, submissions, queue), submissions, thorough=True
                 )
             )
-            return len([end for end in known_ends(submissions).values() if end]) == len(KINDS)
+            return len([end for end in read_ends(submissions).values() if end]) == len(KINDS)
 
         wait_until(all_known, 20)
     return plan, statuses

@@ -22,7 +22,7 @@ from hvae_hpc.jobs.failures.retry_memory import Memory, Tried, read_memory, with
 from hvae_hpc.jobs.failures.retry_memory import write_memory as keep
 from hvae_hpc.jobs.sites.site import Site, read_site
 from hvae_hpc.jobs.slurm.client import Cluster, Partition
-from hvae_hpc.jobs.state.accounting import ENDS_FILE
+from hvae_hpc.jobs.state.element_ends import ENDS_FILE
 from hvae_hpc.jobs.state.run_status import read_run_status
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.jobs.submit.prepare import prepare
