@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hvae_hpc.preprocess.read import gunzip
 from hvae_hpc.preprocess.read.find_cases import CaseFiles, find_cases, known_labels
 from hvae_hpc.preprocess.recipes.recipe import CASE, Recipe, load_recipe
-from hvae_hpc.preprocess.store import codec
 
 CLOSEST = 1e-6
 """Two images in [0, 1] are the same up to this: float32 takes its steps in another order."""
@@ -167,7 +167,7 @@ SIDES: dict[str, Callable[[Work], Callable[[CaseFiles], Any] | None]] = {
     TORCHIO: partial(make_torchio, join="remap"),
     LAMBDA: partial(make_torchio, join="lambda"),
     GZIP: lambda work: make_unzip(gzip.decompress),
-    LIBDEFLATE: lambda work: make_unzip(codec.gunzip) if codec.libdeflate is not None else None,
+    LIBDEFLATE: lambda work: make_unzip(gunzip.gunzip) if gunzip.deflate else None,
 }
 
 

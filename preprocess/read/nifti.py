@@ -26,7 +26,7 @@ from nibabel.orientations import (
 from numpy.typing import NDArray
 
 from hvae_hpc.errors import UserError
-from hvae_hpc.preprocess.store.codec import gunzip
+from hvae_hpc.preprocess.read.gunzip import gunzip
 
 _MAGIC = {348: (344, b"n+1\0", nib.Nifti1Header), 540: (4, b"n+2\0", nib.Nifti2Header)}
 """Size of the header -> where its magic stands, what it is, who reads it (nifti1.h, nifti2.h)."""

@@ -76,18 +76,10 @@ def take(pairs: Pairs, rows: Sequence[int]) -> Pairs:
     )
 
 
-def hash_rows(pairs: Pairs, which: Sequence[bool] | None = None) -> list[str]:
-    """Return the SHA-256 of each row: its pixels, mask, spacing, case, slice and sources.
-
-    Args:
-        pairs: N of them.
-        which: N flags; a row whose flag is False gets "". None for all rows.
-    """
+def hash_rows(pairs: Pairs) -> list[str]:
+    """Return the SHA-256 of each row: its pixels, mask, spacing, case, slice and sources."""
     hashes = []
     for row, case_id in enumerate(pairs.case_ids):
-        if which is not None and not which[row]:
-            hashes.append("")
-            continue
         words = canonical_json([case_id, int(pairs.slice_index[row]), pairs.source_sha256[row]])
         digest = hashlib.sha256(np.ascontiguousarray(pairs.images[row], dtype="<f4").data)
         digest.update(np.ascontiguousarray(pairs.masks[row]).data)

@@ -1,0 +1,61 @@
+"""gzip files, unzipped by libdeflate and without."""
+
+import gzip
+import zlib
+
+import numpy as np
+import pytest
+
+from hvae_hpc.preprocess.read import gunzip as module
+from hvae_hpc.preprocess.read.gunzip import gunzip
+
+DATA = np.random.default_rng(0).integers(0, 9, 200_000).astype(np.uint8).tobytes()
+
+
+@pytest.fixture(params=["libdeflate", "zlib"])
+def either(request, monkeypatch):
+    if request.param == "zlib":
+        monkeypatch.setattr(module, "deflate", None)
+    else:
+        assert module.deflate is not None, "the development install has it"
+    return request.param
+
+
+@pytest.mark.usefixtures("either")
+def test_what_was_zipped_comes_back():
+    assert gunzip(gzip.compress(DATA)) == DATA
+    assert gunzip(gzip.compress(b"")) == b""
+
+
+@pytest.mark.usefixtures("either")
+def test_a_flipped_bit_is_seen_also_in_checksum_and_size():
+    file = bytearray(gzip.compress(DATA))
+    places = range(20, len(file) - 8, len(file) // 40)
+    for place in [*places, len(file) - 6, len(file) - 2]:
+        file[place] ^= 8
+        with pytest.raises((EOFError, gzip.BadGzipFile, zlib.error)):
+            gunzip(bytes(file))
+        file[place] ^= 8
+
+
+@pytest.mark.usefixtures("either")
+@pytest.mark.parametrize("cut", [1, 8, 100])
+def test_a_file_cut_short_ends_early(cut):
+    with pytest.raises(EOFError):
+        gunzip(gzip.compress(DATA)[:-cut])
+
+
+@pytest.mark.usefixtures("either")
+def test_members_of_unlike_sizes_are_all_read():
+    assert (
+        gunzip(gzip.compress(DATA) + gzip.compress(b"more") + gzip.compress(b"")) == DATA + b"more"
+    )
+
+
+def test_a_size_that_no_compression_reaches_is_not_asked_of_memory(monkeypatch):
+    file = gzip.compress(DATA)[:-4] + b"\xff\xff\xff\xff"
+    monkeypatch.setattr(
+        module.deflate, "gzip_decompress", lambda _: pytest.fail("was asked for 4 GiB")
+    )
+    with pytest.raises(gzip.BadGzipFile):
+        gunzip(file)
