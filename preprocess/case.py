@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from hvae_hpc.errors import UserError
-from hvae_hpc.preprocess.journal import Record, stamp_files
+from hvae_hpc.preprocess.journal import CaseRecord, stamp_files
 from hvae_hpc.preprocess.read.find_cases import CaseFiles
 from hvae_hpc.preprocess.read.slices import cut_pairs
 from hvae_hpc.preprocess.read.volume import read_volume
@@ -25,7 +25,7 @@ class PackedCase:
     """
 
     case_id: str
-    record: Record | None
+    record: CaseRecord | None
     pairs: Pairs | None = None
     fault: str = ""
 
@@ -52,5 +52,5 @@ def pack_case(recipe: Recipe, known: tuple[int, ...], files: CaseFiles) -> Packe
         ),  # not NaN
         sources=volume.sources,
     )
-    record = Record(entry=entry, facts=volume.facts, cut_px=cut_px, stamps=stamps)
+    record = CaseRecord(entry=entry, facts=volume.facts, cut_px=cut_px, stamps=stamps)
     return PackedCase(case_id=files.case_id, record=record, pairs=pairs)

@@ -27,7 +27,7 @@ PACKING_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
+class CaseRecord:
     """One packed case.
 
     Attributes:
@@ -49,7 +49,7 @@ class ShardRecords:
     """One closed shard and its cases."""
 
     shard: ShardEntry
-    records: tuple[Record, ...]
+    records: tuple[CaseRecord, ...]
 
 
 def packing_key(recipe: Recipe, modality: str, known: Sequence[int]) -> str:
@@ -110,7 +110,7 @@ def stamp_files(files: CaseFiles) -> dict[str, tuple[int, ...]]:
     }
 
 
-def is_unchanged(record: Record, files: CaseFiles, stamps: Mapping[str, tuple[int, ...]]) -> bool:
+def is_unchanged(record: CaseRecord, files: CaseFiles, stamps: Mapping[str, tuple[int, ...]]) -> bool:
     """Say whether a packed case's files are as they were: by size and time, or, copied anew, by their content."""
     if files.fault or stamps.keys() != record.entry.sources.keys():
         return False

@@ -21,7 +21,7 @@ from hvae_hpc.errors import UserError, printable
 from hvae_hpc.preprocess.case import PackedCase, pack_case
 from hvae_hpc.preprocess.journal import (
     JOURNAL,
-    Record,
+    CaseRecord,
     ShardRecords,
     add_to_journal,
     is_unchanged,
@@ -31,7 +31,7 @@ from hvae_hpc.preprocess.journal import (
     write_journal,
 )
 from hvae_hpc.preprocess.parallel import map_in_order
-from hvae_hpc.preprocess.read.find_cases import Found, find_cases, known_labels
+from hvae_hpc.preprocess.read.find_cases import RawFolder, find_cases, known_labels
 from hvae_hpc.preprocess.recipes.recipe import Recipe
 from hvae_hpc.preprocess.store.manifest import (
     MANIFEST,
@@ -109,7 +109,7 @@ def pack(
 class _Packing:
     """One packing under way: cases in order, a shard filled at a time."""
 
-    def __init__(self, recipe: Recipe, found: Found, out: Path, workers: int, bar: bool) -> None:
+    def __init__(self, recipe: Recipe, found: RawFolder, out: Path, workers: int, bar: bool) -> None:
         self.recipe, self.found, self.out, self.workers, self.bar = recipe, found, out, workers, bar
         self.modality = recipe.modality or _name_channel(recipe, found)
         self.labels = known_labels(recipe, found.index)
@@ -123,7 +123,7 @@ class _Packing:
             for shard in self.before.values()
             for record in shard.records
         }
-        self.known: dict[str, Record] = {}
+        self.known: dict[str, CaseRecord] = {}
         for files in found.cases:
             stamps = stamp_files(files)
             record = records.get(files.case_id)
@@ -134,7 +134,7 @@ class _Packing:
         self.held: list[PackedCase] = []
 
     @property
-    def records(self) -> list[Record]:
+    def records(self) -> list[CaseRecord]:
         """Of all cases that are in closed shards."""
         return [record for shard in self.closed for record in shard.records]
 
@@ -236,7 +236,7 @@ class _Packing:
             return shard.read(range(entry.first_row, entry.first_row + entry.pairs))
 
 
-def _name_channel(recipe: Recipe, found: Found) -> str:
+def _name_channel(recipe: Recipe, found: RawFolder) -> str:
     names = found.index.channels if found.index else ()
     if not names:
         raise UserError(f"{recipe.layout.index} names no channels; say the recipe's modality")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from hvae_hpc.config.loader import dump, load, read_json
 from hvae_hpc.errors import printable
-from hvae_hpc.preprocess.journal import Record
-from hvae_hpc.preprocess.read.find_cases import Found
+from hvae_hpc.preprocess.journal import CaseRecord
+from hvae_hpc.preprocess.read.find_cases import RawFolder
 from hvae_hpc.preprocess.store.manifest import Manifest, SkippedEntry
 from hvae_hpc.runs.folder import write_json
 
@@ -25,7 +25,7 @@ class Spread:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Summary:
+class PackingSummary:
     """What summary.json holds.
 
     Attributes:
@@ -69,12 +69,12 @@ class Summary:
     window_high: Spread
 
 
-def summarise(found: Found, manifest: Manifest, records: Sequence[Record]) -> Summary:
+def summarise(found: RawFolder, manifest: Manifest, records: Sequence[CaseRecord]) -> PackingSummary:
     """Count and measure a packed data set."""
     entries = [record.entry for record in records]
     facts = [record.facts for record in records]
     known = all(entry.spacing_mm for entry in entries)
-    return Summary(
+    return PackingSummary(
         name=manifest.name,
         modality=manifest.modality,
         content_hash=manifest.content_hash,
@@ -108,21 +108,21 @@ def summarise(found: Found, manifest: Manifest, records: Sequence[Record]) -> Su
     )
 
 
-def write_summary(folder: Path, summary: Summary) -> None:
+def write_summary(folder: Path, summary: PackingSummary) -> None:
     """Write summary.json, atomically."""
     write_json(folder / SUMMARY, dump(summary))
 
 
-def read_summary(folder: Path) -> Summary:
+def read_summary(folder: Path) -> PackingSummary:
     """Read summary.json.
 
     Raises:
         UserError: it is missing or damaged.
     """
-    return load(Summary, read_json(folder / SUMMARY), str(folder / SUMMARY))
+    return load(PackingSummary, read_json(folder / SUMMARY), str(folder / SUMMARY))
 
 
-def to_text(summary: Summary) -> str:
+def to_text(summary: PackingSummary) -> str:
     """Write a summary as lines for people."""
     lines = [
         f"cases:       {summary.found} found, {summary.labelled} with image and label, {summary.packed} packed, "

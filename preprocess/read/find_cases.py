@@ -56,7 +56,7 @@ def by_role(image: T, labels: Sequence[T]) -> dict[str, T]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class RawFolder:
     """What lies in a raw folder.
 
     Attributes:
@@ -70,7 +70,7 @@ class Found:
     index: Index | None
 
 
-def find_cases(recipe: Recipe, raw: Path) -> Found:
+def find_cases(recipe: Recipe, raw: Path) -> RawFolder:
     """Find all cases by the recipe's patterns.
 
     Raises:
@@ -163,10 +163,10 @@ def _without_twins(cases: list[CaseFiles]) -> list[CaseFiles]:
     return sorted(found, key=lambda case: case.case_id)
 
 
-def _one_scan_each(cases: list[CaseFiles], pattern: str, index: Index | None) -> Found:
+def _one_scan_each(cases: list[CaseFiles], pattern: str, index: Index | None) -> RawFolder:
     """Keep each patient's first scan that has its files."""
     if not pattern:
-        return Found(cases=tuple(cases), further={}, index=index)
+        return RawFolder(cases=tuple(cases), further={}, index=index)
     first: dict[str, str] = {}
     kept, further = [], {}
     for case in cases:
@@ -176,7 +176,7 @@ def _one_scan_each(cases: list[CaseFiles], pattern: str, index: Index | None) ->
             kept.append(case)
         else:
             further[case.case_id] = f"a further scan of {first[patient]}'s patient (layout.patient)"
-    return Found(cases=tuple(kept), further=further, index=index)
+    return RawFolder(cases=tuple(kept), further=further, index=index)
 
 
 def _match(raw: Path, pattern: str) -> dict[str, list[Path]]:
