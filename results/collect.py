@@ -17,7 +17,6 @@ from hvae_hpc.errors import UserError
 from hvae_hpc.results.reading import parents_text
 from hvae_hpc.results.records import Records, read_records
 from hvae_hpc.results.statistics import Summary, summarise
-from hvae_hpc.runs.collector import collector_paused
 from hvae_hpc.runs.done import Made, follow
 from hvae_hpc.runs.plan import Plan
 
@@ -132,7 +131,6 @@ class Collected:
         return summarise(values) if len(values) else None
 
 
-@collector_paused()
 def collect(plan: Plan, partial: bool = False) -> Collected:
     """Read the metrics.json of all runs of a plan; of those that did not change since, what was kept of them.
 

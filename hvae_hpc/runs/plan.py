@@ -1,11 +1,11 @@
-"""The plan: all runs that a sweep expects, in one file that everything later reads.
+"""The plan: all runs that a sweep expects, in one file that every later step reads.
 
-It is written before anything starts: tasks find their runs in it, status and tables what is
-    missing.
+The sweep command writes it before anything starts. Elements find their runs in it; the status and
+the tables learn from it what is missing.
 """
 
-import contextlib
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,21 +14,20 @@ from hvae_hpc.config.loader import dump, load, read_json
 from hvae_hpc.config.resources import Resources
 from hvae_hpc.config.stages import CONFIGS, STAGE_VERSIONS, Stage
 from hvae_hpc.errors import UserError
-from hvae_hpc.runs.collector import collector_paused
-from hvae_hpc.runs.folder import write_json
-from hvae_hpc.runs.identity import content_hash, make_run_id
+from hvae_hpc.runs.folder import write_atomic
+from hvae_hpc.runs.identity import canonical_json, content_hash, make_run_id
 from hvae_hpc.runs.run import Run
 
 C = TypeVar("C")
 
-PLAN_SCHEMA = 3
+PLAN_SCHEMA = 4
 PLANS = "plans"
-AGAIN = "give the sweep command again to make it anew"
+REPLAN = "give the sweep command again to write a new plan"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Array:
-    """One SLURM array of a submission, or its last job, which collects the tables.
+    """One SLURM array of a submission, or its last job, which makes the tables.
 
     Attributes:
         name: sweep, stage, data set and source, as squeue shows it.
@@ -38,8 +37,7 @@ class Array:
         after_jobs: SLURM ids of elements of earlier submissions that it waits for.
         minutes: time limit of an element.
         seconds: what all its runs together are expected to take.
-        grace_s: seconds that SLURM leaves between SIGTERM and the end when it preempts in this
-            partition.
+        grace_s: seconds between SIGTERM and the end when SLURM preempts in this partition.
         canaries: how many of its elements, the first, go ahead; 0 for none.
         script: the sbatch text; only ``--dependency`` is added when it is submitted.
     """
@@ -70,7 +68,7 @@ class Plan:
         arrays: of a submission; parents' arrays first, the last job last.
         totals: of a submission: what it will cost, by name (see :mod:`hvae_hpc.jobs.sweeps.costs`).
         allow_code_drift: an element also starts where the package has changed since.
-        requeues: times that an element may send itself back to the queue at its time limit.
+        requeues: times that an element may requeue itself at its time limit.
         changes: run id to the fields of its stage's resources that a run has otherwise, after it
             failed with these.
     """
@@ -78,14 +76,14 @@ class Plan:
     sweep: str
     runs_folder: Path
     code_sha: str
-    data: Mapping[str, dict[str, str]]
-    resources: Mapping[str, Resources]
-    runs: Mapping[str, Run]
+    data: dict[str, dict[str, str]]
+    resources: dict[str, Resources]
+    runs: dict[str, Run]
     arrays: tuple[Array, ...] = ()
-    totals: Mapping[str, float] = field(default_factory=dict)
+    totals: dict[str, float] = field(default_factory=dict)
     allow_code_drift: bool = False
     requeues: int = 100
-    changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    changes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def resources_of(self, run_id: str) -> Resources:
         """What a run may use."""
@@ -102,39 +100,30 @@ class Plan:
 
     def parents(self, run_id: str) -> dict[str, str]:
         """Role to run id of a run's parents that are runs."""
-        return {
-            role: parent for role, parent in self.runs[run_id].parents.items() if role != "data"
-        }
+        return run_parents(self.runs[run_id].parents)
 
     def configs(self, kind: type[C]) -> list[C]:
         """Return the configs of one stage's runs, in the plan's order."""
         return [run.config for run in self.runs.values() if isinstance(run.config, kind)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Kind:
-    """What runs that differ only in seed and parents have in common, which is nearly all of a large plan."""
+def run_parents(parents: Mapping[str, str]) -> dict[str, str]:
+    """Return the parents that are runs; the other one is the data set."""
+    return {role: parent for role, parent in parents.items() if role != "data"}
 
+
+@dataclass(frozen=True, kw_only=True)
+class _RunEntry:
+    """A run as it stands in the file; its config is loaded by its stage."""
+
+    run_id: str
     stage: Stage
     config: dict[str, Any]
+    parents: dict[str, str]
 
-
-@dataclass(frozen=True, kw_only=True)
-class _PlanFile:
-    schema: int
-    sweep: str
-    runs_folder: str
-    code_sha: str
-    data: dict[str, dict[str, str]]
-    resources: dict[str, Resources]
-    kinds: tuple[_Kind, ...]
-    parents: tuple[dict[str, str], ...]
-    runs: tuple[str, ...]
-    arrays: tuple[Array, ...] = ()
-    totals: dict[str, float] = field(default_factory=dict)
-    allow_code_drift: bool = False
-    requeues: int = 100
-    changes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[0-9a-f]{12}", self.run_id):
+            raise ValueError(f"run_id is {self.run_id!r}, expected 12 hexadecimal digits; {REPLAN}")
 
 
 def plan_path(runs_folder: Path, sweep: str) -> Path:
@@ -162,29 +151,15 @@ def find_plans(runs_folder: Path, sweep: str | None = None) -> list[Path]:
 
 
 def write_plan(plan: Plan, path: Path) -> None:
-    """Write a plan, atomically: kinds of runs, sets of parents, and a line per run: id, numbers of these two, seed."""
-    kinds: dict[Any, tuple[int, _Kind]] = {}
-    parents: dict[tuple[tuple[str, str], ...], int] = {}
-    lines = []
-    for run_id, run in plan.runs.items():
-        alike = (run.stage, replace(run.config, seed=0))
-        if alike not in kinds:
-            config = {name: value for name, value in dump(run.config).items() if name != "seed"}
-            kinds[alike] = (len(kinds), _Kind(stage=run.stage, config=config))
-        of_run = parents.setdefault(tuple(run.parents.items()), len(parents))
-        lines.append(f"{run_id} {kinds[alike][0]} {of_run} {run.config.seed}")
-    tables = {
-        "kinds": [kind for _, kind in kinds.values()],
-        "parents": list(map(dict, parents)),
-        "runs": lines,
-    }
-    write_json(
-        path,
-        dump({**vars(plan), "schema": PLAN_SCHEMA, "runs_folder": str(plan.runs_folder), **tables}),
-    )
+    """Write a plan, atomically."""
+    entries = [
+        {"run_id": run_id, "stage": run.stage, "config": run.config, "parents": run.parents}
+        for run_id, run in plan.runs.items()
+    ]
+    values = {**vars(plan), "schema": PLAN_SCHEMA, "runs_folder": str(plan.runs_folder)}
+    write_atomic(path, canonical_json(dump({**values, "runs": entries})) + "\n")
 
 
-@collector_paused()
 def read_plan(path: Path) -> Plan:
     """Read a plan and check that its runs are distinct, have their parents, and read the same data.
 
@@ -195,7 +170,7 @@ def read_plan(path: Path) -> Plan:
 
 
 def read_element(path: Path, array: int, place: int) -> tuple[Plan, tuple[str, ...]]:
-    """Read of a submission's plan just what one element needs: its runs and what they are made from.
+    """Read of a submission's plan just what one element needs: its runs and their ancestors.
 
     Returns:
         The plan with only these runs, and the ids of those that the element makes.
@@ -203,128 +178,88 @@ def read_element(path: Path, array: int, place: int) -> tuple[Plan, tuple[str, .
     data = _read_file(path)
     try:
         ids = tuple(data["arrays"][array]["elements"][place])
-        lines = {line.partition(" ")[0]: line for line in data["runs"]}
+        entries = {entry["run_id"]: entry for entry in data["runs"]}
         needed, open_ids = set[str](), list(ids)
         while open_ids:
             run_id = open_ids.pop()
             needed.add(run_id)
-            parents = data["parents"][int(lines[run_id].split()[2])]
-            open_ids += [parent for role, parent in parents.items() if role != "data"]
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
+            open_ids += run_parents(entries[run_id]["parents"]).values()
+    except (LookupError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path}: has no array {array} with an element {place} that holds together; {AGAIN}"
+            f"{path}: has no array {array} with an element {place} that holds together; {REPLAN}"
         ) from error
-    return _make_plan(
-        {**data, "runs": [line for run_id, line in lines.items() if run_id in needed]}, path
-    ), ids
+
+    runs = [entry for run_id, entry in entries.items() if run_id in needed]
+    return _make_plan({**data, "runs": runs}, path), ids
 
 
 def _read_file(path: Path) -> dict[str, Any]:
     data = read_json(path)
-    if not isinstance(data, dict) or data.get("schema") != PLAN_SCHEMA:
-        schema = data.get("schema") if isinstance(data, dict) else None
-        raise UserError(f"{path}: schema {schema!r}, expected {PLAN_SCHEMA}; {AGAIN}")
-    return data
+    schema = data.pop("schema", None) if isinstance(data, dict) else None
+    if schema != PLAN_SCHEMA:
+        raise UserError(f"{path}: schema {schema!r}, expected {PLAN_SCHEMA}; {REPLAN}")
+    return dict(data)
 
 
 def _make_plan(data: dict[str, Any], path: Path) -> Plan:
-    file = load(_PlanFile, data, str(path))
-    firsts: list[Run | None] = [None] * len(
-        file.kinds
-    )  # loaded when a run needs them: an element needs few
-    labels = [""] * len(file.kinds)
-    checked, current = set[tuple[int, int]](), dict[str, set[bool]]()
-    runs: dict[str, Run] = {}
-    for run_id, number, of_run, seed in _read_lines(file, path):
-        if run_id in runs:
-            raise UserError(f"{path}: run {run_id} stands in it twice; {AGAIN}")
-        if (number, of_run) not in checked:
-            kind, parents = file.kinds[number], file.parents[of_run]
-            where = f"{path}: {kind.stage} {run_id}"
-            if (first := firsts[number]) is None:
-                config = load(CONFIGS[kind.stage], kind.config, where)
-                first = firsts[number] = Run(stage=kind.stage, config=config, parents=parents)
-                asked = {**kind.config, "seed": seed}
-                made_now = make_run_id(kind.stage, STAGE_VERSIONS[kind.stage], asked, parents)
-                current.setdefault(kind.stage, set()).add(made_now == run_id)
-                labels[number] = first.label.removesuffix(str(config.seed))
-            _check_parents(first.config.data, parents, file, runs, where)
-            checked.add((number, of_run))
-        runs[run_id] = _like(firsts[number], seed, file.parents[of_run], f"{labels[number]}{seed}")
-    for stage, said in current.items():
-        if len(said) > 1:
-            raise UserError(
-                f"{path}: mixes runs of stage {stage} by two versions of the program; {AGAIN}"
-            )
-    values = {
-        name: value
-        for name, value in vars(file).items()
-        if name not in ("schema", "kinds", "parents")
-    }
-    return Plan(**{**values, "runs_folder": Path(file.runs_folder), "runs": runs})
-
-
-def _read_lines(file: _PlanFile, path: Path) -> Iterator[tuple[str, int, int, int]]:
-    """Return of each run id, numbers of its kind and its parents, and seed; of all lines at once, which is faster."""
-    words = " ".join(file.runs).split(" ")
-    if file.runs and {line.count(" ") for line in file.runs} == {3}:
-        with contextlib.suppress(ValueError):
-            kinds, parents, seeds = (list(map(int, words[place::4])) for place in (1, 2, 3))
-            if (
-                min(kinds) >= 0 <= min(parents)
-                and max(kinds) < len(file.kinds)
-                and max(parents) < len(file.parents)
-            ):
-                return zip(words[::4], kinds, parents, seeds, strict=True)
-    for line in file.runs:
-        _refuse_line(line, file, path)
-    return iter(())
-
-
-def _refuse_line(line: str, file: _PlanFile, path: Path) -> None:
-    """Raise for a run's line that cannot be read; a good one is let pass."""
-    with contextlib.suppress(ValueError):
-        _, number, parents, _ = [0, *map(int, line.split(" ")[1:])]
-        if 0 <= number < len(file.kinds) and 0 <= parents < len(file.parents):
-            return
-    tables = f"{len(file.kinds)} kinds, {len(file.parents)} sets of parents"
-    raise UserError(
-        f"{path}: got the run {line!r}, expected an id, numbers of one of {tables}, and a seed; {AGAIN}"
+    entries = data.get("runs")
+    if not isinstance(entries, list):
+        raise UserError(f"{path}: has no list of runs; {REPLAN}")
+    plan = load(
+        Plan, {**data, "runs_folder": Path(str(data.get("runs_folder"))), "runs": {}}, str(path)
     )
 
+    of_this_version: dict[str, bool] = {}
+    for number, values in enumerate(entries):
+        entry = load(_RunEntry, values, f"{path}: runs[{number}]")
+        where = f"{path}: {entry.stage} {entry.run_id}"
+        run = Run(
+            stage=entry.stage,
+            config=load(CONFIGS[entry.stage], entry.config, where),
+            parents=entry.parents,
+        )
+        _check_run(plan, entry.run_id, run, where)
+        plan.runs[entry.run_id] = run
 
-def _check_parents(
-    data: str, parents: Mapping[str, str], file: _PlanFile, runs: Mapping[str, Run], where: str
-) -> None:
-    if data not in file.data:
-        raise UserError(f"{where} reads {data!r}, expected one of {', '.join(file.data)}; {AGAIN}")
-    content = file.data[data].get("content_hash")
-    if parents.get("data") != content:
-        raise UserError(f"{where} reads other data than the plan's {data} ({content}); {AGAIN}")
-    lost = [parent for role, parent in parents.items() if role != "data" and parent not in runs]
-    if lost:
-        raise UserError(f"{where} has a parent {lost[0]} that does not stand before it; {AGAIN}")
+        # All runs of a stage have the ids of this version of the program, or none has.
+        version = STAGE_VERSIONS[entry.stage]
+        is_current = make_run_id(entry.stage, version, entry.config, entry.parents) == entry.run_id
+        if of_this_version.setdefault(entry.stage, is_current) != is_current:
+            raise UserError(
+                f"{path}: mixes runs of stage {entry.stage} by two versions of the program; "
+                f"{REPLAN}"
+            )
+    return plan
 
 
-def _like(first: Run | None, seed: int, parents: Mapping[str, str], label: str) -> Run:
-    """Return a run as another, but of another seed; quickly, since all that the two share was checked."""
-    assert first is not None
-    config, run = object.__new__(type(first.config)), object.__new__(Run)
-    config.__dict__.update(first.config.__dict__, seed=seed)
-    run.__dict__.update(
-        stage=first.stage, config=config, parents=parents, label=label
-    )  # the last as it would find out
-    return run
+def _check_run(plan: Plan, run_id: str, run: Run, where: str) -> None:
+    """Refuse a run that is in the plan already, reads other data, or comes before a parent."""
+    data = run.config.data
+    if run_id in plan.runs:
+        raise UserError(f"{where} is in the plan twice; {REPLAN}")
+    if data not in plan.data:
+        raise UserError(f"{where} reads {data!r}, expected one of {', '.join(plan.data)}; {REPLAN}")
+    content = plan.data[data].get("content_hash")
+    if run.parents.get("data") != content:
+        raise UserError(f"{where} reads other data than the plan's {data} ({content}); {REPLAN}")
+    for parent in run_parents(run.parents).values():
+        if parent not in plan.runs:
+            raise UserError(
+                f"{where} has a parent {parent} that does not stand before it; {REPLAN}"
+            )
 
 
 def plan_id(plan: Plan) -> str:
-    """Return 12 digits that follow from all that the plan says, for the names of what is submitted."""
-    said = [
+    """Return 12 digits that follow from all that the plan says, for names of submissions."""
+    values = [
         plan.sweep,
         str(plan.runs_folder),
         list(plan.runs),
-        dump(plan.resources),
-        dump(plan.data),
+        plan.resources,
+        plan.data,
         plan.code_sha,
+        plan.arrays,
+        plan.allow_code_drift,
+        plan.changes,
     ]
-    return content_hash([*said, dump(plan.arrays), plan.allow_code_drift, dump(plan.changes)])[:12]
+    return content_hash(dump(values))[:12]

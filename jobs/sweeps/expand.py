@@ -287,6 +287,6 @@ def make_plan(
             }
             for data in data_sets
         },
-        resources=resources,
+        resources=dict(resources),
         runs={run.run_id: run for run in expand(sweep, data_sets)},
     )

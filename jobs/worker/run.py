@@ -53,7 +53,7 @@ from hvae_hpc.runs.folder import (
     write_result,
 )
 from hvae_hpc.runs.lease import LostError, check, host, job_id, locked
-from hvae_hpc.runs.plan import AGAIN, Plan, read_element, read_plan
+from hvae_hpc.runs.plan import REPLAN, Plan, read_element, read_plan
 from hvae_hpc.runs.workplace import Outcome, Workplace
 
 STAGES = {
@@ -157,7 +157,7 @@ def _work(
 ) -> Outcome | None:
     run, folder = plan.runs[run_id], plan.folder(run_id)
     if run.run_id != run_id:
-        raise UserError(f"the package now names this run {run.run_id}; {AGAIN}")
+        raise UserError(f"the package now names this run {run.run_id}; {REPLAN}")
     remove_temporaries(folder)
     check(folder)
     (folder / METRICS).unlink(

@@ -17,7 +17,7 @@ from hvae_hpc.runs import done as states_module
 from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.folder import RunResult, read_result
 from hvae_hpc.runs.identity import make_run_id
-from hvae_hpc.runs.plan import Plan, find_plans, read_plan
+from hvae_hpc.runs.plan import Plan, find_plans, plan_path, read_plan
 from hvae_hpc.runs.run import Run
 from tests.results.made_up import fake_metrics, finish, make_runs, write_plan, write_sweep
 
@@ -37,17 +37,10 @@ def test_a_missing_plan_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema": 2}, "schema 2, expected 3"),
-        ({"kinds": [{"name": "a"}]}, r"kinds\[0\]: unknown key 'name'"),
-        ({"kinds": [{"stage": "segmnt"}]}, r"kinds\[0\]\.stage: got 'segmnt'"),
-        (
-            {"runs": ["0123456789ab 0"]},
-            "got the run '0123456789ab 0', expected an id, numbers of one of 19 kinds, 7 sets of parents",
-        ),
-        ({"runs": ["0123456789ab 19 0 0"]}, "one of 19 kinds, 7 sets of parents, and a seed"),
-        ({"runs": ["0123456789ab 0 -1 0"]}, "one of 19 kinds, 7 sets of parents, and a seed"),
-        ({"runs": ["0123456789ab 0 0 one"]}, "one of 19 kinds, 7 sets of parents, and a seed"),
-        ({"runs": [7]}, r"runs\[0\]: got 7, expected str"),
+        ({"schema": 3}, "schema 3, expected 4; give the sweep command again"),
+        ({"runs": 7}, "has no list of runs"),
+        ({"runs": [7]}, r"runs\[0\]: got 7, expected a table of run_id, stage"),
+        ({"code": "abc"}, "unknown key 'code'"),
         ({"data": {}}, "reads 'brats2021', expected one of"),
         (
             {"data": {"brats2021": {"content_hash": "e" * 64}}},
@@ -63,21 +56,34 @@ def test_a_wrong_plan_is_refused_with_its_place(
     assert "\n" not in str(error.value)
 
 
-def test_a_config_that_the_stage_does_not_know_is_refused(tmp_path: Path) -> None:
-    path = write_plan(tmp_path, make_runs())
-    plan = json.loads(path.read_text())
-    plan["kinds"][-1]["config"]["lr"] = 1.0
-    path.write_text(json.dumps(plan))
-    with pytest.raises(UserError, match="unknown key 'lr'"):
-        read_plan(path)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "a"}, r"runs\[0\]: unknown key 'name'"),
+        ({"stage": "segmnt"}, r"runs\[0\]\.stage: got 'segmnt'"),
+        ({"run_id": "../../0123456"}, "expected 12 hexadecimal digits"),
+        ({"run_id": 7}, r"runs\[0\]\.run_id: got 7, expected str"),
+        ({"config": {"lr": 1.0}}, "unknown key 'lr'"),
+    ],
+)
+def test_a_wrong_run_in_a_plan_is_refused_with_its_place(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    runs = read_entries(tmp_path)
+    with pytest.raises(UserError, match=message):
+        read_plan(write_plan(tmp_path, make_runs(), changes={"runs": [{**runs[0], **changes}]}))
+
+
+def read_entries(folder: Path) -> list[dict[str, Any]]:
+    """Return the runs of a made-up plan, as they stand in its file."""
+    entries: list[dict[str, Any]] = json.loads(write_plan(folder, make_runs()).read_text())["runs"]
+    return entries
 
 
 def test_a_run_that_stands_twice_in_a_plan_is_refused(tmp_path: Path) -> None:
-    runs = make_runs()
-    with pytest.raises(UserError, match="stands in it twice"):
-        path = write_plan(tmp_path, runs)
-        entries = json.loads(path.read_text())["runs"]
-        read_plan(write_plan(tmp_path, runs, changes={"runs": [*entries, entries[3]]}))
+    entries = read_entries(tmp_path)
+    with pytest.raises(UserError, match="is in the plan twice"):
+        read_plan(write_plan(tmp_path, make_runs(), changes={"runs": [*entries, entries[3]]}))
 
 
 def test_a_folder_without_plans_is_refused(tmp_path: Path) -> None:
@@ -249,62 +255,44 @@ def test_a_file_so_young_that_it_may_change_unseen_is_not_remembered(tmp_path: P
     assert not (tmp_path / "plans/small.states").exists()
 
 
-def test_runs_that_differ_only_in_their_seed_keep_it(tmp_path: Path) -> None:
+def test_a_plan_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     runs = make_runs(seeds=5)
-    path = write_plan(tmp_path, runs)
-    plan = read_plan(path)
+    plan = read_plan(write_plan(tmp_path, runs))
     assert list(plan.runs.values()) == runs
     assert [run.run_id for run in plan.runs.values()] == list(plan.runs)
-    assert len(json.loads(path.read_text())["kinds"]) < len(runs) / 2
 
 
 def test_a_parent_that_does_not_stand_before_its_run_is_refused(tmp_path: Path) -> None:
-    runs = make_runs()
-    lines = json.loads(write_plan(tmp_path, runs).read_text())["runs"]
+    entries = read_entries(tmp_path)
     with pytest.raises(UserError, match="that does not stand before it"):
-        read_plan(write_plan(tmp_path, runs, changes={"runs": lines[::-1]}))
+        read_plan(write_plan(tmp_path, make_runs(), changes={"runs": entries[::-1]}))
 
 
 def test_runs_of_two_versions_of_a_stage_do_not_stand_in_one_plan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    new = make_runs()
-    path = write_plan(tmp_path, new)
+    runs, path = make_runs(), plan_path(tmp_path, "small")
+    entries = read_entries(tmp_path)
     monkeypatch.setitem(STAGE_VERSIONS, "segment", STAGE_VERSIONS["segment"] + 1)
-    assert list(read_plan(path).runs) == [
-        run.run_id for run in new
-    ]  # all of them older: as it was made
-    lines = json.loads(path.read_text())["runs"]
-    first = next(i for i, run in enumerate(new) if run.stage == "segment")
-    changed = Run(stage="segment", config=new[first].config, parents=new[first].parents).run_id
-    lines[first] = lines[first].replace(new[first].run_id, changed)
+    assert [*read_plan(path).runs] == [entry["run_id"] for entry in entries]  # all of them older
+
+    first = next(i for i, run in enumerate(runs) if run.stage == "segment")
+    newer = Run(stage="segment", config=runs[first].config, parents=runs[first].parents)
+    entries[first]["run_id"] = newer.run_id
     with pytest.raises(
         UserError, match="mixes runs of stage segment by two versions of the program"
     ):
-        read_plan(write_plan(tmp_path, new, changes={"runs": lines}))
+        read_plan(write_plan(tmp_path, runs, changes={"runs": entries}))
 
 
 def test_a_plan_from_before_a_setting_was_added_is_read(tmp_path: Path) -> None:
-    runs = make_runs()
-    data = json.loads(write_plan(tmp_path, runs).read_text())
-    hvae = next(
-        kind
-        for kind in data["kinds"]
-        if kind["stage"] == "train" and kind["config"]["generator"] == "hvae"
-    )
-    del hvae["config"]["model"][
-        "mask_weight"
-    ]  # as if it had not been there when this plan was made
-    new: dict[str, str] = {}
-    lines, parents = [], [dict(of_run) for of_run in data["parents"]]
-    for line in data["runs"]:
-        run_id, kind, of_run, seed = line.split()
-        named = data["kinds"][int(kind)]
-        parents[int(of_run)] = {
-            role: new.get(parent, parent) for role, parent in data["parents"][int(of_run)].items()
-        }
-        config, version = {**named["config"], "seed": int(seed)}, STAGE_VERSIONS[named["stage"]]
-        new[run_id] = make_run_id(named["stage"], version, config, parents[int(of_run)])
-        lines.append(line.replace(run_id, new[run_id]))
-    changes = {"kinds": data["kinds"], "runs": lines, "parents": parents}
-    assert list(read_plan(write_plan(tmp_path, runs, changes=changes)).runs) == list(new.values())
+    entries, new = read_entries(tmp_path), dict[str, str]()
+    for entry in entries:
+        if entry["stage"] == "train":
+            del entry["config"]["model"]["mask_weight"]  # as if it had been added later
+        entry["parents"] = {role: new.get(of, of) for role, of in entry["parents"].items()}
+        version = STAGE_VERSIONS[entry["stage"]]
+        run_id = make_run_id(entry["stage"], version, entry["config"], entry["parents"])
+        new[entry["run_id"]] = entry["run_id"] = run_id
+    plan = read_plan(write_plan(tmp_path, make_runs(), changes={"runs": entries}))
+    assert list(plan.runs) == list(new.values())
