@@ -184,11 +184,11 @@ def _classify(
     """Return the classes of failures, a group's that of its first: the reason is the same, and logs may be many."""
     submissions = Submissions(sweep_status.plan.runs_folder)
     ends, classes = read_ends(submissions) if groups else {}, dict[str, str]()
-    for (_, reason), ids in groups:
+    for _, ids in groups:
         failure = classify(
             gather(sweep_status.plan, ids[0], sweep_status.statuses[ids[0]], submissions, ends)
         )
-        classes |= dict.fromkeys(ids, "held" if reason.startswith("held: ") else failure)
+        classes |= dict.fromkeys(ids, "held" if sweep_status.statuses[ids[0]].held else failure)
     return classes
 
 

@@ -1,144 +1,154 @@
-"""The evidence of all failures of a sweep together: where runs fail on one node whose like are made elsewhere."""
+"""Nodes that look bad: the failures of all runs tell which they are, and new jobs leave them out.
+
+A node without a GPU, with a full disk or with a missing folder fails run after run, and nothing in
+a single run's evidence says that the node is why. So all failures of a sweep are looked at
+together: a node looks bad where runs fail whose like succeed elsewhere.
+"""
 
 import math
+import re
+import time
 from collections.abc import Collection, Hashable, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
+from hvae_hpc.config.resources import Resources
 from hvae_hpc.jobs.failures.classify import Evidence, classify, gather
 from hvae_hpc.jobs.sites.retry_policy import Failure
-from hvae_hpc.jobs.state.element_ends import read_ends
-from hvae_hpc.jobs.state.run_log import LEFT_EARLY
+from hvae_hpc.jobs.slurm.client import Cluster
+from hvae_hpc.jobs.state.accounting import known_ends
 from hvae_hpc.jobs.state.run_status import RunStatus
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.runs.done import ResultSummary
 from hvae_hpc.runs.plan import Plan
 
 NODE_MAY_BE_WHY: tuple[Failure, ...] = (
-    "lost", "code error", "bad input", "out of memory (device)", "disk full or quota",
-)  # fmt: skip
-"""As what it looks that a node has no GPU, or another one's process on it, a full disk, a folder that is missing."""
-ONCE_ELSEWHERE: tuple[Failure, ...] = (
+    "lost",
     "code error",
     "bad input",
-)  # which are else never tried again
-RUNS, ELEMENTS = 3, 2  # that must have failed on a node before it is blamed
-SUSPECTED_H = 1.0
-"""How long a node is left out on which all first elements of an array failed, which may be no fault of its own."""
+    "out of memory (device)",
+    "disk full or quota",
+)
+"""Classes of failure that a bad node causes too: no GPU, another job's process on it, a full disk."""
+RUNS, ELEMENTS = 3, 2
+"""How many runs, of how many elements, must have failed on a node before it looks bad."""
 
 
-class Seen(NamedTuple):
-    """A run that was made, or failed: what it has in common with its like, its node, its element, its beginning."""
+class RunOnNode(NamedTuple):
+    """A run that succeeded or failed on a node; runs of one kind ought to end alike everywhere."""
 
-    made: bool
-    like: Hashable
+    succeeded: bool
+    kind: Hashable
     node: str
     element: str
-    at: float
+    began: float
 
 
-def find_black_holes(seen: Collection[Seen]) -> set[str]:
-    """Return the nodes on which runs fail whose like are made elsewhere, and on which no element got through since.
-
-    What an element made before it failed there speaks for nobody.
-    """
-    where = {(run.like, run.node) for run in seen if run.made}
-    found = set()
-    for node in {run.node for run in seen if not run.made} - {""}:
-        elsewhere = {like for like, other in where if other != node}
-        here = [run for run in seen if run.node == node and not run.made and run.like in elsewhere]
-        failed = {run.element for run in here}
-        if len(here) >= RUNS and len(failed) >= ELEMENTS:
-            first, made = (
-                min(run.at for run in here),
-                [run for run in seen if run.made and run.node == node],
-            )
-            if not any(run.at >= first and run.element not in failed for run in made):
-                found.add(node)
-    return found
+def find_bad_nodes(runs: Collection[RunOnNode]) -> set[str]:
+    """Return the nodes on which runs fail whose like succeed elsewhere."""
+    nodes = {run.node for run in runs if not run.succeeded} - {""}
+    return {node for node in nodes if _looks_bad(node, runs)}
 
 
-def gather_all(
+def _looks_bad(node: str, runs: Collection[RunOnNode]) -> bool:
+    kinds_made_elsewhere = {run.kind for run in runs if run.succeeded and run.node != node}
+    here = [run for run in runs if run.node == node]
+    failed = [run for run in here if not run.succeeded and run.kind in kinds_made_elsewhere]
+    elements = {run.element for run in failed}
+    if len(failed) < RUNS or len(elements) < ELEMENTS:
+        return False
+
+    # The node works again where another element succeeded there since. What an element made before
+    # it failed does not count.
+    first = min(run.began for run in failed)
+    since = [run for run in here if run.succeeded and run.began >= first]
+    return all(run.element in elements for run in since)
+
+
+def gather_failures(
     plan: Plan,
     results: Mapping[str, ResultSummary],
     statuses: Mapping[str, RunStatus],
     submissions: Submissions,
-    tries: Mapping[str, int] | None,
 ) -> dict[str, Evidence]:
-    """Return the evidence of each run that failed or was lost, with what others say of its node.
+    """Return the evidence of each run that failed or was lost, with what other runs say of its node.
 
     Args:
         plan: of the sweep.
         results, statuses: of its runs.
         submissions: of its runs folder.
-        tries: how often each was tried again after a node's failure; None where nodes are not told
-            apart.
     """
-    ends = read_ends(submissions)
-    found = {
+    ends = known_ends(submissions)
+    failures = {
         run_id: gather(plan, run_id, status, submissions, ends)
         for run_id, status in statuses.items()
         if status.kind in ("failed", "lost")
     }
-    if tries is None:
-        return found
-
-    def like(run_id: str) -> Hashable:
-        run = plan.runs[run_id]
-        return run.stage, run.config.data, run.source
-
-    doubtful = {
+    suspects = {
         run_id: evidence
-        for run_id, evidence in found.items()
+        for run_id, evidence in failures.items()
         if evidence.turn and not evidence.cancelled and classify(evidence) in NODE_MAY_BE_WHY
     }
-    seen = [
-        Seen(
-            False,
-            like(i),
-            e.node,
-            element,
-            e.began.get("time") or submissions.element(element).submitted_at,
-        )
-        for i, e in doubtful.items()
-        for element in [e.status.element]
-    ]
-    # What was tried again since left no word but SLURM's, and has another status now.
-    known = {e.status.element for e in found.values()}
-    for element, word in ends.items():
-        ids = [run_id for run_id in submissions.element(element).run_ids if run_id in plan.runs]
-        ended_by_itself = word.startswith(
-            f"FAILED, exit code {LEFT_EARLY}"
-        )  # it was told to, or at its limit
-        if word.startswith("FAILED") and not ended_by_itself and ids and element not in known:
-            lost = gather(plan, ids[0], RunStatus("lost", element), submissions, ends)
-            if classify(lost) in NODE_MAY_BE_WHY:
-                seen.append(
-                    Seen(
-                        False,
-                        like(ids[0]),
-                        lost.node,
-                        element,
-                        submissions.element(element).submitted_at,
-                    )
-                )
-    seen += [
-        Seen(True, like(i), result.host, result.job, result.started_at)
-        for i, result in results.items()
-        if result.done
-    ]
-    holes = find_black_holes(seen)
-    # Where the first elements of an array failed on one node and nothing else began, nobody
-    # can tell: one more look.
-    alone = {
-        element
-        for breaker in submissions.breakers.values()
-        if breaker.node
-        for element in breaker.elements
-    }
-    for run_id, evidence in doubtful.items():
-        suspected = evidence.status.element in alone and classify(evidence) in ONCE_ELSEWHERE
-        if evidence.node in holes:
-            found[run_id] = evidence._replace(blamed=math.inf)
-        elif suspected and not tries.get(run_id):
-            found[run_id] = evidence._replace(blamed=SUSPECTED_H)
-    return found
+
+    runs = list[RunOnNode]()
+    for run_id, evidence in suspects.items():
+        element = evidence.status.element
+        began = evidence.began.get("time") or submissions.submitted_at(element)
+        runs.append(RunOnNode(False, _kind(plan, run_id), evidence.node, element, began))
+    for run_id, result in results.items():
+        if result.done:
+            kind = _kind(plan, run_id)
+            runs.append(RunOnNode(True, kind, result.host, result.job, result.started_at))
+
+    bad = find_bad_nodes(runs)
+    for run_id, evidence in suspects.items():
+        if evidence.node in bad:
+            failures[run_id] = evidence._replace(node_looks_bad=True)
+    return failures
+
+
+def _kind(plan: Plan, run_id: str) -> Hashable:
+    run = plan.runs[run_id]
+    return run.stage, run.config.data, run.source
+
+
+def without_bad_nodes(
+    resources: Resources, until: Mapping[str, float], cluster: Cluster
+) -> Resources:
+    """Return resources that exclude the nodes that failed lately.
+
+    At least half of the partition's nodes stay, and as many as a run needs: a fault of our own may
+    look like that of many nodes. Nothing is excluded where features are asked for, since nobody
+    knows which nodes have them.
+
+    Args:
+        resources: of a stage, with its partition.
+        until: node to the time until which no run goes there, in seconds since 1970.
+        cluster: for the partition's nodes.
+    """
+    if resources.constraint:
+        return resources
+    nodes = cluster.check_partition(resources.partition).nodes - expand_hosts(resources.exclude)
+    bad = [node for node in nodes & until.keys() if until[node] > time.time()]
+    bad.sort(key=lambda node: (-until[node], node))  # those that failed last go first
+
+    needed = max(resources.nodes, math.ceil(len(nodes) / 2))
+    excluded = bad[: max(0, len(nodes) - needed)]
+    return replace(resources, exclude=",".join([resources.exclude, *excluded]).strip(","))
+
+
+def expand_hosts(text: str) -> frozenset[str]:
+    """Return the nodes that a list as SLURM writes it names: "n[1-3,07],gpu5"."""
+    names = set[str]()
+    todo = re.findall(r"(?:[^,\[\]]|\[[^\]]*\])+", text)
+    while todo:
+        name = todo.pop()
+        brackets = re.search(r"\[([\d,-]*)\]", name)
+        if not brackets:
+            names.add(name.strip())
+            continue
+        before, after = name[: brackets.start()], name[brackets.end() :]
+        for first, last in re.findall(r"(\d+)(?:-(\d+))?", brackets[1]):
+            numbers = range(int(first), int(last or first) + 1)
+            todo += [f"{before}{number:0{len(first)}}{after}" for number in numbers]
+    return frozenset(names - {""})

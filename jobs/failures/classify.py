@@ -81,8 +81,7 @@ class Evidence(NamedTuple):
     ``reached`` is the images seen of the newest checkpoint, ``minutes`` the element's time limit, 0
     where it is not known. ``lines`` are the last that its processes and SLURM printed since the run
     before it ended. ``turn`` is False where it is in a bundle that ended at a run before it.
-    ``blamed`` is for how many hours at most its node is left out on others' evidence; 0 where there
-    is none.
+    ``node_looks_bad`` is True where other runs' failures speak against its node.
     """
 
     status: RunStatus
@@ -94,7 +93,7 @@ class Evidence(NamedTuple):
     minutes: int = 0
     lines: Sequence[str] = ()
     turn: bool = True
-    blamed: float = 0.0
+    node_looks_bad: bool = False
 
     @property
     def word(self) -> str:
@@ -119,7 +118,7 @@ class Evidence(NamedTuple):
         """Whether it ended by a fault of its node, which others would meet there as well."""
         said = "\n".join([str(self.ended.get("reason", "")), *self.lines])
         return (
-            self.blamed > 0
+            self.node_looks_bad
             or STATES.get(self.word) == "node failure"
             or bool(re.search(BAD_NODE, said))
         )
@@ -256,8 +255,10 @@ def classify(evidence: Evidence) -> Failure:
     """Return the one class of a run's failure."""
     if evidence.status.kind == "blocked":
         return "blocked by parent"
-    if not evidence.turn or evidence.blamed:
-        return "node failure" if evidence.blamed else "lost"
+    if evidence.node_looks_bad:
+        return "node failure"
+    if not evidence.turn:
+        return "lost"
     if evidence.ended.get("event") in ("failed", "died"):
         return _of_record(evidence)
     said = "\n".join(evidence.lines)

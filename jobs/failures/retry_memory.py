@@ -48,10 +48,6 @@ class Memory:
     runs: dict[str, Tried] = field(default_factory=dict)
     nodes: dict[str, dict[str, float]] = field(default_factory=dict)
 
-    def node_failures(self) -> dict[str, int]:
-        """Return run id to how often it was tried again after a node's failure."""
-        return {run_id: tried.tries.get("node failure", 0) for run_id, tried in self.runs.items()}
-
 
 def read_memory(runs_folder: Path) -> Memory:
     """Return what is remembered of a runs folder; nothing where nothing was ever tried again, or it is damaged."""

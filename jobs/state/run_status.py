@@ -18,6 +18,8 @@ from hvae_hpc.runs.plan import Plan
 
 SILENT_S = 150.0
 """A local run that has written nothing for so long does not run any more."""
+HELD = "held: "
+"""So begins the reason of a run that did not begin because its canaries failed."""
 UNASKED = "as far as its own files tell"
 ENDS = ("failed", "blocked", "stopped", "died")
 """Events of a run's log that end an attempt."""
@@ -39,6 +41,11 @@ class RunStatus(NamedTuple):
     kind: Kind
     element: str = ""
     reason: str = ""
+
+    @property
+    def held(self) -> bool:
+        """Whether it did not begin because the canaries of its array failed alike."""
+        return self.kind == "blocked" and self.reason.startswith(HELD)
 
 
 def read_run_status(
@@ -68,9 +75,7 @@ def read_run_status(
             statuses[run_id] = RunStatus("done")
             continue
         element, row = queued.get(run_id, (submitted.get(run_id, ""), None))
-        waits = row is not None and row.state == "PENDING"
-        breaker = submissions.breaker_of(element) if waits or not row else None
-        if row and waits and not breaker:
+        if row and row.state == "PENDING":
             statuses[run_id] = RunStatus("waiting", element, row.reason)
             continue
 
@@ -78,12 +83,7 @@ def read_run_status(
         stage, _, name = plan.folder_name(run_id).partition("/")
         folder = plan.folder(run_id) if name in folders[stage] else None
         last = _last_event(folder) if folder else {}
-        submitted_at = submissions.element(element).submitted_at
-        local_since = not last.get("job_id") and last.get("time", 0.0) > submitted_at
-
-        if breaker and last.get("job_id") != element and not local_since:
-            statuses[run_id] = RunStatus("blocked", element, breaker.reason)
-        elif row and not (breaker and local_since):
+        if row:
             statuses[run_id] = _status_in_element(last, element, row)
         elif folder and _runs_locally(folder, last):
             statuses[run_id] = RunStatus("running", "", "local")
@@ -155,6 +155,8 @@ def _status_after_end(
             needs = f"needs {run.stage} {run.label} ({parent}), {kind}"
             return RunStatus("blocked", element, needs)
 
+    if event == "blocked" and said.startswith(HELD):
+        return RunStatus("blocked", element, said)
     # Its result is out of date, or its parents, which blocked it, no longer do.
     if reason or event == "blocked":
         return RunStatus("open", element, reason or said)

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 from hvae_hpc.config.loader import read_json
 from hvae_hpc.jobs.slurm.client import Queue, Queued
-from hvae_hpc.jobs.state.breaker import Breaker, read_breakers
 from hvae_hpc.runs.files import append_line
 from hvae_hpc.runs.lease import locked
 
@@ -165,16 +164,14 @@ class Submissions:
     def _is_from_here(self, name: str) -> bool:
         return self._plan(name)[2] == str(self.folder.parent.resolve())
 
-    @cached_property
-    def breakers(self) -> dict[tuple[str, int], Breaker]:
-        """What holds the rest of an array, by submission and number of the array."""
-        return read_breakers(self.folder, self.names)
-
-    def breaker_of(self, name: str) -> Breaker | None:
-        """Return what holds an element; None where nothing does."""
+    def canary_runs(self, name: str) -> tuple[str, ...]:
+        """Return the runs of the canaries of an element's array."""
         element = self.element(name)
-        breaker = self.breakers.get((element.submission, element.array))
-        return breaker if breaker and name not in breaker.elements else None
+        if not element.submission:
+            return ()
+        array = self.arrays(element.submission)[element.array]
+        canaries = array["elements"][: array.get("canaries", 0)]
+        return tuple(run_id for run_ids in canaries for run_id in run_ids)
 
 
 @cache

@@ -9,7 +9,6 @@ from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.failures.canary import GATE_MINUTES, canaries_alone
 from hvae_hpc.jobs.failures.retry_memory import write_memory
 from hvae_hpc.jobs.slurm import client as slurm
-from hvae_hpc.jobs.state.breaker import forget
 from hvae_hpc.jobs.state.submissions import PLAN_FILE, Job, Submissions, parse_comment
 from hvae_hpc.jobs.submit.prepare import Prepared
 from hvae_hpc.runs.folder import write_atomic
@@ -48,8 +47,6 @@ class Application:
             self._submissions.note(job)
         if not self.prepared.plan.arrays:
             return
-        if self.prepared.held_jobs:  # what is in them is submitted anew
-            slurm.ask(["scancel", "--state=PENDING", *self.prepared.held_jobs])
         if self.prepared.memory:
             write_memory(self.prepared.plan.runs_folder, self.prepared.memory)
         *arrays, _ = self.prepared.plan.arrays
@@ -72,7 +69,6 @@ class Application:
     def _submit_array(self, number: int) -> None:
         """Submit an array, in parts where its canaries go ahead, or SLURM does not take it whole."""
         alone = self._alone(number)
-        forget(self.prepared.folder, number)
         todo = list(range(len(self.prepared.plan.arrays[number].elements)))
         size = len(todo)
         while todo:

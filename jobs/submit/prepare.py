@@ -17,7 +17,7 @@ from pathlib import Path
 from hvae_hpc.config.resources import Resources
 from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.failures.canary import canaries_alone, canaries_of
-from hvae_hpc.jobs.failures.excluded_nodes import without_bad_nodes
+from hvae_hpc.jobs.failures.bad_nodes import without_bad_nodes
 from hvae_hpc.jobs.failures.retry import choose
 from hvae_hpc.jobs.failures.retry_memory import Memory, read_memory, with_memory
 from hvae_hpc.jobs.sites.site import Site
@@ -59,7 +59,6 @@ class Prepared:
             rest.
         memory: of what is tried again, to be kept before anything of it is submitted.
         told: what is tried again and what not, for people.
-        held_jobs: jobs with waiting elements of arrays whose rest is held.
     """
 
     plan: Plan
@@ -70,7 +69,6 @@ class Prepared:
     again_s: int = 300
     memory: Memory | None = None
     told: tuple[str, ...] = ()
-    held_jobs: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -192,21 +190,15 @@ def prepare(
         adopted=tuple(submissions.find_unnoted(queue)),
         again_s=int(5 * site.caps.poll_s),
         memory=choice.memory if choice else None,
-        told=(choice.told if choice else ()) + tuple(_tell_held(statuses, submissions, wanted)),
-        held_jobs=tuple(sorted({
-            row.job for row, *array in submissions.find_queued(queue)
-            if row.state == "PENDING" and tuple(array) in submissions.breakers
-        })),
+        told=(choice.told if choice else ()) + tuple(_tell_held(statuses, wanted)),
     )  # fmt: skip
 
 
-def _tell_held(
-    statuses: Mapping[str, RunStatus], submissions: Submissions, wanted: Sequence[str]
-) -> Iterator[str]:
-    """Yield what that is to be submitted was held, and why."""
-    elements = ((run_id, submissions.breaker_of(statuses[run_id].element)) for run_id in wanted)
-    for breaker, n in Counter(breaker for _, breaker in elements if breaker).items():
-        yield f"taken up: {n:,} run{'s' * (n > 1)} that {'were' if n > 1 else 'was'} {breaker.reason}"
+def _tell_held(statuses: Mapping[str, RunStatus], wanted: Sequence[str]) -> Iterator[str]:
+    """Yield how many of the runs that are to be submitted were held, and why."""
+    reasons = Counter(statuses[run_id].reason for run_id in wanted if statuses[run_id].held)
+    for reason, n in reasons.items():
+        yield f"taken up: {n:,} run{'s' * (n > 1)} that {'were' if n > 1 else 'was'} {reason}"
 
 
 def _grace_s(resources: Resources, cluster: slurm.Cluster) -> int:

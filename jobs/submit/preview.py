@@ -29,7 +29,7 @@ def describe(prepared: Prepared, free_bytes: float) -> Iterator[str]:
         for array in plan.arrays
     ]
     if n := sum(map(bool, ahead)):
-        when = f"the rest when one has made a run, or after {GATE_MINUTES} min"
+        when = f"the rest begins {GATE_MINUTES} min after them"
         yield f"  canaries:   {max(ahead)} elements of {n} array{'s' * (n > 1)} go ahead, {when}"
     measured = f"{totals['measured']:.0%} of them" if totals["measured"] else "none yet"
     yield (

@@ -23,7 +23,7 @@ from typing import IO
 
 from hvae_hpc.config.resources import Resources
 from hvae_hpc.errors import UserError, run_command
-from hvae_hpc.jobs.failures.canary import Watch
+from hvae_hpc.jobs.failures.canary import why_held
 from hvae_hpc.jobs.slurm.client import CALL_EVERY_S, ask, format_places
 from hvae_hpc.jobs.state.run_log import (
     LEFT_EARLY,
@@ -67,9 +67,11 @@ def run_element(plan_file: Path, array: int) -> int:
     announce()
     plan, ids = read_mine(plan_file, array)
     rank = int(os.environ.get("SLURM_PROCID", "0"))
-    watch = Watch(plan_file, plan, array, int(os.environ.get("SLURM_ARRAY_TASK_ID", "0")))
-    if not rank and (why := watch.held()):
-        print(why, flush=True)
+    place = int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
+    if not rank and (reason := why_held(plan_file, plan, array, place)):
+        print(reason, flush=True)
+        for run_id in ids:
+            record(plan.folder(run_id), "blocked", reason)
         return 1
     _check_code(plan, ids)
     if rank:
@@ -87,7 +89,6 @@ def run_element(plan_file: Path, array: int) -> int:
             plan, ids[0], "over"
         ).touch()  # where there was nothing to train, the others wait still
     if not signals.leave_asked() and all(report.state != "stopped" for report in reports.values()):
-        watch.look(ids)
         return 0 if all(how_far(plan.folder(run_id)) == float("inf") for run_id in ids) else 1
     box = plan_file.parent / "requeue"
     times = _times_sent_back(box, job_id())

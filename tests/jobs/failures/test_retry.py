@@ -16,7 +16,7 @@ import pytest
 
 from hvae_hpc.config.resources import Resources
 from hvae_hpc.errors import UserError
-from hvae_hpc.jobs.failures.excluded_nodes import expand_hosts, without_bad_nodes
+from hvae_hpc.jobs.failures.bad_nodes import expand_hosts, without_bad_nodes
 from hvae_hpc.jobs.failures.retry import Choice, choose
 from hvae_hpc.jobs.failures.retry_memory import Memory, Tried, read_memory, with_memory
 from hvae_hpc.jobs.failures.retry_memory import write_memory as keep
