@@ -1,7 +1,6 @@
 """``hvae-hpc why``: why a run came to nothing, in ten lines: its class, the evidence, what a retry would change."""
 
 import argparse
-import math
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,7 +8,7 @@ from pathlib import Path
 
 from hvae_hpc.config.stages import SegmentConfig, TrainConfig
 from hvae_hpc.errors import printable
-from hvae_hpc.jobs.failures.bad_nodes import gather_all
+from hvae_hpc.jobs.failures.bad_nodes import gather_failures
 from hvae_hpc.jobs.failures.classify import CANCELLED, SENTENCES, Evidence, classify, gather
 from hvae_hpc.jobs.failures.retry import judge
 from hvae_hpc.jobs.failures.retry_memory import Tried, read_memory, with_memory
@@ -55,24 +54,30 @@ def main(argv: Sequence[str]) -> int:
     queue, note = read_our_queue(submissions)
     statuses = make_sweep_status(plan, submissions, queue).statuses
     note = f"the queue is not known: {note}" if note else ""
-    blamed = _blamed(plan, run_id, statuses, submissions)
+    node_looks_bad = _looks_bad(plan, run_id, statuses, submissions)
     print(
         *explain(
-            plan, run_id, statuses[run_id], submissions, read_site(options.site), note, blamed
+            plan,
+            run_id,
+            statuses[run_id],
+            submissions,
+            read_site(options.site),
+            note,
+            node_looks_bad,
         ),
         sep="\n",
     )
     return 0
 
 
-def _blamed(
+def _looks_bad(
     plan: Plan, run_id: str, statuses: Mapping[str, RunStatus], submissions: Submissions
-) -> float:
-    """Return for how many hours a retry would leave the run's node out for what others say of it; 0 for not."""
+) -> bool:
+    """Tell whether other runs' failures speak against the node of a run."""
     if statuses[run_id].kind not in ("failed", "lost") or not statuses[run_id].element:
-        return 0.0
-    tries = read_memory(plan.runs_folder).node_failures()
-    return gather_all(plan, read_results(plan), statuses, submissions, tries)[run_id].blamed
+        return False
+    failures = gather_failures(plan, read_results(plan), statuses, submissions)
+    return failures[run_id].node_looks_bad
 
 
 def explain(
@@ -82,7 +87,7 @@ def explain(
     submissions: Submissions,
     site: Site,
     note: str = "",
-    blamed: float = 0.0,
+    node_looks_bad: bool = False,
 ) -> Iterator[str]:
     """Yield why a run came to nothing, in ten lines at most that a terminal shows as they are.
 
@@ -93,9 +98,11 @@ def explain(
         submissions: of its runs folder.
         site: for the rules.
         note: a last line.
-        blamed: for how many hours its node is left out on others' evidence.
+        node_looks_bad: other runs' failures speak against its node.
     """
-    for line in _explain(plan, run_id, status, submissions, site, SHOWN - bool(note), blamed):
+    for line in _explain(
+        plan, run_id, status, submissions, site, SHOWN - bool(note), node_looks_bad
+    ):
         yield _tidy(line)
     if note:
         yield _tidy(f"note:      {note}")
@@ -113,11 +120,11 @@ def _explain(
     submissions: Submissions,
     site: Site,
     shown: int,
-    blamed: float,
+    node_looks_bad: bool,
 ) -> Iterator[str]:
     run = plan.runs[run_id]
     evidence = gather(plan, run_id, status, submissions, read_ends(submissions))._replace(
-        blamed=blamed
+        node_looks_bad=node_looks_bad
     )
     yield f"{run.stage} {run.label} ({run_id})"
     reason = status.reason.replace(f"{plan.folder(run_id)}/", "")
@@ -132,9 +139,8 @@ def _explain(
         )
         return
     failure = classify(evidence)
-    held = status.kind == "blocked" and submissions.breaker_of(status.element)
     yield "class:     " + (
-        "held" if held else failure + ", taken out of the queue" * evidence.cancelled
+        "held" if status.held else failure + ", taken out of the queue" * evidence.cancelled
     )
     yield f"state:     {status.kind}: {reason}"
     if facts := list(_facts(evidence)):
@@ -154,7 +160,7 @@ def _explain(
             site.rules[failure],
             in_words(verdict.changes, plan.resources_of(run_id), evidence.minutes),
         )
-        hours = min(rule.exclude_hours, evidence.blamed or math.inf)
+        hours = rule.exclude_hours
         apart = f", not on {verdict.bad_node} for {hours:g} h" if verdict.bad_node else ""
         # SLURM is not asked for what its partitions have, which is several calls.
         limited = status.element and verdict.changes.keys() & {"memory_gb", "minutes"}
@@ -170,7 +176,9 @@ def _explain(
 def _facts(evidence: Evidence) -> Iterator[str]:
     """Yield what is known beside sentences."""
     where = (
-        f"on {evidence.node}{', which looks bad' * (evidence.blamed > 0)}" if evidence.node else ""
+        f"on {evidence.node}{', which looks bad' * evidence.node_looks_bad}"
+        if evidence.node
+        else ""
     )
     ended, place = evidence.ended, [evidence.status.element, where]
     if where := " ".join(filter(None, place)):

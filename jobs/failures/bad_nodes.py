@@ -16,7 +16,7 @@ from hvae_hpc.config.resources import Resources
 from hvae_hpc.jobs.failures.classify import Evidence, classify, gather
 from hvae_hpc.jobs.sites.retry_policy import Failure
 from hvae_hpc.jobs.slurm.client import Cluster
-from hvae_hpc.jobs.state.accounting import known_ends
+from hvae_hpc.jobs.state.element_ends import read_ends
 from hvae_hpc.jobs.state.run_status import RunStatus
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.runs.done import ResultSummary
@@ -78,7 +78,7 @@ def gather_failures(
         results, statuses: of its runs.
         submissions: of its runs folder.
     """
-    ends = known_ends(submissions)
+    ends = read_ends(submissions)
     failures = {
         run_id: gather(plan, run_id, status, submissions, ends)
         for run_id, status in statuses.items()
@@ -93,7 +93,7 @@ def gather_failures(
     runs = list[RunOnNode]()
     for run_id, evidence in suspects.items():
         element = evidence.status.element
-        began = evidence.began.get("time") or submissions.submitted_at(element)
+        began = evidence.began.get("time") or submissions.element(element).submitted_at
         runs.append(RunOnNode(False, _kind(plan, run_id), evidence.node, element, began))
     for run_id, result in results.items():
         if result.done:

@@ -106,7 +106,7 @@ def _find_failure(plan_file: Path, array: int, place: int) -> CanaryFailure | No
     submissions = Submissions(plan.runs_folder, plan_file.parent.name)
     elements = [
         f"{job.job}_{place}"
-        for job in submissions.jobs()
+        for job in submissions.jobs
         if job.array == array and place in job.places
     ]
     if not elements:

@@ -5,14 +5,13 @@ A failure that was answered once is not answered again: who is ended between wri
 up by the next command.
 """
 
-import math
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from hvae_hpc.jobs.failures.bad_nodes import gather_all
+from hvae_hpc.jobs.failures.bad_nodes import gather_failures
 from hvae_hpc.jobs.failures.classify import Evidence, classify
 from hvae_hpc.jobs.failures.retry_memory import (
     Memory,
@@ -129,13 +128,9 @@ def choose(
         by_hand: a person gave the command: the tries are counted anew.
     """
     submissions, runs = Submissions(plan.runs_folder), dict(memory.runs)
-    # A person who repeats what failed has looked at it: no node is suspected.
-    tries = dict.fromkeys(statuses, 1) if by_hand else memory.node_failures()
     judged: dict[str, Judged] = {}
     again = set[str]()
-    for run_id, evidence in gather_all(
-        plan, results, statuses, submissions, tries if cluster else None
-    ).items():
+    for run_id, evidence in gather_failures(plan, results, statuses, submissions).items():
         tried, mark = runs.get(run_id, Tried()), f"{evidence.status.element}:{evidence.attempts}"
         if (
             tried.answered == mark and cluster
@@ -173,9 +168,9 @@ def _leave_out(
         name: {node: end for node, end in bad.items() if end > now}
         for name, bad in memory.nodes.items()
     }
-    for evidence, verdict in judged:
+    for _, verdict in judged:
         if verdict.changes is not None and verdict.bad_node and cluster:
-            hours = min(site.rules[verdict.failure].exclude_hours, evidence.blamed or math.inf)
+            hours = site.rules[verdict.failure].exclude_hours
             bad = left.setdefault(cluster, {})
             bad[verdict.bad_node] = max(
                 bad.get(verdict.bad_node, 0.0), round(now + 3600 * hours, 3)
@@ -194,7 +189,9 @@ def _tell(plan: Plan, judged: Mapping[str, Judged], otherwise: str) -> tuple[str
         else:
             words = in_words(verdict.changes, plan.resources_of(run_id), evidence.minutes)
             blamed = (
-                f", as {verdict.bad_node} looks bad" if evidence.blamed and verdict.bad_node else ""
+                f", as {verdict.bad_node} looks bad"
+                if evidence.node_looks_bad and verdict.bad_node
+                else ""
             )
             told[f"tried again: {{}} after {verdict.failure} ({words}{blamed})"] += 1
     return tuple(
@@ -212,12 +209,7 @@ def _held_with(
     """Return the held runs whose canaries are tried again, and what those have otherwise."""
     found = {}
     for run_id, status in statuses.items():
-        breaker = submissions.breaker_of(status.element) if status.kind == "blocked" else None
-        ahead = (
-            [i for element in breaker.elements for i in submissions.element(element).run_ids]
-            if breaker
-            else []
-        )
+        ahead = submissions.canary_runs(status.element) if status.held else ()
         if first := next((i for i in ahead if i in again and i in plan.runs), None):
             found[run_id] = dict(tried.get(first, Tried()).changes)
     return found

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from hvae_hpc.config.resources import Resources
 from hvae_hpc.errors import UserError
-from hvae_hpc.jobs.failures.canary import canaries_alone, canaries_of
 from hvae_hpc.jobs.failures.bad_nodes import without_bad_nodes
+from hvae_hpc.jobs.failures.canary import canaries_alone, canaries_of
 from hvae_hpc.jobs.failures.retry import choose
 from hvae_hpc.jobs.failures.retry_memory import Memory, read_memory, with_memory
 from hvae_hpc.jobs.sites.site import Site

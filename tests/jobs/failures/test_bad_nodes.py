@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from hvae_hpc.jobs.failures.bad_nodes import Seen, find_black_holes
-from hvae_hpc.jobs.failures.retry_memory import Memory, Tried
-from hvae_hpc.jobs.state.breaker import breaker_file
+from hvae_hpc.config.loader import read_json
+from hvae_hpc.jobs.failures.bad_nodes import RunOnNode, find_bad_nodes
+from hvae_hpc.jobs.failures.retry_memory import Memory
 from hvae_hpc.jobs.state.element_ends import ENDS_FILE
 from hvae_hpc.runs.folder import write_json
 from hvae_hpc.runs.plan import Plan
@@ -20,7 +20,7 @@ BUG = {"event": "failed", "reason": "RuntimeError: no kernel image", "errors": [
 
 
 def seen(*runs: tuple[bool, str, str, str, float]) -> set[str]:
-    return find_black_holes([Seen(*run) for run in runs])
+    return find_bad_nodes([RunOnNode(*run) for run in runs])
 
 
 def test_who_is_a_black_hole() -> None:
@@ -92,41 +92,20 @@ def test_a_node_on_which_no_process_of_ours_ever_began_is_named_by_slurm(
     assert choice.memory.nodes.get("one", {}).keys() == ({"n1"} if by != "nobody" else set())
 
 
-def test_what_was_lost_on_a_node_and_made_elsewhere_since_still_speaks_against_it(
-    arms: Plan,
-) -> None:
-    ends = {
-        "asked_at": time.time(),
-        "ends": dict.fromkeys(["12_0", "12_1", "12_2"], "FAILED, exit code 9 on n3"),
-    }
-    write_json(arms.runs_folder / "submissions" / ENDS_FILE, ends)
-    ids = list(arms.runs)
-    for run_id in ids[:2]:
-        finish(arms.runs_folder, arms.runs[run_id], {"dice": 0.5})  # tried again, on another node
-    fail(arms, range(2, 3), "n3", {"event": "died", "reason": "killed", "signal": "SIGKILL"})
-    choice = choose_once(arms, Memory())
-    assert ids[2] in choice.run_ids
-    assert choice.memory.nodes["one"].keys() == {"n3"}
-    (arms.runs_folder / "submissions/small-abc/12_0_0_log.out").write_text(
-        "slurmstepd-n3: error: Exceeded job memory limit\n"
-    )  # a fault of its own
-    assert not choose_once(arms, Memory()).memory.nodes
-    (arms.runs_folder / "submissions/small-abc/12_0_0_log.out").unlink()
-    for other in ("TIMEOUT", "FAILED, exit code 75"):  # the latter saved and left at its limit
-        ends["ends"] = {"12_0": "FAILED, exit code 9 on n3", "12_1": f"{other} on n3"}
-        write_json(arms.runs_folder / "submissions" / ENDS_FILE, ends)
-        assert not choose_once(arms, Memory()).memory.nodes
-
-
-def hold(plan: Plan, node: str) -> None:
-    """Write the breaker of the submission: its first two elements failed."""
-    content = {"reason": "held: the first 2 of 6 ...", "elements": ["12_0", "12_1"], "node": node}
-    write_json(breaker_file(plan.runs_folder / "submissions/small-abc", 0), content)
+def hold(plan: Plan) -> None:
+    """Let the first two elements be canaries, for which the others are held."""
+    path = plan.runs_folder / "submissions/small-abc/plan.json"
+    content = read_json(path)
+    content["arrays"][0]["canaries"] = 2
+    write_json(path, content)
+    for place, run_id in list(enumerate(plan.runs))[2:]:
+        record = {"event": "blocked", "reason": "held: the first 2 of 6 ..."}
+        log(plan, run_id, {**record, "job_id": f"12_{place}"})
 
 
 def test_what_was_held_follows_its_canaries_with_what_they_have_otherwise(arms: Plan) -> None:
     fail(arms, range(2), "n1", NO_MEMORY)
-    hold(arms, "n1")
+    hold(arms)
     choice = choose_once(arms, Memory())
     assert choice.run_ids == arms.runs.keys()
     assert [tried.changes["memory_gb"] for tried in choice.memory.runs.values()] == [24.0] * 6
@@ -137,14 +116,7 @@ def test_what_was_held_follows_its_canaries_with_what_they_have_otherwise(arms: 
     )  # who kept this did not live to submit
 
 
-def test_what_was_held_after_errors_on_one_node_is_tried_once_on_others(arms: Plan) -> None:
+def test_what_was_held_after_errors_that_nothing_mends_waits_for_a_person(arms: Plan) -> None:
     fail(arms, range(2), "n1")
-    hold(arms, "")
-    assert not choose_once(arms, Memory()).run_ids  # on several nodes: no node's fault
-    hold(arms, "n1")
-    choice = choose_once(arms, Memory())
-    assert choice.run_ids == arms.runs.keys()
-    assert round((choice.memory.nodes["one"]["n1"] - time.time()) / 3600) == 1
-    before = Memory(runs={run_id: Tried(tries={"node failure": 1}) for run_id in arms.runs})
-    assert not choose_once(arms, before).run_ids
-    assert not choose_once(arms, Memory(), by_hand=True).run_ids
+    hold(arms)
+    assert not choose_once(arms, Memory()).run_ids

@@ -1,6 +1,5 @@
 """An array's first elements: they go ahead, and where they fail alike, the rest does not begin."""
 
-import os
 import re
 import shutil
 import subprocess
@@ -11,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from hvae_hpc.jobs.failures.canary import Watch, canaries_alone, canaries_of
+from hvae_hpc.jobs.failures.canary import canaries_alone, canaries_of, why_held
 from hvae_hpc.jobs.sites.site import read_site
 from hvae_hpc.jobs.slurm.client import Queued
-from hvae_hpc.jobs.state.breaker import decided_file
 from hvae_hpc.jobs.state.run_status import read_run_status
 from hvae_hpc.jobs.state.submissions import Job, Submissions
 from hvae_hpc.jobs.submit.prepare import prepare
@@ -23,11 +21,12 @@ from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.folder import METRICS, append_log, read_log
 from hvae_hpc.runs.plan import Array, Plan, read_plan, write_plan
 from tests.jobs.failures.test_retry import CLUSTER
-from tests.jobs.queues import in_queue, queue_of
+from tests.jobs.queues import in_queue, log, queue_of
 from tests.jobs.submit.test_apply import call, make_project, plan_of
 from tests.jobs.submit.test_prepare import wait_until_empty
 from tests.jobs.worker.test_local_pool import makings
 from tests.minislurm.minislurm import MiniSlurm
+from tests.minislurm.test_minislurm import wait_until
 from tests.tiny import make_data_set
 
 HELD = r"held: the first 2 of 6 elements failed alike \(bad input.*\): segment tiny-reference-s0 \([0-9a-f]{12}\): "
@@ -48,6 +47,14 @@ def test_small_arrays_have_no_canaries_and_a_throttle_needs_no_gate() -> None:
     assert [canaries_alone(array, throttle) for throttle in (0, 2, 5, 6)] == [3, 0, 0, 3]
 
 
+def begin_rest(slurm: MiniSlurm, project: Path) -> None:
+    """Let the rest of the array begin as soon as its canaries are over, five minutes early."""
+    *_, canaries, rest, _ = Submissions(project / "runs").jobs
+    wait_until(lambda: not slurm.client("squeue", "-h", "-j", canaries.job), 120)
+    slurm.client("scontrol", "update", f"JobId={rest.job}", "Dependency=")
+    wait_until_empty(slurm)
+
+
 def test_where_the_first_fail_alike_the_rest_is_held_until_the_same_command_is_given_again(
     minislurm: MiniSlurm, tmp_path: Path
 ) -> None:
@@ -58,18 +65,14 @@ def test_where_the_first_fail_alike_the_rest_is_held_until_the_same_command_is_g
     try:
         done = call(project, minislurm, "--partition", "gpu", **site)
         assert "submitted 6 runs in 3 jobs" in done.stdout, done.stdout + done.stderr
-        assert (
-            "canaries:   2 elements of 1 array go ahead, the rest when one has made a run, or after 5 min"
-            in done.stdout
-        )
+        said = "canaries:   2 elements of 1 array go ahead, the rest begins 5 min after them"
+        assert said in done.stdout
         (project / "shards/tiny").rename(project / "good")
         make_data_set(project / "shards", "tiny", seed=7)
     finally:
         minislurm.client("scontrol", "update", "PartitionName=gpu", "State=UP")
-    wait_until_empty(minislurm)
-    logs = "\n".join(path.read_text() for path in project.glob("runs/submissions/*/*log.out"))
-    assert begun(project) == 2, logs
-    assert len(re.findall("the rest of the array is out of the queue", logs)) == 1
+    begin_rest(minislurm, project)
+    assert begun(project) == 2
     shown = subprocess.run(
         [sys.executable, "-m", "hvae_hpc.cli", "status", str(project / "runs"), "--costs"],
         capture_output=True, text=True, check=True, env={**minislurm.environment(), **site},
@@ -86,15 +89,12 @@ def test_where_the_first_fail_alike_the_rest_is_held_until_the_same_command_is_g
     shutil.rmtree(project / "runs" / first.folder)
     (project / "runs" / first.folder).write_text("not a folder")
     again = call(project, minislurm, "--partition", "gpu", **site)
-    assert re.search(f"taken up: 4 runs that were {HELD}", again.stdout), (
-        again.stdout + again.stderr
-    )
+    said = again.stdout + again.stderr
+    assert re.search(f"taken up: 4 runs that were {HELD}", again.stdout), said
     assert "submitted 6 runs in 3 jobs" in again.stdout
-    wait_until_empty(minislurm)
-    logs = "\n".join(path.read_text() for path in project.glob("runs/submissions/*/*log.out"))
-    assert len(makings(project)) == 5, logs
+    begin_rest(minislurm, project)
+    assert len(makings(project)) == 5
     assert begun(project) == 6  # but for the one whose folder was removed, which cannot be made
-    assert logs.count("the rest of the array begins now") == 1
 
 
 @pytest.fixture
@@ -126,41 +126,37 @@ def run(path: Path, place: int, monkeypatch: pytest.MonkeyPatch) -> int:
     return element.run_element(path, 0)
 
 
-def test_without_slurm_s_clients_on_nodes_the_rest_ends_where_it_begins(
+def read_kinds(plan: Plan, *rows: Queued) -> list[str]:
+    submissions = Submissions(plan.runs_folder)
+    statuses = read_run_status(plan, read_results(plan), submissions, queue_of(*rows))
+    return [status.kind for status in statuses.values()]
+
+
+def test_the_rest_ends_where_it_begins_and_the_same_command_submits_it_again(
     six: tuple[Plan, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan, path = six
-    assert [run(path, place, monkeypatch) for place in (0, 1)] == [1, 1]
-    assert (
-        "SLURM was not told about the rest of the array (scancel is not on the PATH"
-        in capsys.readouterr().out
-    )
-    assert run(path, 2, monkeypatch) == 1
-    said = capsys.readouterr().out.splitlines()
-    assert re.match(HELD, said[-1])
-    assert len(list(plan.runs_folder.glob("segment/*"))) == 2
-    # What waits still is taken out of the queue before it is submitted anew: nothing is there
-    # twice.
-    rows = (in_queue("tiny-1", (3, 4, 5), "PENDING", job="8"),)
-    monkeypatch.setattr("hvae_hpc.jobs.slurm.client.read_queue", lambda **_: queue_of(*rows))
+    assert [run(path, place, monkeypatch) for place in (0, 1, 2)] == [1, 1, 1]
+    assert re.match(HELD, capsys.readouterr().out.splitlines()[-1])
+    assert begun(plan.runs_folder.parent) == 2
+    waits = in_queue("tiny-1", (3, 4, 5), "PENDING", job="8")
+    assert read_kinds(plan, waits) == ["failed"] * 2 + ["blocked"] + ["waiting"] * 3
+    assert [run(path, place, monkeypatch) for place in (3, 4, 5)] == [1, 1, 1]
+    assert read_kinds(plan) == ["failed"] * 2 + ["blocked"] * 4
+
+    monkeypatch.setattr("hvae_hpc.jobs.slurm.client.read_queue", lambda **_: queue_of())
     monkeypatch.setattr("hvae_hpc.jobs.submit.prepare._script", lambda *_: "")
-    statuses = read_run_status(
-        plan, read_results(plan), Submissions(plan.runs_folder), queue_of(*rows)
-    )
-    assert [status.kind for status in statuses.values()] == ["failed"] * 2 + ["blocked"] * 4
-    plan = replace(
-        plan, resources={stage: replace(r, partition="gpu") for stage, r in plan.resources.items()}
-    )
-    prepared = prepare(plan, read_site(None), CLUSTER, [])
-    assert prepared.held_jobs == ("8",)
+    resources = {stage: replace(r, partition="gpu") for stage, r in plan.resources.items()}
+    plan, site = replace(plan, resources=resources), read_site(None)
+    prepared = prepare(plan, site, CLUSTER, [])
     assert len(prepared.run_ids) == 6
-    assert (
-        prepare(plan, read_site(None), CLUSTER, [], only_new=True, retries=1).run_ids == []
-    )  # never bad input
+    assert re.match(f"taken up: 4 runs that were {HELD}", prepared.told[0])
+    # Bad input is never retried, and what it holds is not either.
+    assert prepare(plan, site, CLUSTER, [], only_new=True, retries=1).run_ids == []
 
 
 def test_canaries_that_were_killed_are_found_by_the_rest_and_one_that_is_at_work_is_waited_for(
-    six: tuple[Plan, Path], monkeypatch: pytest.MonkeyPatch
+    six: tuple[Plan, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan, path = six
     killed = "slurmstepd: error: Detected 1 oom-kill event(s) in StepId=7.0. Some of your processes may have been killed"
@@ -169,30 +165,27 @@ def test_canaries_that_were_killed_are_found_by_the_rest_and_one_that_is_at_work
             f"element 7_{place} begins, after 0 restarts\n{killed * place}\n"
         )
     assert run(path, 2, monkeypatch) == 1
-    assert (
-        len(list(plan.runs_folder.glob("segment/*"))) == 1
-    )  # it began, since of one canary nothing is known yet
+    assert begun(plan.runs_folder.parent) == 1  # of one canary nothing is known yet
     (path.parent / "7_0_0_log.out").write_text(f"element 7_0 begins, after 0 restarts\n{killed}\n")
+    capsys.readouterr()
     assert run(path, 3, monkeypatch) == 1
-    (breaker,) = Submissions(plan.runs_folder).breakers.values()
-    assert "failed alike (out of memory (host))" in breaker.reason
-    assert set(breaker.elements) == {"7_0", "7_1"}
+    assert "failed alike (out of memory (host))" in capsys.readouterr().out
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert run(path, 4, monkeypatch) == 1
-    assert len(list(plan.runs_folder.glob("segment/*"))) == 2  # who was at work before goes on
+    assert begun(plan.runs_folder.parent) == 2  # who was at work before goes on
 
 
 def test_one_good_canary_lets_all_begin_whatever_follows(
     six: tuple[Plan, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, path = six
+    shards = Path(next(iter(plan.data.values()))["folder"]).parent
     assert run(path, 0, monkeypatch) == 1
-    make_data_set(Path(next(iter(plan.data.values()))["folder"]).parent, "tiny", seed=0)
+    make_data_set(shards, "tiny", seed=0)
     assert run(path, 1, monkeypatch) == 0
-    make_data_set(Path(next(iter(plan.data.values()))["folder"]).parent, "tiny", seed=7)
+    make_data_set(shards, "tiny", seed=7)
     assert run(path, 2, monkeypatch) == 1
-    assert Submissions(plan.runs_folder).breakers == {}
-    assert len(list(plan.runs_folder.glob("segment/*"))) == 3
+    assert begun(plan.runs_folder.parent) == 3
 
 
 @pytest.fixture
@@ -220,8 +213,8 @@ def say(plan: Plan, number: int, *events: str, job: str = "", ago: float = 0.0) 
         append_log(plan.folder(run_id), {**said, "reason": "x", "errors": ["UserError"]})
 
 
-def held(plan: Plan, path: Path, place: int = 2) -> bool:
-    return bool(Watch(path, plan, 0, place).held())
+def held(plan: Plan, path: Path, place: int = 2) -> str:
+    return why_held(path, plan, 0, place)
 
 
 def test_a_canary_one_of_whose_runs_may_be_made_yet_has_not_failed(
@@ -257,71 +250,47 @@ def test_a_canary_that_was_killed_is_over_whatever_its_runs_had_to_say(
     assert held(plan, path)
 
 
-def test_failures_hours_after_the_beginning_hold_nothing(pairs: tuple[Plan, Path]) -> None:
-    plan, path = pairs
-    for number in range(4):
-        say(plan, number, "started", ago=3600)
-    for number in range(4):
-        say(plan, number, "failed")
-    assert not held(plan, path)
-
-
-def test_a_run_that_is_made_after_all_lets_the_rest_begin(
-    pairs: tuple[Plan, Path], monkeypatch: pytest.MonkeyPatch
+def test_canaries_that_saved_something_before_they_failed_hold_nothing(
+    pairs: tuple[Plan, Path],
 ) -> None:
     plan, path = pairs
     for number in range(4):
         say(plan, number, "started", "failed")
     assert held(plan, path)
-    first = next(iter(plan.runs))
-    (plan.folder(first) / METRICS).write_text("{}")
-    monkeypatch.setenv("PATH", "/nowhere")
-    Watch(path, plan, 0, 0).look([first])
+    (plan.folder(list(plan.runs)[3]) / "checkpoint-000000000032-aa.pt").touch()
     assert not held(plan, path)
-    assert Submissions(plan.runs_folder).breakers == {}
+
+
+def test_a_run_that_is_made_after_all_lets_the_rest_begin(pairs: tuple[Plan, Path]) -> None:
+    plan, path = pairs
+    for number in range(4):
+        say(plan, number, "started", "failed")
+    assert held(plan, path)
+    (plan.folder(next(iter(plan.runs))) / METRICS).write_text("{}")
+    assert not held(plan, path)
+
+
+def test_a_canary_that_is_at_work_again_by_a_later_command_is_waited_for(
+    pairs: tuple[Plan, Path],
+) -> None:
+    plan, path = pairs
+    for number in range(4):
+        say(plan, number, "started", "failed")
+    assert held(plan, path)
+    say(plan, 0, "started", job="9_0")
+    assert not held(plan, path)
 
 
 def test_what_was_held_and_is_made_here_since_says_so(pairs: tuple[Plan, Path]) -> None:
     plan, path = pairs
     for number in range(4):
         say(plan, number, "started", "failed")
-    assert held(plan, path)
     say(plan, 4, "failed", job="6_0")  # in an earlier submission
-
-    def kinds(*rows: Queued) -> list[str]:
-        found = read_run_status(
-            plan, read_results(plan), Submissions(plan.runs_folder), queue_of(*rows)
-        )
-        return [found[run_id].kind for run_id in list(plan.runs)[4:]]
-
-    waits = in_queue("tiny-1", (2,), "PENDING", job="8")
-    assert kinds() == kinds(waits) == ["blocked", "blocked"]
+    last = list(plan.runs)[4:]
+    for run_id in last:
+        record = {"event": "blocked", "job_id": "8_2", "reason": held(plan, path)}
+        log(plan, run_id, record)
+    assert read_kinds(plan)[4:] == ["blocked", "blocked"]
     for event, kind in (("started", "running"), ("failed", "failed")):
-        append_log(plan.folder(list(plan.runs)[4]), {"event": event, "job_id": "", "reason": "x"})
-        assert kinds() == kinds(waits) == [kind, "blocked"]
-    say(plan, 5, "started", job="8_2")  # and was preempted: it goes on
-    assert kinds(waits) == ["failed", "running"]
-
-
-def test_the_gate_is_opened_however_late_while_nothing_of_the_rest_began_and_clocks_may_differ(
-    pairs: tuple[Plan, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    plan, path = pairs
-    first, slept = next(iter(plan.runs)), list[float]()
-    say(plan, 0, "started", ago=3600)
-    (plan.folder(first) / METRICS).write_text("{}")
-    sent = path.parent / "requeue.sent"
-    sent.write_text("-\n")
-    monkeypatch.setenv("PATH", "/nowhere")
-    monkeypatch.setattr("hvae_hpc.jobs.failures.canary.time.sleep", slept.append)
-    watch = Watch(path, plan, 0, 0)
-    now = time.time() + 3600
-    monkeypatch.setattr("hvae_hpc.jobs.failures.canary.time.time", lambda: now)
-    os.utime(sent, (now + 3600,) * 2)  # by the file server's clock
-    watch.look([first])
-    assert "scontrol is not on the PATH" in capsys.readouterr().out
-    assert slept == [15.0]
-    decided_file(path.parent, 0).unlink()
-    (path.parent / "8_2_0_log.out").touch()
-    watch.look([first])
-    assert not capsys.readouterr().out
+        log(plan, last[0], {"event": event, "job_id": "", "reason": "x"})
+        assert read_kinds(plan)[4:] == [kind, "blocked"]
