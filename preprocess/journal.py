@@ -110,7 +110,9 @@ def stamp_files(files: CaseFiles) -> dict[str, tuple[int, ...]]:
     }
 
 
-def is_unchanged(record: CaseRecord, files: CaseFiles, stamps: Mapping[str, tuple[int, ...]]) -> bool:
+def is_unchanged(
+    record: CaseRecord, files: CaseFiles, stamps: Mapping[str, tuple[int, ...]]
+) -> bool:
     """Say whether a packed case's files are as they were: by size and time, or, copied anew, by their content."""
     if files.fault or stamps.keys() != record.entry.sources.keys():
         return False

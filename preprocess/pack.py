@@ -109,7 +109,9 @@ def pack(
 class _Packing:
     """One packing under way: cases in order, a shard filled at a time."""
 
-    def __init__(self, recipe: Recipe, found: RawFolder, out: Path, workers: int, bar: bool) -> None:
+    def __init__(
+        self, recipe: Recipe, found: RawFolder, out: Path, workers: int, bar: bool
+    ) -> None:
         self.recipe, self.found, self.out, self.workers, self.bar = recipe, found, out, workers, bar
         self.modality = recipe.modality or _name_channel(recipe, found)
         self.labels = known_labels(recipe, found.index)

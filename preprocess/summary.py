@@ -69,7 +69,9 @@ class PackingSummary:
     window_high: Spread
 
 
-def summarise(found: RawFolder, manifest: Manifest, records: Sequence[CaseRecord]) -> PackingSummary:
+def summarise(
+    found: RawFolder, manifest: Manifest, records: Sequence[CaseRecord]
+) -> PackingSummary:
     """Count and measure a packed data set."""
     entries = [record.entry for record in records]
     facts = [record.facts for record in records]

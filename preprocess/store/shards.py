@@ -6,9 +6,8 @@ whole chain up to the manifest. Equal pairs give equal bytes: no times, no libra
 """
 
 import contextlib
+import io
 import json
-import os
-import re
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.preprocess.store.pairs import Pairs, hash_rows
-from hvae_hpc.runs.folder import write_atomic_by
+from hvae_hpc.runs.folder import write_atomic
 from hvae_hpc.runs.identity import canonical_json, content_hash
 
 SHARD_SCHEMA = 1
@@ -59,18 +58,7 @@ def write_pairs(path: Path, pairs: Pairs, attributes: Mapping[str, str] | None =
     rows = hash_rows(pairs)
     text = canonical_json(dict(attributes or {}))
     digest = _combine(pairs, rows, text)
-
-    def write(temporary: Path) -> None:
-        try:
-            _write(temporary, pairs, rows, text, digest)
-        except (OSError, RuntimeError) as error:
-            # HDF5 wraps what the disk said in a page of its own words.
-            number = re.search(r"errno = (\d+)", str(error))
-            if number is None:
-                raise
-            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
-
-    write_atomic_by(path, write)
+    write_atomic(path, _to_hdf5(pairs, rows, text, digest))
     return digest
 
 
@@ -259,8 +247,10 @@ def _combine(pairs: Pairs, row_hashes: Sequence[str], text: str) -> str:
     return content_hash([SHARD_SCHEMA, list(pairs.images.shape), list(row_hashes), text])
 
 
-def _write(path: Path, pairs: Pairs, row_hashes: Sequence[str], text: str, digest: str) -> None:
-    with h5py.File(path, "w", locking=False) as file:
+def _to_hdf5(pairs: Pairs, row_hashes: Sequence[str], text: str, digest: str) -> bytes:
+    """Return the file's bytes: made in memory, because HDF5 can crash where a disk is full."""
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
         file.attrs["schema"] = SHARD_SCHEMA
         file.attrs["content_sha256"] = digest
         for name, values in (("images", pairs.images.astype("<f4")), ("masks", pairs.masks)):
@@ -281,6 +271,7 @@ def _write(path: Path, pairs: Pairs, row_hashes: Sequence[str], text: str, diges
         file["source_sha256"] = _to_bytes(pairs.source_sha256)
         file["row_sha256"] = _to_bytes(row_hashes)
         file["attributes"] = np.bytes_(text.encode())
+    return content.getvalue()
 
 
 def _to_bytes(texts: Sequence[str]) -> NDArray[np.bytes_]:

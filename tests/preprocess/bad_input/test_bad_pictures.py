@@ -1,0 +1,146 @@
+"""2D pictures that cannot be packed."""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.preprocess.bad_input.spoil import (
+    Bad,
+    as_parameters,
+    check_bad_case,
+    check_bad_folder,
+    with_bytes,
+    with_picture,
+    without,
+)
+
+
+def two_pages(raw: Path) -> None:
+    with Image.open(raw / "images" / "case1.tif") as picture:
+        picture.save(raw / "images" / "case1.tif", save_all=True, append_images=[picture.copy()])
+
+
+def break_second_page(content: bytes) -> bytes:
+    """Let a TIFF's list of pages lead to a page that has no entries."""
+    first = int.from_bytes(content[4:8], "little")
+    following = first + 2 + 12 * int.from_bytes(content[first : first + 2], "little")
+    return (
+        content[:following]
+        + len(content).to_bytes(4, "little")
+        + content[following + 4 :]
+        + bytes(6)
+    )
+
+
+def in_colour(mask: Image.Image) -> Image.Image:
+    return Image.merge("RGB", [mask, mask, mask.point(lambda value: value // 2)])
+
+
+def ask_for_jpeg_labels(raw: Path) -> None:
+    (raw.parent / "pictures.toml").write_text(
+        'extends = "pictures"\nlayout = {label = "masks/{case}.jpg"}\n'
+    )
+
+
+PICTURE, MASK = "images/case1.png", "masks/case1.png"
+bad_picture = partial(Bad, recipe="pictures", file=PICTURE)
+
+
+PICTURES: dict[str, list[Bad]] = {
+    "2D pictures": [
+        bad_picture(
+            wrong="a PNG cut short",
+            spoil=with_bytes(PICTURE, lambda content: content[:100]),
+            line="<file>: not a sound picture (image file is truncated); copy it anew",
+        ),
+        bad_picture(
+            wrong="not an image",
+            spoil=with_bytes(PICTURE, lambda _: b"hello"),
+            line="<file>: not a sound picture (cannot identify image file); copy it anew",
+        ),
+        bad_picture(
+            wrong="a picture of 0 bytes",
+            spoil=with_bytes(PICTURE, lambda _: b""),
+            line="<file>: not a sound picture (cannot identify image file); copy it anew",
+        ),
+        bad_picture(
+            wrong="a picture of one colour",
+            spoil=with_picture(PICTURE, lambda pixels: pixels.point(lambda _: 9)),
+            line="<file>: every voxel is 9; check that this is the image",
+        ),
+        bad_picture(
+            wrong="a picture of 16 bits for a window of 8",
+            spoil=with_picture(
+                PICTURE,
+                lambda pixels: Image.fromarray(
+                    np.asarray(pixels).astype(np.uint16) * 200 + np.uint16(300)
+                ),
+            ),
+            line="every pixel of the image's slices becomes 1 in the intensity window 0 to 255; "
+            "is the image in the recipe's unit?",
+        ),
+        bad_picture(
+            wrong="several pages in a TIFF",
+            spoil=two_pages,
+            file="images/case1.tif",
+            recipe="pages",
+            line="<file>: holds 2 pages, expected one picture; split it",
+        ),
+        bad_picture(
+            wrong="a TIFF with a broken second page",
+            spoil=with_bytes("images/case1.tif", break_second_page),
+            file="images/case1.tif",
+            recipe="pages",
+            line="<file>: not a sound picture (...); copy it anew",
+        ),
+        bad_picture(
+            wrong="a label in colours",
+            spoil=with_picture(MASK, in_colour),
+            file=MASK,
+            line="<file>: a label in colours, expected one number per pixel; convert it to grey values",
+        ),
+        bad_picture(
+            wrong="a mask of another size",
+            spoil=with_picture(MASK, lambda mask: mask.resize((24, 32))),
+            file=MASK,
+            line="<file>: 32 x 24 px, its image has 16 x 12; give the pair one size",
+        ),
+        bad_picture(
+            wrong="the mask is missing",
+            spoil=without(MASK),
+            line="<file> has no label (masks/{case}*.png); add it or remove the image",
+        ),
+        bad_picture(
+            wrong="a mask's picture is missing",
+            spoil=without(PICTURE),
+            file=MASK,
+            line="<file> has no image (images/{case}.png); add it or remove the label",
+        ),
+        bad_picture(
+            wrong="a recipe with JPEG labels",
+            spoil=ask_for_jpeg_labels,
+            whole=True,
+            line="pictures.toml.layout: label 'masks/{case}.jpg': JPEG changes label values; "
+            "convert from the source to PNG",
+        ),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    "bad", as_parameters(bad for bads in PICTURES.values() for bad in bads if not bad.whole)
+)
+def test_a_bad_picture_is_named_in_one_line_and_the_good_ones_are_kept(
+    bad, good, here, run, recwarn
+):
+    check_bad_case(bad, good, here, run, recwarn)
+
+
+@pytest.mark.parametrize(
+    "bad", as_parameters(bad for bads in PICTURES.values() for bad in bads if bad.whole)
+)
+def test_a_recipe_that_cannot_be_packed_is_one_line_and_nothing_is_written(bad, good, here, run):
+    check_bad_folder(bad, good, here, run)
