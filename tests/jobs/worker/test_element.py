@@ -14,7 +14,6 @@ import pytest
 from hvae_hpc.config.resources import Resources
 from hvae_hpc.config.stages import CONFIGS
 from hvae_hpc.errors import UserError
-from hvae_hpc.jobs.slurm.client import parse_places
 from hvae_hpc.jobs.state.run_log import BEGINS, STALLS
 from hvae_hpc.jobs.worker import element, signals
 from hvae_hpc.runs.done import read_results
@@ -109,9 +108,8 @@ def test_a_run_that_never_gets_further_is_given_up_by_its_element(
     stuck = replace(plan, resources=dict.fromkeys(CONFIGS, Resources()))
     path = submitted(stuck, run_id)
 
-    def attempt() -> (
-        int
-    ):  # preempted before the first checkpoint: the log's "started" is all that remains
+    def attempt() -> int:
+        # Preempted before the first checkpoint: the log's "started" is all that remains.
         folder = stuck.folder(run_id)
         done = element.run_element(path, 0)
         (folder / METRICS).unlink(missing_ok=True)
@@ -173,21 +171,20 @@ def long_training(plan: Plan) -> tuple[Plan, str]:
     return replace(plan, runs={run.run_id: run}), run.run_id
 
 
-def test_elements_at_their_time_limit_go_back_together_by_one_call(
+def test_an_element_at_its_time_limit_saves_and_sends_itself_back(
     plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = fake_scontrol(tmp_path / "bin", monkeypatch)
     plan, run_id = long_training(plan)
-    path = submitted(plan, run_id, minutes=1)
-    first = start_and_signal(plan, run_id, path)
+    process = start_and_signal(plan, run_id, submitted(plan, run_id, minutes=1))
     deadline = time.time() + 30
     while not calls.exists():
         assert time.time() < deadline
         time.sleep(0.1)
-    first.send_signal(signal.SIGTERM)  # what SLURM does then
-    out, error = first.communicate(timeout=30)
-    assert (first.returncode, error) == (element.LEFT_EARLY, "")
-    assert "at the time limit: saved, sent back to the queue (1 elements)" in out
+    process.send_signal(signal.SIGTERM)  # what SLURM does then
+    out, error = process.communicate(timeout=30)
+    assert (process.returncode, error) == (element.LEFT_EARLY, "")
+    assert "at the time limit: saved, sent back to the queue" in out
     left = read_log(plan.folder(run_id))[-1]
     assert (left["event"], left["at_limit"], left["further"], left["goes_back"]) == (
         "left",
@@ -196,38 +193,49 @@ def test_elements_at_their_time_limit_go_back_together_by_one_call(
         True,
     )
     assert left["reason"] == "at its limit of 1 minutes"
-    assert calls.read_text() == "requeue 7_[0]\n"
+    assert calls.read_text() == "requeue 7_0\n"
     assert list(plan.folder(run_id).glob("checkpoint-*.pt"))
 
-    box = path.parent / "requeue"
-    many = [
-        subprocess.Popen([sys.executable, "-c", BOX, str(box), f"7_{i}"], text=True)
-        for i in range(5)
-    ]
-    assert [process.wait(timeout=60) for process in many] == [0] * 5
-    asked = [line.partition("[")[2].rstrip("]") for line in calls.read_text().splitlines()[1:]]
-    assert sorted(place for part in asked for place in parse_places(part)) == [0, 1, 2, 3, 4]
-    assert len(calls.read_text().splitlines()) <= 3
 
-
-def test_who_is_cancelled_while_it_waits_to_be_sent_back_is_not_sent_back(
+def test_an_element_that_was_started_too_often_is_not_sent_back(
     plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = fake_scontrol(tmp_path / "bin", monkeypatch)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "100")
     plan, run_id = long_training(plan)
-    path = submitted(plan, run_id, minutes=1)
-    box = path.parent / "requeue"
-    box.with_suffix(".sent").write_text("7_9\n")  # the last call was just now: the next waits
-    box.write_text(f"7_5 {time.time() - 1000:.0f}\n")  # killed long ago, before its turn
-    process = start_and_signal(plan, run_id, path)
-    wait_for(plan, run_id, "stopped")
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
-    assert process.returncode == element.LEFT_EARLY
+    out, _ = start_and_signal(plan, run_id, submitted(plan, run_id, minutes=1)).communicate()
+    assert "at the time limit, after 100 restarts: not sent back" in out
+    assert read_log(plan.folder(run_id))[-1]["goes_back"] is False
     assert not calls.exists()
-    assert "7_0 " not in box.read_text()
-    subprocess.run([sys.executable, "-c", BOX, str(box), "7_1"], check=True, timeout=60)
-    assert calls.read_text() == "requeue 7_[1]\n"  # not the stale one
+
+
+def test_a_refused_requeue_is_repeated_while_slurm_is_busy_and_then_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = fake_scontrol(tmp_path / "bin", monkeypatch)
+    monkeypatch.setattr(signals, "_SEEN", [signal.SIGUSR2])
+    monkeypatch.setattr(element, "ENDED_S", 0)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    refusal = tmp_path / "refusal"
+    with open(tmp_path / "bin/scontrol", "a") as script:
+        script.write(f"test -e {refusal} || exit 0; cat {refusal} >&2; rm {refusal}; exit 1\n")
+    refusal.write_text("Unable to contact slurm controller")
+    element.requeue("7_0", 0.1)
+    assert calls.read_text() == 2 * "requeue 7_0\n"
+    assert "sent back to the queue" in capsys.readouterr().out
+    refusal.write_text("Access/permission denied")
+    element.requeue("7_0", 0.1)
+    said = capsys.readouterr().out
+    assert "could not be sent back (scontrol requeue 7_0: Access/permission denied)" in said
+
+
+def test_an_element_that_is_cancelled_while_it_waits_is_not_sent_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = fake_scontrol(tmp_path / "bin", monkeypatch)
+    monkeypatch.setattr(signals, "_SEEN", [signal.SIGUSR2, signal.SIGTERM])
+    element.requeue("7_0", 60.0)
+    assert not calls.exists()
 
 
 def test_usr2_long_before_the_time_limit_is_a_preemption(
@@ -249,17 +257,6 @@ def test_a_run_that_failed_is_not_tried_again_when_its_element_is_sent_back(plan
     assert element.run_element(path, 0) == 1
     assert element.run_element(path, 0) == 1
     assert events(plan, failing).count("failed") == 1
-
-
-BOX = """
-import signal, sys
-from pathlib import Path
-from hvae_hpc.jobs.worker import element
-from hvae_hpc.jobs.worker import signals
-signals._SEEN[:] = [signal.SIGUSR2]
-element.ENDED_S = 0
-element.requeue(Path(sys.argv[1]), sys.argv[2])
-"""
 
 
 def test_an_element_that_is_preempted_or_cancelled_saves_and_sends_nothing_back(
