@@ -127,7 +127,7 @@ def write_results(
 
 def _add_what_jobs_know(plan: "Plan", collected: "Collected") -> tuple["Collected", "Table | None"]:
     """Say of what is missing why, as far as files tell, and where the time of all attempts went."""
-    from hvae_hpc.jobs.state.device_hours import read_spending, silent_as_lost
+    from hvae_hpc.jobs.state.device_hours import call_silent_lost, read_device_hours
     from hvae_hpc.jobs.state.run_status import read_run_status
     from hvae_hpc.jobs.state.submissions import Submissions
     from hvae_hpc.results.collect import NOT_YET
@@ -144,7 +144,7 @@ def _add_what_jobs_know(plan: "Plan", collected: "Collected") -> tuple["Collecte
         )  # it may be NaN
         results[run_id] = ResultSummary(stamp="-", **known)
     submissions = Submissions(plan.runs_folder)
-    statuses = silent_as_lost(plan, read_run_status(plan, results, submissions, None))
+    statuses = call_silent_lost(plan, read_run_status(plan, results, submissions, None))
     why = {
         f"{plan.folder_name(i)}: {NOT_YET}": f"{plan.folder_name(i)}: {status.kind}: {status.reason}"
         for i, status in statuses.items()
@@ -152,7 +152,7 @@ def _add_what_jobs_know(plan: "Plan", collected: "Collected") -> tuple["Collecte
     }
     missing = tuple(why.get(line, line) for line in collected.missing)
     spent = build_spent(
-        [spending._asdict() for spending in read_spending(plan, results, statuses, submissions)]
+        [spending._asdict() for spending in read_device_hours(plan, results, statuses, submissions)]
     )
     return replace(collected, missing=missing), spent
 

@@ -1,56 +1,50 @@
-"""``hvae-hpc cancel`` and ``throttle``: what is done to a sweep's jobs in the queue, and to nobody else's.
+"""``hvae-hpc cancel`` and ``throttle``: change a sweep's jobs in the queue, and nobody else's.
 
-Ours is a job whose comment names a submission of the runs folder. The queue is asked anew, and then
-there is one call.
+A job is ours if its comment names a submission of the runs folder. The queue is asked just before
+the one call that changes something.
 """
 
 import argparse
 import time
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.sites.site import read_site
 from hvae_hpc.jobs.slurm import client as slurm
-from hvae_hpc.jobs.state.find_run import find_run
+from hvae_hpc.jobs.state.find_run import add_runs_folder, find_run
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.plan import Plan, find_plans
 
 PATIENCE_S = 30.0
-"""How long SLURM is asked again where it does not answer: a person waits."""
+"""A person waits for SLURM so long."""
 
 
 def cancel(argv: Sequence[str]) -> int:
     """Take a sweep's jobs, or the element of one run, out of the queue."""
     parser = argparse.ArgumentParser(prog="hvae-hpc cancel", description=cancel.__doc__)
-    parser.add_argument(
-        "what", nargs="?", metavar="SWEEP|RUN", help="default: the folder's only sweep"
-    )
-    parser.add_argument(
-        "--runs", type=Path, default=Path("runs"), help="the runs folder (default: ./runs)"
-    )
+    about = "default: the folder's only sweep"
+    parser.add_argument("what", nargs="?", metavar="SWEEP|RUN", help=about)
+    add_runs_folder(parser)
     options = parser.parse_args(argv)
-    if options.what is None or options.what in [path.stem for path in find_plans(options.runs)]:
-        _cancel_sweep(options.runs, options.what or _only_sweep(options.runs))
+    if options.what in [None, *(path.stem for path in find_plans(options.runs))]:
+        _cancel_sweep(options.runs, _find_sweep(options.runs, options.what))
     else:
         _cancel_run(options.runs, *find_run(options.runs, options.what))
     return 0
 
 
 def _cancel_sweep(runs_folder: Path, sweep: str) -> None:
-    rows = [row for row in _in_queue(runs_folder, sweep) if row.state != "COMPLETING"]
+    rows = [row for row in _read_queue(runs_folder, sweep) if row.state != "COMPLETING"]
     if not rows:
         print(f"sweep {sweep}: nothing of it is in the queue")
         return
     jobs = sorted({row.job for row in rows}, key=int)
-    slurm.ask(["scancel", *jobs], PATIENCE_S)
-    slurm.forget_queue()
-    elements = Counter[bool]()
-    for row in rows:
-        elements[row.state == "PENDING"] += max(1, len(row.places))
-    counted = f"{elements[True]} waiting and {elements[False]} running elements"
+    _scancel(jobs)
+    elements = sum(max(1, len(row.places)) for row in rows)
+    waiting = sum(max(1, len(row.places)) for row in rows if row.state == "PENDING")
+    counted = f"{waiting} waiting and {elements - waiting} running elements"
     print(f"sweep {sweep}: cancelled {len(jobs)} jobs with {counted}")
     print(f"  {' '.join(jobs)}")
     print("what ran saves before it ends; the same sweep command goes on from there")
@@ -59,84 +53,76 @@ def _cancel_sweep(runs_folder: Path, sweep: str) -> None:
 def _cancel_run(runs_folder: Path, plan: Plan, run_id: str) -> None:
     submissions, run = Submissions(runs_folder), plan.runs[run_id]
     queue = slurm.read_queue(not_before=time.time(), patience_s=PATIENCE_S)
-    for row, submission, array in submissions.find_queued(queue):
-        for place in row.places:
-            bundle = submissions.run_ids(submission, array, place)
-            if run_id in bundle:
-                slurm.ask(["scancel", f"{row.job}_{place}"], PATIENCE_S)
-                slurm.forget_queue()
-                print(
-                    f"cancelled element {row.job}_{place} ({row.state.lower()}), which makes {run.stage} {run.label}"
-                )
-                results = read_results(plan)
-                if others := [
-                    i for i in bundle if i != run_id and i in results and not results[i].done
-                ]:
-                    print("with it go, of the same element:")
-                    print(
-                        "".join(f"  {plan.runs[i].stage} {plan.runs[i].label}\n" for i in others),
-                        end="",
-                    )
-                print(
-                    "the same sweep command submits what was cancelled again, and goes on from what was saved"
-                )
-                return
-    print(f"{run.stage} {run.label} ({run_id}) is not in the queue")
+    elements = [each for each in submissions.queued_elements(queue) if run_id in each[2]]
+    if not elements:
+        print(f"{run.stage} {run.label} ({run_id}) is not in the queue")
+        return
+    element, row, run_ids = elements[0]
+    _scancel([element])
+    state = row.state.lower()
+    print(f"cancelled element {element} ({state}), which makes {run.stage} {run.label}")
+
+    results = read_results(plan)
+    others = [i for i in run_ids if i in results and i != run_id and not results[i].done]
+    if others:
+        print("with it go, of the same element:")
+    for other in others:
+        print(f"  {plan.runs[other].stage} {plan.runs[other].label}")
+    print(
+        "the same sweep command submits what was cancelled again, and goes on from what was saved"
+    )
 
 
 def throttle(argv: Sequence[str]) -> int:
     """Let at most N elements of each of a sweep's arrays run at a time."""
     parser = argparse.ArgumentParser(prog="hvae-hpc throttle", description=throttle.__doc__)
-    parser.add_argument(
-        "n", type=int, metavar="N", help="elements of an array; 0 for as many as fit"
-    )
-    parser.add_argument(
-        "sweep", nargs="?", metavar="SWEEP", help="default: the folder's only sweep"
-    )
-    parser.add_argument(
-        "--runs", type=Path, default=Path("runs"), help="the runs folder (default: ./runs)"
-    )
+    about = "elements of an array; 0 for as many as fit"
+    parser.add_argument("n", type=int, metavar="N", help=about)
+    about = "default: the folder's only sweep"
+    parser.add_argument("sweep", nargs="?", metavar="SWEEP", help=about)
+    add_runs_folder(parser)
     options = parser.parse_args(argv)
-    sweep = find_plans(options.runs, options.sweep or _only_sweep(options.runs))[0].stem
+    sweep = _find_sweep(options.runs, options.sweep)
+
     n, cap = options.n, read_site(None).caps.array_parallelism
     if n < 0:
         raise UserError(f"N is {n}, expected 0 (as many as fit) or more")
     if cap and not 0 < n <= cap:
-        print(
-            f"the administrator allows {cap} elements of an array at a time, not {n or 'as many as fit'}"
-        )
+        wanted = n or "as many as fit"
+        print(f"the administrator allows {cap} elements of an array at a time, not {wanted}")
         n = cap
-    # Only of what waits: SLURM has nothing to change in an array whose elements have all started.
-    rows = [row for row in _in_queue(options.runs, sweep) if row.places and row.state == "PENDING"]
-    jobs = sorted({row.job for row in rows}, key=int)
+
+    # SLURM can change only arrays of which something waits.
+    rows = _read_queue(options.runs, sweep)
+    jobs = sorted({row.job for row in rows if row.places and row.state == "PENDING"}, key=int)
     if jobs:
-        slurm.ask(
-            ["scontrol", "update", f"JobId={','.join(jobs)}", f"ArrayTaskThrottle={n}"], PATIENCE_S
-        )
-        print(
-            f"sweep {sweep}: {f'at most {n}' if n else 'as many as fit'} at a time in each of {len(jobs)} arrays"
-        )
+        update = ["scontrol", "update", f"JobId={','.join(jobs)}", f"ArrayTaskThrottle={n}"]
+        slurm.ask(update, PATIENCE_S)
+        at_a_time = f"at most {n}" if n else "as many as fit"
+        print(f"sweep {sweep}: {at_a_time} at a time in each of {len(jobs)} arrays")
         print(f"  {' '.join(jobs)}")
     else:
-        print(
-            f"sweep {sweep}: no array of it waits; for later ones there is --array-parallelism, or the site file"
-        )
+        later = "for later ones there is --array-parallelism, or the site file"
+        print(f"sweep {sweep}: no array of it waits; {later}")
     return 0
 
 
-def _only_sweep(runs_folder: Path) -> str:
-    names = [path.stem for path in find_plans(runs_folder)]
+def _find_sweep(runs_folder: Path, name: str | None) -> str:
+    """Return a sweep's name, or that of the folder's only sweep."""
+    names = [path.stem for path in find_plans(runs_folder, name)]
     if len(names) > 1:
         raise UserError(f"{runs_folder}: has several sweeps, name one of {', '.join(names)}")
     return names[0]
 
 
-def _in_queue(runs_folder: Path, sweep: str) -> list[slurm.Queued]:
-    """Return what of a sweep is in the queue now and was submitted from this runs folder."""
+def _read_queue(runs_folder: Path, sweep: str) -> list[slurm.Queued]:
+    """Return the sweep's rows of the queue that were submitted from this runs folder."""
     submissions = Submissions(runs_folder)
     queue = slurm.read_queue(not_before=time.time(), patience_s=PATIENCE_S)
-    return [
-        row
-        for row, submission, _ in submissions.find_queued(queue)
-        if submissions.sweep(submission) == sweep
-    ]
+    rows = submissions.find_queued(queue)
+    return [row for row, submission, _ in rows if submissions.sweep(submission) == sweep]
+
+
+def _scancel(names: Sequence[str]) -> None:
+    slurm.ask(["scancel", *names], PATIENCE_S)
+    slurm.forget_queue()

@@ -1,8 +1,8 @@
-"""``hvae-hpc status``: how a sweep stands, on one screen or as one JSON object.
+"""``hvae-hpc status``: the status of a sweep, on one screen or as one JSON object.
 
-The table has a line per stage, and for segment a line per arm; the data sets stand side by side
-where the terminal is wide enough, else one below the other. Below it: what is left, what went wrong
-and what to do, what runs now.
+The table has a line per stage, and for segment a line per arm. Data sets stand side by side where
+the terminal is wide enough. Below the table stand what is left, what went wrong and what to do, and
+what runs now.
 """
 
 import argparse
@@ -10,23 +10,25 @@ import json
 import shutil
 import sys
 import time
-from collections import ChainMap, Counter
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hvae_hpc.config.stages import CONFIGS, SegmentConfig
 from hvae_hpc.jobs.failures.classify import classify, gather
-from hvae_hpc.jobs.state.device_hours import OUTCOMES, Spending, read_spending
+from hvae_hpc.jobs.state.device_hours import StageHours, read_device_hours
 from hvae_hpc.jobs.state.element_ends import read_ends
 from hvae_hpc.jobs.state.run_status import KINDS, Kind
 from hvae_hpc.jobs.state.submissions import Submissions
-from hvae_hpc.jobs.state.sweep_status import SweepStatus, read_sweep_statuses, to_plain
+from hvae_hpc.jobs.state.sweep_status import Progress, SweepStatus, read_sweep_statuses
 from hvae_hpc.runs.done import read_results
 
+SCHEMA = 1
+"""Of what ``--json`` prints."""
 COLUMNS = dict(zip(KINDS, ("done", "run", "wait", "lost", "fail", "block", "open"), strict=True))
-"""Short, so that two data sets stand side by side on 80 characters, in full trouble on some 100."""
-AGAIN: tuple[Kind, ...] = ("failed", "lost", "blocked")
+"""Short, so that two data sets stand side by side on 80 to 100 characters."""
+TROUBLES: tuple[Kind, ...] = ("failed", "lost", "blocked")
 WAITS = {
     "Dependency": "what they need",
     "Priority": "others of higher priority",
@@ -37,211 +39,193 @@ MOST_LINES = 8
 REFRESH_S = 5.0
 
 
-def render(sweep_status: SweepStatus, width: int, costs: bool = False) -> Iterator[str]:
-    """Yield how a sweep stands, in lines for a person.
+class Trouble(NamedTuple):
+    """Runs that are failed, lost or blocked for one reason, and the class of this failure."""
+
+    kind: Kind
+    reason: str
+    run_ids: list[str]
+    failure: str = ""
+
+
+def render(sweep: SweepStatus, width: int, costs: bool = False) -> Iterator[str]:
+    """Yield the status of a sweep in lines for a person.
 
     Args:
-        sweep_status: of the sweep.
+        sweep: to be shown.
         width: of the terminal, in characters; only the table heeds it.
-        costs: say what it took too.
+        costs: say what the sweep took, too.
     """
-    yield f"sweep {sweep_status.plan.sweep}  ({sweep_status.plan.runs_folder})"
-    parts = [
-        _table(sweep_status, width),
-        _totals(sweep_status),
-        _troubles(sweep_status),
-        _at_work(sweep_status),
-    ]
-    for part in parts + [_costs(sweep_status)] * costs:
+    yield f"sweep {sweep.plan.sweep}  ({sweep.plan.runs_folder})"
+    parts = [_table(sweep, width), _totals(sweep), _describe_troubles(sweep), _describe_work(sweep)]
+    if costs:
+        parts.append(_costs(sweep))
+    for part in parts:
         if lines := list(part):
             yield ""
             yield from lines
 
 
-def _table(sweep_status: SweepStatus, width: int) -> Iterator[str]:
-    plan = sweep_status.plan
-    counts = Counter[tuple[str, str, str]]()  # data set, line of the table, kind of status
+def _table(sweep: SweepStatus, width: int) -> Iterator[str]:
+    """Yield how many runs of each stage, arm and data set have each kind of status."""
+    plan = sweep.plan
+    counts = Counter[tuple[str, str, Kind]]()  # data set, name of the line, kind
     for run_id, run in plan.runs.items():
-        lines = (
-            [run.stage, f"  {run.config.arm.name}"]
-            if isinstance(run.config, SegmentConfig)
-            else [run.stage]
-        )
-        counts.update((run.config.data, line, sweep_status.statuses[run_id].kind) for line in lines)
-    present = dict.fromkeys(line for _, line, _ in counts)
-    order = sorted(CONFIGS, key="segment".__eq__)  # which is the last: its arms follow
-    names = sorted(present, key=lambda line: [*order, line].index(line))
-    kinds = [kind for kind in KINDS if kind == "done" or sweep_status.totals[kind]]
-    blocks = {data: _block(counts, data, names, kinds) for data in plan.data}
+        kind = sweep.statuses[run_id].kind
+        counts[run.config.data, run.stage, kind] += 1
+        if isinstance(run.config, SegmentConfig):
+            counts[run.config.data, f"  {run.config.arm.name}", kind] += 1
+
+    # Segment is the last stage, and its arms follow.
+    stages = [*(stage for stage in CONFIGS if stage != "segment"), "segment"]
+    names = [*dict.fromkeys(name for _, name, _ in counts)]
+    names.sort(key=lambda name: stages.index(name) if name in stages else len(stages))
+    kinds = [kind for kind in KINDS if kind == "done" or sweep.totals[kind]]
+    blocks = {data: _count_block(counts, data, names, kinds) for data in plan.data}
     label = max(map(len, [*names, *blocks]))
+
     if label + sum(3 + len(block[0]) for block in blocks.values()) <= width:
-        yield (
-            " " * label
-            + "".join(f"   {data:{len(block[0])}}" for data, block in blocks.items()).rstrip()
-        )
+        heading = "".join(f"   {data:{len(block[0])}}" for data, block in blocks.items())
+        yield " " * label + heading.rstrip()
         for name, *cells in zip(["", *names], *blocks.values(), strict=True):
             yield "   ".join([f"{name:{label}}", *cells]).rstrip()
-    else:
-        for data, block in blocks.items():
-            rows = zip([data, *names], block, strict=True)
-            yield from (f"{name:{label}}   {row}".rstrip() for name, row in rows if row.strip())
+        return
+    for data, block in blocks.items():
+        for name, row in zip([data, *names], block, strict=True):
+            if row.strip():
+                yield f"{name:{label}}   {row}".rstrip()
 
 
-def _block(
-    counts: Counter[tuple[str, str, str]], data: str, names: list[str], kinds: list[Kind]
+def _count_block(
+    counts: Counter[tuple[str, str, Kind]], data: str, names: list[str], kinds: list[Kind]
 ) -> list[str]:
-    """Return a data set's part of the table, all its lines equally long; the first names the columns."""
-    cells = [[COLUMNS[kind] for kind in kinds]]
+    """Return a data set's part of the table, in lines of one length, headings first."""
+    rows = [[COLUMNS[kind] for kind in kinds]]
     for name in names:
-        total = sum(counts[data, name, kind] for kind in kinds)
-        done = f"{counts[data, name, 'done']}/{total}" if total else ""
-        cells.append([done, *(f"{counts[data, name, kind] or ''}" for kind in kinds[1:])])
-    return _align(cells)
+        done, *others = (counts[data, name, kind] for kind in kinds)
+        total = done + sum(others)
+        rows.append([f"{done}/{total}" if total else "", *(f"{n or ''}" for n in others)])
+    return _align(rows)
 
 
-def _align(lines: Sequence[Sequence[str]], left: int = 0) -> list[str]:
-    """Return lines of columns, two spaces apart; the first ``left`` columns are aligned at their left ends."""
-    aligned = []
-    for number, column in enumerate(zip(*lines, strict=True)):
-        width = max(map(len, column))
-        aligned.append(
-            [cell.ljust(width) if number < left else cell.rjust(width) for cell in column]
+def _align(rows: Sequence[Sequence[str]], left: int = 0) -> list[str]:
+    """Return rows as lines of columns; the first ``left`` columns are aligned to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if number < left else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
-    return ["  ".join(line) for line in zip(*aligned, strict=True)]
+        for row in rows
+    ]
 
 
-def _totals(sweep_status: SweepStatus) -> Iterator[str]:
-    totals = sweep_status.totals
+def _totals(sweep: SweepStatus) -> Iterator[str]:
+    """Yield how many runs have each kind of status, and what is left."""
+    totals = sweep.totals
     parts = [f"{totals[kind]:,} {kind}" for kind in KINDS[1:] if totals[kind]]
     yield ", ".join([f"{totals['done']:,} of {totals['runs']:,} runs done", *parts])
-    waits = Counter(
-        status.reason for status in sweep_status.statuses.values() if status.kind == "waiting"
-    )
-    if waits:
-        yield "waiting for " + ", ".join(
-            f"{WAITS.get(reason, reason)} ({n:,})" for reason, n in waits.most_common(4)
-        )
+    waiting = [status.reason for status in sweep.statuses.values() if status.kind == "waiting"]
+    if waiting:
+        commonest = Counter(waiting).most_common(4)
+        reasons = [f"{WAITS.get(reason, reason)} ({n:,})" for reason, n in commonest]
+        yield f"waiting for {', '.join(reasons)}"
+
     if totals["done"] < totals["runs"]:
         unit = "gpu" if totals["gpu_hours_left"] else "cpu"
-        hours = totals[f"{unit}_hours_left"]
+        hours, measured = totals[f"{unit}_hours_left"], 100 * totals["measured"]
         about = f"about {hours:,.1f}" if hours >= 0.05 else "less than 0.1"
         how = (
-            f"for {100 * totals['measured']:.0f} % of the runs from measured times"
-            if totals["measured"]
-            else "a first guess"
+            f"for {measured:.0f} % of the runs from measured times" if measured else "a first guess"
         )
         yield f"left: {about} {unit.upper()}-hours ({how})"
     else:
-        yield f"tables and figures: python -m hvae_hpc.results {sweep_status.plan.runs_folder}"
-        yield f"what it took: hvae-hpc status {sweep_status.plan.runs_folder} --costs"
-    if sweep_status.asked_at is not None:
-        yield f"the queue is as SLURM gave it {duration(time.time() - sweep_status.asked_at)} ago"
-    elif sweep_status.note:
-        yield f"the queue is not known, this is from the runs' own files alone: {sweep_status.note}"
+        yield f"tables and figures: python -m hvae_hpc.results {sweep.plan.runs_folder}"
+        yield f"what it took: hvae-hpc status {sweep.plan.runs_folder} --costs"
+
+    if sweep.asked_at is not None:
+        yield f"the queue is as SLURM gave it {duration(time.time() - sweep.asked_at)} ago"
+    elif sweep.note:
+        yield f"the queue is not known, this is from the runs' own files alone: {sweep.note}"
 
 
-def _troubles(sweep_status: SweepStatus) -> Iterator[str]:
+def _describe_troubles(sweep: SweepStatus) -> Iterator[str]:
     """Yield what is failed, lost and blocked, by reason, and what to do."""
-    plan, groups = sweep_status.plan, _group(sweep_status)
-    names = {
-        ids[0]: f"{plan.runs[ids[0]].stage} {plan.runs[ids[0]].label}" for ids in groups.values()
-    }
-    shown = list(groups.items())[:MOST_LINES]
-    classes = _classify(sweep_status, shown)
-    for (kind, reason), ids in shown:
-        more = f" and {len(ids) - 1:,} more" if len(ids) > 1 else ""
-        failure = classes[ids[0]]
+    plan, troubles = sweep.plan, _find_troubles(sweep)
+    if not troubles:
+        return
+    for kind, reason, run_ids, failure in _classify(sweep, troubles[:MOST_LINES]):
+        run = plan.runs[run_ids[0]]
+        more = f" and {len(run_ids) - 1:,} more" if len(run_ids) > 1 else ""
         known = "" if failure in ("lost", "blocked by parent", "held") else f" ({failure})"
-        yield f"{kind}{known}: {names[ids[0]]}{more}: {reason}"
-    if len(groups) > MOST_LINES:
-        yield f"... and {sum(map(len, list(groups.values())[MOST_LINES:])):,} more, for other reasons"
-    if groups:
-        counted = [
-            f"{sweep_status.totals[kind]:,} {kind}" for kind in AGAIN if sweep_status.totals[kind]
-        ]
-        yield f"more of it: hvae-hpc why {next(iter(names.values())).replace(' ', '/')}"
-        yield f"next: the same sweep command takes up the {', '.join(counted)} runs again"
+        yield f"{kind}{known}: {run.stage} {run.label}{more}: {reason}"
+    if others := troubles[MOST_LINES:]:
+        yield f"... and {sum(len(each.run_ids) for each in others):,} more, for other reasons"
+
+    first = plan.runs[troubles[0].run_ids[0]]
+    counted = [f"{sweep.totals[kind]:,} {kind}" for kind in TROUBLES if sweep.totals[kind]]
+    yield f"more of it: hvae-hpc why {first.stage}/{first.label}"
+    yield f"next: the same sweep command takes up the {', '.join(counted)} runs again"
 
 
-Groups = dict[tuple[Kind, str], list[str]]
-
-
-def _group(sweep_status: SweepStatus) -> Groups:
-    """Return the runs that are failed, lost and blocked, by kind and reason; of a kind the most first."""
-    groups: Groups = {}
-    for run_id, status in sweep_status.statuses.items():
-        if status.kind in AGAIN:
-            reason = status.reason.replace(f"{sweep_status.plan.folder(run_id)}/", "")
+def _find_troubles(sweep: SweepStatus) -> list[Trouble]:
+    """Return the runs that are failed, lost and blocked, by reason; of a kind the most first."""
+    groups: dict[tuple[Kind, str], list[str]] = {}
+    for run_id, status in sweep.statuses.items():
+        if status.kind in TROUBLES:
+            reason = status.reason.replace(f"{sweep.plan.folder(run_id)}/", "")
             groups.setdefault((status.kind, reason), []).append(run_id)
-    return dict(
-        sorted(groups.items(), key=lambda group: (AGAIN.index(group[0][0]), -len(group[1])))
-    )
+    troubles = [Trouble(kind, reason, run_ids) for (kind, reason), run_ids in groups.items()]
+    return sorted(troubles, key=lambda each: (TROUBLES.index(each.kind), -len(each.run_ids)))
 
 
-def _classify(
-    sweep_status: SweepStatus, groups: Sequence[tuple[tuple[Kind, str], list[str]]]
-) -> dict[str, str]:
-    """Return the classes of failures, a group's that of its first: the reason is the same, and logs may be many."""
-    submissions = Submissions(sweep_status.plan.runs_folder)
-    ends, classes = read_ends(submissions) if groups else {}, dict[str, str]()
-    for _, ids in groups:
-        failure = classify(
-            gather(sweep_status.plan, ids[0], sweep_status.statuses[ids[0]], submissions, ends)
-        )
-        classes |= dict.fromkeys(ids, "held" if sweep_status.statuses[ids[0]].held else failure)
-    return classes
+def _classify(sweep: SweepStatus, troubles: Sequence[Trouble]) -> Iterator[Trouble]:
+    """Yield troubles with their classes. Of runs with the same reason only the first is read."""
+    submissions = Submissions(sweep.plan.runs_folder)
+    ends = read_ends(submissions)
+    for each in troubles:
+        run_id = each.run_ids[0]
+        status = sweep.statuses[run_id]
+        evidence = gather(sweep.plan, run_id, status, submissions, ends)
+        yield each._replace(failure="held" if status.held else classify(evidence))
 
 
-def _spending(sweep_status: SweepStatus) -> list[Spending]:
-    plan = sweep_status.plan
-    return read_spending(
-        plan, read_results(plan), sweep_status.statuses, Submissions(plan.runs_folder)
-    )
-
-
-def _costs(sweep_status: SweepStatus) -> Iterator[str]:
-    """Yield what the sweep took, by what came of it, and what to ask for."""
-    spent = _spending(sweep_status)
-    for unit in ("gpu", "cpu"):
-        of_unit = [spending for spending in spent if spending.unit == unit]
-        hours = {
-            outcome: sum(spending.hours[outcome] for spending in of_unit) for outcome in OUTCOMES
-        }
-        if of_unit:
-            parts = [
-                f"{hours[outcome]:,.2f} {outcome}"
-                for outcome in OUTCOMES
-                if hours[outcome] >= 0.005
-            ]
-            yield (
-                f"spent: {sum(hours.values()):,.2f} {unit.upper()}-hours"
-                + f" ({', '.join(parts)})" * bool(parts)
-            )
-    if known := [spending.energy_kwh for spending in spent if spending.energy_kwh is not None]:
-        yield f"energy: {sum(known):,.2f} kWh of GPUs, as far as they tell"
-    yield from (f"advice: {line}" for spending in spent for line in spending.advice)
-
-
-def _at_work(sweep_status: SweepStatus) -> Iterator[str]:
+def _describe_work(sweep: SweepStatus) -> Iterator[str]:
     """Yield what runs now, and how far it is."""
-    lines, places = [], []
-    for run_id, (share, seconds_left, host, seconds) in list(sweep_status.progress.items())[
-        :MOST_LINES
-    ]:
-        run, element = sweep_status.plan.runs[run_id], sweep_status.statuses[run_id].element
-        left = (
-            "finishing"
-            if share == 1
-            else f"since {duration(seconds)}"
-            if seconds is not None
-            else ""
-        )
-        left = f"{duration(seconds_left)} left" if seconds_left else left
-        lines.append((run.stage, run.label, "" if share is None else f"{100 * share:.0f} %", left))
+    rows, places = [], []
+    for run_id, (share, seconds_left, host, seconds) in list(sweep.progress.items())[:MOST_LINES]:
+        left = ""
+        if seconds_left:
+            left = f"{duration(seconds_left)} left"
+        elif share == 1:
+            left = "finishing"
+        elif seconds is not None:
+            left = f"since {duration(seconds)}"
+        run, element = sweep.plan.runs[run_id], sweep.statuses[run_id].element
+        rows.append((run.stage, run.label, "" if share is None else f"{100 * share:.0f} %", left))
         places.append(f"on {host}" + (f" ({element})" if element else ""))
-    yield from map("  ".join, zip(_align(lines, left=2), places, strict=True))
-    if len(sweep_status.progress) > MOST_LINES:
-        yield f"... and {len(sweep_status.progress) - MOST_LINES:,} more at work"
+    yield from map("  ".join, zip(_align(rows, left=2), places, strict=True))
+    if len(sweep.progress) > MOST_LINES:
+        yield f"... and {len(sweep.progress) - MOST_LINES:,} more at work"
+
+
+def _costs(sweep: SweepStatus) -> Iterator[str]:
+    """Yield what the sweep took, by stage and by what came of it, and what to ask for."""
+    spent = _read_costs(sweep)
+    for stage in spent:
+        hours = ", ".join(f"{n:,.2f} {name}" for name, n in stage.hours.items() if n >= 0.005)
+        total = f"{sum(stage.hours.values()):,.2f} {stage.unit.upper()}-hours"
+        yield f"spent: {stage.stage}: {total}" + (f" ({hours})" if hours else "")
+    if known := [stage.energy_kwh for stage in spent if stage.energy_kwh is not None]:
+        yield f"energy: {sum(known):,.2f} kWh of GPUs, as far as they tell"
+    for stage in spent:
+        yield from (f"advice: {line}" for line in stage.advice)
+
+
+def _read_costs(sweep: SweepStatus) -> list[StageHours]:
+    plan = sweep.plan
+    submissions = Submissions(plan.runs_folder)
+    return read_device_hours(plan, read_results(plan), sweep.statuses, submissions)
 
 
 def duration(seconds: float) -> str:
@@ -256,72 +240,75 @@ def duration(seconds: float) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="hvae-hpc status", description="What is done, running, lost, failed, and why."
-    )
-    parser.add_argument(
-        "runs", type=Path, nargs="?", default=Path("runs"), help="the runs folder (default: ./runs)"
-    )
-    parser.add_argument(
-        "--sweep", metavar="NAME", help="this sweep alone (default: all of the folder)"
-    )
-    parser.add_argument(
-        "--watch", action="store_true", help="draw it again every few seconds, until Ctrl-C"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument(
-        "--costs", action="store_true", help="say what it took too, and what to ask for"
-    )
+    """Show what is done, running, lost and failed, and why."""
+    parser = argparse.ArgumentParser(prog="hvae-hpc status", description=main.__doc__)
+    add = parser.add_argument
+    add("runs", type=Path, nargs="?", default=Path("runs"), help="runs folder (default: ./runs)")
+    add("--sweep", metavar="NAME", help="this sweep alone (default: all of the folder)")
+    add("--watch", action="store_true", help="draw it again every few seconds, until Ctrl-C")
+    add("--json", action="store_true", help="print one JSON object")
+    add("--costs", action="store_true", help="say what it took too, and what to ask for")
     options = parser.parse_args(argv)
     if options.json:
-        print(json.dumps(_plain(read_sweep_statuses(options.runs, options.sweep), options.costs)))
+        sweeps = read_sweep_statuses(options.runs, options.sweep)
+        print(json.dumps(_to_plain(sweeps, options.costs)))
     elif options.watch and sys.stdout.isatty():
-        _watch(options.runs, options.sweep, options.costs)
+        _watch(options)
     else:
-        print("\n".join(_screen(options.runs, options.sweep, options.costs)))
+        print("\n".join(_screen(options)))
     return 0
 
 
-def _plain(sweeps: Sequence[SweepStatus], costs: bool) -> dict[str, Any]:
-    classes = [
-        _classify(sweep_status, list(_group(sweep_status).items())) for sweep_status in sweeps
-    ]
-    plain = to_plain(sweeps, ChainMap(*classes))
-    for sweep_status, sweep in zip(sweeps, plain["sweeps"], strict=True):
-        sweep |= (
-            {"costs": [spending._asdict() for spending in _spending(sweep_status)]} if costs else {}
-        )
-    return plain
+def _to_plain(sweeps: Sequence[SweepStatus], costs: bool) -> dict[str, Any]:
+    """Return everything as plain data with stable names."""
+    plain: list[dict[str, Any]] = []
+    for sweep in sweeps:
+        plan = sweep.plan
+        troubles = _classify(sweep, _find_troubles(sweep))
+        failures = {run_id: each.failure for each in troubles for run_id in each.run_ids}
+        runs = [
+            {
+                "run_id": run_id,
+                "stage": plan.runs[run_id].stage,
+                "label": plan.runs[run_id].label,
+                **status._asdict(),
+                **sweep.progress.get(run_id, Progress())._asdict(),
+                "failure": failures.get(run_id, ""),
+            }
+            for run_id, status in sweep.statuses.items()
+        ]
+        names = {"sweep": plan.sweep, "runs_folder": str(plan.runs_folder)}
+        plain.append({**names, "totals": sweep.totals, "runs": runs})
+        if costs:
+            plain[-1]["costs"] = [stage._asdict() for stage in _read_costs(sweep)]
+    queue = {"queue_asked_at": sweeps[0].asked_at, "note": sweeps[0].note}
+    return {"schema": SCHEMA, "time": time.time(), **queue, "sweeps": plain}
 
 
-def _screen(runs_folder: Path, sweep: str | None, costs: bool) -> list[str]:
+def _screen(options: argparse.Namespace) -> list[str]:
+    """Return the lines of all sweeps; on a terminal none is longer than the screen is wide."""
     width, lines = shutil.get_terminal_size((120, 50)).columns, list[str]()
-    for sweep_status in read_sweep_statuses(runs_folder, sweep):
-        lines += [*([""] if lines else []), *render(sweep_status, width, costs)]
-    if sys.stdout.isatty():  # one screen stays one; a file or a pipe gets all of it
+    for sweep in read_sweep_statuses(options.runs, options.sweep):
+        lines += [*([""] if lines else []), *render(sweep, width, options.costs)]
+    if sys.stdout.isatty():
         lines = [line if len(line) <= width else f"{line[: width - 1]}…" for line in lines]
     return lines
 
 
-def _watch(runs_folder: Path, sweep: str | None, costs: bool) -> None:
-    """Draw the screen again and again, in the terminal's second page, so that the first is as before."""
+def _watch(options: argparse.Namespace) -> None:
+    """Draw the screen again and again, on the terminal's second page; the first stays as it was."""
     lines: list[str] = []
     print("\033[?1049h\033[?25l", end="")
     try:
         while True:
             began = time.monotonic()
-            lines = _screen(runs_folder, sweep, costs)
+            lines = _screen(options)
             shown, room = lines, shutil.get_terminal_size().lines - 1
             if len(lines) > room:
                 shown = [*lines[: room - 1], f"... {len(lines) - room + 1} more lines"]
-            print(
-                "\033[H" + "".join(f"{line}\033[K\n" for line in shown) + "\033[J",
-                end="",
-                flush=True,
-            )
-            # A large sweep on a slow disk takes its time: at most a fifth of it is
-            # spent on looking.
+            drawn = "".join(f"{line}\033[K\n" for line in shown)
+            print(f"\033[H{drawn}\033[J", end="", flush=True)
+            # At most a fifth of the time is spent on looking: a large sweep loads the disk.
             time.sleep(max(REFRESH_S, 4 * (time.monotonic() - began)))
     except KeyboardInterrupt:
         pass

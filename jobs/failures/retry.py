@@ -209,7 +209,7 @@ def _held_with(
     """Return the held runs whose canaries are tried again, and what those have otherwise."""
     found = {}
     for run_id, status in statuses.items():
-        ahead = submissions.canary_runs(status.element) if status.held else ()
+        ahead = submissions.element(status.element).canary_runs if status.held else ()
         if first := next((i for i in ahead if i in again and i in plan.runs), None):
             found[run_id] = dict(tried.get(first, Tried()).changes)
     return found

@@ -1,7 +1,7 @@
 """How elements ended that left the queue without a result: TIMEOUT, NODE_FAIL, CANCELLED and so on.
 
-SLURM is asked for all of them in one call, at most once in ``POLL_S``. A file beside the submissions
-keeps what it said, so nobody asks twice for an element that ended.
+SLURM is asked for all of them in one call, at most once in ``POLL_S``. A file beside the
+submissions keeps what it said, so nobody asks twice for an element that ended.
 """
 
 import contextlib

@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -208,6 +209,11 @@ EVENTS = {
     "again": "failed beside other runs, is to be done again alone: {reason}",
     "compile_failed": "could not be compiled, goes on without: {reason}",
 }
+
+
+def when(record: Mapping[str, Any]) -> str:
+    """Return the time of a record of log.jsonl: "Nov 29 09:24:35"."""
+    return time.strftime("%b %d %H:%M:%S", time.localtime(record.get("time", 0)))
 
 
 def describe(record: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ import contextlib
 import json
 from collections.abc import Iterator
 from functools import cache, cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,15 +47,13 @@ class Element(NamedTuple):
         run_ids: the runs that it makes, in this order.
         minutes: its time limit; 0 where it is not known.
         submitted_at: in seconds since 1970; 0 where it is not known.
-        submission: the submission's name.
-        array: number of the array in the submission's plan.
+        canary_runs: the runs of its array's canaries.
     """
 
     run_ids: tuple[str, ...] = ()
     minutes: int = 0
     submitted_at: float = 0.0
-    submission: str = ""
-    array: int = 0
+    canary_runs: tuple[str, ...] = ()
 
 
 class Submissions:
@@ -78,7 +77,7 @@ class Submissions:
         return self._plan(name)[1]
 
     def run_ids(self, name: str, array: int, place: int) -> tuple[str, ...]:
-        """Return the runs of one element of a submission's array; none for a place beyond its end."""
+        """Return the runs of one element of a submission's array; none beyond the array's end."""
         elements = self.arrays(name)[array]["elements"]
         return tuple(elements[place]) if place < len(elements) else ()
 
@@ -110,22 +109,25 @@ class Submissions:
 
     def element(self, name: str) -> Element:
         """Return an element by SLURM's ``<array>_<place>``; an empty one where it is not known."""
-        return self._elements.get(name, Element())
+        return self.elements.get(name, Element())
 
     def last_elements(self) -> dict[str, str]:
         """Return run id to the SLURM element that had it last."""
         return {
-            run_id: name for name, element in self._elements.items() for run_id in element.run_ids
+            run_id: name for name, element in self.elements.items() for run_id in element.run_ids
         }
 
     @cached_property
-    def _elements(self) -> dict[str, Element]:
+    def elements(self) -> dict[str, Element]:
+        """All elements that SLURM took, by ``<array>_<place>``, in order of submission."""
         elements = {}
         for job in self.jobs:
-            minutes = int(self.arrays(job.submission)[job.array].get("minutes", 0))
+            array = self.arrays(job.submission)[job.array]
+            minutes, canaries = int(array.get("minutes", 0)), array.get("canaries", 0)
+            canary_runs = tuple(chain(*array["elements"][:canaries]))
             for place in job.places:
                 run_ids = self.run_ids(job.submission, job.array, place)
-                element = Element(run_ids, minutes, job.time, job.submission, job.array)
+                element = Element(run_ids, minutes, job.time, canary_runs)
                 elements[f"{job.job}_{place}"] = element
         return elements
 
@@ -163,15 +165,6 @@ class Submissions:
 
     def _is_from_here(self, name: str) -> bool:
         return self._plan(name)[2] == str(self.folder.parent.resolve())
-
-    def canary_runs(self, name: str) -> tuple[str, ...]:
-        """Return the runs of the canaries of an element's array."""
-        element = self.element(name)
-        if not element.submission:
-            return ()
-        array = self.arrays(element.submission)[element.array]
-        canaries = array["elements"][: array.get("canaries", 0)]
-        return tuple(run_id for run_ids in canaries for run_id in run_ids)
 
 
 @cache

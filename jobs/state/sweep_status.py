@@ -1,17 +1,17 @@
-"""What is known of how sweeps stand: every run's status, how far those are that run, and what is left to do.
+"""The status of whole sweeps: the status of every run, how far the running ones are, what is left.
 
-The runs' own files say what is done, running or failed; the user's queue, asked at most once a
-minute by all processes together, what waits. How far a run is, is read from the logs of those alone
-that run.
+The runs' own files say what is done, runs or failed. The user's queue says what waits: all
+processes of a user together ask for it at most once a minute. Only the logs of running runs are
+read whole.
 """
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from hvae_hpc.config.stages import SegmentConfig, TrainConfig
 from hvae_hpc.errors import UserError
@@ -26,18 +26,20 @@ from hvae_hpc.runs.folder import read_log
 from hvae_hpc.runs.plan import Plan, find_plans, read_plan
 from hvae_hpc.runs.run import Run
 
-SCHEMA = 1
-"""Of the plain data that ``--json`` prints."""
 PATIENCE_S = 8.0
-"""How long a person is kept waiting for SLURM."""
+"""A person waits for SLURM so long."""
 PACE_OVER = 10
-"""Records of the log from which the pace is taken: it changes where an HVAE's flow sets in."""
+"""The pace is that of the log's last records: it changes where an HVAE's flow begins."""
 
 
 class Progress(NamedTuple):
-    """How far a run is that runs: share of its images, seconds left, its node, seconds since this attempt began.
+    """How far a running run is. None is what is not known.
 
-    None is what nobody can tell.
+    Attributes:
+        progress: share of its images that it has seen.
+        seconds_left: until its end.
+        host: its node.
+        seconds: since this attempt began.
     """
 
     progress: float | None = None
@@ -47,12 +49,17 @@ class Progress(NamedTuple):
 
 
 class SweepStatus(NamedTuple):
-    """All that is known of how a sweep stands.
+    """The status of a sweep.
 
-    ``totals`` are the numbers of ``runs``, of each kind of status, of ``gpu_hours_left`` and
-    ``cpu_hours_left``, and ``measured``, the share of the runs left of whose kind a finished run
-    told how long it takes. ``asked_at`` is when SLURM gave its queue, seconds since 1970; where it
-    was not asked, ``note`` says why, if it ought to have been.
+    Attributes:
+        plan: of the sweep.
+        statuses: of its runs.
+        progress: of those that run.
+        totals: the numbers of ``runs`` and of each kind of status; ``gpu_hours_left`` and
+            ``cpu_hours_left``; and ``measured``, the share of the runs left whose time is known
+            from finished runs of their kind.
+        asked_at: when SLURM gave its queue, in seconds since 1970; None where it was not asked.
+        note: why the queue is not known, where it should be.
     """
 
     plan: Plan
@@ -64,20 +71,20 @@ class SweepStatus(NamedTuple):
 
 
 def read_sweep_statuses(runs_folder: Path, sweep: str | None = None) -> list[SweepStatus]:
-    """Return how the sweeps of a runs folder stand, or the one that is named.
+    """Return the status of each sweep of a runs folder, or of the one that is named.
 
     Raises:
         UserError: there is no such folder or sweep.
     """
     plans = read_plans(runs_folder, sweep)
     submissions = Submissions(runs_folder)
-    # The queue first: what ends after that has left its result, and is not taken for lost.
+    # The queue is read first: what ends after that has left its result, and does not seem lost.
     queue, note = read_our_queue(submissions)
     return [make_sweep_status(plan, submissions, queue, note) for plan in plans]
 
 
 def read_plans(runs_folder: Path, sweep: str | None = None) -> list[Plan]:
-    """Return the plans of a runs folder, or the one that is named; the folder may have been moved since."""
+    """Return the plans of a runs folder, or the one that is named; the folder may have moved."""
     here = runs_folder.resolve()
     paths = find_plans(runs_folder, sweep)
     return [replace(_read_plan(path, path.stat().st_mtime_ns), runs_folder=here) for path in paths]
@@ -89,15 +96,16 @@ def _read_plan(path: Path, mtime_ns: int) -> Plan:
 
 
 def read_our_queue(submissions: Submissions) -> tuple[slurm.Queue | None, str]:
-    """Return the user's queue where something was ever submitted from the runs folder, or why it is not known."""
+    """Return the user's queue, and why it is not known where something was submitted from here."""
     if not submissions.names:
         return None, ""
     if not slurm.is_available():
         return None, "there is no SLURM here"
     poll_s, now = read_site(None).caps.poll_s, time.time()
-    # An answer from before the last sbatch does not know what that submitted. (Clocks of
-    # machines may differ.)
-    oldest = max([now - poll_s, *(job.time for job in submissions.jobs if job.time <= now)])
+    # An answer from before the last sbatch does not know its jobs. The clock of the machine that
+    # submitted may be ahead of ours.
+    submitted_at = [job.time for job in submissions.jobs if job.time <= now]
+    oldest = max([now - poll_s, *submitted_at])
     try:
         return slurm.read_queue(not_before=oldest, poll_s=poll_s, patience_s=PATIENCE_S), ""
     except UserError as error:
@@ -107,7 +115,7 @@ def read_our_queue(submissions: Submissions) -> tuple[slurm.Queue | None, str]:
 def make_sweep_status(
     plan: Plan, submissions: Submissions, queue: slurm.Queue | None, note: str = ""
 ) -> SweepStatus:
-    """Put together how a sweep stands.
+    """Return the status of a sweep.
 
     Args:
         plan: of the sweep.
@@ -119,6 +127,7 @@ def make_sweep_status(
     statuses = read_run_status(plan, results, submissions, queue)
     if queue:
         statuses = explain_lost(statuses, submissions, PATIENCE_S)
+
     left = [run_id for run_id, status in statuses.items() if status.kind != "done"]
     seconds = expected_seconds(plan, results, left)
     progress = {
@@ -126,19 +135,33 @@ def make_sweep_status(
         for run_id in left
         if statuses[run_id].kind == "running"
     }
-    kinds = Counter(status.kind for status in statuses.values())
-    totals: dict[str, float] = {"runs": len(statuses), **{kind: kinds[kind] for kind in KINDS}}
-    totals["measured"] = sum(seconds[run_id].high is not None for run_id in left) / max(
-        1, len(left)
-    )
-    totals |= {"gpu_hours_left": 0.0, "cpu_hours_left": 0.0}
-    for run_id in left:
-        needs = plan.resources[plan.runs[run_id].stage]
-        made = progress[run_id].progress if run_id in progress else 0.0
-        hours = seconds[run_id].expected * (1 - (made or 0.0)) / 3600
-        totals["gpu_hours_left"] += hours * needs.nodes * needs.gpus
-        totals["cpu_hours_left"] += hours * needs.tasks * needs.cpus
+    totals = _add_up(plan, statuses, seconds, progress)
     return SweepStatus(plan, statuses, progress, totals, queue.asked_at if queue else None, note)
+
+
+def _add_up(
+    plan: Plan,
+    statuses: Mapping[str, RunStatus],
+    seconds: Mapping[str, Seconds],
+    progress: Mapping[str, Progress],
+) -> dict[str, float]:
+    """Return the totals of a sweep, given the expected seconds of the runs that are left."""
+    kinds = Counter(status.kind for status in statuses.values())
+    measured = sum(expected.high is not None for expected in seconds.values())
+    gpu_hours = cpu_hours = 0.0
+    for run_id, expected in seconds.items():
+        needs = plan.resources[plan.runs[run_id].stage]
+        made = progress[run_id].progress if run_id in progress else None
+        hours = expected.expected * (1 - (made or 0.0)) / 3600
+        gpu_hours += hours * needs.nodes * needs.gpus
+        cpu_hours += hours * needs.tasks * needs.cpus
+    return {
+        "runs": len(statuses),
+        **{kind: kinds[kind] for kind in KINDS},
+        "measured": measured / max(1, len(seconds)),
+        "gpu_hours_left": gpu_hours,
+        "cpu_hours_left": cpu_hours,
+    }
 
 
 def read_progress(run: Run, folder: Path, expected: Seconds) -> Progress:
@@ -147,59 +170,31 @@ def read_progress(run: Run, folder: Path, expected: Seconds) -> Progress:
     Args:
         run: that runs.
         folder: its folder.
-        expected: what the whole of it takes.
+        expected: what all of it takes.
     """
     log, now = read_log(folder), time.time()
     starts = [number for number, record in enumerate(log) if record.get("event") == "started"]
     if not starts:
         return Progress()
     attempt = log[starts[-1] :]
-    began = float(attempt[0]["time"])
-    images = (
-        run.config.optim.images if isinstance(run.config, (TrainConfig, SegmentConfig)) else None
-    )
-    marks = [
-        (float(record["time"]), int(record["images_seen"]))
-        for record in attempt
-        if "images_seen" in record
-    ]
-    marks = marks or [(began, int(attempt[0].get("at", 0)))]
-    (before, seen_before), (at, seen) = marks[-PACE_OVER:][0], marks[-1]
-    left: float | None = None
-    if images and seen > seen_before and at > before:
-        left = max(0.0, (images - seen) * (at - before) / (seen - seen_before) - (now - at))
-    elif expected.high is not None:  # nothing is known of its own pace yet
-        left = expected.expected * (1 - marks[0][1] / images if images else 1.0) - (now - began)
-        left = left if left > 0 else None
-    return Progress(
-        seen / images if images else None, left, str(attempt[0].get("host", "")), now - began
-    )
+    began, host = float(attempt[0]["time"]), str(attempt[0].get("host", ""))
+    if not isinstance(run.config, (TrainConfig, SegmentConfig)):
+        return Progress(None, _left_of(expected, 1.0, now - began), host, now - began)
+
+    # The present pace tells best how long the rest will take.
+    images = run.config.optim.images
+    seen_at = [(r["time"], r["images_seen"]) for r in attempt if "images_seen" in r]
+    seen_at = seen_at or [(began, attempt[0].get("at", 0))]
+    (earlier, seen_earlier), (latest, seen) = seen_at[-PACE_OVER:][0], seen_at[-1]
+    if seen > seen_earlier and latest > earlier:
+        pace_s = (latest - earlier) / (seen - seen_earlier)
+        left: float | None = max(0.0, (images - seen) * pace_s - (now - latest))
+    else:
+        left = _left_of(expected, 1 - seen_at[0][1] / images, now - began)
+    return Progress(seen / images, left, host, now - began)
 
 
-def to_plain(sweeps: Sequence[SweepStatus], classes: Mapping[str, str]) -> dict[str, Any]:
-    """Return everything as plain data with stable names; classes are those of the failures, by run id."""
-    plain = []
-    for plan, statuses, progress, totals, *_ in sweeps:
-        runs = [
-            {"run_id": run_id, "stage": plan.runs[run_id].stage, "label": plan.runs[run_id].label}
-            | {
-                **status._asdict(),
-                **progress.get(run_id, Progress())._asdict(),
-                "failure": classes.get(run_id, ""),
-            }
-            for run_id, status in statuses.items()
-        ]
-        plain.append(
-            {
-                "sweep": plan.sweep,
-                "runs_folder": str(plan.runs_folder),
-                "totals": dict(totals),
-                "runs": runs,
-            }
-        )
-    asked = {
-        "time": time.time(),
-        "queue_asked_at": sweeps[0].asked_at,
-        "note": sweeps[0].note,
-    }
-    return {"schema": SCHEMA, **asked, "sweeps": plain}
+def _left_of(expected: Seconds, share: float, elapsed_s: float) -> float | None:
+    """Return the seconds left of a share of a run's work; None for longer than expected already."""
+    left = expected.expected * share - elapsed_s
+    return left if expected.high is not None and left > 0 else None

@@ -10,7 +10,7 @@ def build_spent(spent: Sequence[Mapping[str, Any]]) -> Table | None:
     """Return the table; None where nothing was spent.
 
     Args:
-        spent: of each stage, what :func:`hvae_hpc.jobs.state.device_hours.read_spending` found,
+        spent: of each stage, what :func:`hvae_hpc.jobs.state.device_hours.read_device_hours` found,
             as plain data.
     """
     if not spent:

@@ -12,7 +12,7 @@ import pytest
 from hvae_hpc.config.stages import CONFIGS
 from hvae_hpc.jobs.commands import status
 from hvae_hpc.jobs.slurm.client import Queue
-from hvae_hpc.jobs.state.device_hours import Spending, read_spending
+from hvae_hpc.jobs.state.device_hours import StageHours, read_device_hours
 from hvae_hpc.jobs.state.run_status import read_run_status
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.results.collect import collect
@@ -37,11 +37,12 @@ def plan(tmp_path: Path) -> Plan:
 
 def spend(
     plan: Plan, results: dict[str, ResultSummary] | None = None, queue: Queue | None = NOTHING
-) -> dict[str, Spending]:
+) -> dict[str, StageHours]:
     submissions, results = Submissions(plan.runs_folder), results or read_results(plan)
     statuses = read_run_status(plan, results, submissions, queue)
     return {
-        spending.stage: spending for spending in read_spending(plan, results, statuses, submissions)
+        spending.stage: spending
+        for spending in read_device_hours(plan, results, statuses, submissions)
     }
 
 
@@ -215,16 +216,15 @@ def test_less_is_advised_only_after_some_elements_and_never_less_than_saving_nee
     text["arrays"][0]["minutes"] = 60
     path.write_text(json.dumps(text))
     assert spend(plan, made(plan, 4))["segment"].advice == ()
-    of_time, of_memory = spend(plan, made(plan, 5))["segment"].advice
-    assert of_time.startswith(
-        "segment: asked for 60 min, used 10.0 (95 % of 5 elements): [segment] minutes = 17 in"
+    (line,) = spend(plan, made(plan, 5))["segment"].advice
+    assert line == (
+        "segment: 95 % of 5 elements used at most 10.0 of 60 min and 2.0 of 16 GB; "
+        "in the site file [segment] minutes = 17 and memory_gb = 3 would do"
     )
-    assert of_memory == (
-        "segment: asked for 16 GB, used 2.0 (95 % of 5 elements): [segment] memory_gb = 3 in the site file would do"
-    )
-    assert (
-        "minutes = 5 in" in spend(plan, made(plan, 6, minutes=0.1))["segment"].advice[0]
-    )  # 30 s and 90 s are needed
+    (line,) = spend(plan, made(plan, 6, minutes=0.1))["segment"].advice
+    assert "minutes = 5 and" in line  # 30 s and 90 s are needed
+    (line,) = spend(plan, made(plan, 6, minutes=40.0))["segment"].advice
+    assert "[segment] memory_gb = 3 would" in line
     again = {
         run_id: result._replace(attempt=min(2, 2 * result.attempt))
         for run_id, result in made(plan, 6).items()
