@@ -1,7 +1,7 @@
 """A NIfTI file -> a scan in a known orientation, or one line that says what is wrong with the file.
 
-The whole file is read once: its SHA-256, gzip's own checksum and the voxels all come from the same
-    bytes.
+The whole file is read once: its SHA-256, gzip's own checksum and the voxels come from the same
+bytes.
 """
 
 import gzip
@@ -9,9 +9,8 @@ import hashlib
 import math
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -27,6 +26,7 @@ from numpy.typing import NDArray
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.preprocess.read.gunzip import gunzip
+from hvae_hpc.preprocess.read.scan import Scan, read_bytes
 
 _MAGIC = {348: (344, b"n+1\0", nib.Nifti1Header), 540: (4, b"n+2\0", nib.Nifti2Header)}
 """Size of the header -> where its magic stands, what it is, who reads it (nifti1.h, nifti2.h)."""
@@ -35,38 +35,6 @@ _UNITS = {1: "meter", 3: "micron"}
 _MOST_VOXELS = 2**40
 _SMALLEST_MM, _LARGEST_MM = 0.01, 50.0
 """No scan that anybody segments tumours in has voxels beyond these: such a header is wrong."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scan:
-    """One NIfTI file, reoriented.
-
-    Attributes:
-        path: for messages.
-        sha256: of the file's bytes.
-        data: (columns, rows, slices), a view of ``values``.
-        values: (columns * rows * slices,) the same voxels in the file's own order, which is the
-            quick one for statistics.
-        affine: (4, 4) from voxel index to world (RAS+), mm.
-        stored: the file's own orientation, as "LPS".
-    """
-
-    path: Path
-    sha256: str
-    data: NDArray[Any]
-    values: NDArray[Any]
-    affine: NDArray[np.float64]
-    stored: str
-
-    @property
-    def spacing_mm(self) -> NDArray[np.float64]:
-        """Distance between neighbouring voxels along each axis, mm."""
-        return np.asarray(np.linalg.norm(self.affine[:3, :3], axis=0))
-
-    @property
-    def directions(self) -> NDArray[np.float64]:
-        """(3, 3), orthonormal: columns are the axes' directions in the world."""
-        return np.asarray(self.affine[:3, :3] / self.spacing_mm)
 
 
 def read_scan(path: Path, orientation: str, channel: int | None = None) -> Scan:
@@ -80,43 +48,39 @@ def read_scan(path: Path, orientation: str, channel: int | None = None) -> Scan:
     Raises:
         UserError: missing, cut short, not NIfTI, not 3D, or without a usable orientation.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}); check path and permission"
-        ) from error
+    content = read_bytes(path)
     unzipped = _unzip(path, content)
     header = _parse(path, unzipped)
     shape, first = _choose_volume(path, header, channel)
-    kind, start, scaling = _read_layout(path, header)
-    if not (header["sform_code"] or header["qform_code"]):
-        raise UserError(
-            f"{path}: the header says no orientation (sform_code and qform_code are 0); set one"
-        )
+    kind, start, (slope, intercept) = _read_layout(path, header)
     affine = _checked_affine(path, header)
-    end = start + (first + 1) * math.prod(shape) * kind.itemsize
+
+    count = math.prod(shape)
+    start += first * count * kind.itemsize
+    end = start + count * kind.itemsize
     if len(unzipped) < end and path.name.endswith(".gz"):
-        unzipped = _unzip_by(
-            path, gzip.decompress, content
-        )  # one of several gzip members was read: bgzip's blocks
+        # Perhaps only the first of several gzip members was read, as bgzip writes them.
+        unzipped = _unzip(path, content, gzip.decompress)
     if len(unzipped) < end:
         raise UserError(f"{path}: ends before its last voxel (truncated); copy it anew")
-    count = math.prod(shape)
-    values = np.frombuffer(unzipped, kind, count, start + first * count * kind.itemsize)
+
+    values = np.frombuffer(unzipped, kind, count, start)
     if not kind.isnative:
         values = values.astype(kind.newbyteorder("="))
-    if scaling != (1, 0):
-        values = values * np.float64(scaling[0]) + np.float64(scaling[1])
+    if (slope, intercept) != (1, 0):
+        values = values * np.float64(slope) + np.float64(intercept)
+
     own = io_orientation(affine)
     turn = ornt_transform(own, axcodes2ornt(tuple(orientation)))
+    data = apply_orientation(values.reshape(shape, order="F"), turn)
     return Scan(
         path=path,
         sha256=hashlib.sha256(content).hexdigest(),
-        data=apply_orientation(values.reshape(shape, order="F"), turn),
+        data=data,
         values=values,
         affine=affine @ inv_ornt_aff(turn, shape),
         stored="".join(ornt2axcodes(own)),
+        shape=data.shape,
     )
 
 
@@ -145,7 +109,7 @@ def _choose_volume(
 
 
 def _read_layout(path: Path, header: Any) -> tuple[np.dtype[Any], int, tuple[float, float]]:
-    """Return the voxels' type, the byte at which they start, and the slope and intercept that scale them."""
+    """Return the voxels' type, the byte at which they start, and their slope and intercept."""
     try:
         kind = header.get_data_dtype()
     except Exception as error:
@@ -161,9 +125,7 @@ def _read_layout(path: Path, header: Any) -> tuple[np.dtype[Any], int, tuple[flo
             f"{path}: NIfTI header is damaged (voxels start at byte {start:g}); copy it anew"
         )
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
-    if slope == 0 or not math.isfinite(
-        slope
-    ):  # "no scaling", says the standard of 0, and everybody of NaN
+    if slope == 0 or not math.isfinite(slope):  # 0 means no scaling; so does NaN, by custom
         return kind, int(start), (1.0, 0.0)
     if not math.isfinite(intercept):
         raise UserError(
@@ -172,8 +134,10 @@ def _read_layout(path: Path, header: Any) -> tuple[np.dtype[Any], int, tuple[flo
     return kind, int(start), (slope, intercept)
 
 
-def _unzip(path: Path, content: bytes) -> bytes | bytearray:
-    """Unzip where the name says so: all of it, and not only what is needed, so that gzip's checksum is verified."""
+def _unzip(
+    path: Path, content: bytes, unzip: Callable[[bytes], bytes | bytearray] = gunzip
+) -> bytes | bytearray:
+    """Unzip the whole file where its name says so: only then is gzip's checksum verified."""
     if not content:
         raise UserError(f"{path}: is empty; copy or download it anew")
     if content[128:132] == b"DICM":
@@ -181,14 +145,10 @@ def _unzip(path: Path, content: bytes) -> bytes | bytearray:
     zipped, named = content[:2] == b"\x1f\x8b", path.name.endswith(".gz")
     if zipped and not named:
         raise UserError(f"{path}: is gzip though its name does not say so; rename it to .nii.gz")
-    if named and not zipped and _find_form(content):
+    if named and not zipped and _find_reader(content):
         raise UserError(f"{path}: is not zipped though its name says so; rename it to .nii")
-    return _unzip_by(path, gunzip, content) if named else content
-
-
-def _unzip_by(
-    path: Path, unzip: Callable[[bytes], bytes | bytearray], content: bytes
-) -> bytes | bytearray:
+    if not named:
+        return content
     try:
         return unzip(content)
     except EOFError as error:
@@ -201,25 +161,23 @@ def _unzip_by(
         ) from error
 
 
-def _find_form(content: bytes | bytearray) -> Any:
-    """Return who reads the header that a file begins with, or None."""
-    orders: tuple[Literal["little", "big"], ...] = ("little", "big")
-    for order in orders:
-        form = _MAGIC.get(int.from_bytes(content[:4], order))
-        if form and content[form[0] : form[0] + 4] == form[1]:
-            return form[2]
+def _find_reader(content: bytes | bytearray) -> Any:
+    """Return nibabel's class for the header that a file begins with, or None."""
+    for size in (content[:4], content[3::-1]):  # of either byte order
+        place, magic, reader = _MAGIC.get(int.from_bytes(size, "little"), (0, b"", None))
+        if reader and content[place : place + 4] == magic:
+            return reader
     return None
 
 
 def _parse(path: Path, content: bytes | bytearray) -> Any:
-    reader = _find_form(content)
+    reader = _find_reader(content)
     if reader is None:
         raise UserError(
             f"{path}: not a NIfTI file (no n+1 or n+2 in its header); convert it to .nii.gz"
         )
     try:
-        # Unchecked: nibabel's checks repair in silence (spacing 0 becomes 1) or tell its
-        # log. We refuse instead.
+        # Unchecked: nibabel's checks repair in silence (spacing 0 becomes 1). We refuse instead.
         header = reader(bytes(content[: reader.sizeof_hdr]), check=False)
         header.get_best_affine()  # a quaternion that is none says so only here
     except Exception as error:  # nibabel has a dozen kinds for a header that makes no sense
@@ -228,6 +186,11 @@ def _parse(path: Path, content: bytes | bytearray) -> Any:
 
 
 def _checked_affine(path: Path, header: Any) -> NDArray[np.float64]:
+    """Return the header's (4, 4) from voxel index to world (RAS+), mm, if it can be believed."""
+    if not (header["sform_code"] or header["qform_code"]):
+        raise UserError(
+            f"{path}: the header says no orientation (sform_code and qform_code are 0); set one"
+        )
     affine = header.get_best_affine()
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     shown = " x ".join(f"{side:g}" for side in spacing)
@@ -245,7 +208,8 @@ def _checked_affine(path: Path, header: Any) -> NDArray[np.float64]:
         )
     if spacing.min() < _SMALLEST_MM or spacing.max() > _LARGEST_MM:
         raise UserError(
-            f"{path}: header has voxel spacing {shown} mm, expected {_SMALLEST_MM:g} to {_LARGEST_MM:g}; repair it"
+            f"{path}: header has voxel spacing {shown} mm, "
+            f"expected {_SMALLEST_MM:g} to {_LARGEST_MM:g}; repair it"
         )
     directions = affine[:3, :3] / spacing
     if np.abs(directions.T @ directions - np.eye(3)).max() > 1e-3:

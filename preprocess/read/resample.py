@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvae_hpc.errors import UserError
-from hvae_hpc.preprocess.read.nifti import Scan
+from hvae_hpc.preprocess.read.scan import Scan
 from hvae_hpc.preprocess.recipes.recipe import GridConfig
 
 _MARGIN = 12

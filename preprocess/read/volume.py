@@ -1,9 +1,8 @@
-"""One case on disk -> one canonical volume: oriented, on one grid, checked, and read no further than needed.
+"""One case on disk -> one volume: oriented, on one grid, checked, and read no further than needed.
 
-Nothing doubtful passes: a grid that does not match, an unknown label value, an empty mask or a
-    voxel that
-is not a number is a :class:`UserError` of one line that names the file. The tumour is known for the
-whole volume; the image is brought to the grid for the slices that are asked for alone.
+Nothing doubtful passes. A grid that does not match, an unknown label value, an empty mask or a
+voxel that is not a number is a :class:`UserError` of one line that names the file. The tumour is
+known for the whole volume; the image is brought to the grid for the chosen slices alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,9 +15,10 @@ from numpy.typing import NDArray
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.preprocess.read.find_cases import by_role
-from hvae_hpc.preprocess.read.nifti import Scan, read_scan
-from hvae_hpc.preprocess.read.picture import Picture, read_picture
+from hvae_hpc.preprocess.read.nifti import read_scan
+from hvae_hpc.preprocess.read.picture import read_picture
 from hvae_hpc.preprocess.read.resample import find_target, resample_image, resample_mask
+from hvae_hpc.preprocess.read.scan import Scan
 from hvae_hpc.preprocess.recipes.recipe import IntensityConfig, Recipe
 
 
@@ -81,32 +81,61 @@ def read_volume(
     Raises:
         UserError: a file cannot be believed; the line names it.
     """
-    if recipe.layout.planar:
-        return _read_plane(recipe, image_path, label_paths, known)
+    read = _read_pictures if recipe.layout.planar else _read_scans
+    image, labels = read(recipe, image_path, label_paths)
+    facts = _describe(image, recipe)
+    tumour = join_labels(labels, recipe, known)
+    if not recipe.layout.planar and recipe.grid.spacing_mm == 0:
+        _check_same_grid(image, labels[0])
+
+    unknown = recipe.grid.spacing == "unknown"
+    volume = Volume(
+        tumour=tumour,
+        take=lambda slices: image.data[:, :, slices],
+        spacing_mm=np.full(3, np.nan) if unknown else image.spacing_mm,
+        centre_px=_find_centre(tumour, recipe.grid.centre),
+        first_slice=0,
+        sources=by_role(image.sha256, [label.sha256 for label in labels]),
+        facts=facts,
+        label_path=label_paths[0],
+    )
+    return _resample(volume, image, labels[0], recipe) if recipe.grid.spacing_mm else volume
+
+
+def _read_scans(
+    recipe: Recipe, image_path: Path, label_paths: Sequence[Path]
+) -> tuple[Scan, list[Scan]]:
     image = read_scan(image_path, recipe.grid.orientation, recipe.layout.channel)
     labels = [read_scan(path, recipe.grid.orientation) for path in label_paths]
     for label in labels[1:]:
         _check_same_grid(labels[0], label)
-    facts = _state_facts(image, image.data.shape, image.stored, image.spacing_mm, recipe)
-    tumour = join_labels(labels, recipe, known)
-    if recipe.grid.spacing_mm == 0:
-        _check_same_grid(image, labels[0])
-        return Volume(
-            tumour=tumour,
-            take=lambda slices: image.data[:, :, slices],
-            spacing_mm=np.full(3, np.nan) if recipe.grid.spacing == "unknown" else image.spacing_mm,
-            centre_px=_find_centre(tumour, recipe.grid.centre),
-            first_slice=0,
-            sources=_hash_sources(image, labels),
-            facts=facts,
-            label_path=label_paths[0],
-        )
-    mask = replace(labels[0], data=tumour)
+    return image, labels
+
+
+def _read_pictures(
+    recipe: Recipe, image_path: Path, label_paths: Sequence[Path]
+) -> tuple[Scan, list[Scan]]:
+    fit = recipe.grid.size_px if recipe.grid.fit == "scale" else None
+    image = read_picture(image_path, fit, is_label=False)
+    labels = [read_picture(path, fit, is_label=True) for path in label_paths]
+    for label in labels:
+        if label.shape != image.shape:
+            raise UserError(
+                f"{label.path}: {label.shape[1]} x {label.shape[0]} px, its image has "
+                f"{image.shape[1]} x {image.shape[0]}; give the pair one size"
+            )
+    return image, labels
+
+
+def _resample(volume: Volume, image: Scan, label: Scan, recipe: Recipe) -> Volume:
+    """Bring a volume to cubic voxels along the label's axes, cropped around the tumour's slices."""
+    mask = replace(label, data=volume.tumour)
     whole = recipe.slices.choose == "all" and recipe.slices.min_px == 0
-    target = find_target(image, mask, bounding_box(tumour), recipe.grid, whole=whole)
+    target = find_target(image, mask, bounding_box(volume.tumour), recipe.grid, whole=whole)
     # What lies outside the image's field of view becomes 0 in [0, 1].
     outside = recipe.intensity.low if recipe.intensity.rule == "window" else 0.0
-    return Volume(
+    return replace(
+        volume,
         tumour=resample_mask(mask, target),
         take=lambda slices: resample_image(
             image, target, slices, recipe.grid.interpolation, outside
@@ -114,70 +143,28 @@ def read_volume(
         spacing_mm=np.full(3, recipe.grid.spacing_mm),
         centre_px=((target.shape[0] - 1) / 2, (target.shape[1] - 1) / 2),
         first_slice=target.first_slice,
-        sources=_hash_sources(image, labels),
-        facts=facts,
-        label_path=label_paths[0],
     )
 
 
-def _read_plane(
-    recipe: Recipe, image_path: Path, label_paths: Sequence[Path], known: tuple[int, ...]
-) -> Volume:
-    fit = recipe.grid.size_px if recipe.grid.fit == "scale" else None
-    image = read_picture(image_path, fit, is_label=False)
-    labels = [read_picture(path, fit, is_label=True) for path in label_paths]
-    for label in labels:
-        if label.stored_px != image.stored_px:
-            raise UserError(
-                f"{label.path}: {label.stored_px[0]} x {label.stored_px[1]} px, its image has "
-                f"{image.stored_px[0]} x {image.stored_px[1]}; give the pair one size"
-            )
-    tumour = join_labels(labels, recipe, known)
-    return Volume(
-        tumour=tumour,
-        take=lambda slices: image.data[:, :, slices],
-        spacing_mm=np.full(3, np.nan),
-        centre_px=_find_centre(tumour, recipe.grid.centre),
-        first_slice=0,
-        sources=_hash_sources(image, labels),
-        facts=_state_facts(image, (*image.stored_px[::-1], 1), "", None, recipe),
-        label_path=label_paths[0],
-    )
-
-
-def _hash_sources(
-    image: Scan | Picture, labels: Sequence[Scan] | Sequence[Picture]
-) -> dict[str, str]:
-    return by_role(image.sha256, [label.sha256 for label in labels])
-
-
-def _state_facts(
-    image: Scan | Picture,
-    shape: tuple[int, ...],
-    orientation: str,
-    spacing: NDArray[np.float64] | None,
-    recipe: Recipe,
-) -> Facts:
+def _describe(image: Scan, recipe: Recipe) -> Facts:
     """Look at all of the image's voxels.
 
     Raises:
         UserError: some are no numbers, or all are one number.
     """
     lowest, highest = float(image.values.min()), float(image.values.max())
-    if not np.isfinite([lowest, highest]).all():  # both carry a NaN on
+    if not np.isfinite([lowest, highest]).all():  # a NaN makes both NaN
         bad = np.count_nonzero(~np.isfinite(image.values))
         raise UserError(
             f"{image.path}: voxels that are NaN or infinite: {bad}, expected none; repair the file"
         )
     if lowest == highest:
         raise UserError(f"{image.path}: every voxel is {lowest:g}; check that this is the image")
-    unknown = spacing is None or recipe.grid.spacing == "unknown"
+    unknown = recipe.grid.spacing == "unknown" or recipe.layout.planar
     return Facts(
-        shape=shape,
-        orientation=orientation,
-        spacing_mm=()
-        if spacing is None or unknown
-        else tuple(round(float(side), 4) for side in spacing),
+        shape=image.shape,
+        orientation=image.stored,
+        spacing_mm=() if unknown else tuple(round(float(side), 4) for side in image.spacing_mm),
         lowest=lowest,
         highest=highest,
         window=find_window(image, recipe.intensity),
@@ -185,57 +172,59 @@ def _state_facts(
 
 
 def join_labels(
-    labels: Sequence[Scan] | Sequence[Picture], recipe: Recipe, known: tuple[int, ...]
+    labels: Sequence[Scan], recipe: Recipe, known: tuple[int, ...]
 ) -> NDArray[np.bool_]:
     """Join the tumour's label values, and several label files, to one mask (X, Y, Z).
 
     Raises:
         UserError: values that are not integers, or not known, or no tumour at all.
     """
-    config = recipe.label
-    where = (
-        "label.known in the recipe"
-        if config.known or not recipe.layout.index
-        else f"labels in {recipe.layout.index}"
-    )
-    tumour = np.zeros(labels[0].data.shape, bool)
+    wanted = recipe.label.tumour
+    tumour = np.zeros_like(labels[0].data, dtype=bool)  # in the file's order, which is quick
     for label in labels:
-        inside = label.values[label.values != 0]  # most voxels are 0, and need no further look
-        values = _distinct(label.path, inside)
-        strange = values[~np.isin(values, known)] if known else values[values < 0]
-        strange = strange[strange != 0]
-        if strange.size:
-            found = ", ".join(str(value) for value in strange[:5])
-            expected = ", ".join(map(str, known)) or "whole numbers from 0"
-            raise UserError(f"{label.path}: label value {found}, expected {expected}; see {where}")
-        if config.tumour == "any" or set(values) <= set(config.tumour):
-            mine = label.data != 0
+        values = _find_values(label, recipe, known)
+        if wanted == "any" or set(values) <= set(wanted):
+            tumour |= label.data != 0
         else:
-            mine = np.zeros(label.data.shape, bool)
-            for value in config.tumour:
-                mine |= label.data == value
-        tumour = mine if len(labels) == 1 else tumour | mine
+            for value in wanted:
+                tumour |= label.data == value
     if not tumour.any():
-        wanted = "above 0" if config.tumour == "any" else ", ".join(map(str, config.tumour))
+        shown = "above 0" if wanted == "any" else ", ".join(map(str, wanted))
         raise UserError(
-            f"{labels[0].path}: no tumour voxel (label values {wanted}); leave this case out"
+            f"{labels[0].path}: no tumour voxel (label values {shown}); leave this case out"
         )
     return tumour
 
 
-def _distinct(path: Path, inside: NDArray[Any]) -> NDArray[np.int64]:
-    if inside.dtype.kind == "f":
-        odd = inside[~np.isfinite(inside) | (np.rint(inside) != inside)]
+def _find_values(label: Scan, recipe: Recipe, known: tuple[int, ...]) -> list[int]:
+    """Return the values above 0 that occur in a label file, all of them known."""
+    inside = label.values[label.values != 0]  # most voxels are 0, and need no further look
+    values = _distinct(label.path, inside)
+    strange = [value for value in values if value < 0 or (known and value not in known)]
+    if strange:
+        shown = ", ".join(map(str, strange[:5]))
+        expected = ", ".join(map(str, known)) or "whole numbers from 0"
+        said_by_recipe = recipe.label.known or not recipe.layout.index
+        where = (
+            "label.known in the recipe" if said_by_recipe else f"labels in {recipe.layout.index}"
+        )
+        raise UserError(f"{label.path}: label value {shown}, expected {expected}; see {where}")
+    return values
+
+
+def _distinct(path: Path, values: NDArray[Any]) -> list[int]:
+    if values.dtype.kind == "f":
+        odd = values[~np.isfinite(values) | (np.rint(values) != values)]
         if odd.size:
             raise UserError(
                 f"{path}: label value {odd[0]:g}, expected integers; resample it with nearest"
             )
-    if inside.dtype in (np.uint8, np.uint16):
-        return np.flatnonzero(np.bincount(inside))
-    return np.unique(inside).astype(np.int64)
+    if values.dtype in (np.uint8, np.uint16):  # counting is quicker than sorting
+        return [int(value) for value in np.flatnonzero(np.bincount(values))]
+    return [int(value) for value in np.unique(values)]
 
 
-def find_window(image: Scan | Picture, config: IntensityConfig) -> tuple[float, float]:
+def find_window(image: Scan, config: IntensityConfig) -> tuple[float, float]:
     """Find the intensities that become 0 and 1.
 
     Raises:
@@ -253,7 +242,10 @@ def find_window(image: Scan | Picture, config: IntensityConfig) -> tuple[float, 
 
 
 def find_percentiles(values: NDArray[Any], which: Sequence[float]) -> list[float]:
-    """Return ``numpy.percentile(values, which)``, values > 0; of small integers by counting, five times as fast."""
+    """Return ``numpy.percentile(values, which)`` of values > 0.
+
+    Small integers are counted, which is five times as fast.
+    """
     if values.dtype.kind not in "iu" or values.dtype.itemsize > 2:
         return [float(value) for value in np.percentile(values, which)]
     below = np.cumsum(np.bincount(values))
@@ -271,11 +263,9 @@ def bounding_box(mask: NDArray[np.bool_]) -> tuple[tuple[int, ...], tuple[int, .
 
 
 def _find_centre(tumour: NDArray[np.bool_], centre: str) -> tuple[float, float]:
-    low, high = (
-        bounding_box(tumour)
-        if centre == "tumour"
-        else ((0, 0), (tumour.shape[0] - 1, tumour.shape[1] - 1))
-    )
+    if centre == "image":
+        return (tumour.shape[0] - 1) / 2, (tumour.shape[1] - 1) / 2
+    low, high = bounding_box(tumour)
     return (low[0] + high[0]) / 2, (low[1] + high[1]) / 2
 
 
@@ -283,7 +273,8 @@ def _check_same_grid(image: Scan, label: Scan) -> None:
     remedy = "give the pair one grid, or set grid.spacing_mm in the recipe to resample"
     if image.data.shape != label.data.shape:
         raise UserError(
-            f"{label.path}: shape {label.data.shape}, {image.path.name} has {image.data.shape}; {remedy}"
+            f"{label.path}: shape {label.data.shape}, "
+            f"{image.path.name} has {image.data.shape}; {remedy}"
         )
     corners = np.array([[*index, 1] for index in np.ndindex(2, 2, 2)]) * [*image.data.shape, 1]
     gap = float(np.abs((image.affine - label.affine) @ corners.T).max())

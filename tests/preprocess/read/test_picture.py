@@ -35,7 +35,7 @@ def test_pixels_come_as_they_are_columns_first(tmp_path, name, pixels):
     picture = read_picture(write(tmp_path / name, pixels), None, is_label=False)
     expected = pixels if pixels.ndim == 2 else pixels[:, :, 0]
     np.testing.assert_array_equal(picture.data[:, :, 0].T, expected)
-    assert picture.stored_px == (30, 44)
+    assert picture.shape == (44, 30, 1)
     assert sorted(picture.values) == sorted(expected.ravel())
 
 
