@@ -1,13 +1,11 @@
 """dataset.json, as nnU-Net (versions 1 and 2) and the Medical Segmentation Decathlon write it."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hvae_hpc.config.loader import read_json
 from hvae_hpc.errors import UserError
-from hvae_hpc.preprocess.recipes.recipe import CASE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,14 +28,6 @@ class Index:
     label_files: tuple[str, ...]
     count: int | None
 
-    def case_ids(self, label_pattern: str) -> frozenset[str]:
-        """Return the ids of the cases that are listed."""
-        stem = label_pattern.removesuffix(".nii*")
-        ending = r"\.nii(\.gz)?" if stem != label_pattern else ""
-        regex = re.compile(re.escape(stem).replace(re.escape(CASE), "(?P<case>[^/]+)", 1) + ending)
-        matches = (regex.fullmatch(name) for name in self.label_files)
-        return frozenset(match["case"] for match in matches if match)
-
 
 def read_index(path: Path) -> Index:
     """Read a dataset.json.
@@ -55,22 +45,23 @@ def read_index(path: Path) -> Index:
     ending = data.get("file_ending", ".nii.gz")
     if ending not in (".nii", ".nii.gz"):
         raise UserError(
-            f"{path}: file_ending is {ending!r}, expected .nii.gz; convert, or write a recipe of your own"
+            f"{path}: file_ending is {ending!r}, expected .nii.gz; "
+            "convert, or write a recipe of your own"
         )
     count = data.get("numTraining")
-    if count is not None and (not isinstance(count, int) or isinstance(count, bool)):
+    if type(count) not in (int, type(None)):  # True is an int too
         raise UserError(f"{path}: numTraining is {count!r}, expected a whole number; correct it")
+
     try:
+        labels = data.get("labels", {})
+        ignore = labels.get("ignore")
+        training = [entry for entry in data.get("training", []) if isinstance(entry, dict)]
         return Index(
             path=path,
-            labels=tuple(sorted(_label_values(data.get("labels", {})))),
-            ignore=_ignored(data.get("labels", {})),
+            labels=tuple(sorted(_label_values(labels))),
+            ignore=ignore if isinstance(ignore, int) else None,
             channels=_channels(data.get("channel_names", data.get("modality", {}))),
-            label_files=tuple(
-                PurePosixPath(entry["label"]).as_posix()
-                for entry in data.get("training", [])
-                if isinstance(entry, dict)
-            ),
+            label_files=tuple(PurePosixPath(entry["label"]).as_posix() for entry in training),
             count=count,
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -80,18 +71,15 @@ def read_index(path: Path) -> Index:
 
 
 def _label_values(labels: dict[str, Any]) -> set[int]:
-    """Version 1 and the Decathlon map "1" to a name, version 2 a name to 1 or, for a region, to [1, 2]."""
+    """Return all values that labels may have.
+
+    Version 1 and the Decathlon map "1" to a name. Version 2 maps a name to 1 or, for a region, to
+    [1, 2].
+    """
     if all(isinstance(value, str) for value in labels.values()):
         return {int(value) for value in labels}
-    values: set[int] = set()
-    for value in labels.values():
-        values |= set(map(int, value)) if isinstance(value, list) else {int(value)}
-    return values
-
-
-def _ignored(labels: dict[str, Any]) -> int | None:
-    value = labels.get("ignore")
-    return value if isinstance(value, int) else None
+    lists = [value if isinstance(value, list) else [value] for value in labels.values()]
+    return {int(value) for values in lists for value in values}
 
 
 def _channels(names: Any) -> tuple[str, ...]:

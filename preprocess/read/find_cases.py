@@ -1,26 +1,21 @@
-"""A raw folder and a recipe's layout -> its cases: which files belong to which patient's scan.
-
-Folders are walked by the pattern, one name at a time, so a huge tree costs what the pattern can
-reach; a folder that cannot be listed is an error, and never a data set with fewer cases.
-"""
+"""A raw folder and a recipe's layout -> its cases: which files belong to which patient's scan."""
 
 import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from pathlib import Path, PurePosixPath
+from itertools import islice
+from pathlib import Path
 from typing import TypeVar
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.preprocess.read.dataset_json import Index, read_index
-from hvae_hpc.preprocess.recipes.recipe import CASE, LayoutConfig, Recipe
+from hvae_hpc.preprocess.read.match_files import compile_pattern, match_files
+from hvae_hpc.preprocess.recipes.recipe import LayoutConfig, Recipe
 
-_NAME = r"[^/.][^/]*"
-"""A case id: names that begin with a dot are none (some systems leave ``._x.nii.gz`` beside x.nii.gz)."""
-_DEEPEST = 12
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,16 +40,6 @@ class CaseFiles:
         return by_role(self.image, self.labels) if self.image else {}
 
 
-T = TypeVar("T")
-
-
-def by_role(image: T, labels: Sequence[T]) -> dict[str, T]:
-    """Name a case's files "image", "label", "label_2" and so on: their own names say nothing of the data."""
-    return {"image": image} | {
-        f"label_{place}" if place > 1 else "label": one for place, one in enumerate(labels, 1)
-    }
-
-
 @dataclass(frozen=True, kw_only=True)
 class RawFolder:
     """What lies in a raw folder.
@@ -70,103 +55,164 @@ class RawFolder:
     index: Index | None
 
 
+def by_role(image: T, labels: Sequence[T]) -> dict[str, T]:
+    """Name a case's files by their roles: "image", "label", "label_2" and so on."""
+    roles = ["label", *(f"label_{number}" for number in range(2, len(labels) + 1))]
+    return {"image": image, **dict(zip(roles, labels, strict=False))}
+
+
 def find_cases(recipe: Recipe, raw: Path) -> RawFolder:
     """Find all cases by the recipe's patterns.
 
     Raises:
         UserError: raw is no folder, or a folder in it cannot be listed, or nothing in it fits.
     """
-    layout = recipe.layout
-    if raw.is_file():
-        raise UserError(
-            f"{raw}: is a file, expected a folder; give the folder with the image files as --raw"
-        )
     if not raw.is_dir():
-        raise UserError(f"{raw}: no such folder; give the folder with the image files as --raw")
+        what = "is a file, expected a folder" if raw.is_file() else "no such folder"
+        raise UserError(f"{raw}: {what}; give the folder with the image files as --raw")
+    layout = recipe.layout
     index = read_index(raw / layout.index) if layout.index else None
-    if index and index.ignore is not None and recipe.label.tumour == "any":
-        raise UserError(
-            f"{index.path}: has an ignore label ({index.ignore}), which is no tumour; say label.tumour in the recipe"
-        )
-    labels = _match(raw, layout.label)
-    images = _match(raw, layout.image)
-    if layout.planar:  # masks beside the pictures fit the pictures' pattern too
-        of_labels = {path for paths in labels.values() for path in paths}
-        images = {
-            case_id: keep
-            for case_id, paths in images.items()
-            if (keep := [p for p in paths if p not in of_labels])
-        }
-    labels = _regroup(labels, images, layout, raw)
+
+    labels = match_files(raw, layout.label)
+    images = match_files(raw, layout.image)
+    if layout.planar:
+        images = _without_labels(images, labels)
     if not images:
-        raise UserError(_nothing_fits(raw, layout))
-    expected = index.case_ids(layout.label) if index else frozenset()
-    if index and index.count is not None and not expected and index.count != len(images):
-        raise UserError(
-            f"{index.path}: numTraining is {index.count}, {len(images)} images fit; copy the rest, or correct it"
-        )
+        raise UserError(_explain_no_fit(raw, layout))
+    labels = _assign_labels(labels, images, layout, raw)
+
+    listed = _find_listed(index, recipe, len(images)) if index else set()
     cases = [
         _make_case(case_id, images.get(case_id, []), labels.get(case_id, []), layout)
-        for case_id in sorted({*images, *labels, *expected})
+        for case_id in sorted({*images, *labels, *listed})
     ]
-    return _one_scan_each(_without_twins(cases), layout.patient, index)
+    kept, further = _keep_first_scans(_join_twins(cases), layout.patient)
+    return RawFolder(cases=tuple(kept), further=further, index=index)
 
 
 def known_labels(recipe: Recipe, index: Index | None) -> tuple[int, ...]:
     """Return the values that a label file may hold; () for any whole number from 0."""
-    if recipe.label.known or recipe.label.tumour == "any":
-        return recipe.label.known or (index.labels if index else ())
-    return index.labels if index and index.labels else (0, *recipe.label.tumour)
+    if recipe.label.known:
+        return recipe.label.known
+    if index and index.labels:
+        return index.labels
+    return () if recipe.label.tumour == "any" else (0, *recipe.label.tumour)
+
+
+def _without_labels(
+    images: Mapping[str, list[Path]], labels: Mapping[str, list[Path]]
+) -> dict[str, list[Path]]:
+    """Leave out masks that lie beside the pictures: they fit the pictures' pattern too."""
+    masks = {path for paths in labels.values() for path in paths}
+    pictures = {
+        case_id: [path for path in paths if path not in masks] for case_id, paths in images.items()
+    }
+    return {case_id: paths for case_id, paths in pictures.items() if paths}
+
+
+def _assign_labels(
+    labels: dict[str, list[Path]], images: Collection[str], layout: LayoutConfig, raw: Path
+) -> dict[str, list[Path]]:
+    """Give each label to the image with the longest id that fits.
+
+    ``{case}*.png`` fits a10.png both for a1 and for a10.
+    """
+    if "*" not in layout.label.removesuffix(".nii*"):
+        return labels
+    assigned: defaultdict[str, list[Path]] = defaultdict(list)
+    for longest, paths in labels.items():
+        # An id never ends within a number or a word: a10.png is no mask of a1, even without a10.
+        ids = [
+            longest[:end]
+            for end in range(len(longest), 0, -1)
+            if longest[:end] in images and not longest[end : end + 1].isalnum()
+        ]
+        for path in paths:
+            relative = path.relative_to(raw).as_posix()
+            fitting = (
+                case_id
+                for case_id in ids
+                if compile_pattern(layout.label, re.escape(case_id)).fullmatch(relative)
+            )
+            assigned[next(fitting, longest)].append(path)
+    return dict(assigned)
+
+
+def _find_listed(index: Index, recipe: Recipe, n_images: int) -> set[str]:
+    """Return the ids of the cases that dataset.json lists, after checking that it fits the recipe.
+
+    Raises:
+        UserError: it counts other cases than there are, or has a label that is no tumour.
+    """
+    if index.ignore is not None and recipe.label.tumour == "any":
+        raise UserError(
+            f"{index.path}: has an ignore label ({index.ignore}), which is no tumour; "
+            "say label.tumour in the recipe"
+        )
+    regex = compile_pattern(recipe.layout.label)
+    matches = (regex.fullmatch(name) for name in index.label_files)
+    listed = {match["case"] for match in matches if match}
+    if index.count is not None and not listed and index.count != n_images:
+        raise UserError(
+            f"{index.path}: numTraining is {index.count}, {n_images} images fit; "
+            "copy the rest, or correct it"
+        )
+    return listed
 
 
 def _make_case(
     case_id: str, images: list[Path], labels: list[Path], layout: LayoutConfig
 ) -> CaseFiles:
     fault = ""
-    if not images:
-        there = f"{labels[0]} has" if labels else f"{layout.index} lists it, but it has"
-        fault = f"{there} no image ({layout.image}); add it" + (
-            " or remove the label" if labels else ""
-        )
+    if not images and labels:
+        fault = f"{labels[0]} has no image ({layout.image}); add it or remove the label"
+    elif not images:
+        fault = f"{layout.index} lists it, but it has no image ({layout.image}); add it"
     elif not labels:
         fault = f"{images[0]} has no label ({layout.label}); add it or remove the image"
     elif len(images) > 1:
         fault = _too_many("image", images)
     elif len(labels) > 1 and not layout.several_labels:
         fault = _too_many("label", labels) + ", or set layout.several_labels to join them"
-    return CaseFiles(
-        case_id=case_id, image=images[0] if images else None, labels=tuple(labels), fault=fault
+    image = images[0] if images else None
+    return CaseFiles(case_id=case_id, image=image, labels=tuple(labels), fault=fault)
+
+
+def _too_many(role: str, paths: list[Path]) -> str:
+    names = ", ".join(path.name for path in paths[:3])
+    return (
+        f"{paths[0].parent}: {len(paths)} files fit as its {role} ({names}), expected one; "
+        "narrow the recipe's pattern"
     )
 
 
-def _too_many(what: str, paths: list[Path]) -> str:
-    names = ", ".join(path.name for path in paths[:3])
-    return f"{paths[0].parent}: {len(paths)} files fit as its {what} ({names}), expected one; narrow the recipe's pattern"
+def _join_twins(cases: list[CaseFiles]) -> list[CaseFiles]:
+    """Normalise case ids, and mark those that differ in their Unicode alone.
 
-
-def _without_twins(cases: list[CaseFiles]) -> list[CaseFiles]:
-    """Mark cases whose ids differ only in how their letters are written: on some disks they are one."""
-    seen: defaultdict[str, list[CaseFiles]] = defaultdict(list)
+    On some disks the files of two such ids are the same.
+    """
+    twins: defaultdict[str, list[CaseFiles]] = defaultdict(list)
     for case in cases:
-        seen[unicodedata.normalize("NFC", case.case_id)].append(case)
-    found = []
-    for case_id, twins in seen.items():
-        fault = twins[0].fault
-        if len(twins) > 1:
-            paths = [path for twin in twins for path in (twin.image, *twin.labels) if path]
-            fault = (
-                f"{paths[0]}: case id is there twice, written in two ways of Unicode; rename one"
-            )
+        twins[unicodedata.normalize("NFC", case.case_id)].append(case)
+
+    joined = []
+    for case_id, (first, *others) in sorted(twins.items()):
+        fault = first.fault
+        if others:
+            path = next(path for path in (first.image, *first.labels) if path)
+            fault = f"{path}: case id is there twice, written in two ways of Unicode; rename one"
         elif any(unicodedata.category(letter).startswith("C") for letter in case_id):
             fault = f"case id {case_id!r} has control characters; rename its files"
-        found.append(replace(twins[0], case_id=case_id, fault=fault))
-    return sorted(found, key=lambda case: case.case_id)
+        joined.append(replace(first, case_id=case_id, fault=fault))
+    return joined
 
 
-def _one_scan_each(cases: list[CaseFiles], pattern: str, index: Index | None) -> RawFolder:
-    """Keep each patient's first scan that has its files."""
+def _keep_first_scans(
+    cases: list[CaseFiles], pattern: str
+) -> tuple[list[CaseFiles], dict[str, str]]:
+    """Keep each patient's first scan that has its files; return the further ones beside them."""
     if not pattern:
-        return RawFolder(cases=tuple(cases), further={}, index=index)
+        return cases, {}
     first: dict[str, str] = {}
     kept, further = [], {}
     for case in cases:
@@ -176,111 +222,23 @@ def _one_scan_each(cases: list[CaseFiles], pattern: str, index: Index | None) ->
             kept.append(case)
         else:
             further[case.case_id] = f"a further scan of {first[patient]}'s patient (layout.patient)"
-    return RawFolder(cases=tuple(kept), further=further, index=index)
+    return kept, further
 
 
-def _match(raw: Path, pattern: str) -> dict[str, list[Path]]:
-    """Map case ids to the files that fit a pattern."""
-    regex = _compile(pattern, None)  # of several ids that fit a name, it finds the longest
-    found: defaultdict[str, list[Path]] = defaultdict(list)
-    for relative in sorted(_walk(raw, PurePosixPath(pattern).parts)):
-        match = regex.fullmatch(relative)
-        if match:
-            found[match["case"]].append(raw / relative)
-    return dict(found)
-
-
-def _regroup(
-    labels: Mapping[str, list[Path]], images: Collection[str], layout: LayoutConfig, raw: Path
-) -> dict[str, list[Path]]:
-    """Give each label to the image with the longest id that fits: {case}*.png fits a10.png to a1 and to a10."""
-    if "*" not in layout.label.removesuffix(".nii*"):
-        return dict(labels)
-    grouped: defaultdict[str, list[Path]] = defaultdict(list)
-    for longest, paths in labels.items():
-        # Never within a number or a word: a10.png is no mask of a1, also where a10 has no image.
-        ends = [
-            end
-            for end in range(len(longest), 0, -1)
-            if end == len(longest) or not longest[end].isalnum()
-        ]
-        shorter = [longest[:end] for end in ends if longest[:end] in images]
-        for path in paths:
-            relative = path.relative_to(raw).as_posix()
-            fitting = (
-                case_id
-                for case_id in shorter
-                if _compile(layout.label, case_id).fullmatch(relative)
-            )
-            grouped[next(fitting, longest)].append(path)
-    return dict(grouped)
-
-
-@cache
-def _compile(pattern: str, case_id: str | None) -> re.Pattern[str]:
-    """Turn a pattern into a regular expression; all its ``{case}`` stand for the same text."""
-    case = f"(?P<case>{_NAME})" if case_id is None else f"(?P<case>{re.escape(case_id)})"
-    stem = pattern.removesuffix(".nii*")
-    wild = re.escape(stem).replace(r"\*\*/", "(?:[^/]+/)*").replace(r"\*", "[^/]*")
-    wild = wild.replace(re.escape(CASE), case, 1).replace(re.escape(CASE), "(?P=case)")
-    return re.compile(wild + (r"\.nii(\.gz)?" if stem != pattern else ""))
-
-
-def _walk(folder: Path, parts: tuple[str, ...], prefix: str = "", depth: int = 0) -> Iterator[str]:
-    """Yield the paths, relative to the first folder, whose names fit the pattern's parts one by one."""
-    if depth > _DEEPEST:  # a link that leads back up
-        return
-    first, rest = parts[0], parts[1:]
-    if first == "**":
-        yield from _walk(folder, rest, prefix, depth)
-    fits = re.compile(_loosely(first), re.DOTALL)
-    for name, is_folder in _list(folder):
-        if name.startswith(".") or (first != "**" and not fits.fullmatch(name)):
-            continue
-        if first == "**":
-            if is_folder:
-                yield from _walk(folder / name, parts, f"{prefix}{name}/", depth + 1)
-        elif rest and is_folder:
-            yield from _walk(folder / name, rest, f"{prefix}{name}/", depth + 1)
-        elif not rest and not is_folder:
-            yield prefix + name
-
-
-@cache
-def _loosely(part: str) -> str:
-    stem = part.removesuffix(".nii*")
-    loose = re.escape(stem).replace(re.escape(CASE), ".*").replace(r"\*", ".*")
-    return loose + (r"\.nii(\.gz)?" if stem != part else "")
-
-
-def _list(folder: Path) -> list[tuple[str, bool]]:
-    try:
-        with os.scandir(folder) as entries:
-            return [(entry.name, entry.is_dir()) for entry in entries]
-    except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be listed ({error.strerror}); give yourself access, or move it"
-        ) from error
-
-
-def _nothing_fits(raw: Path, layout: LayoutConfig) -> str:
-    dicom = next((path for path in _some_files(raw) if _is_dicom(path)), None)
+def _explain_no_fit(raw: Path, layout: LayoutConfig) -> str:
+    every = (
+        Path(folder, name)
+        for folder, _, names in os.walk(raw)
+        for name in names
+        if not name.startswith(".")
+    )
+    files = sorted(islice(every, 50))  # enough to see what lies there
+    dicom = next((path for path in files if _is_dicom(path)), None)
     if dicom is not None:
         return f"{raw}: holds DICOM files ({dicom.name}), expected NIfTI; convert with dcm2niix"
-    names = ", ".join(sorted(path.relative_to(raw).as_posix() for path in _some_files(raw))[:3])
-    there = f" (it holds {names} ...)" if names else " (it holds no files)"
-    return f"{raw}: nothing fits {layout.image!r}{there}; check --raw, or the recipe's layout"
-
-
-def _some_files(raw: Path) -> list[Path]:
-    """Return up to 50 files, the way down to the first ones."""
-    found: list[Path] = []
-    for folder, folders, names in os.walk(raw):
-        folders.sort()
-        found += [Path(folder) / name for name in sorted(names) if not name.startswith(".")]
-        if len(found) >= 50:
-            break
-    return found[:50]
+    names = ", ".join(path.relative_to(raw).as_posix() for path in files[:3])
+    content = f"it holds {names} ..." if names else "it holds no files"
+    return f"{raw}: nothing fits {layout.image!r} ({content}); check --raw, or the recipe's layout"
 
 
 def _is_dicom(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Unzip a gzip file: three times as fast where libdeflate is installed (``pip install deflate``)."""
+"""Unzip a gzip file, three times as fast where libdeflate is installed (``deflate`` on PyPI)."""
 
 import contextlib
 import gzip

@@ -1,4 +1,4 @@
-"""A 2D picture (PNG, TIFF, BMP, JPEG) -> a scan of one slice, or one line that says what is wrong."""
+"""A 2D picture (PNG, TIFF, BMP, JPEG) -> a scan of one slice, or one line about what is wrong."""
 
 import hashlib
 import io

@@ -6,7 +6,7 @@ image is cut to what the grid can see and then interpolated by SimpleITK.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from hvae_hpc.preprocess.read.scan import Scan
 from hvae_hpc.preprocess.recipes.recipe import GridConfig
 
 _MARGIN = 12
-"""Voxels kept around what interpolation needs: cubic splines look far around, by less at every voxel (0.27 times)."""
+"""Voxels kept around what interpolation needs: a cubic spline's reach fades by 0.27 a voxel."""
 _TO_LPS = np.diag([-1.0, -1.0, 1.0])
 """NIfTI's world is RAS+, ITK's is LPS+."""
 
@@ -67,20 +67,26 @@ def find_target(
     """
     low, high = np.array(box[0]), np.array(box[1])
     size, step = mask.spacing_mm, grid.spacing_mm
-    tumour_mm = (low + high) / 2 * size
     extent = np.array(image.data.shape)
-    index = _apply(np.linalg.inv(image.affine), _apply(mask.affine, (low + high) / 2))
+    middle = (low + high) / 2
+    index = _apply(np.linalg.inv(image.affine), _apply(mask.affine, middle))
     if ((index < -0.5) | (index > extent - 0.5)).any():
         raise UserError(
             f"{image.path}: does not cover the tumour of {mask.path}; are both of one patient?"
         )
-    world = _apply(image.affine, (extent - 1) / 2)
-    image_mm = mask.directions.T @ (world - mask.affine[:3, 3])
-    centre = tumour_mm if grid.centre == "tumour" else image_mm
-    columns, rows = grid.size_px[1], grid.size_px[0]
+
+    # In plane: around the tumour, or around the image's middle.
+    rows, columns = grid.size_px
+    centre = middle * size
+    if grid.centre == "image":
+        world = _apply(image.affine, (extent - 1) / 2)
+        centre = mask.directions.T @ (world - mask.affine[:3, 3])
+
+    # Along the slices: all steps that lie within the tumour's slices, or within all.
     ends = (0, mask.data.shape[2] - 1) if whole else (low[2], high[2])
     first = max(0, int(np.ceil((ends[0] - 0.5) * size[2] / step)))
     last = max(first, int(np.floor((ends[1] + 0.5) * size[2] / step)))
+
     start = np.array(
         [centre[0] - (columns - 1) / 2 * step, centre[1] - (rows - 1) / 2 * step, first * step]
     )
@@ -95,16 +101,16 @@ def resample_mask(mask: Scan, target: Target) -> NDArray[np.bool_]:
     """Look up the nearest voxel of the label for each of the target's; False outside of it."""
     # Slices first: they lie in memory one by one, in the file and in what is returned.
     looked_up = mask.data.T
-    found = np.zeros(target.shape[::-1], bool)
+    resampled = np.zeros(target.shape[::-1], bool)
     inside = []
-    for axis, length in reversed(list(enumerate(target.shape))):
-        mm = target.start_mm[axis] + np.arange(length) * target.step_mm
+    for axis in (2, 1, 0):
+        mm = target.start_mm[axis] + np.arange(target.shape[axis]) * target.step_mm
         index = np.floor(mm / mask.spacing_mm[axis] + 0.5).astype(int)
         reached = np.flatnonzero((index >= 0) & (index < mask.data.shape[axis]))
         looked_up = looked_up.take(index[reached], axis=2 - axis)
         inside.append(slice(reached[0], reached[-1] + 1) if reached.size else slice(0))
-    found[tuple(inside)] = looked_up
-    return found.T
+    resampled[tuple(inside)] = looked_up
+    return resampled.T
 
 
 def resample_image(
@@ -122,14 +128,14 @@ def resample_image(
     Returns:
         (columns, rows, len(slices)).
     """
-    wanted = sorted(set(slices))
-    breaks = [0, *(i + 1 for i, (a, b) in enumerate(pairwise(wanted)) if b != a + 1), len(wanted)]
-    parts = {}
-    for start, end in pairwise(breaks):  # neighbouring slices are made at once
-        run = wanted[start:end]
+    made: dict[int, NDArray[np.float32]] = {}
+    # Neighbouring slices, whose numbers rise as their places do, are made at once.
+    numbered = enumerate(sorted(set(slices)))
+    for _, group in groupby(numbered, key=lambda item: item[1] - item[0]):
+        run = [index for _, index in group]
         block = _interpolate(image, target, run[0], len(run), interpolation, outside)
-        parts.update({index: block[:, :, place] for place, index in enumerate(run)})
-    return np.stack([parts[index] for index in slices], axis=2)
+        made.update({index: block[:, :, place] for place, index in enumerate(run)})
+    return np.stack([made[index] for index in slices], axis=2)
 
 
 def _interpolate(
@@ -145,6 +151,7 @@ def _interpolate(
     source.SetSpacing(image.spacing_mm.tolist())
     source.SetDirection((_TO_LPS @ image.directions).ravel().tolist())
     source.SetOrigin((_TO_LPS @ origin).tolist())
+
     filter_ = sitk.ResampleImageFilter()
     filter_.SetNumberOfThreads(1)  # the workers are the parallelism
     filter_.SetInterpolator({"linear": sitk.sitkLinear, "bspline": sitk.sitkBSpline}[interpolation])
@@ -164,17 +171,12 @@ def _crop_around(
     Returns:
         The voxels, and the world's place of the first one.
     """
-    corners = np.array([[*index, 1] for index in np.ndindex(2, 2, 2)]) * [
-        *(n - 1 for n in shape),
-        1,
-    ]
+    unit = np.array(list(np.ndindex(2, 2, 2)))
+    corners = np.column_stack([unit * (np.array(shape) - 1), np.ones(8)])
     index = (np.linalg.inv(image.affine) @ affine @ corners.T)[:3]
-    low = np.clip(
-        np.floor(index.min(axis=1)).astype(int) - _MARGIN, 0, np.array(image.data.shape) - 1
-    )
-    high = np.clip(
-        np.ceil(index.max(axis=1)).astype(int) + _MARGIN, low, np.array(image.data.shape) - 1
-    )
+    last = np.array(image.data.shape) - 1
+    low = np.clip(np.floor(index.min(axis=1)).astype(int) - _MARGIN, 0, last)
+    high = np.clip(np.ceil(index.max(axis=1)).astype(int) + _MARGIN, low, last)
     part = image.data[tuple(slice(a, b + 1) for a, b in zip(low, high, strict=True))]
     return part, _apply(image.affine, low)
 

@@ -28,37 +28,49 @@ def cut_pairs(volume: Volume, recipe: Recipe, case_id: str) -> tuple[Pairs, int]
             scaling.
     """
     rows, columns = recipe.grid.size_px
-    of, _ = find_crop(volume.centre_px, columns, rows, volume.tumour.shape)
+    of, to = find_crop(volume.centre_px, columns, rows, volume.tumour.shape)
     inside = volume.tumour[of]
     areas = np.array([np.count_nonzero(inside[:, :, index]) for index in range(inside.shape[2])])
     chosen = choose_slices(areas, recipe.slices)
     if not chosen:
         raise UserError(
-            f"{volume.label_path}: the largest tumour slice has {areas.max()} px inside the crop of "
-            f"{rows} x {columns}, expected at least {recipe.slices.min_px}; leave the case out or enlarge grid.size_px"
+            f"{volume.label_path}: the largest tumour slice has {areas.max()} px inside the crop "
+            f"of {rows} x {columns}, expected at least {recipe.slices.min_px}; "
+            "leave the case out or enlarge grid.size_px"
         )
+
     # Scaled before it is padded: 0 HU is not black.
-    scaled = scale_intensity(volume.take(chosen), volume.facts.window)
-    images = crop_plane(scaled, volume.centre_px, columns, rows)
-    seen = scaled[of]  # without what is padded
-    flat = seen.min(axis=(0, 1)) == seen.max(axis=(0, 1))
-    if flat.all() or (flat & (areas[chosen] > 0)).any():
-        raise UserError(
-            f"every pixel of the image's slices becomes {float(seen[0, 0, np.argmax(flat)]):g} in the intensity window "
-            f"{volume.facts.window[0]:g} to {volume.facts.window[1]:g}; is the image in the recipe's unit?"
-        )
-    tumour = volume.tumour[:, :, chosen]
-    masks = crop_plane(tumour, volume.centre_px, columns, rows)
+    seen = scale_intensity(volume.take(chosen), volume.facts.window)[of]
+    _check_contrast(seen, areas[chosen] > 0, volume.facts.window)
     count = len(chosen)
+    images = np.zeros((columns, rows, count), np.float32)
+    images[to] = seen
+    masks = np.zeros((columns, rows, count), np.uint8)
+    masks[to] = inside[:, :, chosen]
+
     pairs = Pairs(
-        images=np.ascontiguousarray(images.transpose(2, 1, 0)),
-        masks=np.ascontiguousarray(masks.transpose(2, 1, 0), dtype=np.uint8),
+        images=np.ascontiguousarray(images.T),
+        masks=np.ascontiguousarray(masks.T),
         case_ids=(case_id,) * count,
         slice_index=np.asarray(chosen, dtype=np.int32) + np.int32(volume.first_slice),
         spacing_mm=np.tile(volume.spacing_mm[[1, 0]], (count, 1)),
         source_sha256=(content_hash(volume.sources),) * count,
     )
-    return pairs, int(np.count_nonzero(tumour)) - int(np.count_nonzero(masks))
+    whole_area = np.count_nonzero(volume.tumour[:, :, chosen])
+    return pairs, int(whole_area) - int(areas[chosen].sum())
+
+
+def _check_contrast(
+    images: NDArray[np.float32], has_tumour: NDArray[np.bool_], window: tuple[float, float]
+) -> None:
+    """Refuse slices (X, Y, n) of one value: all of them, or one that has tumour."""
+    flat = images.min(axis=(0, 1)) == images.max(axis=(0, 1))
+    if flat.all() or (flat & has_tumour).any():
+        raise UserError(
+            f"every pixel of the image's slices becomes {float(images[0, 0, np.argmax(flat)]):g} "
+            f"in the intensity window {window[0]:g} to {window[1]:g}; "
+            "is the image in the recipe's unit?"
+        )
 
 
 def choose_slices(areas: NDArray[np.int_], config: SlicesConfig) -> list[int]:
@@ -70,25 +82,6 @@ def choose_slices(areas: NDArray[np.int_], config: SlicesConfig) -> list[int]:
     if config.choose == "all":
         return enough
     return sorted(enough, key=lambda index: (-int(areas[index]), index))[: config.count]
-
-
-def crop_plane(
-    volume: NDArray[Any], centre_px: tuple[float, float], columns: int, rows: int
-) -> NDArray[Any]:
-    """Crop the first two axes around a centre, and fill with 0 what lies outside.
-
-    Args:
-        volume: (X, Y, Z).
-        centre_px: see :func:`find_crop`.
-        columns, rows: size of the crop along x and y.
-
-    Returns:
-        (columns, rows, Z).
-    """
-    cropped = np.zeros((columns, rows, *volume.shape[2:]), volume.dtype)
-    of, to = find_crop(centre_px, columns, rows, volume.shape)
-    cropped[to] = volume[of]
-    return cropped
 
 
 def find_crop(
@@ -103,7 +96,8 @@ def find_crop(
         shape: of the volume; x and y come first.
 
     Returns:
-        The part of the plane, and its place in the crop, as slices of x and y.
+        The part of the plane, and its place in the crop, as slices of x and y. What a crop shows
+        beyond the plane stays 0.
     """
     of, to = [], []
     for centre, size, length in zip(centre_px, (columns, rows), shape, strict=False):

@@ -6,12 +6,19 @@ import numpy as np
 import pytest
 
 from hvae_hpc.errors import UserError
-from hvae_hpc.preprocess.read.slices import choose_slices, crop_plane, cut_pairs, scale_intensity
+from hvae_hpc.preprocess.read.slices import choose_slices, cut_pairs, find_crop, scale_intensity
 from hvae_hpc.preprocess.read.volume import Facts, Volume
 from hvae_hpc.preprocess.recipes.recipe import GridConfig, IntensityConfig, SlicesConfig
 from tests.preprocess.scans import LPS, draw_case, read_case, save, tiny_recipe
 
 AREAS = np.array([0, 5, 9, 9, 2, 0])
+
+
+def crop_plane(volume, centre_px, columns, rows):
+    cropped = np.zeros((columns, rows, *volume.shape[2:]), volume.dtype)
+    of, to = find_crop(centre_px, columns, rows, volume.shape)
+    cropped[to] = volume[of]
+    return cropped
 
 
 def make_volume(tumour, image=None, centre=None, window=(0.0, 1.0)):
