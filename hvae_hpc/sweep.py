@@ -293,7 +293,7 @@ def _finish(options: argparse.Namespace, argv: Sequence[str]) -> int:
         options.retries and not all(result.done for result in results.values())
     ):
         return 0
-    left = f"{never} runs are not in the queue yet" if goes_on else "what failed is not tried again"
+    left = f"{never} runs are not in the queue yet" if goes_on else "what failed is not retried"
     if read_plan(plan_path(plan.runs_folder, plan.sweep)).runs != plan.runs:
         raise UserError(f"{left}, and the sweep has changed; give the command again")
     if code_sha() != plan.code_sha and not plan.allow_code_drift:
@@ -307,7 +307,7 @@ def _finish(options: argparse.Namespace, argv: Sequence[str]) -> int:
 
 
 def _run_here(plan: Plan, missing: Sequence[str], workers: int, site: Site, retries: int) -> int:
-    from hvae_hpc.jobs.failures.retry import choose_here
+    from hvae_hpc.jobs.failures.retry import choose_local_retries
     from hvae_hpc.jobs.worker.local_pool import run_locally
 
     plan = replace(
@@ -323,7 +323,7 @@ def _run_here(plan: Plan, missing: Sequence[str], workers: int, site: Site, retr
     ):  # children may fail in their turn, stage by stage
         if all(report.state == "done" for report in reports.values()):
             break
-        plan, again = choose_here(plan, site, retries, by_hand=number == 0)
+        plan, again = choose_local_retries(plan, site, retries, by_hand=number == 0)
         if not again:
             break
         write_plan(plan, plan_file)

@@ -10,8 +10,7 @@ from hvae_hpc.config.stages import SegmentConfig, TrainConfig
 from hvae_hpc.errors import printable
 from hvae_hpc.jobs.failures.bad_nodes import gather_failures
 from hvae_hpc.jobs.failures.classify import CANCELLED, SENTENCES, Evidence, classify, gather
-from hvae_hpc.jobs.failures.retry import judge
-from hvae_hpc.jobs.failures.retry_memory import Tried, read_memory, with_memory
+from hvae_hpc.jobs.failures.retry import RunRetries, decide_retry, read_history, with_retry_changes
 from hvae_hpc.jobs.sites.retry_policy import in_words
 from hvae_hpc.jobs.sites.site import Site, read_site
 from hvae_hpc.jobs.state.element_ends import read_ends
@@ -148,27 +147,27 @@ def _explain(
     if evidence.attempts:
         yield from _attempts(plan, run_id, evidence)
     yield from _telling_lines(plan, run_id, evidence, shown)
-    memory = read_memory(plan.runs_folder)
-    plan, tried = with_memory(plan, memory, site), memory.runs.get(run_id, Tried())
-    verdict = judge(plan, run_id, evidence, tried, site.caps.retries, site)
-    if verdict.changes is None:
-        yield f"retry:     {verdict.why_not}"
+    history = read_history(plan.runs_folder)
+    plan, past = with_retry_changes(plan, history, site), history.runs.get(run_id, RunRetries())
+    decision = decide_retry(plan, run_id, evidence, past, site.caps.retries, site)
+    if decision.changes is None:
+        yield f"retry:     {decision.why_not}"
     elif not evidence.turn:
         yield "retry:     as it was, and not counted: its turn in the element had not come"
     else:
         rule, words = (
             site.rules[failure],
-            in_words(verdict.changes, plan.resources_of(run_id), evidence.minutes),
+            in_words(decision.changes, plan.resources_of(run_id), evidence.minutes),
         )
         hours = rule.exclude_hours
-        apart = f", not on {verdict.bad_node} for {hours:g} h" if verdict.bad_node else ""
+        apart = f", not on {decision.bad_node} for {hours:g} h" if decision.bad_node else ""
         # SLURM is not asked for what its partitions have, which is several calls.
-        limited = status.element and verdict.changes.keys() & {"memory_gb", "minutes"}
+        limited = status.element and decision.changes.keys() & {"memory_gb", "minutes"}
         words += ", as far as the partition allows" if limited else ""
-        yield f"retry:     {words}{apart}; {verdict.tries} of {rule.times} tries after this made"
+        yield f"retry:     {words}{apart}; {decision.retries} of {rule.times} retries after this made"
     names = {"run": f"{run.stage}/{run.label}", "parent": _culprit(plan, run_id, reason)}
     again, mend = "the same sweep command", MEND.get(failure, "")
-    if verdict.changes is not None and failure != "disk full or quota":
+    if decision.changes is not None and failure != "disk full or quota":
         again, mend = f"{again} with --retries 1", ""
     yield f"next:      {(mend or again).format(**names)}"
 

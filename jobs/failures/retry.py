@@ -1,272 +1,365 @@
-"""What is tried again after it failed: which runs, and with what changed.
+"""Retries: which failed runs are submitted again by themselves, and with which resources.
 
-A failure that was answered once is not answered again: who is ended between writing the memory and
-    submitting is taken
-up by the next command.
+The rules are the site's (:mod:`hvae_hpc.jobs.sites.retry_policy`). What earlier retries changed is
+kept in one small file beside the submissions, :class:`RetryHistory`. It is written before anything
+is submitted. It names the failure that each retry answers, so a command that ended in between can
+be given again: it submits the same retry and does not count it twice.
 """
 
+import contextlib
+import sys
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from hvae_hpc.config.loader import dump, load, read_json
+from hvae_hpc.config.resources import Resources
+from hvae_hpc.errors import UserError, printable
 from hvae_hpc.jobs.failures.bad_nodes import gather_failures
 from hvae_hpc.jobs.failures.classify import Evidence, classify
-from hvae_hpc.jobs.failures.retry_memory import (
-    Memory,
-    Tried,
-    read_memory,
-    with_memory,
-    write_memory,
-)
 from hvae_hpc.jobs.sites.retry_policy import Failure, change, in_words
 from hvae_hpc.jobs.sites.site import Site
 from hvae_hpc.jobs.slurm.client import Cluster
 from hvae_hpc.jobs.state.run_status import RunStatus, read_run_status
 from hvae_hpc.jobs.state.submissions import SUBMISSIONS, Submissions, submitting
 from hvae_hpc.runs.done import ResultSummary, read_results
+from hvae_hpc.runs.folder import write_json
 from hvae_hpc.runs.plan import Plan
 
+HISTORY_FILE = "retries.json"
+CHANGEABLE: Mapping[str, Any] = {"memory_gb": (int, float), "minutes": int, "micro_batch": int}
+"""The resources that a retry may change, and the types of their values."""
 
-class Verdict(NamedTuple):
-    """What becomes of a run that failed: its class, and what the next try has otherwise; None where there is none.
 
-    ``why_not`` says why, ``tries`` how often it was tried again after such a failure, ``bad_node``
-    the node that is left out for a while; "" for none.
+@dataclass(frozen=True, kw_only=True)
+class RunRetries:
+    """The retries of one run.
+
+    Attributes:
+        counts: class of failure to the number of retries after it.
+        changes: fields of its stage's resources that it has otherwise since.
+        answered: the failure that the last retry answers: its element and the attempts until then.
+    """
+
+    counts: Mapping[str, int] = field(default_factory=dict)
+    changes: dict[str, int | float] = field(default_factory=dict)
+    answered: str = ""
+
+    def __post_init__(self) -> None:
+        for name, value in self.changes.items():
+            if not isinstance(value, CHANGEABLE.get(name, ())) or not 0 < value < 1e9:
+                raise ValueError(f"changes has {name} = {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetryHistory:
+    """The retries of a runs folder.
+
+    Attributes:
+        runs: by run id.
+        nodes: cluster to node to the time until which no run goes there, in seconds since 1970.
+    """
+
+    runs: dict[str, RunRetries] = field(default_factory=dict)
+    nodes: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def read_history(runs_folder: Path) -> RetryHistory:
+    """Return the retries of a runs folder; none where the file is missing, or damaged (a warning)."""
+    path = runs_folder / SUBMISSIONS / HISTORY_FILE
+    if not path.exists():
+        return RetryHistory()
+    try:
+        return load(RetryHistory, read_json(path), str(path))
+    except UserError as error:
+        print(printable(f"warning: {error}; earlier retries are forgotten"), file=sys.stderr)
+        return RetryHistory()
+
+
+def write_history(runs_folder: Path, history: RetryHistory) -> None:
+    """Keep the retries for all later commands."""
+    write_json(runs_folder / SUBMISSIONS / HISTORY_FILE, dump(history))
+
+
+def with_retry_changes(
+    plan: Plan, history: RetryHistory, site: Site, cluster: Cluster | None = None
+) -> Plan:
+    """Return the plan with the resources that retries changed, as far as site and cluster allow.
+
+    Where a person has given a stage more since, that stays.
+    """
+    changes: dict[str, dict[str, Any]] = {}
+    for run_id in plan.runs.keys() & history.runs.keys():
+        had = plan.resources[plan.runs[run_id].stage]
+        wanted = history.runs[run_id].changes.items()
+        more = {name: value for name, value in wanted if _asks_for_more(name, value, had)}
+        if more:
+            # The file may have been edited by hand: a limit that leaves no time to work is refused.
+            with contextlib.suppress(ValueError):
+                fitted = site.fit(replace(had, **more), cluster)  # type: ignore[arg-type]
+                changes[run_id] = {name: getattr(fitted, name) for name in more}
+    return replace(plan, changes=changes)
+
+
+def _asks_for_more(name: str, value: float, had: Resources) -> bool:
+    if name == "micro_batch":  # fewer pairs at once need less memory; 0 is all of them
+        return not 0 < had.micro_batch <= value
+    # An element's limit may be shorter than its stage's longest, so minutes always count.
+    return name == "minutes" or bool(value > getattr(had, name))
+
+
+class RetryDecision(NamedTuple):
+    """Whether a failed run is retried, and how.
+
+    Attributes:
+        failure: its class.
+        changes: fields of its resources that the retry has otherwise; None for no retry.
+        why_not: why there is no retry.
+        retries: made after such a failure so far.
+        bad_node: that is left out for a while; "" for none.
     """
 
     failure: Failure
     changes: dict[str, Any] | None
-    why_not: str
-    tries: int
+    why_not: str = ""
+    retries: int = 0
     bad_node: str = ""
 
 
-Judged = tuple[Evidence, Verdict]
-
-
-class Choice(NamedTuple):
-    """The runs that are tried again, the memory with that in it, and what a person is told of it, in lines."""
-
-    run_ids: frozenset[str]
-    memory: Memory
-    told: tuple[str, ...]
-
-
-def judge(
+def decide_retry(
     plan: Plan,
     run_id: str,
     evidence: Evidence,
-    tried: Tried,
-    most: int,
+    past: RunRetries,
+    limit: int,
     site: Site,
     cluster: Cluster | None = None,
-) -> Verdict:
-    """Return what becomes of a run that failed.
+) -> RetryDecision:
+    """Decide whether a failed run is retried.
 
     Args:
         plan: with the resources that the run had.
         run_id: of the run.
         evidence: of its failure.
-        tried: what was tried before.
-        most: times that a run may be tried again at all.
+        past: its retries so far.
+        limit: retries that a run may have, after all failures together.
         site: for the rules and the caps.
         cluster: what SLURM allows; None where nobody asked it.
     """
     failure = classify(evidence)
     if not evidence.turn and not evidence.cancelled:
-        return Verdict(failure, {}, "", 0)
-    rule = site.rules[failure]
-    had, tries = plan.resources_of(run_id), tried.tries.get(failure, 0)
+        return RetryDecision(failure, changes={})
+
+    rule, had = site.rules[failure], plan.resources_of(run_id)
+    count, total = past.counts.get(failure, 0), sum(past.counts.values())
     changes = change(
         rule, plan.runs[run_id], had, evidence.minutes, lambda asked: site.fit(asked, cluster)
     )
+
     why_not = ""
-    if rule.times == 0:
-        why_not = (
-            "never: it would end in the same way"
-            if failure != "blocked by parent"
-            else "with what it waits for"
-        )
+    if failure == "blocked by parent":
+        why_not = "with what it waits for"
+    elif rule.times == 0:
+        why_not = "never: it would end in the same way"
     elif evidence.cancelled:
         why_not = "not by itself: somebody took it out of the queue"
-    elif most == 0:
+    elif limit == 0:
         why_not = "not by itself: the administrator's caps say retries = 0"
     elif changes is None:
         why_not = "no: nothing can be changed that would help"
-    elif tries >= rule.times:
-        why_not = f"no more: was tried {tries} times after that"
-    elif sum(tried.tries.values()) >= most:
-        why_not = f"no more: was tried {sum(tried.tries.values())} times"
-    alone = had.nodes == 1 and not had.constraint  # else any of them may be at fault, or be missed
-    bad_node = evidence.node if rule.exclude_hours and evidence.node_failed and alone else ""
-    return Verdict(failure, None if why_not else changes, why_not, tries, bad_node)
+    elif count >= rule.times:
+        why_not = f"no more: was retried {count} times after that"
+    elif total >= limit:
+        why_not = f"no more: was retried {total} times"
+    if why_not:
+        return RetryDecision(failure, None, why_not, count)
+
+    # Of several nodes any may be at fault. Nodes with certain features may be too few to lose one.
+    may_exclude = rule.exclude_hours > 0 and had.nodes == 1 and not had.constraint
+    bad_node = evidence.node if may_exclude and evidence.node_failed else ""
+    return RetryDecision(failure, changes, "", count, bad_node)
 
 
-def choose(
+class Choice(NamedTuple):
+    """The runs that are retried, the history with these retries, and a summary for people, in lines."""
+
+    run_ids: frozenset[str]
+    history: RetryHistory
+    summary: tuple[str, ...]
+
+
+def choose_retries(
     plan: Plan,
     results: Mapping[str, ResultSummary],
     statuses: Mapping[str, RunStatus],
-    memory: Memory,
-    most: int,
+    history: RetryHistory,
+    limit: int,
     site: Site,
     cluster: Cluster | None = None,
     *,
     by_hand: bool,
 ) -> Choice:
-    """Choose what of a sweep is tried again, and with what changed.
+    """Choose which runs of a sweep are retried, and with which resources.
 
     Args:
-        plan: of the sweep, with what is remembered in it.
-        results: of its runs.
-        statuses: of its runs.
-        memory: what was tried before.
-        most: times that a run may be tried again.
+        plan: of the sweep, with the changes of earlier retries.
+        results, statuses: of its runs.
+        history: the retries so far.
+        limit: retries that a run may have.
         site: for the rules and the caps.
         cluster: what SLURM allows; None for local processes.
-        by_hand: a person gave the command: the tries are counted anew.
+        by_hand: a person gave the command: retries are counted from 0.
     """
-    submissions, runs = Submissions(plan.runs_folder), dict(memory.runs)
-    judged: dict[str, Judged] = {}
-    again = set[str]()
+    submissions, runs = Submissions(plan.runs_folder), dict(history.runs)
+    decisions: dict[str, tuple[Evidence, RetryDecision]] = {}
+    chosen = set[str]()
+
+    # What failed or was lost.
     for run_id, evidence in gather_failures(plan, results, statuses, submissions).items():
-        tried, mark = runs.get(run_id, Tried()), f"{evidence.status.element}:{evidence.attempts}"
-        if (
-            tried.answered == mark and cluster
-        ):  # here, who died before it began would be tried again for ever
-            again.add(run_id)
+        past, attempt = (
+            runs.get(run_id, RunRetries()),
+            f"{evidence.status.element}:{evidence.attempts}",
+        )
+        # Its retry was written, and then not submitted. A local process that died before it began
+        # looks the same each time, and would be retried for ever.
+        if past.answered == attempt and cluster:
+            chosen.add(run_id)
             continue
-        tried = replace(tried, tries={}) if by_hand else tried
-        verdict = judge(plan, run_id, evidence, tried, most, site, cluster)
-        judged[run_id] = (evidence, verdict)
-        if verdict.changes is not None:
-            again.add(run_id)
-            if evidence.turn:  # else nothing of what happened is its own
-                now = {**tried.tries, verdict.failure: verdict.tries + 1}
-                runs[run_id] = Tried(
-                    tries=now, changes={**tried.changes, **verdict.changes}, answered=mark
-                )
-    for run_id, changes in _held_with(plan, statuses, submissions, again, runs).items():
-        again.add(run_id)
-        before = runs.get(run_id, Tried())
-        runs[run_id] = replace(before, changes={**before.changes, **changes})
-    behind = _left_behind(plan, submissions) if cluster else set[str]()
-    for run_id in statuses:  # parents before children
-        again |= {run_id} if _goes_along(plan, run_id, results, statuses, again, behind) else set()
-    nodes = _leave_out(memory, judged.values(), site, cluster.name if cluster else "")
-    told = _tell(plan, judged, "taken up as it was" if by_hand and cluster else "not tried again")
-    return Choice(frozenset(again), Memory(runs=runs, nodes=nodes), told)
+        if by_hand:
+            past = replace(past, counts={})
+        decision = decide_retry(plan, run_id, evidence, past, limit, site, cluster)
+        decisions[run_id] = evidence, decision
+        if decision.changes is None:
+            continue
+        chosen.add(run_id)
+        if evidence.turn:  # else what happened was no failure of this run
+            counts = {**past.counts, decision.failure: decision.retries + 1}
+            changes = {**past.changes, **decision.changes}
+            runs[run_id] = RunRetries(counts=counts, changes=changes, answered=attempt)
+
+    # What was held follows its canaries.
+    held = _follow_canaries(statuses, submissions, chosen, runs)
+    runs |= held
+    chosen |= held.keys()
+
+    # What was blocked follows its parents, which stand before their children.
+    submitted = submissions.last_elements().keys()
+    for run_id in statuses:
+        if _can_follow(plan, run_id, results, statuses, chosen, submitted):
+            chosen.add(run_id)
+
+    nodes = _exclude_nodes(history, [decision for _, decision in decisions.values()], site, cluster)
+    no_retry = "taken up as it was" if by_hand and cluster else "no retry"
+    summary = _summarise(plan, decisions, no_retry)
+    return Choice(frozenset(chosen), RetryHistory(runs=runs, nodes=nodes), summary)
 
 
-def _leave_out(
-    memory: Memory, judged: Iterable[Judged], site: Site, cluster: str
-) -> dict[str, dict[str, float]]:
-    """Return the nodes that are left out from now on, by cluster, and until when; none for local processes."""
-    now = time.time()
-    left = {
-        name: {node: end for node, end in bad.items() if end > now}
-        for name, bad in memory.nodes.items()
-    }
-    for _, verdict in judged:
-        if verdict.changes is not None and verdict.bad_node and cluster:
-            hours = site.rules[verdict.failure].exclude_hours
-            bad = left.setdefault(cluster, {})
-            bad[verdict.bad_node] = max(
-                bad.get(verdict.bad_node, 0.0), round(now + 3600 * hours, 3)
-            )
-    return {name: bad for name, bad in left.items() if bad}
-
-
-def _tell(plan: Plan, judged: Mapping[str, Judged], otherwise: str) -> tuple[str, ...]:
-    """Return what becomes of the runs that failed, a line for all that are alike."""
-    told = Counter[str]()
-    for run_id, (evidence, verdict) in judged.items():
-        if verdict.changes is None:
-            told[f"{otherwise}: {{}} after {verdict.failure} ({verdict.why_not})"] += 1
-        elif not evidence.turn:
-            told["tried again: {}, whose turn had not come"] += 1
-        else:
-            words = in_words(verdict.changes, plan.resources_of(run_id), evidence.minutes)
-            blamed = (
-                f", as {verdict.bad_node} looks bad"
-                if evidence.node_looks_bad and verdict.bad_node
-                else ""
-            )
-            told[f"tried again: {{}} after {verdict.failure} ({words}{blamed})"] += 1
-    return tuple(
-        line.format(f"{n:,} run{'s' * (n > 1)}") for line, n in sorted(told.items(), reverse=True)
-    )
-
-
-def _held_with(
-    plan: Plan,
+def _follow_canaries(
     statuses: Mapping[str, RunStatus],
     submissions: Submissions,
-    again: Collection[str],
-    tried: Mapping[str, Tried],
-) -> dict[str, dict[str, Any]]:
-    """Return the held runs whose canaries are tried again, and what those have otherwise."""
-    found = {}
+    chosen: Collection[str],
+    runs: Mapping[str, RunRetries],
+) -> dict[str, RunRetries]:
+    """Return the held runs whose canaries are retried, with the changes that those have."""
+    held = {}
     for run_id, status in statuses.items():
-        ahead = submissions.element(status.element).canary_runs if status.held else ()
-        if first := next((i for i in ahead if i in again and i in plan.runs), None):
-            found[run_id] = dict(tried.get(first, Tried()).changes)
-    return found
+        canaries = submissions.element(status.element).canary_runs if status.held else ()
+        for canary in canaries:
+            if canary in chosen:
+                past, changes = (
+                    runs.get(run_id, RunRetries()),
+                    runs.get(canary, RunRetries()).changes,
+                )
+                held[run_id] = replace(past, changes={**past.changes, **changes})
+                break
+    return held
 
 
-def _goes_along(
+def _can_follow(
     plan: Plan,
     run_id: str,
     results: Mapping[str, ResultSummary],
     statuses: Mapping[str, RunStatus],
-    again: Collection[str],
-    behind: Collection[str],
+    chosen: Collection[str],
+    submitted: Collection[str],
 ) -> bool:
-    """Tell whether a run that was blocked can be made once those are that are tried again."""
+    """Tell whether a run that was blocked can be made once the chosen runs are made."""
     if statuses[run_id].kind not in ("blocked", "open") or results[run_id].reason:
         return False
     parents = plan.parents(run_id).values()
-    if run_id not in behind and not any(parent in again for parent in parents):
-        return False  # what was never begun, or leaves no word of it, is nobody's second try
+    parent_is_retried = any(parent in chosen for parent in parents)
+    if not parent_is_retried and (run_id not in submitted or statuses[run_id].held):
+        return False
     return all(
-        results[p].done or p in again or statuses[p].kind in ("waiting", "running") for p in parents
+        results[parent].done or parent in chosen or statuses[parent].kind in ("waiting", "running")
+        for parent in parents
     )
 
 
-def _left_behind(plan: Plan, submissions: Submissions) -> set[str]:
-    """Return the runs that were submitted before a parent was tried again, and not since: SLURM took no more then."""
-    at = {
-        run_id: submissions.element(element).submitted_at
-        for run_id, element in submissions.last_elements().items()
+def _exclude_nodes(
+    history: RetryHistory, decisions: Iterable[RetryDecision], site: Site, cluster: Cluster | None
+) -> dict[str, dict[str, float]]:
+    """Return the nodes that are left out from now on, by cluster, and until when."""
+    now = time.time()
+    nodes = {
+        name: {node: until for node, until in excluded.items() if until > now}
+        for name, excluded in history.nodes.items()
     }
-    return {
-        run_id
-        for run_id in at.keys() & plan.runs
-        if any(at.get(p, 0.0) > at[run_id] for p in plan.parents(run_id).values())
-    }
+    for decision in decisions:
+        if cluster and decision.bad_node:
+            until = now + 3600 * site.rules[decision.failure].exclude_hours
+            nodes.setdefault(cluster.name, {})[decision.bad_node] = round(until, 3)
+    return {name: excluded for name, excluded in nodes.items() if excluded}
 
 
-def choose_here(plan: Plan, site: Site, most: int, *, by_hand: bool) -> tuple[Plan, list[str]]:
-    """Choose what is tried again of what local processes have just done; returns the plan with changes, and the runs.
+def _summarise(
+    plan: Plan, decisions: Mapping[str, tuple[Evidence, RetryDecision]], no_retry: str
+) -> tuple[str, ...]:
+    """Return what becomes of the runs that failed, a line for all that are alike."""
+    alike = Counter[tuple[str, str]]()
+    for run_id, (evidence, decision) in decisions.items():
+        if decision.changes is None:
+            alike[no_retry, f" after {decision.failure} ({decision.why_not})"] += 1
+        elif not evidence.turn:
+            alike["retry", ", whose turn had not come"] += 1
+        else:
+            words = in_words(decision.changes, plan.resources_of(run_id), evidence.minutes)
+            if evidence.node_looks_bad and decision.bad_node:
+                words += f", as {decision.bad_node} looks bad"
+            alike["retry", f" after {decision.failure} ({words})"] += 1
+    return tuple(
+        f"{what}: {n:,} run{'s' * (n > 1)}{why}"
+        for (what, why), n in sorted(alike.items(), reverse=True)
+    )
+
+
+def choose_local_retries(
+    plan: Plan, site: Site, limit: int, *, by_hand: bool
+) -> tuple[Plan, list[str]]:
+    """Choose what is retried of what local processes have just done, and print a summary.
 
     Args:
         plan: of the sweep.
         site: for the rules and the caps.
-        most: times that a run may be tried again.
+        limit: retries that a run may have.
         by_hand: this is the first time since a person gave the command.
+
+    Returns:
+        The plan with the changes, and the runs.
     """
-    with submitting(
-        plan.runs_folder / SUBMISSIONS
-    ):  # a submission of this runs folder keeps its own choice there
-        memory, results = read_memory(plan.runs_folder), read_results(plan)
+    # A command that submits from this runs folder writes the same history.
+    with submitting(plan.runs_folder / SUBMISSIONS):
+        history, results = read_history(plan.runs_folder), read_results(plan)
         statuses = read_run_status(plan, results, Submissions(plan.runs_folder), None)
-        plan = with_memory(plan, memory, site)
-        choice = choose(plan, results, statuses, memory, most, site, by_hand=by_hand)
+        plan = with_retry_changes(plan, history, site)
+        choice = choose_retries(plan, results, statuses, history, limit, site, by_hand=by_hand)
         if choice.run_ids:
-            write_memory(plan.runs_folder, choice.memory)
-    for line in choice.told:
-        print(line, flush=True)
-    return with_memory(plan, choice.memory, site), [
-        run_id for run_id in plan.runs if run_id in choice.run_ids
-    ]
+            write_history(plan.runs_folder, choice.history)
+
+    for line in choice.summary:
+        print(printable(line), flush=True)
+    plan = with_retry_changes(plan, choice.history, site)
+    return plan, [run_id for run_id in plan.runs if run_id in choice.run_ids]

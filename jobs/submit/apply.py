@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.failures.canary import GATE_MINUTES, canaries_alone
-from hvae_hpc.jobs.failures.retry_memory import write_memory
+from hvae_hpc.jobs.failures.retry import write_history
 from hvae_hpc.jobs.slurm import client as slurm
 from hvae_hpc.jobs.state.submissions import PLAN_FILE, Job, Submissions, parse_comment
 from hvae_hpc.jobs.submit.prepare import Prepared
@@ -47,8 +47,8 @@ class Application:
             self._submissions.note(job)
         if not self.prepared.plan.arrays:
             return
-        if self.prepared.memory:
-            write_memory(self.prepared.plan.runs_folder, self.prepared.memory)
+        if self.prepared.history:
+            write_history(self.prepared.plan.runs_folder, self.prepared.history)
         *arrays, _ = self.prepared.plan.arrays
         write_plan(self.prepared.plan, self.prepared.folder / PLAN_FILE)
         for number, array in enumerate(arrays):

@@ -18,8 +18,12 @@ from hvae_hpc.config.resources import Resources
 from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.failures.bad_nodes import without_bad_nodes
 from hvae_hpc.jobs.failures.canary import canaries_alone, canaries_of
-from hvae_hpc.jobs.failures.retry import choose
-from hvae_hpc.jobs.failures.retry_memory import Memory, read_memory, with_memory
+from hvae_hpc.jobs.failures.retry import (
+    RetryHistory,
+    choose_retries,
+    read_history,
+    with_retry_changes,
+)
 from hvae_hpc.jobs.sites.site import Site
 from hvae_hpc.jobs.slurm import client as slurm
 from hvae_hpc.jobs.slurm.sbatch import python_command, sbatch_text
@@ -57,8 +61,8 @@ class Prepared:
         adopted: jobs in the queue that an earlier command submitted and did not live to note.
         again_s: seconds before the last job where SLURM takes no more now and it is to submit the
             rest.
-        memory: of what is tried again, to be kept before anything of it is submitted.
-        told: what is tried again and what not, for people.
+        history: the retries, to be written before anything is submitted.
+        told: what is retried and what not, for people.
     """
 
     plan: Plan
@@ -67,7 +71,7 @@ class Prepared:
     room: int | None
     adopted: tuple[Job, ...] = ()
     again_s: int = 300
-    memory: Memory | None = None
+    history: RetryHistory | None = None
     told: tuple[str, ...] = ()
 
     @property
@@ -101,10 +105,10 @@ def prepare(
         cluster: what SLURM allows.
         tables_command: argv of the last job; the submission's folder is added to it.
         only_new: leave out what was ever submitted: what failed, was lost or cancelled is for a
-            person to repeat, but for what the policy lets be tried again.
+            person to repeat, but for what the policy lets be retried.
         rest: take what was never submitted; False is for a broken sweep, where it would most likely
             fail as well.
-        retries: times that a run may be tried again with what the policy changes; 0 changes
+        retries: times that a run may be retried with what the policy changes; 0 changes
             nothing.
     """
     _check_path(plan.runs_folder)
@@ -116,14 +120,14 @@ def prepare(
     queue = slurm.read_queue(not_before=young, poll_s=site.caps.poll_s)
     results = read_results(plan)  # after the queue: what ends in between would seem lost
     statuses = read_run_status(plan, results, submissions, queue)
-    memory = read_memory(plan.runs_folder)
-    plan, choice = with_memory(plan, memory, site, cluster), None
+    history = read_history(plan.runs_folder)
+    plan, choice = with_retry_changes(plan, history, site, cluster), None
     if retries:
         statuses = explain_lost(statuses, submissions, thorough=True)
-        choice = choose(
-            plan, results, statuses, memory, retries, site, cluster, by_hand=not only_new
+        choice = choose_retries(
+            plan, results, statuses, history, retries, site, cluster, by_hand=not only_new
         )
-        plan = with_memory(plan, choice.memory, site, cluster)
+        plan = with_retry_changes(plan, choice.history, site, cluster)
     left_out = submissions.last_elements().keys() if only_new else set[str]()
     left_out = (left_out if rest else statuses.keys()) - (choice.run_ids if choice else set())
     kinds = ("done", "waiting", "running")
@@ -170,7 +174,7 @@ def prepare(
 
     def healthy(resources: Resources) -> Resources:
         return without_bad_nodes(
-            resources, (choice.memory if choice else memory).nodes.get(cluster.name, {}), cluster
+            resources, (choice.history if choice else history).nodes.get(cluster.name, {}), cluster
         )
 
     arrays = [
@@ -189,8 +193,8 @@ def prepare(
         room=room,
         adopted=tuple(submissions.find_unnoted(queue)),
         again_s=int(5 * site.caps.poll_s),
-        memory=choice.memory if choice else None,
-        told=(choice.told if choice else ()) + tuple(_tell_held(statuses, wanted)),
+        history=choice.history if choice else None,
+        told=(choice.summary if choice else ()) + tuple(_tell_held(statuses, wanted)),
     )  # fmt: skip
 
 

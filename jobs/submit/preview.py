@@ -67,7 +67,7 @@ def sbatch_texts(arrays: Sequence[Array]) -> Iterator[str]:
 
 
 def tell(application: Application, retries: int) -> Iterator[str]:
-    """Yield what was submitted, and what to do next; a run is tried again so often."""
+    """Yield what was submitted, and what to do next; each run is retried so often."""
     prepared = application.prepared
     for job, name, elements in application.jobs:
         yield f"  job {job}: {name}" + (f", {elements} elements" if elements else "")
@@ -82,7 +82,7 @@ def tell(application: Application, retries: int) -> Iterator[str]:
         yield f"{left} runs are not in the queue yet ({application.refused}); {who}"
     if application.jobs and retries:
         yield (
-            f"retries:    the last job tries again what failed, each run up to {retries} times; where jobs may not "
+            f"retries:    the last job retries what failed, each run up to {retries} times; where jobs may not "
             "submit, this command does, given again"
         )
     if application.jobs:

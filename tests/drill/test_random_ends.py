@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hvae_hpc.jobs.failures.retry_memory import Memory
+from hvae_hpc.jobs.failures.retry import RetryHistory
 from hvae_hpc.jobs.sites.site import read_site
 from hvae_hpc.jobs.state.element_ends import ENDS_FILE
 from hvae_hpc.runs.done import read_results
@@ -75,7 +75,7 @@ def test_what_can_be_made_is_made_however_elements_end(seed: int, tmp_path: Path
         failure: replace(rule, times=99, unchanged=True) if rule.times else rule
         for failure, rule in site.rules.items()
     }
-    memory, ends, todo = Memory(), dict[str, str](), list(plan.runs)
+    history, ends, todo = RetryHistory(), dict[str, str](), list(plan.runs)
     for number in range(ROUNDS):
         stages = dict.fromkeys(plan.runs[run_id].stage for run_id in todo)
         of_stages = [
@@ -86,8 +86,8 @@ def test_what_can_be_made_is_made_however_elements_end(seed: int, tmp_path: Path
             plan, elements, str(100 + number), chance if number < BAD_ROUNDS else None
         )
         write_json(tmp_path / "submissions" / ENDS_FILE, {"asked_at": time.time(), "ends": ends})
-        choice = choose_once(plan, memory, 999, replace(site, rules=rules))
-        memory, todo = choice.memory, [run_id for run_id in plan.runs if run_id in choice.run_ids]
+        choice = choose_once(plan, history, 999, replace(site, rules=rules))
+        history, todo = choice.history, [run_id for run_id in plan.runs if run_id in choice.run_ids]
         if not todo:
             break
     results = read_results(plan)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hvae_hpc.jobs.commands.why import main
-from hvae_hpc.jobs.failures.retry_memory import Memory, Tried, write_memory
+from hvae_hpc.jobs.failures.retry import RetryHistory, RunRetries, write_history
 from tests.jobs.queues import log, make_plan, queue_of, submit
 from tests.results.made_up import SMALL_ARMS, fake_metrics, finish, make_runs
 
@@ -46,7 +46,9 @@ def test_a_run_that_failed_is_explained_in_ten_lines(
             **error,
         },
     )
-    write_memory(tmp_path, Memory(runs={run_id: Tried(tries={"disk full or quota": 1})}))
+    write_history(
+        tmp_path, RetryHistory(runs={run_id: RunRetries(counts={"disk full or quota": 1})})
+    )
     said = ask(capsys, tmp_path, "segment/brats2021-reference-s0")
     assert said[5].startswith("log: ")
     assert said[5].endswith("  160 images, loss 0.5")
@@ -56,7 +58,7 @@ def test_a_run_that_failed_is_explained_in_ten_lines(
         "state:     failed: x: cannot be written (quota)",
         "evidence:  element 12_0 on n3, UserError from OSError, error number 122",
         "attempts:  2, saved at 160 of 320 images; the last began at 0",
-        "retry:     no more: was tried 1 times after that",
+        "retry:     no more: was retried 1 times after that",
         "next:      make room, then give the same sweep command again",
     ]
     assert ask(capsys, tmp_path, run_id[:6]) == said
@@ -119,7 +121,7 @@ def test_the_site_file_s_rules_are_those_it_tells(
     log(plan, run_id, {"event": "started", "job_id": "", "host": "here"}, died)
     (tmp_path / "site.toml").write_text("[retry.lost]\ntimes = 5\n")
     said = ask(capsys, tmp_path, run_id, "--site", str(tmp_path / "site.toml"))
-    assert "retry:     as it was; 0 of 5 tries after this made" in said
+    assert "retry:     as it was; 0 of 5 retries after this made" in said
     assert said[-1] == "next:      the same sweep command with --retries 1"
 
 
@@ -138,7 +140,7 @@ def test_it_promises_no_more_than_partition_and_administrator_give(
     log(plan, run_id, {"event": "started", "job_id": "12_0", "host": "n1"}, error)
     said = ask(capsys, tmp_path, run_id)
     assert (
-        "retry:     memory_gb 16 -> 24, as far as the partition allows; 0 of 3 tries after this made"
+        "retry:     memory_gb 16 -> 24, as far as the partition allows; 0 of 3 retries after this made"
         in said
     )
     (tmp_path / "admin.toml").write_text("[caps]\nretries = 0\n")
@@ -171,4 +173,4 @@ def test_where_a_node_looks_bad_by_what_others_came_to_it_says_what_a_retry_does
     said = ask(capsys, tmp_path, first)
     assert "class:     node failure" in said
     assert "evidence:  element 12_0 on n1, which looks bad, RuntimeError" in said
-    assert "retry:     as it was, not on n1 for 24 h; 0 of 3 tries after this made" in said
+    assert "retry:     as it was, not on n1 for 24 h; 0 of 3 retries after this made" in said

@@ -8,7 +8,7 @@ import pytest
 
 from hvae_hpc.config.loader import read_json
 from hvae_hpc.jobs.failures.bad_nodes import RunOnNode, find_bad_nodes
-from hvae_hpc.jobs.failures.retry_memory import Memory
+from hvae_hpc.jobs.failures.retry import RetryHistory
 from hvae_hpc.jobs.state.element_ends import ENDS_FILE
 from hvae_hpc.runs.folder import write_json
 from hvae_hpc.runs.plan import Plan
@@ -23,7 +23,7 @@ def seen(*runs: tuple[bool, str, str, str, float]) -> set[str]:
     return find_bad_nodes([RunOnNode(*run) for run in runs])
 
 
-def test_who_is_a_black_hole() -> None:
+def test_which_nodes_look_bad() -> None:
     failed = [(False, "like", "n1", f"12_{i}", 10.0 + i) for i in range(3)]
     elsewhere = (True, "like", "n2", "", 5.0)
     assert seen(*failed, elsewhere) == {"n1"}
@@ -61,14 +61,14 @@ def fail(plan: Plan, places: range, host: str, record: dict[str, object] = BUG) 
         log(plan, list(plan.runs)[place], started, {**record, "job_id": f"12_{place}"})
 
 
-def test_errors_on_a_black_hole_are_the_node_s_and_tried_again_elsewhere(arms: Plan) -> None:
+def test_errors_on_a_bad_node_are_the_node_s_and_retried_elsewhere(arms: Plan) -> None:
     fail(arms, range(3), "n1")
-    assert not choose_once(arms, Memory()).run_ids & set(list(arms.runs)[:3])
+    assert not choose_once(arms, RetryHistory()).run_ids & set(list(arms.runs)[:3])
     finish(arms.runs_folder, list(arms.runs.values())[3], {"dice": 0.5})  # on another node
-    choice = choose_once(arms, Memory())
+    choice = choose_once(arms, RetryHistory())
     assert choice.run_ids >= set(list(arms.runs)[:3])
-    assert "tried again: 3 runs after node failure (as it was, as n1 looks bad)" in choice.told
-    assert round((choice.memory.nodes["one"]["n1"] - time.time()) / 3600) == 24
+    assert "retry: 3 runs after node failure (as it was, as n1 looks bad)" in choice.summary
+    assert round((choice.history.nodes["one"]["n1"] - time.time()) / 3600) == 24
 
 
 @pytest.mark.parametrize("by", ["its log", "newer log", "accounting", "nobody"])
@@ -87,9 +87,9 @@ def test_a_node_on_which_no_process_of_ours_ever_began_is_named_by_slurm(
     ends = {"asked_at": time.time(), "ends": dict.fromkeys(elements, word)}
     write_json(arms.runs_folder / "submissions" / ENDS_FILE, ends)
     finish(arms.runs_folder, list(arms.runs.values())[3], {"dice": 0.5})  # on another node
-    choice = choose_once(arms, Memory())
+    choice = choose_once(arms, RetryHistory())
     assert choice.run_ids >= set(list(arms.runs)[:3])
-    assert choice.memory.nodes.get("one", {}).keys() == ({"n1"} if by != "nobody" else set())
+    assert choice.history.nodes.get("one", {}).keys() == ({"n1"} if by != "nobody" else set())
 
 
 def hold(plan: Plan) -> None:
@@ -106,17 +106,17 @@ def hold(plan: Plan) -> None:
 def test_what_was_held_follows_its_canaries_with_what_they_have_otherwise(arms: Plan) -> None:
     fail(arms, range(2), "n1", NO_MEMORY)
     hold(arms)
-    choice = choose_once(arms, Memory())
+    choice = choose_once(arms, RetryHistory())
     assert choice.run_ids == arms.runs.keys()
-    assert [tried.changes["memory_gb"] for tried in choice.memory.runs.values()] == [24.0] * 6
-    held = choice.memory.runs[list(arms.runs)[4]]
-    assert (held.tries, held.answered) == ({}, "")
+    assert [retries.changes["memory_gb"] for retries in choice.history.runs.values()] == [24.0] * 6
+    held = choice.history.runs[list(arms.runs)[4]]
+    assert (held.counts, held.answered) == ({}, "")
     assert (
-        choose_once(arms, choice.memory).memory == choice.memory
+        choose_once(arms, choice.history).history == choice.history
     )  # who kept this did not live to submit
 
 
 def test_what_was_held_after_errors_that_nothing_mends_waits_for_a_person(arms: Plan) -> None:
     fail(arms, range(2), "n1")
     hold(arms)
-    assert not choose_once(arms, Memory()).run_ids
+    assert not choose_once(arms, RetryHistory()).run_ids

@@ -132,7 +132,7 @@ def test_a_gpu_whose_memory_is_full_has_fewer_pairs_at_once_next(
     lines = why(plan, run_id)
     assert lines[1] == "class:     out of memory (device)"
     assert "a bug" not in lines[2]
-    assert "retry:     micro_batch 2; 0 of 4 tries after this made" in lines
+    assert "retry:     micro_batch 2; 0 of 4 retries after this made" in lines
     arm = run_named(plan, "segment", "reference")  # in parts, a U-Net would give other numbers
     assert tasks.execute(plan, arm).state == "failed"
     lines = why(plan, arm)
@@ -218,7 +218,7 @@ def test_a_process_that_the_kernel_ends_for_memory(plan: Plan, tmp_path: Path) -
     lines = why(plan, run_id)
     assert lines[1] == "class:     out of memory (host)"
     assert "ended by SIGKILL, kills for memory in its cgroup: 1" in lines[3]
-    assert "retry:     memory_gb 8 -> 12; 0 of 3 tries after this made" in lines
+    assert "retry:     memory_gb 8 -> 12; 0 of 3 retries after this made" in lines
 
 
 def test_a_process_that_somebody_kills_is_lost(plan: Plan, tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_a_process_that_somebody_kills_is_lost(plan: Plan, tmp_path: Path) -> No
     lines = why(plan, run_id)
     assert lines[1] == "class:     lost"
     assert lines[2].startswith("state:     lost: its process died (SIGKILL)")
-    assert "retry:     as it was; 0 of 2 tries after this made" in lines
+    assert "retry:     as it was; 0 of 2 retries after this made" in lines
 
 
 # On a SLURM of its own: with accounting, and ending what takes more memory than it asked for.
@@ -504,7 +504,7 @@ def test_only_what_its_last_life_said_counts_of_an_element_s_log(
     assert evidence.cancelled == cancelled
 
 
-def test_who_was_taken_out_after_it_went_back_to_the_queue_is_not_tried_again(plan: Plan) -> None:
+def test_who_was_taken_out_after_it_went_back_to_the_queue_is_not_retried(plan: Plan) -> None:
     run_id = next(iter(plan.runs))
     left = {"event": "left", "at_limit": True, "further": True, "goes_back": True, "job_id": "12_0"}
     log(

@@ -1,4 +1,4 @@
-"""What is tried again by itself, how often, with what changed: by the last job, by the same command, or here."""
+"""What is retried, how often, with what changed: by the last job, by the same command, or here."""
 
 import json
 import os
@@ -17,9 +17,15 @@ import pytest
 from hvae_hpc.config.resources import Resources
 from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.failures.bad_nodes import expand_hosts, without_bad_nodes
-from hvae_hpc.jobs.failures.retry import Choice, choose
-from hvae_hpc.jobs.failures.retry_memory import Memory, Tried, read_memory, with_memory
-from hvae_hpc.jobs.failures.retry_memory import write_memory as keep
+from hvae_hpc.jobs.failures.retry import (
+    Choice,
+    RetryHistory,
+    RunRetries,
+    choose_retries,
+    read_history,
+    with_retry_changes,
+)
+from hvae_hpc.jobs.failures.retry import write_history as keep
 from hvae_hpc.jobs.sites.site import Site, read_site
 from hvae_hpc.jobs.slurm.client import Cluster, Partition
 from hvae_hpc.jobs.state.element_ends import ENDS_FILE
@@ -64,30 +70,36 @@ def fail(plan: Plan, run_id: str, record: dict[str, object] = NO_MEMORY, host: s
 
 
 def choose_once(
-    plan: Plan, memory: Memory, most: int = 9, site: Site | None = None, by_hand: bool = False
+    plan: Plan,
+    history: RetryHistory,
+    most: int = 9,
+    site: Site | None = None,
+    by_hand: bool = False,
 ) -> Choice:
     statuses = read_run_status(plan, read_results(plan), Submissions(plan.runs_folder), queue_of())
     site = site or read_site(None)
-    plan = with_memory(plan, memory, site, CLUSTER)
-    return choose(plan, read_results(plan), statuses, memory, most, site, CLUSTER, by_hand=by_hand)
+    plan = with_retry_changes(plan, history, site, CLUSTER)
+    return choose_retries(
+        plan, read_results(plan), statuses, history, most, site, CLUSTER, by_hand=by_hand
+    )
 
 
 def test_a_failure_is_answered_once_and_the_next_one_by_more(plan: Plan) -> None:
     train = next(iter(plan.runs))
     fail(plan, train)
-    first = choose_once(plan, Memory())
-    assert first.memory.runs[train].changes == {"memory_gb": 48.0}
-    again = choose_once(plan, first.memory)  # whoever kept this did not live to submit
-    assert again.memory == first.memory
+    first = choose_once(plan, RetryHistory())
+    assert first.history.runs[train].changes == {"memory_gb": 48.0}
+    again = choose_once(plan, first.history)  # whoever kept this did not live to submit
+    assert again.history == first.history
     assert again.run_ids == first.run_ids
     fail(plan, train)
-    second = choose_once(plan, first.memory)
-    assert second.memory.runs[train].changes == {"memory_gb": 72.0}
-    assert second.memory.runs[train].tries == {"out of memory (host)": 2}
-    assert "tried again: 1 run after out of memory (host) (memory_gb 48 -> 72)" in second.told
+    second = choose_once(plan, first.history)
+    assert second.history.runs[train].changes == {"memory_gb": 72.0}
+    assert second.history.runs[train].counts == {"out of memory (host)": 2}
+    assert "retry: 1 run after out of memory (host) (memory_gb 48 -> 72)" in second.summary
 
 
-def test_what_hangs_on_a_run_that_is_tried_again_goes_with_it_and_the_rest_stays(
+def test_what_hangs_on_a_run_that_is_retried_goes_with_it_and_the_rest_stays(
     plan: Plan,
 ) -> None:
     train, generate, reference, arm = plan.runs
@@ -99,11 +111,10 @@ def test_what_hangs_on_a_run_that_is_tried_again_goes_with_it_and_the_rest_stays
         reference,
         {"event": "failed", "reason": "a shard is damaged", "errors": ["UserError"]},
     )
-    choice = choose_once(plan, Memory())
+    choice = choose_once(plan, RetryHistory())
     assert choice.run_ids == {train, generate, arm}
     assert (
-        choice.told[1]
-        == "not tried again: 1 run after bad input (never: it would end in the same way)"
+        choice.summary[1] == "no retry: 1 run after bad input (never: it would end in the same way)"
     )
 
 
@@ -112,24 +123,26 @@ def test_neither_the_command_s_number_nor_the_class_s_is_exceeded_but_a_person_b
 ) -> None:
     train = next(iter(plan.runs))
     fail(plan, train)
-    tried = Memory(
+    tried = RetryHistory(
         runs={
-            train: Tried(tries={"lost": 1, "out of memory (host)": 1}, changes={"memory_gb": 48.0})
+            train: RunRetries(
+                counts={"lost": 1, "out of memory (host)": 1}, changes={"memory_gb": 48.0}
+            )
         }
     )
     assert train not in choose_once(plan, tried, most=2).run_ids
     assert train in choose_once(plan, tried, most=3).run_ids
-    often = Memory(
-        runs={train: Tried(tries={"out of memory (host)": 3}, changes={"memory_gb": 48.0})}
+    often = RetryHistory(
+        runs={train: RunRetries(counts={"out of memory (host)": 3}, changes={"memory_gb": 48.0})}
     )
     stays = choose_once(plan, often)
     assert train not in stays.run_ids
     assert (
-        "not tried again: 1 run after out of memory (host) (no more: was tried 3 times after that)"
-        in stays.told
+        "no retry: 1 run after out of memory (host) (no more: was retried 3 times after that)"
+        in stays.summary
     )
-    by_hand = choose_once(plan, often, by_hand=True).memory.runs[train]
-    assert by_hand.tries == {"out of memory (host)": 1}
+    by_hand = choose_once(plan, often, by_hand=True).history.runs[train]
+    assert by_hand.counts == {"out of memory (host)": 1}
     assert by_hand.changes == {"memory_gb": 72.0}
 
 
@@ -139,13 +152,13 @@ def test_what_was_taken_out_of_the_queue_is_for_a_person_to_repeat(plan: Plan) -
     (plan.runs_folder / "submissions/small-abc/12_2_0_log.out").write_text(
         "slurmstepd: error: *** JOB 14 ON n1 CANCELLED AT 2026-11-28T10:36:21 ***\n"
     )
-    choice = choose_once(plan, Memory())
+    choice = choose_once(plan, RetryHistory())
     assert not choice.run_ids & {train, reference}  # the first never began
-    assert Counter(line.partition(" (")[2] for line in choice.told).total() == 1
+    assert Counter(line.partition(" (")[2] for line in choice.summary).total() == 1
 
 
 @pytest.mark.parametrize("event", ["failed", "blocked"])
-def test_a_second_try_that_its_node_ended_before_it_began_is_nobody_s_word(
+def test_a_retry_that_its_node_ended_before_it_began_is_nobody_s_word(
     plan: Plan, event: str
 ) -> None:
     *_, arm = plan.runs
@@ -155,10 +168,10 @@ def test_a_second_try_that_its_node_ended_before_it_began_is_nobody_s_word(
     write_json(plan.runs_folder / "submissions" / ENDS_FILE, ends)
     for run_id in list(plan.runs)[:-1]:
         finish(plan.runs_folder, plan.runs[run_id], {"dice": 0.5})
-    choice = choose_once(plan, Memory())
+    choice = choose_once(plan, RetryHistory())
     assert arm in choice.run_ids
-    assert choice.memory.runs[arm].tries == {"node failure": 1}
-    assert choice.memory.nodes["one"].keys() == {"n3"}
+    assert choice.history.runs[arm].counts == {"node failure": 1}
+    assert choice.history.nodes["one"].keys() == {"n3"}
 
 
 XID = "NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus."
@@ -180,14 +193,14 @@ def test_a_node_that_failed_is_left_out_for_a_day_on_its_cluster(plan: Plan, wor
             {"event": "failed", "reason": reason, "errno": 116 if run_id == arm else 0},
             f"of-{run_id}",
         )
-    before = Memory(
+    before = RetryHistory(
         nodes={"one": {"n1": time.time() - 1, "n2": time.time() + 60}, "two": {"n1": 5.0}}
     )
     choice = choose_once(plan, before)
     assert {train, reference, arm} <= choice.run_ids
-    assert set(choice.memory.nodes) == {"one"}
-    assert set(choice.memory.nodes["one"]) == {"n2", f"of-{train}"}
-    assert round((choice.memory.nodes["one"][f"of-{train}"] - time.time()) / 3600) == 24
+    assert set(choice.history.nodes) == {"one"}
+    assert set(choice.history.nodes["one"]) == {"n2", f"of-{train}"}
+    assert round((choice.history.nodes["one"][f"of-{train}"] - time.time()) / 3600) == 24
 
 
 @pytest.mark.parametrize("changes", [{"nodes": 2}, {"constraint": "a100"}])
@@ -199,9 +212,9 @@ def test_no_node_is_blamed_where_it_may_be_another_s_fault_or_be_missed(
     plan = replace(
         plan, resources={**plan.resources, "train": replace(plan.resources["train"], **changes)}
     )
-    choice = choose_once(plan, Memory())
+    choice = choose_once(plan, RetryHistory())
     assert train in choice.run_ids
-    assert choice.memory.nodes == {}
+    assert choice.history.nodes == {}
 
 
 def test_of_a_partition_s_own_nodes_at_most_half_are_left_out_and_never_those_that_a_run_needs() -> (
@@ -234,16 +247,18 @@ def test_lists_of_nodes_are_read_as_slurm_writes_them() -> None:
 
 def test_what_a_person_gave_more_of_since_is_left_at_that(plan: Plan) -> None:
     train = next(iter(plan.runs))
-    memory = Memory(runs={train: Tried(changes={"memory_gb": 48.0, "micro_batch": 4})})
+    history = RetryHistory(runs={train: RunRetries(changes={"memory_gb": 48.0, "micro_batch": 4})})
     site = read_site(None)
-    assert with_memory(plan, memory, site).changes == {train: {"memory_gb": 48.0, "micro_batch": 4}}
+    assert with_retry_changes(plan, history, site).changes == {
+        train: {"memory_gb": 48.0, "micro_batch": 4}
+    }
     more = replace(
         plan,
         resources={s: replace(r, memory_gb=64.0, micro_batch=2) for s, r in plan.resources.items()},
     )
-    assert with_memory(more, memory, site).changes == {}
+    assert with_retry_changes(more, history, site).changes == {}
     capped = replace(site, caps=replace(site.caps, memory_gb=40.0))
-    assert with_memory(plan, memory, capped).resources_of(train).memory_gb == 40.0
+    assert with_retry_changes(plan, history, capped).resources_of(train).memory_gb == 40.0
 
 
 def test_memory_that_a_partition_does_not_have_is_not_asked_for_also_where_it_was_remembered(
@@ -251,10 +266,13 @@ def test_memory_that_a_partition_does_not_have_is_not_asked_for_also_where_it_wa
 ) -> None:
     train = next(iter(plan.runs))
     small = replace(CLUSTER, partitions={"gpu": Partition(minutes=0, grace_s=0, memory_gb=40.0)})
-    memory = Memory(runs={train: Tried(changes={"memory_gb": 480.0})})
-    assert with_memory(plan, memory, read_site(None), small).resources_of(train).memory_gb == 40.0
-    by_hand = Memory(runs={train: Tried(changes={"minutes": 1})})  # too short to work in
-    assert with_memory(plan, by_hand, read_site(None), small).changes == {}
+    history = RetryHistory(runs={train: RunRetries(changes={"memory_gb": 480.0})})
+    assert (
+        with_retry_changes(plan, history, read_site(None), small).resources_of(train).memory_gb
+        == 40.0
+    )
+    by_hand = RetryHistory(runs={train: RunRetries(changes={"minutes": 1})})  # too short to work in
+    assert with_retry_changes(plan, by_hand, read_site(None), small).changes == {}
 
 
 @pytest.mark.parametrize(
@@ -270,24 +288,24 @@ def test_memory_that_a_partition_does_not_have_is_not_asked_for_also_where_it_wa
         '{"runs": {"a": {"changes": {"memory_gb": 1e999}}}}',
     ],
 )
-def test_a_damaged_memory_is_an_empty_one_and_a_line(
+def test_a_damaged_file_of_retries_is_an_empty_one_and_a_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
 ) -> None:
     (tmp_path / "submissions").mkdir()
     (tmp_path / "submissions/retries.json").write_text(text)
-    assert read_memory(tmp_path) == Memory()
+    assert read_history(tmp_path) == RetryHistory()
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: ")
     assert "retries.json" in line
 
 
-def test_the_memory_is_kept_in_one_strict_file(tmp_path: Path) -> None:
-    assert read_memory(tmp_path) == Memory()
-    memory = Memory(
-        runs={"a": Tried(tries={"lost": 1}, answered="12_0:1")}, nodes={"one": {"n1": 5.0}}
+def test_the_retries_are_kept_in_one_strict_file(tmp_path: Path) -> None:
+    assert read_history(tmp_path) == RetryHistory()
+    history = RetryHistory(
+        runs={"a": RunRetries(counts={"lost": 1}, answered="12_0:1")}, nodes={"one": {"n1": 5.0}}
     )
-    keep(tmp_path, memory)
-    assert read_memory(tmp_path) == memory
+    keep(tmp_path, history)
+    assert read_history(tmp_path) == history
 
 
 SITE = """
@@ -304,7 +322,7 @@ memory = 10.0
 """
 
 
-def test_the_last_job_tries_again_with_more_memory_and_leaves_what_cannot_be_made(
+def test_the_last_job_retries_with_more_memory_and_leaves_what_cannot_be_made(
     harsh_slurm: MiniSlurm, tmp_path: Path
 ) -> None:
     project = make_project(tmp_path, seeds=2, site=SITE)
@@ -316,19 +334,21 @@ def test_the_last_job_tries_again_with_more_memory_and_leaves_what_cannot_be_mad
     )
     keep(
         project / "runs",
-        Memory(nodes={cluster: {"n1": time.time() + 600}, "other": {"n2": time.time() + 600}}),
+        RetryHistory(
+            nodes={cluster: {"n1": time.time() + 600}, "other": {"n2": time.time() + 600}}
+        ),
     )
     done = call(project, harsh_slurm, "--partition", "gpu", "--retries", "2")
     assert done.returncode == 0, done.stderr
     assert (
-        "retries:    the last job tries again what failed, each run up to 2 times; where jobs may"
+        "retries:    the last job retries what failed, each run up to 2 times; where jobs may"
         in done.stdout
     )
     wait_until_empty(harsh_slurm)
     logs = "\n".join(path.read_text() for path in project.glob("runs/submissions/*/*log.out"))
     assert len(makings(project)) == 1, logs
-    assert "tried again: 1 run after out of memory (host) (memory_gb 0.1 -> 1)" in logs
-    assert "not tried again: 1 run after bad input (never: it would end in the same way)" in logs
+    assert "retry: 1 run after out of memory (host) (memory_gb 0.1 -> 1)" in logs
+    assert "no retry: 1 run after bad input (never: it would end in the same way)" in logs
     (log_of_made,) = [read_log(path.parent) for path in project.glob("runs/segment/*/log.jsonl")]
     assert (
         Counter(record.get("event") for record in log_of_made)["started"] <= 2
@@ -376,7 +396,7 @@ def test_where_jobs_may_not_submit_the_last_job_says_that_the_same_command_does(
         command, cwd=project, capture_output=True, text=True, check=False, env=environment
     )
     assert ended.returncode == 2
-    assert "what failed is not tried again: scontrol is not on the PATH" in ended.stderr
+    assert "what failed is not retried: scontrol is not on the PATH" in ended.stderr
     assert ended.stderr.strip().endswith("give the sweep command again")
 
 
@@ -388,7 +408,7 @@ def children_of(pid: int) -> list[int]:
 
 
 @pytest.mark.parametrize("retries", [1, 0])
-def test_a_local_sweep_tries_again_at_its_end_if_asked_to(tmp_path: Path, retries: int) -> None:
+def test_a_local_sweep_retries_at_its_end_if_asked_to(tmp_path: Path, retries: int) -> None:
     project = make_project(tmp_path, seeds=1)
     command = [
         sys.executable,
@@ -411,7 +431,7 @@ def test_a_local_sweep_tries_again_at_its_end_if_asked_to(tmp_path: Path, retrie
         os.kill(child, signal.SIGKILL)
     out, error = process.communicate(timeout=120)
     assert process.returncode == (0 if retries else 2), error
-    assert ("tried again: 1 run after lost (as it was)" in out) == bool(retries)
+    assert ("retry: 1 run after lost (as it was)" in out) == bool(retries)
     assert len(makings(project)) == retries
 
 
@@ -437,9 +457,9 @@ def test_a_local_sweep_ends_also_where_a_worker_dies_before_it_leaves_a_word(
 
 def test_what_slurm_took_no_more_of_follows_its_parent_later_and_once(plan: Plan) -> None:
     train, generate, *_ = plan.runs
-    for run_id in (train, generate):
-        fail(plan, run_id, {"event": "blocked", "reason": "needs something"})
-    tried = Memory(runs={train: Tried(tries={"lost": 1})})
+    fail(plan, train, {"event": "failed", "reason": "x", "errors": ["ZeroDivisionError"]})
+    fail(plan, generate, {"event": "blocked", "reason": "needs train"})
+    tried = RetryHistory(runs={train: RunRetries(counts={"lost": 1})})
     assert generate not in choose_once(plan, tried).run_ids
     submit(
         plan, [[train]], job="13", name="small-later", at=time.time()
@@ -450,7 +470,7 @@ def test_what_slurm_took_no_more_of_follows_its_parent_later_and_once(plan: Plan
     assert not choose_once(plan, tried).run_ids
 
 
-def test_a_bundle_s_runs_whose_turn_had_not_come_are_tried_again_as_they_were_and_uncounted(
+def test_a_bundle_s_runs_whose_turn_had_not_come_are_retried_as_they_were_and_uncounted(
     plan: Plan,
 ) -> None:
     train, _, reference, _ = plan.runs
@@ -459,14 +479,14 @@ def test_a_bundle_s_runs_whose_turn_had_not_come_are_tried_again_as_they_were_an
     (plan.runs_folder / f"submissions/{name}/13_0_0_log.out").write_text(
         "CANCELLED AT x DUE TO TIME LIMIT"
     )
-    choice = choose_once(plan, Memory())
+    choice = choose_once(plan, RetryHistory())
     assert {train, reference} <= choice.run_ids
-    assert choice.memory.runs[train].tries == {"time limit without progress": 1}
-    assert reference not in choice.memory.runs
-    assert "tried again: 1 run, whose turn had not come" in choice.told
+    assert choice.history.runs[train].counts == {"time limit without progress": 1}
+    assert reference not in choice.history.runs
+    assert "retry: 1 run, whose turn had not come" in choice.summary
 
 
-def test_the_rest_of_a_broken_sweep_is_not_submitted_along_with_what_is_tried_again(
+def test_the_rest_of_a_broken_sweep_is_not_submitted_along_with_what_is_retried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hvae_hpc.jobs.slurm.client.read_queue", lambda **_: queue_of())
