@@ -44,7 +44,7 @@ class RunRetries:
         answered: the failure that the last retry answers: its element and the attempts until then.
     """
 
-    counts: Mapping[str, int] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
     changes: dict[str, int | float] = field(default_factory=dict)
     answered: str = ""
 
