@@ -22,7 +22,8 @@ lint: $(VENV)/ready
 	$(VENV)/bin/mypy
 
 drill: $(VENV)/ready
-	$(RUN) -m tests.drill
+	$(RUN) -m tests.drill --folder drill
+	DRILL_SEEDS=13 $(RUN) -m pytest tests/drill/test_faults.py
 
 slurm: $(VENV)/ready
 	$(RUN) -m tests.minislurm up
