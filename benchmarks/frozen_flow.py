@@ -19,12 +19,13 @@ import torch
 from hvae_hpc.config.model import HVAEConfig, OptimConfig
 from hvae_hpc.config.resources import Resources
 from hvae_hpc.config.stages import TrainConfig
+from hvae_hpc.models.generator import make_generator
 from hvae_hpc.runs.plan import plan_path, read_plan
 from hvae_hpc.runs.workplace import Workplace
 from hvae_hpc.training.batches import generator_for
 from hvae_hpc.training.dataset_cache import read_cases
 from hvae_hpc.training.loop import train
-from hvae_hpc.training.train import load_generator, make_generator, read_split
+from hvae_hpc.training.train import load_generator, read_split
 
 
 def main() -> None:
@@ -54,7 +55,7 @@ def main() -> None:
             continue
         data = Path(plan.data[config.data]["folder"])
         split = read_split(data, config.split)
-        vae, _ = load_generator(config.model, folder)
+        vae = load_generator(folder).model
         held_out = read_cases(data, split.test, config.image_px)
         model_config = replace(
             config.model, n_leapfrog=options.leaps, flow_from=0.0, kl_warm_up=0.0

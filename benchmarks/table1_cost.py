@@ -14,10 +14,10 @@ from unet_steps import in_the_loop, make_pairs
 from hvae_hpc.config.model import MovesConfig, UNetConfig
 from hvae_hpc.config.stages import SegmentConfig, TrainConfig
 from hvae_hpc.jobs.sweeps import expand
+from hvae_hpc.models.generator import make_generator
 from hvae_hpc.models.unet import UNet
 from hvae_hpc.runs.run import Run
 from hvae_hpc.sweep import read_sweep
-from hvae_hpc.training.train import make_generator
 
 SIZES = {"brats2021": 240, "hecktor2022": 256}
 

@@ -4,6 +4,7 @@ import re
 from typing import get_args
 
 from hvae_hpc.config.arms import ArmConfig
+from hvae_hpc.config.kinds import generator_labels
 from hvae_hpc.config.stages import GenerateConfig, QualityConfig, Sampler, SegmentConfig
 from hvae_hpc.runs.plan import Plan
 
@@ -70,7 +71,9 @@ def arm_label(arm: ArmConfig) -> str:
     )
     pairs = f"{arm.generator}{use}+{arm.n_synthetic}" if arm.generator else ""
     before = name.removesuffix(pairs).rstrip("+") if pairs else name
-    labels = [_plain_label(part) for part in before.split("+") if part]
+    parts = [part for part in before.split("+") if part]
+    augmentation = arm.moves.label if arm.moves else ""
+    labels = [_plain_label(part) or augmentation for part in parts]
     if pairs:
         shown = generator_label(arm.generator)
         shown = {
@@ -79,8 +82,9 @@ def arm_label(arm: ArmConfig) -> str:
             "-first": f"first {shown}",
         }.get(use, shown)
         labels += [shown, str(arm.n_synthetic)]
-    has = (bool(arm.n_standard), bool(arm.n_copies), bool(arm.n_cases), bool(arm.moves))
-    as_named = has == tuple(word in before for word in ("standard-x", "copies-x", "real-", "moved"))
+    has = (bool(arm.n_standard), bool(arm.n_copies), bool(arm.n_cases))
+    as_named = has == tuple(word in before for word in ("standard-x", "copies-x", "real-"))
+    as_named = as_named and bool(arm.moves) == (not all(map(_plain_label, parts)))
     if not as_named or not all(labels) or not name.endswith(pairs):
         return arm.name
     label = " + ".join(labels)
@@ -91,7 +95,6 @@ def _plain_label(part: str) -> str:
     """Return what a part of an arm's name without synthetic pairs is called; "" where it is no such part."""
     for pattern, label in (
         ("reference", "Reference"),
-        ("moved", "Moved in every step"),
         (r"standard-x(\d+)", "Standard aug. ×{}"),
         (r"copies-x(\d+)", "Copies ×{}"),
         (r"real-(\d+)", "Real, {} cases"),
@@ -104,8 +107,9 @@ def _plain_label(part: str) -> str:
 def generator_label(name: str) -> str:
     """Return a generator's name as printed: LSGAN, VAE, HVAE aggregated, or as the sweep has it."""
     generator, dash, sampler = name.partition("-")
-    known = generator in KNOWN_GENERATORS and (not dash or sampler in get_args(Sampler))
-    return f"{generator.upper()} {sampler}".strip() if known else name
+    labels = {**generator_labels(), **{name: name.upper() for name in KNOWN_GENERATORS}}
+    known = generator in labels and (not dash or sampler in get_args(Sampler))
+    return f"{labels[generator]} {sampler}".strip() if known else name
 
 
 def ordered_sources(plan: Plan, data: str) -> list[str]:

@@ -3,25 +3,25 @@
 | name | trained on |
 |---|---|
 | ``reference`` | the real training pairs |
-| ``standard-x5``, ``copies-x5`` | these, and moved or plain copies of them: 5 times as many in all
-| | ``moved`` | these, moved at random in every step |
+| ``standard-x5``, ``copies-x5`` | these, and moved or plain copies of them: 5 times as many in all |
+| ``moved``, or an augmentation of the sweep's | these, augmented at random in every step |
 | ``real-300`` | the pairs of 300 real cases: the training cases, and others that nobody tests on |
 | ``hvae+100``, ``hvae-aggregated+100`` | with the first 100 synthetic pairs of a source |
 | ``hvae-shuffled+100`` | with these, each under another one's mask |
 | ``hvae-only+100`` | on these alone |
-| ``hvae-first+100`` | on these alone in the first half of the training, then on the real ones alone
-|
+| ``hvae-first+100`` | on these alone in the first half of the training, then on the real ones |
 
-Names are joined by "+" (``standard-x5+hvae+100``), and end in ``@steps`` or ``@epochs`` where an
+Names are joined by "+" (``standard-x5+hvae+100``). They end in ``@steps`` or ``@epochs`` where an
 arm's budget is not the sweep's.
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hvae_hpc.config.model import MovesConfig, require_share
+from hvae_hpc.config.kinds import AugmentationConfig
+from hvae_hpc.config.model import require_share
 from hvae_hpc.errors import UserError
 
 Budget = Literal["epochs", "steps"]
@@ -49,7 +49,7 @@ class ArmConfig:
         alone: the synthetic pairs are all there is.
         first_share: share of the training, from its start, in which the synthetic pairs are all
             there is, and after which they are gone; 0 for pairs that are there throughout.
-        moves: random moves of all pairs in every step; None for none.
+        moves: augmentation of all pairs in every step; None for none.
         generator_seed: which training of the generator.
     """
 
@@ -62,18 +62,21 @@ class ArmConfig:
     shuffled: bool = False
     alone: bool = False
     first_share: float = 0.0
-    moves: MovesConfig | None = None
+    moves: AugmentationConfig | None = None
     generator_seed: int = 0
 
     def __post_init__(self) -> None:
         require_share(self, "first_share")
-        if (self.shuffled or self.alone or self.first_share) and not self.n_synthetic:
+        stands_alone = self.alone or self.first_share
+        has_copies = self.n_standard or self.n_copies
+        if (self.shuffled or stands_alone) and not self.n_synthetic:
             raise ValueError("shuffled, alone and first_share are about synthetic pairs; add some")
-        if (self.alone or self.first_share) and (self.n_standard or self.n_copies):
+        if stands_alone and has_copies:
             raise ValueError("its synthetic pairs stand alone, so no copies are added to them")
-        if self.n_cases and (self.n_standard or self.n_copies or self.alone or self.first_share):
+        if self.n_cases and (has_copies or stands_alone):
             raise ValueError(
-                "copies, and pairs that stand alone, go with the split's training cases; leave n_cases at 0"
+                "copies, and pairs that stand alone, go with the split's training cases; "
+                "leave n_cases at 0"
             )
 
     @property
@@ -82,46 +85,54 @@ class ArmConfig:
         return self.n_synthetic + self.n_standard + self.n_copies
 
 
-def parse_arm(name: str, sources: Collection[str], n_real: int, moves: MovesConfig) -> ArmConfig:
+def parse_arm(
+    name: str,
+    sources: Collection[str],
+    n_real: int,
+    augmentations: Mapping[str, AugmentationConfig],
+) -> ArmConfig:
     """Read an arm's name.
 
     Args:
         name: see the table above; a budget at its end is left to :func:`budget_of`.
         sources: of synthetic pairs: generators, and these with a sampler.
         n_real: real training pairs, which factors multiply.
-        moves: those of "moved".
+        augmentations: those in every step, by name.
 
     Raises:
         UserError: the name says nothing, names no source, or what it asks for contradicts itself.
     """
-    asked: dict[str, Any] = {}
-    new: dict[str, Any]
+    fields: dict[str, Any] = {}
     parts = name.split("@")[0].split("+")
     while parts:
         part = parts.pop(0)
-        if made := re.fullmatch(r"(standard|copies)-x([1-9]\d*)", part):
-            new = {f"n_{made[1]}": (int(made[2]) - 1) * n_real}
+        source, use = _source_and_use(part, sources)
+        if factor := re.fullmatch(r"(standard|copies)-x([1-9]\d*)", part):
+            new: dict[str, Any] = {f"n_{factor[1]}": (int(factor[2]) - 1) * n_real}
         elif cases := re.fullmatch(r"real-([1-9]\d*)", part):
             new = {"n_cases": int(cases[1])}
-        elif part == "moved":
-            new = {"moves": moves}
-        elif part == "reference" and not parts and not asked:
+        elif part in augmentations:
+            new = {"moves": augmentations[part]}
+        elif part == "reference" and not parts and not fields:
             new = {}
-        else:
-            source, use = _source_and_use(part, sources)
-            if not source or not parts or not re.fullmatch(r"[1-9]\d*", parts[0]):
-                raise UserError(
-                    f"arm {name!r}: {part!r} is not reference, moved, standard-xF, copies-xF, real-N or SOURCE+N, with "
-                    f"a SOURCE of {', '.join(sources) or 'none'}, or SOURCE-shuffled, SOURCE-only, SOURCE-first"
-                )
+        elif source and parts and re.fullmatch(r"[1-9]\d*", parts[0]):
             new = {"generator": source, "n_synthetic": int(parts.pop(0)), **USES.get(use, {})}
-        if set(new) & set(asked) or 0 in new.values():
+        else:
             raise UserError(
-                f"arm {name!r}: {part!r}, expected each kind of pairs once, and a factor of 2 or more"
+                f"arm {name!r}: {part!r} is not reference, {', '.join(augmentations)}, "
+                "standard-xF, copies-xF, real-N or SOURCE+N, with a SOURCE of "
+                f"{', '.join(sources) or 'none'}, or SOURCE-shuffled, SOURCE-only, SOURCE-first"
             )
-        asked |= new
+
+        if set(new) & set(fields) or 0 in new.values():
+            raise UserError(
+                f"arm {name!r}: {part!r}, expected each kind of pairs once, "
+                "and a factor of 2 or more"
+            )
+        fields |= new
+
     try:
-        return ArmConfig(name=name, **asked)
+        return ArmConfig(name=name, **fields)
     except ValueError as error:
         raise UserError(f"arm {name!r}: {error}") from error
 
@@ -138,12 +149,12 @@ def budget_of(name: str, default: Budget) -> Budget:
     for known in BUDGETS:
         if budget == known:
             return known
-    raise UserError(
-        f"arm {name!r}: ends in {at + budget!r}, expected {' or '.join('@' + b for b in BUDGETS)}"
-    )
+    expected = " or ".join(f"@{known}" for known in BUDGETS)
+    raise UserError(f"arm {name!r}: ends in {at + budget!r}, expected {expected}")
 
 
 def _source_and_use(part: str, sources: Collection[str]) -> tuple[str, str]:
+    """Split "hvae-shuffled" into source and use; two empty strings where it names no source."""
     if part in sources:
         return part, ""
     source, _, use = part.rpartition("-")

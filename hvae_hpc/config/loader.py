@@ -1,4 +1,4 @@
-"""The one strict loader: plain data (TOML, config.json, metrics.json) to frozen dataclasses and back.
+"""The one strict loader: plain data (TOML, config.json, metrics.json) to dataclasses and back.
 
 An unknown key is an error that names the nearest field, a value of the wrong type is an error that
 names the field, and nothing is guessed. Config dataclasses check their own values in
@@ -8,7 +8,6 @@ names the field, and nothing is guessed. Config dataclasses check their own valu
 import dataclasses
 import difflib
 import json
-import math
 import sys
 import tomllib
 import types
@@ -18,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
+from hvae_hpc.config.kinds import choose_class
 from hvae_hpc.errors import UserError
 
 T = TypeVar("T")
@@ -28,8 +28,8 @@ def load(cls: type[T], data: Any, where: str) -> T:
 
     Args:
         cls: a dataclass; its fields may be int, float, bool, str, Literal, None, ``X | Y`` of
-            those, ``tuple[X, ...]``, ``dict[str, X]``, dataclasses, and unions of dataclasses that
-            are told apart by a ``kind: Literal[...]`` field.
+            those, ``tuple[X, ...]``, ``dict[str, X]`` and dataclasses. Of a class with kinds
+            (:mod:`hvae_hpc.config.kinds`), the data's ``kind`` says which subclass is built.
         data: a mapping as TOML or JSON give it.
         where: the file and field that data came from, for messages.
 
@@ -38,6 +38,7 @@ def load(cls: type[T], data: Any, where: str) -> T:
     """
     if not isinstance(data, Mapping):
         raise UserError(f"{where}: got {_shown(data)}, expected a table of {_names(cls)}")
+    cls = choose_class(cls, data.get("kind"), where)
     hints, required = _fields(cls)  # type: ignore[arg-type]
     for key in data:
         if key not in hints:
@@ -82,10 +83,10 @@ def read_toml(path: Path, library: Path) -> dict[str, Any]:
 
     Args:
         path: the file.
-        library: the folder in which a bare NAME of ``extends`` stands as ``NAME.toml``.
+        library: the folder in which a bare NAME of ``extends`` lies as ``NAME.toml``.
 
     Raises:
-        UserError: the file is missing or is not TOML, or the chain of ``extends`` bites its tail.
+        UserError: the file is missing or is not TOML, or ``extends`` goes in a circle.
     """
     chain: list[Path] = []
     tables: list[dict[str, Any]] = []
@@ -126,7 +127,8 @@ def find_toml(name: str, library: Path, beside: Path = Path()) -> Path:
     if not path.is_file():
         known = sorted(file.stem for file in library.glob("*.toml"))
         raise UserError(
-            f"{name!r} is not one of {', '.join(known)}; for a file of your own give a path that ends in .toml"
+            f"{name!r} is not one of {', '.join(known)}; "
+            "for a file of your own give a path that ends in .toml"
         )
     return path
 
@@ -164,75 +166,56 @@ def _fields(cls: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
     return {field.name: hints[field.name] for field in fields}, required
 
 
-@cache
-def _parts(hint: Any) -> tuple[Any, tuple[Any, ...]]:
-    return get_origin(hint), get_args(hint)
-
-
 def _convert(hint: Any, value: Any, where: str) -> Any:
-    if hint is type(value) and (
-        hint is not float or math.isfinite(value)
-    ):  # most values, and quickly
+    """Return a value as a type hint asks for it, or say that it does not fit."""
+    if hint is Any or (hint is type(value) and hint is not float):  # most values, and quickly
         return value
-    if hint is Any:
-        return value
+
     origin, inner = _parts(hint)
     if origin in (types.UnionType, typing.Union):
-        return _convert_union(inner, value, where)
-    if origin is Literal:
-        if value not in inner or isinstance(value, bool):
-            options = " | ".join(map(str, inner))
-            raise UserError(f"{where}: got {_shown(value)}, expected {options}")
-        return value
+        if value is None and type(None) in inner:
+            return None
+        options = [option for option in inner if option is not type(None)]
+        fitting = (option for option in options if _fits(option, value))
+        return _convert(next(fitting, options[0]), value, where)
     if origin is tuple and isinstance(value, (list, tuple)):
         if inner[-1] is not Ellipsis and len(inner) != len(value):
             raise UserError(f"{where}: got {_shown(value)}, expected {len(inner)} values")
         return tuple(_convert(inner[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is dict and isinstance(value, Mapping):
-        if inner[1] is Any:
-            return {str(key): item for key, item in value.items()}
         return {str(key): _convert(inner[1], item, f"{where}.{key}") for key, item in value.items()}
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return load(hint, value, where)
+
+    if dataclasses.is_dataclass(hint):
+        return load(hint, value, where)  # type: ignore[arg-type]
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         if not abs(value) <= sys.float_info.max:
             raise UserError(f"{where}: got {_shown(value)}, expected a finite number")
         return float(value)
-    right = (
-        isinstance(hint, type)
-        and isinstance(value, hint)
-        and not (hint is int and isinstance(value, bool))
-    )
-    if not right:
-        expected = getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
-        raise UserError(f"{where}: got {_shown(value)}, expected {expected}")
+    if not _fits(hint, value):
+        raise UserError(f"{where}: got {_shown(value)}, expected {_hint_name(hint)}")
     return value
 
 
-def _convert_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
-    if value is None and type(None) in options:
-        return None
-    classes = [o for o in options if isinstance(o, type) and dataclasses.is_dataclass(o)]
-    if len(classes) == 1 and isinstance(value, Mapping):
-        return load(classes[0], value, where)
-    if classes and isinstance(value, Mapping):
-        kinds = {get_args(_fields(option)[0]["kind"])[0]: option for option in classes}
-        if value.get("kind") not in kinds:
-            raise UserError(
-                f"{where}.kind: got {_shown(value.get('kind'))}, expected {' | '.join(kinds)}"
-            )
-        return load(kinds[value["kind"]], value, where)
-    for option in options:
-        if get_origin(option) is Literal and isinstance(value, str) and value in get_args(option):
-            return value
-        if (
-            isinstance(option, type)
-            and isinstance(value, option)
-            and not (option is int and isinstance(value, bool))
-        ):
-            return value
-    plain = [option for option in options if option is not type(None)]
-    return _convert(plain[0], value, where)
+def _fits(hint: Any, value: Any) -> bool:
+    """Say whether a value is one of a Literal's, or of a plain type; a bool is no int."""
+    origin, inner = _parts(hint)
+    if origin is Literal:
+        return value in inner and not isinstance(value, bool)
+    if not isinstance(hint, type) or (hint is int and isinstance(value, bool)):
+        return False
+    return isinstance(value, hint)
+
+
+@cache
+def _parts(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+    return get_origin(hint), get_args(hint)
+
+
+def _hint_name(hint: Any) -> str:
+    origin, inner = _parts(hint)
+    if origin is Literal:
+        return " | ".join(map(str, inner))
+    return hint.__name__ if origin is None else str(hint)
 
 
 def _nearest(key: str, names: list[str]) -> str:
@@ -241,7 +224,7 @@ def _nearest(key: str, names: list[str]) -> str:
 
 
 def _names(cls: Any) -> str:
-    return ", ".join(field.name for field in dataclasses.fields(cls))
+    return ", ".join(field.name for field in dataclasses.fields(cls)) or "a kind"
 
 
 def _shown(value: Any) -> str:

@@ -1,25 +1,48 @@
-"""What the networks and their training are asked: the parts of a stage's config that several stages share.
+"""What the networks and their training are asked: parts that several stages' configs share.
 
 All of it is hashed into run ids. The classes live apart from the torch code that they configure,
 because planning a sweep must not import torch.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
+
+from hvae_hpc.config.kinds import AugmentationConfig, GeneratorConfig
 
 
 def require_positive(config: Any, *names: str) -> None:
     """Raise ValueError where one of a config's fields is not above zero."""
-    for name in names:
-        if not getattr(config, name) > 0:
-            raise ValueError(f"{name} is {getattr(config, name)}, expected more than 0")
+    _require(config, names, "more than 0", lambda value: value > 0)
+
+
+def require_not_negative(config: Any, *names: str) -> None:
+    """Raise ValueError where one of a config's fields is below zero."""
+    _require(config, names, "0 or more", lambda value: value >= 0)
 
 
 def require_share(config: Any, *names: str) -> None:
     """Raise ValueError where one of a config's fields is not between 0 and 1."""
+    _require(config, names, "a share between 0 and 1", lambda value: 0 <= value <= 1)
+
+
+def require_below_one(config: Any, *names: str) -> None:
+    """Raise ValueError where one of a config's fields is not in [0, 1)."""
+    _require(config, names, "a number in [0, 1)", lambda value: 0 <= value < 1)
+
+
+def require_degrees(config: Any, *names: str) -> None:
+    """Raise ValueError where one of a config's fields is no angle between 0 and 180 degrees."""
+    _require(config, names, "degrees between 0 and 180", lambda value: 0 <= value <= 180)
+
+
+def _require(
+    config: Any, names: tuple[str, ...], expected: str, holds: Callable[[Any], bool]
+) -> None:
     for name in names:
-        if not 0 <= getattr(config, name) <= 1:
-            raise ValueError(f"{name} is {getattr(config, name)}, expected a share between 0 and 1")
+        value = getattr(config, name)
+        if not holds(value):
+            raise ValueError(f"{name} is {value}, expected {expected}")
 
 
 def require_halvings(config_name: str, image_size: tuple[int, int], halvings: int) -> None:
@@ -27,8 +50,8 @@ def require_halvings(config_name: str, image_size: tuple[int, int], halvings: in
     factor = 2**halvings
     if any(side % factor for side in image_size):
         raise ValueError(
-            f"images of {image_size[0]}x{image_size[1]} px, expected multiples of {factor} for {config_name}; "
-            "change image_px, or have fewer levels"
+            f"images of {image_size[0]}x{image_size[1]} px, expected multiples of {factor} "
+            f"for {config_name}; change image_px, or have fewer levels"
         )
 
 
@@ -54,18 +77,32 @@ class NetworkConfig:
             raise ValueError(f"channels is {self.channels}, expected one positive number per level")
         for level in self.attention_levels:
             if not 0 <= level < len(self.channels):
-                raise ValueError(
-                    f"attention_levels has {level}, expected levels from 0 to {len(self.channels) - 1}"
-                )
+                last = len(self.channels) - 1
+                raise ValueError(f"attention_levels has {level}, expected levels from 0 to {last}")
         for channels in self.channels:
             if channels % self.attention_heads:
                 raise ValueError(
-                    f"channels has {channels}, expected multiples of attention_heads = {self.attention_heads}"
+                    f"channels has {channels}, expected multiples of "
+                    f"attention_heads = {self.attention_heads}"
                 )
+
+    def check_image_size(self, name: str, image_size: tuple[int, int]) -> None:
+        """Raise ValueError where images (height, width) cannot be halved once per level."""
+        levels = len(self.channels)
+        require_halvings(f"{name}.network.channels of {levels} levels", image_size, levels - 1)
+
+    def operations_per_pixel(self) -> float:
+        """Return the operations of a pass forward through encoder and decoder, per pixel."""
+        per_level = (width**2 / 4**level for level, width in enumerate(self.channels))
+        return 18.0 * 8 * sum(per_level)
+
+    def weight_count(self) -> float:
+        """Return about how many weights encoder and decoder have."""
+        return 9.0 * 8 * sum(width**2 for width in self.channels)
 
 
 @dataclass(frozen=True, kw_only=True)
-class HVAEConfig:
+class HVAEConfig(GeneratorConfig):
     """The Hamiltonian VAE; with ``n_leapfrog = 0`` it is the VAE on the same network.
 
     Attributes:
@@ -93,6 +130,11 @@ class HVAEConfig:
         flow_from: share of the training after which the flow is on.
     """
 
+    network_class: ClassVar[str] = "hvae_hpc.models.hvae:HVAE"
+    label: ClassVar[str] = "HVAE"
+    samplers: ClassVar[tuple[str, ...]] = ("prior", "aggregated", "mixture", "hmc", "mask")
+    pairs_apart: ClassVar[bool] = True
+
     kind: Literal["hvae"] = "hvae"
     network: NetworkConfig = NetworkConfig()
     n_leapfrog: int = 3
@@ -114,35 +156,78 @@ class HVAEConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "step_size", "sigma_x", "sigma_x_floor", "mask_weight")
+        require_share(self, "kl_warm_up", "flow_from")
         if self.n_leapfrog < 0:
             raise ValueError(f"n_leapfrog is {self.n_leapfrog}, expected 0 (the VAE) or more")
+
+        # A learned value starts inside its bounds, or no gradient would move it.
         if self.learn_step_size and self.step_size >= self.step_size_max:
             raise ValueError(
-                f"step_size is {self.step_size}, expected less than step_size_max = {self.step_size_max}"
+                f"step_size is {self.step_size}, expected less than "
+                f"step_size_max = {self.step_size_max}"
             )
         if self.learn_sigma_x and self.sigma_x <= self.sigma_x_floor:
             raise ValueError(
                 f"sigma_x is {self.sigma_x}, expected more than sigma_x_floor = {self.sigma_x_floor}"
             )
+
         if not 0 < self.sqrt_beta_0 <= 1:
             raise ValueError(f"sqrt_beta_0 is {self.sqrt_beta_0}, expected a number in (0, 1]")
         if self.tempering == "free" and self.n_leapfrog and self.sqrt_beta_0 == 1:
             raise ValueError(
-                'sqrt_beta_0 = 1 with tempering = "free" leaves nothing to learn from; use tempering = "none"'
+                'sqrt_beta_0 = 1 with tempering = "free" leaves nothing to learn from; '
+                'use tempering = "none"'
             )
         if self.metropolis and self.tempering != "none":
             raise ValueError(
-                f'metropolis with tempering = "{self.tempering}", expected "none": the test needs it so'
+                f'metropolis with tempering = "{self.tempering}", expected "none": '
+                "the test needs it so"
             )
-        require_share(self, "kl_warm_up", "flow_from")
         if self.n_leapfrog and self.flow_from < self.kl_warm_up:
             raise ValueError(
                 f"flow_from is {self.flow_from}, expected at least kl_warm_up = {self.kl_warm_up}"
             )
 
+    @property
+    def has_density(self) -> bool:
+        """Whether images have a density: a Gaussian one; a Bernoulli's is none."""
+        return self.image_likelihood == "gaussian"
+
+    def check_image_size(self, name: str, image_size: tuple[int, int]) -> None:
+        """Raise ValueError where the network cannot halve the images."""
+        self.network.check_image_size(name, image_size)
+
+    def check_training(self, optim: "OptimConfig") -> None:
+        """Raise ValueError where the flow would overflow, or be on in no step."""
+        if self.n_leapfrog == 0:
+            return
+        if optim.precision == "fp16":
+            raise ValueError(
+                'optim.precision is "fp16", expected "bf16" or "fp32": '
+                "the flow's second derivatives overflow"
+            )
+        last_step = 1 - optim.batch_size / optim.images
+        if self.flow_from > last_step:
+            raise ValueError(
+                f"model.flow_from is {self.flow_from}, expected at most {last_step:.3g}, where the "
+                "last step begins: the flow would be on in none; for a VAE give model.n_leapfrog = 0"
+            )
+
+    def operations_per_pixel(self) -> float:
+        """Return a training step's operations per pixel; K leaps take K + 1 gradients twice."""
+        passes = 1.0
+        if self.n_leapfrog:
+            with_flow = 0.5 + self.n_leapfrog + 1
+            passes = self.flow_from + (1 - self.flow_from) * with_flow
+        return 3 * self.network.operations_per_pixel() * passes
+
+    def weight_count(self) -> float:
+        """Return about how many weights the network has."""
+        return self.network.weight_count()
+
 
 @dataclass(frozen=True, kw_only=True)
-class LSGANConfig:
+class LSGANConfig(GeneratorConfig):
     """The least-squares GAN (Mao et al. 2017): the same decoder against a discriminator of pairs.
 
     Attributes:
@@ -152,6 +237,9 @@ class LSGANConfig:
         differentiable_augmentation: flips, small affine moves and (image only) brightness and
             contrast of real and generated pairs before the discriminator sees them.
     """
+
+    network_class: ClassVar[str] = "hvae_hpc.models.lsgan:LSGAN"
+    label: ClassVar[str] = "LSGAN"
 
     kind: Literal["lsgan"] = "lsgan"
     network: NetworkConfig = NetworkConfig()
@@ -164,6 +252,24 @@ class LSGANConfig:
             raise ValueError(
                 f"discriminator_channels is {self.discriminator_channels}, expected positive numbers"
             )
+
+    def check_image_size(self, name: str, image_size: tuple[int, int]) -> None:
+        """Raise ValueError where decoder or discriminator cannot halve the images."""
+        self.network.check_image_size(name, image_size)
+        halvings = len(self.discriminator_channels)
+        if min(image_size) < 2**halvings:
+            raise ValueError(
+                f"images of {image_size[0]}x{image_size[1]} px, expected at least {2**halvings} for "
+                f"the {halvings} levels of {name}.discriminator_channels; have fewer levels"
+            )
+
+    def operations_per_pixel(self) -> float:
+        """Return a training step's operations per pixel: two phases."""
+        return 3 * self.network.operations_per_pixel() * 2
+
+    def weight_count(self) -> float:
+        """Return about how many weights the network has."""
+        return self.network.weight_count()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,21 +327,13 @@ class OptimConfig:
             raise ValueError(
                 f"images is {self.images}, expected a multiple of batch_size = {self.batch_size}"
             )
-        if not 0 <= self.warm_up < 1:
-            raise ValueError(f"warm_up is {self.warm_up}, expected a share in [0, 1)")
-        for name in ("beta_1", "beta_2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected a number in [0, 1)")
-        for name in ("weight_decay", "clip_norm"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or more")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay is {self.ema_decay}, expected a number in [0, 1)")
+        require_below_one(self, "warm_up", "beta_1", "beta_2", "ema_decay")
+        require_not_negative(self, "weight_decay", "clip_norm")
 
 
 @dataclass(frozen=True, kw_only=True)
-class MovesConfig:
-    """Random moves of image and mask together while a generator is trained.
+class MovesConfig(AugmentationConfig):
+    """Random moves of image and mask together in every step of a training.
 
     Attributes:
         flip: probability of a left-right flip.
@@ -244,6 +342,9 @@ class MovesConfig:
         shift: largest shift, as a share of the image's side.
     """
 
+    augmentation_class: ClassVar[str] = "hvae_hpc.models.augmentations:Moves"
+    label: ClassVar[str] = "Moved in every step"
+
     flip: float = 0.5
     rotate_deg: float = 10.0
     scale: float = 0.1
@@ -251,5 +352,4 @@ class MovesConfig:
 
     def __post_init__(self) -> None:
         require_share(self, "flip", "scale", "shift")
-        if not 0 <= self.rotate_deg <= 180:
-            raise ValueError(f"rotate_deg is {self.rotate_deg}, expected degrees between 0 and 180")
+        require_degrees(self, "rotate_deg")

@@ -7,15 +7,16 @@ torch.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from hvae_hpc.config.arms import ArmConfig
+from hvae_hpc.config.kinds import AugmentationConfig, GeneratorConfig
 from hvae_hpc.config.model import (
-    HVAEConfig,
-    LSGANConfig,
     MovesConfig,
     OptimConfig,
     UNetConfig,
+    require_degrees,
+    require_not_negative,
     require_positive,
     require_share,
 )
@@ -66,24 +67,13 @@ class TrainConfig:
     generator: str
     split: SplitConfig
     image_px: int
-    model: HVAEConfig | LSGANConfig
+    model: GeneratorConfig
     optim: OptimConfig
-    moves: MovesConfig = field(default_factory=MovesConfig)
+    moves: AugmentationConfig = field(default_factory=MovesConfig)
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.model, HVAEConfig) or self.model.n_leapfrog == 0:
-            return
-        if self.optim.precision == "fp16":
-            raise ValueError(
-                'optim.precision is "fp16", expected "bf16" or "fp32": the flow\'s second derivatives overflow'
-            )
-        last_step = 1 - self.optim.batch_size / self.optim.images
-        if self.model.flow_from > last_step:
-            raise ValueError(
-                f"model.flow_from is {self.model.flow_from}, expected at most {last_step:.3g}, where the last step "
-                "begins: the flow would be on in none; for a VAE give model.n_leapfrog = 0"
-            )
+        self.model.check_training(self.optim)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,8 +118,7 @@ class LikelihoodConfig:
         require_positive(
             self, "chains", "temperatures", "leaps", "step_size", "estimates", "importance_samples"
         )
-        if self.cases < 0:
-            raise ValueError(f"cases is {self.cases}, expected 0 (all) or more")
+        require_not_negative(self, "cases")
         if self.estimates < 2:
             raise ValueError(
                 f"estimates is {self.estimates}, expected 2 or more: one alone has no spread"
@@ -178,8 +167,7 @@ class GenerateConfig:
     def __post_init__(self) -> None:
         require_positive(self, "n_pairs", "max_draws_per_pair", "components")
         require_positive(self, "hmc_proposals", "hmc_leaps", "hmc_step_size")
-        if self.posterior_noise < 0:
-            raise ValueError(f"posterior_noise is {self.posterior_noise}, expected 0 or more")
+        require_not_negative(self, "posterior_noise")
         if not 0 < self.threshold < 1:
             raise ValueError(f"threshold is {self.threshold}, expected a probability in (0, 1)")
 
@@ -196,30 +184,50 @@ def source_name(generator: str, sampler: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Standard augmentation: moved copies of the real training pairs, made once with torchio.
+    """Make augmented copies of the real training pairs, once, and store them.
+
+    A subclass is a kind of copies. All kinds but the standard ones have a field ``kind``.
 
     Attributes:
+        copy_function: ``module:function`` that makes one copy; see
+            :func:`hvae_hpc.evaluation.augment.move_pair`.
         n_pairs: copies to make; copy i is of real pair i modulo their number.
-        flip: probability of a left-right flip.
-        rotate_deg: largest rotation, degrees.
-        crop_min: smallest side of the random crop that is resized to full size, as a share.
         seed: of the draws.
     """
+
+    entry_points: ClassVar[str] = "hvae_hpc.copies"
+    copy_function: ClassVar[str]
 
     data: str
     split: SplitConfig
     image_px: int
     n_pairs: int = 400
-    flip: float = 0.5
-    rotate_deg: float = 20.0
-    crop_min: float = 0.8
     seed: int = 0
 
     def __post_init__(self) -> None:
         require_positive(self, "n_pairs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StandardCopiesConfig(AugmentConfig):
+    """Standard augmentation: copies moved at random with torchio.
+
+    Attributes:
+        flip: probability of a left-right flip.
+        rotate_deg: largest rotation, degrees.
+        crop_min: smallest side of the random crop that is resized to full size, as a share.
+    """
+
+    copy_function: ClassVar[str] = "hvae_hpc.evaluation.augment:move_pair"
+
+    flip: float = 0.5
+    rotate_deg: float = 20.0
+    crop_min: float = 0.8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         require_share(self, "flip")
-        if not 0 <= self.rotate_deg <= 180:
-            raise ValueError(f"rotate_deg is {self.rotate_deg}, expected degrees between 0 and 180")
+        require_degrees(self, "rotate_deg")
         if not 0 < self.crop_min <= 1:
             raise ValueError(f"crop_min is {self.crop_min}, expected a share in (0, 1]")
 

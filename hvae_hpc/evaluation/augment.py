@@ -1,18 +1,18 @@
-"""The augment stage: standard augmentation with torchio, done once, on a CPU, into a shard.
+"""The augment stage: augmented copies of the real pairs, made once, on a CPU, into a shard.
 
-A copy is flipped with some probability, rotated, and a random crop of it is resized to full size:
-    linear
-interpolation for the image, nearest for the mask.
+A standard copy is flipped with some probability, rotated, and a random crop of it is resized to
+full size, with torchio: linear interpolation for the image, nearest for the mask. Another kind of
+copies is a config with a ``copy_function`` of its own.
 """
 
 import json
+import pkgutil
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from hvae_hpc.config.stages import AugmentConfig
+from hvae_hpc.config.stages import AugmentConfig, StandardCopiesConfig
 from hvae_hpc.evaluation.generate import SHOWN
 from hvae_hpc.evaluation.samples import write_samples
 from hvae_hpc.preprocess.store.pairs import Pairs
@@ -20,13 +20,13 @@ from hvae_hpc.preprocess.store.reader import read_dataset
 from hvae_hpc.preprocess.store.shards import write_pairs
 from hvae_hpc.runs.folder import PAIRS
 from hvae_hpc.runs.workplace import Outcome, Workplace
-from hvae_hpc.training.batches import generator_for, to_tensors
+from hvae_hpc.training.batches import PairTensors, generator_for, to_tensors
 from hvae_hpc.training.device import choose_device
 from hvae_hpc.training.train import read_split
 
 
 def augment_pairs(config: AugmentConfig, workplace: Workplace) -> Outcome | None:
-    """Make moved copies of the split's training pairs; they go to ``pairs.h5``.
+    """Make augmented copies of the split's training pairs; they go to ``pairs.h5``.
 
     Returns:
         Their number as a metric; None where it was asked to leave.
@@ -35,15 +35,17 @@ def augment_pairs(config: AugmentConfig, workplace: Workplace) -> Outcome | None
     split = read_split(workplace.data, config.split)
     real = read_dataset(workplace.data, split.train)
     data = to_tensors(real, config.image_px)
+
+    make_copy = pkgutil.resolve_name(config.copy_function)
+    rows = [copy % len(data) for copy in range(config.n_pairs)]
     images, masks = [], []
-    for copy in range(config.n_pairs):
+    for copy, row in enumerate(rows):
         if workplace.stopped():
             return None
-        row = copy % len(data)
-        image, mask = move_pair(data.images[row], data.masks[row], config, copy)
+        image, mask = make_copy(data, row, config, copy)
         images.append(image)
         masks.append(mask)
-    rows = [copy % len(data) for copy in range(config.n_pairs)]
+
     pairs = Pairs(
         images=np.stack(images),
         masks=np.stack(masks),
@@ -57,22 +59,26 @@ def augment_pairs(config: AugmentConfig, workplace: Workplace) -> Outcome | None
     return Outcome(metrics={"pairs": float(len(pairs))}, details={"train_cases": list(split.train)})
 
 
-def move_pair(image: Tensor, mask: Tensor, config: AugmentConfig, copy: int) -> tuple[Any, Any]:
+def move_pair(
+    data: PairTensors, row: int, config: StandardCopiesConfig, copy: int
+) -> tuple[Any, Any]:
     """Return one moved copy as arrays: image (H, W) float32 in [0, 1], mask (H, W) uint8.
 
     Args:
-        image, mask: (1, H, W).
-        config: how far.
+        data: the real training pairs.
+        row: the pair that is copied.
+        config: how far it moves.
         copy: its number, which with the seed decides its moves.
     """
     import torchio  # seconds of import, for this stage alone
 
     draw = torch.rand(5, generator=generator_for(config.seed, "augment", copy)).tolist()
-    height, width = image.shape[1:]
+    height, width = data.image_size
     subject = torchio.Subject(
-        image=torchio.ScalarImage(tensor=image[..., None]),
-        mask=torchio.LabelMap(tensor=mask[..., None].to(torch.uint8)),
+        image=torchio.ScalarImage(tensor=data.images[row][..., None]),
+        mask=torchio.LabelMap(tensor=data.masks[row][..., None].to(torch.uint8)),
     )
+
     steps = []
     if draw[0] < config.flip:
         steps.append(torchio.Flip(axes=(1,)))  # axis 1 is the column: left-right
@@ -84,7 +90,8 @@ def move_pair(image: Tensor, mask: Tensor, config: AugmentConfig, copy: int) -> 
     top, left = round(draw[3] * (height - rows)), round(draw[4] * (width - columns))
     steps.append(torchio.Crop((top, height - rows - top, left, width - columns - left, 0, 0)))
     steps.append(torchio.Resize((height, width, 1), image_interpolation="linear"))
+
     moved = torchio.Compose(steps)(subject)
-    image_out = moved.image.data[0, :, :, 0].clamp(0, 1).float().numpy()
-    mask_out = (moved.mask.data[0, :, :, 0] > 0).to(torch.uint8).numpy()
-    return image_out, mask_out
+    image = moved.image.data[0, :, :, 0].clamp(0, 1).float().numpy()
+    mask = (moved.mask.data[0, :, :, 0] > 0).to(torch.uint8).numpy()
+    return image, mask

@@ -1,22 +1,23 @@
 """The generate stage: accepted pairs of one trained generator, in a shard.
 
 A draw whose mask is smaller than the config's ``min_mask_px`` is rejected, because a pair without a
-tumour teaches segmentation nothing; how many were rejected is recorded with the pairs.
+tumour teaches segmentation nothing. How many were rejected is recorded with the pairs.
 """
 
 import json
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from hvae_hpc.config.loader import load, read_json
-from hvae_hpc.config.stages import GenerateConfig, TrainConfig
+from hvae_hpc.config.stages import GenerateConfig
 from hvae_hpc.errors import UserError
-from hvae_hpc.evaluation.samplers import make_sampler
+from hvae_hpc.evaluation.samplers import LatentSampler, make_sampler
 from hvae_hpc.evaluation.samples import write_samples
 from hvae_hpc.preprocess.store.pairs import Pairs
 from hvae_hpc.preprocess.store.shards import write_pairs
-from hvae_hpc.runs.folder import CONFIG, PAIRS
+from hvae_hpc.runs.folder import PAIRS
 from hvae_hpc.runs.workplace import Outcome, Workplace
 from hvae_hpc.training.dataset_cache import read_cases
 from hvae_hpc.training.device import choose_device, device_name
@@ -26,9 +27,18 @@ DRAWN_AT_ONCE = 64
 SHOWN = 12  # pairs that samples.npz keeps for the figures
 
 
+class _Accepted(NamedTuple):
+    """Images and masks (N, H, W), the number of each one's draw, and how many draws there were."""
+
+    images: NDArray[np.float32]
+    masks: NDArray[np.uint8]
+    draw_numbers: list[int]
+    draws: int
+
+
 @torch.no_grad()
 def generate_pairs(config: GenerateConfig, workplace: Workplace) -> Outcome | None:
-    """Draw from the parent "generator" until there are enough accepted pairs; they go to ``pairs.h5``.
+    """Draw from the parent "generator" until there are enough accepted pairs, for ``pairs.h5``.
 
     Returns:
         Draws and rejections as metrics; None where it was asked to leave.
@@ -37,64 +47,72 @@ def generate_pairs(config: GenerateConfig, workplace: Workplace) -> Outcome | No
         UserError: the generator makes hardly any masks.
     """
     device = choose_device(workplace)
-    folder = workplace.parents["generator"]
-    parent = load(TrainConfig, read_json(folder / CONFIG), str(folder / CONFIG))
-    model, train_cases = load_generator(parent.model, folder)
-    model = model.to(device)
+    generator = load_generator(workplace.parents["generator"])
+    model = generator.model.to(device)
     real = None
     if config.sampler != "prior":
-        real = read_cases(workplace.data, train_cases, parent.image_px, device)
-    sampler = make_sampler(config, model, parent.model.network.latent_size, real, device)
-    images, masks, draws, accepted = [], [], 0, 0
-    numbers: list[int] = []
-    limit = config.n_pairs * config.max_draws_per_pair
-    while accepted < config.n_pairs:
+        image_px = generator.config.image_px
+        real = read_cases(workplace.data, generator.train_cases, image_px, device)
+    sampler = make_sampler(config, generator.config.model, model, real, device)
+    accepted = _draw(config, model, sampler, workplace)
+    if accepted is None:
+        return None
+
+    # Count, and record with the pairs what they came from.
+    n = config.n_pairs
+    areas = accepted.masks[:n].sum((1, 2))
+    total = len(accepted.masks)
+    counts = {
+        "draws": accepted.draws,
+        "accepted": total,
+        "rejected": accepted.draws - total,
+        "smallest_mask_px": int(areas.min()),
+        **sampler.facts,
+    }
+    asked = {name: getattr(config, name) for name in ("sampler", "threshold", "min_mask_px")}
+    attributes = {name: str(value) for name, value in {**asked, **counts}.items()}
+    attributes["source_cases"] = json.dumps(generator.train_cases)
+    attributes["draw_numbers"] = json.dumps(accepted.draw_numbers[:n])
+
+    pairs = Pairs(
+        images=accepted.images[:n],
+        masks=accepted.masks[:n],
+        case_ids=tuple(f"{config.source}-{i:05d}" for i in range(n)),
+        slice_index=np.zeros(n, np.int32),
+        spacing_mm=np.full((n, 2), np.nan),
+        source_sha256=("",) * n,
+    )
+    write_pairs(workplace.folder / PAIRS, pairs, attributes)
+    write_samples(workplace.folder, images=pairs.images[:SHOWN], masks=pairs.masks[:SHOWN])
+
+    metrics = {name: float(value) for name, value in counts.items()}
+    return Outcome(
+        metrics={**metrics, "pairs": float(n), "mask_px_mean": float(areas.mean())},
+        details={"train_cases": list(generator.train_cases)},
+        device=device_name(device),
+    )
+
+
+def _draw(
+    config: GenerateConfig, model: Any, sampler: LatentSampler, workplace: Workplace
+) -> _Accepted | None:
+    """Draw until there are enough pairs with a mask; None where it was asked to leave."""
+    images, masks, numbers, draws = [], [], list[int](), 0
+    while len(numbers) < config.n_pairs:
         if workplace.stopped():
             return None
-        if draws >= limit:
+        if draws >= config.n_pairs * config.max_draws_per_pair:
             raise UserError(
-                f"{config.generator}: {accepted} of {draws} draws had a mask of {config.min_mask_px} px or more, "
-                f"{config.n_pairs} were asked for; train it longer, or lower generate.min_mask_px or n_pairs"
+                f"{config.generator}: {len(numbers)} of {draws} draws had a mask of "
+                f"{config.min_mask_px} px or more, {config.n_pairs} were asked for; train it "
+                "longer, or lower generate.min_mask_px or n_pairs"
             )
-        image, probability = model.decode(sampler.draw(DRAWN_AT_ONCE, draws))  # type: ignore[operator]
+
+        image, probability = model.decode(sampler.draw(DRAWN_AT_ONCE, draws))
         mask = probability[:, 0] > config.threshold
         keep = mask.sum((1, 2)) >= config.min_mask_px
         images.append(image[:, 0][keep].clamp(0, 1).cpu().numpy())
         masks.append(mask[keep].to(torch.uint8).cpu().numpy())
         numbers += (draws + keep.nonzero()[:, 0]).tolist()
         draws += DRAWN_AT_ONCE
-        accepted += int(keep.sum())
-    n = config.n_pairs
-    pairs = Pairs(
-        images=np.concatenate(images)[:n],
-        masks=np.concatenate(masks)[:n],
-        case_ids=tuple(f"{config.source}-{i:05d}" for i in range(n)),
-        slice_index=np.zeros(n, np.int32),
-        spacing_mm=np.full((n, 2), np.nan),
-        source_sha256=("",) * n,
-    )
-    record = {
-        "sampler": config.sampler,
-        "threshold": config.threshold,
-        "min_mask_px": config.min_mask_px,
-    }
-    areas = pairs.masks.sum((1, 2))
-    counts = {
-        "draws": draws,
-        "accepted": accepted,
-        "rejected": draws - accepted,
-        "smallest_mask_px": int(areas.min()),
-    }
-    attributes = {name: str(value) for name, value in {**record, **counts, **sampler.facts}.items()}
-    attributes |= {"source_cases": json.dumps(train_cases), "draw_numbers": json.dumps(numbers[:n])}
-    write_pairs(workplace.folder / PAIRS, pairs, attributes)
-    write_samples(workplace.folder, images=pairs.images[:SHOWN], masks=pairs.masks[:SHOWN])
-    return Outcome(
-        metrics={
-            **{name: float(value) for name, value in {**counts, **sampler.facts}.items()},
-            "pairs": float(n),
-            "mask_px_mean": float(areas.mean()),
-        },
-        details={"train_cases": list(train_cases)},
-        device=device_name(device),
-    )
+    return _Accepted(np.concatenate(images), np.concatenate(masks), numbers, draws)

@@ -1,7 +1,7 @@
-"""The likelihood stage: how likely a trained generator with an encoder finds pairs that it never saw.
+"""The likelihood stage: how likely a generator with an encoder finds pairs that it never saw.
 
 The bound of a training rewards a good encoder and a good flow as well as a good model. What
-compares models is log p(x, m) itself, here by annealed importance sampling, which uses no flow: it
+compares models is log p(x, m) itself, here by annealed importance sampling, which uses no flow. It
 sets out from the encoder's Gaussian or from the prior, and is unbiased for p(x, m) from either. Its
 effective sample size and the spread of independent estimates say how far to believe it.
 """
@@ -9,16 +9,15 @@ effective sample size and the spread of independent estimates say how far to bel
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from hvae_hpc.config.loader import load, read_json
-from hvae_hpc.config.stages import LikelihoodConfig, TrainConfig
+from hvae_hpc.config.stages import LikelihoodConfig
 from hvae_hpc.errors import UserError
 from hvae_hpc.evaluation.hamiltonian import Start, anneal
 from hvae_hpc.models.hvae import HVAE, LOG_2PI
-from hvae_hpc.runs.folder import CONFIG
 from hvae_hpc.runs.workplace import Outcome, Workplace
 from hvae_hpc.training.batches import PairTensors, generator_for
 from hvae_hpc.training.checkpoint import load_checkpoint, save_checkpoint
@@ -34,7 +33,9 @@ FLOW_SAMPLES = 16
 
 @torch.no_grad()
 def measure_likelihood(config: LikelihoodConfig, workplace: Workplace) -> Outcome | None:
-    """Estimate log p(x, m) of held-out pairs under the parent "generator", group by group, each kept as a checkpoint.
+    """Estimate log p(x, m) of held-out pairs under the parent "generator".
+
+    Pairs are estimated in groups, and what is known after each group is kept as a checkpoint.
 
     Returns:
         Means over cases as metrics, numbers per case; None where it was asked to leave.
@@ -43,57 +44,73 @@ def measure_likelihood(config: LikelihoodConfig, workplace: Workplace) -> Outcom
         UserError: the generator has no encoder or no density of images, or saw one of the cases.
     """
     device = choose_device(workplace)
-    folder = workplace.parents["generator"]
-    parent = load(TrainConfig, read_json(folder / CONFIG), str(folder / CONFIG))
-    model, train_cases = load_generator(parent.model, folder)
-    if not isinstance(model, HVAE) or model.config.image_likelihood != "gaussian":
+    generator = load_generator(workplace.parents["generator"])
+    if not generator.config.model.has_density:
         raise UserError(
-            f"{config.generator} has no encoder or no density of images; the likelihood stage is for (H)VAEs with a "
-            "Gaussian image"
+            f"{config.generator} has no encoder or no density of images; "
+            "the likelihood stage is for (H)VAEs with a Gaussian image"
         )
+    cases = _held_out_cases(config, workplace, generator.train_cases)
+    data = _read_first_slices(config, workplace, cases).to(device)
+    # The joint is compared: the mask's likelihood at its own weight, whatever it was trained at.
+    model: Any = generator.model.to(device)
+    model.config = replace(model.config, mask_weight=1.0)
+
+    # Group by group, from the last checkpoint on.
+    saved = load_checkpoint(workplace.folder) or {"images_seen": 0, "found": {}}
+    numbers: dict[str, Tensor] = saved["found"]
+    for first in range(saved["images_seen"], len(data), group_size(config)):
+        of_group = estimate_likelihood(model, data, config, first, workplace.stopped)
+        if of_group is None:
+            return None
+        numbers = {
+            name: torch.cat([numbers[name], new]) if numbers else new
+            for name, new in of_group.items()
+        }
+        done = len(numbers["log_likelihood"])
+        save_checkpoint(workplace.folder, done, {"found": numbers})
+        workplace.log({"images_seen": done, **_means(numbers)})
+
+    means = _means(numbers)
+    pixels = data.images[0].numel()
+    bits_per_pixel = -means["log_likelihood"] / (pixels * math.log(2))
+    per_case = {
+        case: {name: float(values[row]) for name, values in numbers.items()}
+        for row, case in enumerate(cases)
+    }
+    return Outcome(
+        metrics={**means, "bits_per_pixel": bits_per_pixel, "cases": float(len(cases))},
+        per_case=per_case,
+        details={"train_cases": list(generator.train_cases)},
+        device=device_name(device),
+    )
+
+
+def _held_out_cases(
+    config: LikelihoodConfig, workplace: Workplace, train_cases: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Return the test cases that are asked for, after making sure that none was trained on."""
     test = read_split(workplace.data, config.split).test
     cases = test[: config.cases or len(test)]
     if seen := sorted(set(cases) & set(train_cases)):
         raise UserError(
             f"{config.generator} was trained on {seen[0]} ({len(seen)} of the cases asked for)"
         )
-    # The joint is compared: the mask's likelihood at its own weight, whatever it was trained at.
-    model.config = replace(model.config, mask_weight=1.0)
-    model = model.to(device)
+    return cases
+
+
+def _read_first_slices(
+    config: LikelihoodConfig, workplace: Workplace, cases: tuple[str, ...]
+) -> PairTensors:
     pairs = [read_cases(workplace.data, (case,), config.image_px) for case in cases]
-    data = PairTensors(
+    return PairTensors(
         images=torch.cat([of_case.images[:1] for of_case in pairs]),
         masks=torch.cat([of_case.masks[:1] for of_case in pairs]),
-    ).to(device)
-    saved = load_checkpoint(workplace.folder) or {"images_seen": 0, "found": {}}
-    found: dict[str, Tensor] = saved["found"]
-    for first in range(saved["images_seen"], len(data), group_size(config)):
-        numbers = estimate_likelihood(model, data, config, first, workplace.stopped)
-        if numbers is None:
-            return None
-        found = {
-            name: torch.cat([*([found[name]] if found else []), new])
-            for name, new in numbers.items()
-        }
-        done = len(found["log_likelihood"])
-        save_checkpoint(workplace.folder, done, {"found": found})
-        workplace.log(
-            {"images_seen": done, **{name: float(values.mean()) for name, values in found.items()}}
-        )
-    means = {name: float(values.mean()) for name, values in found.items()}
-    return Outcome(
-        metrics={
-            **means,
-            "bits_per_pixel": -means["log_likelihood"] / (data.images[0].numel() * math.log(2)),
-            "cases": float(len(cases)),
-        },
-        per_case={
-            case: {name: float(values[row]) for name, values in found.items()}
-            for row, case in enumerate(cases)
-        },
-        details={"train_cases": list(train_cases)},
-        device=device_name(device),
     )
+
+
+def _means(numbers: dict[str, Tensor]) -> dict[str, float]:
+    return {name: float(values.mean()) for name, values in numbers.items()}
 
 
 def group_size(config: LikelihoodConfig) -> int:
@@ -126,24 +143,24 @@ def estimate_likelihood(
     """
     group = slice(first, first + group_size(config))
     batch = {"image": data.images[group], "mask": data.masks[group]}
-    draws = [
+    tuning, *independent, for_bounds = (
         generator_for(config.seed, f"likelihood-{i}", first) for i in range(config.estimates + 2)
-    ]
+    )
+
     # The first run finds the step sizes, and does not count: a chain must not adapt to itself.
-    _, step_sizes = _anneal(model, batch, config, draws[0], config.step_size)
+    _, step_sizes = _anneal(model, batch, config, tuning, config.step_size)
     estimates = []
-    for generator in draws[1:-1]:
+    for generator in independent:
         if stopped():
             return None
         estimates.append(_anneal(model, batch, config, generator, step_sizes)[0])
-    together = {
-        name: torch.stack([estimate[name] for estimate in estimates]) for name in estimates[0]
-    }
-    logs = together["log_likelihood"]
+
+    stacked = {name: torch.stack([one[name] for one in estimates]) for name in estimates[0]}
+    logs = stacked["log_likelihood"]
     numbers = {
-        **{name: values.mean(0) for name, values in together.items()},
+        **{name: values.mean(0) for name, values in stacked.items()},
         "spread": logs.amax(0) - logs.amin(0),
-        **_bounds(model, batch, config, draws[-1]),
+        **_bounds(model, batch, config, for_bounds),
     }
     return {name: values.double().cpu() for name, values in numbers.items()}
 
@@ -187,31 +204,33 @@ def _anneal(
 def _bounds(
     model: HVAE, batch: dict[str, Tensor], config: LikelihoodConfig, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Return the importance-weighted bound and the ELBO without and with the flow, by the model's own forward."""
-    n, size = len(batch["image"]), model.config.network.latent_size
+    """Return the importance-weighted bound and the ELBO without and with the flow.
 
-    def terms(samples: int, *names: str) -> dict[str, Tensor]:
+    All come from the model's own forward.
+    """
+    n = len(batch["image"])
+
+    def forward(samples: int, *names: str) -> dict[str, Tensor]:
+        """Return the model's terms (n, samples) with so many draws of the named noises per pair."""
         rows = _repeat(batch, samples)
-        drawn = {
-            name: torch.randn(n * samples, size, generator=generator).to(rows["image"])
-            for name in names
-        }
-        found = model({**rows, **drawn, "kl_weight": torch.ones(())}).terms
-        return {name: found[name].unflatten(0, (n, samples)) for name in ("elbo", "log_weight")}
+        shape = (n * samples, model.latent_size)
+        noise = {name: torch.randn(shape, generator=generator).to(rows["image"]) for name in names}
+        terms = model({**rows, **noise, "kl_weight": torch.ones(())}).terms
+        return {name: terms[name].unflatten(0, (n, samples)) for name in ("elbo", "log_weight")}
 
-    def in_parts(samples: int, *names: str) -> dict[str, Tensor]:
+    def forward_in_parts(samples: int, *names: str) -> dict[str, Tensor]:
         at_once = max(1, ROWS_AT_ONCE // n)
-        parts = [
-            terms(min(at_once, samples - first), *names) for first in range(0, samples, at_once)
-        ]
+        sizes = [min(at_once, samples - first) for first in range(0, samples, at_once)]
+        parts = [forward(size, *names) for size in sizes]
         return {name: torch.cat([part[name] for part in parts], 1).double() for name in parts[0]}
 
-    plain = in_parts(config.importance_samples, "noise")
-    importance_bound = torch.logsumexp(plain["log_weight"], 1) - math.log(config.importance_samples)
-    found = {"importance_bound": importance_bound, "elbo": plain["elbo"].mean(1)}
+    plain = forward_in_parts(config.importance_samples, "noise")
+    log_mean_weight = torch.logsumexp(plain["log_weight"], 1) - math.log(config.importance_samples)
+    bounds = {"importance_bound": log_mean_weight, "elbo": plain["elbo"].mean(1)}
     if model.config.n_leapfrog and not model.config.metropolis:
-        found["elbo_flow"] = in_parts(FLOW_SAMPLES, "noise", "momentum")["elbo"].mean(1)
-    return found
+        with_flow = forward_in_parts(FLOW_SAMPLES, "noise", "momentum")
+        bounds["elbo_flow"] = with_flow["elbo"].mean(1)
+    return bounds
 
 
 def _repeat(batch: dict[str, Tensor], times: int) -> dict[str, Tensor]:

@@ -1,29 +1,32 @@
-"""Where a generator's latent variables come from: its prior, its encodings of the training pairs, or a Markov chain.
+"""Where a generator's latent variables come from: its prior, its encodings, or a Markov chain.
 
 At about 100 cases a tight decoder leaves the prior full of holes, while its encodings of real pairs
 lie where it knows what to draw. So the sampler is a choice of its own, made in the sweep and
 recorded with the pairs.
 """
 
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from hvae_hpc.config.kinds import GeneratorConfig
 from hvae_hpc.config.stages import GenerateConfig
 from hvae_hpc.errors import UserError
 from hvae_hpc.evaluation.hamiltonian import Energy, hamiltonian_walk
 from hvae_hpc.models.blocks import Batch
-from hvae_hpc.models.hvae import HVAE
 from hvae_hpc.training.batches import PairTensors, generator_for
 
 
-class Sampler(Protocol):
-    """Draws latent variables; a draw is a function of the config's seed and of how many came before."""
+class LatentSampler(Protocol):
+    """Draws latent variables; a draw is a function of the seed and of how many came before.
+
+    Attributes:
+        facts: what is to be recorded with the pairs.
+    """
 
     facts: dict[str, float]
-    """What is to be recorded with the pairs."""
 
     def draw(self, n: int, first: int) -> Tensor:
         """Return draws first to first + n - 1, (n, d)."""
@@ -31,35 +34,37 @@ class Sampler(Protocol):
 
 def make_sampler(
     config: GenerateConfig,
-    model: nn.Module,
-    latent_size: int,
+    model_config: GeneratorConfig,
+    model: Any,
     pairs: PairTensors | None,
     device: torch.device,
-) -> Sampler:
+) -> LatentSampler:
     """Make the sampler that a config names.
 
     Args:
         config: see there.
-        model: the generator, on the device.
-        latent_size: d.
+        model_config: the generator's, which says what samplers it has.
+        model: the generator's network, on the device.
         pairs: the generator's training pairs, on the device; not needed by "prior".
         device: of the draws.
 
     Raises:
-        UserError: the generator has no encoder.
+        UserError: the generator does not have this sampler.
     """
-    if config.sampler == "prior":
-        return _Prior(config.seed, latent_size, device)
-    if not isinstance(model, HVAE):
+    if config.sampler not in model_config.samplers:
         raise UserError(
-            f"{config.generator} has no encoder, so its sampler must be prior, not {config.sampler}"
+            f"{config.generator} has no encoder that {config.sampler} could start from, "
+            f"so its sampler must be {' or '.join(model_config.samplers)}, not {config.sampler}"
         )
+    if config.sampler == "prior":
+        return _Prior(config, model.latent_size, device)
+
     assert pairs is not None
     encodings = encode_pairs(model, pairs)
     if config.sampler == "aggregated":
-        return _Between(config.seed, encodings, config.posterior_noise)
+        return _Aggregated(config, encodings)
     if config.sampler == "mixture":
-        return _Mixture(config.seed, encodings, config.components)
+        return _Mixture(config, encodings)
     return _Chain(config, model, pairs, encodings)
 
 
@@ -74,62 +79,58 @@ class Encodings:
         return len(self.mean)
 
 
-def encode_pairs(model: HVAE, pairs: PairTensors, at_once: int = 64) -> Encodings:
+def encode_pairs(model: Any, pairs: PairTensors, at_once: int = 64) -> Encodings:
     """Encode all pairs."""
-    parts = [
-        model.encode(
-            {
-                "image": pairs.images[start : start + at_once],
-                "mask": pairs.masks[start : start + at_once],
-            }
-        )
-        for start in range(0, len(pairs), at_once)
-    ]
-    return Encodings(
-        mean=torch.cat([mean for mean, _ in parts]), scale=torch.cat([scale for _, scale in parts])
-    )
+    batches = zip(pairs.images.split(at_once), pairs.masks.split(at_once), strict=True)
+    parts = [model.encode({"image": images, "mask": masks}) for images, masks in batches]
+    means, scales = zip(*parts, strict=True)
+    return Encodings(mean=torch.cat(means), scale=torch.cat(scales))
 
 
 class _Prior:
-    def __init__(self, seed: int, latent_size: int, device: torch.device) -> None:
-        self.seed, self.latent_size, self.device = seed, latent_size, device
+    """Draws from N(0, I)."""
+
+    def __init__(self, config: GenerateConfig, latent_size: int, device: torch.device) -> None:
+        self.seed, self.latent_size, self.device = config.seed, latent_size, device
         self.facts: dict[str, float] = {}
 
     def draw(self, n: int, first: int) -> Tensor:
-        """Draw from N(0, I)."""
-        return torch.randn(
-            n, self.latent_size, generator=generator_for(self.seed, "draws", first)
-        ).to(self.device)
+        generator = generator_for(self.seed, "draws", first)
+        return torch.randn(n, self.latent_size, generator=generator).to(self.device)
 
 
-class _Between:
-    def __init__(self, seed: int, encodings: Encodings, noise: float) -> None:
-        self.seed, self.encodings, self.noise = seed, encodings, noise
-        self.facts = {"posterior_noise": noise}
+class _Aggregated:
+    """Draws points between two pairs' encodings, with noise of a standard deviation between theirs."""
+
+    def __init__(self, config: GenerateConfig, encodings: Encodings) -> None:
+        self.seed, self.encodings = config.seed, encodings
+        self.facts = {"posterior_noise": config.posterior_noise}
 
     def draw(self, n: int, first: int) -> Tensor:
-        """Draw a point between two pairs' encodings, and noise of a standard deviation between theirs."""
         generator = generator_for(self.seed, "between", first)
-        one = torch.randint(len(self.encodings), (n,), generator=generator)
+        mean, scale, pairs = self.encodings.mean, self.encodings.scale, len(self.encodings)
+        one = torch.randint(pairs, (n,), generator=generator)
         # Never twice the same pair, where there are two.
-        other = (
-            one + torch.randint(1, max(2, len(self.encodings)), (n,), generator=generator)
-        ) % len(self.encodings)
-        share = torch.rand(n, 1, generator=generator).to(self.encodings.mean)
-        noise = torch.randn(n, self.encodings.mean.shape[1], generator=generator).to(share)
-        mean = torch.lerp(self.encodings.mean[one], self.encodings.mean[other], share)
-        scale = torch.lerp(self.encodings.scale[one], self.encodings.scale[other], share)
-        return mean + self.noise * scale * noise
+        further = torch.randint(1, max(2, pairs), (n,), generator=generator)
+        other = (one + further) % pairs
+
+        share = torch.rand(n, 1, generator=generator).to(mean)
+        noise = torch.randn(n, mean.shape[1], generator=generator).to(share)
+        centre = torch.lerp(mean[one], mean[other], share)
+        spread = torch.lerp(scale[one], scale[other], share)
+        return centre + self.facts["posterior_noise"] * spread * noise
 
 
 class _Mixture:
-    def __init__(self, seed: int, encodings: Encodings, components: int) -> None:
-        self.seed = seed
-        self.mixture = fit_mixture(encodings, min(components, len(encodings)), seed)
-        self.facts = {"components": float(len(self.mixture.weight))}
+    """Draws from a Gaussian mixture that was fitted to the encodings."""
+
+    def __init__(self, config: GenerateConfig, encodings: Encodings) -> None:
+        self.seed = config.seed
+        components = min(config.components, len(encodings))
+        self.mixture = fit_mixture(encodings, components, self.seed)
+        self.facts = {"components": float(components)}
 
     def draw(self, n: int, first: int) -> Tensor:
-        """Draw from the mixture."""
         generator, mixture = generator_for(self.seed, "mixture", first), self.mixture
         which = torch.multinomial(mixture.weight.cpu(), n, replacement=True, generator=generator)
         noise = torch.randn(n, mixture.mean.shape[1], generator=generator).to(mixture.mean)
@@ -148,9 +149,9 @@ class GaussianMixture:
 def fit_mixture(
     encodings: Encodings, components: int, seed: int, rounds: int = 100
 ) -> GaussianMixture:
-    """Fit a mixture of diagonal Gaussians to the aggregated posterior, by expectation and maximisation.
+    """Fit a mixture of diagonal Gaussians to the aggregated posterior, by expectation maximisation.
 
-    Not points but the encodings' own Gaussians are fitted: a component's variance is that of its
+    Not points but the encodings' own Gaussians are fitted. A component's variance is that of its
     means plus the mean of their variances, so none can collapse onto one pair.
 
     Args:
@@ -160,19 +161,23 @@ def fit_mixture(
         rounds: of expectation and maximisation.
     """
     points, spread = encodings.mean, encodings.scale.square()
-    start = [int(torch.randint(len(points), (1,), generator=generator_for(seed, "components", 0)))]
-    while (
-        len(start) < components
-    ):  # each the farthest from those before, so that no two begin in one cluster
+
+    # Each component starts at the pair that is farthest from the starts before it.
+    generator = generator_for(seed, "components", 0)
+    start = [int(torch.randint(len(points), (1,), generator=generator))]
+    while len(start) < components:
         start.append(int(torch.cdist(points, points[start]).amin(1).argmax()))
     mean = points[start]
     variance = (points.var(0, unbiased=False) + spread.mean(0)).expand(components, -1)
     weight = torch.full((components,), 1 / components).to(points)
+
     for _ in range(rounds):
-        # E of log N(z; mean_c, variance_c) under each encoding, up to a constant.
+        # Expectation of log N(z; mean_c, variance_c) under each encoding, up to a constant.
         squares = (points[:, None] - mean).square() + spread[:, None]  # (N, C, d)
         log = weight.log() - 0.5 * (squares / variance + variance.log()).sum(2)
         share = torch.softmax(log, 1)
+
+        # Maximisation.
         total = share.sum(0).clamp(min=1e-6)
         weight = total / total.sum()
         mean = share.T @ points / total[:, None]
@@ -181,29 +186,35 @@ def fit_mixture(
     return GaussianMixture(weight=weight, mean=mean, variance=variance)
 
 
-@dataclass
 class _Chain:
-    """A Markov chain per draw, from the encoding of a training pair."""
+    """Walks a Markov chain for each draw, from the encoding of a training pair."""
 
-    config: GenerateConfig
-    model: HVAE
-    pairs: PairTensors
-    encodings: Encodings
-    facts: dict[str, float] = field(
-        default_factory=lambda: {"acceptance": 0.0, "step_size": 0.0, "chains": 0.0}
-    )
+    def __init__(
+        self, config: GenerateConfig, model: Any, pairs: PairTensors, encodings: Encodings
+    ) -> None:
+        self.config, self.model = config, model
+        self.pairs, self.encodings = pairs, encodings
+        self.facts = {"acceptance": 0.0, "step_size": 0.0, "chains": 0.0}
 
     def draw(self, n: int, first: int) -> Tensor:
-        """Take pairs in turn, and walk from each one's encoding."""
+        # Training pairs in turn.
         index = torch.arange(first, first + n) % len(self.encodings)
         batch = {"image": self.pairs.images[index], "mask": self.pairs.masks[index]}
         mean, scale = self.encodings.mean[index], self.encodings.scale[index]
+
         generator = generator_for(self.config.seed, "chain", first)
         start = mean + scale * torch.randn(mean.shape, generator=generator).to(mean)
         walk = hamiltonian_walk(
-            self._energy(batch), start, scale, generator,
-            proposals=self.config.hmc_proposals, leaps=self.config.hmc_leaps, step_size=self.config.hmc_step_size,
-        )  # fmt: skip
+            self._energy(batch),
+            start,
+            scale,
+            generator,
+            proposals=self.config.hmc_proposals,
+            leaps=self.config.hmc_leaps,
+            step_size=self.config.hmc_step_size,
+        )
+
+        # Means over all chains so far.
         chains = self.facts["chains"] + n
         for name, value in (("acceptance", walk.acceptance), ("step_size", walk.step_size)):
             self.facts[name] += (value - self.facts[name]) * n / chains

@@ -63,12 +63,9 @@ class HVAE(nn.Module):
             operations.
         recompute: keep no activation of the decoder for the backward pass, but decode again there:
             a flow of K leaps then needs about the memory of one decoding, not of K + 1.
-        pairs_apart: no pair of a batch knows of another, in no buffer either, so a batch may be
-            taken in parts.
     """
 
-    pairs_apart = True
-
+    pairs_apart = HVAEConfig.pairs_apart
     step_share: Tensor
     recompute = False
     compiled_parts = ("encode", "log_likelihood", "linearised_likelihood")
@@ -76,6 +73,7 @@ class HVAE(nn.Module):
     def __init__(self, config: HVAEConfig, image_size: tuple[int, int]) -> None:
         super().__init__()
         self.config = config
+        self.latent_size = config.network.latent_size
         link = "mean" if config.image_likelihood == "gaussian" else "logits"
         self.encoder = Encoder(config.network, image_size)
         self.decoder = Decoder(config.network, image_size, image_link=link)
@@ -123,7 +121,7 @@ class HVAE(nn.Module):
         return drawn
 
     def _normal(self, n: int, generator: torch.Generator) -> Tensor:
-        return torch.randn(n, self.config.network.latent_size, generator=generator)
+        return torch.randn(n, self.latent_size, generator=generator)
 
     def sigma_x(self) -> Tensor | float:
         """Standard deviation of the image's Gaussian, in units of the image range."""

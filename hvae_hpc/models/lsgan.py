@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from hvae_hpc.config.model import LSGANConfig, MovesConfig
-from hvae_hpc.models.affine import apply_moves, draw_moves
+from hvae_hpc.models.augmentations import apply_moves, draw_moves
 from hvae_hpc.models.blocks import Batch, Decoder, Loss, Phase
 from hvae_hpc.models.vjp import widen
 
@@ -53,6 +53,7 @@ class LSGAN(nn.Module):
     def __init__(self, config: LSGANConfig, image_size: tuple[int, int]) -> None:
         super().__init__()
         self.config = config
+        self.latent_size = config.network.latent_size
         self.aspect = image_size[0] / image_size[1]
         self.decoder = Decoder(config.network, image_size)
         self.discriminator = Discriminator(config, image_size)
@@ -64,7 +65,7 @@ class LSGAN(nn.Module):
     def draw(self, n: int, share: float, generator: torch.Generator) -> dict[str, Tensor]:
         """Draw z for n pairs and, where the pairs are augmented, the moves and tones of real and generated ones."""
         del share
-        drawn = {"noise": torch.randn(n, self.config.network.latent_size, generator=generator)}
+        drawn = {"noise": torch.randn(n, self.latent_size, generator=generator)}
         if self.config.differentiable_augmentation:
             for side in ("real", "fake"):
                 drawn[f"{side}_moves"] = draw_moves(n, AUGMENTATION, generator, self.aspect)

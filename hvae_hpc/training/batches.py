@@ -1,8 +1,8 @@
 """Pairs on the device, and which of them a step takes.
 
-The clock is images seen. Which images a step takes, how they are moved, and the noise are functions
-of (seed, images_seen), so that a training goes on from a checkpoint without anything of a loader
-being saved.
+The clock is images seen. Which images a step takes, how they are augmented, and the noise are
+functions of (seed, images_seen). So a training goes on from a checkpoint without anything of a
+loader being saved.
 """
 
 import hashlib
@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hvae_hpc.config.model import MovesConfig, OptimConfig
+from hvae_hpc.config.kinds import AugmentationConfig
+from hvae_hpc.config.model import OptimConfig
 from hvae_hpc.errors import UserError
-from hvae_hpc.models.affine import apply_moves, draw_moves
+from hvae_hpc.models.augmentations import make_augmentation
 from hvae_hpc.preprocess.store.pairs import Pairs
 
 
@@ -30,19 +31,17 @@ def generator_for(seed: int, purpose: str, index: int) -> torch.Generator:
 
 @lru_cache(maxsize=4)
 def _permutation(n: int, added: int, seed: int, epoch: int) -> Tensor:
-    """Return a random order of n pairs in which the real ones, all but the last ``added``, keep an order of their own.
+    """Return a random order of n pairs, the last ``added`` of which are not real.
 
-    So with one seed the real pairs come in the same order whatever is added to them.
+    With one seed the real pairs come in the same order whatever is added to them.
     """
     real = torch.randperm(n - added, generator=generator_for(seed, "order", epoch))
     if not added:
         return real
-    others = (
-        n - added + torch.randperm(added, generator=generator_for(seed, "order of added", epoch))
-    )
+    order_of_added = torch.randperm(added, generator=generator_for(seed, "order of added", epoch))
     is_real = torch.randperm(n, generator=generator_for(seed, "places", epoch)) < n - added
     order = torch.empty(n, dtype=torch.int64)
-    order[is_real], order[~is_real] = real, others
+    order[is_real], order[~is_real] = real, n - added + order_of_added
     return order
 
 
@@ -51,8 +50,8 @@ def images_of_step(
 ) -> Tensor:
     """Return the indices (batch_size,) of the images after the first ``images_seen``.
 
-    The stream is one random order of all n images after the other, so every image is seen equally
-    often, to within one, at any time; a batch may cross from one order to the next.
+    The stream is one random order of all n images after the other. So every image is seen equally
+    often, to within one, at any time. A batch may cross from one order to the next.
 
     Args:
         n: pairs in all, real ones first.
@@ -68,10 +67,11 @@ def images_of_step(
         first, n, added = n - added, added, 0
     elif alone:
         n, added, images_seen = n - added, 0, images_seen - alone
-    positions = range(images_seen, images_seen + batch_size)
+
     parts = []
-    for epoch in range(positions[0] // n, positions[-1] // n + 1):
-        start, stop = max(positions[0] - epoch * n, 0), min(positions[-1] + 1 - epoch * n, n)
+    end = images_seen + batch_size
+    for epoch in range(images_seen // n, (end - 1) // n + 1):
+        start, stop = max(images_seen - epoch * n, 0), min(end - epoch * n, n)
         parts.append(_permutation(n, added, seed, epoch)[start:stop])
     return first + torch.cat(parts)
 
@@ -121,7 +121,8 @@ def to_tensors(pairs: Pairs, image_px: int) -> PairTensors:
     if image_px and (height, width) != (image_px, image_px):
         if height != width or height < image_px:
             raise UserError(
-                f"image_px is {image_px}, the packed images are {height}x{width}; only square, larger images are shrunk"
+                f"image_px is {image_px}, the packed images are {height}x{width}; "
+                "only square, larger images are shrunk"
             )
         images = F.interpolate(images, (image_px, image_px), mode="area")
         masks = (F.interpolate(masks, (image_px, image_px), mode="area") >= 0.5).float()
@@ -139,18 +140,22 @@ def add(real: PairTensors, more: PairTensors) -> PairTensors:
 
 
 def split_batch(batch: Mapping[str, Tensor], rows: int) -> list[tuple[float, Mapping[str, Tensor]]]:
-    """Cut a batch into parts of at most so many pairs; returns each with its share of the pairs. 0 rows: one part."""
+    """Cut a batch into parts of at most so many pairs, each with its share of the pairs.
+
+    Args:
+        batch: tensors (B, ...) and scalars.
+        rows: pairs of a part; 0 for the whole batch.
+    """
     n = len(batch["image"])
     if not 0 < rows < n:
         return [(1.0, batch)]
     cuts = [slice(start, min(start + rows, n)) for start in range(0, n, rows)]
-    return [
-        (
-            (cut.stop - cut.start) / n,
-            {name: value[cut] if value.ndim else value for name, value in batch.items()},
-        )
-        for cut in cuts
-    ]
+    return [((cut.stop - cut.start) / n, _cut(batch, cut)) for cut in cuts]
+
+
+def _cut(batch: Mapping[str, Tensor], part: slice) -> dict[str, Tensor]:
+    """Return a part of the rows of each tensor; scalars stay as they are."""
+    return {name: value[part] if value.ndim else value for name, value in batch.items()}
 
 
 def require_unseen(path: Path, attributes: Mapping[str, str], test_cases: Sequence[str]) -> None:
@@ -174,9 +179,9 @@ def make_batch(
     data: PairTensors,
     optim: OptimConfig,
     seed: int,
-    moves: MovesConfig | None,
+    moves: AugmentationConfig | None,
     images_seen: int,
-    mine: slice,
+    part: slice,
 ) -> dict[str, Tensor]:
     """Return the pairs and the noise of the step after the first ``images_seen``.
 
@@ -186,30 +191,30 @@ def make_batch(
         model: whose ``draw`` makes the noise.
         data: on the device.
         optim: its batch size and length.
-        seed: of order, moves and noise.
-        moves: random moves of the pairs; None for none.
+        seed: of order, augmentation and noise.
+        moves: augmentation of the pairs; None for none.
         images_seen: before this step.
-        mine: this process's part of the batch.
+        part: of the batch, which this process takes.
 
     Returns:
         ``image``, ``mask`` and the noise, each (B, ...) but for scalars, on the data's device and
         in its precision.
     """
     n = optim.batch_size
-    index = images_of_step(len(data), seed, images_seen, n, data.added, data.alone)[mine]
+    index = images_of_step(len(data), seed, images_seen, n, data.added, data.alone)[part]
     index = index.to(data.images.device, non_blocking=True)
     images, masks = data.images[index], data.masks[index]
+
+    def to_device(drawn: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        cut = _cut(drawn, part).items()
+        return {name: value.to(images, non_blocking=True) for name, value in cut}
+
     if moves is not None:
-        height, width = data.image_size
-        drawn = draw_moves(n, moves, generator_for(seed, "moves", images_seen), height / width)[
-            mine
-        ]
-        drawn = drawn.to(images, non_blocking=True)
-        images, masks = apply_moves(images, drawn), apply_moves(masks, drawn, mode="nearest")
-    noise = model.draw(n, images_seen / optim.images, generator_for(seed, "noise", images_seen))  # type: ignore[operator]
-    cut = {name: value[mine] if value.ndim else value for name, value in noise.items()}
-    return {
-        "image": images,
-        "mask": masks,
-        **{name: value.to(images, non_blocking=True) for name, value in cut.items()},
-    }
+        augmentation = make_augmentation(moves)
+        generator = generator_for(seed, "moves", images_seen)
+        drawn = to_device(augmentation.draw(n, data.image_size, generator))
+        images, masks = augmentation.apply(images, masks, drawn)
+
+    generator = generator_for(seed, "noise", images_seen)
+    noise = model.draw(n, images_seen / optim.images, generator)  # type: ignore[operator]
+    return {"image": images, "mask": masks, **to_device(noise)}

@@ -1,22 +1,26 @@
-"""Checkpoints: all that a training needs to go on, written atomically, verified when read, two kept.
+"""Checkpoints: all that a training needs to go on, written atomically, verified when read.
 
-A file's name says how far the training was and the SHA-256 of its bytes, so a damaged one is known
-before it is loaded, and the one before it is taken. A snapshot is something else: the weights to
-use, without what trained them.
+A file's name says how far the training was and the SHA-256 of its bytes. So a damaged one is known
+before it is loaded, and the one before it is taken. Two are kept, and :class:`SaveClock` says when
+the next one is due. A snapshot is something else: the weights to use, without what trained them.
 """
 
 import hashlib
 import io
+import math
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from hvae_hpc.config.resources import Resources
 from hvae_hpc.errors import UserError
 from hvae_hpc.runs.folder import append_log, write_atomic
 from hvae_hpc.training.distributed import ALONE, Team
 
 KEPT = 2
+FIRST_SAVE_S, SHORTEST_S, LONGEST_S = 60.0, 30.0, 1800.0
 
 
 def save_checkpoint(folder: Path, images_seen: int, state: dict[str, Any]) -> Path:
@@ -30,9 +34,8 @@ def save_checkpoint(folder: Path, images_seen: int, state: dict[str, Any]) -> Pa
     content = buffer.getvalue()
     path = folder / f"checkpoint-{images_seen:012d}-{hashlib.sha256(content).hexdigest()[:16]}.pt"
     write_atomic(path, content)
-    remove_checkpoints(
-        folder, beyond=images_seen
-    )  # damaged ones: this training went on from one before them
+    # Those of more images are damaged: this training went on from one before them.
+    remove_checkpoints(folder, beyond=images_seen)
     for old in find_checkpoints(folder)[KEPT:]:
         old.unlink(missing_ok=True)
     return path
@@ -44,9 +47,9 @@ def find_checkpoints(folder: Path) -> list[Path]:
 
 
 def load_checkpoint(folder: Path, team: Team = ALONE) -> dict[str, Any] | None:
-    """Return the newest undamaged checkpoint's state with its ``images_seen``; None where there is none.
+    """Return the newest undamaged checkpoint's state, or None where there is none.
 
-    A damaged checkpoint is named in the log and passed over. The first process reads and hands out
+    Beside the state it holds ``images_seen``. A damaged checkpoint is named in the log and passed over. The first process reads and hands out
     what it read: the others' view of the disk may be older.
     """
     content = team.hand_out(_read_newest(folder) if team.rank == 0 else None)
@@ -66,7 +69,7 @@ def _read_newest(folder: Path) -> bytes | None:
 
 
 def remove_checkpoints(folder: Path, beyond: int = -1) -> None:
-    """Remove all checkpoints of more images seen than this: by default all, because the run is done."""
+    """Remove all checkpoints of more images seen than this; by default all of them."""
     for path in find_checkpoints(folder):
         if int(path.name.split("-")[1]) > beyond:
             path.unlink(missing_ok=True)
@@ -92,3 +95,38 @@ def load_snapshot(path: Path) -> dict[str, Any]:
             f"{path}: cannot be read ({type(error).__name__}); delete its folder to train it anew"
         ) from error
     return state
+
+
+class SaveClock:
+    """Says when the next checkpoint is due: sqrt(2 C M) after the last one (Young 1974).
+
+    C is what saving cost the last time, M the mean time between preemptions and failures. Saving
+    and the work that is lost then cost least together.
+    """
+
+    def __init__(self, resources: Resources) -> None:
+        self.fixed, self.uptime_s = resources.checkpoint_every_s, resources.mean_uptime_s
+        self.interval_s = FIRST_SAVE_S if self.fixed is None else self.fixed
+        self.saved_at = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Say whether it is time."""
+        return time.monotonic() - self.saved_at > self.interval_s
+
+    def saved(self, cost_s: float) -> None:
+        """Wait again after a checkpoint that took ``cost_s``."""
+        self.saved_at = time.monotonic()
+        if self.fixed is None:
+            self.interval_s = young_interval(cost_s, self.uptime_s)
+
+
+def young_interval(cost_s: float, uptime_s: float) -> float:
+    """Return sqrt(2 C M), between half a minute and half an hour.
+
+    Args:
+        cost_s: C, s.
+        uptime_s: M, s.
+
+    Source: Young, J. W. (1974): A first order approximation to the optimum checkpoint interval.
+    """
+    return min(LONGEST_S, max(SHORTEST_S, math.sqrt(2 * cost_s * uptime_s)))

@@ -1,4 +1,4 @@
-"""The training's log as TensorBoard event files, for those who have it open; log.jsonl is written in any case."""
+"""The training's log as TensorBoard event files; log.jsonl is written in any case."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,8 +9,8 @@ from hvae_hpc.runs.workplace import Workplace
 FOLDER = "tensorboard"
 
 
-class Board:
-    """Writes scalars to ``tensorboard/`` of the run's folder, where the resources ask for it; else does nothing.
+class TensorBoardLog:
+    """Writes scalars to ``tensorboard/`` of the run's folder, where the resources ask for it.
 
     Args:
         workplace: only its first process writes.

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from hvae_hpc.config.loader import load, merge, read_toml
-from hvae_hpc.config.model import HVAEConfig
 from hvae_hpc.config.resources import Resources
 from hvae_hpc.config.stages import TrainConfig
 from hvae_hpc.errors import UserError
@@ -119,7 +118,7 @@ def change(
     if (
         rule.micro_batch < 1
         and isinstance(run.config, TrainConfig)
-        and isinstance(run.config.model, HVAEConfig)
+        and run.config.model.pairs_apart
     ):
         share = run.config.optim.batch_size // had.tasks
         pairs = min(share, had.micro_batch or share)

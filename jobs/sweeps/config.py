@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hvae_hpc.config.arms import USES, Budget
+from hvae_hpc.config.kinds import AugmentationConfig, GeneratorConfig
 from hvae_hpc.config.model import (
-    HVAEConfig,
-    LSGANConfig,
     MovesConfig,
     OptimConfig,
     UNetConfig,
@@ -31,9 +30,9 @@ SET_BY_THE_PLANNER = {
 class GeneratorSettings:
     """One generator of a sweep: its network and its training."""
 
-    model: HVAEConfig | LSGANConfig
+    model: GeneratorConfig
     optim: OptimConfig
-    moves: MovesConfig = field(default_factory=MovesConfig)
+    moves: AugmentationConfig = field(default_factory=MovesConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,14 +44,16 @@ class SegmentSettings:
         budget: "epochs": every arm has its own pairs that often, so larger arms take more steps, as
             in the paper. "steps": every arm takes the steps of the largest.
         optim: fields of OptimConfig but ``images``.
-        moves: random moves of the pairs in each step of arms called "moved"; the others have none.
+        moves: the augmentation in every step of arms called "moved".
+        augmentations: further ones by name; an arm of that name has it in every step.
     """
 
     unet: UNetConfig = field(default_factory=UNetConfig)
     epochs: int = 80
     budget: Budget = "epochs"
     optim: dict[str, Any] = field(default_factory=dict)
-    moves: MovesConfig = field(default_factory=MovesConfig)
+    moves: AugmentationConfig = field(default_factory=MovesConfig)
+    augmentations: dict[str, AugmentationConfig] = field(default_factory=dict)
     loss: str = "dice+ce"
     threshold: float = 0.5
 
@@ -115,16 +116,19 @@ class SweepConfig:
     segment: SegmentSettings = field(default_factory=SegmentSettings)
 
     def __post_init__(self) -> None:
-        for name in (self.name, *self.data, *self.generators):
+        for name in (self.name, *self.data, *self.generators, *self.segment.augmentations):
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
                 raise ValueError(
                     f"{name!r} cannot be a name; use letters, digits, '.', '_' and '-'"
                 )
-        for name in self.generators:
+        augmentations = self.segment.augmentations
+        for name in (*self.generators, *augmentations):
             if name in TAKEN_NAMES:
                 raise ValueError(
                     f"a generator cannot be called {name!r}, which the tables use; give it another name"
                 )
+            if name in self.generators and name in augmentations:
+                raise ValueError(f"{name!r} is a generator and an augmentation; rename one of them")
             if name.rpartition("-")[2] in USES:
                 raise ValueError(
                     f"a generator cannot be called {name!r}: an arm's name may end so; give it another name"

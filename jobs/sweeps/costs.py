@@ -11,7 +11,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from statistics import median
 from typing import NamedTuple
 
-from hvae_hpc.config.model import HVAEConfig, LSGANConfig, NetworkConfig, UNetConfig
+from hvae_hpc.config.model import NetworkConfig, UNetConfig
 from hvae_hpc.config.resources import START_S, Resources
 from hvae_hpc.config.stages import (
     AugmentConfig,
@@ -121,29 +121,17 @@ def _estimate(config: StageConfig, resources: Resources) -> float:
         config, LikelihoodConfig
     ):  # float32; it does not know the network: the default one
         speed = speed / FLOAT32_COST if resources.gpus else speed
-        return SECONDS_PER_RUN + images * _generator_flops(NetworkConfig()) * pixels / speed
+        return SECONDS_PER_RUN + images * NetworkConfig().operations_per_pixel() * pixels / speed
     if isinstance(config, SegmentConfig):
         per_pixel = 3 * _unet_flops(config.unet)
     else:
-        per_pixel = 3 * _generator_flops(config.model.network) * _passes(config.model)
+        per_pixel = config.model.operations_per_pixel()
     return SECONDS_PER_RUN + images * per_pixel * pixels / speed
 
 
 def _unet_flops(unet: UNetConfig) -> float:
     """Return a forward's operations per pixel; every level costs alike: twice the channels, a quarter of the pixels."""
     return 18.0 * unet.base_channels**2 * 5 * unet.depth
-
-
-def _generator_flops(network: NetworkConfig) -> float:
-    return 18.0 * 8 * sum(channels**2 / 4**level for level, channels in enumerate(network.channels))
-
-
-def _passes(model: HVAEConfig | LSGANConfig) -> float:
-    """Return a training step's cost in those of a plain autoencoder; K leapfrog steps take K + 1 gradients twice."""
-    if isinstance(model, LSGANConfig):
-        return 2.0
-    flow = 0.5 + model.n_leapfrog + 1 if model.n_leapfrog else 1.0
-    return model.flow_from + (1 - model.flow_from) * flow if model.n_leapfrog else flow
 
 
 def expected_bytes(run: Run) -> tuple[float, float]:
@@ -155,7 +143,7 @@ def expected_bytes(run: Run) -> tuple[float, float]:
         weights = 4.0 * 30 * config.unet.base_channels**2 * 4**config.unet.depth
         return log + 6 * 6 * pixels + (weights if config.keep_weights else 0), 2 * 4 * weights
     if isinstance(config, TrainConfig):
-        weights = 4.0 * 9 * 8 * sum(channels**2 for channels in config.model.network.channels)
+        weights = 4.0 * config.model.weight_count()
         return log + weights, 2 * 4 * weights
     pairs = config.n_pairs if isinstance(config, (GenerateConfig, AugmentConfig)) else 0
     return log + 5.0 * pairs * pixels, 0.0

@@ -13,7 +13,6 @@ from typing import Any
 from hvae_hpc.config.arms import ArmConfig, budget_of, parse_arm
 from hvae_hpc.config.loader import dump, load
 from hvae_hpc.config.model import (
-    HVAEConfig,
     OptimConfig,
     require_halvings,
 )
@@ -92,10 +91,11 @@ def _expand_split(sweep: SweepConfig, data: DataSet, split: SplitConfig) -> Iter
         for seed in range(sweep.generator_seeds):
             train = make("train", {}, generator=name, seed=seed, **dump(settings))
             yield train
-            if sweep.likelihoods and getattr(settings.model, "image_likelihood", "") == "gaussian":
+            if sweep.likelihoods and settings.model.has_density:
                 asked_of = {**sweep.likelihood, "generator": name, "seed": seed}
                 yield make("likelihood", {"generator": train.run_id}, **asked_of)
-            for sampler in sweep.samplers if isinstance(settings.model, HVAEConfig) else ("prior",):
+            samplers = [name for name in sweep.samplers if name in settings.model.samplers]
+            for sampler in samplers or ["prior"]:
                 asked_of = {**sweep.generate, "generator": name, "sampler": sampler, "seed": seed}
                 pairs, source = (
                     make("generate", {"generator": train.run_id}, **asked_of),
@@ -167,9 +167,10 @@ def _arms(
                 *(f"standard-x{factor}+{source}+{dose}" for factor in sweep.combined),
             ]
     n_real = sum(pairs_of[case] for case in drawn.train)
+    augmentations = {"moved": sweep.segment.moves, **sweep.segment.augmentations}
     arms: list[ArmConfig] = []
     for name in dict.fromkeys([*names, *sweep.arms]):
-        arm = parse_arm(name, known, n_real, sweep.segment.moves)
+        arm = parse_arm(name, known, n_real, augmentations)
         if arm.n_cases > len(drawn.train) + len(drawn.spare):
             continue  # the sweep command says so
         seeds = [seed for source, seed in sources if source == arm.generator] or [0]
@@ -255,16 +256,7 @@ def _check_sizes(sweep: SweepConfig, data: DataSet) -> None:
                 f"images of {size[0]}x{size[1]} px, expected {SMALLEST_PX} or more to be compared; raise image_px"
             )
         for name, settings in sweep.generators.items():
-            levels = len(settings.model.network.channels)
-            require_halvings(
-                f"generators.{name}.model.network.channels of {levels} levels", size, levels - 1
-            )
-            halvings = len(getattr(settings.model, "discriminator_channels", ()))
-            if min(size) < 2**halvings:
-                raise ValueError(
-                    f"images of {size[0]}x{size[1]} px, expected at least {2**halvings} for the {halvings} levels of "
-                    f"generators.{name}.model.discriminator_channels; have fewer levels"
-                )
+            settings.model.check_image_size(f"generators.{name}.model", size)
     except ValueError as error:
         raise UserError(f"sweep {sweep.name}, data set {data.name}: {error}") from error
 

@@ -11,7 +11,7 @@ MOVES = MovesConfig(rotate_deg=7)
 
 
 def parse(name: str) -> ArmConfig:
-    return parse_arm(name, SOURCES, 100, MOVES)
+    return parse_arm(name, SOURCES, 100, {"moved": MOVES})
 
 
 @pytest.mark.parametrize(

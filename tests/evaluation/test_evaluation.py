@@ -14,11 +14,11 @@ from hvae_hpc.config.loader import dump
 from hvae_hpc.config.model import HVAEConfig, MovesConfig, NetworkConfig, OptimConfig, UNetConfig
 from hvae_hpc.config.resources import Resources
 from hvae_hpc.config.stages import (
-    AugmentConfig,
     GenerateConfig,
     QualityConfig,
     SegmentConfig,
     SplitConfig,
+    StandardCopiesConfig,
     TrainConfig,
 )
 from hvae_hpc.errors import UserError
@@ -100,7 +100,7 @@ def test_generated_pairs_are_the_decoder_s_on_standard_normal_draws(
     assert json.loads(attributes["source_cases"]) == list(read_split(data, SPLIT).train)
     accepted, draws = int(attributes["accepted"]), int(attributes["draws"])
     assert int(attributes["rejected"]) == draws - accepted
-    model, _ = load_generator(TRAIN.model, generator)
+    model = load_generator(generator).model
     from hvae_hpc.training.batches import generator_for
 
     z = torch.randn(64, 4, generator=generator_for(0, "draws", 0))
@@ -133,7 +133,7 @@ def test_a_generator_without_masks_is_an_error_and_not_a_short_list(
 
 
 def test_standard_augmentation_keeps_masks_on_their_lesions(data: Path, tmp_path: Path) -> None:
-    config = AugmentConfig(data="tiny", split=SPLIT, image_px=0, n_pairs=24)
+    config = StandardCopiesConfig(data="tiny", split=SPLIT, image_px=0, n_pairs=24)
     assert augment_pairs(config, place(tmp_path, data)) is not None
     pairs, attributes = read_pairs(tmp_path / PAIRS)
     train = read_split(data, SPLIT).train
@@ -149,7 +149,7 @@ def test_standard_augmentation_keeps_masks_on_their_lesions(data: Path, tmp_path
 
 def test_standard_augmentation_is_a_function_of_its_seed(data: Path, tmp_path: Path) -> None:
     def images(seed: int, name: str) -> np.ndarray:
-        config = AugmentConfig(data="tiny", split=SPLIT, image_px=0, n_pairs=3, seed=seed)
+        config = StandardCopiesConfig(data="tiny", split=SPLIT, image_px=0, n_pairs=3, seed=seed)
         augment_pairs(config, place(tmp_path / name, data))
         return read_pairs(tmp_path / name / PAIRS)[0].images
 

@@ -10,7 +10,7 @@ from hvae_hpc.config.stages import GenerateConfig, SplitConfig, source_name
 from hvae_hpc.errors import UserError
 from hvae_hpc.evaluation.samplers import (
     Encodings,
-    _Between,
+    _Aggregated,
     _Mixture,
     encode_pairs,
     fit_mixture,
@@ -63,7 +63,7 @@ def test_draws_are_a_function_of_the_seed_and_of_the_place(sampler: str) -> None
     def draw(seed: int, first: int) -> Tensor:
         with torch.no_grad():
             return make_sampler(
-                config(sampler, seed=seed, hmc_proposals=4), model, 3, pairs, CPU
+                config(sampler, seed=seed, hmc_proposals=4), model.config, model, pairs, CPU
             ).draw(5, first)
 
     assert torch.equal(draw(0, 0), draw(0, 0))
@@ -77,8 +77,8 @@ def test_draws_are_a_function_of_the_seed_and_of_the_place(sampler: str) -> None
 def test_a_generator_without_encoder_has_its_prior_alone(sampler: str) -> None:
     lsgan = LSGAN(LSGANConfig(network=TINY, discriminator_channels=(4,)), (8, 8))
     with pytest.raises(UserError, match="has no encoder"):
-        make_sampler(config(sampler), lsgan, 3, pairs_of(4), CPU)
-    assert make_sampler(config("prior"), lsgan, 3, None, CPU).draw(2, 0).shape == (2, 3)
+        make_sampler(config(sampler), lsgan.config, lsgan, pairs_of(4), CPU)
+    assert make_sampler(config("prior"), lsgan.config, lsgan, None, CPU).draw(2, 0).shape == (2, 3)
 
 
 def test_encodings_are_the_encoders_whatever_is_done_at_once() -> None:
@@ -100,7 +100,11 @@ def encodings_of(n: int = 20, d: int = 5) -> Encodings:
 
 def test_between_two_encodings_lie_the_aggregated_draws_and_noise_is_theirs() -> None:
     encodings = encodings_of()
-    still = _Between(0, encodings, 0.0).draw(200, 0)
+
+    def aggregated(noise: float) -> _Aggregated:
+        return _Aggregated(config("aggregated", posterior_noise=noise), encodings)
+
+    still = aggregated(0.0).draw(200, 0)
     one, other = encodings.mean[:, None], encodings.mean[None]
     # How far each draw lies from each of the segments between two encodings: from one of
     # them, nothing.
@@ -110,10 +114,10 @@ def test_between_two_encodings_lie_the_aggregated_draws_and_noise_is_theirs() ->
     assert float(nearest.flatten(1).min(1).values.max()) < 1e-8
     at_an_end = (still[:, None] - encodings.mean).square().sum(-1).min(1).values < 1e-8
     assert float(at_an_end.float().mean()) < 0.05
-    noise = _Between(0, encodings, 1.0).draw(200, 0) - still
+    noise = aggregated(1.0).draw(200, 0) - still
     assert float(noise.std()) == pytest.approx(float(encodings.scale.mean()), rel=0.25)
     torch.testing.assert_close(
-        _Between(0, encodings, 0.5).draw(200, 0) - still, noise / 2, rtol=1e-4, atol=1e-6
+        aggregated(0.5).draw(200, 0) - still, noise / 2, rtol=1e-4, atol=1e-6
     )
 
 
@@ -132,7 +136,7 @@ def test_the_mixture_finds_clusters_and_their_widths() -> None:
     torch.testing.assert_close(
         mixture.variance, torch.full((3, 3), 0.5**2 + 0.3**2), rtol=0.3, atol=0
     )
-    draws = _Mixture(0, encodings, 3).draw(20_000, 0)
+    draws = _Mixture(config("mixture", components=3), encodings).draw(20_000, 0)
     torch.testing.assert_close(draws.mean(0), mean.mean(0), rtol=0, atol=0.1)
     expected = torch.cov(mean.T) + 0.3**2 * torch.eye(3)
     torch.testing.assert_close(torch.cov(draws.T), expected, rtol=0.1, atol=0.3)
@@ -153,7 +157,7 @@ def chain_of(
     image = observed()
     pairs = PairTensors(images=image, masks=torch.zeros_like(image))
     with torch.no_grad():
-        chain = make_sampler(config(sampler, **changes), model, D, pairs, CPU)
+        chain = make_sampler(config(sampler, **changes), model.config, model, pairs, CPU)
         z = chain.draw(n, 0)
     return z, chain.facts, model.decoder
 
@@ -205,9 +209,9 @@ def test_the_chain_counts_the_mask_that_it_is_given_and_the_image_where_it_shoul
     mask = torch.tensor([1.0, 1.0, 1.0, 0.0], dtype=torch.float64).reshape(1, 1, 2, 2)
     with torch.no_grad():
         asked = config(sampler, hmc_proposals=40)
-        z = make_sampler(asked, model, 1, PairTensors(images=image, masks=mask), CPU).draw(
-            20_000, 0
-        )[:, 0]
+        z = make_sampler(
+            asked, model.config, model, PairTensors(images=image, masks=mask), CPU
+        ).draw(20_000, 0)[:, 0]
     # The posterior of one variable, on a grid.
     grid = torch.linspace(-8, 8, 4001, dtype=torch.float64)
     log = -0.5 * grid.square() + 3 * F.logsigmoid(2 * grid) + F.logsigmoid(-2 * grid)

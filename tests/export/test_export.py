@@ -291,7 +291,7 @@ def test_the_number_of_a_draw_makes_its_pair_again(project: Project, command: Co
     assert draws == sorted(set(draws))
     config = project.plan.runs[project.train_id].config
     assert isinstance(config, TrainConfig)
-    model, _ = load_generator(config.model, project.train)
+    model = load_generator(project.train).model
     images = project.pairs().images
     for row, draw in ((0, draws[0]), (9, draws[9])):
         first = draw - draw % DRAWN_AT_ONCE

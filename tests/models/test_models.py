@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from hvae_hpc.config.model import HVAEConfig, LSGANConfig, MovesConfig, NetworkConfig, UNetConfig
-from hvae_hpc.models.affine import apply_moves, draw_moves
+from hvae_hpc.models.augmentations import apply_moves, draw_moves
 from hvae_hpc.models.blocks import Decoder, Encoder, ResidualBlock, SelfAttention, Upsample
 from hvae_hpc.models.hvae import HVAE
 from hvae_hpc.models.lsgan import LSGAN, Discriminator

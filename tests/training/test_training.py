@@ -38,11 +38,16 @@ from hvae_hpc.training import device, loop
 from hvae_hpc.training import save_interval as intervals
 from hvae_hpc.training.averages import MovingAverage
 from hvae_hpc.training.batches import PairTensors, images_of_step, to_tensors
-from hvae_hpc.training.checkpoint import find_checkpoints, load_checkpoint, save_checkpoint
+from hvae_hpc.training.checkpoint import (
+    SaveClock,
+    find_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+    young_interval,
+)
 from hvae_hpc.training.device import build
 from hvae_hpc.training.loop import TrainReport, learning_rate, train
 from hvae_hpc.training.optimizers import make_optimizer, take_step
-from hvae_hpc.training.save_interval import SaveClock, young_interval
 from hvae_hpc.training.tensorboard_log import FOLDER
 from tests import ROOT
 from tests.tiny import make_pairs

@@ -1,0 +1,100 @@
+"""Augmentations of the pairs of a batch in every step, and the small random moves of a pair.
+
+Random numbers are drawn for the whole batch and cut to each process's part, as the noise of a model
+is. So an augmentation draws first and applies later, and the number of processes changes nothing.
+The LSGAN moves real and generated pairs by the same functions, differentiably.
+"""
+
+import math
+import pkgutil
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hvae_hpc.config.kinds import AugmentationConfig
+from hvae_hpc.config.model import MovesConfig
+
+
+class Augmentation(Protocol):
+    """What an augmentation's class is; it is called with its config."""
+
+    def draw(
+        self, n: int, image_size: tuple[int, int], generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Draw on the CPU what n pairs of a size (height, width) need; tensors (n, ...)."""
+
+    def apply(
+        self, images: Tensor, masks: Tensor, drawn: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Augment images and masks, (B, 1, H, W) each, by the B rows of what was drawn."""
+
+
+def make_augmentation(config: AugmentationConfig) -> Augmentation:
+    """Make the augmentation that a config asks for."""
+    augmentation: Augmentation = pkgutil.resolve_name(config.augmentation_class)(config)
+    return augmentation
+
+
+class Moves:
+    """Flips, rotations, changes of size and shifts of image and mask together."""
+
+    def __init__(self, config: MovesConfig) -> None:
+        self.config = config
+
+    def draw(
+        self, n: int, image_size: tuple[int, int], generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Draw n affine maps, (n, 2, 3)."""
+        height, width = image_size
+        return {"maps": draw_moves(n, self.config, generator, height / width)}
+
+    def apply(
+        self, images: Tensor, masks: Tensor, drawn: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Move the pairs; masks stay binary."""
+        maps = drawn["maps"]
+        return apply_moves(images, maps), apply_moves(masks, maps, mode="nearest")
+
+
+def draw_moves(
+    n: int, config: MovesConfig, generator: torch.Generator, aspect: float = 1.0
+) -> Tensor:
+    """Draw n affine maps from output to input coordinates, both in [-1, 1].
+
+    Args:
+        n: pairs.
+        config: how large the moves may be.
+        generator: on the CPU.
+        aspect: height over width of the images, so that rotations stay rotations.
+
+    Returns:
+        (n, 2, 3) float32 on the CPU.
+    """
+    # Columns: flip, angle, scale, shift x, shift y.
+    uniform = torch.rand(n, 5, generator=generator) * 2 - 1
+    angle = uniform[:, 1] * math.radians(config.rotate_deg)
+    scale = 1 + uniform[:, 2] * config.scale
+    flip = torch.where(uniform[:, 0] < 2 * config.flip - 1, -1.0, 1.0)
+
+    cos, sin = angle.cos() * scale, angle.sin() * scale
+    rows = [
+        torch.stack([cos * flip, -sin * aspect, uniform[:, 3] * 2 * config.shift], dim=1),
+        torch.stack([sin * flip / aspect, cos, uniform[:, 4] * 2 * config.shift], dim=1),
+    ]
+    return torch.stack(rows, dim=1)
+
+
+def apply_moves(x: Tensor, moves: Tensor, mode: str = "bilinear") -> Tensor:
+    """Resample (B, C, H, W) under (B, 2, 3) maps; what comes from outside is 0 (background).
+
+    Args:
+        x: images or masks.
+        moves: from :func:`draw_moves`.
+        mode: "bilinear", or "nearest" to keep a mask binary.
+    """
+    # In bfloat16 the grid would be off by up to 0.7 px of 240.
+    with torch.autocast(x.device.type, enabled=False):
+        grid = F.affine_grid(moves, list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, mode=mode, padding_mode="zeros", align_corners=False)
