@@ -34,8 +34,8 @@ from hvae_hpc.models.lsgan import LSGAN
 from hvae_hpc.models.unet import UNet
 from hvae_hpc.runs.folder import read_log
 from hvae_hpc.runs.workplace import Workplace
+from hvae_hpc.training import checkpoint as intervals
 from hvae_hpc.training import device, loop
-from hvae_hpc.training import save_interval as intervals
 from hvae_hpc.training.averages import MovingAverage
 from hvae_hpc.training.batches import PairTensors, images_of_step, to_tensors
 from hvae_hpc.training.checkpoint import (
