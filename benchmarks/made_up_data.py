@@ -8,7 +8,7 @@ import numpy as np
 from hvae_hpc.config.loader import dump
 from hvae_hpc.jobs.sweeps.expand import DataSet
 from hvae_hpc.preprocess.store.manifest import MANIFEST_SCHEMA, CaseEntry, Manifest
-from hvae_hpc.results.collect import METRICS
+from hvae_hpc.results.collect import BOUNDS
 from hvae_hpc.runs.folder import Provenance, RunResult, read_result, result_stamp
 from hvae_hpc.runs.plan import Plan
 
@@ -92,7 +92,7 @@ def write_results(plan: Plan, cases: int = 100) -> None:
                     role: stamps[parent] for role, parent in plan.parents(run_id).items()
                 },
                 metrics=dict(
-                    zip(METRICS.get(run.stage, ()), random.random(99).tolist(), strict=False)
+                    zip(BOUNDS.get(run.stage, ()), random.random(99).tolist(), strict=False)
                 )
                 | {"n": 10.0, "dice": -1.0},
                 per_case={},

@@ -1,30 +1,25 @@
-"""A sweep's plan and its runs' metrics.json in, rows out; gaps are refused or listed, never filled.
+"""A sweep's plan and its runs' results in, rows out; gaps are refused or listed, never filled.
 
-The plan names every run that the sweep expects. A row is made only of a run that is done; any other
-run is missing, with its reason.
+The plan names every run that the sweep expects. A row is made only of a run that is done and whose
+numbers can be; any other run is missing, with its reason.
 """
 
-import json
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from hvae_hpc.config.arms import ArmConfig
+from hvae_hpc.config.stages import QualityConfig
 from hvae_hpc.errors import UserError
-from hvae_hpc.results.reading import parents_text
-from hvae_hpc.results.records import Records, read_records
 from hvae_hpc.results.statistics import Summary, summarise
-from hvae_hpc.runs.done import Made, follow
+from hvae_hpc.runs.done import REMADE, ResultSummary, read_results
 from hvae_hpc.runs.plan import Plan
+from hvae_hpc.runs.run import Run
 
-SEGMENT_COLUMNS = (
-    *("data", "arm", "generator", "n_synthetic", "n_standard", "seed", "split_seed"),
-    *("dice", "precision", "recall", "hausdorff_95", "hausdorff_95_unit", "median_dice"),
-    *("n_cases", "generator_seed", "wall_s", "run_id", "folder"),
-)
 SET_MEASURES = (
     *("kid", "precision", "recall", "density", "coverage", "duplicates", "distinct"),
     *("area", "components", "row", "column", "agreement", "copies"),
@@ -37,59 +32,58 @@ SET_COLUMNS = (
     *(f"{name}{end}" for name in SET_MEASURES for end in ("", "_low", "_high")),
     *(*MASK_MEDIANS, "copying"),
 )
-QUALITY_COLUMNS = (
-    *("data", "source", "seed", "split_seed", "n"),
-    *("psnr_mean", "psnr_sd", "ssim_mean", "ssim_sd", *SET_COLUMNS, "wall_s", "run_id", "folder"),
-)
 LIKELIHOOD_METRICS = (
     *("cases", "log_likelihood", "spread", "effective_samples", "acceptance"),
     *("bits_per_pixel", "importance_bound", "elbo"),
 )
-LIKELIHOOD_COLUMNS = (
-    *("data", "generator", "seed", "split_seed", *LIKELIHOOD_METRICS, "elbo_flow"),
-    *("wall_s", "run_id", "folder"),
-)
 DRAW_METRICS = ("draws", "rejected", "smallest_mask_px", "acceptance")
-DRAW_COLUMNS = ("data", "source", "split_seed", "seed", *DRAW_METRICS, "run_id")
+
+COLUMNS = {
+    "segment": (
+        *("data", "arm", "generator", "n_synthetic", "n_standard", "seed", "split_seed"),
+        *("dice", "precision", "recall", "hausdorff_95", "hausdorff_95_unit", "median_dice"),
+        *("n_cases", "generator_seed", "wall_s", "run_id", "folder"),
+    ),
+    "quality": (
+        *("data", "source", "seed", "split_seed", "n"),
+        *("psnr_mean", "psnr_sd", "ssim_mean", "ssim_sd", *SET_COLUMNS, "wall_s", "run_id"),
+        "folder",
+    ),
+    "likelihood": (
+        *("data", "generator", "seed", "split_seed", *LIKELIHOOD_METRICS, "elbo_flow"),
+        *("wall_s", "run_id", "folder"),
+    ),
+    "generate": ("data", "source", "split_seed", "seed", *DRAW_METRICS, "run_id"),
+}
+"""Stage to the columns of its rows."""
 COST_COLUMNS = (
     *("run_id", "stage", "data", "device", "host", "processes", "attempt", "wall_s", "spent_s"),
     *("peak_memory_mib", "energy_j", "torch", "code_sha"),
 )
-BOUNDS: Mapping[str, tuple[float, float]] = {
-    **dict.fromkeys(("attempt", "processes", "at_once"), (1, 1e6)),
-    **dict.fromkeys(("wall_s", "spent_s", "peak_memory_mib", "energy_j"), (0, 1e12)),
-    "n": (1, 1e6),
-}
-OF_SEGMENT = {**dict.fromkeys(("dice", "precision", "recall"), (0, 1)), "hausdorff_95": (0, 1e6)}
+
 SHARES = ("precision", "recall", "coverage", "duplicates", "agreement", "copies", "copying")
-OF_STAGE: Mapping[str, Mapping[str, tuple[float, float]]] = {
-    "segment": OF_SEGMENT,
-    "generate": {**dict.fromkeys(DRAW_METRICS, (0, 1e12)), "acceptance": (0, 1)},
+LARGE = (-1e12, 1e12)
+"""No measure of ours comes near it; the square of a larger one may leave the numbers."""
+BOUNDS: Mapping[str, Mapping[str, tuple[float, float]]] = {
+    "segment": {**dict.fromkeys(("dice", "precision", "recall"), (0, 1)), "hausdorff_95": (0, 1e6)},
     "quality": {
-        **dict.fromkeys(SHARES, (0, 1)),
-        **{
-            "ssim_mean": (-1, 1),
-            "ssim_sd": (0, 1),
-            "psnr_sd": (0, 1e6),
-            "density": (0, 1e6),
-            "distinct": (0, 1e6),
-        },
+        **dict.fromkeys(("psnr_mean", *SET_COLUMNS), LARGE),
+        **dict.fromkeys((*SHARES, "ssim_sd"), (0, 1)),
+        **dict.fromkeys(("psnr_sd", "density", "distinct"), (0, 1e6)),
+        **{"n": (1, 1e6), "ssim_mean": (-1, 1)},
     },
+    "likelihood": dict.fromkeys((*LIKELIHOOD_METRICS, "elbo_flow"), LARGE),
+    "generate": {**dict.fromkeys(DRAW_METRICS, (0, 1e12)), "acceptance": (0, 1)},
 }
-"""What numbers can be: those of all stages, and of some."""
-REQUIRED = {
-    "segment": tuple(OF_SEGMENT),
+"""Stage to its metrics that stand in tables, and what they can be."""
+REQUIRED: Mapping[str, Sequence[str]] = {
+    "segment": tuple(BOUNDS["segment"]),
     "quality": ("n", "psnr_mean", "ssim_mean"),
     "likelihood": LIKELIHOOD_METRICS,
 }
 """Stage to the metrics that each of its runs must have."""
-METRICS = {
-    "segment": REQUIRED["segment"],
-    "quality": (*REQUIRED["quality"], "psnr_sd", "ssim_sd", *SET_COLUMNS),
-    "likelihood": (*REQUIRED["likelihood"], "elbo_flow"),
-    "generate": DRAW_METRICS,
-}
-"""Stage to the metrics that are kept of its runs."""
+ROUNDING = 1e-6
+"""Sums of the same numbers in another order differ by less."""
 NOT_YET = "no metrics.json yet"
 _MOST_NAMED = 9
 
@@ -99,15 +93,16 @@ class Collected:
     """What the runs of a plan have given so far.
 
     Attributes:
-        segment: one row per done segment run; columns SEGMENT_COLUMNS.
-        quality: one row per done quality run; columns QUALITY_COLUMNS; an sd over one draw is NaN,
-            and so is a set measure that the source does not have.
-        likelihood: one row per done likelihood run; columns LIKELIHOOD_COLUMNS; elbo_flow is NaN
+        segment: one row per done segment run; columns COLUMNS["segment"].
+        quality: one row per done quality run; columns COLUMNS["quality"]; an sd over one draw is
+            NaN, and so is a set measure that the source does not have.
+        likelihood: one row per done likelihood run; columns COLUMNS["likelihood"]; elbo_flow is NaN
             for a VAE.
-        draws: one row per done generate run; columns DRAW_COLUMNS; acceptance is NaN where no chain
-            drew.
+        draws: one row per done generate run; columns COLUMNS["generate"]; acceptance is NaN where
+            no chain drew.
         costs: one row per done run: where it was made and what it took; columns COST_COLUMNS.
         case_dice: id of a segment run to its Dice by case id.
+        results: what is known of each run of the plan; a result that is not believed is none.
         done: ids of all runs that are done.
         missing: "folder: reason" of every other expected run.
         code_shas: code version to the number of runs that it made.
@@ -119,6 +114,7 @@ class Collected:
     draws: pd.DataFrame
     costs: pd.DataFrame
     case_dice: Mapping[str, Mapping[str, float]]
+    results: Mapping[str, ResultSummary]
     done: frozenset[str]
     missing: tuple[str, ...]
     code_shas: dict[str, int]
@@ -132,7 +128,7 @@ class Collected:
 
 
 def collect(plan: Plan, partial: bool = False) -> Collected:
-    """Read the metrics.json of all runs of a plan; of those that did not change since, what was kept of them.
+    """Collect the results of all runs of a plan.
 
     Args:
         plan: what is expected in its runs folder.
@@ -141,43 +137,36 @@ def collect(plan: Plan, partial: bool = False) -> Collected:
     Raises:
         UserError: runs are missing, unless partial.
     """
-    records = read_records(plan, METRICS)
-    faults = {**_wrong_numbers(plan, records), **records.faults}
-    undone = _undone(plan, records, faults)
-    if odd := _other_cases(records, undone.keys()):
-        undone = _undone(plan, records, {**faults, **odd})
-    reasons = undone | records.doubled
-    missing = (
-        [f"{plan.folder_name(i)}: {reasons[i] or NOT_YET}" for i in plan.runs if i in reasons]
-        if reasons
-        else []
+    results = read_results(plan)
+    results = _refuse(plan, results, _find_impossible_numbers(plan, results))
+    results = _refuse(plan, results, _find_other_cases(plan, results))
+    missing = tuple(
+        f"{plan.folder_name(run_id)}: {result.reason or NOT_YET}"
+        for run_id, result in results.items()
+        if not result.done
     )
-    done = plan.runs.keys() - reasons.keys()
     if missing and not partial:
         raise UserError(refusal(plan, missing))
-    believed = {stage: _without(frame, reasons.keys()) for stage, frame in records.frames.items()}
-    of_stages = [_costs(stage, frame) for stage, frame in believed.items()]
-    costs = pd.concat(of_stages) if of_stages else pd.DataFrame(columns=list(COST_COLUMNS))
+
+    # Stages in the order of the plan, and in each stage its runs.
+    rows: dict[str, list[dict[str, Any]]] = {run.stage: [] for run in plan.runs.values()}
+    for run_id, result in results.items():
+        if result.done:
+            rows[plan.runs[run_id].stage].append(_row(plan, run_id, result))
+    costs = _frame((row for of_stage in rows.values() for row in of_stage), COST_COLUMNS)
+    frames = {stage: _frame(rows.get(stage, ()), names) for stage, names in COLUMNS.items()}
     return Collected(
-        segment=_segments(believed.get("segment")),
-        quality=_qualities(believed.get("quality")),
-        likelihood=_select(believed.get("likelihood"), LIKELIHOOD_COLUMNS),
-        draws=_select(believed.get("generate"), DRAW_COLUMNS),
+        segment=frames["segment"],
+        quality=frames["quality"],
+        likelihood=frames["likelihood"],
+        draws=frames["generate"],
         costs=costs,
-        case_dice=records.dice,
-        done=frozenset(done),
-        missing=tuple(missing),
-        code_shas={
-            str(sha): int(n) for sha, n in costs["code_sha"].value_counts().sort_index().items()
-        },
+        case_dice={run_id: results[run_id].case_dice for run_id in frames["segment"]["run_id"]},
+        results=results,
+        done=frozenset(run_id for run_id, result in results.items() if result.done),
+        missing=missing,
+        code_shas=dict(sorted(Counter(costs["code_sha"].tolist()).items())),
     )
-
-
-def _without(frame: pd.DataFrame, undone: Set[str]) -> pd.DataFrame:
-    if not undone:
-        return frame
-    keep = np.array([run_id not in undone for run_id in frame["run_id"].tolist()], dtype=bool)
-    return frame if keep.all() else frame[keep]
 
 
 def refusal(plan: Plan, missing: Sequence[str]) -> str:
@@ -188,94 +177,6 @@ def refusal(plan: Plan, missing: Sequence[str]) -> str:
     )
 
 
-def _undone(plan: Plan, records: Records, faults: Mapping[str, str]) -> dict[str, str]:
-    """Return the runs that are not done, and why."""
-    if not faults and _all_fit(plan, records):
-        return {}
-    states = follow(plan, _reader(records, faults))
-    return {run_id: state.reason for run_id, state in states.items() if not state.stamp}
-
-
-def _all_fit(plan: Plan, records: Records) -> bool:
-    """Return whether every run is there, and made from its parents as they are: the usual case, found out quickly."""
-    stamps, made_from = dict[str, str](), dict[str, str]()
-    for frame in records.frames.values():
-        run_ids = frame["run_id"].tolist()
-        stamps.update(zip(run_ids, frame["stamp"].tolist(), strict=True))
-        made_from.update(zip(run_ids, frame["parents"].tolist(), strict=True))
-    if len(stamps) < len(plan.runs):
-        return False
-    sets_of_parents = {id(run.parents): run.parents for run in plan.runs.values()}
-    expected = {
-        key: parents_text(
-            {role: stamps[run_id] for role, run_id in parents.items() if role != "data"}
-        )
-        for key, parents in sets_of_parents.items()
-    }
-    wanted = [expected[id(run.parents)] for run in plan.runs.values()]
-    return [made_from[run_id] for run_id in plan.runs] == wanted
-
-
-def _reader(records: Records, faults: Mapping[str, str]) -> Callable[[str], Made | None]:
-    """Return what tells how a run was made, for :func:`hvae_hpc.runs.done.follow`."""
-    made: dict[str, Made] = {}
-
-    @cache
-    def make(stamp: str, parents: str) -> Made:
-        return Made(stamp=stamp, parent_stamps=json.loads(parents), attempt=0, wall_s=0.0)
-
-    for frame in records.frames.values():
-        run_ids, stamps, parents = (frame[name].tolist() for name in ("run_id", "stamp", "parents"))
-        made.update(zip(run_ids, map(make, stamps, parents), strict=True))
-
-    def read(run_id: str) -> Made | None:
-        if run_id in faults:
-            raise UserError(faults[run_id])
-        return made.get(run_id)
-
-    return read if faults else made.get
-
-
-def _wrong_numbers(plan: Plan, records: Records) -> dict[str, str]:
-    """Return the runs that lack a number that their stage always has, or have an impossible one, and why."""
-    found: dict[str, str] = {}
-    for stage, frame in records.frames.items():
-        needed = dict.fromkeys(REQUIRED.get(stage, ()), np.ones(len(frame), dtype=bool))
-        if stage == "quality":
-            needed |= dict.fromkeys(("psnr_sd", "ssim_sd"), frame["n"].to_numpy() > 1)
-            configs: list[Any] = [plan.runs[run_id].config for run_id in frame["run_id"]]
-            featured = [config.features for config in configs]
-            needed |= dict.fromkeys(
-                ("kid", "coverage", "duplicates"), np.array(featured, dtype=bool)
-            )
-        for name, among in needed.items():
-            reason = f"metrics.json: {name} is missing, expected a finite number; delete the folder"
-            found |= dict.fromkeys(frame["run_id"][frame[name].isna() & among], reason)
-        for name, (low, high) in {**BOUNDS, **OF_STAGE.get(stage, {})}.items():
-            if name in frame:
-                wrong = frame[(frame[name] < low) | (frame[name] > high)]
-                for run_id, value in zip(wrong["run_id"], wrong[name], strict=True):
-                    got = f"{name} is {value:g}, expected {low:g} to {high:g}"
-                    found[run_id] = f"metrics.json: {got}; delete the folder"
-    return found
-
-
-def _other_cases(records: Records, undone: Set[str]) -> dict[str, str]:
-    """Return the done runs whose test cases are not those of most done runs of their data set and split, and why."""
-    found: dict[str, str] = {}
-    if (frame := records.frames.get("segment")) is None:
-        return found
-    for _, like in _without(frame, undone).groupby(["data", "split_seed"]):
-        usual, *others = like["case_set"].value_counts().index
-        for which in others:
-            if odd := set(records.dice.case_sets[usual]) ^ set(records.dice.case_sets[which]):
-                reason = (
-                    f"metrics.json: other test cases than its like ({min(odd)}); delete the folder"
-                )
-                found |= dict.fromkeys(like.loc[like["case_set"] == which, "run_id"], reason)
-    return found
-
-
 def name_some(lines: Sequence[str]) -> str:
     """Return the first few lines, indented, and how many more there are."""
     shown = [f"  {line}" for line in lines[:_MOST_NAMED]]
@@ -284,35 +185,112 @@ def name_some(lines: Sequence[str]) -> str:
     return "\n".join(shown)
 
 
-def _select(frame: pd.DataFrame | None, columns: Sequence[str]) -> pd.DataFrame:
-    return pd.DataFrame(columns=list(columns)) if frame is None else frame[list(columns)]
+def _refuse(
+    plan: Plan, results: Mapping[str, ResultSummary], reasons: Mapping[str, str]
+) -> dict[str, ResultSummary]:
+    """Return the results without those that have a reason against them, and those made from such."""
+    believed: dict[str, ResultSummary] = {}
+    for run_id, result in results.items():
+        reason = reasons.get(run_id, "")
+        if not all(believed[parent].done for parent in plan.parents(run_id).values()):
+            reason = reason or REMADE
+        believed[run_id] = ResultSummary(reason=reason) if result.done and reason else result
+    return believed
 
 
-def _segments(frame: pd.DataFrame | None) -> pd.DataFrame:
-    if frame is not None:
-        frame = frame.assign(hausdorff_95_unit=frame["unit"], n_cases=frame["n_cases"].astype(int))
-    return _select(frame, SEGMENT_COLUMNS)
+def _find_impossible_numbers(plan: Plan, results: Mapping[str, ResultSummary]) -> dict[str, str]:
+    """Return the done runs with a number that is missing or cannot be, and which one that is."""
+    wrong = {
+        run_id: _find_impossible_number(plan.runs[run_id], result)
+        for run_id, result in results.items()
+        if result.done
+    }
+    return {
+        run_id: f"metrics.json: {what}; delete the folder" for run_id, what in wrong.items() if what
+    }
 
 
-def _qualities(frame: pd.DataFrame | None) -> pd.DataFrame:
-    if frame is not None:
+def _find_impossible_number(run: Run, result: ResultSummary) -> str:
+    """Return what is wrong with a result's numbers; "" where nothing is."""
+    metrics = result.metrics
+    required = list(REQUIRED.get(run.stage, ()))
+    if isinstance(run.config, QualityConfig):
+        required += ["psnr_sd", "ssim_sd"] if metrics.get("n", 0) > 1 else []
+        required += ["kid", "coverage", "duplicates"] if run.config.features else []
+
+    for name in required:
+        if name not in metrics:
+            return f"{name} is missing, expected a finite number"
+    for name, (low, high) in BOUNDS.get(run.stage, {}).items():
+        if name in metrics and not low <= metrics[name] <= high:
+            return f"{name} is {metrics[name]:g}, expected {low:g} to {high:g}"
+
+    if run.stage == "segment":
+        dice = list(result.case_dice.values())
+        if not dice:
+            return "per_case has no finite dice for every case"
+        for value in (min(dice), max(dice)):
+            if not 0 <= value <= 1:
+                return f"per_case has a dice of {value:g}, expected 0 to 1"
+        mean = sum(dice) / len(dice)
+        if abs(metrics["dice"] - mean) > ROUNDING:
+            return f"dice is {metrics['dice']:g}, expected its cases' mean {mean:g}"
+    return ""
+
+
+def _find_other_cases(plan: Plan, results: Mapping[str, ResultSummary]) -> dict[str, str]:
+    """Return the done runs whose test cases are not those of most runs of their data and split."""
+    likes: dict[tuple[str, int], dict[str, tuple[str, ...]]] = defaultdict(dict)
+    for run_id, result in results.items():
+        if result.case_dice:
+            config: Any = plan.runs[run_id].config
+            likes[config.data, config.split.seed][run_id] = tuple(result.case_dice)
+
+    reasons: dict[str, str] = {}
+    for like in likes.values():
+        usual, _ = Counter(like.values()).most_common(1)[0]
+        for run_id, cases in like.items():
+            if odd := set(cases) ^ set(usual) if cases != usual else set():
+                reasons[run_id] = (
+                    f"metrics.json: other test cases than its like ({min(odd)}); delete the folder"
+                )
+    return reasons
+
+
+def _frame(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
+    return pd.DataFrame(list(rows), columns=list(columns))
+
+
+def _row(plan: Plan, run_id: str, result: ResultSummary) -> dict[str, Any]:
+    """Return the cells of all columns that a done run has."""
+    run = plan.runs[run_id]
+    config: Any = run.config
+    arm = getattr(config, "arm", None) or ArmConfig(
+        name="", generator=getattr(config, "generator", "")
+    )
+    metrics: dict[str, Any] = dict(result.metrics)
+    if run.stage == "quality":
+        metrics["n"] = int(metrics["n"])
         # The sd over a single draw does not exist, whatever the file holds in its place.
-        sds = {name: frame[name].where(frame["n"] > 1) for name in ("psnr_sd", "ssim_sd")}
-        frame = frame.assign(n=frame["n"].astype(int), **sds)
-    return _select(frame, QUALITY_COLUMNS)
-
-
-def _costs(stage: str, frame: pd.DataFrame) -> pd.DataFrame:
-    at_once = frame["at_once"].clip(lower=1)
-    return frame.assign(
-        stage=stage,
-        processes=frame["processes"].astype(int),
-        attempt=frame["attempt"].astype(int),
-        wall_s=frame["wall_s"] / at_once,
-        spent_s=np.maximum(frame["spent_s"], frame["wall_s"]) / at_once,
-        peak_memory_mib=frame["peak_memory_mib"]
-        * at_once,  # each run told of its own process alone
-        energy_j=(frame["energy_j"] / at_once).where(
-            frame["processes"] == 1
-        ),  # only one GPU was asked
-    )[list(COST_COLUMNS)]
+        metrics |= dict.fromkeys(("psnr_sd", "ssim_sd"), np.nan) if metrics["n"] < 2 else {}
+    if result.case_dice:
+        metrics["median_dice"] = float(np.median(list(result.case_dice.values())))
+    return {
+        **metrics,
+        **vars(result),
+        "energy_j": np.nan if result.energy_j is None else result.energy_j,
+        "hausdorff_95_unit": result.hausdorff_unit,
+        "n_cases": len(result.case_dice),
+        "stage": run.stage,
+        "run_id": run_id,
+        "folder": plan.folder_name(run_id),
+        "data": config.data,
+        "seed": config.seed,
+        "split_seed": config.split.seed,
+        "source": getattr(config, "source", ""),
+        "arm": arm.name,
+        "generator": arm.generator,
+        "generator_seed": arm.generator_seed,
+        "n_synthetic": arm.n_synthetic,
+        "n_standard": arm.n_standard,
+    }

@@ -1,14 +1,12 @@
-"""Which runs are done, and what their metrics.json said when they were last read, so that few need be read again.
+"""Which runs are done, and what is known of their results.
 
-Done is read from the runs' own files, never from anybody's memory: a run is done when its
-metrics.json is valid, its parents are done, and it was made from just these makings of them. So a
-parent that was deleted and made anew takes along what hangs on it.
+A run is done when its metrics.json is valid, its parents are done, and it was made from just these
+makings of them. A parent that is made again therefore takes along what hangs on it.
 
-Reading 10,000 of them strictly takes many seconds, looking whether they changed a tenth of one. The
-file beside the plan in which this is kept is only ever a shortcut: damaged, foreign or of another
-    version it is ignored, and a
-metrics.json that changed in any way is read again. Whoever writes last wins, and who cannot write
-goes without.
+To read 10,000 files strictly takes seconds. What was read is kept in one file per sweep,
+``plans/<sweep>.cache``, and a metrics.json is read again only when it changed. The cache is a
+shortcut and nothing else: one that is damaged, foreign or of another version is ignored, and who
+cannot write it goes without.
 """
 
 import contextlib
@@ -17,115 +15,208 @@ import json
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from hvae_hpc.errors import UserError, printable
-from hvae_hpc.runs.folder import (
-    METRICS,
-    RESULT_SCHEMA,
-    RunResult,
-    read_result,
-    result_stamp,
-    write_atomic,
-)
+from hvae_hpc.runs.folder import METRICS, RunResult, read_result, result_stamp, write_atomic
 from hvae_hpc.runs.plan import PLANS, Plan
+from hvae_hpc.runs.run import Run
 
-TITLE = f"hvae_hpc states 5, results {RESULT_SCHEMA}"
+CACHE_TITLE = "hvae_hpc results 1"
+"""The first words of a cache; another number for another content."""
 SETTLED_NS = 2_000_000_000
-"""A younger file may change again without that its time does: clocks of file systems are coarse."""
-
+"""A younger file may change again without a change of its time: file systems' clocks are coarse."""
 LONGEST_REASON = 500
+LONGEST_TEXT = 100
 """Letters; what a file says may be of any length."""
+BOUNDS: Mapping[str, tuple[float, float]] = {
+    **dict.fromkeys(("attempt", "processes", "at_once"), (1, 1e6)),
+    **dict.fromkeys(("wall_s", "spent_s", "peak_memory_mib", "energy_j"), (0, 1e12)),
+}
+"""What numbers of a provenance can be."""
+REMADE = "what it was made from was made anew, or is gone"
 
 
-class Made(NamedTuple):
-    """What of a run's metrics.json tells how the run stands and what its like will cost.
+@dataclass(frozen=True, kw_only=True)
+class ResultSummary:
+    """What is known of a run's result.
 
-    ``wall_s`` and ``energy_j`` are the run's shares of its device's. ``result`` is the whole of it
-    where it was asked for.
+    Attributes:
+        reason: why the run is not done, for people; "" where there is nothing yet, or it is done.
+        stamp: names this making of the run; "" where it is not done.
+        parent_stamps: role to stamp of each parent run that was read.
+        attempt: the one that made it.
+        wall_s, spent_s: seconds of its device that this attempt took, and all attempts together.
+        processes: that trained it together.
+        host, started_at: the node, and when the attempt began, in seconds since 1970.
+        peak_memory_mib: of the host's, of all that its element did at once.
+        energy_j: its GPU's; None where nobody knows.
+        device: "cpu" or the GPU's name.
+        job: SLURM's id of the element that made it; "" for a local process.
+        torch, code_sha: versions of torch and of this package.
+        metrics: name to number.
+        hausdorff_unit: "mm" or "px".
+        case_dice: Dice by case id, in the order of the ids; empty where not every case has one.
     """
 
-    stamp: str
-    parent_stamps: dict[str, str]
-    attempt: int
-    wall_s: float
+    reason: str = ""
+    stamp: str = ""
+    parent_stamps: dict[str, str] = field(default_factory=dict)
+    attempt: int = 0
+    wall_s: float = 0.0
+    spent_s: float = 0.0
+    processes: int = 1
     host: str = ""
     started_at: float = 0.0
     peak_memory_mib: float = 0.0
     energy_j: float | None = None
     device: str = ""
     job: str = ""
-    result: RunResult | None = None
+    torch: str = ""
+    code_sha: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    hausdorff_unit: str = "px"
+    case_dice: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def done(self) -> bool:
+        """Whether it need not be made."""
+        return bool(self.stamp)
 
 
-class Remembered:
-    """What the metrics.json files of a plan's runs said, by run id.
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    """What the cache holds of a run: the summary's fields, and what the file system said of the file.
 
-    Args:
-        path: where it is kept; None for nowhere.
+    Attributes:
+        mark: its times of change (ns, of the content and of the inode), size (bytes) and inode.
     """
 
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
-        self._known = _read(path) if path else {}
-        self._kept: dict[str, list[Any]] = {}
-        self._changed = False
+    mark: list[int]
+    summary: dict[str, Any]
 
-    def read(self, folder: str, run_id: str, whole: bool = False) -> Made | None:
-        """Return what a run's metrics.json says, read anew only where it must be; None where there is none.
 
-        Args:
-            folder: the run's.
-            run_id: of the run.
-            whole: read it in any case, for the result.
+def read_results(plan: Plan) -> dict[str, ResultSummary]:
+    """Return what is known of every run's result, in the plan's order (parents before children).
 
-        Raises:
-            UserError: it is there but cannot be believed.
-        """
-        found = look_at(f"{folder}/{METRICS}")
-        if found is None:
+    Raises:
+        UserError: a stage's folder cannot be read.
+    """
+    now = time.time_ns()
+    path = plan.runs_folder / PLANS / f"{plan.sweep}.cache"
+    cached, entries = _read_cache(path), dict[str, _Entry]()
+    folders = list_folders(plan.runs_folder, {run.stage for run in plan.runs.values()})
+
+    results: dict[str, ResultSummary] = {}
+    for run_id, run in plan.runs.items():
+        stamps = {role: results[parent].stamp for role, parent in plan.parents(run_id).items()}
+        entry = None
+        if f"{run.label}-{run_id}" in folders[run.stage]:
+            entry = _read_entry(plan, run_id, cached.get(run_id))
+        results[run_id] = _judge(entry, stamps)
+        if isinstance(entry, _Entry) and now - max(entry.mark[:2]) > SETTLED_NS:
+            entries[run_id] = entry
+
+    if entries != cached:
+        _write_cache(path, entries)
+    return results
+
+
+def read_summary(plan: Plan, run_id: str, parent_stamps: Mapping[str, str]) -> ResultSummary:
+    """Return what is known of one run's result, given its parents' stamps."""
+    return _judge(_read_entry(plan, run_id, None), parent_stamps)
+
+
+def _judge(entry: _Entry | str | None, parent_stamps: Mapping[str, str]) -> ResultSummary:
+    """Return what counts of a run's result: nothing where it was made from other makings.
+
+    Args:
+        entry: what its file says, why that cannot be believed, or None where there is no file.
+        parent_stamps: of its parents as they are now; "" for one that is not done.
+    """
+    if not isinstance(entry, _Entry):
+        return ResultSummary(reason=entry or "")
+    if entry.summary["parent_stamps"] != parent_stamps:
+        return ResultSummary(reason=REMADE)
+    return ResultSummary(**entry.summary)
+
+
+def _read_entry(plan: Plan, run_id: str, cached: _Entry | None) -> _Entry | str | None:
+    """Return what a run's metrics.json says, why it cannot be believed, or None where there is none."""
+    folder = plan.folder(run_id)
+    try:
+        # The mark is taken before the reading: a change in between is seen the next time.
+        file = look_at(f"{folder}/{METRICS}")
+        if file is None:
             return None
-        mark = [found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino]
-        known = self._known.get(run_id)
-        if known and known[0] == mark and not whole:
-            self._kept[run_id] = known
-            return Made(*known[1:])
-        result = read_result(Path(folder), run_id)
-        if result is None:
-            return None
-        origin = result.provenance
-        at_once = max(1, origin.at_once)
-        # Only one GPU was asked.
-        energy_j = origin.gpu.get("energy_j") if origin.processes == 1 else None
-        made = Made(
-            stamp=result_stamp(result),
-            parent_stamps=result.parent_results,
-            attempt=origin.attempt,
-            wall_s=origin.wall_s / at_once,
-            host=origin.host,
-            started_at=origin.started_at,
-            peak_memory_mib=origin.peak_memory_mib * at_once,
-            energy_j=None if energy_j is None else energy_j / at_once,
-            device=origin.device,
-            job=origin.job_id,
-            result=result if whole else None,
-        )
-        # The mark was taken before reading: a change in between is seen the next time.
-        if time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns) > SETTLED_NS:
-            self._kept[run_id] = [mark, *made[:-1]]
-            self._changed |= self._kept[run_id] != known
-        return made
+        mark = [file.st_mtime_ns, file.st_ctime_ns, file.st_size, file.st_ino]
+        if cached and cached.mark == mark:
+            return cached
+        result = read_result(folder, run_id)
+        return result and _Entry(mark=mark, summary=vars(_summarise(plan.runs[run_id], result)))
+    except UserError as error:
+        reason = str(error).removeprefix(f"{folder}/")
+    except (ArithmeticError, RecursionError) as error:  # of hostile numbers and nesting
+        reason = f"{METRICS}: cannot be used ({error}); delete the folder"
+    return printable(reason)[:LONGEST_REASON]
 
-    def write(self) -> None:
-        """Keep what was read for the next time, where there is something new and a place for it."""
-        if self.path and self._changed and self.path.parent.is_dir():
-            body = json.dumps(self._kept)
-            with contextlib.suppress(UserError, OSError):
-                write_atomic(
-                    self.path, f"{TITLE}, {hashlib.sha256(body.encode()).hexdigest()}\n{body}\n"
-                )
+
+def _summarise(run: Run, result: RunResult) -> ResultSummary:
+    """Return what is kept of a run's result.
+
+    Raises:
+        UserError: it is of another stage or of other parents than the plan's run, or a number of
+            its provenance cannot be.
+    """
+    made = result.provenance
+    energy_j = made.gpu.get("energy_j")
+    if result.stage != run.stage:
+        got = f"is of stage {result.stage!r}, expected {run.stage!r}"
+        raise UserError(f"{METRICS}: {got}; delete the folder")
+    if result.parents != run.parents:
+        got = "says it was made from other runs or data than the plan names"
+        raise UserError(f"{METRICS}: {got}; delete the folder")
+    for name, (low, high) in BOUNDS.items():
+        value = energy_j if name == "energy_j" else getattr(made, name)
+        if value is not None and not low <= value <= high:
+            got = f"{name} is {value:g}, expected {low:g} to {high:g}"
+            raise UserError(f"{METRICS}: {got}; delete the folder")
+
+    if made.processes > 1:  # only one of their GPUs was asked
+        energy_j = None
+    case_dice = {
+        _clean(case): numbers["dice"]
+        for case, numbers in sorted(result.per_case.items())
+        if "dice" in numbers
+    }
+    return ResultSummary(
+        stamp=result_stamp(result),
+        parent_stamps=result.parent_results,
+        attempt=made.attempt,
+        # Runs at once on a device share its time and energy; each saw its own memory alone.
+        wall_s=made.wall_s / made.at_once,
+        spent_s=max(made.spent_s, made.wall_s) / made.at_once,
+        peak_memory_mib=made.peak_memory_mib * made.at_once,
+        energy_j=None if energy_j is None else energy_j / made.at_once,
+        processes=made.processes,
+        host=_clean(made.host),
+        started_at=made.started_at,
+        device=_clean(made.device),
+        job=made.job_id,
+        torch=_clean(made.versions.get("torch", "")),
+        code_sha=_clean(made.code_sha),
+        metrics=result.metrics,
+        hausdorff_unit=_clean(str(result.details.get("hausdorff_95_unit", "px"))),
+        case_dice=case_dice if len(case_dice) == len(result.per_case) else {},
+    )
+
+
+def _clean(text: str) -> str:
+    """Return what may stand in a table: control characters escaped, and not without end."""
+    return (text if text.isprintable() else printable(text))[:LONGEST_TEXT]
 
 
 def look_at(path: str) -> os.stat_result | None:
@@ -147,150 +238,42 @@ def look_at(path: str) -> os.stat_result | None:
     return found
 
 
-def _read(path: Path) -> dict[str, list[Any]]:
-    """Return what an earlier process kept; nothing where the file is not just what such a process wrote."""
-    with contextlib.suppress(OSError, ValueError):
-        title, _, body = path.read_text().partition("\n")
-        body = body.removesuffix("\n")
-        if title == f"{TITLE}, {hashlib.sha256(body.encode()).hexdigest()}":
-            known: dict[str, list[Any]] = json.loads(body)
-            return known
-    return {}
-
-
 def list_folders(runs_folder: Path, stages: Iterable[str]) -> dict[str, set[str]]:
-    """Return the names of the runs' folders that are there by stage, by one look at each stage and not at each run.
+    """Return the names of the runs' folders by stage, by one look at each stage and not at each run.
 
     Raises:
         UserError: a stage's folder cannot be read.
     """
-    found: dict[str, set[str]] = {}
+    folders: dict[str, set[str]] = {}
     for stage in stages:
         try:
-            found[stage] = set(os.listdir(runs_folder / stage))  # noqa: PTH208 (as above)
+            folders[stage] = {path.name for path in (runs_folder / stage).iterdir()}
         except (FileNotFoundError, NotADirectoryError):
-            found[stage] = set()
+            folders[stage] = set()
         except OSError as error:
             raise UserError(
                 f"{runs_folder / stage}: cannot be read ({error.strerror}); mend that first"
             ) from error
-    return found
+    return folders
 
 
-class ResultSummary(NamedTuple):
-    """How a run stands.
-
-    Attributes:
-        reason: why it is not done, for people; "" where there simply is nothing yet, and where it
-            is done.
-        stamp: names this making of the run; "" where it is not done.
-        attempt: the one that made it.
-        wall_s: seconds of its device that this attempt took.
-        host, started_at: the node on which it was made, and when that began, in seconds since 1970.
-        peak_memory_mib: of the host's, of all that its element did at once; 0 where it is not done.
-        energy_j: its GPU's; None where nobody knows.
-        device: "cpu" or the GPU's name.
-        job: SLURM's id of the element that made it; "" for a local process.
-        result: its metrics.json where it is done and was asked for, else None.
-    """
-
-    reason: str = ""
-    stamp: str = ""
-    attempt: int = 0
-    wall_s: float = 0.0
-    host: str = ""
-    started_at: float = 0.0
-    peak_memory_mib: float = 0.0
-    energy_j: float | None = None
-    device: str = ""
-    job: str = ""
-    result: RunResult | None = None
-
-    @property
-    def done(self) -> bool:
-        """Whether it need not be made."""
-        return bool(self.stamp)
+def _read_cache(path: Path) -> dict[str, _Entry]:
+    """Return what an earlier process kept; nothing where the file is not just what such a process wrote."""
+    with contextlib.suppress(OSError, ValueError):
+        title, _, body = path.read_text().partition("\n")
+        if title == _title(body):
+            return {run_id: _Entry(**entry) for run_id, entry in json.loads(body).items()}
+    return {}
 
 
-def read_results(plan: Plan, *, whole: bool = False) -> dict[str, ResultSummary]:
-    """Return every run's state, in the plan's order (parents before children).
-
-    Args:
-        plan: of the sweep.
-        whole: read the whole results as well, also those that did not change since they were last
-            looked at.
-    """
-    remembered = Remembered(plan.runs_folder / PLANS / f"{plan.sweep}.states")
-    there = list_folders(plan.runs_folder, {run.stage for run in plan.runs.values()})
-
-    def read(run_id: str) -> Made | None:
-        stage, _, name = plan.folder_name(run_id).partition("/")
-        return (
-            remembered.read(f"{plan.runs_folder}/{stage}/{name}", run_id, whole)
-            if name in there[stage]
-            else None
-        )
-
-    results = follow(plan, read)
-    remembered.write()
-    return results
+def _write_cache(path: Path, entries: Mapping[str, _Entry]) -> None:
+    """Keep what was read for the next time, where there is a place for it."""
+    if path.parent.is_dir():
+        body = json.dumps({run_id: vars(entry) for run_id, entry in entries.items()})
+        with contextlib.suppress(UserError, OSError):
+            write_atomic(path, f"{_title(body)}\n{body}")
 
 
-def follow(plan: Plan, read: Callable[[str], Made | None]) -> dict[str, ResultSummary]:
-    """Return every run's state, in the plan's order, given what its metrics.json says.
-
-    Args:
-        plan: of the sweep.
-        read: from a run id; raises UserError where the file cannot be believed.
-    """
-    results: dict[str, ResultSummary] = {}
-    stamps: dict[
-        int, dict[str, str]
-    ] = {}  # by the parents' identity: most runs share them with others
-    alike: dict[
-        tuple[int, int], ResultSummary
-    ] = {}  # by the identity of parents and of what was made, where these are shared
-    kept = []  # an identity is one only while its object lives
-    for run_id, run in plan.runs.items():
-        if (of_parents := stamps.get(id(run.parents))) is None:
-            of_parents = {
-                role: results[parent].stamp
-                for role, parent in run.parents.items()
-                if role != "data"
-            }
-            stamps[id(run.parents)] = of_parents
-        try:
-            made = read(run_id)
-        except (
-            UserError,
-            RecursionError,
-        ) as error:  # the latter of a file nested just too deeply to be stamped
-            results[run_id] = _not_believed(error)
-            continue
-        pair = (id(of_parents), id(made))
-        if (state := alike.get(pair)) is None:
-            state = alike[pair] = _to_state(made, of_parents)
-            kept.append(made)
-        results[run_id] = state
-    return results
-
-
-def read_summary(plan: Plan, run_id: str, parent_stamps: Mapping[str, str]) -> ResultSummary:
-    """Return one run's state, given its parents' stamps ("" for a parent that is not done)."""
-    folder = str(plan.folder(run_id))
-    try:
-        return _to_state(Remembered(None).read(folder, run_id, True), parent_stamps)
-    except (UserError, RecursionError) as error:
-        return _not_believed(error)
-
-
-def _not_believed(error: Exception) -> ResultSummary:
-    return ResultSummary(reason=printable(str(error))[:LONGEST_REASON])
-
-
-def _to_state(made: Made | None, parent_stamps: Mapping[str, str]) -> ResultSummary:
-    if made is None:
-        return ResultSummary()
-    if made.parent_stamps != parent_stamps:
-        return ResultSummary(reason="what it was made from was made anew, or is gone")
-    return ResultSummary("", made.stamp, *made[2:])
+def _title(body: str) -> str:
+    """Return the first line of a cache with such a body."""
+    return f"{CACHE_TITLE}, {hashlib.sha256(body.encode()).hexdigest()}"
