@@ -17,7 +17,14 @@ from typing import Any
 from hvae_hpc.config.loader import dump, load
 from hvae_hpc.results.__main__ import write_results
 from hvae_hpc.runs.done import read_results
-from hvae_hpc.runs.folder import RunResult, result_stamp, write_atomic, write_json, write_result
+from hvae_hpc.runs.folder import (
+    RunResult,
+    read_result,
+    result_stamp,
+    write_atomic,
+    write_json,
+    write_result,
+)
 from hvae_hpc.runs.plan import Plan, plan_path, read_plan
 from hvae_hpc.sweep import read_sweep
 
@@ -49,12 +56,12 @@ def keep(runs: Path, sweep: str, sweep_file: Path, out: Path) -> None:
 
 def strip(plan: Plan) -> list[RunResult]:
     """Return all results, parents first, without names of cases and nodes, each with its parents' new stamps."""
-    found = {run_id: state.result for run_id, state in read_results(plan, whole=True).items()}
-    missing = [run_id for run_id, result in found.items() if result is None]
+    missing = [run_id for run_id, summary in read_results(plan).items() if not summary.done]
     if missing:
         raise SystemExit(
-            f"{len(missing)} of {len(found)} runs are not done; give the sweep command again"
+            f"{len(missing)} of {len(plan.runs)} runs are not done; give the sweep command again"
         )
+    found = {run_id: read_result(plan.folder(run_id), run_id) for run_id in plan.runs}
     cases = sorted(
         {
             case

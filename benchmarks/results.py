@@ -78,7 +78,7 @@ def run_side(side: str, folder: Path) -> dict[str, float]:
         paths = [f"{stage.path}/{run.name}/metrics.json" for stage in os.scandir(folder) if stage.name != "plans"
                  for run in os.scandir(stage.path)]  # fmt: skip
         began = time.perf_counter()
-        rows = len(pd.DataFrame([json.load(open(path)) for path in paths]))  # noqa: SIM115
+        rows = len(pd.DataFrame([json.load(open(path)) for path in paths]))
         planned = 0.0
     else:
         plan = read_plan(plan_path(folder, SWEEP))

@@ -44,10 +44,9 @@ from hvae_hpc.preprocess.pack import pack
 from hvae_hpc.preprocess.store.manifest import read_manifest
 from hvae_hpc.preprocess.store.shards import read_pairs
 from hvae_hpc.results import __main__ as results
-from hvae_hpc.results import records
 from hvae_hpc.results.figures import write as figures
 from hvae_hpc.results.figures.contact_sheet import write_contact_sheets
-from hvae_hpc.runs import done as states
+from hvae_hpc.runs import done
 from hvae_hpc.runs.plan import Plan, plan_path, write_plan
 from tests.drill.small_disk import Command, Filler, mount
 from tests.preprocess.scans import save_cases, tiny_recipe
@@ -68,7 +67,7 @@ COVERED_ONCE = (
 """Written by the same lines wherever they are written; everything else fails at each stage that writes it."""
 GROWING = ("packing.jsonl", "log.jsonl", "checkpoint-#-#.pt")
 """The last one of these fails as well as the first."""
-LIKE_OTHERS = r"(arms|quality|claims)\.|table#\.(csv|tex)|verdict|\.svg|rows/(quality|costs|likelihood|cases)|[^n]\.records|labelsT|imagesTs|/real-|/missing|splits"
+LIKE_OTHERS = r"(arms|quality|claims)\.|table#\.(csv|tex)|verdict|\.svg|rows/(quality|costs|likelihood|cases)|labelsT|imagesTs|/real-|/missing|splits"
 AGAIN_ONCE = ("results", "export to nnU-Net", "export as PNG")
 """These take long; they are run again with room once, after all that went wrong."""
 
@@ -190,7 +189,7 @@ def is_sound(name: str, content: bytes) -> bool:
 def meaning(name: str, content: bytes) -> Any:
     """Return what must be the same however a file came about, in a form that can be compared."""
     path = Path(name)
-    if path.name.startswith(".") or path.suffix in (".states", ".records"):
+    if path.name.startswith(".") or path.suffix in (".cache",):
         return None  # kept for the next time, or not
     if path.suffix == ".jsonl" or path.name == "inputs.json":
         return "there"
@@ -288,9 +287,7 @@ def main(work: Path, only: list[str]) -> None:
     os.environ["SCRATCH"] = str(work)
     disk = work / "disk"
     mount(disk)
-    states.SETTLED_NS = records.SETTLED_NS = -(
-        10**18
-    )  # what is young is kept for the next time as well
+    done.SETTLED_NS = -(10**18)  # what is young is kept for the next time as well
     filler = Filler(disk)
     covered = set[str]()
     for name, command in stages(work, filler):

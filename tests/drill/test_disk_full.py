@@ -25,8 +25,8 @@ STAGES = {  # what must fail at each of them, at least
     "quality": {"metrics.json"},
     "likelihood": {"metrics.json"},
     "plan": {"tiny.json"},
-    "results": {"tiny.train.records", "table#.md", "segment.csv", "segment.parquet", "report.html"},
-    "export to nnU-Net": {"tiny.states", "vae-#_#.nii.gz", "dataset.json", "manifest.json"},
+    "results": {"tiny.cache", "table#.md", "segment.csv", "segment.parquet", "report.html"},
+    "export to nnU-Net": {"vae-#_#.nii.gz", "dataset.json", "manifest.json"},
     "export as PNG": {"vae-#.png", "manifest.json"},
 }  # fmt: skip
 KEPT = re.compile(

@@ -444,8 +444,8 @@ def test_an_export_that_is_cut_short_leaves_nothing(
     monkeypatch.setattr(formats, "_write_nifti", write)
     said = command(LABEL, "--nnunet", project.out, code=code)
     assert code == 130 or "cannot be made (No space left on device); nothing was left there" in said
-    states = {path for path in project.folder.rglob("*") if path.suffix == ".states"}
-    assert sorted(set(project.folder.rglob("*")) - states) == sorted(set(before) - states)
+    caches = {path for path in project.folder.rglob("*") if path.suffix == ".cache"}
+    assert sorted(set(project.folder.rglob("*")) - caches) == sorted(set(before) - caches)
 
 
 def test_an_empty_folder_is_taken_and_a_full_one_refused(

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +10,7 @@ import pytest
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.metrics.image_sets import SHARES
-from hvae_hpc.results import records
-from hvae_hpc.results.collect import OF_STAGE, collect
+from hvae_hpc.results.collect import BOUNDS, collect
 from hvae_hpc.results.labels import generators_of
 from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.folder import METRICS
@@ -120,6 +118,23 @@ def _no_cases(text: str) -> str:
     return json.dumps({**json.loads(text), "per_case": {}})
 
 
+def _with_case(numbers: dict[str, float]) -> Callable[[str], str]:
+    """Return what replaces the numbers of one case."""
+
+    def spoil(text: str) -> str:
+        data = json.loads(text)
+        data["per_case"]["case00"] = numbers
+        return json.dumps(data)
+
+    return spoil
+
+
+def _other_mean(text: str) -> str:
+    data = json.loads(text)
+    data["metrics"]["dice"] = 0.123
+    return json.dumps(data)
+
+
 def _anothers(text: str) -> str:
     return json.dumps({**json.loads(text), "run_id": "0" * 12})
 
@@ -132,6 +147,10 @@ def _anothers(text: str) -> str:
         (_nan, "NaN is not a number"),
         (_no_dice, "dice is missing"),
         (_no_cases, "per_case has no finite dice"),
+        (_with_case({"precision": 0.5}), "no finite dice for every case"),
+        (_with_case({"dice": 1e300}), "a dice of 1e+300, expected 0 to 1"),
+        (_with_case({"dice": -0.1}), "a dice of -0.1, expected 0 to 1"),
+        (_other_mean, "dice is 0.123, expected its cases' mean"),
         (_anothers, "is run 000000000000"),
     ],
 )
@@ -195,31 +214,6 @@ def test_a_quality_run_without_the_measures_that_it_was_asked_for_is_missing(
         collect(read_plan(tmp_path / "plans/small.json"))
 
 
-def test_a_parent_that_is_made_anew_takes_along_what_hangs_on_it_also_from_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(records, "SETTLED_NS", -(10**18))
-    runs = write_sweep(tmp_path)
-    plan = read_plan(tmp_path / "plans/small.json")
-    assert collect(plan).missing == ()
-    train = next(run for run in runs if run.stage == "train")
-    finish(tmp_path, train, {"loss": 2.0})
-    collected = collect(plan, partial=True)
-    hanging = {
-        run.folder for run in runs if f"-{train.config.generator}" in run.label and run is not train
-    }
-    reason = "what it was made from was made anew, or is gone"
-    assert set(collected.missing) == {f"{folder}: {reason}" for folder in hanging}
-
-
-def test_where_all_is_there_no_run_is_looked_at_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_sweep(tmp_path)
-    monkeypatch.setattr("hvae_hpc.results.collect.follow", None)
-    assert collect(read_plan(tmp_path / "plans/small.json")).missing == ()
-
-
 def test_runs_that_do_not_count_have_no_say_in_which_test_cases_are_usual(tmp_path: Path) -> None:
     runs = write_sweep(tmp_path, seeds=5)
     plan = read_plan(tmp_path / "plans/small.json")
@@ -235,17 +229,6 @@ def test_runs_that_do_not_count_have_no_say_in_which_test_cases_are_usual(tmp_pa
         (tmp_path / run.folder / METRICS).unlink()
     left = segments(runs, "reference") + segments(runs, "hvae+300")
     assert set(collect(plan, partial=True).segment["run_id"]) == {run.run_id for run in left}
-
-
-def test_a_doubled_run_is_missing_and_what_was_made_from_it_is_not(tmp_path: Path) -> None:
-    runs = write_sweep(tmp_path)
-    generate = next(run for run in runs if run.stage == "generate")
-    folder = tmp_path / generate.folder
-    shutil.copytree(folder, folder.with_name(f"backup-{generate.run_id}"))
-    (line,) = collect(read_plan(tmp_path / "plans/small.json"), partial=True).missing
-    assert line.startswith(
-        f"{generate.folder}: the same run lies in generate/backup-{generate.run_id} as well"
-    )
 
 
 @pytest.mark.parametrize(
@@ -275,7 +258,7 @@ def test_an_impossible_number_is_named(
 
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
-    [("ssim_mean", 7.0, "-1 to 1"), ("coverage", 1.5, "0 to 1"), ("psnr_sd", -3.0, "0 to 1e+06")],
+    [("ssim_mean", 7.0, "-1 to 1"), ("coverage", 1.5, "0 to 1"), ("psnr_sd", -3.0, "0 to 1e+06"), ("psnr_mean", 1e300, "-1e+12 to 1e+12")],
 )
 def test_an_impossible_measure_is_named(
     tmp_path: Path, name: str, value: float, expected: str
@@ -294,7 +277,7 @@ def test_an_impossible_measure_is_named(
 
 def test_the_bounds_of_shares_are_those_of_who_measures_them() -> None:
     """The tables do not import the measures, which takes a second of scipy."""
-    assert {name: OF_STAGE["quality"][name] for name in SHARES} == dict.fromkeys(SHARES, (0, 1))
+    assert {name: BOUNDS["quality"][name] for name in SHARES} == dict.fromkeys(SHARES, (0, 1))
 
 
 def test_of_runs_that_shared_a_device_each_has_its_share_of_time_and_the_memory_of_all(

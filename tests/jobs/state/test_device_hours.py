@@ -226,7 +226,7 @@ def test_less_is_advised_only_after_some_elements_and_never_less_than_saving_nee
     (line,) = spend(plan, made(plan, 6, minutes=40.0))["segment"].advice
     assert "[segment] memory_gb = 3 would" in line
     again = {
-        run_id: result._replace(attempt=min(2, 2 * result.attempt))
+        run_id: replace(result, attempt=min(2, 2 * result.attempt))
         for run_id, result in made(plan, 6).items()
     }
     assert (
