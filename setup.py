@@ -27,8 +27,7 @@ setup(
         "numpy>=1.26",
         "scipy>=1.11",
         "pandas>=2.2",
-        "pyarrow>=15",  # rows as Parquet, and what results remember
-        "msgspec>=0.18",
+        "pyarrow>=15",  # rows as Parquet
         "matplotlib>=3.8",
         "pillow>=10.1",
         "simpleitk>=2.3",

@@ -1,11 +1,11 @@
-"""Rows from 1,000 to 100,000 metrics.json files: cold, again and with one new, against the plain loop; and the tables.
+"""Rows from 10,000 metrics.json files: cold, again and with one new, against the plain loop; and the tables.
 
-    python benchmarks/results.py [--quick]
+    python benchmarks/results.py [--quick] [--turns 3]
 
 The plain loop is ``pd.DataFrame([json.load(file) for file in files])``: it checks nothing and knows
 of no plan. Ours checks every file against its schema and the plan, and ends with the rows of all
-tables. Each side runs in a process of its own, in turns, a first turn not counted; imports are not
-timed, nor is reading the plan, which is printed apart. The files are in the system's cache for all.
+tables. Each side runs in a process of its own, in turns; a first turn is not counted. Imports and
+the reading of the plan are not timed. The files are in the system's cache for all.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -32,108 +33,92 @@ from hvae_hpc.runs.plan import plan_path, read_plan, write_plan
 from hvae_hpc.sweep import read_sweep
 
 SWEEP = "table1"
+RUNS = 10_000
+RUNS_PER_SEED = 32  # 16 arms of two data sets
 SIDES = ("plain loop", "cold", "again", "one new")
-TABLES_UP_TO = 10_000
 
 
 def name_machine() -> str:
     """Return the processor, the cores that may be used, and the memory."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next(
-        (line.split(":")[1].strip() for line in lines if line.startswith("model name")),
-        platform.machine(),
-    )
+    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    return f"{model}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB of memory"
+    cores = len(os.sched_getaffinity(0))
+    return f"{(models or [platform.machine()])[0]}, {cores} cores, {memory:.0f} GiB of memory"
+
+
+def wait_until_settled() -> None:
+    """Wait: a file that changed just now is read every time."""
+    time.sleep(SETTLED_NS / 1e9 + 0.1)
 
 
 def make_runs(folder: Path, n: int) -> int:
     """Write a plan of about n runs, and all their metrics.json; return how many there are."""
     sweep = read_sweep(SWEEP)
     data = [make_data_set(name) for name in sweep.data]
-    plan = make_plan(
-        replace(sweep, seeds=round(n / 32)), data, folder, read_site(None).resources
-    )  # 2 x 16 arms
+    sweep = replace(sweep, seeds=round(n / RUNS_PER_SEED))
+    plan = make_plan(sweep, data, folder, read_site(None).resources)
     write_plan(plan, plan_path(folder, plan.sweep))
     write_results(plan)
-    time.sleep(SETTLED_NS / 1e9 + 0.1)  # a younger file is read every time
+    wait_until_settled()
     return len(plan.runs)
 
 
 def run_side(side: str, folder: Path) -> dict[str, float]:
-    """Do one side's work in this process; return its seconds and peak memory (MiB)."""
+    """Do one side's work in this process; return its rows, seconds and peak memory (MiB)."""
     import pandas as pd
 
     from hvae_hpc.results.collect import collect
 
-    kept = list(folder.glob("plans/*.records"))
+    plan = read_plan(plan_path(folder, SWEEP))
     if side == "cold":
-        for path in kept:
+        for path in folder.glob("plans/*.cache"):
             path.unlink()
     if side == "one new":
         path = next(folder.glob("segment/*/metrics.json"))
         path.write_text(path.read_text())
+
     began = time.perf_counter()
     if side == "plain loop":
-        paths = [f"{stage.path}/{run.name}/metrics.json" for stage in os.scandir(folder) if stage.name != "plans"
-                 for run in os.scandir(stage.path)]  # fmt: skip
-        began = time.perf_counter()
-        rows = len(pd.DataFrame([json.load(open(path)) for path in paths]))
-        planned = 0.0
+        paths = [plan.folder(run_id) / "metrics.json" for run_id in plan.runs]
+        rows = len(pd.DataFrame([json.loads(path.read_bytes()) for path in paths]))
     else:
-        plan = read_plan(plan_path(folder, SWEEP))
-        planned = time.perf_counter() - began
-        began = time.perf_counter()
         rows = len(collect(plan).costs)
     seconds = time.perf_counter() - began
-    peak, of_child = (
-        resource.getrusage(who).ru_maxrss
-        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    )
-    peak_mib = (
-        peak + len(os.sched_getaffinity(0)) * of_child
-    ) / 1024  # at most: each process as large as the largest
-    return {"seconds": seconds, "plan_s": planned, "peak_mib": peak_mib, "rows": rows}
+
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"rows": rows, "seconds": seconds, "peak_mib": peak_mib}
 
 
-def measure(folder: Path, n: int, turns: int) -> dict[str, dict[str, float]]:
-    """Run all sides in turns; return the median seconds and the highest peak of each, and print them."""
-    found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+def measure(folder: Path, n: int, turns: int) -> dict[str, list[dict[str, float]]]:
+    """Run all sides in turns, of which the first does not count; print and return what they took."""
+    counted: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
     for turn in range(turns + 1):
         for side in SIDES:
             command = [sys.executable, __file__, "--side", side, "--folder", str(folder)]
-            time.sleep(SETTLED_NS / 1e9 + 0.1 if side == "plain loop" else 0)  # after "one new"
-            said = json.loads(
-                subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            )
-            assert said["rows"] == n, f"{side} has {said['rows']} rows, expected {n}"
+            printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            measured = json.loads(printed)
+            assert measured["rows"] == n, f"{side} has {measured['rows']} rows, expected {n}"
             if turn:
-                found[side].append(said)
-    medians = {}
-    for side, turns_of in found.items():
-        seconds = statistics.median(turn["seconds"] for turn in turns_of)
-        peak = max(turn["peak_mib"] for turn in turns_of)
-        medians[side] = {"seconds": seconds, "peak_mib": peak, "plan_s": turns_of[-1]["plan_s"]}
-        plan = f"   (plan {turns_of[-1]['plan_s']:.2f} s before)" if side != "plain loop" else ""
-        print(f"{n:>8,} runs  {side:10}  {seconds:7.2f} s  {peak:6.0f} MiB{plan}", flush=True)
-    ratios = [
-        a["seconds"] / b["seconds"] for a, b in zip(found["plain loop"], found["cold"], strict=True)
-    ]
-    medians["ratio"] = {"cold": statistics.median(ratios)}
-    return medians
+                counted[side].append(measured)
+        wait_until_settled()  # after "one new"
+    for side, of_side in counted.items():
+        peak_mib = max(measured["peak_mib"] for measured in of_side)
+        print(f"{n:,} runs  {side:10}  {median_s(of_side):6.2f} s  {peak_mib:5.0f} MiB", flush=True)
+    return counted
 
 
-def measure_tables(folder: Path, n: int) -> float:
+def median_s(of_side: Sequence[Mapping[str, float]]) -> float:
+    """Return the median seconds of a side's turns."""
+    return statistics.median(measured["seconds"] for measured in of_side)
+
+
+def measure_tables(folder: Path) -> float:
     """Time the whole command that makes tables, figures and the report, with nothing new to read."""
     began = time.perf_counter()
-    subprocess.run(
-        [sys.executable, "-m", "hvae_hpc.results", str(folder)], check=True, capture_output=True
-    )
-    seconds = time.perf_counter() - began
-    print(
-        f"{n:>8,} runs  tables, figures and report, the whole command: {seconds:.1f} s", flush=True
-    )
-    return seconds
+    command = [sys.executable, "-m", "hvae_hpc.results", str(folder)]
+    subprocess.run(command, check=True, capture_output=True)
+    return time.perf_counter() - began
 
 
 def main() -> int:
@@ -141,9 +126,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--quick", action="store_true", help="20,000 files, one turn that counts, no tables"
-    )
+    parser.add_argument("--quick", action="store_true", help="one turn that counts, no tables")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -151,34 +134,28 @@ def main() -> int:
     if options.side:
         print(json.dumps(run_side(options.side, options.folder)))
         return 0
-    sizes = (20_000,) if options.quick else (1_000, 10_000, 100_000)
-    seconds, tables = {}, {}
-    for size in sizes:
-        with tempfile.TemporaryDirectory() as folder:
-            n = make_runs(Path(folder), size)
-            seconds[n] = measure(Path(folder), n, 1 if options.quick else options.turns)
-            if size <= TABLES_UP_TO:
-                tables[n] = round(measure_tables(Path(folder), n), 1)
-    largest = seconds[max(seconds)]
+
+    with tempfile.TemporaryDirectory() as name:
+        n = make_runs(Path(name), RUNS)
+        counted = measure(Path(name), n, 1 if options.quick else options.turns)
+        tables = {} if options.quick else {"tables_s": round(measure_tables(Path(name)), 1)}
+    seconds = {side: round(median_s(of_side), 2) for side, of_side in counted.items()}
+    ours = [measured for side in SIDES[1:] for measured in counted[side]]
     facts = {
-        "runs": max(seconds),
-        "collect_vs_plain_loop": round(largest["ratio"]["cold"], 2),
-        "incremental_s": round(largest["again"]["seconds"], 2),
-        "one_new_s": round(largest["one new"]["seconds"], 2),
-        "read_plan_s": round(largest["again"]["plan_s"], 2),
-        "peak_mib": round(max(largest[side]["peak_mib"] for side in SIDES[1:])),
-        "tables_s": tables,
+        "runs": n,
+        "plain_loop_s": seconds["plain loop"],
+        "cold_s": seconds["cold"],
+        "incremental_s": seconds["again"],
+        "one_new_s": seconds["one new"],
+        "peak_mib": round(max(measured["peak_mib"] for measured in ours)),
+        **tables,
         "machine": name_machine(),
-        "cores": len(os.sched_getaffinity(0)),
         "load": os.getloadavg()[0],
         "code": code_sha(),
+        "python": platform.python_version(),
+        "pandas": version("pandas"),
     }
-    versions = {name: version(name) for name in ("pandas", "pyarrow", "msgspec", "numpy")}
-    print(
-        json.dumps(
-            {"benchmark": "results", **facts, "python": platform.python_version(), **versions}
-        )
-    )
+    print(json.dumps({"benchmark": "results", **facts}))
     return 0
 
 

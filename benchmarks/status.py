@@ -59,7 +59,7 @@ def measure(what: str, folder: Path, environment: dict[str, str], *, cold: bool 
     times, command = [], [sys.executable, "-m", "hvae_hpc.cli", "status", str(folder)]
     for _ in range(REPEATS):
         if cold:
-            for path in folder.glob("plans/*.states"):
+            for path in folder.glob("plans/*.cache"):
                 path.unlink()
         began = time.perf_counter()
         said = subprocess.run(

@@ -156,7 +156,9 @@ def _read_entry(plan: Plan, run_id: str, cached: _Entry | None) -> _Entry | str 
         if cached and cached.mark == mark:
             return cached
         result = read_result(folder, run_id)
-        return result and _Entry(mark=mark, summary=vars(_summarise(plan.runs[run_id], result)))
+        if result is None:
+            return None
+        return _Entry(mark=mark, summary=vars(_summarise(plan.runs[run_id], result)))
     except UserError as error:
         reason = str(error).removeprefix(f"{folder}/")
     except (ArithmeticError, RecursionError) as error:  # of hostile numbers and nesting
@@ -226,7 +228,7 @@ def look_at(path: str) -> os.stat_result | None:
         UserError: it is no file, or its place cannot be looked at.
     """
     try:
-        found = os.stat(path)
+        found = os.stat(path)  # noqa: PTH116 (10,000 Path objects cost more than the calls)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:

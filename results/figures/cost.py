@@ -95,8 +95,7 @@ def needed_runs(plan: Plan, collected: Collected, data: str, arm: str) -> list[s
     """Return, for each done network of an arm, the ids of its run and of all runs that this one hangs on.
 
     These are the standard augmentation, and the training of the generator and the making of all its
-    pairs, whole, however many of them the arm takes. A network is left out where one of these lies
-    in two folders, so that it is not known what it cost.
+    pairs, whole, however many of them the arm takes.
     """
     rows = collected.segment[
         (collected.segment["data"] == data) & (collected.segment["arm"] == arm)
@@ -105,15 +104,16 @@ def needed_runs(plan: Plan, collected: Collected, data: str, arm: str) -> list[s
     def with_parents(run_id: str) -> set[str]:
         return {run_id}.union(*(with_parents(parent) for parent in plan.parents(run_id).values()))
 
-    found = [with_parents(str(run_id)) for run_id in rows["run_id"]]
-    return [runs for runs in found if runs <= collected.done]
+    return [with_parents(str(run_id)) for run_id in rows["run_id"]]
 
 
 def network_seconds(collected: Collected, networks: Sequence[set[str]]) -> float:
     """Return the device seconds of all attempts at all runs that a network needed, mean over an arm's networks."""
     costs = collected.costs.set_index("run_id")
     seconds: pd.Series[float] = costs["spent_s"] * costs["processes"]
-    return float(np.mean([sum(float(seconds[run_id]) for run_id in runs) for runs in networks]))
+    return float(
+        np.mean([sum(float(seconds[run_id]) for run_id in sorted(runs)) for runs in networks])
+    )
 
 
 def _draw_arm(axes: Axes, scores: ArmScores, x: float, mark: dict[str, Any]) -> None:

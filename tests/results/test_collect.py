@@ -258,7 +258,12 @@ def test_an_impossible_number_is_named(
 
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
-    [("ssim_mean", 7.0, "-1 to 1"), ("coverage", 1.5, "0 to 1"), ("psnr_sd", -3.0, "0 to 1e+06"), ("psnr_mean", 1e300, "-1e+12 to 1e+12")],
+    [
+        ("ssim_mean", 7.0, "-1 to 1"),
+        ("coverage", 1.5, "0 to 1"),
+        ("psnr_sd", -3.0, "0 to 1e+06"),
+        ("psnr_mean", 1e300, "-1e+12 to 1e+12"),
+    ],
 )
 def test_an_impossible_measure_is_named(
     tmp_path: Path, name: str, value: float, expected: str

@@ -1,6 +1,5 @@
 """What arms cost: which runs are counted, in which unit, and where the markers stand."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -68,21 +67,6 @@ def test_all_attempts_on_all_devices_are_counted_whatever_the_number_of_seeds(
             network_seconds(collected, needed_runs(plan, collected, "brats2021", "hvae+100"))
         )
     assert costs == [4110.0, 4110.0]
-
-
-def test_an_arm_of_which_it_is_not_known_what_it_needed_is_named_and_not_drawn(
-    tmp_path: Path,
-) -> None:
-    runs = write_sweep(tmp_path, seeds=1)
-    doubled = next(run for run in runs if run.stage == "generate" and run.config.generator == "vae")
-    folder = tmp_path / doubled.folder
-    shutil.copytree(folder, folder.with_name(f"backup-{doubled.run_id}"))
-    plan = read_plan(tmp_path / "plans/small.json")
-    collected = collect(plan, partial=True)
-    assert len(collected.segment) == len(SMALL_ARMS)
-    figure, remarks = draw_cost(plan, collected, score_arms(plan, collected), "brats2021")
-    assert remarks == ["not drawn: vae+100, vae+300"]
-    assert len(markers(figure)) == len(SMALL_ARMS) - 2
 
 
 @pytest.mark.parametrize(
