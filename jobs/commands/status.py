@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from hvae_hpc.config.stages import CONFIGS, SegmentConfig
 from hvae_hpc.jobs.failures.classify import classify, gather
@@ -39,13 +39,8 @@ MOST_LINES = 8
 REFRESH_S = 5.0
 
 
-class Trouble(NamedTuple):
-    """Runs that are failed, lost or blocked for one reason, and the class of this failure."""
-
-    kind: Kind
-    reason: str
-    run_ids: list[str]
-    failure: str = ""
+Group = tuple[tuple[Kind, str], list[str]]
+"""A kind of trouble and its reason, and the runs that have it."""
 
 
 def render(sweep: SweepStatus, width: int, costs: bool = False) -> Iterator[str]:
@@ -151,43 +146,43 @@ def _totals(sweep: SweepStatus) -> Iterator[str]:
 
 def _describe_troubles(sweep: SweepStatus) -> Iterator[str]:
     """Yield what is failed, lost and blocked, by reason, and what to do."""
-    plan, troubles = sweep.plan, _find_troubles(sweep)
-    if not troubles:
+    plan, groups = sweep.plan, _group_troubles(sweep)
+    if not groups:
         return
-    for kind, reason, run_ids, failure in _classify(sweep, troubles[:MOST_LINES]):
+    shown, others = groups[:MOST_LINES], groups[MOST_LINES:]
+    for ((kind, reason), run_ids), failure in zip(shown, _classify(sweep, shown), strict=True):
         run = plan.runs[run_ids[0]]
         more = f" and {len(run_ids) - 1:,} more" if len(run_ids) > 1 else ""
         known = "" if failure in ("lost", "blocked by parent", "held") else f" ({failure})"
         yield f"{kind}{known}: {run.stage} {run.label}{more}: {reason}"
-    if others := troubles[MOST_LINES:]:
-        yield f"... and {sum(len(each.run_ids) for each in others):,} more, for other reasons"
+    if others:
+        yield f"... and {sum(len(run_ids) for _, run_ids in others):,} more, for other reasons"
 
-    first = plan.runs[troubles[0].run_ids[0]]
+    first = plan.runs[groups[0][1][0]]
     counted = [f"{sweep.totals[kind]:,} {kind}" for kind in TROUBLES if sweep.totals[kind]]
     yield f"more of it: hvae-hpc why {first.stage}/{first.label}"
     yield f"next: the same sweep command takes up the {', '.join(counted)} runs again"
 
 
-def _find_troubles(sweep: SweepStatus) -> list[Trouble]:
+def _group_troubles(sweep: SweepStatus) -> list[Group]:
     """Return the runs that are failed, lost and blocked, by reason; of a kind the most first."""
     groups: dict[tuple[Kind, str], list[str]] = {}
-    for run_id, status in sweep.statuses.items():
-        if status.kind in TROUBLES:
-            reason = status.reason.replace(f"{sweep.plan.folder(run_id)}/", "")
-            groups.setdefault((status.kind, reason), []).append(run_id)
-    troubles = [Trouble(kind, reason, run_ids) for (kind, reason), run_ids in groups.items()]
-    return sorted(troubles, key=lambda each: (TROUBLES.index(each.kind), -len(each.run_ids)))
+    for run_id, (kind, _, reason) in sweep.statuses.items():
+        if kind in TROUBLES:
+            reason = reason.replace(f"{sweep.plan.folder(run_id)}/", "")
+            groups.setdefault((kind, reason), []).append(run_id)
+    return sorted(groups.items(), key=lambda group: (TROUBLES.index(group[0][0]), -len(group[1])))
 
 
-def _classify(sweep: SweepStatus, troubles: Sequence[Trouble]) -> Iterator[Trouble]:
-    """Yield troubles with their classes. Of runs with the same reason only the first is read."""
-    submissions = Submissions(sweep.plan.runs_folder)
+def _classify(sweep: SweepStatus, groups: Sequence[Group]) -> list[str]:
+    """Return the class of each group's failures: that of its first run, as logs may be many."""
+    submissions, failures = Submissions(sweep.plan.runs_folder), list[str]()
     ends = read_ends(submissions)
-    for each in troubles:
-        run_id = each.run_ids[0]
+    for _, (run_id, *_) in groups:
         status = sweep.statuses[run_id]
         evidence = gather(sweep.plan, run_id, status, submissions, ends)
-        yield each._replace(failure="held" if status.held else classify(evidence))
+        failures.append("held" if status.held else classify(evidence))
+    return failures
 
 
 def _describe_work(sweep: SweepStatus) -> Iterator[str]:
@@ -264,8 +259,9 @@ def _to_plain(sweeps: Sequence[SweepStatus], costs: bool) -> dict[str, Any]:
     plain: list[dict[str, Any]] = []
     for sweep in sweeps:
         plan = sweep.plan
-        troubles = _classify(sweep, _find_troubles(sweep))
-        failures = {run_id: each.failure for each in troubles for run_id in each.run_ids}
+        failures, groups = {}, _group_troubles(sweep)
+        for (_, run_ids), failure in zip(groups, _classify(sweep, groups), strict=True):
+            failures.update(dict.fromkeys(run_ids, failure))
         runs = [
             {
                 "run_id": run_id,

@@ -1,25 +1,22 @@
 """How many device hours the attempts at a sweep's runs took, what came of them, and what would do.
 
-An attempt lasts from its beginning to its last sign of life: nobody knows what a killed process did
-after that. What an attempt saved and a later one continued from is useful, however the attempt
-ended. The log is read only of runs that were not made at their first attempt.
+An attempt lasts from its beginning to its last record in the log: nobody knows what a killed process
+did after that. What an attempt saved is useful as soon as a later one continued from it. The log is
+read only of runs that were not made at their first attempt.
 """
 
-import contextlib
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from hvae_hpc.config.stages import CONFIGS
 from hvae_hpc.jobs.state.element_ends import read_ends
-from hvae_hpc.jobs.state.run_log import checkpoint_at
 from hvae_hpc.jobs.state.run_status import UNASKED, RunStatus, shows_life
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.jobs.sweeps.costs import HEADROOM, minutes_for
 from hvae_hpc.runs.done import ResultSummary
 from hvae_hpc.runs.folder import read_log
-from hvae_hpc.runs.lease import LEASE
 from hvae_hpc.runs.plan import Plan
 
 OUTCOMES = ("useful", "preempted", "time limit", "failed", "cancelled", "interrupted", "at work")
@@ -114,39 +111,22 @@ def _seconds_of_run(
     if result.attempt == 1:
         return
 
-    # The attempts, and what each was followed by. "blocked" neither begins nor ends one. Nothing
-    # continues from what a failed run saved, until it does.
-    folder = plan.folder(run_id)
-    log = [record for record in read_log(folder) if record.get("event") != "blocked"]
+    # "blocked" neither begins nor ends an attempt.
+    log = [r for r in read_log(plan.folder(run_id)) if r.get("event") != "blocked"]
     starts = [number for number, record in enumerate(log) if record.get("event") == "started"]
-    saved = {"at": 0 if status.kind == "failed" else checkpoint_at(folder)}
-    followed_by = [*(log[start] for start in starts[1:]), saved]
-
-    for begin, end, following in zip(starts, [*starts[1:], None], followed_by, strict=False):
-        attempt, is_last = log[begin:end], end is None
-        if is_last and result.done:
-            return  # its seconds are those of the result
-        last_sign = float(attempt[-1].get("time", 0.0))
-        if is_last and attempt[-1].get("event") not in ENDED:
-            last_sign = max(last_sign, _touched_at(folder))
+    for begin, end in zip(starts, [*starts[1:], None], strict=False):
+        attempt, following = log[begin:end], log[end] if end else {}
+        began = float(attempt[0].get("time", 0.0))
         side_by_side = max(1, int(attempt[0].get("at_once", 1)))
-        seconds = max(0.0, last_sign - float(attempt[0].get("time", 0.0))) / side_by_side
-
-        if is_last and status.kind == "running":
-            yield "at work", seconds
-        else:
-            useful = _useful_share(attempt, int(following.get("at", 0)))
-            yield "useful", useful * seconds
-            yield _outcome(attempt, following, ends), (1 - useful) * seconds
-
-
-def _touched_at(folder: Path) -> float:
-    """Return when a process last saved or renewed its lease, in seconds since 1970; 0 for never."""
-    touched_at = 0.0
-    for path in [*folder.glob("checkpoint-*.pt"), *folder.glob(f"{LEASE}*")]:
-        with contextlib.suppress(FileNotFoundError):
-            touched_at = max(touched_at, path.stat().st_mtime)
-    return touched_at
+        seconds = max(0.0, float(attempt[-1].get("time", began)) - began) / side_by_side
+        if not following and result.done:
+            return  # its seconds are those of the result
+        if not following and status.kind == "running":
+            yield "at work", max(0.0, time.time() - began) / side_by_side
+            return
+        useful = _useful_share(attempt, int(following.get("at", 0)))
+        yield "useful", useful * seconds
+        yield _outcome(attempt, following, ends), (1 - useful) * seconds
 
 
 def _useful_share(attempt: Sequence[Mapping[str, Any]], continued_at: int) -> float:

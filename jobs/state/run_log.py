@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from itertools import dropwhile, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,41 +89,37 @@ def how_far(folder: Path) -> float:
 
 
 def last_event_in(folder: Path, job: str) -> str:
-    """Return the last event of a run's log if it is of this very element, in this life or an earlier one; else ""."""
-    last: dict[str, Any] = next(
-        (entry for entry in reversed(read_log(folder)) if "event" in entry), {}
-    )
-    return str(last["event"]) if job and last.get("job_id") == job else ""
+    """Return the last event of a run's log where an element of this name logged it; else ""."""
+    events = [entry for entry in read_log(folder) if "event" in entry]
+    return str(events[-1]["event"]) if events and job and events[-1].get("job_id") == job else ""
 
 
 def check_stall(folder: Path, log: Sequence[dict[str, Any]]) -> None:
     """Give a run up that one element began again and again without getting further.
 
-    The element may be new with the next sweep command; then all is forgotten.
+    The next sweep command may submit a new element, which begins to count anew.
+
+    Raises:
+        StallError: the run is given up.
     """
-    starts = [
-        entry.get("at") for entry in log if entry.get("event") == "started" and entry.get("job_id")
-    ]
-    mine = [
-        entry
-        for entry in log
-        if entry.get("event") == "started" and entry.get("job_id") == job_id()
-    ]
-    if job_id() and len(mine) >= STALLS and set(starts[-STALLS:]) == {checkpoint_at(folder)}:
+    starts = [e for e in log if e.get("event") == "started" and e.get("job_id")]
+    by_us = [entry for entry in starts if entry["job_id"] == job_id()]
+    reached = checkpoint_at(folder)
+    if len(by_us) >= STALLS and all(entry.get("at") == reached for entry in starts[-STALLS:]):
         raise StallError(
-            f"began {STALLS} times at images_seen = {checkpoint_at(folder)} and never got further; in the site file "
-            "give its stage more minutes, or a smaller checkpoint_every_s"
+            f"began {STALLS} times at images_seen = {reached} and never got further; "
+            "in the site file give its stage more minutes, or a smaller checkpoint_every_s"
         )
 
 
 def spent_s(log: Sequence[dict[str, Any]]) -> float:
-    """Return the seconds between the beginning and the last sign of life of each earlier attempt."""
-    spent, began = 0.0, None
-    for before, entry in zip([{}, *log], [*log, {"event": "started"}], strict=True):
-        if entry.get("event") == "started":
-            spent += float(before.get("time", 0.0)) - began if began is not None else 0.0
-            began = float(entry.get("time", 0.0))
-    return spent
+    """Return the seconds that earlier attempts took, from beginning to last record."""
+    from_start = dropwhile(lambda entry: entry.get("event") != "started", log)
+    return sum(
+        float(later.get("time", 0.0)) - float(earlier.get("time", 0.0))
+        for earlier, later in pairwise(from_start)
+        if later.get("event") != "started"
+    )
 
 
 def evidence_of(error: BaseException) -> dict[str, Any]:

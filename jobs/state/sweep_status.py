@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,12 +86,7 @@ def read_plans(runs_folder: Path, sweep: str | None = None) -> list[Plan]:
     """Return the plans of a runs folder, or the one that is named; the folder may have moved."""
     here = runs_folder.resolve()
     paths = find_plans(runs_folder, sweep)
-    return [replace(_read_plan(path, path.stat().st_mtime_ns), runs_folder=here) for path in paths]
-
-
-@lru_cache(maxsize=4)
-def _read_plan(path: Path, mtime_ns: int) -> Plan:
-    return read_plan(path)
+    return [replace(read_plan(path), runs_folder=here) for path in paths]
 
 
 def read_our_queue(submissions: Submissions) -> tuple[slurm.Queue | None, str]:
@@ -178,23 +172,18 @@ def read_progress(run: Run, folder: Path, expected: Seconds) -> Progress:
         return Progress()
     attempt = log[starts[-1] :]
     began, host = float(attempt[0]["time"]), str(attempt[0].get("host", ""))
+    left: float | None = None
     if not isinstance(run.config, (TrainConfig, SegmentConfig)):
-        return Progress(None, _left_of(expected, 1.0, now - began), host, now - began)
+        if expected.high is not None:
+            left = max(0.0, expected.expected - (now - began))
+        return Progress(None, left, host, now - began)
 
-    # The present pace tells best how long the rest will take.
+    # The present pace tells how long the rest will take.
     images = run.config.optim.images
     seen_at = [(r["time"], r["images_seen"]) for r in attempt if "images_seen" in r]
     seen_at = seen_at or [(began, attempt[0].get("at", 0))]
     (earlier, seen_earlier), (latest, seen) = seen_at[-PACE_OVER:][0], seen_at[-1]
     if seen > seen_earlier and latest > earlier:
         pace_s = (latest - earlier) / (seen - seen_earlier)
-        left: float | None = max(0.0, (images - seen) * pace_s - (now - latest))
-    else:
-        left = _left_of(expected, 1 - seen_at[0][1] / images, now - began)
+        left = max(0.0, (images - seen) * pace_s - (now - latest))
     return Progress(seen / images, left, host, now - began)
-
-
-def _left_of(expected: Seconds, share: float, elapsed_s: float) -> float | None:
-    """Return the seconds left of a share of a run's work; None for longer than expected already."""
-    left = expected.expected * share - elapsed_s
-    return left if expected.high is not None and left > 0 else None

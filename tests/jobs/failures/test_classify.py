@@ -47,7 +47,8 @@ def why(plan: Plan, run_id: str, status: RunStatus | None = None) -> list[str]:
     """Return what ``hvae-hpc why`` says of a run; it is printed too (pytest -rP)."""
     submissions = Submissions(plan.runs_folder)
     status = status or read_run_status(plan, read_results(plan), submissions, None)[run_id]
-    lines = list(explain(plan, run_id, status, submissions, SITE))
+    evidence = gather(plan, run_id, status, submissions, read_ends(submissions))
+    lines = list(explain(plan, run_id, evidence, SITE))
     print("\n".join(lines))
     assert len(lines) <= 10
     assert max(map(len, lines)) < 400

@@ -1,8 +1,6 @@
 """Where device time went, by what came of it, and what less to ask for would do."""
 
 import json
-import os
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -94,46 +92,36 @@ def test_what_was_not_saved_is_lost_to_what_ended_the_attempt(
     assert hours(plan) == expected
 
 
-def saved(plan: Plan, run_id: str, name: str, at: float) -> None:
-    path = plan.folder(run_id) / name
-    path.touch()
-    os.utime(path, (time.time() + at * HOUR,) * 2)
-
-
 @pytest.mark.parametrize("queue", [None, NOTHING])
-def test_what_was_killed_without_a_word_counts_until_its_last_sign_of_life(
+def test_what_was_killed_without_a_word_counts_until_its_last_record(
     plan: Plan, queue: Queue | None
 ) -> None:
     run_id = next(iter(plan.runs))
     begin(plan, run_id, -10)
     log(plan, run_id, {"images_seen": 100, "time": -9 * HOUR})
     assert hours(plan, queue=queue) == {"interrupted": 1.0}
-    saved(plan, run_id, ".lease-1", -8)
-    saved(plan, run_id, "checkpoint-000000000075-aa.pt", -9)
-    assert hours(plan, queue=queue) == {"useful": 1.5, "interrupted": 0.5}
     log(
         plan, run_id, {"event": "blocked", "reason": "needs train"}
     )  # of a later element, which never began it
-    assert hours(plan, queue=queue) == {"useful": 1.5, "interrupted": 0.5}
+    assert hours(plan, queue=queue) == {"interrupted": 1.0}
 
 
-def test_what_is_at_work_counts_until_its_last_sign_of_life(plan: Plan) -> None:
+def test_what_is_at_work_counts_until_now(plan: Plan) -> None:
     run_id = next(iter(plan.runs))
     begin(plan, run_id, -10)
     log(plan, run_id, {"images_seen": 100, "time": -9 * HOUR})
-    saved(plan, run_id, "checkpoint-000000000075-aa.pt", -8)
-    assert hours(plan, queue=queue_of(in_queue("small-abc", [0], "RUNNING"))) == {"at work": 2.0}
+    assert hours(plan, queue=queue_of(in_queue("small-abc", [0], "RUNNING"))) == {"at work": 10.0}
     log(plan, run_id, {"images_seen": 200})
     assert hours(plan, queue=None) == {
         "at work": 10.0
     }  # SLURM was not asked, but it was heard of just now
 
 
-def test_what_a_failed_run_saved_is_not_useful_until_something_goes_on_from_it(plan: Plan) -> None:
+def test_what_a_run_saved_is_not_useful_until_something_goes_on_from_it(plan: Plan) -> None:
     run_id = next(iter(plan.runs))
     begin(plan, run_id, -4)
     log(plan, run_id, {"images_seen": 100}, {"event": "failed", "reason": "loss became nan"})
-    saved(plan, run_id, "checkpoint-000000000090-aa.pt", -1)
+    (plan.folder(run_id) / "checkpoint-000000000090-aa.pt").touch()
     assert hours(plan) == {"failed": 4.0}
     begin(plan, run_id, 0, "13_0", images=90)
     assert hours(plan) == {"useful": 3.6, "failed": 0.4}
