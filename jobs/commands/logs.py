@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from hvae_hpc.jobs.state.element_logs import process_logs, read_end
 from hvae_hpc.jobs.state.find_run import add_run, find_run
-from hvae_hpc.jobs.state.run_log import describe, when
+from hvae_hpc.jobs.state.run_log import describe, split_attempts, when
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.jobs.state.sweep_status import make_sweep_status, read_our_queue
 from hvae_hpc.runs.folder import read_log
@@ -31,13 +31,12 @@ def main(argv: Sequence[str]) -> int:
     for record in log[-options.lines :]:
         print(f"  {when(record)}  {describe(record)}")
 
-    # The element that had it last may not have begun it: then the one of the last attempt tells.
-    # "" stands for local workers.
-    starts = [record for record in log if record.get("event") == "started"]
+    # The element that had it last may not have begun it: then the last attempt's process tells.
+    # The element of local workers is "".
     elements = [element] if element else []
-    elements += [str(record.get("job_id", "")) for record in starts[-1:]]
-    logs = [process_logs(plan.runs_folder, name, "0")[-1:] for name in elements]
-    for path in sum(logs, [])[:1]:
+    elements += [str(attempt[0].get("job_id", "")) for attempt in split_attempts(log)[-1:]]
+    paths = [path for name in elements for path in process_logs(plan.runs_folder, name, "0")[-1:]]
+    for path in paths[:1]:
         print(f"\n{path}")
         for line in read_end(path, run_id, options.lines) or ["nothing yet"]:
             print(f"  {line}")

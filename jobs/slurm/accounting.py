@@ -1,4 +1,4 @@
-"""What SLURM still knows of elements that left the queue: by sacct, and by squeue for a few minutes."""
+"""What SLURM's accounting knows of elements that left the queue."""
 
 import shutil
 from collections.abc import Iterable
@@ -45,22 +45,6 @@ def ask_accounting(jobs: Iterable[str], patience_s: float) -> dict[str, str] | N
     return states
 
 
-def ask_recent(patience_s: float) -> dict[str, str]:
-    """Return the states of the user's elements, with those that ended in the last minutes.
-
-    SLURM remembers them for MinJobAge, also without accounting.
-    """
-    command = ["squeue", "--me", "--states=all", "--noheader", "--format=%F|%K|%T"]
-    try:
-        answer = ask(command, patience_s)
-    except UserError:
-        return {}
-    rows = (line.split("|") for line in answer.splitlines())
-    return {
-        f"{job}_{place}": state for job, places, state in rows for place in parse_places(places)
-    }
-
-
 def is_final(state: str) -> bool:
-    """Tell whether an element stays in a state, as the functions above return it."""
+    """Tell whether an element stays in a state, as :func:`ask_accounting` returns it."""
     return state.partition(" ")[0].rstrip(",") in FINAL_STATES

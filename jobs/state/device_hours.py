@@ -8,10 +8,12 @@ read only of runs that were not made at their first attempt.
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 from hvae_hpc.config.stages import CONFIGS
 from hvae_hpc.jobs.state.element_ends import read_ends
+from hvae_hpc.jobs.state.run_log import duration_s, split_attempts
 from hvae_hpc.jobs.state.run_status import UNASKED, RunStatus, shows_life
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.jobs.sweeps.costs import HEADROOM, minutes_for
@@ -113,20 +115,19 @@ def _seconds_of_run(
 
     # "blocked" neither begins nor ends an attempt.
     log = [r for r in read_log(plan.folder(run_id)) if r.get("event") != "blocked"]
-    starts = [number for number, record in enumerate(log) if record.get("event") == "started"]
-    for begin, end in zip(starts, [*starts[1:], None], strict=False):
-        attempt, following = log[begin:end], log[end] if end else {}
-        began = float(attempt[0].get("time", 0.0))
+    attempts = split_attempts(log)
+    for attempt, following in zip_longest(attempts, attempts[1:]):
         side_by_side = max(1, int(attempt[0].get("at_once", 1)))
-        seconds = max(0.0, float(attempt[-1].get("time", began)) - began) / side_by_side
+        seconds = max(0.0, duration_s(attempt)) / side_by_side
         if not following and result.done:
             return  # its seconds are those of the result
         if not following and status.kind == "running":
-            yield "at work", max(0.0, time.time() - began) / side_by_side
+            yield "at work", (time.time() - float(attempt[0]["time"])) / side_by_side
             return
-        useful = _useful_share(attempt, int(following.get("at", 0)))
+        first = following[0] if following else {}
+        useful = _useful_share(attempt, int(first.get("at", 0)))
         yield "useful", useful * seconds
-        yield _outcome(attempt, following, ends), (1 - useful) * seconds
+        yield _outcome(attempt, first, ends), (1 - useful) * seconds
 
 
 def _useful_share(attempt: Sequence[Mapping[str, Any]], continued_at: int) -> float:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from hvae_hpc.config.loader import read_json
 from hvae_hpc.errors import UserError
-from hvae_hpc.jobs.slurm.accounting import ask_accounting, ask_recent, is_final
+from hvae_hpc.jobs.slurm.accounting import ask_accounting, is_final
 from hvae_hpc.jobs.slurm.client import POLL_S
 from hvae_hpc.jobs.state.run_status import RunStatus
 from hvae_hpc.jobs.state.submissions import Submissions
@@ -34,8 +34,7 @@ def explain_lost(
         statuses: of a plan's runs.
         submissions: of its runs folder.
         patience_s: how long to try.
-        thorough: ask now. Where there is no accounting, ask for what SLURM remembers of the last
-            minutes.
+        thorough: ask even if somebody asked less than ``POLL_S`` ago.
     """
     lost = {run_id: status for run_id, status in statuses.items() if status.kind == "lost"}
     elements = {status.element for status in lost.values() if status.element}
@@ -56,18 +55,14 @@ def _find_ends(
     if not unknown or (not thorough and 0 <= now - asked_at < POLL_S):
         return ends
 
-    accounted = ask_accounting({element.partition("_")[0] for element in unknown}, patience_s)
-    if accounted is not None:
-        states = accounted
+    jobs = {element.partition("_")[0] for element in unknown}
+    states = ask_accounting(jobs, patience_s)
+    if states is not None:
+        ends |= {name: states[name] for name in unknown & states.keys() if is_final(states[name])}
         # Accounting never knows what was cancelled before it began.
-        for element in unknown - states.keys():
-            if now - submissions.element(element).submitted_at > BEHIND_S:
-                ends[element] = ""
-    else:
-        states = ask_recent(patience_s) if thorough else {}
-    for element in unknown & states.keys():
-        if is_final(states[element]):
-            ends[element] = states[element]
+        for name in unknown - states.keys():
+            if now - submissions.element(name).submitted_at > BEHIND_S:
+                ends[name] = ""
 
     # In somebody else's runs folder nothing is kept.
     with contextlib.suppress(UserError, OSError):

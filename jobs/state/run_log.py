@@ -14,7 +14,6 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from itertools import dropwhile, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -112,14 +111,25 @@ def check_stall(folder: Path, log: Sequence[dict[str, Any]]) -> None:
         )
 
 
+def split_attempts(log: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Return the records of each attempt, from its "started" to the last one before the next."""
+    attempts: list[list[dict[str, Any]]] = []
+    for entry in log:
+        if entry.get("event") == "started":
+            attempts.append([])
+        if attempts:
+            attempts[-1].append(entry)
+    return attempts
+
+
+def duration_s(attempt: Sequence[Mapping[str, Any]]) -> float:
+    """Return the seconds from an attempt's beginning to its last record."""
+    return float(attempt[-1].get("time", 0.0)) - float(attempt[0].get("time", 0.0))
+
+
 def spent_s(log: Sequence[dict[str, Any]]) -> float:
-    """Return the seconds that earlier attempts took, from beginning to last record."""
-    from_start = dropwhile(lambda entry: entry.get("event") != "started", log)
-    return sum(
-        float(later.get("time", 0.0)) - float(earlier.get("time", 0.0))
-        for earlier, later in pairwise(from_start)
-        if later.get("event") != "started"
-    )
+    """Return the seconds that all attempts in a log took."""
+    return sum(map(duration_s, split_attempts(log)))
 
 
 def evidence_of(error: BaseException) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.sites.site import read_site
 from hvae_hpc.jobs.slurm import client as slurm
 from hvae_hpc.jobs.state.element_ends import explain_lost
+from hvae_hpc.jobs.state.run_log import split_attempts
 from hvae_hpc.jobs.state.run_status import KINDS, RunStatus, read_run_status
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.jobs.sweeps.costs import Seconds, expected_seconds
@@ -166,11 +167,10 @@ def read_progress(run: Run, folder: Path, expected: Seconds) -> Progress:
         folder: its folder.
         expected: what all of it takes.
     """
-    log, now = read_log(folder), time.time()
-    starts = [number for number, record in enumerate(log) if record.get("event") == "started"]
-    if not starts:
+    attempts, now = split_attempts(read_log(folder)), time.time()
+    if not attempts:
         return Progress()
-    attempt = log[starts[-1] :]
+    attempt = attempts[-1]
     began, host = float(attempt[0]["time"]), str(attempt[0].get("host", ""))
     left: float | None = None
     if not isinstance(run.config, (TrainConfig, SegmentConfig)):

@@ -10,7 +10,7 @@ import pytest
 
 from hvae_hpc.jobs.slurm.client import read_queue
 from hvae_hpc.jobs.state import element_ends
-from hvae_hpc.jobs.state.element_ends import ENDS_FILE, explain_lost, read_ends
+from hvae_hpc.jobs.state.element_ends import ENDS_FILE, explain_lost
 from hvae_hpc.jobs.state.run_status import RunStatus, read_run_status
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.runs.done import read_results
@@ -127,34 +127,7 @@ def test_no_sacct_is_not_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert reasons(tmp_path) == [""] * 4
 
 
-def test_what_slurm_remembers_is_kept_of_what_was_asked_for_and_only_where_it_is_an_end(
-    tmp_path: Path, sacct: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "bin/sacct").write_text("#!/bin/sh\nexit 1\n")
-    states = ("COMPLETING", "OUT_OF_MEMORY", "STOPPED")
-    rows = (
-        "".join(f"12|{place}|{state}\n" for place, state in enumerate(states)) + "99|0|CANCELLED\n"
-    )
-    (tmp_path / "bin/squeue").write_text(f"#!/bin/sh\nprintf '{rows}'\n")
-    (tmp_path / "bin/squeue").chmod(0o755)
-    submit(
-        make_plan(tmp_path, make_runs(arms=SMALL_ARMS[:1], seeds=1, sources=())),
-        [["a"]],
-        at=time.time() - 9e5,
-    )
-    explained = explain_lost(LOST, Submissions(tmp_path), patience_s=5.0, thorough=True)
-    assert [status.reason.partition(": ")[2] for status in explained.values()] == [
-        "",
-        "OUT_OF_MEMORY",
-        "",
-        "",
-    ]
-    assert read_ends(Submissions(tmp_path)) == {"12_1": "OUT_OF_MEMORY"}
-
-
-def lose_one(
-    slurm: MiniSlurm, folder: Path, monkeypatch: pytest.MonkeyPatch, *, thorough: bool = False
-) -> RunStatus:
+def lose_one(slurm: MiniSlurm, folder: Path, monkeypatch: pytest.MonkeyPatch) -> RunStatus:
     """Submit two elements, end one that runs from outside, and return how its run stands."""
     for name, value in slurm.environment().items():
         monkeypatch.setenv(name, value)
@@ -175,7 +148,7 @@ def lose_one(
     try:
         for _ in range(20):  # slurmdbd takes its time
             statuses = read_run_status(plan, read_results(plan), submissions, queue)
-            statuses = explain_lost(statuses, submissions, thorough=thorough)
+            statuses = explain_lost(statuses, submissions)
             if ":" in statuses[second].reason or not slurm.config.accounting:
                 break
             time.sleep(0.5)
@@ -204,10 +177,3 @@ def test_a_real_slurm_without_accounting_is_not_an_error(
 ) -> None:
     status = lose_one(minislurm, tmp_path, monkeypatch)
     assert status[0::2] == ("lost", "left the queue without a result")
-
-
-def test_who_tries_again_without_accounting_asks_what_slurm_remembers(
-    minislurm: MiniSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    status = lose_one(minislurm, tmp_path, monkeypatch, thorough=True)
-    assert status.reason == "left the queue without a result: CANCELLED"
