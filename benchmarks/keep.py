@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hvae_hpc.config.loader import dump, load
-from hvae_hpc.results.__main__ import write_results
+from hvae_hpc.results.write import write_results
 from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.folder import (
     RunResult,

@@ -274,7 +274,7 @@ def _finish(options: argparse.Namespace, argv: Sequence[str]) -> int:
 
     Its plan counts, not the sweep file, which may have been edited since.
     """
-    from hvae_hpc.results.__main__ import write_results
+    from hvae_hpc.results.write import write_results
 
     submission = read_plan(options.finish / PLAN_FILE)
     plan = replace(submission, arrays=(), totals={})
@@ -337,7 +337,7 @@ def _run_here(plan: Plan, missing: Sequence[str], workers: int, site: Site, retr
             f"{len(bad)} of {len(missing)} runs were not made; first: {first.stage} {first.label}: {bad[0].message}; "
             f"mend that and give the same command again (log: {plan_file.with_suffix('.log')})"
         )
-    from hvae_hpc.results.__main__ import write_results
+    from hvae_hpc.results.write import write_results
 
     write_results(plan.runs_folder, plan.sweep, False, None)
     return 0

@@ -36,6 +36,7 @@ FLOORS = {
     "hvae_hpc.cli": 5,
     "hvae_hpc.preprocess.__main__": 5,
     "hvae_hpc.results.__main__": 5,
+    "hvae_hpc.results.write": 5,
 }
 
 # Folders within a floor, lowest first: a module imports from its own folder and from those before it.

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.keep import MEASURED, unpack
-from hvae_hpc.results.__main__ import write_results
+from hvae_hpc.results.write import write_results
 
 KEPT = sorted(path.parent for path in MEASURED.glob("*/runs.json.gz"))
 

@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from hvae_hpc.config.arms import ArmConfig
-from hvae_hpc.results.__main__ import write_results
 from hvae_hpc.results.collect import collect
 from hvae_hpc.results.report import PAGE, _cost_table
 from hvae_hpc.results.tables.dice import Table
 from hvae_hpc.results.tables.rendering import render_html
+from hvae_hpc.results.write import write_results
 from hvae_hpc.runs.plan import read_plan
 from hvae_hpc.runs.run import Run
 from tests.results.made_up import SMALL_ARMS, segments, write_samples, write_sweep

@@ -8,8 +8,9 @@ import pytest
 
 from hvae_hpc.config.arms import ArmConfig
 from hvae_hpc.errors import run_command
-from hvae_hpc.results.__main__ import _add_what_jobs_know, main, write_results
+from hvae_hpc.results.__main__ import main
 from hvae_hpc.results.collect import collect
+from hvae_hpc.results.write import ask_jobs, write_results
 from hvae_hpc.runs.run import Run
 from tests import ROOT
 from tests.jobs.queues import log, make_plan, submit
@@ -131,7 +132,7 @@ def test_a_run_that_was_killed_without_a_word_is_lost_and_its_time_does_not_grow
     submit(plan, [[killed], [waiting]])
     log(plan, killed, {"event": "started", "job_id": "12_0", "at": 0, "time": -36000.0})
     log(plan, killed, {"images_seen": 10, "time": -32400.0})
-    collected, spent = _add_what_jobs_know(plan, collect(plan, partial=True))
+    collected, spent = ask_jobs(plan, collect(plan, partial=True))
     assert collected.missing == (
         f"{plan.folder_name(killed)}: lost: ended without a result, as far as its own files tell",
         f"{plan.folder_name(waiting)}: no metrics.json yet",
@@ -240,8 +241,9 @@ def test_help_fits_a_screen_and_has_an_example(capsys: pytest.CaptureFixture[str
 def test_neither_torch_nor_h5py_nor_submitit_is_imported(tmp_path: Path) -> None:
     write_sweep(tmp_path, arms=())
     code = (
-        "import sys; from pathlib import Path; import hvae_hpc.results.__main__ as command; "
-        "early = 'pandas' in sys.modules; command.write_results(Path(sys.argv[1]), 'small'); "
+        "import sys; from pathlib import Path; import hvae_hpc.results.__main__; "
+        "early = 'pandas' in sys.modules; from hvae_hpc.results.write import write_results; "
+        "write_results(Path(sys.argv[1]), 'small'); "
         "print(early, sorted({'torch', 'h5py', 'submitit', 'torchio'} & set(sys.modules)))"
     )
     done = subprocess.run(

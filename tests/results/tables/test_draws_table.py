@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from hvae_hpc.config.stages import GenerateConfig
-from hvae_hpc.results.__main__ import write_results
 from hvae_hpc.results.collect import collect
 from hvae_hpc.results.tables.draws import build_draws
+from hvae_hpc.results.write import write_results
 from hvae_hpc.runs.plan import plan_path, read_plan
 from hvae_hpc.runs.run import Run
 from tests.results import made_up

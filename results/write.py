@@ -1,0 +1,168 @@
+"""A sweep's results folder, step by step: collect, tables, verdict, figures, rows, report."""
+
+import contextlib
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from hvae_hpc.errors import UserError, printable
+from hvae_hpc.jobs.state.device_hours import call_silent_lost, read_device_hours
+from hvae_hpc.jobs.state.run_status import read_run_status
+from hvae_hpc.jobs.state.submissions import Submissions
+from hvae_hpc.results.collect import NOT_YET, Collected, collect, name_some, refusal
+from hvae_hpc.results.figures.write import write_figures
+from hvae_hpc.results.report import write_report
+from hvae_hpc.results.rows import write_rows
+from hvae_hpc.results.tables.arms import ArmScores, build_arms, score_arms, supported_best
+from hvae_hpc.results.tables.claims import build_claims
+from hvae_hpc.results.tables.device_hours import build_spent
+from hvae_hpc.results.tables.dice import (
+    Table,
+    build_table1,
+    build_table2,
+    render_csv,
+    render_markdown,
+    render_text,
+    without_constants,
+)
+from hvae_hpc.results.tables.draws import build_draws
+from hvae_hpc.results.tables.likelihood import build_likelihoods
+from hvae_hpc.results.tables.quality import build_quality
+from hvae_hpc.results.tables.rendering import render_latex
+from hvae_hpc.results.tables.verdict import judge
+from hvae_hpc.runs.folder import write_atomic
+from hvae_hpc.runs.plan import Plan, plan_path, read_plan
+
+
+def write_results(
+    runs: Path, sweep: str, partial: bool = False, out: Path | None = None
+) -> list[Path]:
+    """Print one sweep's tables and write them, the figures, the rows and the report.
+
+    Args:
+        runs: the runs folder.
+        sweep: the sweep's name.
+        partial: show what is there where runs are missing.
+        out: the folder for ``<sweep>/``; None for ``RUNS/results``.
+
+    Returns:
+        The written files.
+
+    Raises:
+        UserError: no such plan, or runs are missing and partial is off.
+    """
+    # The folder may have been moved since the plan was written.
+    plan = replace(read_plan(plan_path(runs, sweep)), runs_folder=runs)
+    folder = (out or runs / "results") / sweep
+
+    collected, device_hours = ask_jobs(plan, collect(plan, partial=True))
+    missing = _write_missing(folder / "missing.txt", collected.missing)
+    if collected.missing and not partial:
+        listed = f"\nall of them are listed in {missing[0]}" if missing else ""
+        raise UserError(refusal(plan, collected.missing) + listed)
+
+    scores = score_arms(plan, collected)
+    tables = _build_tables(plan, collected, scores)
+    paths = _write_tables(folder, sweep, tables)
+    verdicts = [printable(verdict.sentence) for verdict in judge(collected, scores)]
+    paths += _write_verdicts(folder, verdicts)
+    if collected.missing:
+        count = f"{len(collected.missing)} of {len(plan.runs)}"
+        print(f"missing, {count} runs:\n{name_some(collected.missing)}")
+
+    figures, remarks = write_figures(plan, collected, scores, folder)
+    for remark in remarks:
+        print(printable(remark))
+    paths += [*figures, *missing, *write_rows(collected, folder)]
+
+    paths += _write_text(folder / "spent.csv", render_csv(device_hours) if device_hours else "")
+    built = {name: table for name, table in tables.items() if table}
+    report = write_report(
+        folder / "report.html", plan, collected, built, verdicts, figures, remarks, device_hours
+    )
+    paths.append(report)
+    names = ", ".join(str(path.relative_to(folder)) for path in paths)
+    print(f"{len(paths)} files are in {folder}: {names}")
+    print(f"open {report}")
+    return paths
+
+
+def ask_jobs(plan: Plan, collected: Collected) -> tuple[Collected, Table | None]:
+    """Add what the files of jobs tell: why runs are missing, and where the time of all attempts went.
+
+    Returns:
+        What was collected, with better reasons; and the table of device hours, None where no time
+        is known.
+    """
+    results = {run_id: replace(result, device="") for run_id, result in collected.results.items()}
+    submissions = Submissions(plan.runs_folder)
+    statuses = call_silent_lost(plan, read_run_status(plan, results, submissions, None))
+
+    missing = []
+    for run_id, result in results.items():
+        if not result.done:
+            status, reason = statuses[run_id], result.reason or NOT_YET
+            if not result.reason and status.kind in ("failed", "lost", "blocked"):
+                reason = f"{status.kind}: {status.reason}"
+            missing.append(f"{plan.folder_name(run_id)}: {reason}")
+
+    hours = read_device_hours(plan, results, statuses, submissions)
+    table = build_spent([of_stage._asdict() for of_stage in hours])
+    return replace(collected, missing=tuple(missing)), table
+
+
+def _build_tables(
+    plan: Plan, collected: Collected, scores: Sequence[ArmScores]
+) -> dict[str, Table | None]:
+    """Return all tables by name, in the order of the page; None for one that the sweep does not have."""
+    tables = {
+        "table1": build_table1(plan, collected, supported_best(scores)),
+        "arms": build_arms(plan, collected, scores),
+        "table2": build_table2(plan, collected),
+        "quality": build_quality(plan, collected),
+        "likelihoods": build_likelihoods(plan, collected),
+        "draws": build_draws(plan, collected),
+        "claims": build_claims(plan, collected),
+    }
+    return {name: table and without_constants(table) for name, table in tables.items()}
+
+
+def _write_tables(folder: Path, sweep: str, tables: Mapping[str, Table | None]) -> list[Path]:
+    """Print the tables and write each as Markdown, CSV and LaTeX."""
+    paths = []
+    for name, table in tables.items():
+        texts = {"md": "", "csv": "", "tex": ""}
+        if table:
+            print(render_text(table))
+            texts = {
+                "md": render_markdown(table),
+                "csv": render_csv(table),
+                "tex": render_latex(table, f"{sweep}-{name}"),
+            }
+        for ending, text in texts.items():
+            paths += _write_text(folder / f"{name}.{ending}", text)
+    return paths
+
+
+def _write_verdicts(folder: Path, verdicts: Sequence[str]) -> list[Path]:
+    """Print and write a sentence per data set."""
+    if verdicts:
+        print("Verdict\n\n" + "\n".join(textwrap.fill(line, 100) for line in verdicts) + "\n")
+    return _write_text(folder / "verdict.txt", "".join(f"{line}\n" for line in verdicts))
+
+
+def _write_missing(path: Path, missing: Sequence[str]) -> list[Path]:
+    """Write what is missing and why, a line each; no list where nothing can be written there."""
+    with contextlib.suppress(UserError):
+        return _write_text(path, "".join(f"{line}\n" for line in missing))
+    return []
+
+
+def _write_text(path: Path, text: str) -> list[Path]:
+    """Write a file; where there is nothing to write, remove the file of an earlier time."""
+    if text:
+        write_atomic(path, text)
+        return [path]
+    path.unlink(missing_ok=True)
+    return []
