@@ -308,7 +308,7 @@ def _finish(options: argparse.Namespace, argv: Sequence[str]) -> int:
 
 def _run_here(plan: Plan, missing: Sequence[str], workers: int, site: Site, retries: int) -> int:
     from hvae_hpc.jobs.failures.retry import choose_local_retries
-    from hvae_hpc.jobs.worker.local_pool import run_locally
+    from hvae_hpc.jobs.worker.pool import run_locally
 
     plan = replace(
         plan, resources={stage: _for_this_machine(value) for stage, value in plan.resources.items()}

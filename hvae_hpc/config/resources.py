@@ -89,6 +89,7 @@ class Resources:
             "element_minutes",
             "signal_lead_s",
             "threads",
+            "at_once",
             "mean_uptime_s",
         ):
             if getattr(self, name) <= 0:
@@ -99,7 +100,6 @@ class Resources:
             "nice",
             "grace_s",
             "array_parallelism",
-            "at_once",
             "micro_batch",
             "checkpoint_every_s",
         ):
@@ -134,10 +134,3 @@ class Resources:
     def tasks(self) -> int:
         """Processes of a run."""
         return self.nodes * self.tasks_per_node
-
-    @property
-    def side_by_side(self) -> bool:
-        """Whether an element may make several runs at once; how many pay is measured on a GPU only."""
-        return self.tasks == 1 and (
-            self.at_once > 1 or (self.at_once == 0 and self.gpus > 0 and self.device != "cpu")
-        )

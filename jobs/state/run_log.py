@@ -21,7 +21,6 @@ from hvae_hpc.errors import NO_ROOM, UserError
 from hvae_hpc.jobs.sites.retry_policy import Failure
 from hvae_hpc.runs.folder import METRICS, append_log, read_log
 from hvae_hpc.runs.lease import host, job_id
-from hvae_hpc.runs.plan import Plan
 
 LEFT_EARLY = 75
 """Exit code (sysexits' "temporary failure"): an element saved, to be gone on with."""
@@ -67,12 +66,6 @@ def announce() -> None:
         f"element {job_id()} begins, after {os.environ.get('SLURM_RESTART_COUNT', '0')} restarts",
         flush=True,
     )
-
-
-def meeting_file(plan: Plan, run_id: str, what: Literal["here", "over"]) -> Path:
-    """Return the file by which the processes of a run's present attempt find each other, or learn that it is over."""
-    attempt = f"{job_id()}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
-    return plan.folder(run_id) / f".{what}-{attempt}.tmp"
 
 
 def checkpoint_at(folder: Path) -> int:

@@ -26,12 +26,10 @@ from hvae_hpc.jobs.state.run_log import (
     how_far,
     last_event_in,
     let_output_be_lost,
-    meeting_file,
     record,
 )
-from hvae_hpc.jobs.worker.local_pool import Worker
-from hvae_hpc.jobs.worker.run import Report, execute, follow, read_mine
-from hvae_hpc.jobs.worker.side_by_side import Together
+from hvae_hpc.jobs.worker.pool import Pool, Worker
+from hvae_hpc.jobs.worker.run import Report, execute, follow, meeting_file, read_own_runs
 from hvae_hpc.runs.identity import code_sha
 from hvae_hpc.runs.lease import job_id, restart_count
 from hvae_hpc.runs.plan import Plan
@@ -58,7 +56,7 @@ def run_element(plan_file: Path, array: int) -> int:
         told to leave.
     """
     announce()
-    plan, ids = read_mine(plan_file, array)
+    plan, ids = read_own_runs(plan_file, array)
     rank = int(os.environ.get("SLURM_PROCID", "0"))
     place = int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
     if rank == 0 and (reason := why_held(plan_file, plan, array, place)):
@@ -111,21 +109,35 @@ def _send_followers_home(plan: Plan, run_id: str, before: float) -> None:
 
 
 def _make_all(plan: Plan, ids: Sequence[str], start: Callable[[], Worker]) -> dict[str, Report]:
-    """Make the runs, in order or side by side, then those again that another process held."""
+    """Make the runs: beside each other where the site says so, then one after the other.
+
+    Args:
+        plan: of the element.
+        ids: its runs, of one stage.
+        start: starts a worker for some of them.
+    """
     reports: dict[str, Report] = {}
     # What failed before this element was sent back is not retried by it.
-    todo = [run_id for run_id in ids if last_event_in(plan.folder(run_id), job_id()) != "failed"]
+    todo = [
+        run_id
+        for run_id in ids
+        if last_event_in(plan.folder(run_id), job_id()) not in ("failed", "died")
+    ]
 
     def tell(report: Report) -> None:
         run = plan.runs[report.run_id]
         what = f"{report.state}: {run.stage} {run.label} ({report.run_id})"
         print(f"{what}, {report.wall_s:.1f} s: {report.message}", flush=True)
 
-    if len(todo) > 1 and plan.resources_of(ids[0]).side_by_side:
-        together = Together(plan, todo, start, tell)
-        together.run()
-        reports |= together.reports
-        todo = [run_id for run_id in todo if run_id not in reports]
+    resources = plan.resources_of(ids[0])
+    if resources.at_once > 1 and resources.tasks == 1 and len(todo) > 1:
+        pool = Pool(plan, resources.at_once, start, tell, signals.leave_asked, one_device=True)
+        reports = pool.make(todo)
+        # A failure beside others may be theirs (memory): such a run is retried alone.
+        for run_id, report in reports.items():
+            if report.state == "failed":
+                record(plan.folder(run_id), "again", report.message)
+        todo = [i for i in todo if i not in reports or reports[i].state in ("failed", "busy")]
 
     give_up_at: float | None = None
     while todo and not signals.leave_asked():

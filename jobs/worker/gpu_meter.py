@@ -5,7 +5,7 @@ import os
 import threading
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 SAMPLE_S = 5.0
 
@@ -66,24 +66,6 @@ class GPUMeter:
             with contextlib.suppress(self._nvml.NVMLError):
                 used = self._nvml.nvmlDeviceGetMemoryInfo(self._handle).used / 2**20
                 self.found["memory_mib"] = max(used, self.found.get("memory_mib", 0.0))
-
-
-class Memory(NamedTuple):
-    """A GPU's memory, MiB, of all processes on it."""
-
-    used: float
-    free: float
-
-
-def device_memory() -> Memory | None:
-    """Return how much of the GPU's memory is used and free; None where NVML does not tell."""
-    nvml, handle = _find_gpu()
-    if nvml is None:
-        return None
-    with contextlib.suppress(nvml.NVMLError):
-        found = nvml.nvmlDeviceGetMemoryInfo(handle)
-        return Memory(found.used / 2**20, found.free / 2**20)
-    return None
 
 
 def _find_gpu() -> tuple[ModuleType | None, Any]:

@@ -1,39 +1,25 @@
-"""What one process does with runs: checks, makes, or goes on with one; and a local worker, told one after the other.
+"""One attempt at one run: check it, make it or go on with it, and write down how it ended."""
 
-A SLURM element does the same with the runs of its bundle (:mod:`hvae_hpc.jobs.worker.element`).
-"""
-
-from hvae_hpc.jobs.worker import signals
-
-if __name__ == "__main__":
-    signals.install()
-
-import argparse
-import json
 import os
-import queue
-import sys
-import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 from hvae_hpc.config.loader import dump, read_json
-from hvae_hpc.errors import UserError, run_command
+from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.state.run_log import (
     MACHINE_ERRORS,
     check_stall,
     checkpoint_at,
     evidence_of,
-    let_output_be_lost,
-    meeting_file,
     record,
     spent_s,
 )
+from hvae_hpc.jobs.worker import signals
 from hvae_hpc.jobs.worker.gpu_meter import GPUMeter
 from hvae_hpc.jobs.worker.provenance import make_provenance
 from hvae_hpc.preprocess.store.manifest import require_content
@@ -52,8 +38,8 @@ from hvae_hpc.runs.folder import (
     write_json,
     write_result,
 )
-from hvae_hpc.runs.lease import LostError, check, host, job_id, locked
-from hvae_hpc.runs.plan import REPLAN, Plan, read_element, read_plan
+from hvae_hpc.runs.lease import LostError, check, host, job_id, locked, restart_count
+from hvae_hpc.runs.plan import REPLAN, Plan, read_element
 from hvae_hpc.runs.workplace import Outcome, Workplace
 
 STAGES = {
@@ -75,18 +61,21 @@ HEADLINES = {
 """What of a run's metrics is told when it is done: the first of these that it has."""
 
 
+End = Literal["done", "stopped", "failed", "blocked", "busy"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """How an attempt at a run ended.
 
     Attributes:
-        state: "busy" is another process at the same run, or one that took it over; "blocked" a
-            missing parent.
+        state: "busy" where another process is at the run, or took it over; "blocked" where a parent
+            is missing.
         message: one line for people.
     """
 
     run_id: str
-    state: Literal["done", "stopped", "failed", "blocked", "busy"]
+    state: End
     message: str
     wall_s: float
 
@@ -94,35 +83,36 @@ class Report:
 def execute(
     plan: Plan, run_id: str, stopped: Callable[[], bool] = signals.leave_asked, at_once: int = 1
 ) -> Report:
-    """Make one run, or go on with it, as one of so many on its device; never raises for what went wrong inside it."""
+    """Make one run, or go on with it; what goes wrong inside it is reported, never raised.
+
+    Args:
+        plan: with the run and its parents.
+        run_id: of the run.
+        stopped: asked now and then; True means save and leave.
+        at_once: how many runs share the device.
+    """
     started = time.time()
     folder = plan.folder(run_id)
 
-    def report(
-        state: Literal["done", "stopped", "failed", "blocked", "busy"], message: str
-    ) -> Report:
+    def report(state: End, message: str) -> Report:
         return Report(run_id=run_id, state=state, message=message, wall_s=time.time() - started)
 
     try:
-        with locked(folder) as mine:
-            if not mine:
+        with locked(folder) as lease:
+            if not lease:
                 return report("busy", "another process is at it")
             try:
-                parents = _read_parents(plan, run_id)
+                stamps = _stamp_parents(plan, run_id)
             except UserError as error:
                 return report("blocked", record(folder, "blocked", str(error)))
-            if read_summary(
-                plan, run_id, {role: result_stamp(result) for role, result in parents.items()}
-            ).done:
+            if read_summary(plan, run_id, stamps).done:
                 _tidy(folder)  # its maker may have been killed just before it did so
                 return report("done", "was done already")
-            outcome = _work(plan, run_id, lambda: mine.lost or stopped(), started, parents, at_once)
-            return (
-                report("stopped", "saved and left")
-                if outcome is None
-                else report("done", _headline(outcome))
-            )
-    except LostError as error:  # the log is the other's now
+            outcome = _make(plan, run_id, stamps, lambda: lease.lost or stopped(), started, at_once)
+            if outcome is None:
+                return report("stopped", "saved and left")
+            return report("done", _headline(outcome))
+    except LostError as error:  # the log is the other process's now
         print(error, flush=True)
         return report("busy", str(error))
     except UserError as error:
@@ -130,83 +120,93 @@ def execute(
     except Exception as error:  # a bug in one run must not take the others of this process along
         traceback.print_exc()
         kind, evidence = type(error).__name__, evidence_of(error)
-        ours = evidence.get("errno") not in MACHINE_ERRORS and not kind.endswith("MemoryError")
-        message = f"{kind}: {error}{' (a bug: traceback in the log)' if ours else ''}"
+        is_bug = evidence.get("errno") not in MACHINE_ERRORS and not kind.endswith("MemoryError")
+        message = f"{kind}: {error}{' (a bug: traceback in the log)' if is_bug else ''}"
         return report("failed", record(folder, "failed", message, **evidence))
 
 
-def _read_parents(plan: Plan, run_id: str) -> dict[str, RunResult]:
-    """Return role to result of a run's parents; a missing one is a UserError that names it."""
-    results = {}
+def _stamp_parents(plan: Plan, run_id: str) -> dict[str, str]:
+    """Return role to result stamp of a run's parents.
+
+    Raises:
+        UserError: a parent has no result, or one that cannot be believed; it names the parent.
+    """
+    stamps = {}
     for role, parent in plan.parents(run_id).items():
         result = read_result(plan.folder(parent), parent)
         if result is None:
             run = plan.runs[parent]
             raise UserError(f"needs {run.stage} {run.label} ({parent}), which has no metrics.json")
-        results[role] = result
-    return results
+        stamps[role] = result_stamp(result)
+    return stamps
 
 
-def _work(
+def _make(
     plan: Plan,
     run_id: str,
+    stamps: Mapping[str, str],
     stopped: Callable[[], bool],
     started: float,
-    parents: dict[str, RunResult],
     at_once: int,
 ) -> Outcome | None:
-    run, folder = plan.runs[run_id], plan.folder(run_id)
+    """Make a run whose folder this process holds; None where it was told to leave."""
+    run, folder, resources = plan.runs[run_id], plan.folder(run_id), plan.resources_of(run_id)
     if run.run_id != run_id:
         raise UserError(f"the package now names this run {run.run_id}; {REPLAN}")
+
+    # From here on the run is not done, also where it was made before.
     remove_temporaries(folder)
     check(folder)
-    (folder / METRICS).unlink(
-        missing_ok=True
-    )  # of an earlier making; from here on the run is not done
+    (folder / METRICS).unlink(missing_ok=True)
     write_config(folder, dump(run.config))
-    stamps = {role: result_stamp(parent) for role, parent in parents.items()}
     _drop_stale_checkpoints(folder, stamps)
+
     log = read_log(folder)
     attempt = 1 + sum(entry.get("event") == "started" for entry in log)
-    at = checkpoint_at(folder)
-    beside = {"at_once": at_once} if at_once > 1 else {}
-    append_log(
-        folder,
-        {
-            "event": "started",
-            "attempt": attempt,
-            "host": host(),
-            "job_id": job_id(),
-            "at": at,
-            **beside,
-        },
-    )
+    _log_start(folder, attempt, at_once)
     check_stall(folder, log)
     require_content(Path(plan.data[run.config.data]["folder"]), run.parents["data"])
-    resources = plan.resources_of(run_id)
-    workplace = _workplace(plan, run_id, stopped)
+
     with GPUMeter(wanted=resources.gpus > 0) as meter:
-        outcome = stage_function(run.stage)(run.config, workplace)
+        outcome = stage_function(run.stage)(run.config, _workplace(plan, run_id, stopped))
     if outcome is None:
         append_log(folder, {"event": "stopped", "job_id": job_id()})
         return None
+
+    provenance = make_provenance(
+        outcome, plan.code_sha, resources, attempt, started, spent_s(log), meter.read(), at_once
+    )
     result = RunResult(
         schema=RESULT_SCHEMA,
         run_id=run_id,
         stage=run.stage,
         config=dump(run.config),
         parents=dict(run.parents),
-        parent_results=stamps,
+        parent_results=dict(stamps),
         metrics=outcome.metrics,
         per_case=outcome.per_case,
-        provenance=make_provenance(
-            outcome, plan.code_sha, resources, attempt, started, spent_s(log), meter.read(), at_once
-        ),
+        provenance=provenance,
         details=outcome.details,
     )
     write_result(folder, result)
     _tidy(folder)
     return outcome
+
+
+def _log_start(folder: Path, attempt: int, at_once: int) -> None:
+    started = {"event": "started", "attempt": attempt, "host": host(), "job_id": job_id()}
+    beside = {"at_once": at_once} if at_once > 1 else {}
+    append_log(folder, {**started, "at": checkpoint_at(folder), **beside})
+
+
+def _drop_stale_checkpoints(folder: Path, stamps: Mapping[str, str]) -> None:
+    """Begin anew where a parent was made anew since the checkpoints were written."""
+    path = folder / INPUTS
+    if path.exists() and read_json(path) != stamps:
+        for checkpoint in folder.glob("checkpoint-*.pt"):
+            checkpoint.unlink(missing_ok=True)
+        append_log(folder, {"event": "inputs_changed"})
+    write_json(path, stamps)
 
 
 def _tidy(folder: Path) -> None:
@@ -216,23 +216,20 @@ def _tidy(folder: Path) -> None:
     remove_temporaries(folder)
 
 
-def _drop_stale_checkpoints(folder: Path, stamps: dict[str, str]) -> None:
-    """Start anew where a checkpoint was made from other makings of the parents than the present ones."""
-    path = folder / INPUTS
-    if path.exists() and read_json(path) != stamps:
-        for checkpoint in folder.glob("checkpoint-*.pt"):
-            checkpoint.unlink(missing_ok=True)
-        append_log(folder, {"event": "inputs_changed"})
-    write_json(path, stamps)
+def _headline(outcome: Outcome) -> str:
+    for name, text in HEADLINES.items():
+        if name in outcome.metrics:
+            return text.format(outcome.metrics[name])
+    return ""
 
 
 def stage_function(stage: str) -> Callable[[Any, Workplace], Outcome | None]:
-    """Import and return what a stage does; only here, because a process pays for what it imports."""
+    """Import and return what a stage does; only here, as a process pays for what it imports."""
     module, name = STAGES[stage]
-    work: Callable[[Any, Workplace], Outcome | None] = getattr(
+    function: Callable[[Any, Workplace], Outcome | None] = getattr(
         import_module(f"hvae_hpc.{module}"), name
     )
-    return work
+    return function
 
 
 def _workplace(plan: Plan, run_id: str, stopped: Callable[[], bool], rank: int = 0) -> Workplace:
@@ -250,84 +247,34 @@ def _workplace(plan: Plan, run_id: str, stopped: Callable[[], bool], rank: int =
     )
 
 
+def meeting_file(plan: Plan, run_id: str, what: Literal["here", "over"]) -> Path:
+    """Return a file of a run's present attempt, which the first of its processes makes.
+
+    "here" tells the others where the first process listens, "over" that there is nothing to train.
+    """
+    return plan.folder(run_id) / f".{what}-{job_id()}-{restart_count()}.tmp"
+
+
 def follow(plan: Plan, run_id: str, rank: int) -> int:
-    """Train along as a further process of a run whose first process does the rest; returns the exit code."""
-    meeting, over = meeting_file(plan, run_id, "here"), meeting_file(plan, run_id, "over")
-    while not meeting.exists():
+    """Train along as a further process of a run; the first process does the rest.
+
+    Returns:
+        0, or 1 where the training failed.
+    """
+    here, over = meeting_file(plan, run_id, "here"), meeting_file(plan, run_id, "over")
+    while not here.exists():
         if over.exists() or signals.leave_asked():
             return 0
         time.sleep(0.2)
     run = plan.runs[run_id]
     try:
-        # Only a training has several processes, and that is made from nothing but data.
-        workplace = _workplace(plan, run_id, signals.leave_asked, rank)
-        stage_function(run.stage)(run.config, workplace)
+        stage_function(run.stage)(run.config, _workplace(plan, run_id, signals.leave_asked, rank))
     except UserError as error:
         print(f"process {rank}: {error}", flush=True)
         return 1
     return 0
 
 
-def read_mine(plan_file: Path, array: int) -> tuple[Plan, tuple[str, ...]]:
-    """Read of a submission's plan what this process's element needs."""
+def read_own_runs(plan_file: Path, array: int) -> tuple[Plan, tuple[str, ...]]:
+    """Read from a submission's plan what this process's element needs."""
     return read_element(plan_file, array, int(os.environ.get("SLURM_ARRAY_TASK_ID", "0")))
-
-
-def _headline(outcome: Outcome) -> str:
-    found = (
-        text.format(outcome.metrics[name])
-        for name, text in HEADLINES.items()
-        if name in outcome.metrics
-    )
-    return next(found, "")
-
-
-def serve(plan: Plan) -> int:
-    """Do the runs that come line by line on standard input, id and number at once; answer each with a line of JSON.
-
-    When the input ends, so does this process, after a checkpoint: a worker never outlives the sweep
-        that started it.
-    """
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints must not get among the answers
-    wanted: queue.Queue[str | None] = queue.Queue()
-
-    def listen() -> None:
-        for line in sys.stdin:
-            wanted.put(line.strip())
-        signals.ask_to_leave()
-        wanted.put(None)
-
-    threading.Thread(target=listen, daemon=True).start()
-    while not signals.leave_asked():
-        try:
-            order = wanted.get(timeout=0.5)  # so that a signal between two runs is noticed
-        except queue.Empty:
-            continue
-        if order is None:
-            break
-        run_id, at_once = order.split()
-        print(
-            json.dumps(dump(execute(plan, run_id, at_once=int(at_once)))), file=answers, flush=True
-        )
-    return 0
-
-
-def main(argv: Sequence[str]) -> int:
-    """Parse the command line that the local sweep, or an element, wrote."""
-    parser = argparse.ArgumentParser(prog="python -m hvae_hpc.jobs.worker.run")
-    parser.add_argument("--plan", type=Path, required=True)
-    parser.add_argument(
-        "--array", type=int, help="number of the array in the plan, for an element's runs alone"
-    )
-    options = parser.parse_args(argv)
-    return serve(
-        read_plan(options.plan)
-        if options.array is None
-        else read_mine(options.plan, options.array)[0]
-    )
-
-
-if __name__ == "__main__":
-    let_output_be_lost()
-    sys.exit(run_command(main))

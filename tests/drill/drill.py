@@ -29,7 +29,7 @@ from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.sites.site import read_site
 from hvae_hpc.jobs.sweeps import expand
 from hvae_hpc.jobs.sweeps.config import SweepConfig
-from hvae_hpc.jobs.worker.local_pool import run_locally
+from hvae_hpc.jobs.worker.pool import run_locally
 from hvae_hpc.preprocess.store.manifest import MANIFEST, read_manifest
 from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.identity import code_sha

@@ -19,7 +19,7 @@ import pytest
 from hvae_hpc.jobs.slurm.client import parse_places
 from hvae_hpc.jobs.state.submissions import Submissions, parse_comment
 from hvae_hpc.runs.folder import read_log
-from tests.jobs.worker.test_local_pool import makings, numbers
+from tests.jobs.worker.test_local_sweep import makings, numbers
 from tests.minislurm.minislurm import MiniSlurm
 from tests.tiny import SWEEP, make_data_set
 

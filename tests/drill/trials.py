@@ -16,7 +16,7 @@ from typing import IO, Any, Protocol
 
 from hvae_hpc.jobs.failures.classify import Evidence, classify
 from hvae_hpc.jobs.state.run_status import RunStatus
-from hvae_hpc.jobs.worker.local_pool import Worker
+from hvae_hpc.jobs.worker.pool import Worker
 from hvae_hpc.jobs.worker.run import Report
 from hvae_hpc.runs.folder import METRICS, read_log, read_result
 from hvae_hpc.runs.identity import file_sha256

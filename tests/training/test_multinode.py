@@ -9,7 +9,7 @@ import torch
 
 from hvae_hpc.runs.folder import SNAPSHOT, read_log
 from tests.jobs.submit.test_prepare import call, wait_until_empty
-from tests.jobs.worker.test_local_pool import makings
+from tests.jobs.worker.test_local_sweep import makings
 from tests.minislurm.minislurm import MiniSlurm
 from tests.tiny import SWEEP, make_data_set
 

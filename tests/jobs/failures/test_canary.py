@@ -24,7 +24,7 @@ from tests.jobs.failures.test_retry import CLUSTER
 from tests.jobs.queues import in_queue, log, queue_of
 from tests.jobs.submit.test_apply import call, make_project, plan_of
 from tests.jobs.submit.test_prepare import wait_until_empty
-from tests.jobs.worker.test_local_pool import makings
+from tests.jobs.worker.test_local_sweep import makings
 from tests.minislurm.minislurm import MiniSlurm
 from tests.minislurm.test_minislurm import wait_until
 from tests.tiny import make_data_set

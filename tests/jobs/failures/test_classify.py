@@ -23,7 +23,7 @@ from hvae_hpc.jobs.state.element_logs import read_tail
 from hvae_hpc.jobs.state.run_status import RunStatus, read_run_status
 from hvae_hpc.jobs.state.submissions import Submissions, comment_of
 from hvae_hpc.jobs.worker import run as tasks
-from hvae_hpc.jobs.worker.local_pool import run_locally
+from hvae_hpc.jobs.worker.pool import run_locally
 from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.plan import Plan, write_plan
 from tests.jobs.queues import log, submit
@@ -201,7 +201,7 @@ def small_memory(n_bytes: int) -> Iterator[Path]:
 SWEEP = """
 import sys
 from pathlib import Path
-from hvae_hpc.jobs.worker.local_pool import run_locally
+from hvae_hpc.jobs.worker.pool import run_locally
 from hvae_hpc.jobs.state.element_logs import read_tail
 from hvae_hpc.runs.plan import read_plan
 Path(sys.argv[1], "cgroup.procs").write_text("0")

@@ -39,7 +39,7 @@ from hvae_hpc.sweep import _run_here, main
 from tests.jobs.queues import log, make_plan, queue_of, submit
 from tests.jobs.submit.test_apply import call, make_project, plan_of
 from tests.jobs.submit.test_prepare import wait_until_empty
-from tests.jobs.worker.test_local_pool import makings
+from tests.jobs.worker.test_local_sweep import makings
 from tests.minislurm.minislurm import MiniSlurm
 from tests.results.made_up import SMALL_ARMS, finish, make_runs
 

@@ -30,7 +30,7 @@ from tests import ROOT
 from tests.drill.test_disk_full import private_mounts
 from tests.drill.test_faults import queued_runs
 from tests.jobs.submit.test_prepare import wait_until_empty
-from tests.jobs.worker.test_local_pool import makings
+from tests.jobs.worker.test_local_sweep import makings
 from tests.minislurm.minislurm import MiniSlurm
 from tests.tiny import SWEEP, make_data_set
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobs.worker.test_local_pool import makings, numbers
+from tests.jobs.worker.test_local_sweep import makings, numbers
 from tests.minislurm.minislurm import MiniSlurm
 from tests.tiny import make_project
 

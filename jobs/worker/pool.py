@@ -1,0 +1,336 @@
+"""Several runs at a time, each in a worker: a child process that makes one run after the other.
+
+A worker pays once for what it imports. When it dies (kill -9, out of memory), only its own run is
+lost: the run is reported, a new worker takes the place, and a later attempt goes on from the run's
+checkpoint. A local sweep has a pool for all its runs, an element for those that share its GPU.
+"""
+
+from hvae_hpc.jobs.worker import signals
+
+if __name__ == "__main__":
+    signals.install()
+
+import argparse
+import contextlib
+import json
+import os
+import queue
+import select
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from hvae_hpc.config.loader import dump, load
+from hvae_hpc.errors import run_command
+from hvae_hpc.jobs.state.run_log import (
+    count_oom_kills,
+    evidence_of_death,
+    let_output_be_lost,
+    record,
+)
+from hvae_hpc.jobs.worker.run import Report, execute, read_own_runs
+from hvae_hpc.runs.plan import Plan, read_plan
+
+STAGE_ORDER = {"train": 0, "augment": 1, "generate": 2, "segment": 3, "quality": 4, "likelihood": 5}
+"""Order of runs that could start: what others wait for goes first, so parents before children."""
+RETRY_BUSY_S = 1.0
+"""Pause before a run that another process holds is tried again."""
+
+
+class Worker:
+    """A child process and the run it is at.
+
+    Args:
+        plan_file: where its runs stand.
+        log: takes what it prints.
+        array: of its element in the plan; None for all of the plan.
+
+    Attributes:
+        run_id: what it is at; None while it waits for a run.
+        death: evidence of why it died at its run; empty while it lives.
+    """
+
+    def __init__(self, plan_file: Path, log: IO[str], array: int | None = None) -> None:
+        command = [sys.executable, "-u", "-m", "hvae_hpc.jobs.worker.pool"]
+        command += ["--plan", str(plan_file)]
+        command += ["--array", str(array)] if array is not None else []
+        # In a process group of its own: Ctrl-C reaches the sweep alone, which then asks its
+        # workers to save and leave.
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+        )
+        self.run_id: str | None = None
+        self.started, self._oom_kills = 0.0, 0
+        self.death: dict[str, Any] = {}
+
+    def give(self, run_id: str, at_once: int = 1) -> None:
+        """Tell it to make a run, as one of so many on its device."""
+        assert self.process.stdin is not None
+        self.run_id, self.started = run_id, time.time()
+        self._oom_kills = count_oom_kills()
+        # Where it died between two runs, its silence is read as that.
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(f"{run_id} {at_once}\n")
+            self.process.stdin.flush()
+
+    def read(self) -> Report | None:
+        """Return its report, or one that says how it died; None where it ended without a run."""
+        assert self.process.stdout is not None
+        run_id, self.run_id = self.run_id, None
+        line = self.process.stdout.readline()
+        if line:
+            return load(Report, json.loads(line), "a worker's answer")
+        code = self.process.wait()
+        if run_id is None:
+            return None
+        self.death = evidence_of_death(code, count_oom_kills() - self._oom_kills)
+        cause = self.death.get("signal", f"exit code {code}")
+        cause += ", out of memory" if "oom_kills" in self.death else ""
+        message = f"its process died ({cause}); the same command goes on from the last checkpoint"
+        wall_s = time.time() - self.started
+        return Report(run_id=run_id, state="failed", message=message, wall_s=wall_s)
+
+    def leave(self) -> None:
+        """Ask it to save and leave, and wait for that."""
+        assert self.process.stdin is not None
+        if self.process.poll() is None:
+            self.process.terminate()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        try:
+            self.process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+class Pool:
+    """Makes runs in workers, so many at a time, parents before children.
+
+    Args:
+        plan: of the runs.
+        size: workers at a time.
+        start: starts a worker.
+        tell: is told of each run that ended.
+        is_stopped: asked now and then; True means that all save and leave.
+        one_device: whether the runs share a device, which is then noted in what they cost. Then
+            also a run that another process holds is reported as busy, not tried again.
+
+    Attributes:
+        workers: those that live.
+        reports: run id to report, of what ended so far.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        size: int,
+        start: Callable[[], Worker],
+        tell: Callable[[Report], None],
+        is_stopped: Callable[[], bool] = lambda: False,
+        one_device: bool = False,
+    ) -> None:
+        self._plan, self._size, self._start, self._tell = plan, size, start, tell
+        self._is_stopped, self._one_device = is_stopped, one_device
+        self._waiting: list[str] = []
+        self._not_before: dict[str, float] = {}
+        self.workers: list[Worker] = []
+        self.reports: dict[str, Report] = {}
+
+    def make(self, run_ids: Sequence[str]) -> dict[str, Report]:
+        """Make runs; parents that are not among them are done.
+
+        Returns:
+            Run id to report, also for what was blocked by a parent that failed.
+        """
+        self._waiting = sorted(run_ids, key=lambda run_id: STAGE_ORDER[self._stage(run_id)])
+        try:
+            while not self._is_stopped() and (self._waiting or self.running):
+                self._report_blocked()
+                self._give_out()
+                self._dismiss_idle()
+                self._read_answers()
+        finally:
+            self._leave()
+        return self.reports
+
+    @property
+    def running(self) -> list[str]:
+        """The runs that workers are at."""
+        return [worker.run_id for worker in self.workers if worker.run_id is not None]
+
+    def _stage(self, run_id: str) -> str:
+        return self._plan.runs[run_id].stage
+
+    def _end(self, report: Report) -> None:
+        self.reports[report.run_id] = report
+        self._tell(report)
+
+    def _report_blocked(self) -> None:
+        """Report what waits for a run that ended without a result."""
+        for run_id in list(self._waiting):
+            for parent in self._plan.parents(run_id).values():
+                if parent in self.reports and self.reports[parent].state != "done":
+                    self._waiting.remove(run_id)
+                    run = self._plan.runs[parent]
+                    message = f"needs {run.stage} {run.label} ({parent})"
+                    self._end(Report(run_id=run_id, state="blocked", message=message, wall_s=0.0))
+                    break
+
+    def _give_out(self) -> None:
+        """Give each free worker the first run that may begin."""
+        unfinished = {*self._waiting, *self.running}
+        for run_id in list(self._waiting):
+            is_early = self._not_before.get(run_id, 0.0) > time.time()
+            if is_early or unfinished & set(self._plan.parents(run_id).values()):
+                continue
+            worker = self._free_worker()
+            if worker is None:
+                return
+            # Fewer than the pool has places for, where no more are left.
+            beside = min(self._size, len(self.running) + len(self._waiting))
+            self._waiting.remove(run_id)
+            worker.give(run_id, beside if self._one_device else 1)
+
+    def _free_worker(self) -> Worker | None:
+        for worker in self.workers:
+            if worker.run_id is None:
+                return worker
+        if len(self.workers) == self._size:
+            return None
+        self.workers.append(self._start())
+        return self.workers[-1]
+
+    def _dismiss_idle(self) -> None:
+        """End workers for which nothing is left: they would keep their memory."""
+        if self._waiting:
+            return
+        for worker in [worker for worker in self.workers if worker.run_id is None]:
+            self.workers.remove(worker)
+            worker.leave()
+
+    def _read_answers(self) -> None:
+        """Wait a moment for answers, and take those that came."""
+        outputs: dict[Any, Worker] = {worker.process.stdout: worker for worker in self.workers}
+        for output in select.select(list(outputs), [], [], 0.5)[0]:
+            worker = outputs[output]
+            report = worker.read()
+            if report is None or worker.death:
+                self.workers.remove(worker)
+            if report is None:
+                continue
+            if report.state == "busy" and not self._one_device:
+                self._waiting.append(report.run_id)
+                self._not_before[report.run_id] = time.time() + RETRY_BUSY_S
+                continue
+            if worker.death and not self._is_stopped():
+                record(self._plan.folder(report.run_id), "died", report.message, **worker.death)
+            self._end(report)
+
+    def _leave(self) -> None:
+        """Let all workers save and leave, and take their last answers."""
+        for worker in self.workers:  # all at once, as each takes its time to save
+            worker.process.terminate()
+        for worker in self.workers:
+            worker.leave()
+            if worker.run_id is not None:
+                report = worker.read()
+                if report and not worker.death:
+                    self._end(report)
+        self.workers.clear()
+
+
+class Progress:
+    """Prints a line per run that ended, and on a terminal a bar below them."""
+
+    def __init__(self, plan: Plan, total: int) -> None:
+        from tqdm import tqdm  # only here: an element has no use for it
+
+        self._plan, self._total = plan, total
+        self._bar = tqdm(total=total, unit="run", disable=None, file=sys.stdout, leave=False)
+        self._ended = 0
+
+    def tell(self, report: Report) -> None:
+        """Print how a run ended."""
+        self._ended += 1
+        run = self._plan.runs[report.run_id]
+        state = "" if report.state == "done" else f"{report.state.upper()}: "
+        count = f"[{self._ended:{len(str(self._total))}}/{self._total}]"
+        took = f"{run.stage:8} {run.label:32} {report.wall_s:6.1f} s"
+        self._bar.clear()
+        print(f"{count} {took}  {state}{report.message}", flush=True)
+        self._bar.update()
+
+
+def run_locally(
+    plan: Plan, plan_file: Path, run_ids: Sequence[str], n_workers: int
+) -> dict[str, Report]:
+    """Make runs on this machine.
+
+    Args:
+        plan: of the whole sweep.
+        plan_file: where it was written, for the workers; their log lies beside it.
+        run_ids: what to make; parents that are not among them are done.
+        n_workers: workers at a time.
+
+    Returns:
+        Run id to report, also for what was blocked by a parent that failed.
+    """
+    with open(plan_file.with_suffix(".log"), "a") as log:
+        progress = Progress(plan, len(run_ids))
+        return Pool(plan, n_workers, lambda: Worker(plan_file, log), progress.tell).make(run_ids)
+
+
+def serve(plan: Plan) -> int:
+    """Do a worker's work: make the runs that standard input names, a line each.
+
+    A line is the run's id and the number of runs on the device. Each is answered by a line of JSON.
+    When the input ends, this process saves and ends: it never outlives the one that started it.
+    """
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints must not get among the answers
+    orders: queue.Queue[str | None] = queue.Queue()
+
+    def listen() -> None:
+        for line in sys.stdin:
+            orders.put(line)
+        signals.ask_to_leave()
+        orders.put(None)
+
+    threading.Thread(target=listen, daemon=True).start()
+    while not signals.leave_asked():
+        try:
+            order = orders.get(timeout=0.5)  # so that a signal between two runs is noticed
+        except queue.Empty:
+            continue
+        if order is None:
+            break
+        run_id, at_once = order.split()
+        report = execute(plan, run_id, at_once=int(at_once))
+        print(json.dumps(dump(report)), file=answers, flush=True)
+    return 0
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parse the command line that :class:`Worker` wrote."""
+    parser = argparse.ArgumentParser(prog="python -m hvae_hpc.jobs.worker.pool")
+    parser.add_argument("--plan", type=Path, required=True)
+    parser.add_argument("--array", type=int, help="number of the element's array in the plan")
+    options = parser.parse_args(argv)
+    if options.array is None:
+        return serve(read_plan(options.plan))
+    return serve(read_own_runs(options.plan, options.array)[0])
+
+
+if __name__ == "__main__":
+    let_output_be_lost()
+    sys.exit(run_command(main))
