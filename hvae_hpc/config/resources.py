@@ -1,10 +1,15 @@
-"""What a run may use. It changes the time a run takes but no number: recorded, never hashed."""
+"""What a run may use: recorded, but never hashed, because it changes no number, only times."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 START_S = 30
 """Seconds that a process may take until it works."""
+POSITIVE = {
+    "nodes", "cpus", "memory_gb", "minutes", "element_minutes", "signal_lead_s", "threads",
+    "at_once", "mean_uptime_s",
+}  # fmt: skip
+"""Fields that are more than 0; all other numbers are 0 or more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,41 +18,39 @@ class Resources:
 
     Attributes:
         nodes: nodes per run; more than 1 for generator training only.
-        gpus: GPUs per node; 0 for a CPU stage. A run has one process per GPU, and one per node
-            where gpus = 0.
+        gpus: GPUs per node; 0 for a CPU stage. A run has one process per GPU, and with gpus = 0 one
+            per node.
         cpus: CPU cores per process.
         memory_gb: host memory per node, GB.
         minutes: longest time limit of a SLURM element.
-        minutes_min: shortest time limit that is taken, so that a run fits into a gap; 0 for no less
-            than asked.
-        element_minutes: what an element is filled up to with short runs.
-        partition: where this stage goes instead of the command's --partition; "" for there.
+        minutes_min: shortest time limit that is taken, so that SLURM can fit an element into a gap;
+            0 for ``minutes``.
+        element_minutes: short runs are bundled into elements of about this length.
+        partition: of this stage, in place of the command's --partition; "" for that one.
         account, qos, constraint, exclude: as SLURM has them; "" for none.
         nice: lowers the jobs' priority.
         array_parallelism: elements of an array that run at a time; 0 for as many as fit.
-        container: image in which the runs run, by apptainer; "" for none.
-        python: Python in that container, or instead of the one that submits; "" for that one.
+        container: image in which apptainer starts the runs; "" for none.
+        python: the interpreter that starts the runs, in the container where there is one; "" for
+            the one that submits.
         setup: shell lines before the runs start (module load ...).
-        grace_s: seconds that SLURM leaves after SIGTERM when it preempts, where the partition does
-            not tell (a QOS's).
+        grace_s: seconds from SIGTERM to the end at a preemption, where the partition does not tell.
         signal_lead_s: seconds before the time limit at which SLURM tells a run to save and leave.
         device: "auto" is the GPU where gpus > 0, and an error where there is none; "cpu" is for
             trying a sweep on nodes whose GPUs torch cannot use.
-        threads: CPU threads that torch is pinned to; results are equal bit for bit only for the
-            same number.
-        at_once: runs of an element that are made side by side on its GPU, each by a process of its
-            own, for which ``cpus`` and ``memory_gb`` must suffice; 0 for as many as a short
-            measurement finds to be worth it.
-        compile: torch.compile the training step: "auto" on a GPU only.
-        micro_batch: pairs that go through a (V/H)VAE at once where a process's share of the batch
-            does not fit; their gradients are added up to the batch's, which changes the weights by
-            rounding alone. 0 for the whole share.
-        recompute: save memory where a (H)VAE does not fit (256 px, large batches): its decodings
-            are done again in the backward pass, not kept.
-        tensorboard: write the training's log as TensorBoard event files too, into ``tensorboard/``
-            of the run's folder.
-        checkpoint_every_s: seconds of training between checkpoints; none: as often as pays, by what
-            saving is measured to cost and ``mean_uptime_s``.
+        threads: CPU threads of torch. Results are equal bit for bit only for the same number.
+        at_once: runs of an element that share its GPU, each in a process of its own. ``cpus`` and
+            ``memory_gb`` must suffice for all of them.
+        compile: whether to torch.compile the training step; "auto" does so on a GPU only.
+        micro_batch: pairs that go through a (V/H)VAE at once; 0 for a process's whole share of the
+            batch. For a share that does not fit: its gradients are added up, which changes the
+            weights by rounding alone.
+        recompute: saves memory where an (H)VAE does not fit (256 px, large batches): its decodings
+            are made again in the backward pass, not kept.
+        tensorboard: whether the training's log is also written as TensorBoard event files, into
+            ``tensorboard/`` of the run's folder.
+        checkpoint_every_s: seconds of training between checkpoints; None for as often as pays, by
+            the measured cost of saving and ``mean_uptime_s``.
         mean_uptime_s: mean seconds between preemptions and failures of a run.
     """
 
@@ -81,48 +84,22 @@ class Resources:
     mean_uptime_s: float = 14400.0
 
     def __post_init__(self) -> None:
-        for name in (
-            "nodes",
-            "cpus",
-            "memory_gb",
-            "minutes",
-            "element_minutes",
-            "signal_lead_s",
-            "threads",
-            "at_once",
-            "mean_uptime_s",
-        ):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected more than 0")
-        for name in (
-            "gpus",
-            "minutes_min",
-            "nice",
-            "grace_s",
-            "array_parallelism",
-            "micro_batch",
-            "checkpoint_every_s",
-        ):
-            if (getattr(self, name) or 0) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or more")
-        for name in (
-            "partition",
-            "account",
-            "qos",
-            "constraint",
-            "exclude",
-            "container",
-            "python",
-        ):
-            if not (text := getattr(self, name)).isprintable():
-                raise ValueError(f"{name} is {text!r}, expected printable characters")
+        for name, value in vars(self).items():
+            if isinstance(value, str) and not value.isprintable():
+                raise ValueError(f"{name} is {value!r}, expected printable characters")
+            if isinstance(value, int | float):
+                if name in POSITIVE and value <= 0:
+                    raise ValueError(f"{name} is {value}, expected more than 0")
+                if value < 0:
+                    raise ValueError(f"{name} is {value}, expected 0 or more")
         for line in self.setup:
             if not line.isprintable() or line.lstrip().startswith("#SBATCH"):
                 raise ValueError(f"setup has {line!r}, expected single shell lines, and no #SBATCH")
-        if min(self.minutes, self.minutes_min or self.minutes) * 60 < self.signal_lead_s + START_S:
+        minutes = min(self.minutes, self.minutes_min or self.minutes)
+        if 60 * minutes < self.signal_lead_s + START_S:
             raise ValueError(
-                f"a limit of {min(self.minutes, self.minutes_min or self.minutes)} minutes leaves no time to work: "
-                f"{START_S} s to start and signal_lead_s = {self.signal_lead_s} to save; give more minutes"
+                f"a limit of {minutes} minutes leaves no time to work: {START_S} s to start and "
+                f"signal_lead_s = {self.signal_lead_s} to save; give more minutes"
             )
 
     @property

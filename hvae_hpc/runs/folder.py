@@ -1,8 +1,8 @@
 """A run's folder: the names of all files in it, atomic writes, checked reads.
 
-``runs/<stage>/<label>-<run_id>/`` holds config.json and, once the run is done, metrics.json, which
-is the only mark of done. Nothing is ever seen half-written under its final name: files are written
-under a temporary name in the same folder, flushed to the disk and renamed.
+``runs/<stage>/<label>-<run_id>/`` holds config.json. Once the run is done it holds metrics.json,
+which alone says so. Files are written under a temporary name in the same folder, flushed to the
+disk and renamed, so nobody sees one that is half written.
 """
 
 import contextlib
@@ -31,9 +31,10 @@ PAIRS = "pairs.h5"
 SAMPLES = "samples.npz"
 INPUTS = "inputs.json"
 RESULT_SCHEMA = 1
+REMAKE = "delete the folder to make it anew"
 KEPT_LINES = 1000
 _UNWRITTEN: dict[Path, list[str]] = {}
-"""Lines of logs for which there was no room, by run folder."""
+"""By run folder: lines of its log for which the disk had no room yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,18 +46,18 @@ class Provenance:
         versions: library name to version.
         device: "cpu" or the GPU's name.
         host: the node's name.
-        job_id: SLURM's ``<array>_<element>``, or "" for a local process.
+        job_id: SLURM's ``<array>_<element>``; "" for a local process.
         attempt: 1 for the first start, more after interruptions.
         started_at: seconds since 1970 of this attempt's start.
         wall_s: seconds this attempt took.
         peak_memory_mib: largest resident set of the process so far, MiB.
         threads: CPU threads that torch was pinned to.
-        notes: what else a reader must know ("compile failed: ...").
+        notes: what else a reader must know ("torch.compile failed, ran eager: ...").
         spent_s: seconds that all attempts took together, as far as their logs tell.
-        processes, at_once: that trained this run together; and runs that shared the device when it
-            began.
-        slurm: cluster, partition, account, nodes, restarts, visible GPUs, as SLURM named them.
-        gpu: utilisation (0 to 1), memory_mib and energy_j, of the first GPU, where NVML told them.
+        processes: how many trained this run together.
+        at_once: how many runs shared the device when this one began.
+        slurm: cluster, partition, account, nodes, restarts, visible GPUs, as SLURM names them.
+        gpu: utilisation (0 to 1), memory_mib and energy_j of the first GPU, where NVML tells them.
     """
 
     code_sha: str
@@ -83,14 +84,14 @@ class RunResult:
 
     Attributes:
         schema: version of this format.
-        run_id, stage, config, parents: what was asked; parents maps a role to a run id or a data
-            hash.
+        run_id, stage, config: what was asked.
+        parents: role to run id; the role "data" holds the data set's content hash.
         parent_results: role to :func:`result_stamp` of each parent run that was read. A parent that
-            is made anew has another stamp, so this run is then made anew as well.
+            is made anew has another stamp; then this run is made anew as well.
         metrics: name to number, for the whole run.
         per_case: case id to name to number.
         provenance: see there.
-        details: what is neither (lists of case ids, counts by name), plain data.
+        details: other plain data (lists of case ids, counts by name).
     """
 
     schema: int
@@ -106,7 +107,7 @@ class RunResult:
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write a file so that readers see the whole of it or nothing, also after a crash."""
+    """Write a file so that readers see all of it or nothing, also after a crash."""
     content = data.encode() if isinstance(data, str) else data
     write_atomic_by(path, lambda temporary: temporary.write_bytes(content))
 
@@ -120,7 +121,7 @@ def write_atomic_by(path: Path, write: Callable[[Path], Any]) -> None:
 
     Raises:
         UserError: the disk refused (full, quota, no permission), or this process lost the folder to
-            another one; the final name is as it was before.
+            another one. The file of the final name is then as it was.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
@@ -132,7 +133,7 @@ def write_atomic_by(path: Path, write: Callable[[Path], Any]) -> None:
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        check(path.parent)  # who takes over removes temporary files
+        check(path.parent)  # a process that takes over removes temporary files
         raise refused(path, error) from error
     finally:
         with contextlib.suppress(OSError):  # a file system that is read-only refuses this as well
@@ -175,32 +176,27 @@ def read_result(folder: Path, run_id: str) -> RunResult | None:
     """Read a run's metrics.json; None where there is none.
 
     Raises:
-        UserError: it is there but cannot be believed: truncated, another schema, another run's.
+        UserError: it cannot be believed: it is truncated, of another schema, or another run's.
     """
     path = folder / METRICS
     if not path.exists():
         return None
     data = read_json(path)
     if isinstance(data, dict) and data.get("schema") != RESULT_SCHEMA:
-        raise UserError(
-            f"{path}: schema {data.get('schema')}, expected {RESULT_SCHEMA}; delete the folder to make it anew"
-        )
+        raise UserError(f"{path}: schema {data.get('schema')}, expected {RESULT_SCHEMA}; {REMAKE}")
     result = load(RunResult, data, str(path))
     if result.run_id != run_id:
-        raise UserError(
-            f"{path}: is run {result.run_id}, expected {run_id}; delete the folder to make it anew"
-        )
-    object.__setattr__(
-        result, "_stamp", _stamp_of(data)
-    )  # of what the file says, without what was added to it here
+        raise UserError(f"{path}: is run {result.run_id}, expected {run_id}; {REMAKE}")
+    # The stamp is of what the file says, without the defaults of fields that it does not have.
+    object.__setattr__(result, "_stamp", _stamp_of(data))
     return result
 
 
 def result_stamp(result: RunResult) -> str:
-    """Return 12 digits that name this making of a run: a second making has another stamp.
+    """Return 12 digits that name this making of a run; a second making has another stamp.
 
-    It is that of metrics.json as it was written: a later version of the package, whose RunResult
-    has more fields, reads the same stamp.
+    It follows from metrics.json as it was written: a later version of the package, whose RunResult
+    has more fields, finds the same stamp.
     """
     stamp: str = getattr(result, "_stamp", "") or _stamp_of(dump(result))
     return stamp
@@ -211,33 +207,31 @@ def _stamp_of(data: Any) -> str:
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:
-    """Write config.json, or check that the one that is there says the same.
+    """Write config.json, or check that the one on the disk says the same.
 
     Raises:
-        UserError: another config is there, which a run id never allows.
+        UserError: it says something else, which a run id never allows.
     """
     path = folder / CONFIG
-    if path.exists():
-        there = read_json(path)
-        if not isinstance(there, dict):
+    if not path.exists():
+        write_json(path, config)
+        return
+    written = read_json(path)
+    if not isinstance(written, dict):
+        raise UserError(f"{path}: does not hold a run's config; {REMAKE}")
+    for key in sorted({*written, *config}):
+        if written.get(key) != config.get(key):
             raise UserError(
-                f"{path}: does not hold a run's config; delete the folder to make it anew"
-            )
-        if there != config:
-            key = next(k for k in sorted({*there, *config}) if there.get(k) != config.get(k))
-            raise UserError(
-                f"{path}: has {key} = {there.get(key)!r}, this run asks {config.get(key)!r}; "
+                f"{path}: has {key} = {written.get(key)!r}, this run asks {config.get(key)!r}; "
                 "delete the folder or use a new one"
             )
-        return
-    write_json(path, config)
 
 
 def append_log(folder: Path, record: dict[str, Any]) -> None:
-    """Add one line to log.jsonl; where the disk is full, it is written together with the next one that fits.
+    """Add one line to log.jsonl.
 
-    No work is given up for a line: what the run makes needs room as well, and says so when there is
-        none.
+    Where the disk is full, the line is kept and written with the next one that fits. No run ends
+    for a line: what it makes needs room as well, and then it says so.
     """
     kept = _UNWRITTEN.pop(folder, [])
     lines = [*kept, json.dumps({"time": round(time.time(), 3), **record}, allow_nan=True)]
@@ -248,15 +242,12 @@ def append_log(folder: Path, record: dict[str, Any]) -> None:
             raise
         _UNWRITTEN[folder] = lines[-KEPT_LINES:]
         if not kept:
-            print(
-                f"{error}; its next lines are kept in memory until there is room",
-                file=sys.stderr,
-                flush=True,
-            )
+            note = f"{error}; its next lines are kept in memory until there is room"
+            print(note, file=sys.stderr, flush=True)
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """Read log.jsonl, and what of it waits for room here; lines that a crash cut short are left out."""
+    """Read log.jsonl with this process's lines that wait for room, without those cut short."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         written = (folder / LOG).read_bytes().splitlines()
         return _parse_lines([*written, *(line.encode() for line in _UNWRITTEN.get(folder, []))])
@@ -275,14 +266,13 @@ def read_log_tail(folder: Path, n_bytes: int = 8192) -> list[dict[str, Any]]:
 def _parse_lines(lines: list[bytes]) -> list[dict[str, Any]]:
     records = []
     for line in lines:
-        with contextlib.suppress(
-            ValueError, RecursionError
-        ):  # cut short by a crash, or no line of ours
+        # A line may be cut short by a crash, or be no line of ours.
+        with contextlib.suppress(ValueError, RecursionError):
             records.append(json.loads(line))
     return [record for record in records if isinstance(record, dict)]
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what a killed writer left behind; only for the holder of the folder."""
+    """Remove what a killed writer left; only for the holder of the folder."""
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)

@@ -1,9 +1,8 @@
 """Names that follow from content: canonical JSON, run ids, and the hash of the package's own code.
 
-A run id is a function of what would change a number we would publish, and of nothing else: the
-    stage,
-its version, the fully resolved config, and the ids of the parents (a data set's parent id is its
-manifest's content hash). Paths, resources and machines never enter.
+A run id follows from all that would change a number we publish, and from nothing else: the stage,
+its version, the fully resolved config, and the ids of the parents. A data set's id as a parent is
+its manifest's content hash. Paths, resources and machines never enter.
 """
 
 import hashlib
@@ -48,19 +47,18 @@ def file_sha256(path: Path) -> str:
 def code_sha() -> str:
     """Return 12 digits that change with any Python or TOML file of the imported package.
 
-    The files themselves are hashed, not a commit's name: an edited checkout and an installed wheel
-    are told apart, a commit that touches only documents is not.
+    The files are hashed, not a commit's name: an edited checkout gets other digits, a commit that
+    touches only documents does not.
     """
     package = Path(__file__).parents[1]
     digest = hashlib.sha256()
-    # The stage folders hang in the package by symbolic links, which rglob does not follow.
+    # Three folders hang in the package by symbolic links, which rglob does not follow.
     roots = [package, *(package / name for name in ("jobs", "preprocess", "results"))]
     files = {
         path.relative_to(root.parent).as_posix(): path
-        for root in roots
-        for path in root.resolve().rglob("*")
+        for root in map(Path.resolve, roots)
+        for path in root.rglob("*")
         if path.suffix in (".py", ".toml")
-        for root in [root.resolve()]
     }
     for name in sorted(files):
         digest.update(name.encode() + b"\0" + files[name].read_bytes() + b"\0")

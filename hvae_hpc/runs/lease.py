@@ -1,4 +1,4 @@
-"""One writer per folder: a lease with a heartbeat, safe on a network file system and after any death.
+"""One writer per folder: a lease with a heartbeat, safe on network disks and after any death.
 
 The holder of a folder has a file ``.lease-<n>`` in it and touches that file every ``HEARTBEAT_S``.
 A lease that stays unchanged for ``MISSED`` heartbeats is dead. Each process measures this by its
@@ -156,7 +156,7 @@ class Sight(NamedTuple):
 
 
 _WATCHED: dict[Path, dict[Path, Sight]] = {}
-"""Leases seen, by folder; kept between two tries, so that a process can do other things meanwhile."""
+"""Leases seen, by folder; kept from one try to the next."""
 _HELD: dict[Path, "Lease"] = {}
 
 

@@ -18,7 +18,7 @@ from hvae_hpc.config.stages import (
 from hvae_hpc.runs.identity import make_run_id
 
 _UNFIT = re.compile(r"[^A-Za-z0-9+._-]")
-"""What does not stand in the name of a folder."""
+"""What the name of a folder does not contain."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +46,9 @@ class Run:
         config = self.config
         if isinstance(config, SegmentConfig):
             what = config.arm.name
-        elif isinstance(config, QualityConfig):
-            what = config.source
         elif isinstance(config, AugmentConfig):
             what = "standard"
-        elif isinstance(config, GenerateConfig):
+        elif isinstance(config, QualityConfig | GenerateConfig):
             what = config.source
         else:
             what = config.generator
@@ -63,7 +61,7 @@ class Run:
         config = self.config
         if isinstance(config, SegmentConfig):
             return config.arm.generator or ("standard" if config.arm.n_standard else "reference")
-        if isinstance(config, (QualityConfig, GenerateConfig)):
+        if isinstance(config, QualityConfig | GenerateConfig):
             return config.source
         return getattr(config, "generator", "")
 

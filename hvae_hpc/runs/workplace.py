@@ -11,7 +11,7 @@ from hvae_hpc.runs.folder import append_log
 
 @dataclass(frozen=True, kw_only=True)
 class Workplace:
-    """Where a run works and what it may use; what tasks hand to a stage.
+    """Where a run works and what it may use; every stage is given one.
 
     Attributes:
         folder: the run's own.
@@ -22,7 +22,8 @@ class Workplace:
         rank: number of this process among those of the run; only the first, 0, writes.
         world: processes of the run.
         local_rank: number of this process among those of the run on its node.
-        rendezvous: file by which the processes find the first one; None where there is one alone.
+        rendezvous: file that tells further processes where the first one listens; None where the
+            run has one process.
     """
 
     folder: Path

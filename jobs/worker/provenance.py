@@ -1,4 +1,4 @@
-"""Where, when and with what a run was made."""
+"""Where, when and with what a run was made: the provenance that its metrics.json records."""
 
 import contextlib
 import os
@@ -26,12 +26,13 @@ SLURM_FACTS = {
 
 
 def peak_memory_mib() -> float:
-    """Return the most memory that this process ever had, with what those that it started have now.
+    """Return the most memory that this process ever had, plus what its children have now, MiB.
 
-    torch's compiler starts some, and SLURM counts them. What they share is divided among those that
-    share it.
+    torch's compiler starts children, and SLURM counts their memory. Memory that processes share is
+    divided among them.
     """
-    total, open_ids = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, ["self"]
+    total = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB
+    open_ids = ["self"]
     while open_ids:
         process = Path("/proc") / open_ids.pop()
         with contextlib.suppress(OSError):  # it has ended meanwhile
@@ -60,31 +61,29 @@ def make_provenance(
 
     Args:
         outcome: what the stage says.
-        planned_sha: the code that planned the sweep; another one now is noted.
+        planned_sha: of the code that planned the sweep; where it changed since, that is noted.
         resources: what the run was given.
         attempt: its number, from 1.
         started: seconds since 1970.
         before_s: seconds that earlier attempts took.
         gpu: from :class:`hvae_hpc.jobs.worker.gpu_meter.GPUMeter`.
-        at_once: runs on the device.
+        at_once: how many runs shared the device.
     """
     notes = list(outcome.notes)
     if code_sha() != planned_sha:
-        notes.append(
-            f"the package changed after the sweep was planned ({planned_sha} to {code_sha()})"
-        )
-    wall_s = time.time() - started
+        change = f"{planned_sha} to {code_sha()}"
+        notes.append(f"the package changed after the sweep was planned ({change})")
+
     facts = {
         name: os.environ[variable]
         for variable, name in SLURM_FACTS.items()
-        if os.environ.get(variable)
+        if job_id() and os.environ.get(variable)
     }
+    libraries = {name: version(name) for name in ("torch", "numpy", "h5py")}
+    wall_s = time.time() - started
     return Provenance(
         code_sha=code_sha(),
-        versions={
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "numpy", "h5py")},
-        },
+        versions={"python": platform.python_version(), **libraries},
         device=outcome.device,
         host=host(),
         job_id=job_id(),
@@ -97,6 +96,6 @@ def make_provenance(
         spent_s=round(before_s + wall_s, 3),
         processes=resources.tasks,
         at_once=at_once,
-        slurm=facts if job_id() else {},
+        slurm=facts,
         gpu={name: round(value, 4) for name, value in gpu.items()},
     )

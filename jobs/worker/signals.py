@@ -1,8 +1,8 @@
-"""The signals that mean "save and leave": a flag that the training loop reads between steps, and nothing else.
+"""The signals that mean "save and leave": they set a flag, which a training reads between steps.
 
 USR2 comes some time before a time limit, TERM at a preemption or a cancellation, INT from a
-keyboard. The handler is installed in the main process, before anything slow is imported; until then
-the step's shell has them ignored.
+keyboard. The main process installs the handler before it imports anything slow. Until then the
+shell that starts it ignores these signals.
 """
 
 import signal
@@ -17,7 +17,7 @@ def install() -> None:
 
 
 def ignore() -> None:
-    """Ignore them while Python ends: it would give them their deadly default back."""
+    """Ignore the signals while Python ends, which would restore their deadly default."""
     for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
@@ -37,5 +37,5 @@ def leave_asked() -> bool:
 
 
 def time_is_up() -> bool:
-    """Tell whether the time limit alone asked: what is preempted or cancelled is SLURM's business, not ours."""
+    """Tell whether the time limit alone asked: SLURM itself sees to what it preempts or cancels."""
     return set(_SEEN) == {signal.SIGUSR2}
