@@ -15,6 +15,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from hvae_hpc.errors import UserError, run_command
@@ -73,7 +74,7 @@ def run_element(plan_file: Path, array: int) -> int:
 
     began = time.time()
     before = {run_id: how_far(plan.folder(run_id)) for run_id in ids}
-    reports = _make_all(plan, ids, lambda: Worker(plan_file, sys.stderr, array))
+    reports = _make_all(plan, ids, lambda: Worker(plan_file, sys.stderr))
     _send_followers_home(plan, ids[0], before[ids[0]])
 
     is_told_to_leave = signals.leave_asked() or any(
@@ -109,7 +110,7 @@ def _send_followers_home(plan: Plan, run_id: str, before: float) -> None:
 
 
 def _make_all(plan: Plan, ids: Sequence[str], start: Callable[[], Worker]) -> dict[str, Report]:
-    """Make the runs: beside each other where the site says so, then one after the other.
+    """Make the runs: several at a time where the site says so, then the rest one by one.
 
     Args:
         plan: of the element.
@@ -124,21 +125,24 @@ def _make_all(plan: Plan, ids: Sequence[str], start: Callable[[], Worker]) -> di
         if last_event_in(plan.folder(run_id), job_id()) not in ("failed", "died")
     ]
 
-    def tell(report: Report) -> None:
-        run = plan.runs[report.run_id]
-        what = f"{report.state}: {run.stage} {run.label} ({report.run_id})"
-        print(f"{what}, {report.wall_s:.1f} s: {report.message}", flush=True)
-
     resources = plan.resources_of(ids[0])
     if resources.at_once > 1 and resources.tasks == 1 and len(todo) > 1:
+        tell = partial(_tell, plan)
         pool = Pool(plan, resources.at_once, start, tell, signals.leave_asked, one_device=True)
-        reports = pool.make(todo)
-        # A failure beside others may be theirs (memory): such a run is retried alone.
-        for run_id, report in reports.items():
-            if report.state == "failed":
-                record(plan.folder(run_id), "again", report.message)
-        todo = [i for i in todo if i not in reports or reports[i].state in ("failed", "busy")]
+        reports |= pool.make(todo)
 
+        # A failure beside others may be theirs (memory): such a run is retried alone.
+        failed = [i for i in todo if i in reports and reports[i].state == "failed"]
+        for run_id in failed:
+            record(plan.folder(run_id), "again", reports[run_id].message)
+        todo = [i for i in todo if i in failed or i not in reports or reports[i].state == "busy"]
+
+    return reports | _make_one_by_one(plan, todo)
+
+
+def _make_one_by_one(plan: Plan, todo: Sequence[str]) -> dict[str, Report]:
+    """Make runs in this process; those that another process holds are tried again later."""
+    reports: dict[str, Report] = {}
     give_up_at: float | None = None
     while todo and not signals.leave_asked():
         for run_id in todo:
@@ -146,7 +150,7 @@ def _make_all(plan: Plan, ids: Sequence[str], start: Callable[[], Worker]) -> di
                 break
             reports[run_id] = execute(plan, run_id)
             if reports[run_id].state != "busy":
-                tell(reports[run_id])
+                _tell(plan, reports[run_id])
 
         todo = [i for i in todo if i not in reports or reports[i].state == "busy"]
         give_up_at = give_up_at or time.monotonic() + BUSY_S
@@ -156,6 +160,12 @@ def _make_all(plan: Plan, ids: Sequence[str], start: Callable[[], Worker]) -> di
         if todo:
             _wait(5.0, signals.leave_asked)
     return reports
+
+
+def _tell(plan: Plan, report: Report) -> None:
+    run = plan.runs[report.run_id]
+    what = f"{report.state}: {run.stage} {run.label} ({report.run_id})"
+    print(f"{what}, {report.wall_s:.1f} s: {report.message}", flush=True)
 
 
 def _leave(plan: Plan, array: int, before: Mapping[str, float], began: float) -> None:
@@ -183,11 +193,8 @@ def _leave(plan: Plan, array: int, before: Mapping[str, float], began: float) ->
     if goes_back:
         requeue(job_id(), min(resources.signal_lead_s / 3, 0.1 * len(of_array.elements)))
     elif at_limit:
-        print(
-            f"at the time limit, after {restarts} restarts{'' if further else ', no further'}: "
-            "not sent back",
-            flush=True,
-        )
+        progress = "" if further else " and without progress"
+        print(f"at the time limit, after {restarts} restarts{progress}: not sent back", flush=True)
     elif of_array.grace_s:
         # SLURM does not requeue what ends by itself in the grace time before a preemption.
         _wait(of_array.grace_s + LATE_S, lambda: False)

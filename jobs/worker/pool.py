@@ -10,8 +10,8 @@ from hvae_hpc.jobs.worker import signals
 if __name__ == "__main__":
     signals.install()
 
-import argparse
 import contextlib
+import itertools
 import json
 import os
 import queue
@@ -32,7 +32,7 @@ from hvae_hpc.jobs.state.run_log import (
     let_output_be_lost,
     record,
 )
-from hvae_hpc.jobs.worker.run import Report, execute, read_own_runs
+from hvae_hpc.jobs.worker.run import Report, execute
 from hvae_hpc.runs.plan import Plan, read_plan
 
 STAGE_ORDER = {"train": 0, "augment": 1, "generate": 2, "segment": 3, "quality": 4, "likelihood": 5}
@@ -47,17 +47,14 @@ class Worker:
     Args:
         plan_file: where its runs stand.
         log: takes what it prints.
-        array: of its element in the plan; None for all of the plan.
 
     Attributes:
         run_id: what it is at; None while it waits for a run.
         death: evidence of why it died at its run; empty while it lives.
     """
 
-    def __init__(self, plan_file: Path, log: IO[str], array: int | None = None) -> None:
-        command = [sys.executable, "-u", "-m", "hvae_hpc.jobs.worker.pool"]
-        command += ["--plan", str(plan_file)]
-        command += ["--array", str(array)] if array is not None else []
+    def __init__(self, plan_file: Path, log: IO[str]) -> None:
+        command = [sys.executable, "-u", "-m", "hvae_hpc.jobs.worker.pool", str(plan_file)]
         # In a process group of its own: Ctrl-C reaches the sweep alone, which then asks its
         # workers to save and leave.
         self.process = subprocess.Popen(
@@ -157,7 +154,6 @@ class Pool:
             while not self._is_stopped() and (self._waiting or self.running):
                 self._report_blocked()
                 self._give_out()
-                self._dismiss_idle()
                 self._read_answers()
         finally:
             self._leave()
@@ -210,14 +206,6 @@ class Pool:
         self.workers.append(self._start())
         return self.workers[-1]
 
-    def _dismiss_idle(self) -> None:
-        """End workers for which nothing is left: they would keep their memory."""
-        if self._waiting:
-            return
-        for worker in [worker for worker in self.workers if worker.run_id is None]:
-            self.workers.remove(worker)
-            worker.leave()
-
     def _read_answers(self) -> None:
         """Wait a moment for answers, and take those that came."""
         outputs: dict[Any, Worker] = {worker.process.stdout: worker for worker in self.workers}
@@ -249,32 +237,10 @@ class Pool:
         self.workers.clear()
 
 
-class Progress:
-    """Prints a line per run that ended, and on a terminal a bar below them."""
-
-    def __init__(self, plan: Plan, total: int) -> None:
-        from tqdm import tqdm  # only here: an element has no use for it
-
-        self._plan, self._total = plan, total
-        self._bar = tqdm(total=total, unit="run", disable=None, file=sys.stdout, leave=False)
-        self._ended = 0
-
-    def tell(self, report: Report) -> None:
-        """Print how a run ended."""
-        self._ended += 1
-        run = self._plan.runs[report.run_id]
-        state = "" if report.state == "done" else f"{report.state.upper()}: "
-        count = f"[{self._ended:{len(str(self._total))}}/{self._total}]"
-        took = f"{run.stage:8} {run.label:32} {report.wall_s:6.1f} s"
-        self._bar.clear()
-        print(f"{count} {took}  {state}{report.message}", flush=True)
-        self._bar.update()
-
-
 def run_locally(
     plan: Plan, plan_file: Path, run_ids: Sequence[str], n_workers: int
 ) -> dict[str, Report]:
-    """Make runs on this machine.
+    """Make runs on this machine, and print a line per run that ended.
 
     Args:
         plan: of the whole sweep.
@@ -285,17 +251,34 @@ def run_locally(
     Returns:
         Run id to report, also for what was blocked by a parent that failed.
     """
-    with open(plan_file.with_suffix(".log"), "a") as log:
-        progress = Progress(plan, len(run_ids))
-        return Pool(plan, n_workers, lambda: Worker(plan_file, log), progress.tell).make(run_ids)
+    from tqdm import tqdm  # only here: an element has no use for it
+
+    bar = tqdm(total=len(run_ids), unit="run", disable=None, file=sys.stdout, leave=False)
+    number, total = itertools.count(1), len(run_ids)
+
+    def tell(report: Report) -> None:
+        run = plan.runs[report.run_id]
+        state = "" if report.state == "done" else f"{report.state.upper()}: "
+        took = f"{run.stage:8} {run.label:32} {report.wall_s:6.1f} s"
+        bar.clear()
+        count = f"[{next(number):{len(str(total))}}/{total}]"
+        print(f"{count} {took}  {state}{report.message}", flush=True)
+        bar.update()
+
+    with bar, open(plan_file.with_suffix(".log"), "a") as log:
+        return Pool(plan, n_workers, lambda: Worker(plan_file, log), tell).make(run_ids)
 
 
-def serve(plan: Plan) -> int:
+def serve(argv: Sequence[str]) -> int:
     """Do a worker's work: make the runs that standard input names, a line each.
 
     A line is the run's id and the number of runs on the device. Each is answered by a line of JSON.
     When the input ends, this process saves and ends: it never outlives the one that started it.
+
+    Args:
+        argv: the plan's file.
     """
+    plan = read_plan(Path(argv[0]))
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints must not get among the answers
     orders: queue.Queue[str | None] = queue.Queue()
@@ -320,17 +303,6 @@ def serve(plan: Plan) -> int:
     return 0
 
 
-def main(argv: Sequence[str]) -> int:
-    """Parse the command line that :class:`Worker` wrote."""
-    parser = argparse.ArgumentParser(prog="python -m hvae_hpc.jobs.worker.pool")
-    parser.add_argument("--plan", type=Path, required=True)
-    parser.add_argument("--array", type=int, help="number of the element's array in the plan")
-    options = parser.parse_args(argv)
-    if options.array is None:
-        return serve(read_plan(options.plan))
-    return serve(read_own_runs(options.plan, options.array)[0])
-
-
 if __name__ == "__main__":
     let_output_be_lost()
-    sys.exit(run_command(main))
+    sys.exit(run_command(serve))
