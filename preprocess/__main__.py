@@ -98,7 +98,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="leave cases out that cannot be packed, and list them",
     )
-    add_flags(parser, ("account", "qos", "time", "exclude", "nice", "container"))
+    add_flags(parser, ("account", "qos", "minutes", "exclude", "nice", "container"))
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--partition", metavar="P", help="pack as one job on this SLURM partition")
     where.add_argument("--local", action="store_true", help="pack here, also where there is SLURM")

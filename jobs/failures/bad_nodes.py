@@ -29,7 +29,7 @@ NODE_MAY_BE_WHY: tuple[Failure, ...] = (
     "out of memory (device)",
     "disk full or quota",
 )
-"""Classes of failure that a bad node causes too: no GPU, another job's process on it, a full disk."""
+"""Classes that a bad node causes too: it has no GPU, another's process on it, or a full disk."""
 RUNS, ELEMENTS = 3, 2
 """How many runs, of how many elements, must have failed on a node before it looks bad."""
 
@@ -71,7 +71,7 @@ def gather_failures(
     statuses: Mapping[str, RunStatus],
     submissions: Submissions,
 ) -> dict[str, Evidence]:
-    """Return the evidence of each run that failed or was lost, with what other runs say of its node.
+    """Return the evidence of each run that failed or was lost, also what speaks against its node.
 
     Args:
         plan: of the sweep.

@@ -1,4 +1,4 @@
-"""The canaries of an array: its first elements go ahead, and where they fail alike, the rest is held.
+"""The canaries of an array: its first elements go ahead. Where they fail alike, the rest is held.
 
 The canaries are submitted as a job of their own. The rest of the array waits for them by
 ``--dependency=after:<canaries>+5``, so it begins five minutes after them, whatever becomes of them.

@@ -1,7 +1,7 @@
-"""Why a run came to nothing: all evidence there is, put together, and the one class of failure that follows from it.
+"""Why a run failed: all evidence is put together, and one class of failure follows from it.
 
-What the run's own log recorded goes before SLURM's word, and that before what stands in the
-element's log: sentences are read only where nobody left anything better.
+What the run's own log recorded counts most, then SLURM's word, then what stands in the element's
+log. Sentences are read only where nobody left anything better.
 """
 
 import re
@@ -19,17 +19,19 @@ from hvae_hpc.jobs.state.run_log import (
     checkpoint_at,
 )
 from hvae_hpc.jobs.state.run_status import RunStatus
-from hvae_hpc.jobs.state.submissions import Submissions
+from hvae_hpc.jobs.state.submissions import Element, Submissions
 from hvae_hpc.runs.folder import read_log
 from hvae_hpc.runs.plan import Plan
 
 ENDINGS = ("failed", "died", "stopped", "left", "blocked")
+"""Events of a run's log that end an attempt."""
 LINES = 200
-"""Of the element's log that are looked at."""
-BAD_NODE = r"\bXid\b(?! \([^)]*\): (13|31|43|45)\b)|DUE TO NODE FAILURE|uncorrectable ECC|fallen off the bus"
-"""What SLURM and the driver say of a node, and no fault of our own can make them say, as it does those Xids."""
-# The first that is found counts: what a GPU says of its memory has the words of what a host says
-# of its own.
+"""Last lines of an element's log that are looked at."""
+BAD_NODE = (
+    r"\bXid\b(?! \([^)]*\): (13|31|43|45)\b)"
+    r"|DUE TO NODE FAILURE|uncorrectable ECC|fallen off the bus"
+)
+"""What SLURM and the driver say of a bad node. The Xids that are left out are a program's fault."""
 SENTENCES: tuple[tuple[Failure, str], ...] = (
     (
         "out of memory (device)",
@@ -53,17 +55,18 @@ SENTENCES: tuple[tuple[Failure, str], ...] = (
     ("preempted", r"DUE TO PREEMPTION"),
     ("non-finite loss", r"became (nan|-?inf)|metric \S+ is (nan|-?inf)"),
 )
-NODE_SAID = re.compile(
+"""What logs say of a failure. The first that is found counts: a GPU's words include a host's."""
+NODE_IN_LOG = re.compile(
     r"(?:slurmstepd-|srun: error: )([^\s\[\],:]+): (?:error|task|\*\*\*)"
-    r"|(?:slurmstepd:|\[[-T:.\d]+\]) error: \*\*\* (?:JOB|STEP) \S+ ON ([^\s\[\],:]+) "  # newer ones
+    r"|(?:slurmstepd:|\[[-T:.\d]+\]) error: \*\*\* (?:JOB|STEP) \S+ ON ([^\s\[\],:]+) "
 )
-"""How SLURM names the node in an element's log, also where none of our processes ever began."""
-NODE_KEPT = re.compile(r" on ([^\s\[\],]+)$")
-"""As accounting names it."""
+"""How SLURM, old and new, names the node in an element's log, also where no process began."""
+NODE_IN_ACCOUNTING = re.compile(r" on ([^\s\[\],]+)$")
+"""How accounting names it; a list of several nodes does not match."""
 CANCELLED = re.compile(r"\*\*\* JOB \S+ ON \S+ CANCELLED AT \S+( DUE to SIGNAL \w+)? \*\*\*")
-"""Of the job, not of a step; newer SLURMs name the signal too."""
+"""What SLURM says of a cancelled job, not of a step; newer versions name the signal too."""
 REPORT = re.compile(r"(done|failed|blocked|stopped): .*?\(([0-9a-f]{12})\), [0-9.]+ s: (.*)")
-"""How an element's log tells of a run that ended."""
+"""How an element's log reports that a run ended: how, which run, and the message."""
 STATES: Mapping[str, Failure] = {
     "OUT_OF_MEMORY": "out of memory (host)",
     "NODE_FAIL": "node failure",
@@ -75,13 +78,18 @@ STATES: Mapping[str, Failure] = {
 class Evidence(NamedTuple):
     """What is known of how a run's last attempt ended.
 
-    ``state`` is SLURM's word for the element's end, where accounting gave it. ``began`` and
-    ``ended`` are the log's records of the attempt's beginning and end, empty where there is none:
-    it never began in this element, or was ended from outside. ``attempts`` counts all there were,
-    ``reached`` is the images seen of the newest checkpoint, ``minutes`` the element's time limit, 0
-    where it is not known. ``lines`` are the last that its processes and SLURM printed since the run
-    before it ended. ``turn`` is False where it is in a bundle that ended at a run before it.
-    ``node_looks_bad`` is True where other runs' failures speak against its node.
+    Attributes:
+        status: of the run.
+        state: SLURM's word for the element's end; "" where accounting gave none.
+        began: the log's record of the attempt's beginning; empty where it never began in this
+            element.
+        ended: the log's record of its end; empty where it was ended from outside.
+        attempts: that were ever made at the run.
+        reached: images seen of the newest checkpoint.
+        minutes: the element's time limit; 0 where it is not known.
+        lines: the last that its processes and SLURM printed since the run before it ended.
+        turn: False where it is in a bundle that ended at a run before it.
+        node_looks_bad: other runs' failures speak against its node.
     """
 
     status: RunStatus
@@ -97,64 +105,53 @@ class Evidence(NamedTuple):
 
     @property
     def word(self) -> str:
-        """SLURM's word for the end alone: "FAILED"."""
+        """SLURM's word for the end alone: "FAILED" of "FAILED, exit code 1 on n3"."""
         return self.state.partition(" ")[0].rstrip(",")
 
     @property
     def node(self) -> str:
         """The node on which it ran, or was to begin; "" where nobody says."""
-        said = [
-            words[1] or words[2] for words in map(NODE_SAID.match, reversed(self.lines)) if words
-        ]
-        return str(
-            self.began.get("host")
-            or self.ended.get("host")
-            or next(iter(said), "")
-            or node_of(self.state)
-        )
+        in_log = [words[1] or words[2] for words in map(NODE_IN_LOG.match, self.lines) if words]
+        in_accounting = [words[1] for words in [NODE_IN_ACCOUNTING.search(self.state)] if words]
+        named = [self.began.get("host"), self.ended.get("host"), *in_log[-1:], *in_accounting]
+        return str(next(filter(None, named), ""))
 
     @property
     def node_failed(self) -> bool:
         """Whether it ended by a fault of its node, which others would meet there as well."""
         said = "\n".join([str(self.ended.get("reason", "")), *self.lines])
-        return (
-            self.node_looks_bad
-            or STATES.get(self.word) == "node failure"
-            or bool(re.search(BAD_NODE, said))
-        )
+        is_named = STATES.get(self.word) == "node failure" or re.search(BAD_NODE, said)
+        return self.node_looks_bad or bool(is_named)
 
     @property
     def further(self) -> bool:
         """Whether the last attempt got further than where it began."""
-        return bool(self.ended.get("further")) or (
-            bool(self.began) and self.reached > int(self.began.get("at", 0))
-        )
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether somebody took it out of the queue, also before it began."""
-        named = self.state.startswith("CANCELLED") or any(map(CANCELLED.search, self.lines))
-        if not self.turn:  # its element began: only a word of SLURM's tells
-            return named
-        if self.status.kind == "failed":  # in an earlier element
-            return self.ended.get("job_id", "") not in ("", self.status.element)
-        never = bool(self.status.element) and not (self.began or self.lines or self.state)
-        # Who preempts says so: SLURM, in its accounting or in the element's log.
-        told = self.ended.get("event") == "left" and not self.ended.get("at_limit")
-        return named or never or ((told or self.sent_back) and classify(self) == "lost")
+        saved = bool(self.began) and self.reached > int(self.began.get("at", 0))
+        return saved or bool(self.ended.get("further"))
 
     @property
     def sent_back(self) -> bool:
         """Whether its element went back to the queue, and never began again."""
-        return bool(self.ended.get("goes_back")) and any(
-            "DUE TO JOB REQUEUE" in line for line in self.lines
-        )
+        went_back = any("DUE TO JOB REQUEUE" in line for line in self.lines)
+        return went_back and bool(self.ended.get("goes_back"))
 
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody took it out of the queue, also before it began."""
+        if self.state.startswith("CANCELLED") or any(map(CANCELLED.search, self.lines)):
+            return True
+        if not self.turn:  # its element began: only SLURM's word tells
+            return False
 
-def node_of(state: str) -> str:
-    """Return the node that accounting names with an element's end; "" for none or several."""
-    words = NODE_KEPT.search(state)
-    return words[1] if words else ""
+        # An element that never began leaves no word.
+        element = self.status.element
+        ended_here = bool(self.ended) and self.ended.get("job_id", "") in ("", element)
+        if element and not (self.began or ended_here or self.lines or self.state):
+            return True
+
+        # SLURM says of what it preempts that it does so. A person's scancel may leave no such word.
+        told_to_go = self.ended.get("event") == "left" and not self.ended.get("at_limit")
+        return (told_to_go or self.sent_back) and classify(self) == "lost"
 
 
 def gather(
@@ -165,44 +162,41 @@ def gather(
     Args:
         plan: of its sweep.
         run_id: of the run.
-        status: how it stands.
+        status: of the run.
         submissions: of its runs folder.
         ends: elements to SLURM's words for their ends.
     """
-    folder, element = plan.folder(run_id), status.element
-    log = read_log(folder)
+    log, element = read_log(plan.folder(run_id)), status.element
+    submitted = submissions.element(element)
+
+    # The last attempt. It may have been made by a local process since the element was submitted.
     starts = [number for number, record in enumerate(log) if record.get("event") == "started"]
-    since = log[starts[-1] :] if starts else log
-    if (
-        starts
-        and not since[0].get("job_id")
-        and since[0].get("time", 0.0) > submissions.element(element).submitted_at
-    ):
-        element = ""  # it was made here since it was submitted
-    endings = [record for record in since if record.get("event") in ENDINGS]
-    if status.kind != "failed":  # which is what its log says, whoever had it since
+    attempt = log[starts[-1] :] if starts else log
+    began = attempt[0] if starts else {}
+    if began and not began.get("job_id") and began.get("time", 0.0) > submitted.submitted_at:
+        element = ""
+
+    # Its end. What an earlier element said counts only where it is the run's status.
+    endings = [record for record in attempt if record.get("event") in ENDINGS]
+    if status.kind != "failed":
         endings = [record for record in endings if record.get("job_id", "") == element]
     lines = _read_lines(plan, run_id, element) if element else []
     reports = [words for words in map(REPORT.match, lines) if words and words[2] == run_id]
-    if (
-        status.kind == "lost" and not endings
-    ):  # its folder may have taken no word of it, and the element's log did
-        endings = [
-            {"event": "failed", "reason": words[3]} for words in reports if words[1] == "failed"
-        ]
-    began = since[0] if starts and since[0].get("job_id", "") == element else {}
+    if status.kind == "lost" and not endings:  # the run's folder may have taken no word
+        failed = [words[3] for words in reports if words[1] == "failed"]
+        endings = [{"event": "failed", "reason": reason} for reason in failed]
+
+    turn = bool(reports or not element) or not _ended_before(plan, run_id, log, submitted, element)
     return Evidence(
         status=status,
         state=ends.get(element, ""),
-        began=began,
+        began=began if began.get("job_id", "") == element else {},
         ended=endings[-1] if endings else {},
         attempts=len(starts),
-        reached=checkpoint_at(folder),
+        reached=checkpoint_at(plan.folder(run_id)),
         minutes=submissions.element(element).minutes,
         lines=lines,
-        turn=bool(reports)
-        or not element
-        or not _ended_before(plan, run_id, log, submissions, element),
+        turn=turn,
     )
 
 
@@ -210,45 +204,43 @@ def _ended_before(
     plan: Plan,
     run_id: str,
     log: Sequence[Mapping[str, Any]],
-    submissions: Submissions,
+    submitted: Element,
     element: str,
 ) -> bool:
-    """Tell whether an element ended before a run's turn: it left a word in other runs' logs, and none in its own."""
-
-    def knows(records: Sequence[Mapping[str, Any]]) -> bool:
-        return any(record.get("job_id") == element for record in records)
-
-    if knows(log):
-        return False
+    """Tell whether an element ended before a run's turn: only its other runs' logs name it."""
     others = [
-        other
-        for other in submissions.element(element).run_ids
+        read_log(plan.folder(other))
+        for other in submitted.run_ids
         if other != run_id and other in plan.runs
     ]
-    return any(knows(read_log(plan.folder(other))) for other in others)
+    named_here, *named_there = (
+        any(record.get("job_id") == element for record in records) for records in [log, *others]
+    )
+    return any(named_there) and not named_here
 
 
 def _read_lines(plan: Plan, run_id: str, element: str) -> list[str]:
-    """Return the last lines of an element's processes in their last life that are of a run, or of all its runs."""
+    """Return the last lines of an element's processes that are of a run, or of all its runs.
+
+    SLURM adds what a requeued element prints to what it printed before: the last life counts.
+    """
     lines = list[str]()
     for path in process_logs(plan.runs_folder, element):
-        mine = list[str]()
+        of_run, is_over = list[str](), False
         for line in read_tail(path):
-            told = REPORT.match(line)
+            report = REPORT.match(line)
             if BEGINS.match(line):
-                mine = [line]
-            elif told and told[2] != run_id and not _is_over(mine, run_id):
-                mine = []
-            elif not _is_over(mine, run_id):
-                mine.append(line)
-        lines += mine[-LINES:]
+                of_run, is_over = [line], False
+            elif is_over:
+                continue
+            elif report and report[2] != run_id:
+                of_run = []
+            else:
+                of_run.append(line)
+                # What stopped is ended by what follows.
+                is_over = report is not None and report[1] != "stopped"
+        lines += of_run[-LINES:]
     return [line for line in lines if line.strip()]
-
-
-def _is_over(lines: Sequence[str], run_id: str) -> bool:
-    """Tell whether a run's report is the last line; who stopped is ended by what follows."""
-    told = REPORT.match(lines[-1]) if lines else None
-    return told is not None and told[2] == run_id and told[1] != "stopped"
 
 
 def classify(evidence: Evidence) -> Failure:
@@ -259,47 +251,53 @@ def classify(evidence: Evidence) -> Failure:
         return "node failure"
     if not evidence.turn:
         return "lost"
-    if evidence.ended.get("event") in ("failed", "died"):
-        return _of_record(evidence)
-    said = "\n".join(evidence.lines)
-    at_limit = evidence.word in ("TIMEOUT", "DEADLINE") or "DUE TO TIME LIMIT" in said
-    if at_limit or (evidence.ended.get("at_limit") and not evidence.ended.get("goes_back")):
+    ended = evidence.ended
+    if ended.get("event") in ("failed", "died"):
+        return _classify_record(evidence)
+
+    is_told = evidence.word in ("TIMEOUT", "DEADLINE") or any(
+        "DUE TO TIME LIMIT" in line for line in evidence.lines
+    )
+    if is_told or (ended.get("at_limit") and not ended.get("goes_back")):
         return "time limit with progress" if evidence.further else "time limit without progress"
-    words = () if evidence.sent_back else evidence.lines  # it had come to no harm then
-    return STATES.get(evidence.word) or _of_sentence(words) or "lost"
+    if evidence.word in STATES:
+        return STATES[evidence.word]
+    # What was printed before an element went back to the queue did no harm.
+    lines = () if evidence.sent_back else evidence.lines
+    return _find_sentence(lines) or "lost"
 
 
-def _of_record(evidence: Evidence) -> Failure:
-    """Return the class of what was recorded when it arose: first by what is no sentence."""
+def _classify_record(evidence: Evidence) -> Failure:
+    """Return the class of what the run's log recorded: exceptions and numbers before sentences."""
     record, reason = evidence.ended, str(evidence.ended.get("reason", ""))
     errors = [str(name) for name in record.get("errors", ())]
     if "OutOfMemoryError" in errors:
         return "out of memory (device)"
     if record.get("oom_kills") or any(name.endswith("MemoryError") for name in errors):
         return "out of memory (host)"
-    if found := MACHINE_ERRORS.get(record.get("errno", 0)):
-        return found
+    if failure := MACHINE_ERRORS.get(record.get("errno", 0)):
+        return failure
     if "NonFiniteError" in errors:
         return "non-finite loss"
     if StallError.__name__ in errors:
         return "time limit without progress"
-    alone = (
-        "lost touch with another" not in reason
-    )  # where a process of several died, the others' words say nothing
-    if found := _of_sentence([reason]) or (
-        None if alone and errors else _of_sentence(evidence.lines)
-    ):
-        return found
-    if not alone or record.get("signal") in ("SIGKILL", "SIGTERM"):
+
+    # Of several processes one died, and the others' exceptions say nothing: the logs may.
+    lost_another = "lost touch with another" in reason
+    failure = _find_sentence([reason])
+    if failure is None and (lost_another or not errors):
+        failure = _find_sentence(evidence.lines)
+    if failure:
+        return failure
+    if lost_another or record.get("signal") in ("SIGKILL", "SIGTERM"):
         return "lost"
-    ours = (
-        errors[:1] != ["UserError"]
-        if errors
-        else "a bug: traceback" in reason or "signal" in record
+
+    is_bug = "exit_code" in record or (
+        errors[0] != "UserError" if errors else "signal" in record or "a bug: traceback" in reason
     )
-    return "code error" if ours or "exit_code" in record else "bad input"
+    return "code error" if is_bug else "bad input"
 
 
-def _of_sentence(lines: Sequence[str]) -> Failure | None:
+def _find_sentence(lines: Sequence[str]) -> Failure | None:
     text = "\n".join(lines)
     return next((failure for failure, pattern in SENTENCES if re.search(pattern, text)), None)

@@ -68,7 +68,7 @@ class RetryHistory:
 
 
 def read_history(runs_folder: Path) -> RetryHistory:
-    """Return the retries of a runs folder; none where the file is missing, or damaged (a warning)."""
+    """Return the retries of a runs folder; none where the file is missing, or damaged."""
     path = runs_folder / SUBMISSIONS / HISTORY_FILE
     if not path.exists():
         return RetryHistory()
@@ -184,7 +184,7 @@ def decide_retry(
 
 
 class Choice(NamedTuple):
-    """The runs that are retried, the history with these retries, and a summary for people, in lines."""
+    """The runs that are retried, the history with these retries, and lines for people."""
 
     run_ids: frozenset[str]
     history: RetryHistory

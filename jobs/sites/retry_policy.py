@@ -1,8 +1,8 @@
-"""The classes of failure, and what may be done about each: how often a run is tried again, and with what changed.
+"""The classes of failure, and the rules of retries: how often a run is retried, and what changes.
 
-The table ``policy.toml`` says it, and site files may lay theirs over it; nothing here knows why a
-run failed (:mod:`hvae_hpc.jobs.failures.classify`) or whether it was tried before
-(:mod:`hvae_hpc.jobs.failures.retry`).
+``retry_policy.toml`` holds a rule for each class, and site files may lay theirs over it. This
+module does not know why a run failed (:mod:`hvae_hpc.jobs.failures.classify`), or what was retried
+before (:mod:`hvae_hpc.jobs.failures.retry`).
 """
 
 import math
@@ -37,15 +37,15 @@ FAILURES: tuple[Failure, ...] = get_args(Failure)
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """What trying again means after one class of failure.
+    """The retries after one class of failure.
 
     Attributes:
-        times: that a run may be tried again after it; 0 for never.
-        memory: the next try has so many times the host memory.
-        minutes: the next try has so many times the time limit that was reached.
-        micro_batch: the next try has this share of the pairs at once; 1 for as many.
-        exclude_hours: how long no run of ours goes to that node; 0 for no such time.
-        unchanged: it pays also where none of that can be changed.
+        times: that a run may be retried after it; 0 for never.
+        memory: factor of the host memory.
+        minutes: factor of the time limit that was reached.
+        micro_batch: factor of the pairs that go through the network at once.
+        exclude_hours: how long no run of ours goes to that node.
+        unchanged: a retry pays also where none of these can change.
     """
 
     times: int = 0
@@ -56,22 +56,15 @@ class Rule:
     unchanged: bool = False
 
     def __post_init__(self) -> None:
-        if self.times < 0 or self.exclude_hours < 0:
-            raise ValueError(
-                f"times is {self.times}, exclude_hours {self.exclude_hours}; expected 0 or more"
-            )
-        if self.memory < 1 or self.minutes < 1:
-            raise ValueError(
-                f"memory is {self.memory}, minutes {self.minutes}; expected factors of 1 or more"
-            )
+        for name, least in (("times", 0), ("exclude_hours", 0), ("memory", 1), ("minutes", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected {least} or more")
         if not 0 < self.micro_batch <= 1:
-            raise ValueError(
-                f"micro_batch is {self.micro_batch}, expected a share above 0, up to 1"
-            )
+            raise ValueError(f"micro_batch is {self.micro_batch}, expected more than 0, up to 1")
 
     @property
     def asks_for_more(self) -> bool:
-        """Whether the next try is to differ from the last."""
+        """Whether a retry ought to have other resources than the run had."""
         return self.memory > 1 or self.minutes > 1 or self.micro_batch < 1
 
 
@@ -84,61 +77,59 @@ def read_rules(layers: Mapping[str, Any]) -> dict[Failure, Rule]:
     Raises:
         UserError: an unknown class or key, or a refused value, with its place.
     """
-    table, where_from = read_toml(POLICY, POLICY.parent), str(POLICY)
-    for where, over in layers.items():
-        for name, rule in over.items() if isinstance(over, Mapping) else [("", over)]:
+    rules, last = read_toml(POLICY, POLICY.parent), str(POLICY)
+    for where, layer in layers.items():
+        entries = layer.items() if isinstance(layer, Mapping) else [(layer, None)]
+        for name, rule in entries:
             if name not in FAILURES or not isinstance(rule, Mapping):
                 known = ", ".join(f'[retry."{failure}"]' for failure in FAILURES)
-                raise UserError(f"{where}: retry: got {name or rule!r}, expected tables {known}")
-        table, where_from = merge(table, over), where
-    return {
-        failure: load(Rule, table[failure], f'{where_from}: retry."{failure}"')
-        for failure in FAILURES
-    }
+                raise UserError(f"{where}: retry: got {name!r}, expected tables {known}")
+        rules, last = merge(rules, layer), where
+    return {name: load(Rule, rules[name], f'{last}: retry."{name}"') for name in FAILURES}
 
 
 def change(
     rule: Rule, run: Run, had: Resources, minutes: int, fit: Callable[[Resources], Resources]
 ) -> dict[str, Any] | None:
-    """Return the fields of a run's resources that the next try has otherwise; None where it is not to be made.
+    """Return the fields of a run's resources that a retry has otherwise; None for no retry.
 
     Args:
         rule: of the class of its failure.
         run: that failed.
         had: what it had.
-        minutes: the time limit that it had, which may be less than its stage's longest; 0 for that.
+        minutes: the time limit that it had, which may be shorter than its stage's; 0 for that.
         fit: cuts resources to what may be asked for.
     """
+    before = {**vars(had), "minutes": minutes or had.minutes}
     asked: dict[str, Any] = {}
-    minutes = minutes or had.minutes
     if rule.memory > 1:
         asked["memory_gb"] = round(had.memory_gb * rule.memory, 1)
     if rule.minutes > 1:
-        asked["minutes"] = math.ceil(minutes * rule.minutes)
-    if (
-        rule.micro_batch < 1
-        and isinstance(run.config, TrainConfig)
-        and run.config.model.pairs_apart
-    ):
-        share = run.config.optim.batch_size // had.tasks
-        pairs = min(share, had.micro_batch or share)
+        asked["minutes"] = math.ceil(before["minutes"] * rule.minutes)
+    pairs = _pairs_at_once(run, had)
+    if rule.micro_batch < 1 and pairs > 1:
         asked["micro_batch"] = max(1, math.floor(pairs * rule.micro_batch))
-        if pairs == 1:
-            del asked["micro_batch"]
-    fitted = fit(replace(had, **asked))
-    before = replace(had, minutes=minutes) if "minutes" in asked else had
-    changes = {
-        name: getattr(fitted, name)
-        for name in asked
-        if getattr(fitted, name) != getattr(before, name)
-    }
-    if rule.times == 0 or (rule.asks_for_more and not changes and not rule.unchanged):
-        return None
-    return changes
+
+    fitted = vars(fit(replace(had, **asked)))
+    changes = {name: fitted[name] for name in asked if fitted[name] != before[name]}
+    changes_enough = bool(changes) or rule.unchanged or not rule.asks_for_more
+    return changes if rule.times > 0 and changes_enough else None
+
+
+def _pairs_at_once(run: Run, had: Resources) -> int:
+    """Return how many pairs go through the network at once; 1 where fewer change its numbers."""
+    config = run.config
+    if not (isinstance(config, TrainConfig) and config.model.pairs_apart):
+        return 1
+    share = config.optim.batch_size // had.tasks
+    return min(share, had.micro_batch or share)
 
 
 def in_words(changes: Mapping[str, Any], had: Resources, minutes: int) -> str:
-    """Return what the next try has otherwise than a run had, in a few words: "memory_gb 16 -> 24"."""
+    """Return what a retry has otherwise than a run had: "memory_gb 16 -> 24", or "as it was"."""
     before = {**vars(had), "minutes": minutes or had.minutes}
-    shown = {name: f"{name} {before[name]:g} ->" if before[name] else name for name in changes}
-    return ", ".join(f"{shown[name]} {value:g}" for name, value in changes.items()) or "as it was"
+    words = [
+        f"{name} {before[name]:g} -> {value:g}" if before[name] else f"{name} {value:g}"
+        for name, value in changes.items()
+    ]
+    return ", ".join(words) or "as it was"

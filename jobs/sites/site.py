@@ -1,15 +1,17 @@
-"""What each stage may use on this cluster: the library's defaults, the administrator's file, the user's file, flags.
+"""What each stage may use on this cluster.
 
-Each is laid over the one before, a table ``[retry]`` over the library's policy; then the
-administrator's caps cut what is above them, and say so. The administrator's file is
-``/etc/hvae_hpc/site.toml``, and over it ``$HVAE_HPC_SITE``, which cannot lift its caps; only these
-may hold ``[caps]``.
+Four layers say it, each laid over the one before: the library's defaults, the administrator's
+files, the user's file, and the command's flags. Then the administrator's caps cut what is above
+them, and say so. Tables ``[retry]`` lie over the library's retry policy in the same way.
+
+The administrator's files are ``/etc/hvae_hpc/site.toml`` and, over it, ``$HVAE_HPC_SITE``. Only
+these may hold ``[caps]``, and the second cannot lift the caps of the first.
 """
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from hvae_hpc.jobs.slurm.client import POLL_S, Cluster
 SITES = Path(__file__).parent
 SYSTEM_SITE = Path("/etc/hvae_hpc/site.toml")
 EVERY_STAGE = "all"
+CAPPED = ("nodes", "gpus", "cpus", "memory_gb", "minutes", "array_parallelism")
+"""The fields of Resources that have a cap of the same name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +38,7 @@ class Caps:
         partitions: the only ones that may be used; none for all.
         poll_s: seconds between two looks at the queue by a user's processes together.
         requeues: times that an element may send itself back at its time limit.
-        retries: times that a run may be tried again by itself, whatever ``--retries`` says; 0 for
-            never.
+        retries: of a run, whatever ``--retries`` says; 0 for none.
         canary: elements of an array that go ahead where it has twice as many or more; 0 for none.
     """
 
@@ -55,7 +58,14 @@ class Caps:
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """Resources by stage, the caps, what the caps cut, one line each, and what is tried again how."""
+    """What a cluster allows.
+
+    Attributes:
+        resources: by stage.
+        caps: the administrator's.
+        notes: what was cut, one line per stage.
+        rules: of retries, by class of failure.
+    """
 
     resources: dict[str, Resources]
     caps: Caps
@@ -63,13 +73,15 @@ class Site:
     rules: Mapping[Failure, Rule] = field(default_factory=dict)
 
     def fit(self, resources: Resources, cluster: Cluster | None = None) -> Resources:
-        """Return a stage's resources cut to the caps and to what their partition has, if it is known."""
-        mine = _cap({"": resources}, self.caps, "the caps")
-        return (fit_cluster(mine, resources.partition, cluster) if cluster else mine).resources[""]
+        """Return resources cut to the caps, and to what their partition has if it is known."""
+        fitted, _ = _cut_to_caps(resources, self.caps, "the caps")
+        if cluster:
+            fitted, _ = _cut_to_partition(fitted, cluster, "a retry")
+        return fitted
 
 
 def read_site(path: Path | None, flags: Mapping[str, Any] | None = None) -> Site:
-    """Return every stage's resources and the caps.
+    """Return every stage's resources, the caps and the rules of retries.
 
     Args:
         path: the user's file; None for none.
@@ -78,46 +90,60 @@ def read_site(path: Path | None, flags: Mapping[str, Any] | None = None) -> Site
     Raises:
         UserError: a file is missing or wrong, or holds caps without being the administrator's.
     """
-    default = read_toml(SITES / "default.toml", SITES)
-    ours: dict[str, Any] = {}
-    system: Path | None = None
-    for place in (
-        _system_files()
-    ):  # the last may be the user's own choice: it cannot lift the first one's caps
-        theirs = read_toml(place, SITES)
-        caps_here = {**theirs.pop("caps", {}), **ours.get("caps", {})}
-        ours, system = {**merge(ours, theirs), "caps": caps_here}, system or place
-    caps = load(Caps, ours.pop("caps", {}), f"{system}: caps")
-    own = read_toml(path, SITES) if path else {}
-    if "caps" in own and path not in _system_files():
-        raise UserError(
-            f"{path}: [caps] stand only in the administrator's file ({SYSTEM_SITE} or $HVAE_HPC_SITE)"
-        )
-    own.pop("caps", None)
-    rules = read_rules({f"{system}": ours.pop("retry", {}), f"{path}": own.pop("retry", {})})
-    resources = {}
-    where_from = path or system or "site"
-    for stage in default:
-        table: dict[str, Any] = {}
-        for source, where in ((default, "site"), (ours, system), (own, path)):
-            _check_tables(source, list(default), f"{where}")
-            table = merge(merge(table, source.get(EVERY_STAGE, {})), source.get(stage, {}))
-        table = _with_flags(stage, _from_profile(table), flags or {})
-        resources[stage] = load(Resources, table, f"{where_from}: {stage}")
-        if stage != "train" and resources[stage].tasks > 1:
+    library = read_toml(SITES / "default.toml", SITES)
+    admin_file, admin = _read_admin_files()
+    user = _read_user_file(path) if path else {}
+    caps = load(Caps, admin.pop("caps", {}), f"{admin_file}: caps")
+    rules = read_rules({f"{admin_file}": admin.pop("retry", {}), f"{path}": user.pop("retry", {})})
+    _check_tables(admin, library, f"{admin_file}")
+    _check_tables(user, library, f"{path}")
+
+    resources, notes = {}, []
+    where = path or admin_file or "site"
+    for stage in library:
+        table = _read_profile()
+        for layer in (library, admin, user):
+            table |= layer.get(EVERY_STAGE, {}) | layer.get(stage, {})
+        table |= _select_flags(flags or {}, stage, has_gpu=bool(table.get("gpus")))
+        asked = load(Resources, table, f"{where}: {stage}")
+        if stage != "train" and asked.tasks > 1:
             raise UserError(
-                f"{where_from}: {stage} asks for {resources[stage].tasks} processes per run; "
+                f"{where}: {stage} asks for {asked.tasks} processes per run; "
                 "only train runs on several nodes or GPUs, give nodes = 1 and gpus = 1 or 0"
             )
-    return replace(_cap(resources, caps, f"{system}"), rules=rules)
+        resources[stage], cuts = _cut_to_caps(asked, caps, f"{admin_file}: {stage}, capped")
+        if cuts:
+            notes.append(f"{stage}: {cuts}, capped by {admin_file}")
+    return Site(resources=resources, caps=caps, notes=tuple(notes), rules=rules)
 
 
-def _system_files() -> list[Path]:
-    given = os.environ.get("HVAE_HPC_SITE")
-    return [SYSTEM_SITE] * SYSTEM_SITE.is_file() + ([Path(given)] if given else [])
+def _admin_files() -> list[Path]:
+    own_choice = os.environ.get("HVAE_HPC_SITE")
+    return [SYSTEM_SITE] * SYSTEM_SITE.is_file() + ([Path(own_choice)] if own_choice else [])
 
 
-def _check_tables(tables: Mapping[str, Any], stages: list[str], where: str) -> None:
+def _read_admin_files() -> tuple[Path | None, dict[str, Any]]:
+    """Return the file whose caps count most, and what the files say together."""
+    tables: dict[str, Any] = {}
+    files = _admin_files()
+    for path in files:
+        table, caps = read_toml(path, SITES), tables.get("caps", {})
+        tables = merge(tables, table)
+        # The last file may be the user's own choice: it cannot lift the first one's caps.
+        tables["caps"] = {**table.get("caps", {}), **caps}
+    return next(iter(files), None), tables
+
+
+def _read_user_file(path: Path) -> dict[str, Any]:
+    tables = read_toml(path, SITES)
+    if "caps" in tables and path not in _admin_files():
+        where = f"the administrator's file ({SYSTEM_SITE} or $HVAE_HPC_SITE)"
+        raise UserError(f"{path}: [caps] stand only in {where}")
+    tables.pop("caps", None)
+    return tables
+
+
+def _check_tables(tables: Mapping[str, Any], stages: Collection[str], where: str) -> None:
     known = [EVERY_STAGE, *stages]
     for stage, table in tables.items():
         if stage not in known:
@@ -126,122 +152,105 @@ def _check_tables(tables: Mapping[str, Any], stages: list[str], where: str) -> N
             raise UserError(f"{where}: {stage}: got {table!r}, expected a table [{stage}]")
 
 
-def _from_profile(table: dict[str, Any]) -> dict[str, Any]:
-    """Take account and QOS from the user's profile, where sbatch would: its other variables are not passed on."""
-    given = {name: os.environ.get(f"SBATCH_{name.upper()}", "") for name in ("account", "qos")}
-    return {**{name: value for name, value in given.items() if value}, **table}
+def _read_profile() -> dict[str, str]:
+    """Return account and QOS of the user's profile; sbatch would take them from there too."""
+    names = ("account", "qos")
+    return {
+        name: os.environ[key] for name in names if (key := f"SBATCH_{name.upper()}") in os.environ
+    }
 
 
-def _with_flags(stage: str, table: dict[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay flags over a stage's table: nodes and GPUs are the generator training's, constraints the GPU stages'."""
-    mine = {name: value for name, value in flags.items() if value is not None}
+def _select_flags(flags: Mapping[str, Any], stage: str, *, has_gpu: bool) -> dict[str, Any]:
+    """Return a stage's flags: nodes and GPUs are for train alone, constraints for GPU stages."""
+    others = set[str]()
     if stage != "train":
-        mine = {name: value for name, value in mine.items() if name not in ("nodes", "gpus")}
-    if not table.get("gpus"):
-        mine.pop("constraint", None)
-    return {**table, **mine}
+        others |= {"nodes", "gpus"}
+    if not has_gpu:
+        others.add("constraint")
+    return {name: value for name, value in flags.items() if name not in others}
 
 
-def _cap(resources: dict[str, Resources], caps: Caps, where: str) -> Site:
-    notes = []
-    capped = {}
-    numbers = [
-        cap.name for cap in fields(Caps) if cap.name in {other.name for other in fields(Resources)}
-    ]
-    for stage, asked in resources.items():
-        cuts = {
-            name: getattr(caps, name)
-            for name in numbers
-            if 0 < getattr(caps, name) < getattr(asked, name)
-        }
-        if (
-            caps.array_parallelism and not asked.array_parallelism
-        ):  # as many as fit is above any cap
-            cuts["array_parallelism"] = caps.array_parallelism
-        shown = [
-            f"{name} {getattr(asked, name)} to {cut}"
-            for name, cut in cuts.items()
-            if getattr(asked, name)
-        ]
-        if shown:
-            notes.append(f"{stage}: {', '.join(shown)}, capped by {where}")
-        if "minutes" in cuts:
-            cuts["minutes_min"] = min(asked.minutes_min, cuts["minutes"])
-        try:
-            capped[stage] = replace(asked, **cuts)
-        except ValueError as error:
-            raise UserError(f"{where}: {stage}, capped: {error}") from error
-    return Site(resources=capped, caps=caps, notes=tuple(notes))
+def _cut_to_caps(resources: Resources, caps: Caps, where: str) -> tuple[Resources, str]:
+    if not resources.array_parallelism:  # as many as fit, which is above any cap
+        resources = replace(resources, array_parallelism=caps.array_parallelism)
+    return _cut(resources, {name: getattr(caps, name) for name in CAPPED}, where)
+
+
+def _cut_to_partition(resources: Resources, cluster: Cluster, where: str) -> tuple[Resources, str]:
+    partition = cluster.check_partition(resources.partition)
+    limits = {"minutes": partition.minutes, "memory_gb": partition.memory_gb}
+    return _cut(resources, limits, f"{where}: partition {resources.partition}")
+
+
+def _cut(resources: Resources, limits: Mapping[str, Any], where: str) -> tuple[Resources, str]:
+    """Return resources with no field above its limit, and the cuts in words; a limit of 0 is none.
+
+    Raises:
+        UserError: the limit leaves no time to work.
+    """
+    cuts = {name: limit for name, limit in limits.items() if 0 < limit < getattr(resources, name)}
+    words = [f"{name} {getattr(resources, name):g} to {limit:g}" for name, limit in cuts.items()]
+    if "minutes" in cuts:
+        cuts["minutes_min"] = min(resources.minutes_min, cuts["minutes"])
+    try:
+        return replace(resources, **cuts), ", ".join(words)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def fit_cluster(site: Site, partition: str, cluster: Cluster) -> Site:
-    """Give every stage an existing, allowed partition, and no more time or memory than this one has.
+    """Give every stage an existing, allowed partition, and no more time or memory than it has.
+
+    Args:
+        site: as it was read.
+        partition: for the stages that have none of their own.
+        cluster: what SLURM allows.
 
     Raises:
-        UserError: a partition is unknown, or not among the administrator's.
+        UserError: a partition is unknown, not among the administrator's, or its time limit leaves
+            no time to work.
     """
-    notes = list(site.notes)
-    resources = {}
+    resources, notes = {}, list(site.notes)
     for stage, asked in site.resources.items():
-        name = asked.partition or partition
-        if site.caps.partitions and name not in site.caps.partitions:
-            raise UserError(
-                f"{stage}: partition {name!r} is not among the administrator's ({', '.join(site.caps.partitions)})"
-            )
-        has = cluster.check_partition(name)
-        minutes = min(asked.minutes, has.minutes or asked.minutes)
-        memory_gb = min(asked.memory_gb, has.memory_gb or asked.memory_gb)
-        for what, before, cut in (
-            ("minutes", asked.minutes, minutes),
-            ("memory_gb", asked.memory_gb, memory_gb),
-        ):
-            if cut < before:
-                notes.append(
-                    f"{stage}: {what} {before:g} to {cut:g}, all that partition {name} has"
-                )
-        least = min(asked.minutes_min, minutes)
-        try:
-            fitted = replace(
-                asked, partition=name, minutes=minutes, minutes_min=least, memory_gb=memory_gb
-            )
-        except ValueError as error:
-            raise UserError(f"{stage}: partition {name}: {error}") from error
-        resources[stage] = fitted
+        name, allowed = asked.partition or partition, site.caps.partitions
+        if allowed and name not in allowed:
+            expected = f"the administrator's ({', '.join(allowed)})"
+            raise UserError(f"{stage}: partition {name!r} is not among {expected}")
+        asked = replace(asked, partition=name)
+        resources[stage], cuts = _cut_to_partition(asked, cluster, stage)
+        if cuts:
+            notes.append(f"{stage}: {cuts}, all that partition {name} has")
     return replace(site, resources=resources, notes=tuple(notes))
 
 
-FLAGS = {
-    "account": (str, "A", "SLURM account"),
-    "qos": (str, "Q", "SLURM quality of service"),
-    "constraint": (str, "C", "features that GPU nodes must have"),
-    "time": (int, "MIN", "longest time limit of an element, minutes"),
-    "nodes": (int, "N", "nodes per generator training"),
-    "gpus-per-node": (int, "N", "GPUs per node of a generator training"),
-    "array-parallelism": (int, "N", "elements of an array that run at a time"),
-    "exclude": (str, "NODES", "nodes not to use"),
-    "nice": (int, "N", "lower the jobs' priority"),
-    "container": (str, "IMAGE", "run in this image by apptainer"),
+FLAGS: Mapping[str, tuple[str, type, str, str]] = {
+    "account": ("--account", str, "A", "SLURM account"),
+    "qos": ("--qos", str, "Q", "SLURM quality of service"),
+    "constraint": ("--constraint", str, "C", "features that GPU nodes must have"),
+    "minutes": ("--time", int, "MIN", "longest time limit of an element, minutes"),
+    "nodes": ("--nodes", int, "N", "nodes per generator training"),
+    "gpus": ("--gpus-per-node", int, "N", "GPUs per node of a generator training"),
+    "array_parallelism": ("--array-parallelism", int, "N", "elements of an array at a time"),
+    "exclude": ("--exclude", str, "NODES", "nodes not to use"),
+    "nice": ("--nice", int, "N", "lower the jobs' priority"),
+    "container": ("--container", str, "IMAGE", "run in this image by apptainer"),
 }
+"""Fields of Resources to their flag, its type, its value's name and its help."""
 
 
 def add_flags(parser: argparse.ArgumentParser, names: Sequence[str] = tuple(FLAGS)) -> None:
-    """Give a command the flags that stand above the site files."""
+    """Give a command the flags of some fields of Resources, and ``--site``."""
     group = parser.add_argument_group(
-        "SLURM", "what stands here goes before the site file, and below the site's caps"
+        "SLURM", "these flags go before the site file; the site's caps go before them"
     )
     for name in names:
-        kind, metavar, about = FLAGS[name]
-        group.add_argument(f"--{name}", type=kind, metavar=metavar, help=about)
-    group.add_argument(
-        "--site", type=Path, metavar="FILE", help="resources by stage (see jobs/sites/default.toml)"
-    )
+        flag, kind, metavar, about = FLAGS[name]
+        group.add_argument(flag, dest=name, type=kind, metavar=metavar, help=about)
+    about = "resources by stage (see jobs/sites/default.toml)"
+    group.add_argument("--site", type=Path, metavar="FILE", help=about)
 
 
 def flags_of(options: argparse.Namespace) -> dict[str, Any]:
     """Return the flags that were given, by the names that Resources has for them."""
-    renamed = {"time": "minutes", "gpus-per-node": "gpus"}
-    given = {
-        renamed.get(name, name).replace("-", "_"): vars(options).get(name.replace("-", "_"))
-        for name in FLAGS
-    }
-    return {name: value for name, value in given.items() if value is not None}
+    given = vars(options)
+    return {name: given[name] for name in FLAGS if given.get(name) is not None}

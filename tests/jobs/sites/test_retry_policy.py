@@ -26,7 +26,7 @@ def changed(
     return change(rule, run, had, minutes, lambda resources: site.fit(resources, cluster))
 
 
-def test_every_class_has_a_rule_and_what_would_end_in_the_same_way_is_never_tried_again() -> None:
+def test_every_class_has_a_rule_and_what_would_end_in_the_same_way_is_never_retried() -> None:
     rules = read_rules({})
     assert tuple(rules) == FAILURES
     never = {failure for failure, rule in rules.items() if rule.times == 0}
@@ -89,7 +89,7 @@ def test_site_files_lay_their_rules_over_the_library_s(
         ("[retry]\nlost = 3", "retry: got 'lost', expected tables"),
         ("retry = 3", "retry: got 3, expected tables"),
         ("[retry.lost]\ntime = 3", "unknown key 'time'; did you mean 'times'?"),
-        ("[retry.lost]\nmemory = 0.5", "expected factors of 1 or more"),
+        ("[retry.lost]\nmemory = 0.5", "expected 1 or more"),
     ],
 )
 def test_an_odd_rule_is_one_line_that_names_its_place(tmp_path: Path, text: str, said: str) -> None:
