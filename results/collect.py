@@ -121,10 +121,15 @@ class Collected:
 
     def dice(self, data: str, arm: str) -> Summary | None:
         """Return the summary of an arm's Dice over its done runs; None where there is none."""
-        values = self.segment.loc[
-            (self.segment["data"] == data) & (self.segment["arm"] == arm), "dice"
-        ]
+        values = rows_of(self.segment, data=data, arm=arm)["dice"]
         return summarise(values) if len(values) else None
+
+
+def rows_of(frame: pd.DataFrame, **values: str) -> pd.DataFrame:
+    """Return the rows of a frame whose columns have the given values."""
+    for name, value in values.items():
+        frame = frame[frame[name] == value]
+    return frame
 
 
 def collect(plan: Plan, partial: bool = False) -> Collected:

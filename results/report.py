@@ -8,7 +8,6 @@ import base64
 import html
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -17,8 +16,8 @@ from hvae_hpc.config.arms import ArmConfig
 from hvae_hpc.config.loader import dump
 from hvae_hpc.config.stages import SegmentConfig, TrainConfig
 from hvae_hpc.results.collect import Collected
-from hvae_hpc.results.tables.dice import Table, remarks
-from hvae_hpc.results.tables.rendering import render_html
+from hvae_hpc.results.tables.build import sweep_remarks
+from hvae_hpc.results.tables.table import Table
 from hvae_hpc.runs.folder import write_atomic
 from hvae_hpc.runs.plan import Plan
 
@@ -105,32 +104,27 @@ def write_report(
     Returns:
         The path.
     """
-    shared = tuple(
-        remarks(plan, collected)
-    )  # said once on a page, and below each table that stands alone
-    shown = {
-        name: replace(t, notes=tuple(n for n in t.notes if n not in shared))
-        for name, t in tables.items()
-    }
     parts = {
         "title": html.escape(f"{plan.sweep}: do synthetic pairs help?"),
         "sweep": html.escape(plan.sweep),
         "verdicts": "".join(f"<p>{html.escape(sentence)}</p>" for sentence in verdicts)
         or "<p>No arm is done yet.</p>",
-        "state": " ".join(map(html.escape, (_state(plan, collected), *shared))),
+        "state": " ".join(
+            map(html.escape, (_state(plan, collected), *sweep_remarks(plan, collected)))
+        ),
         "arms": _explain_arms(plan),
         "contents": "".join(
-            f'<a href="#{name}">{html.escape(_short(table))}</a>' for name, table in shown.items()
+            f'<a href="#{name}">{html.escape(_short(table))}</a>' for name, table in tables.items()
         ),
         "tables": "".join(
-            f'<section id="{name}">{render_html(table)}</section>' for name, table in shown.items()
+            f'<section id="{name}">{table.to_html()}</section>' for name, table in tables.items()
         ),
         "figures": "".join(
             _figure(path, figures, figure_remarks) for path in figures if path.suffix == ".png"
         )
         or "<p>None yet.</p>",
         "missing": _missing(collected),
-        "cost": render_html(_cost_table(collected)) + (render_html(spent) if spent else ""),
+        "cost": _cost_table(collected).to_html() + (spent.to_html() if spent else ""),
         "settings": _settings(plan),
         "made_with": _made_with(collected),
     }
@@ -204,7 +198,7 @@ def _missing(collected: Collected) -> str:
 def _cost_table(collected: Collected) -> Table:
     """Return device hours per stage: of the attempts that ended in a result, and of those before them."""
     costs = collected.costs
-    rows, tidy = [], []
+    rows = []
     # All cells have one unit, by which they can be compared and sorted.
     longest = float(
         (costs["spent_s"] * costs["processes"])
@@ -221,16 +215,6 @@ def _cost_table(collected: Collected) -> Table:
             _duration(3600 * useful, longest), _duration(3600 * lost, longest),
             "—" if pd.isna(energy) else f"{energy:.2f} kWh", f"{group['peak_memory_mib'].max():.0f} MiB",
         ))  # fmt: skip
-        tidy.append(
-            (
-                str(stage),
-                str(device),
-                len(group),
-                useful,
-                lost,
-                None if pd.isna(energy) else float(energy),
-            )
-        )
     return Table(
         title="What it took",
         columns=(
@@ -248,15 +232,6 @@ def _cost_table(collected: Collected) -> Table:
             "earlier ones that were preempted, killed or failed. A resumed run goes on from its checkpoint, so most of "
             "the latter is not lost. Energy is of the runs on one GPU each: of several, only one was asked for it.",
         ),
-        tidy_columns=(
-            "stage",
-            "device",
-            "runs",
-            "last_attempts_h",
-            "attempts_before_h",
-            "energy_kwh",
-        ),
-        tidy_rows=tuple(tidy),
     )
 
 

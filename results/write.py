@@ -14,22 +14,10 @@ from hvae_hpc.results.collect import NOT_YET, Collected, collect, name_some, ref
 from hvae_hpc.results.figures.write import write_figures
 from hvae_hpc.results.report import write_report
 from hvae_hpc.results.rows import write_rows
-from hvae_hpc.results.tables.arms import ArmScores, build_arms, score_arms, supported_best
-from hvae_hpc.results.tables.claims import build_claims
-from hvae_hpc.results.tables.device_hours import build_spent
-from hvae_hpc.results.tables.dice import (
-    Table,
-    build_table1,
-    build_table2,
-    render_csv,
-    render_markdown,
-    render_text,
-    without_constants,
-)
-from hvae_hpc.results.tables.draws import build_draws
-from hvae_hpc.results.tables.likelihood import build_likelihoods
-from hvae_hpc.results.tables.quality import build_quality
-from hvae_hpc.results.tables.rendering import render_latex
+from hvae_hpc.results.scores import score_arms
+from hvae_hpc.results.tables.build import build_tables
+from hvae_hpc.results.tables.device_hours import build_device_hours
+from hvae_hpc.results.tables.table import Table
 from hvae_hpc.results.tables.verdict import judge
 from hvae_hpc.runs.folder import write_atomic
 from hvae_hpc.runs.plan import Plan, plan_path, read_plan
@@ -63,7 +51,7 @@ def write_results(
         raise UserError(refusal(plan, collected.missing) + listed)
 
     scores = score_arms(plan, collected)
-    tables = _build_tables(plan, collected, scores)
+    tables = build_tables(plan, collected, scores)
     paths = _write_tables(folder, sweep, tables)
     verdicts = [printable(verdict.sentence) for verdict in judge(collected, scores)]
     paths += _write_verdicts(folder, verdicts)
@@ -76,7 +64,7 @@ def write_results(
         print(printable(remark))
     paths += [*figures, *missing, *write_rows(collected, folder)]
 
-    paths += _write_text(folder / "spent.csv", render_csv(device_hours) if device_hours else "")
+    paths += _write_text(folder / "spent.csv", device_hours.to_csv() if device_hours else "")
     built = {name: table for name, table in tables.items() if table}
     report = write_report(
         folder / "report.html", plan, collected, built, verdicts, figures, remarks, device_hours
@@ -108,24 +96,8 @@ def ask_jobs(plan: Plan, collected: Collected) -> tuple[Collected, Table | None]
             missing.append(f"{plan.folder_name(run_id)}: {reason}")
 
     hours = read_device_hours(plan, results, statuses, submissions)
-    table = build_spent([of_stage._asdict() for of_stage in hours])
+    table = build_device_hours([of_stage._asdict() for of_stage in hours])
     return replace(collected, missing=tuple(missing)), table
-
-
-def _build_tables(
-    plan: Plan, collected: Collected, scores: Sequence[ArmScores]
-) -> dict[str, Table | None]:
-    """Return all tables by name, in the order of the page; None for one that the sweep does not have."""
-    tables = {
-        "table1": build_table1(plan, collected, supported_best(scores)),
-        "arms": build_arms(plan, collected, scores),
-        "table2": build_table2(plan, collected),
-        "quality": build_quality(plan, collected),
-        "likelihoods": build_likelihoods(plan, collected),
-        "draws": build_draws(plan, collected),
-        "claims": build_claims(plan, collected),
-    }
-    return {name: table and without_constants(table) for name, table in tables.items()}
 
 
 def _write_tables(folder: Path, sweep: str, tables: Mapping[str, Table | None]) -> list[Path]:
@@ -134,11 +106,11 @@ def _write_tables(folder: Path, sweep: str, tables: Mapping[str, Table | None]) 
     for name, table in tables.items():
         texts = {"md": "", "csv": "", "tex": ""}
         if table:
-            print(render_text(table))
+            print(table.to_text())
             texts = {
-                "md": render_markdown(table),
-                "csv": render_csv(table),
-                "tex": render_latex(table, f"{sweep}-{name}"),
+                "md": table.to_markdown(),
+                "csv": table.to_csv(),
+                "tex": table.to_latex(f"{sweep}-{name}"),
             }
         for ending, text in texts.items():
             paths += _write_text(folder / f"{name}.{ending}", text)

@@ -22,7 +22,7 @@ from hvae_hpc.results.figures.style import (
     spread,
 )
 from hvae_hpc.results.labels import REFERENCE, arm_label, generator_label, method_of
-from hvae_hpc.results.tables.arms import ArmScores
+from hvae_hpc.results.scores import ArmScores
 from hvae_hpc.runs.plan import Plan
 
 _UNITS = ((7200.0, 3600.0, "hours"), (120.0, 60.0, "minutes"), (0.0, 1.0, "seconds"))

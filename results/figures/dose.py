@@ -19,8 +19,8 @@ from hvae_hpc.results.figures.style import (
     spread,
 )
 from hvae_hpc.results.labels import REFERENCE, arm_label, generator_label, generators_of, method_of
+from hvae_hpc.results.scores import ArmScores
 from hvae_hpc.results.statistics import Estimate
-from hvae_hpc.results.tables.arms import ArmScores
 from hvae_hpc.runs.plan import Plan
 
 _LOG_FROM = 10.0

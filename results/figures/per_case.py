@@ -1,10 +1,10 @@
 """Case by case: how Dice is spread over the test cases, and how it differs from the reference's on the same ones."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from hvae_hpc.errors import UserError
 from hvae_hpc.results.collect import Collected
 from hvae_hpc.results.figures.style import finish_axes, mark_of, not_drawn, wrapped_label
 from hvae_hpc.results.labels import REFERENCE, method_of
-from hvae_hpc.results.tables.arms import ArmScores, DiceTable, dice_of, reference_of, subtract
+from hvae_hpc.results.scores import ArmScores, dice_of, reference_of, subtract, to_blocks
 from hvae_hpc.runs.plan import Plan
 
 MOST_ROWS = 10
@@ -50,11 +50,15 @@ def draw_per_case(
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1, 1))
     for row, s in enumerate(arms):
         own = dice_of(collected, data, s.arm.name)
-        less = subtract(own, dice_of(collected, data, reference_of(s.arm))) if s.versus else {}
+        less = (
+            subtract(own, dice_of(collected, data, reference_of(s.arm)))
+            if s.versus
+            else own.iloc[:0]
+        )
         colour = str(mark_of(plan, s.arm)["color"])
         rasterized = len(arms) * len(over_seeds(own)) > _MOST_VECTORS
         _draw_row(left, row, over_seeds(own), colour, rasterized)
-        if less:
+        if len(less):
             _draw_row(right, row, over_seeds(less), colour, rasterized)
             above = over_seeds(less) > 0
             right.text(
@@ -103,13 +107,9 @@ def choose_arms(scores: Sequence[ArmScores]) -> list[ArmScores]:
     return [*first, *(s for s in best.values() if s in kept)]
 
 
-def over_seeds(table: DiceTable) -> NDArray[np.float64]:
+def over_seeds(dice: pd.DataFrame) -> NDArray[np.float64]:
     """Return each case's mean over seeds, sorted; a case that several splits test counts once in each."""
-    cases: dict[tuple[int, str], list[float]] = defaultdict(list)
-    for (split, _), of_cases in table.items():
-        for case, dice in of_cases.items():
-            cases[split, case].append(dice)
-    return np.sort([float(np.mean(values)) for values in cases.values()])
+    return np.sort(np.concatenate([block.scores.mean(axis=0) for block in to_blocks(dice)]))
 
 
 def _mean(scores: ArmScores | None) -> float:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from hvae_hpc.config.arms import ArmConfig
 from hvae_hpc.results.collect import Collected
 from hvae_hpc.results.labels import KNOWN_GENERATORS, REFERENCE, arm_label, generators_of, method_of
-from hvae_hpc.results.tables.arms import ArmScores
+from hvae_hpc.results.scores import ArmScores
 from hvae_hpc.runs.plan import Plan
 
 # Okabe and Ito's colours but yellow, which is lost on white.

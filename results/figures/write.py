@@ -18,7 +18,7 @@ from hvae_hpc.results.figures.dose import draw_dice
 from hvae_hpc.results.figures.images import draw_cases, draw_figure2
 from hvae_hpc.results.figures.per_case import draw_per_case
 from hvae_hpc.results.figures.training import draw_progress, progress_name, trainings
-from hvae_hpc.results.tables.arms import ArmScores
+from hvae_hpc.results.scores import ArmScores
 from hvae_hpc.runs.folder import write_atomic
 from hvae_hpc.runs.plan import Plan
 

@@ -3,149 +3,136 @@
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from typing import NamedTuple
 
 from hvae_hpc.config.stages import QualityConfig, SegmentConfig
-from hvae_hpc.results.collect import Collected
+from hvae_hpc.results.collect import Collected, rows_of
 from hvae_hpc.results.labels import REFERENCE
-from hvae_hpc.results.tables.dice import NOTHING, Table, read_published, remarks
+from hvae_hpc.results.tables.published import read_published
+from hvae_hpc.results.tables.table import NOTHING, Table, paragraph
 from hvae_hpc.runs.plan import Plan
 
 PAPER_DATA = ("brats2021", "hecktor2022")
-HVAE = re.compile(r"hvae\+\d+")
-SD_SAID = 0.02
-TIDY_CLAIMS = ("data", "claim", "paper", "ours", "holds")
-
-
-@dataclass(frozen=True)
-class Found:
-    """What is there for a claim: a text with the numbers, and whether the claim holds."""
-
-    text: str
-    holds: bool
-
-
-def build_claims(plan: Plan, collected: Collected) -> Table | None:
-    """Return the paper's claims beside ours; None for a plan without the paper's data sets."""
-    configs: list[SegmentConfig | QualityConfig] = [
-        *plan.configs(SegmentConfig),
-        *plan.configs(QualityConfig),
-    ]
-    planned = Counter(config.data for config in configs)
-    done = Counter([*collected.segment["data"], *collected.quality["data"]])
-    rows = []
-    for data in PAPER_DATA:
-        if data not in planned:
-            continue
-        paper, ours = _published(data), _ours(collected, data)
-        for claim, check in _claims(data):
-            said, seen = check(paper), check(ours)
-            holds = "not tested" if seen is None else "holds" if seen.holds else "does not hold"
-            holds += " so far" * (seen is not None and done[data] < planned[data])
-            rows.append(
-                (data, claim, said.text if said else NOTHING, seen.text if seen else NOTHING, holds)
-            )
-    if not rows:
-        return None
-    return Table(
-        title=f"Claims ({plan.sweep}): what the paper says, and what came out here",
-        columns=("data", "claim", "paper's tables", "ours", "here"),
-        rows=tuple(rows),
-        notes=(
-            "Compared are means, without a test: the table of arms has intervals. Made-up phantoms under a data set's "
-            "name say nothing about it. The gains that the paper's text gives: 26.8 % for BRATS; 61.1 % for HECKTOR, "
-            "which is its VAE's.",
-            *remarks(plan, collected),
-        ),
-        tidy_columns=TIDY_CLAIMS,
-        tidy_rows=tuple(rows),
-    )
-
+FALLS_BEYOND = {"lsgan": 200, "vae": 200, "hvae": 300}
+"""Generator to the number of pairs from which on more of them lower the Dice, says the paper."""
+LARGEST_SD = 0.03
 
 Numbers = dict[str, float]
 """Mean Dice by arm ("hvae+300"), its sd ("hvae+300 sd"), PSNR and SSIM by generator ("hvae psnr")."""
 
 
-Check = Callable[[Numbers], Found | None]
+class Finding(NamedTuple):
+    """What some numbers say of a claim: the numbers as text, and whether it holds."""
+
+    text: str
+    holds: bool
 
 
-def _claims(data: str) -> list[tuple[str, Check]]:
-    claims: list[tuple[str, Check]] = [
-        ("the best HVAE arm gains over the reference", _gain),
-        ("the best HVAE arm is above standard augmentation ×5", _above_standard),
-        ("the HVAE arms vary by about 2 % Dice (sd at most 0.03)", _sd),
-        ("PSNR: HVAE > VAE > LSGAN", partial(_order, metric="psnr")),
-        ("SSIM: HVAE > VAE > LSGAN", partial(_order, metric="ssim")),
-    ]
-    if data == "brats2021":
-        falls = {"lsgan": 200, "vae": 200, "hvae": 300}
-        claims += [
-            (
-                f"{name.upper()}: Dice falls beyond +{dose}",
-                partial(_falls, generator=name, dose=dose),
-            )
-            for name, dose in falls.items()
-        ]
+Check = Callable[[Numbers], Finding | None]
+
+
+def build_claims(plan: Plan, collected: Collected) -> Table | None:
+    """Return the paper's claims beside ours; None for a plan without the paper's data sets."""
+    segments, qualities = plan.configs(SegmentConfig), plan.configs(QualityConfig)
+    planned = Counter([*(c.data for c in segments), *(c.data for c in qualities)])
+    done = Counter([*collected.segment["data"], *collected.quality["data"]])
+    rows = []
+    for data in PAPER_DATA:
+        if not planned[data]:
+            continue
+        paper, ours = _read_paper(data), _read_ours(collected, data)
+        for claim, check in _claims_about(data).items():
+            in_paper, here = check(paper), check(ours)
+            verdict = "not tested"
+            if here:
+                verdict = "holds" if here.holds else "does not hold"
+                verdict += " so far" if done[data] < planned[data] else ""
+            texts = (finding.text if finding else NOTHING for finding in (in_paper, here))
+            rows.append((data, claim, *texts, verdict))
+    if not rows:
+        return None
+
+    names = ("data", "claim", "paper", "ours", "holds")
+    return Table(
+        title=f"Claims ({plan.sweep}): what the paper says, and what came out here",
+        columns=("data", "claim", "paper's tables", "ours", "here"),
+        rows=tuple(rows),
+        notes=(
+            paragraph(
+                """
+            Compared are means, without a test: the table of arms has intervals. Made-up phantoms
+            under a data set's name say nothing about it. The gains that the paper's text gives:
+            26.8 % for BRATS; 61.1 % for HECKTOR, which is its VAE's.
+            """
+            ),
+        ),
+        numbers=[dict(zip(names, row, strict=True)) for row in rows],
+    )
+
+
+def _claims_about(data: str) -> dict[str, Check]:
+    """Return each claim about a data set with what checks it."""
+    claims: dict[str, Check] = {
+        "the best HVAE arm gains over the reference": _check_gain,
+        "the best HVAE arm is above standard augmentation ×5": _check_above_standard,
+        "the HVAE arms vary by about 2 % Dice (sd at most 0.03)": _check_sd,
+        "PSNR: HVAE > VAE > LSGAN": partial(_check_order, metric="psnr", digits=2),
+        "SSIM: HVAE > VAE > LSGAN": partial(_check_order, metric="ssim", digits=3),
+    }
+    for generator, n in FALLS_BEYOND.items() if data == "brats2021" else ():
+        claim = f"{generator.upper()}: Dice falls beyond +{n}"
+        claims[claim] = partial(_check_fall, generator=generator, n=n)
     return claims
 
 
-def _gain(numbers: Numbers) -> Found | None:
-    best = max((dice for arm, dice in numbers.items() if HVAE.fullmatch(arm)), default=None)
-    if best is None or not numbers.get(REFERENCE):
+def _hvae_arms(numbers: Numbers, ending: str = "") -> list[float]:
+    """Return the Dice of all HVAE arms, or with " sd" its standard deviations."""
+    return [x for name, x in numbers.items() if re.fullmatch(rf"hvae\+\d+{ending}", name)]
+
+
+def _check_gain(numbers: Numbers) -> Finding | None:
+    dice = _hvae_arms(numbers)
+    if not dice or not numbers.get(REFERENCE):
         return None
-    gain = best / numbers[REFERENCE] - 1
-    return Found(f"{100 * gain:+.1f} %", gain > 0)
+    gain = max(dice) / numbers[REFERENCE] - 1
+    return Finding(f"{100 * gain:+.1f} %", gain > 0)
 
 
-def _above_standard(numbers: Numbers) -> Found | None:
-    best = max((dice for arm, dice in numbers.items() if HVAE.fullmatch(arm)), default=None)
-    if best is None or "standard-x5" not in numbers:
+def _check_above_standard(numbers: Numbers) -> Finding | None:
+    dice, standard = _hvae_arms(numbers), numbers.get("standard-x5")
+    if not dice or standard is None:
         return None
-    return Found(f"{best:.3f} against {numbers['standard-x5']:.3f}", best > numbers["standard-x5"])
+    return Finding(f"{max(dice):.3f} against {standard:.3f}", max(dice) > standard)
 
 
-def _sd(numbers: Numbers) -> Found | None:
-    sds = [
-        sd
-        for arm, sd in numbers.items()
-        if arm.endswith(" sd") and HVAE.fullmatch(arm.removesuffix(" sd"))
-    ]
+def _check_sd(numbers: Numbers) -> Finding | None:
+    sds = _hvae_arms(numbers, " sd")
     if not sds:
         return None
-    return Found(f"{min(sds):.3f} to {max(sds):.3f}", max(sds) <= SD_SAID + 0.01)
+    return Finding(f"{min(sds):.3f} to {max(sds):.3f}", max(sds) <= LARGEST_SD)
 
 
-def _order(numbers: Numbers, metric: str) -> Found | None:
+def _check_order(numbers: Numbers, metric: str, digits: int) -> Finding | None:
     names = [f"{name} {metric}" for name in ("hvae", "vae", "lsgan")]
-    if not all(name in numbers for name in names):
+    if not numbers.keys() >= set(names):
         return None
     values = [numbers[name] for name in names]
-    digits = 2 if metric == "psnr" else 3
-    return Found(
-        " / ".join(f"{value:.{digits}f}" for value in values), values[0] > values[1] > values[2]
-    )
-
-
-def _falls(numbers: Numbers, generator: str, dose: int) -> Found | None:
-    at, beyond = (
-        f"{generator}+{dose}",
-        [f"{generator}+{more}" for more in (300, 500) if more > dose],
-    )
-    if not all(arm in numbers for arm in (at, *beyond)):
-        return None
-    values = [numbers[arm] for arm in (at, *beyond)]
     falls = all(later < earlier for earlier, later in pairwise(values))
-    return Found(
-        " > ".join(f"{value:.3f}" for value in values)
-        if falls
-        else ", ".join(f"{v:.3f}" for v in values),
-        falls,
-    )
+    return Finding(" / ".join(f"{value:.{digits}f}" for value in values), falls)
 
 
-def _published(data: str) -> Numbers:
+def _check_fall(numbers: Numbers, generator: str, n: int) -> Finding | None:
+    arms = [f"{generator}+{more}" for more in (200, 300, 500) if more >= n]
+    if not numbers.keys() >= set(arms):
+        return None
+    values = [numbers[arm] for arm in arms]
+    falls = all(later < earlier for earlier, later in pairwise(values))
+    return Finding((" > " if falls else ", ").join(f"{value:.3f}" for value in values), falls)
+
+
+def _read_paper(data: str) -> Numbers:
     numbers: Numbers = {}
     for (of, method, amount), row in read_published("table1").items():
         if of == data:
@@ -153,24 +140,20 @@ def _published(data: str) -> Numbers:
             numbers |= {arm: float(row["mean"]), f"{arm} sd": float(row["sd"])}
     for (of, method, _), row in read_published("table2").items():
         if of == data:
-            numbers |= {
-                f"{method} {metric}": float(row[f"{metric}_mean"]) for metric in ("psnr", "ssim")
-            }
+            for metric in ("psnr", "ssim"):
+                numbers[f"{method} {metric}"] = float(row[f"{metric}_mean"])
     return numbers
 
 
-def _ours(collected: Collected, data: str) -> Numbers:
+def _read_ours(collected: Collected, data: str) -> Numbers:
     numbers: Numbers = {}
-    segment = collected.segment
-    for arm in segment.loc[segment["data"] == data, "arm"].unique():
-        if dice := collected.dice(data, arm):
+    for arm in rows_of(collected.segment, data=data)["arm"].unique():
+        dice = collected.dice(data, arm)
+        if dice:
             numbers[arm] = dice.mean
-            if dice.sd is not None:
-                numbers[f"{arm} sd"] = dice.sd
-    quality = collected.quality[collected.quality["data"] == data]
-    for source, rows in quality.groupby("source"):
-        numbers |= {
-            f"{source} {metric}": float(rows[f"{metric}_mean"].mean())
-            for metric in ("psnr", "ssim")
-        }
+        if dice and dice.sd is not None:
+            numbers[f"{arm} sd"] = dice.sd
+    for source, rows in rows_of(collected.quality, data=data).groupby("source"):
+        for metric in ("psnr", "ssim"):
+            numbers[f"{source} {metric}"] = float(rows[f"{metric}_mean"].mean())
     return numbers

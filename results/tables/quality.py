@@ -1,17 +1,28 @@
-"""The table of set measures: what a segmentation network sees in each source's images, against the real test images."""
+"""Table 2, as in the paper, and the table of set measures: generated images against the test images."""
 
+import math
 from collections import Counter
+from collections.abc import Hashable, Mapping
+from typing import Any
 
 import pandas as pd
 
 from hvae_hpc.config.stages import QualityConfig
-from hvae_hpc.results.collect import MASK_MEDIANS, SET_MEASURES, Collected
+from hvae_hpc.results.collect import MASK_MEDIANS, SET_MEASURES, Collected, rows_of
 from hvae_hpc.results.labels import IMAGE_SOURCES, ordered_sources, source_label
-from hvae_hpc.results.statistics import summarise
-from hvae_hpc.results.tables.dice import NOTHING, Cell, Table, cell_of, remarks, tidy_of
+from hvae_hpc.results.statistics import Summary, pool, summarise
+from hvae_hpc.results.tables.published import SOURCE, format_published, read_published
+from hvae_hpc.results.tables.table import (
+    NOTHING,
+    Cell,
+    Table,
+    format_summary,
+    paragraph,
+    summary_numbers,
+)
 from hvae_hpc.runs.plan import Plan
 
-ROWS = {
+MEASURES = {
     "kid": ("KID ↓", 3),
     "precision": ("realism (precision) ↑", 2),
     "recall": ("variety (recall) ↑", 2),
@@ -26,139 +37,232 @@ ROWS = {
     "row": ("tumour's row, distance in px ↓", 1),
     "column": ("tumour's column, distance in px ↓", 1),
 }
-"""Measure to what its row is called, with the better direction, and digits."""
+"""Measure to its row's name, with the better direction, and digits."""
 MEDIANS = {
     "area": ("median area, px (test)", 0),
     "components": ("median parts (test)", 0),
     "row": ("median row, px (test)", 1),
     "column": ("median column, px (test)", 1),
 }
-"""Mask statistic to the row of its medians, and digits."""
-TIDY_QUALITY = ("data", "source", "metric", "n", "n_expected", "mean", "sd", "low", "high")
-REPEATS_ITSELF = 0.1
-"""Share of near-duplicates that the whole interval must exceed, beside real images', for a generator to be named."""
+"""Mask statistic to the name of the row of its medians, and digits."""
+MOST_DUPLICATES = 0.1
+"""A generator repeats itself if its whole interval of near-duplicates is above this share, and above
+the interval of real images."""
+
+
+def build_table2(plan: Plan, collected: Collected) -> Table | None:
+    """Return PSNR and SSIM per data set and source beside the published.
+
+    Returns:
+        None for a plan without quality runs.
+    """
+    configs = plan.configs(QualityConfig)
+    if not configs:
+        return None
+    published = read_published("table2")
+    compared = any(data in plan.data for data, _, _ in published)
+    rows = []
+    numbers: list[dict[str, Cell]] = []
+    for data in plan.data:
+        for source in ordered_sources(plan, data):
+            draws = sum(c.draws for c in configs if (c.data, c.source) == (data, source))
+            runs = rows_of(collected.quality, data=data, source=source)
+            in_paper = published.get((data, source, ""), {})
+            cells = [data, source_label(source)]
+            for metric in ("psnr", "ssim"):
+                ours = _pool_draws(runs, metric)
+                cells.append(format_summary(ours, draws))
+                if compared:
+                    cells.append(format_published(in_paper, f"{metric}_"))
+                paper = {f"published_{n}": in_paper.get(f"{metric}_{n}") for n in ("mean", "sd")}
+                key = {"data": data, "source": source, "metric": metric}
+                numbers.append({**key, **summary_numbers(ours), **paper})
+            rows.append(tuple(cells))
+
+    beside = ["published"] if compared else []
+    return Table(
+        title=f"Table 2 ({plan.sweep}): images against the test images, unpaired",
+        columns=("data", "images", "PSNR (dB)", *beside, "SSIM", *beside),
+        rows=tuple(rows),
+        notes=(_caption2(compared),),
+        numbers=numbers,
+    )
 
 
 def build_quality(plan: Plan, collected: Collected) -> Table | None:
-    """Return set measures per data set and source; None for a plan whose quality runs measure none."""
+    """Return set measures per data set and source.
+
+    Returns:
+        None for a plan whose quality runs measure none.
+    """
     configs = [config for config in plan.configs(QualityConfig) if config.features]
     if not configs:
         return None
     expected = Counter((config.data, config.source) for config in configs)
     names = [data for data in plan.data if any(key[0] == data for key in expected)]
-    sources = list(
-        dict.fromkeys(source for data in names for source in ordered_sources(plan, data))
-    )
-    table = collected.quality
-    done = {
-        (d, s): table[(table["data"] == d) & (table["source"] == s)] for d in names for s in sources
-    }
+    sources = list(dict.fromkeys(s for data in names for s in ordered_sources(plan, data)))
+
     rows: list[tuple[str, ...]] = []
-    tidy: list[tuple[Cell, ...]] = []
+    numbers: list[dict[str, Cell]] = []
+    all_runs = {}
     for data in names:
-        runs = {source: done[data, source] for source in sources}
-        for name, (label, digits) in ROWS.items():
-            rows.append(
-                (data, label, *(_cell(runs[s], expected[data, s], name, digits) for s in sources))
-            )
+        runs = {s: rows_of(collected.quality, data=data, source=s) for s in sources}
+        all_runs[data] = runs
+
+        for name, (label, digits) in MEASURES.items():
+            cells = [_format_measure(runs[s], expected[data, s], name, digits) for s in sources]
+            rows.append((data, label, *cells))
             if name in MEDIANS:
                 label, digits = MEDIANS[name]
-                rows.append((data, label, *(_medians(runs[s], name, digits) for s in sources)))
+                cells = [_format_medians(runs[s], name, digits) for s in sources]
+                rows.append((data, label, *cells))
+
         for source in sources:
-            for name in (*SET_MEASURES, *MASK_MEDIANS, "copying") if expected[data, source] else ():
-                tidy.append(
-                    (data, source, name, *_tidy(runs[source], expected[data, source], name))
-                )
+            n = expected[data, source]
+            for name in (*SET_MEASURES, *MASK_MEDIANS, "copying") if n else ():
+                key = {"data": data, "source": source, "metric": name}
+                numbers.append({**key, **_measure_numbers(runs[source], n, name)})
+
     return Table(
         title=f"Quality ({plan.sweep}): sets of images against the test images",
         columns=("data", "measure", *map(source_label, sources)),
         rows=tuple(rows),
-        notes=(*_findings(done), *_captions(configs[0]), *remarks(plan, collected)),
-        tidy_columns=TIDY_QUALITY,
-        tidy_rows=tuple(tidy),
+        notes=(*_describe_faults(all_runs), *_captions(configs[0])),
+        numbers=numbers,
     )
 
 
-def _cell(runs: pd.DataFrame, expected: int, name: str, digits: int) -> str:
+def _pool_draws(runs: pd.DataFrame, metric: str) -> Summary | None:
+    """Return the summary of all draws of one source; None where no run is done."""
+    columns = zip(runs["n"], runs[f"{metric}_mean"], runs[f"{metric}_sd"], strict=True)
+    parts = [Summary(n=n, mean=mean, sd=None if math.isnan(sd) else sd) for n, mean, sd in columns]
+    return pool(parts) if parts else None
+
+
+def _format_measure(runs: pd.DataFrame, expected: int, name: str, digits: int) -> str:
     """Return one run's value and interval, or several runs' mean ± sd (n)."""
     values = runs[name].dropna()
     if values.empty and not runs.empty:  # the source does not have it
         return NOTHING
     if len(values) == expected == 1:
         value, low, high = (
-            f"{runs[f'{name}{end}'].iloc[0]:.{digits}f}" for end in ("", "_low", "_high")
+            f"{runs[name + end].iloc[0]:.{digits}f}" for end in ("", "_low", "_high")
         )
         return f"{value} [{low}, {high}]"
-    return cell_of(summarise(values) if len(values) else None, expected, digits)
+    return format_summary(summarise(values) if len(values) else None, expected, digits)
 
 
-def _medians(runs: pd.DataFrame, name: str, digits: int) -> str:
-    means = [runs[f"{name}_median{of}"].mean() for of in ("", "_test")]
-    return NOTHING if any(map(pd.isna, means)) else f"{means[0]:.{digits}f} ({means[1]:.{digits}f})"
+def _format_medians(runs: pd.DataFrame, name: str, digits: int) -> str:
+    """Return "median of the source (of the test masks)"."""
+    source, test = (runs[f"{name}_median{of}"].mean() for of in ("", "_test"))
+    if pd.isna(source) or pd.isna(test):
+        return NOTHING
+    return f"{source:.{digits}f} ({test:.{digits}f})"
 
 
-def _tidy(runs: pd.DataFrame, expected: int, name: str) -> tuple[Cell, ...]:
+def _measure_numbers(runs: pd.DataFrame, expected: int, name: str) -> dict[str, Cell]:
     values = runs[name].dropna()
-    alone = len(values) == 1 and f"{name}_low" in runs
-    low, high = (
-        float(runs.loc[values.index[0], f"{name}_{end}"]) if alone else None
-        for end in ("low", "high")
-    )
-    return *tidy_of(summarise(values) if len(values) else None, expected), low, high
+    numbers = summary_numbers(summarise(values) if len(values) else None, expected)
+    has_interval = len(values) == 1 and f"{name}_low" in runs
+    for end in ("low", "high"):
+        numbers[end] = float(runs.loc[values.index[0], f"{name}_{end}"]) if has_interval else None
+    return numbers
 
 
-def _findings(done: dict[tuple[str, str], pd.DataFrame]) -> list[str]:
-    """Say in plain words of each generator's pairs whether they repeat themselves or copy the training set."""
-    looked_at, lines = 0, []
-    for (data, source), runs in done.items():
-        for _, run in runs.iterrows() if source not in IMAGE_SOURCES else ():
-            if pd.isna(run["duplicates_low"]):
-                continue  # measured without features
-            usual = list(done[data, "real"]["duplicates_high"]) if (data, "real") in done else []
-            looked_at += 1
-            who = f"{data}, {source_label(source)}"
-            who += (
-                f" (split {run['split_seed']}, generator seed {run['seed']})"
-                if len(runs) > 1
-                else ""
-            )
-            if run["duplicates_low"] > max([REPEATS_ITSELF, *usual]):
-                lines.append(
-                    f"{who} repeats itself: {100 * run['duplicates']:.0f} % of its pairs are near-duplicates of others "
-                    f"of its own; they amount to {run['distinct']:.0f} different ones."
-                )
-            if run["copying"] == 1:
-                lines.append(
-                    f"{who} copies its training set: {100 * run['copies']:.0f} % of its pairs are copies of a training "
-                    "image, more than chance explains."
-                )
-    if looked_at and not lines:
+def _describe_faults(runs: Mapping[str, Mapping[str, pd.DataFrame]]) -> list[str]:
+    """Say which generators' pairs repeat themselves or copy the training set.
+
+    Args:
+        runs: data set to source to its done runs.
+    """
+    n_sets = 0
+    faults = []
+    for data, of_data in runs.items():
+        usual = of_data["real"]["duplicates_high"] if "real" in of_data else ()
+        limit = max([MOST_DUPLICATES, *usual])
+        for source in [source for source in of_data if source not in IMAGE_SOURCES]:
+            measured = of_data[source].dropna(subset="duplicates_low")
+            n_sets += len(measured)
+            for run in measured.to_dict("records"):
+                name = f"{data}, {source_label(source)}"
+                if len(of_data[source]) > 1:
+                    name += f" (split {run['split_seed']}, generator seed {run['seed']})"
+                faults += _describe_faults_of_run(name, run, limit)
+
+    if n_sets and not faults:
         return [
-            f"None of the {looked_at} sets of pairs was found to repeat itself or to copy its training set."
+            f"None of the {n_sets} sets of pairs was found to repeat itself or to copy its training"
+            " set."
         ]
-    return lines
+    return faults
+
+
+def _describe_faults_of_run(name: str, run: Mapping[Hashable, Any], limit: float) -> list[str]:
+    faults = []
+    if run["duplicates_low"] > limit:
+        faults.append(
+            paragraph(
+                f"""
+            {name} repeats itself: {100 * run["duplicates"]:.0f} % of its pairs are near-duplicates
+            of others of its own; they amount to {run["distinct"]:.0f} different ones.
+            """
+            )
+        )
+    if run["copying"] == 1:
+        faults.append(
+            f"{name} copies its training set: {100 * run['copies']:.0f} % of its pairs are copies"
+            " of a training image, more than chance explains."
+        )
+    return faults
+
+
+def _caption2(compared: bool) -> str:
+    published = f" Published: {SOURCE}, Table 2, as printed." if compared else ""
+    return paragraph(
+        f"""
+        Unpaired: PSNR and SSIM compare unrelated images, as in the paper, a set's images with test
+        images paired at random. A constant mean image typically scores higher than real images
+        against real ones: read the generators against these two rows. ± is the standard deviation
+        (ddof 1) over the draws (their number in brackets). SSIM is a fraction.{published}
+        """
+    )
 
 
 def _captions(config: QualityConfig) -> tuple[str, ...]:
     return (
-        f"Up to {config.n_images} images of each source against as many test images; ↑: higher is better, ↓: lower is. "
-        "Real (training images) is what a perfect copy of the training set would get: numbers beyond it mean images "
-        "that are easier or more uniform, not better. A source that repeats itself fools KID and realism. [low, high] "
-        "is the 95 % interval over images, found by leaving out one case at a time. Where there are several trainings "
-        "or splits, ± is the standard deviation (ddof 1) over them (their number in brackets).",
-        "All but copies and masks is about what the judge sees: the reference arm's first U-Net, trained on the real "
-        "training cases alone, which it therefore knows a little better than the test cases. Another judge has another "
-        "scale: compare sources of one table, not tables. KID: distance of the two sets; 0 where they are alike, below "
-        "0 by chance. Realism: share of the images that look like test images. Variety: share of the test images that "
-        "look like the source's. Density and coverage: the same two by real images' neighbourhoods alone "
-        f"(k = {config.nearest}), which outliers and a source that makes one picture fool less. Near-duplicates: share "
-        "of the images with another one of their own within half the usual distance of real neighbours; 1 is a "
-        "generator that makes one picture. Distinct images: how many different ones they amount to (Vendi score). "
-        "Copies: share of the images that are much nearer to one training patient than to any other, as at most 1 in "
-        "20 held-out real cases is (1 in N + 1 where there are N, fewer than 19). Image-mask Dice: of the judge's "
-        "prediction with the pair's own mask; for real, on the test pairs; low also where the images are unlike any "
-        "real ones.",
-        "Tumour area, parts (8-connected) and centre: by how much the masks' values must change on average to be "
-        "spread like the test masks' (Wasserstein distance; not 0 for real masks either); and the median of the "
-        "source, in brackets that of the test masks.",
+        paragraph(
+            f"""
+        Up to {config.n_images} images of each source against as many test images; ↑: higher is
+        better, ↓: lower is. Real (training images) is what a perfect copy of the training set would
+        get: numbers beyond it mean images that are easier or more uniform, not better. A source
+        that repeats itself fools KID and realism. [low, high] is the 95 % interval over images,
+        found by leaving out one case at a time. Where there are several trainings or splits, ± is
+        the standard deviation (ddof 1) over them (their number in brackets).
+        """
+        ),
+        paragraph(
+            f"""
+        All but copies and masks is about what the judge sees: the reference arm's first U-Net,
+        trained on the real training cases alone, which it therefore knows a little better than the
+        test cases. Another judge has another scale: compare sources of one table, not tables. KID:
+        distance of the two sets; 0 where they are alike, below 0 by chance. Realism: share of the
+        images that look like test images. Variety: share of the test images that look like the
+        source's. Density and coverage: the same two by real images' neighbourhoods alone (k =
+        {config.nearest}), which outliers and a source that makes one picture fool less.
+        Near-duplicates: share of the images with another one of their own within half the usual
+        distance of real neighbours; 1 is a generator that makes one picture. Distinct images: how
+        many different ones they amount to (Vendi score). Copies: share of the images that are much
+        nearer to one training patient than to any other, as at most 1 in 20 held-out real cases is
+        (1 in N + 1 where there are N, fewer than 19). Image-mask Dice: of the judge's prediction
+        with the pair's own mask; for real, on the test pairs; low also where the images are unlike
+        any real ones.
+        """
+        ),
+        paragraph(
+            """
+        Tumour area, parts (8-connected) and centre: by how much the masks' values must change on
+        average to be spread like the test masks' (Wasserstein distance; not 0 for real masks
+        either); and the median of the source, in brackets that of the test masks.
+        """
+        ),
     )

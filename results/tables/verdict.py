@@ -1,33 +1,40 @@
 """The verdict: a sentence or two per data set on whether pairs help, which ones, and by how much.
 
 The arm that looks best flatters itself: it was chosen by the scores that it is then praised for. So
-    the choice is made
-on half of the seeds and half of the cases, and the gain is estimated on the other seeds and the
-other cases; then the other way about, and the gain is the mean of both. Only arms that add
-synthetic pairs to the real ones, and nothing else, are chosen among: what an arm with copies or
-    moves gains, it may gain by these.
+half of the seeds and half of the cases choose an arm, and the other seeds and cases estimate its
+gain; then the other way about. The gain is the mean of both. Only arms that add synthetic pairs to
+the real ones, and nothing else, are chosen among: another arm may gain by its copies or moves.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 
 from hvae_hpc.config.arms import ArmConfig
 from hvae_hpc.results.collect import Collected
 from hvae_hpc.results.labels import REFERENCE, arm_label
+from hvae_hpc.results.scores import (
+    LEVEL,
+    ArmScores,
+    can_be_tested,
+    count_above,
+    dice_of,
+    subtract,
+    to_blocks,
+)
 from hvae_hpc.results.statistics import Estimate, bootstrap_mean, holm, paired_p
-from hvae_hpc.results.tables.arms import LEVEL, ArmScores, DiceTable, dice_of, subtract, to_blocks
-from hvae_hpc.results.tables.dice import NOTHING
+from hvae_hpc.results.tables.table import format_estimate
 
 MOST_NAMED = 3
 FEWEST_SEEDS = 4
-"""Of fewer, halves are one seed each, and the interval covers the truth in two cases of three at most."""
+"""Of fewer, halves are one seed each, and the interval covers the truth in 2 of 3 cases at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """What the runs of one data set say.
+class PairsVerdict:
+    """Whether synthetic pairs help on one data set.
 
     Attributes:
         best: the arm with the highest mean gain over the reference; "" where none is done.
@@ -39,206 +46,192 @@ class Verdict:
     """
 
     data: str
-    best: str
-    gain: Estimate | None
-    chosen: tuple[str, ...]
-    helps: bool
+    best: str = ""
+    gain: Estimate | None = None
+    chosen: tuple[str, ...] = ()
+    helps: bool = False
     sentence: str
 
 
-def judge(collected: Collected, scores: Sequence[ArmScores]) -> list[Verdict]:
+def judge(collected: Collected, scores: Sequence[ArmScores]) -> list[PairsVerdict]:
     """Return the verdict on every data set, given the scores of all arms."""
-    names = dict.fromkeys(of_arm.data for of_arm in scores)
-    return [
-        _judge(collected, data, [of_arm for of_arm in scores if of_arm.data == data])
-        for data in names
-    ]
+    names = dict.fromkeys(s.data for s in scores)
+    return [_judge(collected, data, [s for s in scores if s.data == data]) for data in names]
 
 
-def _judge(collected: Collected, data: str, scores: Sequence[ArmScores]) -> Verdict:
-    plain = [
+def _judge(collected: Collected, data: str, scores: Sequence[ArmScores]) -> PairsVerdict:
+    candidates = [
         s for s in scores if _only_adds_pairs(s.arm) and s.versus == REFERENCE and s.difference
     ]
     # An arm with one lucky seed is not compared with arms that have all of theirs.
-    most = max((s.paired for s in plain), default=0)
-    candidates = {s.arm.name: s for s in plain if s.paired == most}
+    most = max((s.paired for s in candidates), default=0)
+    candidates = [s for s in candidates if s.paired == most]
     if not candidates:
-        said = f"{data}: no arm with synthetic pairs can be compared with the reference yet."
-        return Verdict(data=data, best="", gain=None, chosen=(), helps=False, sentence=said)
-    best = max(candidates.values(), key=_mean_gain)
+        sentence = f"{data}: no arm with synthetic pairs can be compared with the reference yet."
+        return PairsVerdict(data=data, sentence=sentence)
+
+    best = max(candidates, key=lambda s: s.mean_gain)
     reference = dice_of(collected, data, REFERENCE)
     gain, chosen = cross_estimate(
-        {n: subtract(dice_of(collected, data, n), reference) for n in candidates}
+        {s.arm.name: subtract(dice_of(collected, data, s.arm.name), reference) for s in candidates}
     )
+    arms = {s.arm.name: s.arm for s in candidates}
     parts = [
-        f"{data}: {_gain_said(best, gain, chosen, candidates)}",
-        _chance_said(best, gain),
-        _standard_said(collected, data, scores, list(candidates.values())),
-        *_on_top_said(collected, data, scores),
+        f"{data}: {_describe_gain(best, gain, [arms[name] for name in dict.fromkeys(chosen)])}",
+        _describe_chance(best, gain),
+        _compare_with_standard(collected, data, scores, candidates),
+        *_compare_combinations(collected, data, scores),
     ]
-    return Verdict(
+    return PairsVerdict(
         data=data,
         best=best.arm.name,
         gain=gain,
         chosen=chosen,
-        helps=best.p is not None and best.p < LEVEL and _mean_gain(best) > 0,
+        helps=best.is_significant and best.mean_gain > 0,
         sentence="; ".join(part for part in parts if part) + ".",
     )
 
 
 def _only_adds_pairs(arm: ArmConfig) -> bool:
+    """Return whether synthetic pairs as they are, added to the real ones, are all that an arm has."""
     others = (
-        arm.n_standard or arm.n_copies or arm.n_cases or arm.moves or arm.alone or arm.first_share
+        *(arm.n_standard, arm.n_copies, arm.n_cases, arm.moves),
+        *(arm.alone, arm.first_share, arm.shuffled),
     )
-    return bool(arm.generator) and not (others or arm.shuffled)
+    return bool(arm.generator) and not any(others)
 
 
-def _mean_gain(scores: ArmScores) -> float:
-    return scores.difference.mean if scores.difference else -1.0
+def cross_estimate(
+    differences: Mapping[str, pd.DataFrame],
+) -> tuple[Estimate | None, tuple[str, ...]]:
+    """Choose an arm on half of the seeds and cases, and estimate its mean on the others.
 
-
-def cross_estimate(tables: Mapping[str, DiceTable]) -> tuple[Estimate | None, tuple[str, ...]]:
-    """Choose the arm with the highest mean on half of seeds and cases, and estimate its mean on the others.
-
-    A case belongs to one half in all splits.
+    The arm with the highest mean is chosen. A case belongs to one half in all splits.
 
     Args:
-        tables: each arm's differences to the reference.
+        differences: each arm's differences to the reference, as :func:`subtract` returns them.
 
     Returns:
         The mean of both ways with its interval, and what each half chose; None and nothing with
         fewer than four seeds that all arms have, or two cases.
     """
-    common = sorted(set.intersection(*(set(table) for table in tables.values())))
+    common = set.intersection(*(set(of_arm.index) for of_arm in differences.values()))
+    tables = {
+        arm: of_arm[[key in common for key in of_arm.index]].dropna(axis=1, how="all")
+        for arm, of_arm in differences.items()
+    }
     seeds = sorted({seed for _, seed in common})
-    cases = sorted({case for table in tables.values() for key in common for case in table[key]})
+    cases = sorted({case for table in tables.values() for case in table.columns})
     if len(seeds) < FEWEST_SEEDS or len(cases) < 2:
         return None, ()
 
-    def part(table: DiceTable, of_seeds: set[int], of_cases: set[str]) -> DiceTable:
-        rows = {key: table[key] for key in common if key[1] in of_seeds}
-        return {
-            key: {c: value for c, value in row.items() if c in of_cases}
-            for key, row in rows.items()
-        }
+    def take_half(table: pd.DataFrame, half: int) -> pd.DataFrame:
+        rows = table.index.isin(seeds[half::2], level="seed")
+        return table.loc[rows, table.columns.isin(cases[half::2])]
 
     blocks, chosen = [], []
     for half in (0, 1):
-        mine, others = (
-            {arm: part(table, set(seeds[h::2]), set(cases[h::2])) for arm, table in tables.items()}
-            for h in (half, 1 - half)
-        )
-        means = {arm: _mean(table) for arm, table in mine.items()}
-        chosen.append(max(means, key=means.__getitem__))
-        blocks += [block for block in to_blocks(others[chosen[-1]]) if block.scores.size]
+        means = {arm: np.nanmean(take_half(table, half)) for arm, table in tables.items()}
+        best = max(means, key=means.__getitem__)
+        chosen.append(best)
+        others = to_blocks(take_half(tables[best], 1 - half))
+        blocks += [block for block in others if block.scores.size]
     return bootstrap_mean(blocks), tuple(chosen)
 
 
-def _mean(table: DiceTable) -> float:
-    return float(np.mean([value for row in table.values() for value in row.values()]))
-
-
-def _gain_said(
-    best: ArmScores,
-    gain: Estimate | None,
-    chosen: Sequence[str],
-    candidates: Mapping[str, ArmScores],
-) -> str:
+def _describe_gain(best: ArmScores, gain: Estimate | None, chosen: Sequence[ArmConfig]) -> str:
+    """Say what the best arm gains, or what the arms do that halves of the data chose instead."""
     name = arm_label(best.arm)
     if gain is None:
-        leads = "looks best" if _mean_gain(best) > 0 else "comes nearest"
+        leads = "looks best" if best.mean_gain > 0 else "comes nearest"
         return (
-            f"of the arms that add nothing but synthetic pairs {name} {leads}: {shown_gain(best)} Dice against the "
-            "reference, a flattering number since the same runs chose the arm (they are too few to choose by some and "
-            "judge by others)"
+            f"of the arms that add nothing but synthetic pairs {name} {leads}:"
+            f" {format_estimate(best.difference, '+')} Dice against the reference, a flattering"
+            " number since the same runs chose the arm (they are too few to choose by some and"
+            " judge by others)"
         )
     interval = f"[{gain.low:+.3f}, {gain.high:+.3f}] against the reference"
-    if set(chosen) == {best.arm.name}:
-        return f"{name} {'raises' if gain.mean >= 0 else 'lowers'} Dice by {abs(gain.mean):.3f} {interval}"
-    halves = " and ".join(dict.fromkeys(arm_label(candidates[arm].arm) for arm in chosen))
+    if list(chosen) == [best.arm]:
+        verb = "raises" if gain.mean >= 0 else "lowers"
+        return f"{name} {verb} Dice by {abs(gain.mean):.3f} {interval}"
+    halves = " and ".join(map(arm_label, chosen))
     return (
-        f"{name} looks best; what halves of the data choose ({halves}) changes Dice by {gain.mean:+.3f} {interval} on "
-        "the other halves, so take these arms as alike"
+        f"{name} looks best; what halves of the data choose ({halves}) changes Dice by"
+        f" {gain.mean:+.3f} {interval} on the other halves, so take these arms as alike"
     )
 
 
-def _chance_said(best: ArmScores, gain: Estimate | None) -> str:
+def _describe_chance(best: ArmScores, gain: Estimate | None) -> str:
     if best.p is None:
         return f"{best.paired} seeds are too few for a test, so take it as a hint"
     if best.p >= LEVEL:
         return f"not beyond chance (p = {best.p:.2g})"
-    hidden = gain is not None and gain.low <= 0 <= gain.high
-    return (
-        "beyond chance"
-        + " by the test over all seeds and cases, though these halves alone do not show it" * hidden
-    )
+    if gain is not None and gain.low <= 0 <= gain.high:
+        return (
+            "beyond chance by the test over all seeds and cases, though these halves alone do not"
+            " show it"
+        )
+    return "beyond chance"
 
 
-def shown_gain(scores: ArmScores) -> str:
-    """Return an arm's mean gain over its reference with its interval."""
-    gain = scores.difference
-    return f"{gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]" if gain else NOTHING
-
-
-def _largest_standard(scores: Sequence[ArmScores]) -> ArmScores | None:
+def _compare_with_standard(
+    collected: Collected, data: str, scores: Sequence[ArmScores], candidates: Sequence[ArmScores]
+) -> str:
+    """Say which arms differ from the largest standard augmentation; "" where there is none."""
     standard = [
         s
         for s in scores
         if s.arm.n_standard and not s.arm.generator and s.versus == REFERENCE and s.n
     ]
-    return max(standard, key=lambda s: s.arm.n_standard, default=None)
-
-
-def _standard_said(
-    collected: Collected, data: str, scores: Sequence[ArmScores], candidates: Sequence[ArmScores]
-) -> str:
-    """Say which arms differ from the largest standard augmentation, where there is one and enough seeds."""
-    largest = _largest_standard(scores)
-    if not largest:
+    if not standard:
         return ""
-    with_it = dice_of(collected, data, largest.arm.name)
-    tables = {
-        s.arm.name: subtract(dice_of(collected, data, s.arm.name), with_it) for s in candidates
-    }
-    tested = [s for s in candidates if 2 / 2 ** len(tables[s.arm.name]) < LEVEL]
+    largest = max(standard, key=lambda s: s.arm.n_standard)
+    name = arm_label(largest.arm)
+
+    dice = dice_of(collected, data, largest.arm.name)
+    differences = [subtract(dice_of(collected, data, s.arm.name), dice) for s in candidates]
+    tested = [i for i, of_arm in enumerate(differences) if can_be_tested(of_arm)]
     if not tested:
-        return (
-            f"{arm_label(largest.arm)} alone gives {shown_gain(largest)}"
-            if largest.difference
-            else ""
-        )
-    adjusted = holm([paired_p(to_blocks(tables[s.arm.name])) for s in tested])
-    differ = [s for s, p in zip(tested, adjusted, strict=True) if p < LEVEL]
-    above = [arm_label(s.arm) for s in differ if _mean(tables[s.arm.name]) > 0]
-    below = [arm_label(s.arm) for s in differ if _mean(tables[s.arm.name]) < 0]
-    than = arm_label(largest.arm)
+        alone = f"{name} alone gives {format_estimate(largest.difference, '+')}"
+        return alone if largest.difference else ""
+
+    adjusted = holm([paired_p(to_blocks(differences[i])) for i in tested])
+    above: list[str] = []
+    below: list[str] = []
+    for i, p in zip(tested, adjusted, strict=True):
+        if p < LEVEL:
+            side = above if np.nanmean(differences[i]) > 0 else below
+            side.append(arm_label(candidates[i].arm))
     if not above and not below:
-        return f"no arm with synthetic pairs differs from {than} beyond chance"
-    said = f"better than {than}: {_listed(above)}" if above else f"none is better than {than}"
-    return said + (f"; worse: {_listed(below)}" if below else "")
+        return f"no arm with synthetic pairs differs from {name} beyond chance"
+    better = f"better than {name}: {_list_some(above)}" if above else f"none is better than {name}"
+    return better + (f"; worse: {_list_some(below)}" if below else "")
 
 
-def _on_top_said(collected: Collected, data: str, scores: Sequence[ArmScores]) -> list[str]:
-    """Say what pairs change on top of copies or moves, for each arm that has both and a counterpart without pairs."""
-    there = {s.arm.name for s in scores if s.n}
-    said = []
+def _compare_combinations(
+    collected: Collected, data: str, scores: Sequence[ArmScores]
+) -> list[str]:
+    """Say what pairs change on top of copies, moves or more cases, where the same arm without pairs is done."""
+    done = {s.arm.name for s in scores if s.n}
+    sentences = []
     for s in scores:
-        base = s.arm.name.removesuffix(f"+{s.arm.generator}+{s.arm.n_synthetic}")
-        if not s.arm.generator or base == s.arm.name or base not in there or s.versus != REFERENCE:
+        without = s.arm.name.removesuffix(f"+{s.arm.generator}+{s.arm.n_synthetic}")
+        is_combination = bool(s.arm.generator) and without != s.arm.name
+        if not is_combination or without not in done or s.versus != REFERENCE:
             continue
-        table = subtract(dice_of(collected, data, s.arm.name), dice_of(collected, data, base))
-        if not table:
+        dice = dice_of(collected, data, s.arm.name)
+        difference = subtract(dice, dice_of(collected, data, without))
+        if difference.empty:
             continue
-        change = bootstrap_mean(to_blocks(table))
-        better = sum(_mean({key: row}) > 0 for key, row in table.items())
-        without = replace(s.arm, name=base, generator="", n_synthetic=0)
-        shown = "" if change.low > 0 or change.high < 0 else ", which shows no difference"
-        said.append(
-            f"{arm_label(s.arm)} against {arm_label(without)} alone: {change.mean:+.3f} [{change.low:+.3f}, "
-            f"{change.high:+.3f}], better for {better} of {len(table)} seeds{shown}"
+        change = bootstrap_mean(to_blocks(difference))
+        label = arm_label(replace(s.arm, name=without, generator="", n_synthetic=0))
+        unclear = ", which shows no difference" if change.low <= 0 <= change.high else ""
+        sentences.append(
+            f"{arm_label(s.arm)} against {label} alone: {format_estimate(change, '+')}, better for"
+            f" {count_above(difference)} of {len(difference)} seeds{unclear}"
         )
-    return said
+    return sentences
 
 
-def _listed(names: Sequence[str]) -> str:
+def _list_some(names: Sequence[str]) -> str:
     return ", ".join(names) if len(names) <= MOST_NAMED else f"{len(names)} arms"

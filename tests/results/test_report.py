@@ -12,8 +12,7 @@ from PIL import Image
 from hvae_hpc.config.arms import ArmConfig
 from hvae_hpc.results.collect import collect
 from hvae_hpc.results.report import PAGE, _cost_table
-from hvae_hpc.results.tables.dice import Table
-from hvae_hpc.results.tables.rendering import render_html
+from hvae_hpc.results.tables.table import Table
 from hvae_hpc.results.write import write_results
 from hvae_hpc.runs.plan import read_plan
 from hvae_hpc.runs.run import Run
@@ -156,14 +155,14 @@ def test_a_row_s_names_stay_in_sight_when_its_table_is_scrolled(tmp_path: Path) 
         for i in range(3)
     )
     columns = ("data", "arm", *"abcdefghi")
-    table = Table(title="T", columns=columns, rows=rows, notes=(), tidy_columns=(), tidy_rows=())
+    table = Table(title="T", columns=columns, rows=rows)
     measure = """const box = document.querySelector(".scroll"), cells = box.querySelector("tbody tr").cells;
         box.scrollLeft = 1e4;
         const at = (place) => place.getBoundingClientRect();
         document.title = [box.scrollLeft > 100, at(cells[0]).left >= at(box).left, at(cells[1]).left >= at(cells[0]).right - 1,
             at(cells[1]).right < at(box).right - 100].join(" ");"""
     page = tmp_path / "page.html"
-    text = PAGE.read_text().replace("<!--tables-->", render_html(table))
+    text = PAGE.read_text().replace("<!--tables-->", table.to_html())
     page.write_text(text.replace("</body>", f"<script>{measure}</script></body>"))
     assert "<title>true true true true</title>" in look(page, "--dump-dom", "--window-size=500,900")
 

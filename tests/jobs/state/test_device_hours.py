@@ -15,7 +15,7 @@ from hvae_hpc.jobs.state.run_status import read_run_status
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.results.collect import collect
 from hvae_hpc.results.report import _cost_table
-from hvae_hpc.results.tables.device_hours import build_spent
+from hvae_hpc.results.tables.device_hours import build_device_hours
 from hvae_hpc.runs.done import ResultSummary, read_results
 from hvae_hpc.runs.plan import Plan
 from tests.jobs.queues import in_queue, log, make_plan, queue_of, submit
@@ -142,7 +142,8 @@ def test_the_energy_of_several_gpus_is_not_taken_for_that_of_one(
     result["provenance"] |= {"processes": processes, "gpu": {"energy_j": 7.2e6}}
     path.write_text(json.dumps(result))
     assert spend(plan)["segment"].energy_kwh == kwh
-    assert _cost_table(collect(plan, partial=True)).tidy_rows[0][-1] == kwh
+    shown = "—" if kwh is None else "2.00 kWh"
+    assert _cost_table(collect(plan, partial=True)).rows[0][5] == shown
 
 
 def test_a_run_that_is_done_counts_by_its_result_and_its_earlier_attempts_by_its_log(
@@ -239,11 +240,11 @@ def test_status_and_the_report_s_table_say_it(
     assert [run["failure"] for run in sweep["runs"]] == ["code error", "", "", "", "", ""]
     (spent,) = sweep["costs"]
     assert spent["hours"]["failed"] == pytest.approx(1.0, abs=0.01)
-    table = build_spent(sweep["costs"])
+    table = build_device_hours(sweep["costs"])
     assert table
     assert table.columns[:4] == ("stage", "of", "useful", "failed")
     assert table.rows[0][3] == "1.00"
-    assert build_spent([]) is None
+    assert build_device_hours([]) is None
 
 
 def test_every_stage_that_took_time_has_a_line(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from matplotlib.text import Text
 from hvae_hpc.config.arms import ArmConfig
 from hvae_hpc.results.collect import Collected, collect
 from hvae_hpc.results.figures.cost import draw_cost, needed_runs, network_seconds
-from hvae_hpc.results.tables.arms import score_arms
+from hvae_hpc.results.scores import score_arms
 from hvae_hpc.runs.plan import Plan, read_plan
 from tests.results.made_up import PAPER_ARMS, SMALL_ARMS, segments, write_sweep
 

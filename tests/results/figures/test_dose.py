@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from hvae_hpc.config.arms import ArmConfig
 from hvae_hpc.results.collect import Collected, collect
 from hvae_hpc.results.figures.dose import draw_dice
+from hvae_hpc.results.scores import score_arms
 from hvae_hpc.results.statistics import Block, bootstrap_mean
-from hvae_hpc.results.tables.arms import score_arms
 from hvae_hpc.runs.plan import read_plan
 from tests.results.made_up import PAPER_ARMS, SMALL_ARMS, write_sweep
 

@@ -12,7 +12,7 @@ from hvae_hpc.errors import UserError
 from hvae_hpc.results.collect import collect
 from hvae_hpc.results.figures import write as figures
 from hvae_hpc.results.figures.write import DPI, write_figures
-from hvae_hpc.results.tables.arms import score_arms
+from hvae_hpc.results.scores import score_arms
 from hvae_hpc.runs.plan import read_plan
 from tests.results.made_up import SMALL_ARMS, write_samples, write_sweep
 

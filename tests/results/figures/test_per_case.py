@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
 from hvae_hpc.config.arms import ArmConfig
 from hvae_hpc.results.collect import Collected, collect
 from hvae_hpc.results.figures.per_case import MOST_ROWS, choose_arms, draw_per_case, over_seeds
-from hvae_hpc.results.tables.arms import ArmScores, score_arms
+from hvae_hpc.results.scores import ArmScores, score_arms
 from hvae_hpc.runs.plan import read_plan
 from tests.results.made_up import PAPER_ARMS, write_sweep
 
@@ -137,5 +138,6 @@ def test_of_many_generators_the_best_have_a_row_and_controls_have_none(tmp_path:
 
 
 def test_a_case_that_two_splits_test_counts_in_each_and_seeds_are_averaged() -> None:
-    table = {(0, 0): {"a": 0.2, "b": 0.8}, (0, 1): {"a": 0.4, "b": 0.6}, (1, 0): {"a": 1.0}}
-    np.testing.assert_allclose(over_seeds(table), (0.3, 0.7, 1.0))
+    index = pd.MultiIndex.from_tuples([(0, 0), (0, 1), (1, 0)], names=["split_seed", "seed"])
+    dice = pd.DataFrame({"a": [0.2, 0.4, 1.0], "b": [0.8, 0.6, np.nan]}, index)
+    np.testing.assert_allclose(over_seeds(dice), (0.3, 0.7, 1.0))

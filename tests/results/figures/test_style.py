@@ -9,7 +9,7 @@ from matplotlib.colors import to_hex
 from hvae_hpc.config.arms import ArmConfig
 from hvae_hpc.results.collect import collect
 from hvae_hpc.results.figures.style import STYLES, interval_over, mark_of, spread
-from hvae_hpc.results.tables.arms import score_arms
+from hvae_hpc.results.scores import score_arms
 from hvae_hpc.runs.plan import read_plan
 from hvae_hpc.runs.run import Run
 from tests.results.made_up import PAPER_ARMS, SMALL_ARMS, segments, write_sweep

@@ -12,9 +12,11 @@ from hvae_hpc.config.arms import ArmConfig
 from hvae_hpc.config.model import MovesConfig
 from hvae_hpc.results.collect import collect
 from hvae_hpc.results.labels import arm_label
+from hvae_hpc.results.scores import reference_of, score_arms, supported_best
 from hvae_hpc.results.statistics import holm, sign_flip_test
-from hvae_hpc.results.tables.arms import build_arms, reference_of, score_arms, supported_best
-from hvae_hpc.results.tables.dice import Table, render_csv
+from hvae_hpc.results.tables.arms import build_arms
+from hvae_hpc.results.tables.build import sweep_remarks
+from hvae_hpc.results.tables.table import Table
 from hvae_hpc.runs.plan import read_plan
 from hvae_hpc.runs.run import Run
 from tests.results.made_up import (
@@ -32,13 +34,13 @@ from tests.results.made_up import (
 def table_of(folder: Path, partial: bool = False) -> Table:
     plan = read_plan(folder / "plans/small.json")
     collected = collect(plan, partial)
-    table = build_arms(plan, collected, score_arms(plan, collected))
+    table = build_arms(plan, score_arms(plan, collected))
     assert table is not None
-    return table
+    return replace(table, remarks=tuple(sweep_remarks(plan, collected)))
 
 
 def rows_of(table: Table) -> dict[str, dict[str, str]]:
-    return {row["arm"]: row for row in csv.DictReader(io.StringIO(render_csv(table)))}
+    return {row["arm"]: row for row in csv.DictReader(io.StringIO(table.to_csv()))}
 
 
 def test_the_difference_is_the_mean_of_those_of_equal_seeds(tmp_path: Path) -> None:
@@ -65,10 +67,10 @@ def test_the_difference_is_the_mean_of_those_of_equal_seeds(tmp_path: Path) -> N
 
 def test_u_nets_that_found_nothing_are_named(tmp_path: Path) -> None:
     runs = write_sweep(tmp_path)
-    assert not any("Dice 0" in note for note in table_of(tmp_path).notes)
+    assert not any("Dice 0" in note for note in table_of(tmp_path).remarks)
     for run in segments(runs, "hvae+300")[1:]:
         finish(tmp_path, run, {**fake_metrics(run), "dice": 0.0})
-    (note,) = [note for note in table_of(tmp_path).notes if "Dice 0" in note]
+    (note,) = [note for note in table_of(tmp_path).remarks if "Dice 0" in note]
     assert note.startswith(
         "Dice 0 on every test case: brats2021 hvae+300 seed 1, brats2021 hvae+300 seed 2. Such"
     )

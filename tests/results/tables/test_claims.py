@@ -7,7 +7,7 @@ import pytest
 from hvae_hpc.config.arms import ArmConfig
 from hvae_hpc.results.collect import collect
 from hvae_hpc.results.tables.claims import build_claims
-from hvae_hpc.results.tables.dice import Table
+from hvae_hpc.results.tables.table import Table
 from hvae_hpc.runs.plan import read_plan
 from hvae_hpc.runs.run import Run
 from tests.results.made_up import (

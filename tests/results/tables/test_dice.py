@@ -12,16 +12,13 @@ from hvae_hpc.config.arms import ArmConfig
 from hvae_hpc.config.stages import QualityConfig, SplitConfig
 from hvae_hpc.results.collect import collect
 from hvae_hpc.results.labels import arm_label, method_of, ordered_arms
-from hvae_hpc.results.tables.dice import (
-    Table,
-    build_table1,
-    build_table2,
-    read_published,
-    render_csv,
-    render_markdown,
-    render_text,
-)
+from hvae_hpc.results.scores import score_arms
+from hvae_hpc.results.tables.build import build_tables, sweep_remarks
+from hvae_hpc.results.tables.dice import build_table1
 from hvae_hpc.results.tables.likelihood import build_likelihoods
+from hvae_hpc.results.tables.published import read_published
+from hvae_hpc.results.tables.quality import build_table2
+from hvae_hpc.results.tables.table import Table
 from hvae_hpc.runs.plan import read_plan
 from hvae_hpc.runs.run import Run
 from tests.results.made_up import (
@@ -43,7 +40,13 @@ def tables_of(
 ) -> tuple[Table | None, Table | None]:
     plan = read_plan(folder / f"plans/{sweep}.json")
     collected = collect(plan, partial)
-    return build_table1(plan, collected, {}), build_table2(plan, collected)
+    tables = (
+        build_table1(plan, collected, score_arms(plan, collected)),
+        build_table2(plan, collected),
+    )
+    remarks = tuple(sweep_remarks(plan, collected))
+    first, second = (table and dataclasses.replace(table, remarks=remarks) for table in tables)
+    return first, second
 
 
 def table1_of(folder: Path, partial: bool = False) -> Table:
@@ -75,7 +78,7 @@ def test_a_cell_of_table_1_is_numpys_mean_and_sd_over_the_seeds(tmp_path: Path) 
 
 def test_the_csv_holds_all_digits(tmp_path: Path) -> None:
     runs = write_sweep(tmp_path, seeds=5)
-    rows = list(csv.DictReader(io.StringIO(render_csv(table1_of(tmp_path)))))
+    rows = list(csv.DictReader(io.StringIO(table1_of(tmp_path).to_csv())))
     (row,) = [row for row in rows if row["arm"] == "lsgan+100"]
     dice = [fake_dice(run) for run in segments(runs, "lsgan+100")]
     assert float(row["mean"]) == pytest.approx(np.mean(dice), rel=1e-15)
@@ -97,7 +100,7 @@ def test_table_1_has_the_papers_rows_in_the_papers_order(tmp_path: Path) -> None
     data = ["brats2021", "brats2021, published", "hecktor2022", "hecktor2022, published"]
     assert list(table.columns) == ["arm", *data]
     assert all("—" not in row[2] for row in table.rows)
-    assert len(table.tidy_rows) == 32
+    assert len(table.numbers) == 32
 
 
 def test_the_published_numbers_stand_beside_ours_as_printed(tmp_path: Path) -> None:
@@ -144,7 +147,9 @@ def test_missing_seeds_are_counted_in_the_cell(tmp_path: Path) -> None:
     expected = f"{np.mean(dice):.3f} ± {np.std(dice, ddof=1):.3f} (7/10)"
     assert cell(table, "VAE + 100", "brats2021") == expected
     assert cell(table, "VAE + 300", "brats2021") == "— (0/10)"
-    assert any(note.startswith(f"Partial: 13 of {len(runs)} expected runs") for note in table.notes)
+    assert any(
+        note.startswith(f"Partial: 13 of {len(runs)} expected runs") for note in table.remarks
+    )
 
 
 def test_nan_is_never_printed(tmp_path: Path) -> None:
@@ -157,7 +162,7 @@ def test_nan_is_never_printed(tmp_path: Path) -> None:
             finish(tmp_path, run, one_draw)
     for table in tables_of(tmp_path, partial=True):
         assert table is not None
-        for text in (render_text(table), render_markdown(table), render_csv(table)):
+        for text in (table.to_text(), table.to_markdown(), table.to_csv()):
             assert "nan" not in text.lower()
 
 
@@ -187,13 +192,11 @@ def test_the_captions_say_what_the_numbers_are(tmp_path: Path) -> None:
         assert words in second
 
 
-def test_bold_is_explained_where_there_is_any(tmp_path: Path) -> None:
-    write_sweep(tmp_path)
-    plan = read_plan(tmp_path / "plans/small.json")
-    for best, there in (({}, False), ({"brats2021": "hvae+300"}, True)):
-        table = build_table1(plan, collect(plan), best)
-        assert table is not None
-        assert bool(table.bold) is ("Bold: the highest" in table.notes[0]) is there
+@pytest.mark.parametrize(("seeds", "is_tested"), [(2, False), (10, True)])
+def test_bold_is_explained_where_there_is_any(tmp_path: Path, seeds: int, is_tested: bool) -> None:
+    write_sweep(tmp_path, seeds=seeds)
+    table = table1_of(tmp_path)
+    assert bool(table.bold) is ("Bold: the highest" in table.notes[0]) is is_tested
 
 
 def test_several_splits_change_what_the_caption_says(tmp_path: Path) -> None:
@@ -251,7 +254,7 @@ def test_mixed_code_is_noted_under_both_tables(tmp_path: Path) -> None:
     finish(tmp_path, runs[-1], fake_metrics(runs[-1]), code_sha="def")
     for table in tables_of(tmp_path):
         assert table is not None
-        assert any("abc" in note and "def (1 runs)" in note for note in table.notes)
+        assert any("abc" in note and "def (1 runs)" in note for note in table.remarks)
 
 
 def test_a_table_without_planned_runs_is_not_made(tmp_path: Path) -> None:
@@ -265,19 +268,19 @@ def test_names_are_shown_and_never_obeyed(tmp_path: Path) -> None:
     evil = "a|b<script>alert(1)</script>\n\x1b[31m`x`"
     write_sweep(tmp_path, arms=(PAPER_ARMS[0], ArmConfig(name=evil, n_standard=3)))
     table = table1_of(tmp_path)
-    markdown = render_markdown(table)
+    markdown = table.to_markdown()
     assert "<script" not in markdown
     line = next(line for line in markdown.splitlines() if "alert" in line)
     assert r"a\|b&lt;script&gt;" in line
     assert line.replace(r"\|", "").count("|") == len(table.columns) + 1
-    assert "\x1b" not in markdown + render_text(table)
-    rows = list(csv.DictReader(io.StringIO(render_csv(table))))
+    assert "\x1b" not in markdown + table.to_text()
+    rows = list(csv.DictReader(io.StringIO(table.to_csv())))
     assert rows[1]["arm"] == evil
 
 
 def test_every_line_of_the_text_has_its_columns_under_the_header(tmp_path: Path) -> None:
     write_sweep(tmp_path)
-    lines = render_text(table1_of(tmp_path)).splitlines()
+    lines = table1_of(tmp_path).to_text().splitlines()
     start = lines[2].index("brats2021")
     assert all(
         line[start].isdigit() and line[start - 1] == " " for line in lines[4 : 4 + len(SMALL_ARMS)]
@@ -348,7 +351,7 @@ def test_likelihoods_are_means_over_trainings_and_a_vae_has_no_bound_with_a_flow
     assert cells["HVAE"]["log p(x, m), nats"] == "-90.0 ± — (1)"
     assert cells["VAE"]["log p(x, m), nats"] == "-92.2 ± — (1)"
     assert (cells["VAE"]["ELBO, flow"], cells["HVAE"]["ELBO, flow"]) == ("—", "-95.0 ± — (1)")
-    rows = list(csv.DictReader(io.StringIO(render_csv(table))))
+    rows = list(csv.DictReader(io.StringIO(table.to_csv())))
     (row,) = [r for r in rows if (r["generator"], r["metric"]) == ("vae", "log_likelihood")]
     assert (row["mean"], row["sd"], row["n"], row["n_expected"]) == ("-92.25", "", "1", "1")
     assert (
@@ -364,7 +367,8 @@ def test_likelihoods_that_are_missing_are_shown_as_such(tmp_path: Path) -> None:
         likelihoods=True,
     )
     plan = read_plan(tmp_path / "plans/small.json")
-    table = build_likelihoods(plan, collect(plan, partial=True))
+    collected = collect(plan, partial=True)
+    table = build_tables(plan, collected, [])["likelihoods"]
     assert table is not None
-    assert table.rows[1][2] == "— (0/1)"
-    assert any("Partial" in note for note in table.notes)
+    assert table.rows[1][1] == "— (0/1)"
+    assert any("Partial" in note for note in table.remarks)

@@ -9,8 +9,9 @@ import numpy as np
 
 from hvae_hpc.config.stages import QualityConfig, SplitConfig
 from hvae_hpc.results.collect import collect
-from hvae_hpc.results.tables.dice import Table, render_csv, render_markdown, render_text
-from hvae_hpc.results.tables.quality import ROWS, build_quality
+from hvae_hpc.results.tables.build import sweep_remarks
+from hvae_hpc.results.tables.quality import MEASURES, build_quality
+from hvae_hpc.results.tables.table import Table
 from hvae_hpc.runs.plan import read_plan
 from hvae_hpc.runs.run import Run
 from tests.results.made_up import (
@@ -25,9 +26,10 @@ from tests.results.made_up import (
 
 def table_of(folder: Path, partial: bool = False) -> Table:
     plan = read_plan(folder / "plans/small.json")
-    table = build_quality(plan, collect(plan, partial))
+    collected = collect(plan, partial)
+    table = build_quality(plan, collected)
     assert table is not None
-    return table
+    return dataclasses.replace(table, remarks=tuple(sweep_remarks(plan, collected)))
 
 
 def cell(table: Table, measure: str, source: str) -> str:
@@ -61,14 +63,14 @@ def test_a_cell_is_the_value_with_its_interval_and_a_dash_where_the_source_has_n
         "—",
         "—",
     ]
-    assert len(table.rows) == len(ROWS) + 4
+    assert len(table.rows) == len(MEASURES) + 4
 
 
 def test_the_csv_holds_all_digits_and_the_medians(tmp_path: Path) -> None:
     write_sweep(tmp_path)
     rows = {
         (r["source"], r["metric"]): r
-        for r in csv.DictReader(io.StringIO(render_csv(table_of(tmp_path))))
+        for r in csv.DictReader(io.StringIO(table_of(tmp_path).to_csv()))
     }
     row, fake = rows["lsgan", "distinct"], fake_measures("lsgan")
     assert [float(row[key]) for key in ("mean", "low", "high")] == [
@@ -135,8 +137,8 @@ def test_missing_runs_are_counted_and_nan_is_never_printed(tmp_path: Path) -> No
     write_sweep(tmp_path, skip=lost)
     table = table_of(tmp_path, partial=True)
     assert cell(table, "KID ↓", "HVAE") == "— (0/1)"
-    assert any(note.startswith("Partial: 1 of") for note in table.notes)
-    for text in (render_text(table), render_markdown(table), render_csv(table)):
+    assert any(note.startswith("Partial: 1 of") for note in table.remarks)
+    for text in (table.to_text(), table.to_markdown(), table.to_csv()):
         assert "nan" not in text.lower()
 
 

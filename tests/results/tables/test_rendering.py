@@ -4,8 +4,7 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
-from hvae_hpc.results.tables.dice import Table
-from hvae_hpc.results.tables.rendering import render_html, render_latex
+from hvae_hpc.results.tables.table import Table
 
 NASTY = r"50 % of $x_1$ & {a}\input{/etc/passwd} ~ ^ # <b>é±×↑↓—"
 TABLE = Table(
@@ -17,8 +16,6 @@ TABLE = Table(
         ("x", "-0.5 [-1, 2]", "—"),
     ),
     notes=("First.", f"Then {NASTY}"),
-    tidy_columns=(),
-    tidy_rows=(),
     bold=frozenset({(1, 1)}),
 )
 
@@ -31,7 +28,7 @@ def plain(latex: str) -> str:
 
 
 def test_the_latex_is_one_table_of_booktabs_with_as_many_cells_as_columns() -> None:
-    lines = render_latex(TABLE, "table 1").splitlines()
+    lines = TABLE.to_latex("table 1").splitlines()
     begins = [line for line in lines if line.startswith(r"\begin")]
     assert begins == [
         r"\begin{table}",
@@ -53,7 +50,7 @@ def test_the_latex_is_one_table_of_booktabs_with_as_many_cells_as_columns() -> N
 
 
 def test_the_latex_has_no_command_and_no_special_character_from_a_text() -> None:
-    text = render_latex(TABLE, "x")
+    text = TABLE.to_latex("x")
     own = r"begin|end|centering|caption|label|toprule|midrule|bottomrule|textbf"
     left = re.sub(rf"\\(?:{own})\b|\\\\$", "", plain(text), flags=re.M)
     assert "\\" not in left
@@ -64,7 +61,7 @@ def test_the_latex_has_no_command_and_no_special_character_from_a_text() -> None
 
 def test_no_cell_is_taken_for_an_argument_of_the_line_before_it() -> None:
     rows = (("[9cm] x", "1", "2"), ("*", "1", "2"), ("x [1, 2]", "1", "2"))
-    lines = render_latex(replace(TABLE, rows=rows), "x").splitlines()
+    lines = replace(TABLE, rows=rows).to_latex("x").splitlines()
     begun = lines[lines.index(r"\midrule") + 1 : lines.index(r"\bottomrule")]
     assert [line.partition(" & ")[0] for line in begun] == ["{}[9cm] x", "{}*", "x [1, 2]"]
 
@@ -92,7 +89,7 @@ class Reader(HTMLParser):
 
 def test_the_html_says_what_the_table_says_and_obeys_none_of_it() -> None:
     reader = Reader()
-    reader.feed(render_html(TABLE).strip())
+    reader.feed(TABLE.to_html().strip())
     assert reader.open == []
     assert set(reader.tags) <= {
         "figure", "h3", "div", "table", "thead", "tbody", "tr", "th", "td", "strong", "figcaption", "p",
@@ -105,12 +102,12 @@ def test_the_html_says_what_the_table_says_and_obeys_none_of_it() -> None:
 
 def test_a_cell_is_sorted_by_the_number_that_it_begins_with() -> None:
     reader = Reader()
-    reader.feed(render_html(TABLE))
+    reader.feed(TABLE.to_html())
     assert reader.numbers == [None, "0.600", None, "50", "0.001", "2", None, "-0.5", None]
 
 
 def test_a_number_of_thousands_is_a_whole_number() -> None:
     reader = Reader()
     cells = ("1,234.5 hours", "12,345,678", "+1,000 x", "1, 2", "0.5,1", "1,2345")
-    reader.feed(render_html(replace(TABLE, rows=(cells[:3], cells[3:]), bold=frozenset())))
+    reader.feed(replace(TABLE, rows=(cells[:3], cells[3:]), bold=frozenset()).to_html())
     assert reader.numbers == ["1234.5", "12345678", "+1000", "1", "0.5", "1"]

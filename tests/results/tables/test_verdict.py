@@ -4,14 +4,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
 from hvae_hpc.config.arms import ArmConfig
 from hvae_hpc.results.collect import collect
+from hvae_hpc.results.scores import ArmScores, score_arms
 from hvae_hpc.results.statistics import Estimate
-from hvae_hpc.results.tables.arms import ArmScores, DiceTable, score_arms
-from hvae_hpc.results.tables.verdict import Verdict, _chance_said, _gain_said, cross_estimate, judge
+from hvae_hpc.results.tables.verdict import (
+    PairsVerdict,
+    _describe_chance,
+    _describe_gain,
+    cross_estimate,
+    judge,
+)
 from hvae_hpc.runs.plan import read_plan
 from hvae_hpc.runs.run import Run
 from tests.results.made_up import (
@@ -26,18 +33,16 @@ from tests.results.made_up import (
 )
 
 
-def verdict_of(folder: Path, partial: bool = False) -> Verdict:
+def verdict_of(folder: Path, partial: bool = False) -> PairsVerdict:
     plan = read_plan(folder / "plans/small.json")
     collected = collect(plan, partial)
     (verdict,) = judge(collected, score_arms(plan, collected))
     return verdict
 
 
-def to_table(scores: NDArray[np.float64], split: int = 0) -> DiceTable:
-    return {
-        (split, s): {f"case{c:02}": float(x) for c, x in enumerate(row)}
-        for s, row in enumerate(scores)
-    }
+def to_table(scores: NDArray[np.float64], split: int = 0) -> pd.DataFrame:
+    index = pd.MultiIndex.from_product([[split], range(len(scores))], names=["split_seed", "seed"])
+    return pd.DataFrame(scores, index, [f"case{c:02}" for c in range(scores.shape[1])])
 
 
 def test_choosing_among_equal_arms_flatters_the_plain_maximum_and_not_the_cross_estimate() -> None:
@@ -78,17 +83,12 @@ def test_no_case_that_chooses_also_estimates_in_another_split() -> None:
     lucky = np.zeros((4, 6))
     lucky[:, 2] = 1.0
     other = np.full((4, 6), 0.01)
-    splits: dict[str, DiceTable] = {"lucky": {}, "other": {}}
-    for split in (0, 1):
-        splits["lucky"] |= to_table(lucky, split)
-        splits["other"] |= to_table(other, split)
     # The second split has not all of the first one's cases, so that a case's place differs.
     splits = {
-        name: {
-            key: {c: x for c, x in row.items() if key[0] == 0 or c != "case00"}
-            for key, row in table.items()
-        }
-        for name, table in splits.items()
+        name: pd.concat(
+            [to_table(scores, split=0), to_table(scores, split=1).drop(columns="case00")]
+        )
+        for name, scores in (("lucky", lucky), ("other", other))
     }
     estimate, chosen = cross_estimate(splits)
     assert chosen == ("lucky", "other")
@@ -115,7 +115,7 @@ def test_the_verdict_names_the_best_arm_its_gain_and_standard_augmentation(tmp_p
     assert "Standard aug. ×5" in verdict.sentence
 
 
-def heights(folder: Path, arms: dict[ArmConfig, float], seeds: int = 10) -> Verdict:
+def heights(folder: Path, arms: dict[ArmConfig, float], seeds: int = 10) -> PairsVerdict:
     """Return the verdict on arms of given mean Dice, with a little noise by seed."""
     runs = make_runs(arms=tuple(arms), seeds=seeds)
     write_plan(folder, runs)
@@ -167,12 +167,10 @@ def test_a_gain_is_not_named_after_an_arm_that_the_halves_did_not_choose() -> No
         versus="reference", difference=Estimate(mean=0.03, low=0.0, high=0.1), better=9, paired=10, p=0.3, effect=None,
         others={}, unit="",
     )  # fmt: skip
-    other = replace(best, arm=ArmConfig(name="hvae+100", generator="hvae", n_synthetic=100))
-    said = _gain_said(
+    said = _describe_gain(
         best,
         Estimate(mean=0.04, low=0.01, high=0.06),
-        ("hvae+100", "hvae+100"),
-        {"vae+100": best, "hvae+100": other},
+        [ArmConfig(name="hvae+100", generator="hvae", n_synthetic=100)],
     )
     assert said.startswith(
         "VAE + 100 looks best; what halves of the data choose (HVAE + 100) changes Dice by +0.040"
@@ -185,11 +183,11 @@ def test_where_the_halves_do_not_show_what_the_test_over_all_does_both_are_said(
     write_sweep(tmp_path, seeds=10)
     plan = read_plan(tmp_path / "plans/small.json")
     (best,) = [s for s in score_arms(plan, collect(plan)) if s.arm.name == "hvae+300"]
-    assert _chance_said(best, Estimate(mean=0.04, low=0.02, high=0.06)) == "beyond chance"
-    assert "though these halves alone do not show it" in _chance_said(
+    assert _describe_chance(best, Estimate(mean=0.04, low=0.02, high=0.06)) == "beyond chance"
+    assert "though these halves alone do not show it" in _describe_chance(
         best, Estimate(mean=0.02, low=-0.01, high=0.05)
     )
-    assert _chance_said(replace(best, p=0.2), None) == "not beyond chance (p = 0.2)"
+    assert _describe_chance(replace(best, p=0.2), None) == "not beyond chance (p = 0.2)"
 
 
 def test_an_arm_with_one_lucky_seed_does_not_take_a_partial_verdict(tmp_path: Path) -> None:

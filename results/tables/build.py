@@ -1,0 +1,73 @@
+"""All tables of a sweep: which there are, and what must be said below each of them."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from hvae_hpc.results.collect import Collected
+from hvae_hpc.results.scores import ArmScores
+from hvae_hpc.results.tables.arms import build_arms
+from hvae_hpc.results.tables.claims import build_claims
+from hvae_hpc.results.tables.dice import build_table1
+from hvae_hpc.results.tables.draws import build_draws
+from hvae_hpc.results.tables.likelihood import build_likelihoods
+from hvae_hpc.results.tables.quality import build_quality, build_table2
+from hvae_hpc.results.tables.table import Table
+from hvae_hpc.runs.plan import Plan
+
+_MOST_NAMED = 6
+
+
+def build_tables(
+    plan: Plan, collected: Collected, scores: Sequence[ArmScores]
+) -> dict[str, Table | None]:
+    """Build every table of a sweep. A new table is one line here.
+
+    Args:
+        plan: what is expected.
+        collected: what is done.
+        scores: of all arms.
+
+    Returns:
+        File name without ending to table, in the order in which they are printed and shown; None
+        for a table that has nothing to say of this sweep.
+    """
+    tables = {
+        "table1": build_table1(plan, collected, scores),
+        "arms": build_arms(plan, scores),
+        "table2": build_table2(plan, collected),
+        "quality": build_quality(plan, collected),
+        "likelihoods": build_likelihoods(plan, collected),
+        "draws": build_draws(plan, collected),
+        "claims": build_claims(plan, collected),
+    }
+    remarks = tuple(sweep_remarks(plan, collected))
+    return {
+        name: table and replace(table.without_constant_columns(), remarks=remarks)
+        for name, table in tables.items()
+    }
+
+
+def sweep_remarks(plan: Plan, collected: Collected) -> list[str]:
+    """Return what must be said below any table: missing runs, mixed code, failed trainings."""
+    remarks = []
+    if collected.missing:
+        count = f"{len(collected.missing)} of {len(plan.runs)}"
+        remarks.append(f"Partial: {count} expected runs have no result; (7/10) means 7 of 10.")
+
+    code = [f"{sha} ({count} runs)" for sha, count in collected.code_shas.items()]
+    if len(code) > 1:
+        remarks.append(
+            f"Mixed code: {len(code)} versions of the code made the runs: {', '.join(code)}."
+        )
+
+    failed = collected.segment[collected.segment["dice"] == 0]
+    if len(failed):
+        shown = failed[["data", "arm", "seed"]].head(_MOST_NAMED).itertuples(index=False)
+        named = ", ".join(f"{data} {arm} seed {seed}" for data, arm, seed in shown)
+        if len(failed) > _MOST_NAMED:
+            named += f" and {len(failed) - _MOST_NAMED} more"
+        remarks.append(
+            f"Dice 0 on every test case: {named}. Such a training failed; it counts in means,"
+            " intervals and p as it is."
+        )
+    return remarks

@@ -1,0 +1,225 @@
+"""A table of results: what people read, the numbers behind it, and how it is printed."""
+
+import html
+import re
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import pandas as pd
+
+from hvae_hpc.errors import printable
+from hvae_hpc.results.statistics import Estimate, Summary
+
+NOTHING = "—"
+_WIDTH = 100
+_LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "&": r"\&",
+        "%": r"\%",
+        "$": r"\$",
+        "#": r"\#",
+        "_": r"\_",
+        "{": r"\{",
+        "}": r"\}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "±": r"$\pm$",
+        "×": r"$\times$",
+        "↑": r"$\uparrow$",
+        "↓": r"$\downarrow$",
+        "—": "---",
+        "−": "$-$",
+    }
+)
+
+Cell = str | int | float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table, printed as text, Markdown, CSV, LaTeX or HTML; every text in it is escaped.
+
+    Attributes:
+        title: one line.
+        columns, rows: what people read, rounded.
+        notes: the caption's paragraphs, below the table.
+        numbers: the CSV's rows, column to value, with all digits; None for what does not exist.
+        bold: (row, column) of cells that stand out.
+        remarks: what must be said below every table of the sweep. The HTML leaves them out: a page
+            of many tables says them once.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+    numbers: Sequence[Mapping[str, Cell]] = ()
+    bold: frozenset[tuple[int, int]] = frozenset()
+    remarks: tuple[str, ...] = ()
+
+    def to_text(self) -> str:
+        """Return the table for a terminal."""
+        lines = [[printable(cell) for cell in row] for row in (self.columns, *self.rows)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        lines.insert(1, ["-" * width for width in widths])
+        body = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+
+        notes = [textwrap.fill(printable(note), _WIDTH) for note in (*self.notes, *self.remarks)]
+        return "\n".join([printable(self.title), "", *body, "", *notes]) + "\n"
+
+    def to_markdown(self) -> str:
+        """Return the table for GitHub."""
+        lines = (
+            map(_escape_markdown, self.columns),
+            *self._escape_rows(_escape_markdown, "**{}**"),
+        )
+        head, *body = (f"| {' | '.join(line)} |" for line in lines)
+        rule = "|" + "---|" * len(self.columns)
+
+        notes = map(_escape_markdown, (*self.notes, *self.remarks))
+        title = f"### {_escape_markdown(self.title)}"
+        return "\n\n".join([title, "\n".join([head, rule, *body]), *notes]) + "\n"
+
+    def to_csv(self) -> str:
+        """Return the numbers; equal numbers give equal bytes."""
+        return pd.DataFrame(self.numbers, dtype=object).to_csv(index=False, lineterminator="\n")
+
+    def to_latex(self, label: str) -> str:
+        r"""Return a table environment, which needs ``\usepackage{booktabs}`` and nothing else.
+
+        A column is aligned right if any of its cells is a number. Letters that LaTeX cannot print
+        without packages become "?".
+
+        Args:
+            label: of ``\label{tab:...}``.
+        """
+        columns = zip(*self.rows, strict=True)
+        align = "".join("r" if any(map(_leading_number, cells)) else "l" for cells in columns)
+        caption = f"{self.title}. {' '.join((*self.notes, *self.remarks))}"
+
+        body = []
+        for row in self._escape_rows(_escape_latex, r"\textbf{{{}}}"):
+            # LaTeX would take a "[" or "*" for an argument of the "\\" before it.
+            guard = "{}" if row[0].startswith(("[", "*")) else ""
+            body.append(guard + " & ".join(row) + r" \\")
+
+        lines = [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{_escape_latex(caption)}}}",
+            rf"\label{{tab:{re.sub(r'[^A-Za-z0-9-]', '-', label)}}}",
+            rf"\begin{{tabular}}{{{align}}}",
+            r"\toprule",
+            " & ".join(map(_escape_latex, self.columns)) + r" \\",
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+        return "\n".join(lines) + "\n"
+
+    def to_html(self) -> str:
+        """Return a figure with the table, without the remarks.
+
+        A column is sorted by the numbers that its cells begin with (``data-n``). The columns that
+        name a row stay in sight when the table is scrolled: the first one, and after data sets the
+        second one.
+        """
+        head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in self.columns)
+        body = ""
+        escaped_rows = self._escape_rows(html.escape, "<strong>{}</strong>")
+        for row, escaped in zip(self.rows, escaped_rows, strict=True):
+            cells = ""
+            for cell, shown in zip(row, escaped, strict=True):
+                number = _leading_number(cell)
+                cells += f'<td data-n="{number}">{shown}</td>' if number else f"<td>{shown}</td>"
+            body += f"<tr>{cells}</tr>"
+
+        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
+        scroll = "scroll two" if self.columns[0] == "data" else "scroll"
+        return (
+            f'<figure class="table"><h3>{html.escape(self.title)}</h3><div class="{scroll}">'
+            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+            f"<figcaption>{notes}</figcaption></figure>\n"
+        )
+
+    def without_constant_columns(self) -> "Table":
+        """Leave out empty columns of a table by data sets, and name a single data set in the title."""
+        if self.columns[0] != "data":
+            return self
+        names = {row[0] for row in self.rows}
+        kept = [
+            j
+            for j, cells in enumerate(zip(*self.rows, strict=True))
+            if (len(names) > 1 if j == 0 else not set(cells) <= {"", NOTHING})
+        ]
+        return replace(
+            self,
+            title=self.title if 0 in kept else f"{self.title}, {names.pop()}",
+            columns=tuple(self.columns[j] for j in kept),
+            rows=tuple(tuple(row[j] for j in kept) for row in self.rows),
+            bold=frozenset((i, kept.index(j)) for i, j in self.bold),
+        )
+
+    def _escape_rows(self, escape: Callable[[str], str], bold: str) -> list[list[str]]:
+        """Return the cells escaped, and those in bold put into a format."""
+        return [
+            [
+                bold.format(escape(cell)) if (i, j) in self.bold else escape(cell)
+                for j, cell in enumerate(row)
+            ]
+            for i, row in enumerate(self.rows)
+        ]
+
+
+def paragraph(text: str) -> str:
+    """Return a text without its line breaks and indentation."""
+    return " ".join(text.split())
+
+
+def format_summary(summary: Summary | None, expected: int, digits: int = 3) -> str:
+    """Return "mean ± sd (n)" for people; "(7/10)" where 3 of 10 are missing."""
+    if summary is None:
+        return f"{NOTHING} (0/{expected})" if expected else NOTHING
+    sd = NOTHING if summary.sd is None else f"{summary.sd:.{digits}f}"
+    count = summary.n if summary.n == expected else f"{summary.n}/{expected}"
+    return f"{summary.mean:.{digits}f} ± {sd} ({count})"
+
+
+def format_estimate(estimate: Estimate | None, sign: str = "") -> str:
+    """Return "mean [low, high]" for people; a sign of "+" writes the plus of positive numbers."""
+    if estimate is None:
+        return NOTHING
+    return f"{estimate.mean:{sign}.3f} [{estimate.low:{sign}.3f}, {estimate.high:{sign}.3f}]"
+
+
+def summary_numbers(summary: Summary | None, expected: int | None = None) -> dict[str, Cell]:
+    """Return n, n_expected (unless None), mean and sd for the CSV."""
+    numbers: dict[str, Cell] = {"n": summary.n if summary else 0}
+    if expected is not None:
+        numbers["n_expected"] = expected
+    mean, sd = (summary.mean, summary.sd) if summary else (None, None)
+    return {**numbers, "mean": mean, "sd": sd}
+
+
+def _leading_number(cell: str) -> str:
+    """Return the number that a cell begins with, after "< " too; "" where it begins with none."""
+    number = r"(?:< )?([+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?)(?![\w-])"
+    match = re.match(number, cell)
+    return match[1].replace(",", "") if match else ""
+
+
+def _escape_markdown(text: str) -> str:
+    """Make a text safe in a Markdown cell: its Markdown and HTML are shown and not obeyed."""
+    text = html.escape(printable(text), quote=False)
+    return re.sub(r"([\\|`*_\[\]])", r"\\\1", text)
+
+
+def _escape_latex(text: str) -> str:
+    """Escape a text for LaTeX; what is neither ASCII nor known becomes "?"."""
+    return re.sub(r"[^ -~]", "?", text.translate(_LATEX))
