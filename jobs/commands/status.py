@@ -64,19 +64,20 @@ def render(sweep: SweepStatus, width: int, costs: bool = False) -> Iterator[str]
 def _table(sweep: SweepStatus, width: int) -> Iterator[str]:
     """Yield how many runs of each stage, arm and data set have each kind of status."""
     plan = sweep.plan
-    counts = Counter[tuple[str, str, Kind]]()  # data set, name of the line, kind
+    counts: dict[str, dict[str, Counter[Kind]]] = {}  # name of the line, data set
     for run_id, run in plan.runs.items():
-        kind = sweep.statuses[run_id].kind
-        counts[run.config.data, run.stage, kind] += 1
-        if isinstance(run.config, SegmentConfig):
-            counts[run.config.data, f"  {run.config.arm.name}", kind] += 1
+        arms = [f"  {run.config.arm.name}"] if isinstance(run.config, SegmentConfig) else []
+        for name in [run.stage, *arms]:
+            line = counts.setdefault(name, {data: Counter() for data in plan.data})
+            line[run.config.data][sweep.statuses[run_id].kind] += 1
 
     # Segment is the last stage, and its arms follow.
     stages = [*(stage for stage in CONFIGS if stage != "segment"), "segment"]
-    names = [*dict.fromkeys(name for _, name, _ in counts)]
-    names.sort(key=lambda name: stages.index(name) if name in stages else len(stages))
+    names = sorted(counts, key=lambda name: [*stages, name].index(name))
     kinds = [kind for kind in KINDS if kind == "done" or sweep.totals[kind]]
-    blocks = {data: _count_block(counts, data, names, kinds) for data in plan.data}
+    blocks = {
+        data: _count_block([counts[name][data] for name in names], kinds) for data in plan.data
+    }
     label = max(map(len, [*names, *blocks]))
 
     if label + sum(3 + len(block[0]) for block in blocks.values()) <= width:
@@ -91,15 +92,12 @@ def _table(sweep: SweepStatus, width: int) -> Iterator[str]:
                 yield f"{name:{label}}   {row}".rstrip()
 
 
-def _count_block(
-    counts: Counter[tuple[str, str, Kind]], data: str, names: list[str], kinds: list[Kind]
-) -> list[str]:
+def _count_block(counts: Sequence[Counter[Kind]], kinds: Sequence[Kind]) -> list[str]:
     """Return a data set's part of the table, in lines of one length, headings first."""
     rows = [[COLUMNS[kind] for kind in kinds]]
-    for name in names:
-        done, *others = (counts[data, name, kind] for kind in kinds)
-        total = done + sum(others)
-        rows.append([f"{done}/{total}" if total else "", *(f"{n or ''}" for n in others)])
+    for count in counts:
+        done = f"{count['done']}/{count.total()}" if count else ""
+        rows.append([done, *(str(count[kind] or "") for kind in kinds[1:])])
     return _align(rows)
 
 
@@ -150,8 +148,9 @@ def _describe_troubles(sweep: SweepStatus) -> Iterator[str]:
     if not groups:
         return
     shown, others = groups[:MOST_LINES], groups[MOST_LINES:]
-    for ((kind, reason), run_ids), failure in zip(shown, _classify(sweep, shown), strict=True):
-        run = plan.runs[run_ids[0]]
+    failures = _classify(sweep, shown)
+    for (kind, reason), run_ids in shown:
+        run, failure = plan.runs[run_ids[0]], failures[run_ids[0]]
         more = f" and {len(run_ids) - 1:,} more" if len(run_ids) > 1 else ""
         known = "" if failure in ("lost", "blocked by parent", "held") else f" ({failure})"
         yield f"{kind}{known}: {run.stage} {run.label}{more}: {reason}"
@@ -174,31 +173,29 @@ def _group_troubles(sweep: SweepStatus) -> list[Group]:
     return sorted(groups.items(), key=lambda group: (TROUBLES.index(group[0][0]), -len(group[1])))
 
 
-def _classify(sweep: SweepStatus, groups: Sequence[Group]) -> list[str]:
-    """Return the class of each group's failures: that of its first run, as logs may be many."""
-    submissions, failures = Submissions(sweep.plan.runs_folder), list[str]()
+def _classify(sweep: SweepStatus, groups: Sequence[Group]) -> dict[str, str]:
+    """Return run id to class of failure: that of its group's first run, as logs may be many."""
+    submissions, failures = Submissions(sweep.plan.runs_folder), dict[str, str]()
     ends = read_ends(submissions)
-    for _, (run_id, *_) in groups:
-        status = sweep.statuses[run_id]
-        evidence = gather(sweep.plan, run_id, status, submissions, ends)
-        failures.append("held" if status.held else classify(evidence))
+    for _, run_ids in groups:
+        status = sweep.statuses[run_ids[0]]
+        evidence = gather(sweep.plan, run_ids[0], status, submissions, ends)
+        failures |= dict.fromkeys(run_ids, "held" if status.held else classify(evidence))
     return failures
 
 
 def _describe_work(sweep: SweepStatus) -> Iterator[str]:
     """Yield what runs now, and how far it is."""
     rows, places = [], []
-    for run_id, (share, seconds_left, host, seconds) in list(sweep.progress.items())[:MOST_LINES]:
-        left = ""
-        if seconds_left:
-            left = f"{duration(seconds_left)} left"
-        elif share == 1:
-            left = "finishing"
-        elif seconds is not None:
-            left = f"since {duration(seconds)}"
+    for run_id, progress in list(sweep.progress.items())[:MOST_LINES]:
+        share, left = progress.progress, ""
+        if progress.seconds_left:
+            left = f"{duration(progress.seconds_left)} left"
+        elif progress.seconds is not None:
+            left = "finishing" if share == 1 else f"since {duration(progress.seconds)}"
         run, element = sweep.plan.runs[run_id], sweep.statuses[run_id].element
         rows.append((run.stage, run.label, "" if share is None else f"{100 * share:.0f} %", left))
-        places.append(f"on {host}" + (f" ({element})" if element else ""))
+        places.append(f"on {progress.host}" + (f" ({element})" if element else ""))
     yield from map("  ".join, zip(_align(rows, left=2), places, strict=True))
     if len(sweep.progress) > MOST_LINES:
         yield f"... and {len(sweep.progress) - MOST_LINES:,} more at work"
@@ -218,9 +215,8 @@ def _costs(sweep: SweepStatus) -> Iterator[str]:
 
 
 def _read_costs(sweep: SweepStatus) -> list[StageHours]:
-    plan = sweep.plan
-    submissions = Submissions(plan.runs_folder)
-    return read_device_hours(plan, read_results(plan), sweep.statuses, submissions)
+    submissions = Submissions(sweep.plan.runs_folder)
+    return read_device_hours(sweep.plan, read_results(sweep.plan), sweep.statuses, submissions)
 
 
 def duration(seconds: float) -> str:
@@ -256,29 +252,24 @@ def main(argv: Sequence[str]) -> int:
 
 def _to_plain(sweeps: Sequence[SweepStatus], costs: bool) -> dict[str, Any]:
     """Return everything as plain data with stable names."""
-    plain: list[dict[str, Any]] = []
-    for sweep in sweeps:
-        plan = sweep.plan
-        failures, groups = {}, _group_troubles(sweep)
-        for (_, run_ids), failure in zip(groups, _classify(sweep, groups), strict=True):
-            failures.update(dict.fromkeys(run_ids, failure))
-        runs = [
-            {
-                "run_id": run_id,
-                "stage": plan.runs[run_id].stage,
-                "label": plan.runs[run_id].label,
-                **status._asdict(),
-                **sweep.progress.get(run_id, Progress())._asdict(),
-                "failure": failures.get(run_id, ""),
-            }
-            for run_id, status in sweep.statuses.items()
-        ]
-        names = {"sweep": plan.sweep, "runs_folder": str(plan.runs_folder)}
-        plain.append({**names, "totals": sweep.totals, "runs": runs})
-        if costs:
-            plain[-1]["costs"] = [stage._asdict() for stage in _read_costs(sweep)]
     queue = {"queue_asked_at": sweeps[0].asked_at, "note": sweeps[0].note}
+    plain = [_sweep_to_plain(sweep, costs) for sweep in sweeps]
     return {"schema": SCHEMA, "time": time.time(), **queue, "sweeps": plain}
+
+
+def _sweep_to_plain(sweep: SweepStatus, costs: bool) -> dict[str, Any]:
+    plan, runs = sweep.plan, []
+    failures = _classify(sweep, _group_troubles(sweep))
+    for run_id, status in sweep.statuses.items():
+        run, progress = plan.runs[run_id], sweep.progress.get(run_id, Progress())
+        names: dict[str, Any] = {"run_id": run_id, "stage": run.stage, "label": run.label}
+        names |= status._asdict() | progress._asdict()
+        runs.append({**names, "failure": failures.get(run_id, "")})
+    plain: dict[str, Any] = {"sweep": plan.sweep, "runs_folder": str(plan.runs_folder)}
+    plain |= {"totals": sweep.totals, "runs": runs}
+    if costs:
+        plain["costs"] = [stage._asdict() for stage in _read_costs(sweep)]
+    return plain
 
 
 def _screen(options: argparse.Namespace) -> list[str]:

@@ -1,8 +1,8 @@
 """How many device hours the attempts at a sweep's runs took, what came of them, and what would do.
 
-An attempt lasts from its beginning to its last record in the log: nobody knows what a killed process
-did after that. What an attempt saved is useful as soon as a later one continued from it. The log is
-read only of runs that were not made at their first attempt.
+An attempt lasts from its beginning to its last record in the log: nobody knows what a killed
+process did after that. What an attempt saved is useful as soon as a later one continued from it.
+The log is read only of runs that were not made at their first attempt.
 """
 
 import math

@@ -1,8 +1,7 @@
-"""What a run's log and files say of its attempts: how far each came, how long it took, why it ended.
+"""What a run's log says of its attempts: how far each got, how long it took, and why it ended.
 
-How an attempt ended is logged where it is known, with what tells one kind of failure from another
-(the exceptions' types, the system's error number, the signal, what the kernel counted), so that
-nobody has to guess it from a sentence.
+The process that knows why an attempt ended logs it with evidence: the exceptions' types, the
+system's error number, the signal, what the kernel counted. So nobody guesses it from a sentence.
 """
 
 import contextlib
@@ -23,20 +22,20 @@ from hvae_hpc.runs.folder import METRICS, append_log, read_log
 from hvae_hpc.runs.lease import host, job_id
 
 LEFT_EARLY = 75
-"""Exit code (sysexits' "temporary failure"): an element saved, to be gone on with."""
+"""Exit code of an element that saved and left, to continue later (sysexits: temporary failure)."""
 STALLS = 10
-"""Attempts of one element that may end where they began before the run is given up."""
+"""A run is given up after so many attempts of one element that ended where they began."""
 BEGINS = re.compile(r"element \S+ begins, after \d+ restarts")
-"""An element's first line in its log, to which SLURM adds all its lives."""
+"""The first line of an element in its log. SLURM adds to this log when it requeues the element."""
 MACHINE_ERRORS: Mapping[int, Failure] = {
     **dict.fromkeys(NO_ROOM, "disk full or quota"),
     errno.ENOMEM: "out of memory (host)",
     errno.EIO: "node failure",  # its disk, or its way to the file server
     errno.ESTALE: "node failure",
 }
-"""The system's error numbers that say something of the machine and nothing of our code."""
+"""The system's error numbers that are the machine's fault and not our code's."""
 NO_TEMPORARY = "No usable temporary directory found"
-"""So Python says, as ENOENT, that no disk took a temporary file."""
+"""Python's message, with the number ENOENT, where no disk took a temporary file."""
 
 
 class StallError(UserError):
@@ -54,29 +53,26 @@ class _Output(io.FileIO):
 
 
 def let_output_be_lost() -> None:
-    """Let what is printed be lost where it goes to a file on a full disk: no run is to end for it."""
+    """Ignore a full disk in printing: what is printed is lost, and the run continues."""
     for name, number in (("stdout", 1), ("stderr", 2)):
         raw = io.BufferedWriter(_Output(number, "w", closefd=False))
         setattr(sys, name, io.TextIOWrapper(raw, errors="backslashreplace", line_buffering=True))
 
 
 def announce() -> None:
-    """Print that this process of an element begins, so that nobody takes what stands above for what it said."""
-    print(
-        f"element {job_id()} begins, after {os.environ.get('SLURM_RESTART_COUNT', '0')} restarts",
-        flush=True,
-    )
+    """Print that this process of an element begins: what stands above is of earlier ones."""
+    restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
+    print(f"element {job_id()} begins, after {restarts} restarts", flush=True)
 
 
 def checkpoint_at(folder: Path) -> int:
     """Return the images seen of the newest checkpoint, by its name; 0 where there is none."""
-    return max(
-        (int(path.name.split("-")[1]) for path in folder.glob("checkpoint-*-*.pt")), default=0
-    )
+    names = [path.name for path in folder.glob("checkpoint-*-*.pt")]
+    return max((int(name.split("-")[1]) for name in names), default=0)
 
 
 def how_far(folder: Path) -> float:
-    """Return a number that grows with what is done of a run: images seen, or infinity for all of it."""
+    """Return how much of a run is done: images seen of the checkpoint, infinity for all."""
     return float("inf") if (folder / METRICS).exists() else checkpoint_at(folder)
 
 
@@ -126,7 +122,12 @@ def spent_s(log: Sequence[dict[str, Any]]) -> float:
 
 
 def evidence_of(error: BaseException) -> dict[str, Any]:
-    """Return what an exception tells of its cause: the types of it and of what it was raised from, an error number."""
+    """Return what an exception tells of its cause.
+
+    Returns:
+        ``errors``, the types of the exception and of those it was raised from, and ``errno``, the
+        system's error number, where there is one.
+    """
     errors, number = list[str](), None
     cause: BaseException | None = error
     while cause is not None:
@@ -138,12 +139,11 @@ def evidence_of(error: BaseException) -> dict[str, Any]:
 
 
 def evidence_of_death(code: int, oom_kills: int) -> dict[str, Any]:
-    """Return what is known of a process that ended without a word.
+    """Return what is known of a process that died and logged nothing.
 
     Args:
         code: its exit code, or minus the number of the signal that ended it.
-        oom_kills: processes that the kernel ended for memory meanwhile, in the cgroup that it
-            shares with us.
+        oom_kills: processes of our cgroup that the kernel ended for memory meanwhile.
     """
     how = {"signal": signal.Signals(-code).name} if code < 0 else {"exit_code": code}
     return how | ({"oom_kills": oom_kills} if oom_kills else {})
@@ -152,11 +152,14 @@ def evidence_of_death(code: int, oom_kills: int) -> dict[str, Any]:
 def count_oom_kills(
     proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
 ) -> int:
-    """Return how many processes of our cgroup the kernel has ended for memory so far; 0 where it does not tell.
+    """Return how many processes of our cgroup the kernel has ended for memory so far.
 
     Args:
         proc: names our cgroup: ``0::/path`` in version 2, ``4:memory:/path`` in version 1.
         root: where the cgroups' files lie.
+
+    Returns:
+        The count; 0 where the kernel does not tell.
     """
     with contextlib.suppress(OSError):
         for line in proc.read_text().splitlines():
@@ -164,9 +167,8 @@ def count_oom_kills(
             name = "memory.oom_control" if kinds else "memory.events"
             file = root / kinds / path.strip("/") / name
             if kinds in ("", "memory") and file.is_file():
-                return sum(
-                    map(int, re.findall(r"^oom_kill (\d+)$", file.read_text(), re.MULTILINE))
-                )
+                counts = re.findall(r"^oom_kill (\d+)$", file.read_text(), re.MULTILINE)
+                return sum(map(int, counts))
     return 0
 
 
@@ -176,21 +178,23 @@ def record(
     message: str,
     **evidence: Any,
 ) -> str:
-    """Log why an attempt ended without a result, and return that as one line.
+    """Log why an attempt ended without a result.
 
     Args:
         folder: the run's.
-        event: "failed" is the run's own word, "died" that of the process that started the run's.
+        event: the run itself logs "failed"; the process that started the run's process logs "died".
         message: for people.
         evidence: of its cause, as :func:`evidence_of` returns it.
+
+    Returns:
+        The message in one line.
     """
     line = " ".join(message.split())
+    about = {"event": event, "reason": line, "job_id": job_id(), "host": host()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        append_log(
-            folder, {"event": event, "reason": line, "job_id": job_id(), "host": host(), **evidence}
-        )
-    except (OSError, UserError):  # a disk that refuses is one of the failures to tell of
+        append_log(folder, about | evidence)
+    except (OSError, UserError):  # the failure may be that the disk takes nothing
         print(f"{folder}: the failure could not be logged", file=sys.stderr)
     return line
 
@@ -198,16 +202,16 @@ def record(
 EVENTS = {
     "started": "attempt {attempt} began on {host} {job_id}",
     "training": "trains from {images_seen:,} images on",
-    "resumed": "went on from a checkpoint at {images_seen:,} images",
+    "resumed": "continued from a checkpoint at {images_seen:,} images",
     "stopped": "saved, and left",
     "failed": "failed: {reason}",
     "blocked": "{reason}",
-    "inputs_changed": "what it is made from was made anew, so it begins anew",
-    "checkpoint_damaged": "{file} is damaged, the one before it is taken",
+    "inputs_changed": "a parent was made again, so the run begins from the start",
+    "checkpoint_damaged": "{file} is damaged; the checkpoint before it is used",
     "died": "{reason}",
     "left": "its element left: {reason}",
-    "again": "failed beside other runs, is to be done again alone: {reason}",
-    "compile_failed": "could not be compiled, goes on without: {reason}",
+    "again": "failed beside other runs, and is repeated alone: {reason}",
+    "compile_failed": "could not be compiled, and continues without: {reason}",
 }
 
 
@@ -218,21 +222,13 @@ def when(record: Mapping[str, Any]) -> str:
 
 def describe(record: Mapping[str, Any]) -> str:
     """Return a record of log.jsonl in plain words."""
-    event = record.get("event", "")
+    event, job = record.get("event", ""), record.get("job_id")
     try:
-        return (
-            EVENTS[event]
-            .format(**{**record, "job_id": f"({record['job_id']})" if record.get("job_id") else ""})
-            .rstrip()
-        )
-    except (KeyError, ValueError):  # the numbers of a training, or what another version wrote
-        values = {
-            name: value
-            for name, value in record.items()
-            if name not in ("time", "event", "images_seen")
-        }
-        said = [
-            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-            for name, value in values.items()
-        ]
-        return ", ".join([event or f"{record.get('images_seen', 0):,} images", *said])
+        sentence = EVENTS[event].format(**{**record, "job_id": f"({job})" if job else ""})
+        return sentence.rstrip()
+    except (KeyError, ValueError):  # the numbers of a training, or another version's event
+        words = [event or f"{record.get('images_seen', 0):,} images"]
+    for name, value in record.items():
+        if name not in ("time", "event", "images_seen"):
+            words.append(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}")
+    return ", ".join(words)

@@ -287,7 +287,7 @@ def test_logs_show_events_in_plain_words_and_the_element_s_end(
     assert lines[9:] == ["  old line", "  Traceback", f"  failed: segment y ({second})"]
     said = call("logs", second, "--runs", str(plan.runs_folder), capsys=capsys)
     assert "attempt 2 began on n3 (12_0)" in said
-    assert "went on from a checkpoint at 3,200 images" in said
+    assert "continued from a checkpoint at 3,200 images" in said
 
 
 @pytest.mark.usefixtures("_no_slurm")
