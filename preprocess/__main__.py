@@ -31,31 +31,28 @@ def main(argv: Sequence[str]) -> int:
     if options.explain:
         print(explain(recipe))
         return 0
+
     raw = options.raw or Path("phantoms") / recipe.name
     out = options.out or Path("shards") / recipe.name
     if options.raw is None and not options.phantom:
         raise UserError(
-            "--raw is missing; give the folder with the NIfTI files, or --phantom 8 to try made-up cases"
+            "--raw is missing; give the folder with the NIfTI files, "
+            "or --phantom 8 to try made-up cases"
         )
     if not options.phantom:
         find_cases(recipe, raw)  # a wrong path is better said now than in a job's log
-    if options.partition:
-        return _submit(options, recipe, raw, out)
-    if shutil.which("sbatch") and not options.local:
+    if shutil.which("sbatch") and not (options.partition or options.local):
         raise UserError(
             "this machine has SLURM: give --partition NAME to pack as a job, or --local to pack here"
         )
-    if options.phantom:
-        made = write_phantoms(
-            recipe.name, raw, options.phantom, options.seed, options.workers or _cores(), _say
-        )
-        _say(f"{made} phantom cases made in {raw}, {options.phantom - made} were there")
-    manifest = pack(recipe, raw, out, options.workers or _cores(), options.skip_bad, _say, bar=True)
-    print(to_text(read_summary(out)))
-    _draw_sheets(manifest, out, options.sheet)
-    print(
-        f"packed data: {out}\nnext:        python -m hvae_hpc.sweep --data {recipe.name}={out} --plan"
-    )
+
+    following = f"python -m hvae_hpc.sweep --data {recipe.name}={out} --plan"
+    if options.partition:
+        print(_submit(options, f"pack-{recipe.name}", raw, out))
+        print(f"when it is done: {following}")
+    else:
+        _pack_here(options, recipe, raw, out)
+        print(f"packed data: {out}\nnext:        {following}")
     return 0
 
 
@@ -63,52 +60,42 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     names = ", ".join(sorted(path.stem for path in LIBRARY.glob("*.toml")))
     parser = argparse.ArgumentParser(
         prog="python -m hvae_hpc.preprocess",
-        description="Pack a folder of NIfTI scans or 2D pictures: image+mask pairs in HDF5 shards, and manifest.json.",
+        description="Pack a folder of NIfTI scans or 2D pictures: "
+        "image+mask pairs in HDF5 shards, and manifest.json.",
         epilog="example: python -m hvae_hpc.preprocess brats2021 --raw /data/BraTS2021 --workers 8\n"
         "to try:  python -m hvae_hpc.preprocess brats2021 --phantom 8",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "recipe", nargs="?", default="", help=f"{names}, or a TOML file of your own"
-    )
-    parser.add_argument("--recipe", dest="named", metavar="RECIPE", help="the same, by name")
-    parser.add_argument("--raw", type=Path, metavar="DIR", help="folder with the image files")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write (shards/RECIPE)")
-    parser.add_argument(
-        "--explain", action="store_true", help="say in words what the recipe does, and do nothing"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("recipe", nargs="?", default="", help=f"{names}, or a TOML file of your own")
+    add("--raw", type=Path, metavar="DIR", help="folder with the image files")
+    add("--out", type=Path, metavar="DIR", help="folder to write (shards/RECIPE)")
+    add("--explain", action="store_true", help="say in words what the recipe does; do nothing")
+    add(
         "--verify",
         type=Path,
         metavar="DIR",
         help="check a packed data set; with --raw its sources too",
     )
-    parser.add_argument(
-        "--sheet", type=int, metavar="N", help="pairs on the contact sheets (48; 0 for none)"
-    )
-    parser.add_argument(
-        "--phantom", type=int, default=0, metavar="N", help="first make N made-up cases in --raw"
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the made-up cases (0)")
-    parser.add_argument(
-        "--workers", type=int, metavar="N", help="processes (as many as cores, up to 16)"
-    )
-    parser.add_argument(
+    add("--sheet", type=int, metavar="N", help="pairs on the contact sheets (48; 0 for none)")
+    add("--phantom", type=int, default=0, metavar="N", help="first make N made-up cases in --raw")
+    add("--seed", type=int, default=0, metavar="S", help="of the made-up cases (0)")
+    add("--workers", type=int, metavar="N", help="processes (as many as cores, up to 16)")
+    add(
         "--skip-bad",
         action="store_true",
-        help="leave cases out that cannot be packed, and list them",
+        help="leave out the cases that cannot be packed, and list them",
     )
     add_flags(parser, ("account", "qos", "minutes", "exclude", "nice", "container"))
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--partition", metavar="P", help="pack as one job on this SLURM partition")
     where.add_argument("--local", action="store_true", help="pack here, also where there is SLURM")
+
     options = parser.parse_args(argv)
     for name, least in (("workers", 1), ("phantom", 0), ("sheet", 0)):
-        if getattr(options, name) is not None and getattr(options, name) < least:
-            raise UserError(f"--{name} is {getattr(options, name)}, expected {least} or more")
-    if options.recipe and options.named:
-        raise UserError(f"got two recipes, {options.recipe} and {options.named}; give one")
-    options.recipe = options.recipe or options.named or ""
+        number = getattr(options, name)
+        if number is not None and number < least:
+            raise UserError(f"--{name} is {number}, expected {least} or more")
     if not options.recipe and not options.verify:
         raise UserError(f"no recipe; give one of {names}, or a TOML file of your own")
     if options.recipe and options.verify:
@@ -124,71 +111,67 @@ def _say(line: str) -> None:
 
 def _cores() -> int:
     """Return the cores this process may use: on a cluster not all of the node's."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    return min(cores, 16)  # beyond this the disk is the limit
+    may = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
+    return min(len(may(0)), 16)  # beyond this the disk is the limit
 
 
-def _submit(options: argparse.Namespace, recipe: Recipe, raw: Path, out: Path) -> int:
+def _pack_here(options: argparse.Namespace, recipe: Recipe, raw: Path, out: Path) -> None:
+    workers = options.workers or _cores()
+    if options.phantom:
+        made = write_phantoms(recipe.name, raw, options.phantom, options.seed, workers, _say)
+        _say(f"{made} phantom cases made in {raw}, {options.phantom - made} were there")
+    manifest = pack(recipe, raw, out, workers, options.skip_bad, _say, bar=True)
+    print(to_text(read_summary(out)))
+    _draw_sheets(manifest, out, options.sheet)
+
+
+def _submit(options: argparse.Namespace, name: str, raw: Path, out: Path) -> str:
+    """Submit this command as a job that packs on its node; return what to tell."""
     from hvae_hpc.jobs.slurm.limits import read_cluster
-    from hvae_hpc.jobs.submit.prepare import (
-        submit_command,
-    )  # brings submitit; packing here does without
+    from hvae_hpc.jobs.submit.prepare import submit_command  # brings submitit
 
-    name = (
-        options.recipe
-        if not options.recipe.endswith(".toml")
-        else str(Path(options.recipe).resolve())
-    )
-    argv = [
-        "-m",
-        "hvae_hpc.preprocess",
-        name,
-        "--raw",
-        str(raw.resolve()),
-        "--out",
-        str(out.resolve()),
-    ]
-    argv += ["--phantom", str(options.phantom), "--seed", str(options.seed)]
-    argv += ["--skip-bad"] * options.skip_bad + ["--local"]
-    if options.sheet is not None:
-        argv += ["--sheet", str(options.sheet)]
     flags = flags_of(options) | ({"cpus": options.workers} if options.workers else {})
     site = fit_cluster(read_site(options.site, flags), options.partition, read_cluster())
-    for note in [note for note in site.notes if note.startswith("pack:")]:
-        print(note)
+    for note in site.notes:
+        if note.startswith("pack:"):
+            print(note)
     resources = site.resources["pack"]
-    argv += ["--workers", str(resources.cpus)]
-    logs = out.resolve() / "logs"
-    key = str(out.resolve())
-    job, was_there = submit_command(
-        f"pack-{recipe.name}", argv, resources, options.partition, logs, key=key
-    )
-    print(
-        f"job {job} {'is in the queue already and ' * was_there}packs {raw} into {out}; its log: {logs}"
-    )
-    print(f"when it is done: python -m hvae_hpc.sweep --data {recipe.name}={out} --plan")
-    return 0
+
+    recipe = options.recipe
+    if recipe.endswith(".toml"):
+        recipe = str(Path(recipe).resolve())
+    command = ["-m", "hvae_hpc.preprocess", recipe, "--local", *["--skip-bad"] * options.skip_bad]
+    values = {
+        "raw": raw.resolve(),
+        "out": out.resolve(),
+        "phantom": options.phantom,
+        "seed": options.seed,
+        "sheet": options.sheet,
+        "workers": resources.cpus,
+    }
+    for flag, value in values.items():
+        command += [f"--{flag}", str(value)] if value is not None else []
+
+    logs, key = out.resolve() / "logs", str(out.resolve())
+    job, queued = submit_command(name, command, resources, options.partition, logs, key=key)
+    already = "is in the queue already and " if queued else ""
+    return f"job {job} {already}packs {raw} into {out}; its log: {logs}"
 
 
 def _draw_sheets(manifest: Manifest, out: Path, at_most: int | None) -> None:
+    """Draw contact sheets, unless they are newer than the manifest and no number was asked for."""
     written = (out / MANIFEST).stat().st_mtime_ns
-    if at_most is None and any(
-        page.stat().st_mtime_ns >= written for page in out.glob("contact*.png")
-    ):
-        return  # drawn when this manifest was written
-    from hvae_hpc.results.figures.contact_sheet import (
-        PER_PAGE,
-        write_contact_sheets,
-    )  # brings matplotlib
+    pages = list(out.glob("contact*.png"))
+    if at_most is None and any(page.stat().st_mtime_ns >= written for page in pages):
+        return
+    from hvae_hpc.results.figures.contact_sheet import PER_PAGE, write_contact_sheets  # matplotlib
 
-    reader = DatasetReader(out, manifest=manifest)
     titles = [
         f"{case.case_id}\nslice {index}, {area} px"
         for case in manifest.cases
         for index, area in zip(case.slices, case.tumour_px, strict=True)
     ]
+    reader = DatasetReader(out, manifest=manifest)
 
     def read(rows: Sequence[int]) -> tuple[Any, Any]:
         pairs = reader.read(rows)

@@ -2,44 +2,50 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from hvae_hpc.errors import UserError
 from hvae_hpc.preprocess.journal import CaseRecord, stamp_files
 from hvae_hpc.preprocess.read.find_cases import CaseFiles
 from hvae_hpc.preprocess.read.slices import cut_pairs
 from hvae_hpc.preprocess.read.volume import read_volume
 from hvae_hpc.preprocess.recipes.recipe import Recipe
-from hvae_hpc.preprocess.store.manifest import CaseEntry
+from hvae_hpc.preprocess.store.manifest import CaseEntry, SkippedEntry
 from hvae_hpc.preprocess.store.pairs import Pairs
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackedCase:
-    """What a worker hands back, or what is taken over.
+    """A good case: just packed, or taken over from an earlier packing.
 
     Attributes:
-        case_id: the case.
-        record: without place where ``pairs`` are given, else where the pairs lie; None for a bad
-            case.
-        pairs: just cut; None for a case that is taken over, or a bad one.
-        fault: what is wrong with a bad case.
+        record: where its pairs lie in a shard; without a shard where they are in ``pairs``.
+        pairs: just cut; None for a case that is taken over.
     """
 
-    case_id: str
-    record: CaseRecord | None
+    record: CaseRecord
     pairs: Pairs | None = None
-    fault: str = ""
+
+    @property
+    def case_id(self) -> str:
+        """The case's id."""
+        return self.record.entry.case_id
 
 
-def pack_case(recipe: Recipe, known: tuple[int, ...], files: CaseFiles) -> PackedCase:
+def pack_case(
+    recipe: Recipe, known: tuple[int, ...], files: CaseFiles
+) -> PackedCase | SkippedEntry:
     """Turn one case into pairs; a fault of the files is returned, a bug of ours is raised."""
     if files.fault or files.image is None:
-        return PackedCase(case_id=files.case_id, record=None, fault=files.fault)
+        return SkippedEntry(case_id=files.case_id, reason=files.fault)
     stamps = stamp_files(files)  # before reading: a file changed meanwhile is read again next time
     try:
         volume = read_volume(recipe, files.image, files.labels, known)
         pairs, cut_px = cut_pairs(volume, recipe, files.case_id)
     except UserError as error:
-        return PackedCase(case_id=files.case_id, record=None, fault=str(error))
+        return SkippedEntry(case_id=files.case_id, reason=str(error))
+
+    spacing = pairs.spacing_mm[0]
     entry = CaseEntry(
         case_id=files.case_id,
         shard="",
@@ -47,10 +53,8 @@ def pack_case(recipe: Recipe, known: tuple[int, ...], files: CaseFiles) -> Packe
         pairs=len(pairs),
         slices=tuple(int(index) for index in pairs.slice_index),
         tumour_px=tuple(int(mask.sum()) for mask in pairs.masks),
-        spacing_mm=tuple(
-            round(float(side), 6) for side in pairs.spacing_mm[0] if side == side
-        ),  # not NaN
+        spacing_mm=tuple(round(float(side), 6) for side in spacing[~np.isnan(spacing)]),
         sources=volume.sources,
     )
     record = CaseRecord(entry=entry, facts=volume.facts, cut_px=cut_px, stamps=stamps)
-    return PackedCase(case_id=files.case_id, record=record, pairs=pairs)
+    return PackedCase(record=record, pairs=pairs)

@@ -1,10 +1,11 @@
-"""packing.jsonl: what a folder's shards hold, case by case, so that only what is missing or changed is packed.
+"""packing.jsonl: what a folder's shards hold, case by case.
 
-One line per closed shard, added as soon as the shard is on the disk; a packing that is killed loses
-the pairs that were not in a shard yet. It is no part of the data set: without it everything is
-packed anew, to the same bytes.
+By it the next packing reads only what is missing or changed. Each closed shard adds one line as
+soon as it is on the disk; a packing that is killed loses the pairs that were not in a shard yet. It
+is no part of the data set: without it everything is packed again, to the same content.
 """
 
+import contextlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -65,29 +66,26 @@ def packing_key(recipe: Recipe, modality: str, known: Sequence[int]) -> str:
 
 
 def read_journal(folder: Path, key: str) -> dict[str, ShardRecords]:
-    """Read what earlier packings of the same recipe left, by shard file; nothing where there is no such journal."""
+    """Read what earlier packings with the same key left, by shard file."""
     try:
         first, *lines = (folder / JOURNAL).read_text(encoding="utf-8").split("\n")
         if json.loads(first) != {"key": key}:
             return {}
     except (OSError, ValueError):
         return {}
-    found = {}
+    shards = {}
     for line in lines:
-        try:
-            entry = load(ShardRecords, json.loads(line), JOURNAL)
-        except (ValueError, UserError):  # cut short when a packing was killed
-            continue
-        found[entry.shard.file] = entry
-    return found
+        # A line is cut short where a packing was killed.
+        with contextlib.suppress(ValueError, UserError):
+            shard = load(ShardRecords, json.loads(line), JOURNAL)
+            shards[shard.shard.file] = shard
+    return shards
 
 
 def write_journal(folder: Path, key: str, shards: Iterable[ShardRecords]) -> None:
-    """Write the journal anew, atomically."""
-    write_atomic(
-        folder / JOURNAL,
-        "".join(f"{line}\n" for line in (_line({"key": key}), *map(_to_line, shards))),
-    )
+    """Replace the journal, atomically."""
+    lines = [_to_line({"key": key}), *(_to_line(dump(shard)) for shard in shards)]
+    write_atomic(folder / JOURNAL, "\n".join(lines) + "\n")
 
 
 def add_to_journal(folder: Path, shard: ShardRecords) -> None:
@@ -96,11 +94,11 @@ def add_to_journal(folder: Path, shard: ShardRecords) -> None:
     Raises:
         UserError: the disk refused.
     """
-    append_line(folder / JOURNAL, _to_line(shard))
+    append_line(folder / JOURNAL, _to_line(dump(shard)))
 
 
 def stamp_files(files: CaseFiles) -> dict[str, tuple[int, ...]]:
-    """Return size and times of change of a case's files, by role; nothing if one of them is out of reach."""
+    """Return size and times of change of a case's files, by role; {} if one is out of reach."""
     try:
         stats = {role: path.stat() for role, path in files.paths.items()}
     except OSError:
@@ -113,24 +111,22 @@ def stamp_files(files: CaseFiles) -> dict[str, tuple[int, ...]]:
 def is_unchanged(
     record: CaseRecord, files: CaseFiles, stamps: Mapping[str, tuple[int, ...]]
 ) -> bool:
-    """Say whether a packed case's files are as they were: by size and time, or, copied anew, by their content."""
+    """Say whether a packed case's files are as they were.
+
+    Equal sizes and times say so; where the times alone differ, as in a copy, the content does.
+    """
     if files.fault or stamps.keys() != record.entry.sources.keys():
         return False
     if stamps == record.stamps:
         return True
-    if any(stamps[role][0] != record.stamps[role][0] for role in stamps):
+    if any(stamp[0] != record.stamps[role][0] for role, stamp in stamps.items()):
         return False
     try:
-        return all(
-            file_sha256(path) == record.entry.sources[role] for role, path in files.paths.items()
-        )
+        hashes = {role: file_sha256(path) for role, path in files.paths.items()}
     except OSError:
         return False
+    return hashes == record.entry.sources
 
 
-def _to_line(shard: ShardRecords) -> str:
-    return _line(dump(shard))
-
-
-def _line(value: Any) -> str:
+def _to_line(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), allow_nan=False)

@@ -2,15 +2,15 @@
 
 import contextlib
 import ctypes
-import itertools
 import multiprocessing
 import os
 import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from typing import TypeVar
 
 from hvae_hpc.errors import UserError
@@ -48,18 +48,15 @@ def map_in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -
     # spawn: a forked child inherits locks of threads (SimpleITK, OpenMP) that it does not have.
     context = multiprocessing.get_context("spawn")
     waiting = iter(items)
-    queue: deque[Future[R]] = deque()
     with (
         _one_thread_each(),
         ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool,
     ):
         try:
-            queue.extend(
-                pool.submit(function, item) for item in itertools.islice(waiting, 2 * workers)
-            )
-            while queue:
-                yield queue.popleft().result()
-                queue.extend(pool.submit(function, item) for item in itertools.islice(waiting, 1))
+            futures = deque(pool.submit(function, item) for item in islice(waiting, 2 * workers))
+            while futures:
+                yield futures.popleft().result()
+                futures.extend(pool.submit(function, item) for item in islice(waiting, 1))
         except BrokenProcessPool as error:
             raise UserError(
                 "a worker process was killed (out of memory?); use fewer --workers"
@@ -71,19 +68,21 @@ def map_in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -
 @contextlib.contextmanager
 def _one_thread_each() -> Iterator[None]:
     """Let the processes started meanwhile use one thread each: the workers are the parallelism."""
-    before = {name: os.environ.get(name) for name in _THREADS}
+    before = dict(os.environ)
     os.environ.update(dict.fromkeys(_THREADS, "1"))
     try:
         yield
     finally:
-        for name, value in before.items():
+        for name in _THREADS:
             os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
+            os.environ.update({name: before[name]} if name in before else {})
 
 
 def keep_freed_memory() -> None:
-    """Ask glibc to keep freed memory for the next volume: giving 18 MB back and asking again is 40 % of a case."""
+    """Ask glibc to keep freed memory for the next volume.
+
+    Giving 18 MB back and asking for it again takes 40 % of a case's time.
+    """
     with contextlib.suppress(OSError, AttributeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)  # the most that glibc takes

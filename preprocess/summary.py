@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from hvae_hpc.config.loader import dump, load, read_json
 from hvae_hpc.errors import printable
@@ -34,7 +35,7 @@ class PackingSummary:
         labelled: of these, with image and label there.
         packed: cases in the data set.
         skipped: cases left out on request, and why.
-        further: scans that are not among the found, and why (a patient's second scan).
+        further: scans that are not among these, and why (a patient's second scan).
         pairs: in the data set; ``pairs_per_case`` maps their number to the number of such cases.
         tumour_px: tumour area of the pairs, px.
         tumour_mm2: the same in mm^2; None where the spacing is unknown.
@@ -70,32 +71,32 @@ class PackingSummary:
 
 
 def summarise(
-    found: RawFolder, manifest: Manifest, records: Sequence[CaseRecord]
+    folder: RawFolder, manifest: Manifest, records: Sequence[CaseRecord]
 ) -> PackingSummary:
     """Count and measure a packed data set."""
-    entries = [record.entry for record in records]
+    entries = manifest.cases
     facts = [record.facts for record in records]
+    areas_mm2 = [
+        area * entry.spacing_mm[0] * entry.spacing_mm[1]
+        for entry in entries
+        if entry.spacing_mm
+        for area in entry.tumour_px
+    ]
     known = all(entry.spacing_mm for entry in entries)
     return PackingSummary(
         name=manifest.name,
         modality=manifest.modality,
         content_hash=manifest.content_hash,
         size_px=manifest.size_px,
-        found=len(found.cases),
-        labelled=sum(1 for files in found.cases if files.image and files.labels),
+        found=len(folder.cases),
+        labelled=sum(1 for files in folder.cases if files.image and files.labels),
         packed=len(entries),
         skipped=manifest.skipped,
-        further=found.further,
+        further=folder.further,
         pairs=sum(entry.pairs for entry in entries),
         pairs_per_case=_count(entry.pairs for entry in entries),
         tumour_px=_spread(area for entry in entries for area in entry.tumour_px),
-        tumour_mm2=_spread(
-            area * entry.spacing_mm[0] * entry.spacing_mm[1]
-            for entry in entries
-            for area in entry.tumour_px
-        )
-        if known
-        else None,
+        tumour_mm2=_spread(areas_mm2) if known else None,
         cut={record.entry.case_id: record.cut_px for record in records if record.cut_px},
         orientations=_count(fact.orientation or "2D" for fact in facts),
         shapes=_count(_times(fact.shape) for fact in facts),
@@ -127,24 +128,28 @@ def read_summary(folder: Path) -> PackingSummary:
 def to_text(summary: PackingSummary) -> str:
     """Write a summary as lines for people."""
     lines = [
-        f"cases:       {summary.found} found, {summary.labelled} with image and label, {summary.packed} packed, "
-        f"{len(summary.skipped)} skipped",
-        *(f"  skipped {printable(entry.case_id)}: {entry.reason}" for entry in summary.skipped),
-        *(
-            [f"  not taken: {len(summary.further)} further scans of the same patients"]
-            if summary.further
-            else []
-        ),
+        f"cases:       {summary.found} found, {summary.labelled} with image and label, "
+        f"{summary.packed} packed, {len(summary.skipped)} skipped"
+    ]
+    lines += [f"  skipped {printable(case.case_id)}: {case.reason}" for case in summary.skipped]
+    if summary.further:
+        lines.append(f"  not taken: {len(summary.further)} further scans of the same patients")
+
+    mm2 = f", {_shown(summary.tumour_mm2)} mm2" if summary.tumour_mm2 else " (spacing unknown)"
+    lines += [
         f"pairs:       {summary.pairs} of {_times(summary.size_px)} px, {summary.modality}; "
         f"per case {_listed(summary.pairs_per_case)}",
-        f"tumour:      {_shown(summary.tumour_px)} px"
-        + (f", {_shown(summary.tumour_mm2)} mm2" if summary.tumour_mm2 else " (spacing unknown)"),
-        *(
-            [f"  cut by the crop: {len(summary.cut)} cases ({_some(summary.cut)})"]
-            if summary.cut
-            else []
-        ),
-        f"files:       {_listed(summary.orientations)}; {_listed(summary.shapes)} voxels; {_listed(summary.spacings)}",
+        f"tumour:      {_shown(summary.tumour_px)} px{mm2}",
+    ]
+    if summary.cut:
+        worst = Counter(summary.cut).most_common(3)
+        named = ", ".join(f"{case_id} {count} px" for case_id, count in worst)
+        more = ", ..." if len(summary.cut) > 3 else ""
+        lines.append(f"  cut by the crop: {len(summary.cut)} cases ({named}{more})")
+
+    lines += [
+        f"files:       {_listed(summary.orientations)}; {_listed(summary.shapes)} voxels; "
+        f"{_listed(summary.spacings)}",
         f"intensity:   lowest {_shown(summary.lowest)}, highest {_shown(summary.highest)}",
         f"window:      0 is {_shown(summary.window_low)}, 1 is {_shown(summary.window_high)}",
         f"content:     {summary.content_hash[:12]}",
@@ -153,10 +158,8 @@ def to_text(summary: PackingSummary) -> str:
 
 
 def _spread(values: Iterable[float]) -> Spread:
-    ordered = sorted(float(value) for value in values)
-    middle = len(ordered) // 2
-    median = ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
-    return Spread(least=ordered[0], median=median, greatest=ordered[-1])
+    numbers = [float(value) for value in values]
+    return Spread(least=min(numbers), median=median(numbers), greatest=max(numbers))
 
 
 def _count(values: Iterable[object]) -> dict[str, int]:
@@ -174,14 +177,9 @@ def _shown(spread: Spread) -> str:
 
 
 def _listed(counts: dict[str, int]) -> str:
+    """Name the three most frequent values."""
     if len(counts) == 1:
         return next(iter(counts))
-    often = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    shown = ", ".join(f"{value} ({count})" for value, count in often[:3])
+    often = Counter(dict(sorted(counts.items()))).most_common(3)
+    shown = ", ".join(f"{value} ({count})" for value, count in often)
     return shown + (f" and {len(counts) - 3} more" if len(counts) > 3 else "")
-
-
-def _some(counts: dict[str, int]) -> str:
-    worst = sorted(counts.items(), key=lambda item: -item[1])
-    shown = ", ".join(f"{case_id} {count} px" for case_id, count in worst[:3])
-    return shown + (", ..." if len(worst) > 3 else "")

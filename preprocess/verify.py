@@ -1,4 +1,4 @@
-"""Is a packed data set what its manifest says, down to every pixel, and are its source files still the same?"""
+"""Is a packed data set what its manifest says, to the last pixel, and are its sources the same?"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,23 +26,23 @@ def verify(folder: Path, raw: Path | None, workers: int, report: Callable[[str],
         UserError: something differs; every difference is named, one per line.
     """
     manifest = read_manifest(folder)
+    n_shards, n_cases = len(manifest.shards), len(manifest.cases)
+
     faults = _verify_shards(folder, manifest, workers)
     if faults:
         raise UserError(
-            f"{folder}: {len(faults)} of {len(manifest.shards)} shards are bad; pack again:{_lines(faults)}"
+            f"{folder}: {len(faults)} of {n_shards} shards are bad; pack again:{_lines(faults)}"
         )
     pairs = sum(shard.pairs for shard in manifest.shards)
-    report(
-        f"{folder}: {len(manifest.shards)} shards, {len(manifest.cases)} cases, {pairs} pairs: all as in the manifest"
-    )
-    if raw is None:
-        return
-    faults = _verify_sources(raw, manifest, workers)
+    report(f"{folder}: {n_shards} shards, {n_cases} cases, {pairs} pairs: all as in the manifest")
+
+    faults = _verify_sources(raw, manifest, workers) if raw else []
     if faults:
         raise UserError(
             f"{raw}: {len(faults)} cases differ from what was packed; pack again:{_lines(faults)}"
         )
-    report(f"{raw}: the files of all {len(manifest.cases)} cases are those that were packed")
+    if raw:
+        report(f"{raw}: the files of all {n_cases} cases are those that were packed")
 
 
 def _verify_shards(folder: Path, manifest: Manifest, workers: int) -> list[str]:
@@ -50,50 +50,40 @@ def _verify_shards(folder: Path, manifest: Manifest, workers: int) -> list[str]:
     for shard in manifest.shards:
         cases = [case for case in manifest.cases if case.shard == shard.file]
         work.append((folder / shard.file, shard.content_sha256, cases))
-    return [fault for fault in map_in_order(_look_at_shard, work, min(workers, len(work))) if fault]
+    return [fault for fault in map_in_order(_check_shard, work, min(workers, len(work))) if fault]
 
 
-def _look_at_shard(item: tuple[Path, str, list[CaseEntry]]) -> str:
+def _check_shard(item: tuple[Path, str, list[CaseEntry]]) -> str:
     path, digest, cases = item
     try:
         pairs, _ = read_pairs(path, content_sha256=digest)
     except UserError as error:
         return str(error)
-    stored = list(
-        zip(
-            pairs.case_ids,
-            map(int, pairs.slice_index),
-            (int(mask.sum()) for mask in pairs.masks),
-            strict=True,
-        )
-    )
+    areas = [int(mask.sum()) for mask in pairs.masks]
+    stored = list(zip(pairs.case_ids, pairs.slice_index.tolist(), areas, strict=True))
     listed = [
         (case.case_id, index, area)
         for case in cases
         for index, area in zip(case.slices, case.tumour_px, strict=True)
     ]
-    return (
-        ""
-        if stored == listed
-        else f"{path}: its cases, slices or tumour areas are not the manifest's"
-    )
+    if stored == listed:
+        return ""
+    return f"{path}: its cases, slices or tumour areas are not the manifest's"
 
 
 def _verify_sources(raw: Path, manifest: Manifest, workers: int) -> list[str]:
     recipe = load(Recipe, manifest.recipe, "the manifest's recipe")
-    found = {files.case_id: files.paths for files in find_cases(recipe, raw).cases}
-    work = [(case, found.get(case.case_id, {})) for case in manifest.cases]
-    return [
-        fault
-        for fault in map_in_order(_look_at_sources, work, min(workers, len(work) // 8))
-        if fault
-    ]
+    paths = {files.case_id: files.paths for files in find_cases(recipe, raw).cases}
+    work = [(case, paths.get(case.case_id, {})) for case in manifest.cases]
+    faults = map_in_order(_check_sources, work, min(workers, len(work) // 8))
+    return [fault for fault in faults if fault]
 
 
-def _look_at_sources(item: tuple[CaseEntry, dict[str, Path]]) -> str:
+def _check_sources(item: tuple[CaseEntry, dict[str, Path]]) -> str:
     case, paths = item
     if paths.keys() != case.sources.keys():
-        return f"{case.case_id}: has {', '.join(paths) or 'no files'}, expected {', '.join(case.sources)}"
+        got, expected = ", ".join(paths) or "no files", ", ".join(case.sources)
+        return f"{case.case_id}: has {got}, expected {expected}"
     try:
         changed = [
             str(path) for role, path in paths.items() if file_sha256(path) != case.sources[role]

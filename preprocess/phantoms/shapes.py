@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
+Places = NDArray[np.float64]
+"""(3,) x, y, z, mm."""
 Axes = tuple[Floats, Floats, Floats]
 """Coordinates along x, y, z, mm, shaped (X, 1, 1), (1, Y, 1), (1, 1, Z)."""
 
@@ -41,20 +43,22 @@ class Grid:
     @property
     def affine(self) -> NDArray[np.float64]:
         """(4, 4), voxel index to NIfTI's world, whose x and y run the other way (RAS)."""
-        affine = np.diag([-self.spacing_mm[0], -self.spacing_mm[1], self.spacing_mm[2], 1.0])
-        affine[:3, 3] = [-self.origin_mm[0], -self.origin_mm[1], self.origin_mm[2]]
+        flip = np.array([-1.0, -1.0, 1.0])
+        affine = np.diag([*flip * self.spacing_mm, 1.0])
+        affine[:3, 3] = flip * self.origin_mm
         return affine
 
 
-def part_of(
-    axes: Axes, centre: NDArray[np.float64], reach_mm: NDArray[np.float64] | float
-) -> tuple[slice, slice, slice]:
+Drawing = list[tuple[NDArray[Any], Grid]]
+"""The voxels of each of a case's files, and their grid."""
+
+
+def part_of(axes: Axes, centre: Places, reach_mm: Places | float) -> tuple[slice, slice, slice]:
     """Return the voxels of a grid whose centres lie within a box about a place."""
+    ends = np.stack([centre - reach_mm, centre + reach_mm], axis=1)
     x, y, z = (
-        slice(*(int(end) for end in np.searchsorted(axis.ravel(), ends)))
-        for axis, ends in zip(
-            axes, zip(centre - reach_mm, centre + reach_mm, strict=True), strict=True
-        )
+        slice(*np.searchsorted(axis.ravel(), pair).tolist())
+        for axis, pair in zip(axes, ends, strict=True)
     )
     return x, y, z
 
@@ -83,18 +87,12 @@ class Noise:
         # standard deviation 1.
         self.weights = rng.standard_normal(tuple(counts), dtype=np.float32) / np.float32(0.33)
 
-    @classmethod
-    def over(cls, axes: Axes, rng: np.random.Generator, cell_mm: float) -> "Noise":
-        """Draw it for the places of a grid."""
-        low, high = (np.array([axis.ravel()[end] for axis in axes]) for end in (0, -1))
-        return cls(rng, low, high, cell_mm)
-
     def __call__(self, axes: Axes) -> Floats:
         """Evaluate on the axes of a grid, (X, Y, Z).
 
         Along each axis four splines reach a place. They are added one by one, and not by a matrix
         product, whose last bit depends on the number of threads: a case would no longer be a
-            function of its seed.
+        function of its seed.
         """
         values = self.weights
         for axis in (2, 1, 0):  # the last, largest sum runs along the first axis: whole planes
@@ -109,15 +107,21 @@ class Noise:
         return values
 
 
-def ellipsoid(
-    axes: Axes, centre: NDArray[np.float64], radii: NDArray[np.float64] | float
-) -> Floats:
+def draw_noise(rng: np.random.Generator, axes: Axes, cell_mm: float) -> Floats:
+    """Draw :class:`Noise` for the places of a grid and evaluate it there, (X, Y, Z)."""
+    low, high = (np.array([axis.ravel()[end] for axis in axes]) for end in (0, -1))
+    return Noise(rng, low, high, cell_mm)(axes)
+
+
+def ellipsoid(axes: Axes, centre: Places, radii: Places) -> Floats:
     """Return the distance from a centre in units of the radii: 1 on the surface, (X, Y, Z)."""
-    sides = np.broadcast_to(np.asarray(radii, np.float32), (3,))
-    terms = [
-        np.square((a - np.float32(c)) / r) for a, c, r in zip(axes, centre, sides, strict=True)
-    ]
-    return np.asarray(np.sqrt(terms[0] + terms[1] + terms[2]))
+    x, y, z = (
+        np.square((axis - middle) / radius)
+        for axis, middle, radius in zip(
+            axes, centre.astype(np.float32), radii.astype(np.float32), strict=True
+        )
+    )
+    return np.asarray(np.sqrt(x + y + z))
 
 
 def soft(value: NDArray[Any], width: float) -> Floats:
@@ -126,7 +130,11 @@ def soft(value: NDArray[Any], width: float) -> Floats:
 
 
 def _splines(places: Floats, count: int) -> tuple[NDArray[np.int64], Floats]:
-    """Return the cubic B-splines that reach places (P,), in cells: their numbers and heights, (4, P) each."""
+    """Return the cubic B-splines that reach places (P,), in cells.
+
+    Returns:
+        Their numbers and their heights, (4, P) each.
+    """
     knots = np.floor(places).astype(np.int64) + np.arange(4)[:, None]
     distance = np.abs(places + 1 - knots.astype(np.float32))
     near = 2 / 3 - distance**2 + distance**3 / 2

@@ -199,13 +199,13 @@ def test_two_packings_of_one_folder_do_not_mix(raw, tmp_path):
 def test_who_lost_the_folder_removes_nothing_that_the_other_packed(raw, tmp_path, monkeypatch):
     out = tmp_path / "out"
 
-    def lose(packing, skip_bad):
+    def lose(packing, bar):
         (mine,) = out.glob(".lease-*")
         mine.rename(out / ".lease-99")  # another packing took over while this one was stopped
         (out / "shard-00000.h5").touch()  # and has just made this, which it has yet to note
         check(out)
 
-    monkeypatch.setattr("hvae_hpc.preprocess.pack._Packing.run", lose)
+    monkeypatch.setattr("hvae_hpc.preprocess.pack._Packing.pack_cases", lose)
     with pytest.raises(LostError, match="lost the folder"):
         pack(tiny_recipe(), raw, out, workers=1)
     assert (out / "shard-00000.h5").exists()

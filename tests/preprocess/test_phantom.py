@@ -9,8 +9,8 @@ import pytest
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.preprocess.pack import pack
-from hvae_hpc.preprocess.phantoms.make import write_brats, write_hecktor, write_phantoms
-from hvae_hpc.preprocess.phantoms.shapes import Grid, Noise, part_of
+from hvae_hpc.preprocess.phantoms.make import write_phantoms
+from hvae_hpc.preprocess.phantoms.shapes import Grid, Noise, draw_noise, part_of
 from hvae_hpc.preprocess.recipes.recipe import load_recipe
 from hvae_hpc.preprocess.store.reader import read_dataset
 from tests.preprocess.scans import draw_case, save
@@ -19,14 +19,14 @@ from tests.preprocess.scans import draw_case, save
 @pytest.fixture(scope="module")
 def heads(tmp_path_factory):
     folder = tmp_path_factory.mktemp("heads")
-    write_brats(folder, 4, seed=0)
+    write_phantoms("brats2021", folder, 4, seed=0)
     return folder
 
 
 @pytest.fixture(scope="module")
 def necks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("necks")
-    write_hecktor(folder, 6, seed=0)
+    write_phantoms("hecktor2022", folder, 6, seed=0)
     return folder
 
 
@@ -123,13 +123,13 @@ def test_a_case_is_a_function_of_seed_and_number(tmp_path, name):
 
 
 def test_a_case_that_is_there_is_not_made_again_and_half_a_case_is(tmp_path):
-    assert write_hecktor(tmp_path, 2, seed=0) == 2
+    assert write_phantoms("hecktor2022", tmp_path, 2, seed=0) == 2
     before = contents(tmp_path)
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nii.gz")}
-    assert write_hecktor(tmp_path, 2, seed=0) == 0
+    assert write_phantoms("hecktor2022", tmp_path, 2, seed=0) == 0
     assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nii.gz")}
     (tmp_path / "labelsTr" / "CHUM-001.nii.gz").unlink()
-    assert write_hecktor(tmp_path, 2, seed=0) == 1
+    assert write_phantoms("hecktor2022", tmp_path, 2, seed=0) == 1
     assert contents(tmp_path) == before
 
 
@@ -140,13 +140,13 @@ def test_phantoms_never_overwrite_real_data_or_another_seed(tmp_path):
     with pytest.raises(
         UserError, match=r"BraTS2021_00000_flair.nii.gz: is '', expected 'made-up phantom, seed 0'"
     ):
-        write_brats(tmp_path, 1, seed=0)
+        write_phantoms("brats2021", tmp_path, 1, seed=0)
     assert path.read_bytes() == before
-    write_hecktor(tmp_path, 1, seed=0)
+    write_phantoms("hecktor2022", tmp_path, 1, seed=0)
     with pytest.raises(
         UserError, match="is 'made-up phantom, seed 0', expected 'made-up phantom, seed 1'"
     ):
-        write_hecktor(tmp_path, 1, seed=1)
+        write_phantoms("hecktor2022", tmp_path, 1, seed=1)
 
 
 def test_a_recipe_without_phantoms_is_told():
@@ -158,17 +158,17 @@ def test_a_recipe_without_phantoms_is_told():
 
 def test_a_head_takes_no_more_than_some_seconds_to_write(tmp_path):
     start = time.process_time()
-    write_brats(tmp_path, 1, seed=1)
+    write_phantoms("brats2021", tmp_path, 1, seed=1)
     assert time.process_time() - start < 5  # 0.7 s on an idle core; generous, for busy machines
 
 
 def test_noise_is_one_function_whatever_grid_it_is_seen_on():
     coarse = Grid(shape=(20, 20, 20), spacing_mm=(2.0, 2.0, 2.0), origin_mm=(0.0, 0.0, 0.0))
     fine = Grid(shape=(40, 40, 40), spacing_mm=(1.0, 1.0, 1.0), origin_mm=(0.0, 0.0, 0.0))
-    noise = Noise.over(fine.axes, np.random.default_rng(0), 5.0)
+    noise = Noise(np.random.default_rng(0), np.zeros(3), np.full(3, 39.0), 5.0)
     np.testing.assert_allclose(noise(coarse.axes), noise(fine.axes)[::2, ::2, ::2], atol=1e-4)
     large = Grid(shape=(90, 90, 90), spacing_mm=(1.0, 1.0, 1.0), origin_mm=(0.0, 0.0, 0.0))
-    assert 0.85 < Noise.over(large.axes, np.random.default_rng(1), 5.0)(large.axes).std() < 1.15
+    assert 0.85 < draw_noise(np.random.default_rng(1), large.axes, 5.0).std() < 1.15
 
 
 def test_a_part_of_a_grid_is_what_lies_within_reach():

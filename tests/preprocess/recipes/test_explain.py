@@ -52,7 +52,7 @@ def test_every_recipe_of_the_library_is_told_and_nothing_is_done(
     tmp_path, monkeypatch, capsys, name
 ):
     monkeypatch.chdir(tmp_path)
-    assert run_command(main, ["--explain", "--recipe", name]) == 0
+    assert run_command(main, ["--explain", name]) == 0
     named = capsys.readouterr().out
     assert run_command(main, ["--explain", name]) == 0
     out = capsys.readouterr().out
