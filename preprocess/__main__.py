@@ -43,7 +43,8 @@ def main(argv: Sequence[str]) -> int:
         find_cases(recipe, raw)  # a wrong path is better said now than in a job's log
     if shutil.which("sbatch") and not (options.partition or options.local):
         raise UserError(
-            "this machine has SLURM: give --partition NAME to pack as a job, or --local to pack here"
+            "this machine has SLURM: give --partition NAME to pack as a job, "
+            "or --local to pack here"
         )
 
     following = f"python -m hvae_hpc.sweep --data {recipe.name}={out} --plan"
@@ -62,7 +63,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         prog="python -m hvae_hpc.preprocess",
         description="Pack a folder of NIfTI scans or 2D pictures: "
         "image+mask pairs in HDF5 shards, and manifest.json.",
-        epilog="example: python -m hvae_hpc.preprocess brats2021 --raw /data/BraTS2021 --workers 8\n"
+        epilog="example: python -m hvae_hpc.preprocess brats2021 --raw /data/BraTS2021\n"
         "to try:  python -m hvae_hpc.preprocess brats2021 --phantom 8",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,4 +1,4 @@
-"""A made-up head as BraTS has it: skull-stripped FLAIR, 240 x 240 x 155 at 1 mm, with one lesion."""
+"""A made-up head as BraTS has it: skull-stripped FLAIR, 240 x 240 x 155 at 1 mm, one lesion."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -1,4 +1,4 @@
-"""What a data set is: where its files lie, which labels are tumour, and how a scan becomes 2D pairs.
+"""What a data set is: where its files lie, which labels are tumour, how a scan becomes 2D pairs.
 
 A recipe is a TOML file, one of ``recipes/`` by its bare name or a file of the user's own (which may
 say ``extends = "brats2021"``). All of it but its words is hashed into the data set's identity.

@@ -2,7 +2,7 @@
 
 Packing writes it last, so a folder with a manifest is a complete data set. Its content hash is a
 parent of every run that reads the data: repacked data gives new run ids, a moved or renamed folder
-    does not.
+does not.
 """
 
 from collections.abc import Mapping, Sequence
@@ -103,7 +103,7 @@ def compute_content_hash(
     shards: Sequence[ShardEntry],
     cases: Sequence[CaseEntry],
 ) -> str:
-    """Return 64 digits that change with the data, and with no path, folder name or word of the recipe."""
+    """Return 64 digits that change with the data, and with no path or word of the recipe."""
     rules = {key: value for key, value in recipe.items() if key not in _WORDS}
     return content_hash([schema, rules, [entry.content_sha256 for entry in shards], dump(cases)])
 
@@ -119,8 +119,8 @@ def require_content(folder: Path, content_hash: str) -> Manifest:
     manifest = read_manifest(folder)
     if manifest.content_hash != content_hash:
         raise UserError(
-            f"{folder}: was repacked (content {manifest.content_hash[:12]}, this run reads {content_hash[:12]}); "
-            "give the sweep command again"
+            f"{folder}: was repacked (content {manifest.content_hash[:12]}, "
+            f"this run reads {content_hash[:12]}); give the sweep command again"
         )
     return manifest
 

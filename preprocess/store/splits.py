@@ -25,21 +25,25 @@ class Split:
     spare: tuple[str, ...] = ()
 
     def training_cases(self, n: int) -> tuple[str, ...]:
-        """Return n cases that nobody tests on: those of ``train``, then spare ones; 0 for ``train`` alone.
+        """Return n cases that nobody tests on: those of ``train``, then spare ones.
+
+        Args:
+            n: how many; 0 for ``train`` alone.
 
         Raises:
             UserError: there are not so many, or fewer than ``train`` are asked for.
         """
-        there = len(self.train) + len(self.spare)
-        if n and not len(self.train) <= n <= there:
+        cases = (*self.train, *self.spare)
+        if n and not len(self.train) <= n <= len(cases):
             raise UserError(
-                f"{n} real cases asked for, expected {len(self.train)} (the split's) to {there} (all that nobody tests)"
+                f"{n} real cases asked for, expected {len(self.train)} (the split's) "
+                f"to {len(cases)} (all that nobody tests)"
             )
-        return (*self.train, *self.spare)[: n or len(self.train)]
+        return cases[: n or len(self.train)]
 
 
 def draw_split(case_ids: Sequence[str], train: int, test: int, seed: int) -> Split:
-    """Sort the cases by the SHA-256 of "seed:case" and take the first ``train``, then the next ``test``.
+    """Sort cases by the SHA-256 of "seed:case"; take the first ``train``, then the next ``test``.
 
     Args:
         case_ids: all cases of the data set, in any order.
@@ -58,7 +62,8 @@ def draw_split(case_ids: Sequence[str], train: int, test: int, seed: int) -> Spl
     if len(case_ids) < wanted:
         raise UserError(
             f"the data set has {len(case_ids)} cases, the split asks for {wanted} "
-            f"({train} to train, {test} to test); lower split.train or split.test, or pack more cases"
+            f"({train} to train, {test} to test); "
+            "lower split.train or split.test, or pack more cases"
         )
     drawn = sorted(
         case_ids, key=lambda case_id: hashlib.sha256(f"{seed}:{case_id}".encode()).hexdigest()

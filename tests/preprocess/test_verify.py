@@ -61,7 +61,7 @@ def test_the_command_takes_a_recipe_or_a_folder_to_verify(packed, capsys):
     assert run_command(main, ["brats2021", "--verify", str(packed)]) == 2
     assert "takes no recipe" in capsys.readouterr().err
     assert run_command(main, []) == 2
-    assert "no recipe; give one of bids, brats2021" in capsys.readouterr().err
+    assert "no recipe; give one of " in capsys.readouterr().err
 
 
 # The summary.

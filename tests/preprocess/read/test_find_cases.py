@@ -8,8 +8,7 @@ from hvae_hpc.errors import UserError
 from hvae_hpc.preprocess.pack import pack
 from hvae_hpc.preprocess.read.dataset_json import read_index
 from hvae_hpc.preprocess.read.find_cases import find_cases, known_labels
-from hvae_hpc.preprocess.recipes.explain import explain
-from hvae_hpc.preprocess.recipes.recipe import LIBRARY, LabelConfig, LayoutConfig, load_recipe
+from hvae_hpc.preprocess.recipes.recipe import LabelConfig, LayoutConfig, load_recipe
 from hvae_hpc.preprocess.store.reader import read_dataset
 from tests.preprocess.scans import draw_case, save, save_cases, tiny_recipe
 
@@ -257,13 +256,6 @@ def test_every_recipe_of_the_library_packs_a_folder_in_its_layout(tmp_path):
         save(tmp_path / name / case / f"{case}{between}seg.nii.gz", (label > 0).astype("uint8"))
         manifest = pack(load_recipe(name), tmp_path / name, tmp_path / f"{name}-out", workers=1)
         assert [entry.case_id for entry in manifest.cases] == [case]
-
-
-@pytest.mark.parametrize("path", sorted(LIBRARY.glob("*.toml")), ids=lambda path: path.stem)
-def test_every_recipe_of_the_library_is_named_after_its_file_and_explained(path):
-    recipe = load_recipe(path.stem)
-    assert recipe.name == path.stem
-    assert recipe.about in explain(recipe)
 
 
 def test_a_huge_tree_beside_the_pattern_is_not_walked(tmp_path, monkeypatch):

@@ -53,10 +53,7 @@ def test_every_recipe_of_the_library_is_told_and_nothing_is_done(
 ):
     monkeypatch.chdir(tmp_path)
     assert run_command(main, ["--explain", name]) == 0
-    named = capsys.readouterr().out
-    assert run_command(main, ["--explain", name]) == 0
     out = capsys.readouterr().out
-    assert out == named
     recipe = load_recipe(name)
     assert out.startswith(f"{name}: {recipe.about}\n")
     assert recipe.layout.image.replace("{case}", "<case>").removesuffix("*") in out
