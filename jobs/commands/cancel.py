@@ -47,7 +47,7 @@ def _cancel_sweep(runs_folder: Path, sweep: str) -> None:
     counted = f"{waiting} waiting and {elements - waiting} running elements"
     print(f"sweep {sweep}: cancelled {len(jobs)} jobs with {counted}")
     print(f"  {' '.join(jobs)}")
-    print("what ran saves before it ends; the same sweep command goes on from there")
+    print("running elements save before they end; the same sweep command continues from there")
 
 
 def _cancel_run(runs_folder: Path, plan: Plan, run_id: str) -> None:
@@ -65,12 +65,10 @@ def _cancel_run(runs_folder: Path, plan: Plan, run_id: str) -> None:
     results = read_results(plan)
     others = [i for i in run_ids if i in results and i != run_id and not results[i].done]
     if others:
-        print("with it go, of the same element:")
+        print("the element also makes these, which are cancelled with it:")
     for other in others:
         print(f"  {plan.runs[other].stage} {plan.runs[other].label}")
-    print(
-        "the same sweep command submits what was cancelled again, and goes on from what was saved"
-    )
+    print("the same sweep command submits them again, and continues from what was saved")
 
 
 def throttle(argv: Sequence[str]) -> int:
@@ -102,8 +100,8 @@ def throttle(argv: Sequence[str]) -> int:
         print(f"sweep {sweep}: {at_a_time} at a time in each of {len(jobs)} arrays")
         print(f"  {' '.join(jobs)}")
     else:
-        later = "for later ones there is --array-parallelism, or the site file"
-        print(f"sweep {sweep}: no array of it waits; {later}")
+        later = "for later arrays, use --array-parallelism or the site file"
+        print(f"sweep {sweep}: none of its arrays waits; {later}")
     return 0
 
 

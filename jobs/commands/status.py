@@ -19,7 +19,7 @@ from hvae_hpc.config.stages import CONFIGS, SegmentConfig
 from hvae_hpc.jobs.failures.classify import classify, gather
 from hvae_hpc.jobs.state.device_hours import StageHours, read_device_hours
 from hvae_hpc.jobs.state.element_ends import read_ends
-from hvae_hpc.jobs.state.run_status import KINDS, Kind
+from hvae_hpc.jobs.state.run_status import KINDS, UNASKED, Kind
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.jobs.state.sweep_status import Progress, SweepStatus, read_sweep_statuses
 from hvae_hpc.runs.done import read_results
@@ -118,10 +118,10 @@ def _totals(sweep: SweepStatus) -> Iterator[str]:
     totals = sweep.totals
     parts = [f"{totals[kind]:,} {kind}" for kind in KINDS[1:] if totals[kind]]
     yield ", ".join([f"{totals['done']:,} of {totals['runs']:,} runs done", *parts])
-    waiting = [status.reason for status in sweep.statuses.values() if status.kind == "waiting"]
-    if waiting:
-        commonest = Counter(waiting).most_common(4)
-        reasons = [f"{WAITS.get(reason, reason)} ({n:,})" for reason, n in commonest]
+    waits = Counter(status.reason for status in sweep.statuses.values() if status.kind == "waiting")
+    del waits[UNASKED]
+    if waits:
+        reasons = [f"{WAITS.get(reason, reason)} ({n:,})" for reason, n in waits.most_common(4)]
         yield f"waiting for {', '.join(reasons)}"
 
     if totals["done"] < totals["runs"]:
@@ -159,8 +159,8 @@ def _describe_troubles(sweep: SweepStatus) -> Iterator[str]:
 
     first = plan.runs[groups[0][1][0]]
     counted = [f"{sweep.totals[kind]:,} {kind}" for kind in TROUBLES if sweep.totals[kind]]
-    yield f"more of it: hvae-hpc why {first.stage}/{first.label}"
-    yield f"next: the same sweep command takes up the {', '.join(counted)} runs again"
+    yield f"more of the first: hvae-hpc why {first.stage}/{first.label}"
+    yield f"next: the same sweep command makes these runs again: {', '.join(counted)}"
 
 
 def _group_troubles(sweep: SweepStatus) -> list[Group]:

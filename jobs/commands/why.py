@@ -31,8 +31,8 @@ TELLING = re.compile(
 """What makes a line of a log worth showing."""
 SAME_COMMAND = "the same sweep command"
 REMEDIES = {
-    "bad input": f"mend what it names, then give {SAME_COMMAND} again",
-    "code error": "hvae-hpc logs {run} shows the traceback; mend the code, "
+    "bad input": f"correct what it names, then give {SAME_COMMAND} again",
+    "code error": "hvae-hpc logs {run} shows the traceback; correct the code, "
     f"then give {SAME_COMMAND} again",
     "out of memory (device)": "a GPU with more memory (--constraint), "
     "or fewer runs on it at a time (at_once)",
@@ -87,7 +87,7 @@ def explain(
         lines.append(f"state:     {status.kind}" + (f": {reason}" if reason else ""))
         if evidence.attempts and status.kind != "done":
             lines.append(_describe_attempts(plan, run_id, evidence))
-        todo = SAME_COMMAND if status.kind == "open" else "nothing: it is no failure"
+        todo = SAME_COMMAND if status.kind == "open" else "nothing: this is not a failure"
         lines.append(f"next:      {todo}")
     if note:
         lines.append(f"note:      the queue is not known: {note}")
@@ -165,7 +165,7 @@ def _describe_retry(
     if decision.changes is None:
         yield f"retry:     {decision.why_not}"
     elif not evidence.turn:
-        yield "retry:     as it was, and not counted: its turn in the element had not come"
+        yield "retry:     as it was, and not counted: the run's turn in the element had not come"
     else:
         rule = site.rules[failure]
         words = in_words(decision.changes, plan.resources_of(run_id), evidence.minutes)
@@ -174,7 +174,7 @@ def _describe_retry(
             words += ", as far as the partition allows"
         if decision.bad_node:
             words += f", not on {decision.bad_node} for {rule.exclude_hours:g} h"
-        yield f"retry:     {words}; {decision.retries} of {rule.times} retries after this made"
+        yield f"retry:     {words}; {decision.retries} of {rule.times} retries used"
 
     remedy = REMEDIES.get(failure, SAME_COMMAND)
     if decision.changes is not None and failure != "disk full or quota":

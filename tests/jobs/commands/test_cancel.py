@@ -152,9 +152,9 @@ def test_cancelling_a_run_takes_its_element_and_says_what_goes_with_it(
     )
     assert said.splitlines() == [
         f"cancelled element {job}_1 (pending), which makes segment brats2021-standard-x5-s0",
-        "with it go, of the same element:",
+        "the element also makes these, which are cancelled with it:",
         "  segment brats2021-standard-x5-s1",
-        "the same sweep command submits what was cancelled again, and goes on from what was saved",
+        "the same sweep command submits them again, and continues from what was saved",
     ]
     assert cluster.queue() == {f"{job}_0", f"{job}_2"}
     said = call("cancel", ids[4], "--runs", str(plan.runs_folder), capsys=capsys)
@@ -200,7 +200,7 @@ def test_throttling_what_does_not_wait_changes_nothing(
 ) -> None:
     job = cluster.array(plan, [[next(iter(plan.runs))]], "small-abc")
     wait_until(lambda: "RUNNING" in cluster.slurm.client("squeue", "-h", "-j", job, "-o", "%T"))
-    assert "no array of it waits" in call(
+    assert "none of its arrays waits" in call(
         "throttle", "1", "--runs", str(plan.runs_folder), capsys=capsys
     )
     assert cluster.asked("scontrol update") == []

@@ -86,7 +86,7 @@ def test_the_paper_s_sweep_in_full_trouble_fits_on_a_screen(tmp_path: Path) -> N
         in lines
     )
     assert (
-        "next: the same sweep command takes up the 1 failed, 1 lost, 42 blocked runs again" in lines
+        "next: the same sweep command makes these runs again: 1 failed, 1 lost, 42 blocked" in lines
     )
     assert "... and 2 more at work" in lines
 

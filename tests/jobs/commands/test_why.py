@@ -73,7 +73,7 @@ def test_of_what_is_no_failure_it_says_so(
     finish(tmp_path, runs[0], fake_metrics(runs[0]))
     said = ask(capsys, tmp_path, runs[0].run_id)
     assert said[1] == "state:     done"
-    assert said[-1] == "next:      nothing: it is no failure"
+    assert said[-1] == "next:      nothing: this is not a failure"
     assert ask(capsys, tmp_path, runs[1].run_id)[1:] == [
         "state:     open",
         "next:      the same sweep command",
@@ -121,7 +121,7 @@ def test_the_site_file_s_rules_are_those_it_tells(
     log(plan, run_id, {"event": "started", "job_id": "", "host": "here"}, died)
     (tmp_path / "site.toml").write_text("[retry.lost]\ntimes = 5\n")
     said = ask(capsys, tmp_path, run_id, "--site", str(tmp_path / "site.toml"))
-    assert "retry:     as it was; 0 of 5 retries after this made" in said
+    assert "retry:     as it was; 0 of 5 retries used" in said
     assert said[-1] == "next:      the same sweep command with --retries 1"
 
 
@@ -140,8 +140,7 @@ def test_it_promises_no_more_than_partition_and_administrator_give(
     log(plan, run_id, {"event": "started", "job_id": "12_0", "host": "n1"}, error)
     said = ask(capsys, tmp_path, run_id)
     assert (
-        "retry:     memory_gb 16 -> 24, as far as the partition allows; 0 of 3 retries after this made"
-        in said
+        "retry:     memory_gb 16 -> 24, as far as the partition allows; 0 of 3 retries used" in said
     )
     (tmp_path / "admin.toml").write_text("[caps]\nretries = 0\n")
     monkeypatch.setenv("HVAE_HPC_SITE", str(tmp_path / "admin.toml"))
@@ -173,4 +172,4 @@ def test_where_a_node_looks_bad_by_what_others_came_to_it_says_what_a_retry_does
     said = ask(capsys, tmp_path, first)
     assert "class:     node failure" in said
     assert "evidence:  element 12_0 on n1, which looks bad, RuntimeError" in said
-    assert "retry:     as it was, not on n1 for 24 h; 0 of 3 retries after this made" in said
+    assert "retry:     as it was, not on n1 for 24 h; 0 of 3 retries used" in said

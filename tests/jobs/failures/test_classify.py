@@ -78,7 +78,7 @@ def test_data_that_is_not_what_was_planned(plan: Plan, tmp_path: Path) -> None:
     assert tasks.execute(plan, run_id).state == "failed"
     lines = why(plan, run_id)
     assert lines[1] == "class:     bad input"
-    assert lines[-1] == "next:      mend what it names, then give the same sweep command again"
+    assert lines[-1] == "next:      correct what it names, then give the same sweep command again"
 
 
 def failing_by(error: Exception) -> Callable[[str], Callable[..., None]]:
@@ -133,7 +133,7 @@ def test_a_gpu_whose_memory_is_full_has_fewer_pairs_at_once_next(
     lines = why(plan, run_id)
     assert lines[1] == "class:     out of memory (device)"
     assert "a bug" not in lines[2]
-    assert "retry:     micro_batch 2; 0 of 4 retries after this made" in lines
+    assert "retry:     micro_batch 2; 0 of 4 retries used" in lines
     arm = run_named(plan, "segment", "reference")  # in parts, a U-Net would give other numbers
     assert tasks.execute(plan, arm).state == "failed"
     lines = why(plan, arm)
@@ -219,7 +219,7 @@ def test_a_process_that_the_kernel_ends_for_memory(plan: Plan, tmp_path: Path) -
     lines = why(plan, run_id)
     assert lines[1] == "class:     out of memory (host)"
     assert "ended by SIGKILL, kills for memory in its cgroup: 1" in lines[3]
-    assert "retry:     memory_gb 8 -> 12; 0 of 3 retries after this made" in lines
+    assert "retry:     memory_gb 8 -> 12; 0 of 3 retries used" in lines
 
 
 def test_a_process_that_somebody_kills_is_lost(plan: Plan, tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_a_process_that_somebody_kills_is_lost(plan: Plan, tmp_path: Path) -> No
     lines = why(plan, run_id)
     assert lines[1] == "class:     lost"
     assert lines[2].startswith("state:     lost: its process died (SIGKILL)")
-    assert "retry:     as it was; 0 of 2 retries after this made" in lines
+    assert "retry:     as it was; 0 of 2 retries used" in lines
 
 
 # On a SLURM of its own: with accounting, and ending what takes more memory than it asked for.
