@@ -11,10 +11,10 @@ demo: $(VENV)/ready
 	$(RUN) -m hvae_hpc.sweep demo --local
 
 test: $(VENV)/ready slurm-packages
-	$(RUN) -m pytest -n 3
+	$(RUN) -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 check: lint
-	$(RUN) -m pytest -n 2 -m "not slow"
+	$(RUN) -m pytest -n 2 --dist loadfile -m "not slow"
 
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .

@@ -32,7 +32,7 @@ from hvae_hpc.sweep import read_sweep
 
 
 def make_plan(folder: Path, seeds: int, factors: tuple[int, ...] = (), **changes: Any) -> Plan:
-    """Plan the demo's reference arm on phantoms, and standard xF arms; changes are to a run's resources."""
+    """Plan the demo's reference arm and standard xF arms, with changed resources of runs."""
     return plan_reference(
         replace(read_sweep("demo"), factors=factors), folder, 40, seeds, **changes
     )
@@ -103,9 +103,13 @@ def main() -> None:
     import torch
 
     ratio = statistics.median(times["elements"]) / statistics.median(times["bundle"])
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}, one core of {platform.machine()}"
+    versions = (
+        f"Python {platform.python_version()}, torch {torch.__version__}, "
+        f"one core of {platform.machine()}"
+    )
     print(
-        f"{options.seeds} seeds: one bundle is {ratio:.2f} times as fast as {options.seeds} elements ({versions})"
+        f"{options.seeds} seeds: one bundle is {ratio:.2f} times as fast "
+        f"as {options.seeds} elements ({versions})"
     )
     print(
         json.dumps(

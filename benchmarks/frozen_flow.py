@@ -1,4 +1,4 @@
-"""What a flow gains over a trained VAE whose weights stay as they are: only eps and the tempering are learned.
+"""What a flow gains over a trained VAE: only eps and the tempering are learned.
 
 For every VAE that a sweep has trained, an HVAE takes over its weights, learns its flow on the
 training cases, and its bound on the held-out cases is compared with the VAE's on the same draws.
@@ -96,9 +96,11 @@ def main() -> None:
             gained.append(float(terms["elbo_gain"].mean()))
         gains.append(statistics.mean(gained))
         print(
-            f"{run.label}: held-out bound {statistics.mean(bounds):.2f} nats with flow, {gains[-1]:+.2f} over K = 0; "
-            f"eps {float(model.step_size()):.3f}, sqrt(beta_0) {float(model.sqrt_beta_0()):.3f}, moved "
-            f"{float(terms['moved'].mean()):.2f}, acceptance {float(terms['acceptance'].mean()):.2f}",
+            f"{run.label}: held-out bound {statistics.mean(bounds):.2f} nats with flow, "
+            f"{gains[-1]:+.2f} over K = 0; eps {float(model.step_size()):.3f}, "
+            f"sqrt(beta_0) {float(model.sqrt_beta_0()):.3f}, "
+            f"moved {float(terms['moved'].mean()):.2f}, "
+            f"acceptance {float(terms['acceptance'].mean()):.2f}",
             flush=True,
         )
     print(

@@ -1,4 +1,4 @@
-"""What generators.py compares with: a step of the HVAE as one writes it down, and pythae's models on our network."""
+"""What generators.py compares with: a naive HVAE step, and pythae's models."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

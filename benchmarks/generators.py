@@ -1,4 +1,4 @@
-"""A training step of our HVAE and VAE against a naive HVAE step and pythae's models, on the same network and batch.
+"""A training step of our HVAE and VAE against a naive HVAE step and pythae's models.
 
 All sides take the same batch through table1's default network (64 px with --quick, else 240).
 First, ours (eager and compiled) and the naive step must agree on the loss and on every gradient.
@@ -64,7 +64,7 @@ def make_batch(model: HVAE, n: int, px: int, device: torch.device) -> dict[str, 
 
 
 def check_equal(sides: list[Side], reference: Side) -> float:
-    """Return the largest relative difference of a gradient from the reference's; refuse more than ``TOLERANCE``."""
+    """Return the largest relative difference of a gradient; refuse over ``TOLERANCE``."""
     loss = float(reference.step())
     wanted = {
         name: weight.grad.clone()
@@ -77,7 +77,8 @@ def check_equal(sides: list[Side], reference: Side) -> float:
         got = float(side.step())
         if abs(got - loss) > TOLERANCE * abs(loss):
             raise SystemExit(
-                f"{side.name} has a loss of {got}, {reference.name} one of {loss}: nothing is compared"
+                f"{side.name} has a loss of {got}, {reference.name} one of {loss}: "
+                "nothing is compared"
             )
         grads = {
             name: weight.grad
@@ -93,20 +94,21 @@ def check_equal(sides: list[Side], reference: Side) -> float:
             worst = max(worst, difference)
             if not difference <= TOLERANCE:
                 raise SystemExit(
-                    f"{side.name}: the gradient of {name} differs by {difference:.2g}: nothing is compared"
+                    f"{side.name}: the gradient of {name} differs by {difference:.2g}: "
+                    "nothing is compared"
                 )
     return worst
 
 
 def require_compiled(forwards: Iterable[CompiledForward]) -> None:
-    """Refuse to go on where a compilation failed: what runs eager is not to be taken for compiled."""
+    """Stop where a compilation failed: an eager step is not to be taken for a compiled one."""
     for forward in forwards:
         if not forward.parts:
             raise SystemExit(f"nothing is compared: {'; '.join(forward.notes)}")
 
 
 def take_turns(sides: list[Side], repeats: int) -> dict[str, list[float]]:
-    """Return each side's seconds per step, ``repeats`` of them, taken in turns; all have taken one before."""
+    """Return each side's seconds per step, ``repeats`` of them, taken in turns."""
     seconds: dict[str, list[float]] = {side.name: [] for side in sides}
     for _ in range(repeats):
         for side in sides:
@@ -125,7 +127,7 @@ def forward_seconds(
     repeats: int,
     autocast: torch.dtype | None,
 ) -> tuple[float, float]:
-    """Return the encoder's and the decoder's forward of the whole batch, s, medians, in the steps' precision."""
+    """Return the median seconds of a forward of encoder and decoder, whole batch."""
     pair = torch.cat([batch["image"], batch["mask"]], 1)
     pairs, z = pair.split(micro_batch), batch["noise"].split(micro_batch)
     sides = [

@@ -1,4 +1,4 @@
-"""Keep a sweep's tables, the runs that they were made of, and its settings under benchmarks/measured, without images.
+"""Keep a sweep's tables, runs and settings under benchmarks/measured, without images.
 
     python benchmarks/keep.py RUNS SWEEP SWEEP_FILE
 
@@ -55,7 +55,7 @@ def keep(runs: Path, sweep: str, sweep_file: Path, out: Path) -> None:
 
 
 def strip(plan: Plan) -> list[RunResult]:
-    """Return all results, parents first, without names of cases and nodes, each with its parents' new stamps."""
+    """Return all results, parents first, without names of cases and nodes."""
     missing = [run_id for run_id, summary in read_results(plan).items() if not summary.done]
     if missing:
         raise SystemExit(
@@ -104,7 +104,7 @@ def _rename(value: Any, numbers: dict[str, str]) -> Any:
 
 
 def unpack(packed: Path, runs: Path) -> str:
-    """Write the plan and the metrics.json files of a kept sweep to a runs folder; return the sweep's name."""
+    """Write a kept sweep's plan and metrics.json files to a runs folder; return its name."""
     data = json.loads(gzip.decompress(packed.read_bytes()))
     sweep = str(data["plan"]["sweep"])
     write_atomic(plan_path(runs, sweep), json.dumps(data["plan"]))

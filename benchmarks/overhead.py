@@ -40,7 +40,7 @@ def spent(plan: Plan, run_id: str) -> tuple[float, float]:
 
 
 def measure_overhead(seeds: int, alone: int, gpus: int, smallest: bool) -> dict[str, Any]:
-    """Run an arm of the demo as one element, and some runs of its reference as elements of their own.
+    """Run an arm of the demo as one element, and some reference runs as elements.
 
     The arm is standard x3, of the 16 the middle one by its steps; the reference, than which none is
     smaller, is run as one element as well where that is asked for.
@@ -100,7 +100,7 @@ def measure_overhead(seeds: int, alone: int, gpus: int, smallest: bool) -> dict[
 
 
 def measure_beside(device: torch.device, px: int, compiled: bool) -> tuple[float, float]:
-    """Return the seconds that a run of table1's U-Net takes beside its training loop, and that compiling took.
+    """Return the seconds that a U-Net's run takes beside its loop, and that compiling took.
 
     Few cases on a CPU, where their prediction is then scaled up by the time of a forward; all 100
     on a GPU.

@@ -11,7 +11,7 @@ import torch
 
 @contextlib.contextmanager
 def peak_memory(device: torch.device) -> Iterator[list[float]]:
-    """Yield a list that afterwards holds the block's peak memory beyond what was there before, MiB."""
+    """Yield a list that afterwards holds the block's peak memory above the start, MiB."""
     found: list[float] = []
     gc.collect()
     if device.type == "cuda":

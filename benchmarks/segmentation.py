@@ -1,4 +1,4 @@
-"""A training step of our U-Net against MONAI's and nnU-Net's; what a run costs beside its steps; what Table 1 takes.
+"""A training step of our U-Net against MONAI's and nnU-Net's, and what Table 1 takes.
 
 Steps: table1's network (64 channels, four halvings; 64 px and batch 4 with --quick) on all sides,
     from the same pairs,
@@ -51,7 +51,7 @@ TOLERANCE = 1e-3  # of a loss, float32
 
 
 def check_compiled(config: UNetConfig, data: PairTensors) -> float:
-    """Compile ours for two seeds; return the largest relative difference of a loss from eager's, or refuse it."""
+    """Compile ours for two seeds; return the largest relative difference from eager's loss."""
     worst, graphs = 0.0, torch._dynamo.utils.counters["stats"]
     optim = OptimConfig(images=2 * len(data), batch_size=len(data), lr=1e-4, precision="fp32")
     for seed in (0, 1):
@@ -153,7 +153,8 @@ def main() -> None:
                 worst, check_same(build(lambda: UNet(config), 0, device), peer.to(device), small)
             )
     print(
-        f"logits, losses and gradients agree with the peers' blocks put together as ours to {worst:.1e}",
+        "logits, losses and gradients agree with the peers' blocks put together as ours "
+        f"to {worst:.1e}",
         flush=True,
     )
     if options.compile:
@@ -220,7 +221,8 @@ def main() -> None:
         )
         if times:
             print(
-                f"{what:31}{training:5.2f} s of training each, {times:.2f} times that, {apart:.2f} s a run beside it"
+                f"{what:31}{training:5.2f} s of training each, {times:.2f} times that, "
+                f"{apart:.2f} s a run beside it"
             )
     beside, compile_s = measure_beside(device, 240, options.compile)
     an_image = step / n * (1 if px == 240 else (240 / px) ** 2)
@@ -234,8 +236,9 @@ def main() -> None:
         ) / options.seeds
         projected[f"bundle_overhead_table1_{what}"] = cost / training
         print(
-            f"table1's {what} arm, 240 px, projected from steps of {px} px on this {device.type}: {training:,.0f} s of "
-            f"training a seed, {beside:.2f} s beside it: {cost / training:.4f} times"
+            f"table1's {what} arm, 240 px, projected from steps of {px} px on this {device.type}: "
+            f"{training:,.0f} s of training a seed, {beside:.2f} s beside it: "
+            f"{cost / training:.4f} times"
         )
 
     def steps(config: Any, size: int) -> float:

@@ -1,4 +1,4 @@
-"""A sweep through a storm: three bad nodes, a generator that cannot be trained, 5 % of the runs killed, nobody there.
+"""A sweep through a storm: three bad nodes, 5 % of the runs killed, one command.
 
 On a private SLURM of eight nodes. On n1 every task fails as it starts (a black hole); n2's slurmd
 dies again and again; on n3 what runs is killed within seconds. One command is given, ``sweep
@@ -57,7 +57,7 @@ minutes = 5
 signal_lead_s = 60
 element_minutes = {element_minutes}
 [tables]
-partition = "calm"          # the last job, which tries again what failed: where it died, nobody would
+partition = "calm"          # the last job retries what failed, so it must not die itself
 """
 
 
@@ -90,10 +90,9 @@ def main() -> int:
             "--retries",
             str(options.retries),
         ]
-        subprocess.run(
-            [sys.executable, "-m", "hvae_hpc.preprocess", "brats2021", "--phantom", "14", "--raw", "phantoms/brats2021",
-             "--out", "shards/brats2021", "--local"], cwd=folder, check=True, stdout=subprocess.DEVNULL,
-        )  # fmt: skip
+        phantoms = "brats2021 --phantom 14 --raw phantoms/brats2021 --out shards/brats2021 --local"
+        pack = [sys.executable, "-m", "hvae_hpc.preprocess", *phantoms.split()]
+        subprocess.run(pack, cwd=folder, check=True, stdout=subprocess.DEVNULL)
         began = time.monotonic()
         subprocess.run(
             [*command, "--partition", "gpu"], cwd=folder, check=True, env=slurm.environment()
@@ -135,7 +134,7 @@ def blow(slurm: MiniSlurm, plan: Plan, chance: random.Random, deadline: float) -
 
 
 def judge(plan: Plan) -> dict[str, object]:
-    """Say what is done, and of what is not, why; the failing generator's are the only runs that cannot be made."""
+    """Say what is done, and why the rest is not; only the failing generator's runs may miss."""
     impossible: set[str] = set()
     for run_id, run in plan.runs.items():
         fails = run.stage == "train" and run.config.generator == "lsgan"

@@ -1,4 +1,4 @@
-"""What Table 1 takes: operations of its U-Nets, and GPU-hours by measured steps of them and of the generators."""
+"""What Table 1 takes: operations of its U-Nets, and GPU-hours by measured steps."""
 
 import statistics
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def plan_table_1() -> list[Run]:
 
 
 def operations(model: nn.Module, px: int) -> float:
-    """Return the operations of a training step for one image of px x px, by torch's counter of what is multiplied."""
+    """Return the operations of a training step for one image of px x px, by torch's counter."""
     counter = FlopCounterMode(display=False)
     with torch.device("meta"):
         images = torch.empty(1, 1, px, px)
@@ -41,7 +41,7 @@ def operations(model: nn.Module, px: int) -> float:
 
 
 def operations_by_formula(config: UNetConfig, px: int) -> float:
-    """Return the same by hand: two a multiplication; forward, and twice that backward but for the images' gradient."""
+    """Return the same by hand: two a multiplication; backward is twice the forward."""
     base = config.base_channels
     total = base - 9 * base / 3  # the last layer, and what the first one is spared
     for level in range(config.depth + 1):
@@ -124,7 +124,7 @@ def project_table_1(
 
 
 def seconds_an_image(config: Any, px: int, device: torch.device, compiled: bool) -> float:
-    """Measure the product's loop on a run of table1 and return its seconds an image, the flow's share weighted in."""
+    """Measure the product's loop on a run of table1; return its seconds an image."""
     data = make_pairs(4 * config.optim.batch_size, px, device)
 
     def measure(make: Callable[[], nn.Module], moves: MovesConfig | None) -> float:

@@ -1,4 +1,4 @@
-"""What the benchmarks of training steps share: waiting for the device, ratios of turns, names of hardware."""
+"""What benchmarks of training steps share: waiting for the device, ratios, hardware."""
 
 import platform
 import statistics
@@ -17,7 +17,7 @@ def synchronise() -> None:
 
 
 def ratio(seconds: dict[str, list[float]], slow: str, fast: str) -> float | None:
-    """Return how many times as long the slow side takes: the median over turns; None where a side is missing."""
+    """Return how many times as long the slow side takes, median over turns; None without it."""
     if slow not in seconds or fast not in seconds:
         return None
     return statistics.median(a / b for a, b in zip(seconds[slow], seconds[fast], strict=True))

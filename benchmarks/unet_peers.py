@@ -1,4 +1,4 @@
-"""The peers of benchmarks/segmentation.py: MONAI's BasicUNet and nnU-Net's PlainConvUNet, as wide and deep as ours.
+"""The peers of segmentation.py: MONAI's BasicUNet and nnU-Net's PlainConvUNet.
 
 Both with batch norm, ReLU, no bias before a norm, no dropout, no deep supervision, one channel in
 and one class out:
@@ -25,7 +25,7 @@ TOLERANCE = 1e-3  # of the largest logit, and of a gradient's norm, float32
 
 
 class Peer(UNet):
-    """A peer's network under our loss, so that the sides differ in their networks and in how they train alone."""
+    """A peer's network under our loss: the sides differ in network and training alone."""
 
     def __init__(self, config: UNetConfig, network: nn.Module) -> None:
         nn.Module.__init__(self)
@@ -37,7 +37,7 @@ class Peer(UNet):
 
 
 def make_peers(config: UNetConfig) -> dict[str, Peer]:
-    """Return the peers whose packages are installed, with random weights; MONAI's has four halvings only."""
+    """Return the installed peers with random weights; MONAI's has four halvings only."""
     networks = {**dict(_monai(config) if config.depth == 4 else ()), **dict(_nnunet(config))}
     return {name: Peer(config, network) for name, network in networks.items()}
 
@@ -95,7 +95,7 @@ def _nnunet(config: UNetConfig) -> Iterator[tuple[str, nn.Module]]:
 
 
 def share_weights(ours: UNet, peer: Peer) -> None:
-    """Give a peer that is put together as ours the same weights; where it has no biases, ours become 0."""
+    """Give a peer that is put together as ours the same weights, and biases of 0."""
     mine, theirs = _of(ours, nn.Conv2d), _of(peer, nn.Conv2d)
     theirs = [
         *theirs[: len(mine) - 1],
@@ -126,7 +126,7 @@ def _of(model: nn.Module, kind: type) -> list:
 
 
 def check_same(ours: UNet, peer: Peer, batch: dict[str, Tensor]) -> float:
-    """Return the largest difference of logits, loss and gradient's norm, relative; refuse more than ``TOLERANCE``."""
+    """Return the largest relative difference of logits, loss and gradient's norm."""
     share_weights(ours, peer)
     found = []
     for model in (ours, peer):
@@ -145,7 +145,8 @@ def check_same(ours: UNet, peer: Peer, batch: dict[str, Tensor]) -> float:
     worst = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(*found, strict=True))
     if not worst <= TOLERANCE:
         raise SystemExit(
-            f"with equal weights our logits and {type(peer.network).__name__}'s differ by {worst:.2g}"
+            f"with equal weights our logits and {type(peer.network).__name__}'s "
+            f"differ by {worst:.2g}"
         )
     return worst
 

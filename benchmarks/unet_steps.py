@@ -1,4 +1,4 @@
-"""A training step of our U-Net inside the product's own loop, and of a peer as its users write it, taken in turns."""
+"""A training step of our U-Net in the product's loop, and of a peer as users write it."""
 
 import statistics
 import tempfile
@@ -94,7 +94,7 @@ def as_users_do(model: nn.Module, data: PairTensors, optim: OptimConfig, compile
 
 
 def take_turns(sides: dict[str, Turn], turns: int, steps: int) -> dict[str, list[float]]:
-    """Return each side's seconds a step, one median for each of its turns, after a warm-up of all."""
+    """Return each side's seconds a step, one median per turn, after a warm-up."""
     for turn in sides.values():
         turn(1)
     seconds: dict[str, list[float]] = {name: [] for name in sides}

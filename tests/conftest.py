@@ -1,13 +1,10 @@
 """What all tests share."""
 
 import os
-import re
 import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -47,42 +44,23 @@ def all_formats() -> Iterator[None]:
         yield
 
 
-FIRST = ("test_faults.py", "test_launcher.py", "test_local.py", "test_distributed.py")
-"""What takes longest begins first, or the others would be done and wait for it."""
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Side by side (pytest -n), keep a file's tests in one process, and all files that need a SLURM: two are enough."""
-    from xdist.scheduler import LoadScopeScheduling
-
-    needs = re.compile("minislurm|strict_slurm|harsh_slurm|needs_slurm|needs_accounting")
-    here = Path(__file__).parent
-    slurm = {
-        f"tests/{path.name}" for path in here.glob("test_*.py") if needs.search(path.read_text())
-    }
-    config.option.loadscopereorder = False  # by FIRST, not by the number of tests
-
-    class ByFile(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.partition("::")[0]
-            return "slurm" if file in slurm and not file.endswith(FIRST[0]) else file
-
-    return ByFile(config, log)
+LONGEST = ("test_faults.py", "test_local_pool.py", "test_prepare.py", "test_distributed.py")
+"""These files begin first: what takes longest is not to be waited for at the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest first; skip what needs a SLURM where there is none: marked, pytest folds them into one line."""
-    items.sort(
-        key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST)
-    )
-    reasons = {"needs_slurm": reason_to_skip(), "needs_accounting": reason_to_skip(accounting=True)}
+    """Put the longest files first, skip what needs a SLURM that is not there, and mark it slow."""
+    order = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+    no_slurm, no_accounting = reason_to_skip(), reason_to_skip(accounting=True)
     for item in items:
-        needs = [name for name in reasons if item.get_closest_marker(name)]
-        needs += ["needs_slurm"] if "minislurm" in getattr(item, "fixturenames", ()) else []
-        strict = {"strict_slurm", "harsh_slurm"} & set(getattr(item, "fixturenames", ()))
-        needs += ["needs_accounting"] if strict else []
-        for reason in {reasons[name] for name in needs} - {""}:
+        names = {*getattr(item, "fixturenames", ()), *(mark.name for mark in item.iter_markers())}
+        needs_accounting = names & {"strict_slurm", "harsh_slurm", "needs_accounting"}
+        needs_slurm = names & {"minislurm", "needs_slurm"}
+        if needs_slurm or needs_accounting:
+            item.add_marker(pytest.mark.slow)
+        reason = no_accounting if needs_accounting else no_slurm if needs_slurm else ""
+        if reason:
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
