@@ -104,19 +104,11 @@ def _find_failure(plan_file: Path, array: int, place: int) -> CanaryFailure | No
         return None
 
     submissions = Submissions(plan.runs_folder, plan_file.parent.name)
-    elements = [
-        f"{job.job}_{place}"
-        for job in submissions.jobs
-        if job.array == array and place in job.places
-    ]
-    if not elements:
-        return None
-
-    # The same elements may have been submitted before: the last job counts.
+    element = submissions.last_elements().get(run_ids[0], "")
     failure: CanaryFailure | None = None
     for run_id in run_ids:
-        evidence = gather(plan, run_id, RunStatus("lost", elements[-1]), submissions, {})
-        event = last_event_in(plan.folder(run_id), elements[-1])
+        evidence = gather(plan, run_id, RunStatus("lost", element), submissions, {})
+        event = last_event_in(plan.folder(run_id), element)
         if not evidence.attempts:  # the run's folder may have taken no word
             event = event or evidence.ended.get("event", "")
         was_killed = any(map(KILLED.search, evidence.lines))

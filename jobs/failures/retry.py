@@ -10,7 +10,7 @@ import contextlib
 import sys
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -219,10 +219,8 @@ def choose_retries(
 
     # What failed or was lost.
     for run_id, evidence in gather_failures(plan, results, statuses, submissions).items():
-        past, attempt = (
-            runs.get(run_id, RunRetries()),
-            f"{evidence.status.element}:{evidence.attempts}",
-        )
+        past = runs.get(run_id, RunRetries())
+        attempt = f"{evidence.status.element}:{evidence.attempts}"
         # Its retry was written, and then not submitted. A local process that died before it began
         # looks the same each time, and would be retried for ever.
         if past.answered == attempt and cluster:
@@ -240,63 +238,52 @@ def choose_retries(
             changes = {**past.changes, **decision.changes}
             runs[run_id] = RunRetries(counts=counts, changes=changes, answered=attempt)
 
-    # What was held follows its canaries.
-    held = _follow_canaries(statuses, submissions, chosen, runs)
-    runs |= held
-    chosen |= held.keys()
-
-    # What was blocked follows its parents, which stand before their children.
-    submitted = submissions.last_elements().keys()
-    for run_id in statuses:
-        if _can_follow(plan, run_id, results, statuses, chosen, submitted):
-            chosen.add(run_id)
-
+    _add_followers(plan, results, statuses, submissions, chosen, runs)
     nodes = _exclude_nodes(history, [decision for _, decision in decisions.values()], site, cluster)
     no_retry = "taken up as it was" if by_hand and cluster else "no retry"
     summary = _summarise(plan, decisions, no_retry)
     return Choice(frozenset(chosen), RetryHistory(runs=runs, nodes=nodes), summary)
 
 
-def _follow_canaries(
-    statuses: Mapping[str, RunStatus],
-    submissions: Submissions,
-    chosen: Collection[str],
-    runs: Mapping[str, RunRetries],
-) -> dict[str, RunRetries]:
-    """Return the held runs whose canaries are retried, with the changes that those have."""
-    held = {}
-    for run_id, status in statuses.items():
-        canaries = submissions.element(status.element).canary_runs if status.held else ()
-        for canary in canaries:
-            if canary in chosen:
-                past, changes = (
-                    runs.get(run_id, RunRetries()),
-                    runs.get(canary, RunRetries()).changes,
-                )
-                held[run_id] = replace(past, changes={**past.changes, **changes})
-                break
-    return held
-
-
-def _can_follow(
+def _add_followers(
     plan: Plan,
-    run_id: str,
     results: Mapping[str, ResultSummary],
     statuses: Mapping[str, RunStatus],
-    chosen: Collection[str],
-    submitted: Collection[str],
-) -> bool:
-    """Tell whether a run that was blocked can be made once the chosen runs are made."""
-    if statuses[run_id].kind not in ("blocked", "open") or results[run_id].reason:
-        return False
-    parents = plan.parents(run_id).values()
-    parent_is_retried = any(parent in chosen for parent in parents)
-    if not parent_is_retried and (run_id not in submitted or statuses[run_id].held):
-        return False
-    return all(
-        results[parent].done or parent in chosen or statuses[parent].kind in ("waiting", "running")
-        for parent in parents
-    )
+    submissions: Submissions,
+    chosen: set[str],
+    runs: dict[str, RunRetries],
+) -> None:
+    """Add the blocked runs whose parents are made, under way or chosen, and what was held.
+
+    What was held follows its canaries in the same way, and has the changes that they have.
+
+    Args:
+        plan, results, statuses, submissions: of the sweep.
+        chosen: the runs that are retried; followers are added.
+        runs: the retries of each run; those of held runs are changed.
+    """
+
+    def is_coming(run_id: str) -> bool:
+        under_way = run_id in statuses and statuses[run_id].kind in ("done", "waiting", "running")
+        return under_way or run_id in chosen
+
+    submitted = submissions.last_elements().keys()
+    for run_id, status in statuses.items():  # parents stand before their children
+        if status.kind not in ("blocked", "open") or results[run_id].reason:
+            continue
+        missing = [parent for parent in plan.parents(run_id).values() if not results[parent].done]
+        is_held = status.held and not missing
+        canaries = submissions.element(status.element).canary_runs if is_held else ()
+        leaders = [*missing, *canaries]
+
+        # A run that was never submitted waits for a command, unless what it needs is retried.
+        is_known = run_id in submitted or not chosen.isdisjoint(leaders)
+        if not is_known or not all(map(is_coming, leaders)):
+            continue
+        chosen.add(run_id)
+        for canary in canaries:
+            past, changes = runs.get(run_id, RunRetries()), runs.get(canary, RunRetries()).changes
+            runs[run_id] = replace(past, changes={**past.changes, **changes})
 
 
 def _exclude_nodes(

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hvae_hpc.config.loader import load, merge, read_toml
+from hvae_hpc.config.loader import load, read_toml
 from hvae_hpc.config.resources import Resources
 from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.sites.retry_policy import Failure, Rule, read_rules
@@ -90,27 +90,29 @@ def read_site(path: Path | None, flags: Mapping[str, Any] | None = None) -> Site
     Raises:
         UserError: a file is missing or wrong, or holds caps without being the administrator's.
     """
-    library = read_toml(SITES / "default.toml", SITES)
-    admin_file, admin = _read_admin_files()
-    user = _read_user_file(path) if path else {}
-    caps = load(Caps, admin.pop("caps", {}), f"{admin_file}: caps")
-    rules = read_rules({f"{admin_file}": admin.pop("retry", {}), f"{path}": user.pop("retry", {})})
-    _check_tables(admin, library, f"{admin_file}")
-    _check_tables(user, library, f"{path}")
+    library, admin_files = read_toml(SITES / "default.toml", SITES), _admin_files()
 
+    # Each file is a layer over those before it.
+    layers, retry_rules = [library], dict[str, Any]()
+    limits: dict[str, Any] = {}
+    for file in [*admin_files, *([path] if path else [])]:
+        tables = read_toml(file, SITES)
+        if "caps" in tables and file not in admin_files:
+            expected = f"the administrator's file ({SYSTEM_SITE} or $HVAE_HPC_SITE)"
+            raise UserError(f"{file}: [caps] stand only in {expected}")
+        # The second file may be the user's own choice: it cannot lift the first one's caps.
+        limits = {**tables.pop("caps", {}), **limits}
+        retry_rules[str(file)] = tables.pop("retry", {})
+        _check_tables(tables, library, file)
+        layers.append(tables)
+    admin_file = next(iter(admin_files), None)
+    caps, rules = load(Caps, limits, f"{admin_file}: caps"), read_rules(retry_rules)
+
+    # Each stage is put together, then cut.
     resources, notes = {}, []
     where = path or admin_file or "site"
     for stage in library:
-        table = _read_profile()
-        for layer in (library, admin, user):
-            table |= layer.get(EVERY_STAGE, {}) | layer.get(stage, {})
-        table |= _select_flags(flags or {}, stage, has_gpu=bool(table.get("gpus")))
-        asked = load(Resources, table, f"{where}: {stage}")
-        if stage != "train" and asked.tasks > 1:
-            raise UserError(
-                f"{where}: {stage} asks for {asked.tasks} processes per run; "
-                "only train runs on several nodes or GPUs, give nodes = 1 and gpus = 1 or 0"
-            )
+        asked = _load_stage(stage, layers, flags or {}, f"{where}: {stage}")
         resources[stage], cuts = _cut_to_caps(asked, caps, f"{admin_file}: {stage}, capped")
         if cuts:
             notes.append(f"{stage}: {cuts}, capped by {admin_file}")
@@ -122,28 +124,7 @@ def _admin_files() -> list[Path]:
     return [SYSTEM_SITE] * SYSTEM_SITE.is_file() + ([Path(own_choice)] if own_choice else [])
 
 
-def _read_admin_files() -> tuple[Path | None, dict[str, Any]]:
-    """Return the file whose caps count most, and what the files say together."""
-    tables: dict[str, Any] = {}
-    files = _admin_files()
-    for path in files:
-        table, caps = read_toml(path, SITES), tables.get("caps", {})
-        tables = merge(tables, table)
-        # The last file may be the user's own choice: it cannot lift the first one's caps.
-        tables["caps"] = {**table.get("caps", {}), **caps}
-    return next(iter(files), None), tables
-
-
-def _read_user_file(path: Path) -> dict[str, Any]:
-    tables = read_toml(path, SITES)
-    if "caps" in tables and path not in _admin_files():
-        where = f"the administrator's file ({SYSTEM_SITE} or $HVAE_HPC_SITE)"
-        raise UserError(f"{path}: [caps] stand only in {where}")
-    tables.pop("caps", None)
-    return tables
-
-
-def _check_tables(tables: Mapping[str, Any], stages: Collection[str], where: str) -> None:
+def _check_tables(tables: Mapping[str, Any], stages: Collection[str], where: Path) -> None:
     known = [EVERY_STAGE, *stages]
     for stage, table in tables.items():
         if stage not in known:
@@ -152,22 +133,36 @@ def _check_tables(tables: Mapping[str, Any], stages: Collection[str], where: str
             raise UserError(f"{where}: {stage}: got {table!r}, expected a table [{stage}]")
 
 
+def _load_stage(
+    stage: str, layers: Sequence[Mapping[str, Any]], flags: Mapping[str, Any], where: str
+) -> Resources:
+    """Put the layers of a stage and its flags together.
+
+    Nodes and GPUs by flags are for the generators' training alone, constraints for GPU stages.
+    """
+    table: dict[str, Any] = _read_profile()
+    for layer in layers:
+        table |= layer.get(EVERY_STAGE, {}) | layer.get(stage, {})
+    not_for_stage = {"nodes", "gpus"} if stage != "train" else set[str]()
+    if not table.get("gpus"):
+        not_for_stage = not_for_stage | {"constraint"}
+    table |= {name: value for name, value in flags.items() if name not in not_for_stage}
+
+    resources = load(Resources, table, where)
+    if stage != "train" and resources.tasks > 1:
+        raise UserError(
+            f"{where} asks for {resources.tasks} processes per run; "
+            "only train runs on several nodes or GPUs, give nodes = 1 and gpus = 1 or 0"
+        )
+    return resources
+
+
 def _read_profile() -> dict[str, str]:
     """Return account and QOS of the user's profile; sbatch would take them from there too."""
     names = ("account", "qos")
     return {
         name: os.environ[key] for name in names if (key := f"SBATCH_{name.upper()}") in os.environ
     }
-
-
-def _select_flags(flags: Mapping[str, Any], stage: str, *, has_gpu: bool) -> dict[str, Any]:
-    """Return a stage's flags: nodes and GPUs are for train alone, constraints for GPU stages."""
-    others = set[str]()
-    if stage != "train":
-        others |= {"nodes", "gpus"}
-    if not has_gpu:
-        others.add("constraint")
-    return {name: value for name, value in flags.items() if name not in others}
 
 
 def _cut_to_caps(resources: Resources, caps: Caps, where: str) -> tuple[Resources, str]:
