@@ -153,7 +153,11 @@ def join_team(workplace: Workplace, device: torch.device) -> Iterator[Team]:
 
 
 def _meet(workplace: Workplace) -> TCPStore:
-    """Open the store by which the processes find each other, or find the one that the first process opened."""
+    """Open the store by which the processes meet, or find the one that the first process opened.
+
+    The operating system chooses the port, and a file says which. A port that follows from the job's
+    id, as ``env://`` needs it, may be taken by another run of the node.
+    """
     path = workplace.rendezvous
     assert path is not None, "several processes need a rendezvous"
     if workplace.rank == 0:

@@ -276,5 +276,6 @@ class Fresh:
     def end(self) -> Report | int:
         """Return its report, or minus the signal that it died of, or its exit code."""
         report = self._worker.read()
+        assert report is not None
         self._worker.leave()
         return self._worker.process.returncode if self._worker.death else report
