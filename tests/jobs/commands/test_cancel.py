@@ -1,4 +1,4 @@
-"""``hvae-hpc cancel``, ``throttle`` and ``logs``: on a real SLURM nothing but what is meant is touched."""
+"""``hvae-hpc cancel`` and ``throttle``: on a real SLURM nothing but what is meant is touched."""
 
 import os
 import re
@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from hvae_hpc.errors import UserError, run_command
+from hvae_hpc.errors import run_command
 from hvae_hpc.jobs.commands import cancel as control
 from hvae_hpc.jobs.commands import logs
 from hvae_hpc.runs.plan import Plan
 from hvae_hpc.runs.run import Run
-from tests.jobs.queues import log, make_plan, submit
+from tests.jobs.queues import make_plan, submit
 from tests.minislurm.minislurm import MiniSlurm
 from tests.minislurm.test_minislurm import wait_until
 from tests.results.made_up import SMALL_ARMS, fake_metrics, finish, make_runs
@@ -204,105 +204,3 @@ def test_throttling_what_does_not_wait_changes_nothing(
         "throttle", "1", "--runs", str(plan.runs_folder), capsys=capsys
     )
     assert cluster.asked("scontrol update") == []
-
-
-def test_a_run_is_found_by_label_id_stage_or_folder(tmp_path: Path) -> None:
-    plan = make_plan(tmp_path, make_runs(arms=SMALL_ARMS[:3], seeds=2, sources=("vae",)))
-    segment = next(i for i, run in plan.runs.items() if run.label == "brats2021-vae+100-s1")
-    train = next(i for i, run in plan.runs.items() if run.stage == "train")
-    folder = plan.folder_name(segment)
-    for text in (
-        "brats2021-vae+100-s1",
-        segment,
-        segment[:8],
-        "segment/brats2021-vae+100-s1",
-        folder,
-        f"{folder}/",
-    ):
-        assert control.find_run(tmp_path, text)[1] == segment
-    assert control.find_run(tmp_path, "train/brats2021-vae-s0")[1] == train
-    with pytest.raises(UserError) as error:
-        control.find_run(tmp_path, "brats2021-vae-s0")
-    assert str(error.value).splitlines() == [
-        "'brats2021-vae-s0' may be any of these; give one of them",
-        *(
-            f"  {plan.folder_name(i)}"
-            for i, run in plan.runs.items()
-            if run.label == "brats2021-vae-s0"
-        ),
-    ]
-    with pytest.raises(
-        UserError, match=r"no run 'brats2021-vae\+100-s9'; did you mean brats2021-vae\+100-s"
-    ):
-        control.find_run(tmp_path, "brats2021-vae+100-s9")
-    with pytest.raises(UserError, match="give the beginning of a run id, or a label"):
-        control.find_run(tmp_path, "zzz")
-
-
-def test_a_run_of_two_sweeps_is_one_run(tmp_path: Path) -> None:
-    runs = make_runs(arms=SMALL_ARMS[:1], seeds=1, sources=())
-    for sweep in ("a", "b"):
-        make_plan(tmp_path, runs, sweep)
-    assert control.find_run(tmp_path, "brats2021-reference-s0")[1] == runs[0].run_id
-
-
-@pytest.fixture
-def _no_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "/usr/sbin-without-slurm")
-
-
-@pytest.mark.usefixtures("_no_slurm")
-def test_logs_show_events_in_plain_words_and_the_element_s_end(
-    plan: Plan, capsys: pytest.CaptureFixture[str]
-) -> None:
-    first, second, third = list(plan.runs)[:3]
-    name = submit(plan, [[first, second, third]])
-    log(plan, second, {"event": "started", "attempt": 2, "host": "n3", "job_id": "12_0"})
-    log(
-        plan,
-        second,
-        {"event": "resumed", "images_seen": 3200},
-        {"images_seen": 4800, "loss": 0.31234, "steps": 3},
-    )
-    log(
-        plan,
-        second,
-        {"event": "failed", "reason": "loss became nan", "job_id": "12_0"},
-        {"event": "new", "a": 1},
-    )
-    (plan.runs_folder / "submissions" / name / "12_0_0_log.out").write_text(
-        f"done: segment x ({first}), 1 s\nold line\nTraceback\nfailed: segment y ({second})\ndone: segment z ({third})\n"
-    )
-    said = call("logs", second, "--runs", str(plan.runs_folder), "--lines", "3", capsys=capsys)
-    lines = said.splitlines()
-    assert lines[0] == f"segment brats2021-reference-s1 ({second})"
-    assert lines[1] == "failed (12_0): loss became nan"
-    assert lines[3] == f"{plan.folder(second)}/log.jsonl"
-    assert [line[19:] for line in lines[4:7]] == [
-        "4,800 images, loss 0.3123, steps 3",
-        "failed: loss became nan",
-        "new, a 1",
-    ]
-    assert lines[8].endswith("12_0_0_log.out")
-    assert lines[9:] == ["  old line", "  Traceback", f"  failed: segment y ({second})"]
-    said = call("logs", second, "--runs", str(plan.runs_folder), capsys=capsys)
-    assert "attempt 2 began on n3 (12_0)" in said
-    assert "continued from a checkpoint at 3,200 images" in said
-
-
-@pytest.mark.usefixtures("_no_slurm")
-def test_logs_of_a_local_run_end_with_its_worker_s(
-    plan: Plan, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run_id = next(iter(plan.runs))
-    said = call("logs", run_id, "--runs", str(plan.runs_folder), capsys=capsys)
-    assert said.splitlines()[1:] == ["open", "", f"{plan.folder(run_id)}: nothing yet"]
-    log(plan, run_id, {"event": "started", "attempt": 1, "host": "here", "job_id": ""})
-    (plan.runs_folder / "local").mkdir()
-    for age, name in enumerate(("new.log", "old.log")):
-        (plan.runs_folder / "local" / name).write_text(f"{name}\n")
-        os.utime(plan.runs_folder / "local" / name, (1e9 - age, 1e9 - age))
-    said = call("logs", run_id, "--runs", str(plan.runs_folder), capsys=capsys)
-    assert "running: local" in said
-    assert said.endswith("local/new.log\n  new.log\n")
-    assert "attempt 1 began on here\n" in said

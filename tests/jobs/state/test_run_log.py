@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 from hvae_hpc.errors import UserError
-from hvae_hpc.jobs.state.run_log import count_oom_kills, evidence_of, evidence_of_death, record
+from hvae_hpc.jobs.state.run_log import (
+    count_oom_kills,
+    evidence_of,
+    evidence_of_death,
+    record,
+    spent_s,
+    split_attempts,
+)
 from hvae_hpc.runs.folder import read_log, write_atomic
 
 
@@ -78,3 +85,16 @@ def test_the_kernel_s_count_is_read_of_either_version_of_cgroups(tmp_path: Path)
         (tmp_path / "cgroup").write_text(f"9:name=systemd:/\n{line}\n")
         assert count_oom_kills(tmp_path / "cgroup", tmp_path) == 2
     assert count_oom_kills(tmp_path / "none", tmp_path) == 0
+
+
+def test_an_attempt_lasts_from_its_beginning_to_its_last_record() -> None:
+    log: list[dict[str, object]] = [
+        {"event": "blocked", "time": 1.0},
+        {"event": "started", "time": 10.0},
+        {"images_seen": 32, "time": 15.0},
+        {"event": "started", "time": 100.0},
+        {"event": "stopped", "time": 107.0},
+    ]
+    assert split_attempts(log) == [log[1:3], log[3:]]
+    assert spent_s(log) == 12.0
+    assert spent_s([]) == 0.0

@@ -1,7 +1,6 @@
 """How a run stands, from its own files, what was submitted, and the queue."""
 
 import json
-import shutil
 import time
 from pathlib import Path
 
@@ -9,12 +8,12 @@ import pytest
 
 from hvae_hpc.config.arms import ArmConfig
 from hvae_hpc.jobs.state.run_status import RunStatus, read_run_status
-from hvae_hpc.jobs.state.submissions import Submissions, comment_of, parse_comment
+from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.lease import locked
 from hvae_hpc.runs.plan import Plan
 from hvae_hpc.runs.run import Run
-from tests.jobs.queues import Queue, Queued, in_queue, log, make_plan, queue_of, submit
+from tests.jobs.queues import Queue, in_queue, log, make_plan, queue_of, submit
 from tests.results.made_up import fake_metrics, finish, make_runs
 
 ARMS = (ArmConfig(name="reference"), ArmConfig(name="vae+100", generator="vae", n_synthetic=100))
@@ -212,43 +211,3 @@ def test_the_start_of_an_attempt_is_found_behind_thousands_of_records(plan: Plan
     assert stand(plan, queue_of(in_queue(name, [0], "SUSPENDED")))[run_id] == RunStatus(
         "running", "12_0", "suspended"
     )
-
-
-def test_jobs_of_others_and_of_other_runs_folders_are_not_ours(plan: Plan) -> None:
-    run_id = ids(plan, "segment")[0]
-    submit(plan, [[run_id]])
-    foreign = [
-        Queued("99", (0,), "PENDING", "None", comment)
-        for comment in (
-            "",
-            "my comment",
-            "hvae_hpc:elsewhere:0",
-            "hvae_hpc:small-abc:x",
-            "other:small-abc:0",
-        )
-    ]
-    assert stand(plan, queue_of(*foreign))[run_id].kind == "lost"
-    assert Submissions(plan.runs_folder).find_queued(queue_of(*foreign)) == []
-
-
-def test_a_job_whose_comment_the_site_replaced_is_known_by_its_id(plan: Plan) -> None:
-    run_id = ids(plan, "segment")[0]
-    submit(plan, [[run_id]], job="12")
-    queue = queue_of(Queued("12", (0,), "PENDING", "None", "the site's own"))
-    assert stand(plan, queue)[run_id].kind == "waiting"
-
-
-def test_what_was_submitted_from_the_folder_that_this_is_a_copy_of_is_not_ours(
-    plan: Plan, tmp_path: Path
-) -> None:
-    run_id = ids(plan, "segment")[0]
-    name = submit(plan, [[run_id]], job="12")
-    queue = queue_of(Queued("12", (0,), "PENDING", "None", comment_of(name, 0)))
-    copy = Path(shutil.copytree(plan.runs_folder, tmp_path / "copy"))
-    assert len(Submissions(plan.runs_folder).find_queued(queue)) == 1
-    assert Submissions(copy).find_queued(queue) == []
-
-
-@pytest.mark.parametrize("name", ["small-abc", "with:colon-1"])
-def test_comments_are_read_as_they_are_written(name: str) -> None:
-    assert parse_comment(comment_of(name, 3)) == (name, 3)
