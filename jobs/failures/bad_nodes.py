@@ -15,7 +15,7 @@ from typing import NamedTuple
 from hvae_hpc.config.resources import Resources
 from hvae_hpc.jobs.failures.classify import Evidence, classify, gather
 from hvae_hpc.jobs.sites.retry_policy import Failure
-from hvae_hpc.jobs.slurm.client import Cluster
+from hvae_hpc.jobs.slurm.limits import Cluster
 from hvae_hpc.jobs.state.element_ends import read_ends
 from hvae_hpc.jobs.state.run_status import RunStatus
 from hvae_hpc.jobs.state.submissions import Submissions

@@ -22,7 +22,7 @@ from hvae_hpc.jobs.failures.bad_nodes import gather_failures
 from hvae_hpc.jobs.failures.classify import Evidence, classify
 from hvae_hpc.jobs.sites.retry_policy import Failure, change, in_words
 from hvae_hpc.jobs.sites.site import Site
-from hvae_hpc.jobs.slurm.client import Cluster
+from hvae_hpc.jobs.slurm.limits import Cluster
 from hvae_hpc.jobs.state.run_status import RunStatus, read_run_status
 from hvae_hpc.jobs.state.submissions import SUBMISSIONS, Submissions, submitting
 from hvae_hpc.runs.done import ResultSummary, read_results

@@ -19,7 +19,8 @@ from hvae_hpc.config.loader import load, read_toml
 from hvae_hpc.config.resources import Resources
 from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.sites.retry_policy import Failure, Rule, read_rules
-from hvae_hpc.jobs.slurm.client import POLL_S, Cluster
+from hvae_hpc.jobs.slurm.client import POLL_S
+from hvae_hpc.jobs.slurm.limits import Cluster
 
 SITES = Path(__file__).parent
 SYSTEM_SITE = Path("/etc/hvae_hpc/site.toml")

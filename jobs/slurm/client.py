@@ -1,9 +1,8 @@
-"""What SLURM says: the user's queue, and how submissions are refused.
+"""Calls of SLURM's commands, and the user's queue.
 
-Every question is one call of a client, and few are asked: the queue at most once in ``POLL_S`` by
-    all processes of a
-user together, who share the answer in a file. A controller that is busy is asked again later, with
-growing, random pauses; every other refusal becomes one clear line.
+Few questions are asked: all processes of a user share one answer of squeue for ``POLL_S``, in a
+file of the user's cache folder. A controller that is busy is asked again later, with growing,
+random pauses. Every other refusal becomes one clear line.
 """
 
 import contextlib
@@ -17,9 +16,8 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, NamedTuple
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.runs.folder import write_json
@@ -29,13 +27,12 @@ POLL_S = 60.0
 CALL_EVERY_S = 15.0
 """Seconds between two calls to the scheduler by the elements of a submission together."""
 PATIENCE_S = 180.0
-# What an outer job leaves in our environment, and what would bend the clients' answers or our
-# sbatch texts: variables win over the text's own lines.
 FOREIGN = re.compile(
     r"(SLURM|SLURMD|SBATCH|SRUN|SALLOC|SQUEUE|SINFO|SACCT|SCANCEL|SCONTROL|PMI|PMIX)_"
 )
+"""Variables of an outer job, a profile or an MPI; they win over an sbatch text's own lines."""
 BUSY = re.compile(
-    r"rate limit|unable to contact|socket timed out|timed out|transport endpoint|connection (refused|reset)"
+    r"rate limit|unable to contact|timed out|transport endpoint|connection (refused|reset)"
     r"|zero bytes|temporarily un|try again|backup controller",
     re.IGNORECASE,
 )
@@ -44,7 +41,7 @@ POLICY = re.compile(r"\b(?:Assoc|QOS)[A-Z]\w+")
 
 
 class BusyError(UserError):
-    """SLURM did not answer, or asks to come back later; what was asked may have been done all the same."""
+    """SLURM did not answer, or is busy; what it was asked may have been done all the same."""
 
 
 def is_available() -> bool:
@@ -55,15 +52,14 @@ def is_available() -> bool:
 def is_submit_limit(said: str) -> bool:
     """Tell whether sbatch refused because the user has too much in the queue already.
 
-    SLURM's general sentence names the submit limit among others, so a particular reason decides
-    where there is one.
+    SLURM's general sentence names several limits, so a particular reason decides if there is one.
     """
     reasons = POLICY.findall(said)
     return any("Submit" in reason for reason in reasons) if reasons else "job submit limit" in said
 
 
 def clean_environment() -> dict[str, str]:
-    """Return this process's environment without what a job, a profile or an MPI left of SLURM in it."""
+    """Return this process's environment without what others left of SLURM in it."""
     own = {name: value for name, value in os.environ.items() if not FOREIGN.match(name)}
     if conf := os.environ.get("SLURM_CONF"):  # names the cluster
         own["SLURM_CONF"] = conf
@@ -113,7 +109,7 @@ def ask_once(
 
 
 def patiently(question: Callable[[], str], patience_s: float = PATIENCE_S) -> str:
-    """Ask again while SLURM is busy, with pauses that grow and are random, so that many askers do not meet again."""
+    """Ask again while SLURM is busy; pauses grow and are random, so that askers do not meet."""
     pause_s, end = 2.0, time.monotonic() + patience_s
     while True:
         try:
@@ -127,46 +123,8 @@ def patiently(question: Callable[[], str], patience_s: float = PATIENCE_S) -> st
 
 
 def ask(command: Sequence[str], patience_s: float = PATIENCE_S) -> str:
-    """Run one SLURM client command that changes nothing when it is run twice; see :func:`ask_once`."""
+    """Run a SLURM command that does no harm when it is run twice; see :func:`ask_once`."""
     return patiently(lambda: ask_once(command, min(60.0, patience_s)), patience_s)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Partition:
-    """What a partition allows: minutes, seconds from SIGTERM to the end at preemption, host memory; its nodes' names.
-
-    0 is no limit, or none that is known.
-    """
-
-    minutes: int
-    grace_s: int
-    memory_gb: float = 0.0
-    nodes: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cluster:
-    """What SLURM allows.
-
-    Attributes:
-        partitions: by name.
-        max_array_size: the highest index of an array, plus one.
-        submit_limit: elements that the user may have in the queue; 0 for no limit that we know of.
-        name: what SLURM calls it.
-    """
-
-    partitions: dict[str, Partition]
-    max_array_size: int = 1001
-    submit_limit: int = 0
-    name: str = ""
-
-    def check_partition(self, name: str) -> Partition:
-        """Return a partition; a UserError names those that exist."""
-        if name not in self.partitions:
-            raise UserError(
-                f"unknown partition {name!r}; this cluster has {', '.join(sorted(self.partitions))}"
-            )
-        return self.partitions[name]
 
 
 class Queued(NamedTuple):
@@ -196,75 +154,88 @@ class Queue(NamedTuple):
 def read_queue(
     *, not_before: float | None = None, poll_s: float = POLL_S, patience_s: float = PATIENCE_S
 ) -> Queue:
-    """Return the user's queue as SLURM gave it lately to any of the user's processes, or ask for it.
+    """Return the user's queue as any of the user's processes got it lately, or ask for it.
 
     Args:
-        not_before: an answer must be as young as this (seconds since 1970); None for no older than
-            ``poll_s``.
+        not_before: an answer must be as young as this, in seconds since 1970; None for no older
+            than ``poll_s``.
         poll_s: seconds for which an answer serves everybody.
-        patience_s: how long to try. The impatient do not even try where somebody got no answer
-            since.
+        patience_s: how long to try. With less than the usual patience, SLURM is not even asked
+            where somebody got no answer since.
 
     Raises:
         BusyError: SLURM does not answer.
     """
     oldest = time.time() - poll_s if not_before is None else not_before
-    with _shared_file(patience_s) as path:
-        if path:
-            with contextlib.suppress(OSError, ValueError, TypeError):
-                asked_at, rows = json.loads(path.read_text())
-                if oldest <= asked_at <= time.time() and rows is not None:
-                    return Queue(
-                        asked_at,
-                        tuple(Queued(job, tuple(places), *rest) for job, places, *rest in rows),
-                    )
-                if oldest <= asked_at <= time.time() and patience_s < PATIENCE_S:
-                    raise BusyError(f"SLURM did not answer {time.time() - asked_at:.0f} s ago")
+    with _shared_answer(patience_s) as path:
+        asked_at, rows = _read_answer(path)
+        if oldest <= asked_at <= time.time():
+            if rows is not None:
+                return Queue(asked_at, rows)
+            if patience_s < PATIENCE_S:
+                raise BusyError(f"SLURM did not answer {time.time() - asked_at:.0f} s ago")
+
         asked_at = time.time()
         try:
-            queue = Queue(asked_at, tuple(_ask_queue(patience_s)))
+            rows = tuple(_ask_queue(patience_s))
         except BusyError:
-            _keep(path, [asked_at, None])
+            _keep_answer(path, asked_at, None)
             raise
-        _keep(path, queue)
-        return queue
+        _keep_answer(path, asked_at, rows)
+        return Queue(asked_at, rows)
 
 
 def forget_queue() -> None:
-    """Let the next reader ask: what was known is no longer so, since something was submitted or cancelled."""
-    with _shared_file(PATIENCE_S) as path:
-        _keep(path, [0.0, None])
+    """Let the next reader ask, since something was submitted or cancelled."""
+    with _shared_answer(PATIENCE_S) as path:
+        _keep_answer(path, 0.0, None)
 
 
-def _keep(path: Path | None, answer: Any) -> None:
-    if path:
-        with contextlib.suppress(
-            UserError, OSError
-        ):  # a full home folder costs a call, nothing else
-            write_json(path, answer)
+def _read_answer(path: Path | None) -> tuple[float, tuple[Queued, ...] | None]:
+    """Return when squeue was last asked, and what it said; no rows where it did not answer."""
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        if path:
+            asked_at, rows = json.loads(path.read_text())
+            if rows is None:
+                return asked_at, None
+            return asked_at, tuple(Queued(job, tuple(places), *rest) for job, places, *rest in rows)
+    return 0.0, None
+
+
+def _keep_answer(path: Path | None, asked_at: float, rows: Sequence[Queued] | None) -> None:
+    with contextlib.suppress(UserError, OSError):  # a full home folder costs a call, nothing else
+        if path:
+            write_json(path, [asked_at, rows])
 
 
 @contextlib.contextmanager
-def _shared_file(patience_s: float) -> Iterator[Path | None]:
-    """Hold the user's file of this cluster's queue; who comes meanwhile waits for the answer. None: no place for it."""
+def _shared_answer(patience_s: float) -> Iterator[Path | None]:
+    """Hold the file of the user's queue on this cluster; None where there is no place for it.
+
+    Another process that asks meanwhile waits for the answer.
+    """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "hvae_hpc"
     name, end = f"squeue-{_cluster_key()}", time.monotonic() + patience_s
     with contextlib.ExitStack() as stack:
         try:
             cache.mkdir(parents=True, exist_ok=True)
             lock = stack.enter_context(open(cache / f"{name}.lock", "w"))
-            while True:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError as error:
-                    if time.monotonic() > end:
-                        raise BusyError("another process waits for SLURM's answer") from error
-                    time.sleep(0.05)
+            while not _try_lock(lock):
+                if time.monotonic() > end:
+                    raise BusyError("another process waits for SLURM's answer")
+                time.sleep(0.05)
         except OSError:
             yield None
             return
         yield cache / f"{name}.json"
+
+
+def _try_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _cluster_key() -> str:

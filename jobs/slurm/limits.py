@@ -1,56 +1,105 @@
-"""What a cluster has, as SLURM tells before anything is submitted: its partitions, their nodes, limits."""
+"""What a cluster has, as SLURM tells it before anything is submitted: partitions, nodes, limits."""
 
 import contextlib
 import getpass
 import re
+from dataclasses import dataclass
 
 from hvae_hpc.errors import UserError
-from hvae_hpc.jobs.slurm.client import Cluster, Partition, ask
+from hvae_hpc.jobs.slurm.client import ask
+
+
+@dataclass(frozen=True, kw_only=True)
+class Partition:
+    """What a partition allows; 0 is no limit, or none that is known.
+
+    Attributes:
+        minutes: longest time limit.
+        grace_s: seconds from SIGTERM to the end when SLURM preempts.
+        memory_gb: host memory of its largest node, or what a job may have there.
+        nodes: names of its nodes.
+    """
+
+    minutes: int
+    grace_s: int
+    memory_gb: float = 0.0
+    nodes: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """What SLURM allows.
+
+    Attributes:
+        partitions: by name.
+        max_array_size: the highest index of an array, plus one.
+        submit_limit: elements that the user may have in the queue; 0 for no limit that we know of.
+        name: what SLURM calls it.
+    """
+
+    partitions: dict[str, Partition]
+    max_array_size: int = 1001
+    submit_limit: int = 0
+    name: str = ""
+
+    def check_partition(self, name: str) -> Partition:
+        """Return a partition; a UserError names those that exist."""
+        if name not in self.partitions:
+            raise UserError(
+                f"unknown partition {name!r}; this cluster has {', '.join(sorted(self.partitions))}"
+            )
+        return self.partitions[name]
 
 
 def read_cluster() -> Cluster:
-    """Ask SLURM for what it allows: three calls, one more where there is accounting."""
-    partitions, nodes = {}, _ask_nodes()
+    """Ask SLURM for what it allows: three calls, and one more where there is accounting."""
+    nodes = _ask_nodes()
+    partitions = {}
     for line in ask(["scontrol", "--all", "--oneliner", "show", "partition"]).splitlines():
         words = dict(re.findall(r"(\w+)=(\S+)", line))
-        name, limit, grace = (
-            words["PartitionName"],
-            words.get("MaxTime", "0"),
-            int(words.get("GraceTime", "0")),
-        )
-        sizes, most = nodes.get(name, {}), re.sub(r"\D+", "", words.get("MaxMemPerNode", ""))
-        memory_gb = (
-            min(
-                (mb for mb in (max(sizes.values(), default=0), int(most or 0)) if mb > 1), default=0
-            )
-            / 1024
-        )
+        name = words["PartitionName"]
+        memory_mb = nodes.get(name, {})
+        cap_mb = re.sub(r"\D+", "", words.get("MaxMemPerNode", ""))  # "" for UNLIMITED
+        known_mb = [mb for mb in (max(memory_mb.values(), default=0), int(cap_mb or 0)) if mb > 1]
         partitions[name] = Partition(
-            minutes=_minutes(limit), grace_s=grace, memory_gb=memory_gb, nodes=frozenset(sizes)
+            minutes=_minutes(words.get("MaxTime", "0")),
+            grace_s=int(words.get("GraceTime", "0")),
+            memory_gb=min(known_mb, default=0) / 1024,
+            nodes=frozenset(memory_mb),
         )
-    settings = dict(
-        re.findall(r"^(\w+)\s*= (\S*)", ask(["scontrol", "show", "config"]), re.MULTILINE)
+
+    config = ask(["scontrol", "show", "config"])
+    settings = dict(re.findall(r"^(\w+)\s*= (\S*)", config, re.MULTILINE))
+    has_accounting = "slurmdbd" in settings.get("AccountingStorageType", "")
+    return Cluster(
+        partitions=partitions,
+        max_array_size=int(settings.get("MaxArraySize", "1001")),
+        submit_limit=_ask_submit_limit() if has_accounting else 0,
+        name=settings.get("ClusterName", ""),
     )
-    elements = 0
-    if "slurmdbd" in settings.get("AccountingStorageType", ""):
-        with contextlib.suppress(
-            UserError, KeyError
-        ):  # many sites hide it: then sbatch's refusal teaches it
-            user = ["sacctmgr", "-nP", "show", "assoc", f"user={getpass.getuser()}"]
-            elements = min(
-                map(int, re.findall(r"\d+", ask([*user, "format=maxsubmit,grpsubmit"]))), default=0
-            )
-    size, name = int(settings.get("MaxArraySize", "1001")), settings.get("ClusterName", "")
-    return Cluster(partitions=partitions, max_array_size=size, submit_limit=elements, name=name)
+
+
+def _ask_submit_limit() -> int:
+    """Return the lowest limit of elements in the queue that the user's associations have.
+
+    Many sites hide it: then it is 0, and sbatch's refusal tells.
+    """
+    command = ["sacctmgr", "-nP", "show", "assoc", f"user={getpass.getuser()}"]
+    with contextlib.suppress(UserError, KeyError):  # KeyError: a user without a name
+        limits = re.findall(r"\d+", ask([*command, "format=maxsubmit,grpsubmit"]))
+        return min(map(int, limits), default=0)
+    return 0
 
 
 def _ask_nodes() -> dict[str, dict[str, int]]:
-    """Return partition to node to its memory, MB; 1 where nobody has configured it, nothing where sinfo is refused."""
+    """Return partition to node to its memory in MB; 1 where nobody has configured it.
+
+    Empty where sinfo is refused.
+    """
     nodes: dict[str, dict[str, int]] = {}
     with contextlib.suppress(UserError, ValueError):
-        for line in ask(
-            ["sinfo", "--all", "--noheader", "--Node", "--format=%R|%N|%m"]
-        ).splitlines():
+        answer = ask(["sinfo", "--all", "--noheader", "--Node", "--format=%R|%N|%m"])
+        for line in answer.splitlines():
             partition, node, size = line.strip().split("|")
             nodes.setdefault(partition, {})[node] = int(size.rstrip("+"))
     return nodes

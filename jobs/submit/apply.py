@@ -1,9 +1,9 @@
-"""A planned submission on its way into SLURM's queue: one sbatch per array, and what to do when one is refused."""
+"""A planned submission on its way into SLURM's queue: one sbatch per array, or smaller parts."""
 
 import contextlib
 import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.failures.canary import GATE_MINUTES, canaries_alone
@@ -23,61 +23,75 @@ class LimitError(UserError):
 class Application:
     """A prepared submission on its way into the queue.
 
+    Args:
+        prepared: what to submit.
+        lock: file descriptor of the submissions' lock; sbatch inherits it.
+
     Attributes:
-        jobs: (SLURM id, name, elements) of each sbatch that was taken.
-        submitted: runs in them.
+        jobs: that SLURM took, in order.
         refused: why SLURM takes no more now; "" where it took all.
     """
 
     def __init__(self, prepared: Prepared, lock: int) -> None:
-        self.prepared, self.lock, self.room = prepared, lock, prepared.room
-        self.jobs: list[tuple[str, str, int]] = []
-        self.submitted, self.refused, self.limited = 0, "", False
-        self._ids: dict[int, list[tuple[str, tuple[int, ...]]]] = {}
+        self.prepared, self.plan = prepared, prepared.plan
+        self.jobs: list[Job] = []
+        self.refused = ""
+        self._lock = lock
+        self._room = prepared.room
+        self._limited = False  # SLURM refused a part for its size
         self._submissions = Submissions(prepared.plan.runs_folder)
 
+    @property
+    def submitted(self) -> int:
+        """Number of the runs in the jobs."""
+        elements = (self.plan.arrays[job.array].elements for job in self.jobs)
+        return sum(
+            len(array[place])
+            for job, array in zip(self.jobs, elements, strict=True)
+            for place in job.places
+        )
+
     def run(self) -> None:
-        """Write the plan, then submit its arrays, parents' arrays first, and last the job that makes the tables.
+        """Write the plan, submit the arrays, parents' first, then the job that makes the tables.
 
         Raises:
-            UserError: SLURM refuses for another reason than a limit of elements; what it took
-                before stays.
+            UserError: SLURM refuses for another reason than a limit of elements. What it took
+                before stays in the queue.
         """
         for job in self.prepared.adopted:
             self._submissions.note(job)
-        if not self.prepared.plan.arrays:
+        if not self.plan.arrays:
             return
         if self.prepared.history:
-            write_history(self.prepared.plan.runs_folder, self.prepared.history)
-        *arrays, _ = self.prepared.plan.arrays
-        write_plan(self.prepared.plan, self.prepared.folder / PLAN_FILE)
-        for number, array in enumerate(arrays):
-            write_atomic(self._text(number), array.script)
+            write_history(self.plan.runs_folder, self.prepared.history)
+        write_plan(self.plan, self.prepared.folder / PLAN_FILE)
+
+        *arrays, _ = self.plan.arrays
+        for number in range(len(arrays)):
             self._submit_array(number)
-            if self.refused:  # children of what is not in the queue would be blocked
+            if self.refused:  # the runs of later arrays may need what is not in the queue
                 break
+
         if self.jobs or not arrays:
             self._submit_last()
-        if self.limited and (
-            last := self._ids.get(len(arrays))
-        ):  # submitted while there was room: before the others
-            everything = ":".join(self._after(self.prepared.plan.arrays[-1]))
-            slurm.ask(
-                ["scontrol", "update", f"JobId={last[0][0]}", f"Dependency=afterany:{everything}"]
-            )
+        if self._limited:
+            self._update_last()
 
     def _submit_array(self, number: int) -> None:
-        """Submit an array, in parts where its canaries go ahead, or SLURM does not take it whole."""
-        alone = self._alone(number)
-        todo = list(range(len(self.prepared.plan.arrays[number].elements)))
+        """Submit an array: its canaries first, and in parts where SLURM does not take it whole."""
+        array = self.plan.arrays[number]
+        alone = self._canaries_alone(array)
+        todo = list(range(len(array.elements)))
         size = len(todo)
         while todo:
-            if self.limited and self.jobs:  # while there is room for it
+            if self._limited and self.jobs:  # while there is room for it
                 self._submit_last()
-            size = size if self.room is None else min(size, self.room - 1)  # one is the last job's
+            if self._room is not None:
+                size = min(size, self._room - 1)  # one place is the last job's
             if size < 1:
-                self.refused = f"a limit of {self.prepared.room} more elements in the queue"
+                self.refused = f"a limit of {self._room} more elements in the queue"
                 return
+
             part = [place for place in todo[:size] if place < alone or todo[0] >= alone]
             try:
                 self._submit(number, part)
@@ -85,97 +99,115 @@ class Application:
                 if len(part) == 1:
                     self.refused = str(error)
                     return
-                self.limited = True
+                # The first part that is taken is a small one: it leaves room for the last job.
                 size = len(part) // 2 if self.jobs else 1
+                self._limited = True
             else:
                 todo = todo[len(part) :]
                 size = min(len(todo), 2 * size)
 
     def _submit_last(self) -> None:
-        """Submit the job that makes the tables, unless it is there."""
-        number = len(self.prepared.plan.arrays) - 1
-        if number not in self._ids:
-            write_atomic(self._text(number), self.prepared.plan.arrays[number].script)
-            with contextlib.suppress(LimitError):  # then the same command, given again, goes on
-                self._submit(number, [])
+        """Submit the job that makes the tables, unless it is in the queue."""
+        if not self._last_jobs():
+            with contextlib.suppress(LimitError):  # then the same command, given again, submits it
+                self._submit(len(self.plan.arrays) - 1, [])
+
+    def _update_last(self) -> None:
+        """Let the last job, which was submitted before the others, wait for all of them."""
+        for job in self._last_jobs():
+            after = ":".join(self._jobs_before(self.plan.arrays[-1]))
+            slurm.ask(["scontrol", "update", f"JobId={job.job}", f"Dependency=afterany:{after}"])
+
+    def _last_jobs(self) -> list[Job]:
+        return [job for job in self.jobs if job.array == len(self.plan.arrays) - 1]
 
     def _submit(self, number: int, places: Sequence[int]) -> None:
-        """Submit a part of an array (none: the last job), and note its id."""
-        array = self.prepared.plan.arrays[number]
-        command = ["sbatch", "--parsable"]
-        waits = [f"afterany:{':'.join(after)}"] if (after := self._after(array)) else []
-        if places and (alone := self._alone(number)) <= min(places):
-            ahead = [job for job, others in self._ids.get(number, []) if min(others) < alone]
-            waits += [f"after:{job}+{GATE_MINUTES}" for job in ahead]
+        """Submit a part of an array (no places: the last job), and note its id."""
+        array = self.plan.arrays[number]
+        script = self.prepared.folder / f"{number:03d}-{array.name}.sh"
+        write_atomic(script, array.script)
+
+        command = ["sbatch", "--parsable", *self._sbatch_options(number, places), str(script)]
+        job_id = self._sbatch(command, number, places)
+        job = Job(self.prepared.name, number, job_id, tuple(places), round(time.time(), 3))
+        self._submissions.note(job)
+        self.jobs.append(job)
+        if self._room is not None:
+            self._room -= max(1, len(places))
+
+    def _sbatch_options(self, number: int, places: Sequence[int]) -> Iterator[str]:
+        """Yield what the sbatch text does not say: what a part waits for, elements, begin."""
+        array = self.plan.arrays[number]
+        waits = []
+        if before := self._jobs_before(array):
+            waits.append(f"afterany:{':'.join(before)}")
+        alone = self._canaries_alone(array)
+        if places and min(places) >= alone:
+            canaries = [job for job in self.jobs if job.array == number and min(job.places) < alone]
+            waits += [f"after:{job.job}+{GATE_MINUTES}" for job in canaries]
         if waits:
-            command.append("--dependency=" + ",".join(waits))
+            yield "--dependency=" + ",".join(waits)
+
         if 0 < len(places) < len(array.elements):
-            throttle = self.prepared.plan.resources[array.stage].array_parallelism
-            command.append(
-                f"--array={slurm.format_places(places)}" + (f"%{throttle}" if throttle else "")
-            )
-        if not places and (
-            self.limited or self.refused
-        ):  # it submits the rest: not before there may be room
-            command.append(f"--begin=now+{self.prepared.again_s}seconds")
-        job = self._sbatch([*command, str(self._text(number))], number, places)
-        self._ids.setdefault(number, []).append((job, tuple(places)))
-        self._submissions.note(
-            Job(self.prepared.name, number, job, tuple(places), round(time.time(), 3))
-        )
-        self.jobs.append((job, array.name, len(places)))
-        self.submitted += sum(len(array.elements[place]) for place in places)
-        self.room = None if self.room is None else self.room - max(1, len(places))
+            throttle = self.plan.resources[array.stage].array_parallelism
+            yield f"--array={slurm.format_places(places)}" + (f"%{throttle}" if throttle else "")
+        if not places and (self._limited or self.refused):
+            # The last job submits the rest: not before there may be room.
+            yield f"--begin=now+{self.prepared.again_s}seconds"
 
-    def _alone(self, number: int) -> int:
-        array = self.prepared.plan.arrays[number]
-        return canaries_alone(array, self.prepared.plan.resources[array.stage].array_parallelism)
+    def _canaries_alone(self, array: Array) -> int:
+        return canaries_alone(array, self.plan.resources[array.stage].array_parallelism)
 
-    def _after(self, array: Array) -> list[str]:
-        """Return the SLURM ids that an array waits for: of elements, or of whole arrays where that says the same."""
-        found = list(array.after_jobs)
-        for number in dict.fromkeys(number for number, *_ in array.after):
-            wanted = {
-                place for other, *places in array.after if other == number for place in places
-            }
-            for job, places in self._ids.get(number, []):
-                mine = [place for place in places if not wanted or place in wanted]
-                found += [job] if len(mine) == len(places) else [f"{job}_{place}" for place in mine]
-        return found
+    def _jobs_before(self, array: Array) -> list[str]:
+        """Return the SLURM ids that an array waits for: whole jobs, or single elements."""
+        wanted_in = defaultdict[int, set[int]](set)
+        for number, *places in array.after:  # no place: the whole array
+            wanted_in[number].update(places)
+
+        ids = list(array.after_jobs)
+        for job in self.jobs:
+            if job.array in wanted_in:
+                wanted = wanted_in[job.array]
+                places = [place for place in job.places if not wanted or place in wanted]
+                whole = len(places) == len(job.places)
+                ids += [job.job] if whole else [f"{job.job}_{place}" for place in places]
+        return ids
 
     def _sbatch(self, command: Sequence[str], number: int, places: Sequence[int]) -> str:
-        """Return the job's id. Where SLURM was too busy to answer, it may have taken the job: the queue tells."""
-        check(
-            self.prepared.folder.parent
-        )  # who was stopped for long finds that another command submits by now
+        """Return the job's id.
+
+        Where SLURM was too busy to answer, it may have taken the job all the same: then the queue
+        is asked before sbatch is called once more.
+
+        Raises:
+            LimitError: SLURM takes no more of the user's elements.
+            UserError: SLURM refuses for another reason, or another command submits by now.
+        """
+        check(self.prepared.folder.parent)
         uncertain = False
 
         def attempt() -> str:
             nonlocal uncertain
-            if uncertain and (found := self._find(number, places)):
-                return found
+            if uncertain and (job := self._find_in_queue(number, places)):
+                return job
             try:
-                return slurm.ask_once(command, keep_open=(self.lock,)).strip().partition(";")[0]
+                return slurm.ask_once(command, keep_open=(self._lock,)).strip().partition(";")[0]
             except slurm.BusyError:
                 uncertain = True
                 raise
 
-        name = self.prepared.plan.arrays[number].name
         try:
             return slurm.patiently(attempt)
         except UserError as error:
             kind = LimitError if slurm.is_submit_limit(str(error)) else UserError
-            raise kind(
-                f"sbatch refused {name}: {str(error).partition('sbatch: error: ')[2] or error}"
-            ) from error
+            reason = str(error).partition("sbatch: error: ")[2] or error
+            raise kind(f"sbatch refused {self.plan.arrays[number].name}: {reason}") from error
 
-    def _find(self, number: int, places: Sequence[int]) -> str:
-        known = {job for ids in self._ids.values() for job, _ in ids}
+    def _find_in_queue(self, number: int, places: Sequence[int]) -> str:
+        """Return the id of the job that carries a part of an array; "" where there is none."""
+        known = {job.job for job in self.jobs}
         for row in slurm.read_queue(not_before=time.time()).rows:
-            named = parse_comment(row.comment) == (self.prepared.name, number)
-            if named and row.job not in known and set(row.places) <= set(places):
+            is_array = parse_comment(row.comment) == (self.prepared.name, number)
+            if is_array and row.job not in known and set(row.places) <= set(places):
                 return row.job
         return ""
-
-    def _text(self, number: int) -> Path:
-        return self.prepared.folder / f"{number:03d}-{self.prepared.plan.arrays[number].name}.sh"

@@ -1,14 +1,14 @@
-"""Runs to SLURM arrays: short runs bundled into elements, elements into arrays that fit, parents' arrays first.
+"""Runs to SLURM arrays: short runs bundled into elements, elements into arrays, parents first.
 
-There is one array per (stage, data set, source, parents in the same elements): what needs no
-    generator starts at once,
-and what does waits for just the elements that make it. A run in a bundle keeps its folder, its
-checkpoint and its result, and fails alone.
+There is one array per stage, data set, source and set of parents. What needs no generator starts
+at once, and what does waits for just the elements that make it. A run in a bundle keeps its folder,
+its checkpoint and its result, and fails alone.
 """
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from hvae_hpc.config.resources import Resources
 from hvae_hpc.config.stages import CONFIGS
@@ -16,7 +16,7 @@ from hvae_hpc.jobs.sweeps.costs import Seconds, minutes_for
 from hvae_hpc.runs.plan import Array, Plan
 
 MOST_GROUPS = 16
-"""Arrays of one stage, data set and source before they are made one, which waits for all their parents."""
+"""Arrays of one stage, data set and source; more become one, which waits for all parents."""
 LONG_S = 900.0
 """A run that takes so long is not put into an element with others to save elements."""
 Place = tuple[int, int]
@@ -47,80 +47,97 @@ def make_arrays(
     Returns:
         Arrays without sbatch text, parents' arrays first.
     """
-    usual = arrays = _build(plan, run_ids, seconds, queued, max_array_size, 1.0)
+    builder = _Builder(plan, seconds, queued, max_array_size)
+    usual = arrays = builder.build(run_ids, fill=1.0)
     fill = 1.0
     while 0 < max_elements < sum(len(array.elements) for array in arrays):
         if fill > 1e4:
             return usual
         fill *= 1.25
-        arrays = _build(plan, run_ids, seconds, queued, max_array_size, fill)
+        arrays = builder.build(run_ids, fill)
     return arrays
 
 
-def _build(
-    plan: Plan,
-    run_ids: Sequence[str],
-    seconds: Mapping[str, Seconds],
-    queued: Mapping[str, str],
-    max_array_size: int,
-    fill: float,
-) -> list[Array]:
-    arrays: list[Array] = []
-    place_of: dict[str, Place] = {}
-    for stage in CONFIGS:  # parents' stages first
-        mine = [run_id for run_id in run_ids if plan.runs[run_id].stage == stage]
-        for (data, source), ids in _group(plan, mine, place_of, queued):
-            resources, longest = (
-                plan.resources[stage],
-                plan.changes.get(ids[0], {}).get("minutes", 0),
-            )
-            capacity_s = (
-                60 * resources.element_minutes if resources.tasks == 1 and not longest else 0.0
-            )
-            elements = bundle(ids, seconds, capacity_s, fill)
-            for start in range(0, len(elements), max_array_size):
-                part = _arms_first(plan, elements[start : start + max_array_size])
-                place_of |= {
-                    i: (len(arrays), place) for place, element in enumerate(part) for i in element
-                }
-                runs = [run_id for element in part for run_id in element]
-                parents = {parent for run_id in runs for parent in plan.parents(run_id).values()}
-                arrays.append(
-                    Array(
-                        name="-".join(filter(None, (plan.sweep, stage, data, source))),
-                        stage=stage,
-                        elements=tuple(part),
-                        after=tuple(
-                            sorted({place_of[parent] for parent in parents if parent in place_of})
-                        ),
-                        after_jobs=tuple(
-                            sorted({queued[parent] for parent in parents if parent in queued})
-                        ),
-                        minutes=max(longest, _limit(part, seconds, resources)),
-                        seconds=sum(seconds[run_id].expected for run_id in runs),
-                    )
-                )
-    return arrays
+@dataclass(frozen=True)
+class _Builder:
+    """What is known of the runs while arrays are built."""
 
+    plan: Plan
+    seconds: Mapping[str, Seconds]
+    queued: Mapping[str, str]
+    max_array_size: int
 
-def _group(
-    plan: Plan, run_ids: Sequence[str], place_of: Mapping[str, Place], queued: Mapping[str, str]
-) -> Iterator[tuple[tuple[str, str], list[str]]]:
-    """Yield (data set, source) and the runs of one stage that wait for the same elements and ask for the same."""
-    keys = {}
-    for run_id in run_ids:
-        run, parents = plan.runs[run_id], plan.parents(run_id).values()
-        waits = frozenset(place_of.get(parent) or queued.get(parent) for parent in parents)
-        changes = tuple(sorted(plan.changes.get(run_id, {}).items()))
-        keys[run_id] = (run.config.data, run.source, changes, waits)
-    number = Counter((data, source) for data, source, *_ in set(keys.values()))
-    groups: dict[object, list[str]] = {}
-    for run_id, (data, source, changes, waits) in keys.items():
-        key = (data, source, changes, waits if number[data, source] <= MOST_GROUPS else None)
-        groups.setdefault(key, []).append(run_id)
-    for ids in groups.values():
-        data, source, *_ = keys[ids[0]]
-        yield (data, source), ids
+    def build(self, run_ids: Sequence[str], fill: float) -> list[Array]:
+        """Return the arrays with elements that are so many times fuller than usual."""
+        arrays: list[Array] = []
+        place_of: dict[str, Place] = {}
+        for stage in CONFIGS:  # parents' stages first
+            of_stage = [run_id for run_id in run_ids if self.plan.runs[run_id].stage == stage]
+            for ids in self._group(of_stage, place_of):
+                elements = bundle(ids, self.seconds, self._capacity_s(ids[0]), fill)
+                for start in range(0, len(elements), self.max_array_size):
+                    part = elements[start : start + self.max_array_size]
+                    array = self._make_array(_arms_first(self.plan, part), place_of)
+                    for place, element in enumerate(array.elements):
+                        place_of |= dict.fromkeys(element, (len(arrays), place))
+                    arrays.append(array)
+        return arrays
+
+    def _group(self, run_ids: Sequence[str], place_of: Mapping[str, Place]) -> Iterator[list[str]]:
+        """Yield runs of one stage that share data, source, resources and what they wait for."""
+        kinds: dict[str, tuple[Hashable, ...]] = {}
+        waits: dict[str, Hashable] = {}
+        for run_id in run_ids:
+            run, parents = self.plan.runs[run_id], self.plan.parents(run_id).values()
+            changes = tuple(sorted(self.plan.changes.get(run_id, {}).items()))
+            kinds[run_id] = (run.config.data, run.source, changes)
+            waits[run_id] = frozenset(place_of.get(p) or self.queued.get(p) for p in parents)
+
+        n_waits = Counter(kind[:2] for kind, _ in {(kinds[i], waits[i]) for i in run_ids})
+        groups: dict[Hashable, list[str]] = {}
+        for run_id, kind in kinds.items():
+            key = (kind, waits[run_id] if n_waits[kind[:2]] <= MOST_GROUPS else None)
+            groups.setdefault(key, []).append(run_id)
+        yield from groups.values()
+
+    def _capacity_s(self, run_id: str) -> float:
+        """Return the seconds of a full element; 0 where a run has an element for itself.
+
+        These are runs of several processes, and runs that got a longer time limit after a failure.
+        """
+        resources = self.plan.resources[self.plan.runs[run_id].stage]
+        alone = resources.tasks > 1 or self.plan.changes.get(run_id, {}).get("minutes")
+        return 0.0 if alone else 60 * resources.element_minutes
+
+    def _make_array(
+        self, elements: Sequence[tuple[str, ...]], place_of: Mapping[str, Place]
+    ) -> Array:
+        run_ids = [run_id for element in elements for run_id in element]
+        run, plan = self.plan.runs[run_ids[0]], self.plan
+        parents = {parent for run_id in run_ids for parent in plan.parents(run_id).values()}
+        minutes = self._time_limit(elements, plan.resources[run.stage])
+        return Array(
+            name="-".join(filter(None, (plan.sweep, run.stage, run.config.data, run.source))),
+            stage=run.stage,
+            elements=tuple(elements),
+            after=tuple(sorted({place_of[p] for p in parents & place_of.keys()})),
+            after_jobs=tuple(sorted({self.queued[p] for p in parents & self.queued.keys()})),
+            minutes=max(minutes, plan.changes.get(run_ids[0], {}).get("minutes", 0)),
+            seconds=sum(self.seconds[run_id].expected for run_id in run_ids),
+        )
+
+    def _time_limit(self, elements: Sequence[Sequence[str]], resources: Resources) -> int:
+        """Return the elements' time limit in minutes, close to what was measured.
+
+        A short limit lets them fit into gaps. Where nothing was measured, it is the stage's own.
+        """
+        longest = 0.0
+        for element in elements:
+            highs = [self.seconds[run_id].high for run_id in element]
+            if None in highs:
+                return resources.minutes
+            longest = max(longest, sum(high or 0.0 for high in highs))
+        return minutes_for(longest, resources)
 
 
 def bundle(
@@ -149,16 +166,6 @@ def bundle(
 
 
 def _arms_first(plan: Plan, elements: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Put one element of each arm before the others, so that the first few, which go ahead, are of different arms."""
+    """Put one element of each arm before the others: those that go ahead are of different arms."""
     arms = [getattr(plan.runs[element[0]].config, "arm", None) for element in elements]
     return [elements[n] for n in sorted(range(len(arms)), key=lambda n: arms.index(arms[n]) != n)]
-
-
-def _limit(
-    elements: Sequence[Sequence[str]], seconds: Mapping[str, Seconds], resources: Resources
-) -> int:
-    """Return the elements' time limit in minutes: close to what was measured, so that they fit into gaps."""
-    highs = [[seconds[run_id].high for run_id in element] for element in elements]
-    if any(high is None for element in highs for high in element):
-        return resources.minutes
-    return minutes_for(max(sum(high or 0.0 for high in element) for element in highs), resources)

@@ -1,24 +1,25 @@
-"""Runs to SLURM: plan, apply, reconcile, and no driver that has to stay alive.
+"""What of a sweep is to be submitted: runs, arrays, sbatch texts and costs.
 
-A submission is planned whole (arrays, elements, sbatch texts, costs) and written to one file before
-the first sbatch. Applying it asks SLURM for one array after the other, each waiting by ``afterany``
-for the arrays of its parents; every run checks its own parents when it starts. The queue is asked
-first: what of the sweep waits or runs is left alone, also when an earlier call was killed half-way.
+A submission is planned whole and written to one file before anything of it is submitted. The queue
+is asked first: runs that wait or run are left alone, also when an earlier command was killed half
+way. Each array waits by ``afterany`` for the arrays of its parents; every run checks its own
+parents when it starts. No process has to stay alive.
 """
 
 import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
-from hvae_hpc.config.resources import Resources
 from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.failures.bad_nodes import without_bad_nodes
 from hvae_hpc.jobs.failures.canary import canaries_alone, canaries_of
 from hvae_hpc.jobs.failures.retry import (
+    Choice,
     RetryHistory,
     choose_retries,
     read_history,
@@ -26,6 +27,7 @@ from hvae_hpc.jobs.failures.retry import (
 )
 from hvae_hpc.jobs.sites.site import Site
 from hvae_hpc.jobs.slurm import client as slurm
+from hvae_hpc.jobs.slurm.limits import Cluster
 from hvae_hpc.jobs.slurm.sbatch import python_command, sbatch_text
 from hvae_hpc.jobs.state.element_ends import explain_lost
 from hvae_hpc.jobs.state.run_status import RunStatus, read_run_status
@@ -35,18 +37,20 @@ from hvae_hpc.jobs.state.submissions import (
     Job,
     Submissions,
     comment_of,
-    submitting,
 )
 from hvae_hpc.jobs.submit.bundles import make_arrays
 from hvae_hpc.jobs.sweeps.costs import add_up, expected_seconds
 from hvae_hpc.runs.done import read_results
-from hvae_hpc.runs.folder import write_atomic
-from hvae_hpc.runs.identity import content_hash
 from hvae_hpc.runs.plan import Array, Plan, plan_id
 
 TABLES = "tables"
 QUESTIONS = 5
-"""Calls of a client before the first sbatch, at most: nodes, partitions, settings, limits, the queue."""
+"""Calls of a client before the first sbatch, at most.
+
+They ask for nodes, partitions, settings, limits and the queue.
+"""
+IN_QUEUE = ("waiting", "running")
+Scope = Literal["all", "new", "retries"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +60,11 @@ class Prepared:
     Attributes:
         plan: with arrays, sbatch texts and totals.
         name: of the submission and its folder.
-        statuses: how every run of the sweep stands.
+        statuses: status of every run of the sweep.
         room: elements that the queue still takes; None where no limit is known.
         adopted: jobs in the queue that an earlier command submitted and did not live to note.
-        again_s: seconds before the last job where SLURM takes no more now and it is to submit the
-            rest.
-        history: the retries, to be written before anything is submitted.
+        again_s: seconds that the last job waits where it is to submit the rest.
+        history: the retries, to be written before anything is submitted; None for as it was.
         told: what is retried and what not, for people.
     """
 
@@ -90,11 +93,10 @@ class Prepared:
 def prepare(
     plan: Plan,
     site: Site,
-    cluster: slurm.Cluster,
+    cluster: Cluster,
     tables_command: Sequence[str],
     *,
-    only_new: bool = False,
-    rest: bool = True,
+    scope: Scope = "all",
     retries: int = 0,
 ) -> Prepared:
     """Plan what to submit of a sweep: all that is neither done nor in the queue.
@@ -104,42 +106,35 @@ def prepare(
         site: for the caps.
         cluster: what SLURM allows.
         tables_command: argv of the last job; the submission's folder is added to it.
-        only_new: leave out what was ever submitted: what failed, was lost or cancelled is for a
-            person to repeat, but for what the policy lets be retried.
-        rest: take what was never submitted; False is for a broken sweep, where it would most likely
-            fail as well.
-        retries: times that a run may be retried with what the policy changes; 0 changes
-            nothing.
+        scope: "all" is what a person asks for, who has looked at what failed. "new" leaves out
+            what was ever submitted, but for retries; "retries" takes nothing else.
+        retries: times that a run may be retried with what the policy changes; 0 changes nothing.
     """
-    _check_path(plan.runs_folder)
+    check_path(plan.runs_folder)
     submissions = Submissions(plan.runs_folder)
     limits = [limit for limit in (cluster.submit_limit, site.caps.elements) if limit]
-    # Where something was submitted, the answer must be younger than the last sbatch; else
-    # nothing of ours is there.
-    young = time.time() if submissions.names or limits else None
-    queue = slurm.read_queue(not_before=young, poll_s=site.caps.poll_s)
+
+    # What was submitted from here must be in the answer; without submissions an older one will do.
+    not_before = time.time() if submissions.names or limits else None
+    queue = slurm.read_queue(not_before=not_before, poll_s=site.caps.poll_s)
+    room = max(0, min(limits) - queue.elements) if limits else None
     results = read_results(plan)  # after the queue: what ends in between would seem lost
     statuses = read_run_status(plan, results, submissions, queue)
+
+    # Runs that failed have the resources that the policy gave them after earlier failures.
     history = read_history(plan.runs_folder)
-    plan, choice = with_retry_changes(plan, history, site, cluster), None
+    plan = with_retry_changes(plan, history, site, cluster)
+    choice = Choice(frozenset(), history, ())
     if retries:
         statuses = explain_lost(statuses, submissions, thorough=True)
+        by_hand = scope == "all"
         choice = choose_retries(
-            plan, results, statuses, history, retries, site, cluster, by_hand=not only_new
+            plan, results, statuses, history, retries, site, cluster, by_hand=by_hand
         )
         plan = with_retry_changes(plan, choice.history, site, cluster)
-    left_out = submissions.last_elements().keys() if only_new else set[str]()
-    left_out = (left_out if rest else statuses.keys()) - (choice.run_ids if choice else set())
-    kinds = ("done", "waiting", "running")
-    wanted = [
-        run_id for run_id, s in statuses.items() if s.kind not in kinds and run_id not in left_out
-    ]
-    queued = {
-        run_id: s.element
-        for run_id, s in statuses.items()
-        if s.kind in ("waiting", "running") and s.element
-    }
-    room = max(0, min(limits) - queue.elements) if limits else None
+
+    wanted = _choose_runs(statuses, scope, submissions, choice.run_ids)
+    queued = {i: s.element for i, s in statuses.items() if s.kind in IN_QUEUE and s.element}
     seconds = expected_seconds(plan, results, wanted)
     arrays = make_arrays(
         plan,
@@ -149,43 +144,18 @@ def prepare(
         max_array_size=cluster.max_array_size,
         max_elements=0 if room is None else max(1, room - 1),  # one is the last job's
     )
-    arrays = [
-        replace(array, grace_s=_grace_s(plan.resources[array.stage], cluster)) for array in arrays
-    ]
-    arrays = [
-        replace(array, canaries=canaries_of(len(array.elements), site.caps.canary))
-        for array in arrays
-    ]
+    arrays = [_fit_array(array, plan, site, cluster) for array in arrays]
     if arrays or (queued and not _last_job_waits(plan.sweep, submissions, queue)):
-        after = tuple(sorted({element.partition("_")[0] for element in queued.values()}))
-        everything = tuple((number,) for number in range(len(arrays)))
-        minutes = plan.resources[TABLES].minutes
-        last = Array(
-            name=f"{plan.sweep}-{TABLES}",
-            stage=TABLES,
-            after=everything,
-            after_jobs=after,
-            minutes=minutes,
-        )
-        arrays.append(last)
+        arrays.append(_last_job(plan, len(arrays), queued.values()))
+
     plan = replace(plan, arrays=tuple(arrays), requeues=site.caps.requeues)
     name = f"{plan.sweep}-{plan_id(plan)}"
-    folder = plan.runs_folder / SUBMISSIONS / name
-
-    def healthy(resources: Resources) -> Resources:
-        return without_bad_nodes(
-            resources, (choice.history if choice else history).nodes.get(cluster.name, {}), cluster
-        )
-
-    arrays = [
-        replace(array, script=_script(plan, folder, name, number, tables_command, healthy))
-        for number, array in enumerate(arrays)
-    ]
-    plan = replace(plan, arrays=tuple(arrays))
-    gates = sum(
-        canaries_alone(array, plan.resources[array.stage].array_parallelism) > 0 for array in arrays
-    )
-    plan = replace(plan, totals=add_up(plan, wanted, seconds, QUESTIONS + gates))
+    bad_nodes = choice.history.nodes.get(cluster.name, {})
+    plan = _with_scripts(plan, name, tables_command, bad_nodes, cluster)
+    calls = (
+        QUESTIONS + len(arrays) + len(canaries_ahead(plan))
+    )  # canaries have an sbatch of their own
+    plan = replace(plan, totals=add_up(plan, wanted, seconds, calls))
     return Prepared(
         plan=plan,
         name=name,
@@ -193,20 +163,58 @@ def prepare(
         room=room,
         adopted=tuple(submissions.find_unnoted(queue)),
         again_s=int(5 * site.caps.poll_s),
-        history=choice.history if choice else None,
-        told=(choice.summary if choice else ()) + tuple(_tell_held(statuses, wanted)),
-    )  # fmt: skip
+        history=choice.history if retries else None,
+        told=(*choice.summary, *_tell_held(statuses, wanted)),
+    )
 
 
-def _tell_held(statuses: Mapping[str, RunStatus], wanted: Sequence[str]) -> Iterator[str]:
-    """Yield how many of the runs that are to be submitted were held, and why."""
-    reasons = Counter(statuses[run_id].reason for run_id in wanted if statuses[run_id].held)
-    for reason, n in reasons.items():
-        yield f"taken up: {n:,} run{'s' * (n > 1)} that {'were' if n > 1 else 'was'} {reason}"
+def _choose_runs(
+    statuses: Mapping[str, RunStatus],
+    scope: Scope,
+    submissions: Submissions,
+    retried: Collection[str],
+) -> list[str]:
+    """Return the runs that are neither done nor in the queue and are in the scope."""
+    left_out = set[str]()
+    if scope == "new":
+        left_out = set(submissions.last_elements()).difference(retried)
+    elif scope == "retries":
+        left_out = set(statuses).difference(retried)
+    return [
+        run_id
+        for run_id, status in statuses.items()
+        if status.kind not in ("done", *IN_QUEUE) and run_id not in left_out
+    ]
 
 
-def _grace_s(resources: Resources, cluster: slurm.Cluster) -> int:
-    return max(resources.grace_s, cluster.partitions[resources.partition].grace_s)
+def _fit_array(array: Array, plan: Plan, site: Site, cluster: Cluster) -> Array:
+    """Return an array with its partition's grace time and its canaries."""
+    resources = plan.resources[array.stage]
+    return replace(
+        array,
+        grace_s=max(resources.grace_s, cluster.partitions[resources.partition].grace_s),
+        canaries=canaries_of(len(array.elements), site.caps.canary),
+    )
+
+
+def canaries_ahead(plan: Plan) -> list[int]:
+    """Return how many elements go ahead of each array whose canaries are a job of their own."""
+    ahead = (
+        canaries_alone(array, plan.resources[array.stage].array_parallelism)
+        for array in plan.arrays
+    )
+    return [canaries for canaries in ahead if canaries]
+
+
+def _last_job(plan: Plan, n_arrays: int, queued: Collection[str]) -> Array:
+    """Return the job that makes the tables, after all arrays and all jobs in the queue."""
+    return Array(
+        name=f"{plan.sweep}-{TABLES}",
+        stage=TABLES,
+        after=tuple((number,) for number in range(n_arrays)),
+        after_jobs=tuple(sorted({element.partition("_")[0] for element in queued})),
+        minutes=plan.resources[TABLES].minutes,
+    )
 
 
 def _last_job_waits(sweep: str, submissions: Submissions, queue: slurm.Queue) -> bool:
@@ -216,89 +224,63 @@ def _last_job_waits(sweep: str, submissions: Submissions, queue: slurm.Queue) ->
     )
 
 
-def _check_path(folder: Path) -> None:
-    """Refuse what SLURM would replace or cut in the name of a log file; everything else is quoted."""
+def _with_scripts(
+    plan: Plan,
+    name: str,
+    tables_command: Sequence[str],
+    bad_nodes: Mapping[str, float],
+    cluster: Cluster,
+) -> Plan:
+    """Return the plan with the sbatch text of each array."""
+    folder = plan.runs_folder / SUBMISSIONS / name
+    element = ["-m", "hvae_hpc.jobs.worker.element", "--plan", str(folder / PLAN_FILE)]
+    arrays = []
+    for number, array in enumerate(plan.arrays):
+        if array.stage == TABLES:
+            resources, command = plan.resources[TABLES], [*tables_command, str(folder)]
+        else:  # all runs of an array have the same resources
+            resources = plan.resources_of(array.elements[0][0])
+            command = [*element, "--array", str(number)]
+        resources = without_bad_nodes(resources, bad_nodes, cluster)
+        script = sbatch_text(
+            folder,
+            array.name,
+            replace(resources, minutes=array.minutes),
+            [*python_command(resources), *command],
+            comment=comment_of(name, number),
+            elements=len(array.elements),
+        )
+        arrays.append(replace(array, script=script))
+    return replace(plan, arrays=tuple(arrays))
+
+
+def _tell_held(statuses: Mapping[str, RunStatus], wanted: Sequence[str]) -> Iterator[str]:
+    """Yield how many of the runs that are to be submitted were held, and why."""
+    reasons = Counter(statuses[run_id].reason for run_id in wanted if statuses[run_id].held)
+    for reason, n in reasons.items():
+        yield f"taken up: {n:,} run{'s' * (n > 1)} that {'were' if n > 1 else 'was'} {reason}"
+
+
+def check_path(folder: Path) -> None:
+    """Refuse what SLURM would replace or cut in the name of a log file; all else is quoted."""
     if not str(folder).isprintable() or re.search(r"[%\\'\"]", str(folder)):
         raise UserError(
-            f"{str(folder)!r}: SLURM cannot write logs there; use a folder without %, \\, quotes and the like"
+            f"{str(folder)!r}: SLURM cannot write logs there; "
+            "use a folder without %, \\, quotes and the like"
         )
-
-
-def _script(
-    plan: Plan,
-    folder: Path,
-    name: str,
-    number: int,
-    tables_command: Sequence[str],
-    healthy: Callable[[Resources], Resources],
-) -> str:
-    array = plan.arrays[number]
-    resources = (
-        plan.resources_of(array.elements[0][0]) if array.elements else plan.resources[array.stage]
-    )
-    if array.stage == TABLES:
-        command = [*python_command(resources), *tables_command, str(folder)]
-    else:
-        command = [
-            *python_command(resources),
-            "-m",
-            "hvae_hpc.jobs.worker.element",
-            "--plan",
-            str(folder / PLAN_FILE),
-        ]
-        command += ["--array", str(number)]
-    return sbatch_text(
-        folder, array.name, replace(healthy(resources), minutes=array.minutes), command,
-        comment=comment_of(name, number), elements=len(array.elements),
-    )  # fmt: skip
 
 
 def check_space(prepared: Prepared) -> float:
-    """Return the free bytes where the runs folder lies; a UserError where what is kept will not fit."""
-    there = next(path for path in (prepared.folder, *prepared.folder.parents) if path.exists())
-    free, needed = float(shutil.disk_usage(there).free), prepared.plan.totals["bytes"]
+    """Return the free bytes where the runs folder lies.
+
+    Raises:
+        UserError: what the runs keep will not fit.
+    """
+    folder = next(path for path in (prepared.folder, *prepared.folder.parents) if path.exists())
+    free, needed = float(shutil.disk_usage(folder).free), prepared.plan.totals["bytes"]
     if free < needed:
         raise UserError(
-            f"{prepared.plan.runs_folder}: {free / 1e9:.1f} GB are free, about {needed / 1e9:.1f} GB will be kept; "
-            "make room, or give another folder by --runs"
+            f"{prepared.plan.runs_folder}: {free / 1e9:.1f} GB are free, about "
+            f"{needed / 1e9:.1f} GB will be kept; make room, or give another folder by --runs"
         )
     return free
-
-
-def submit_command(
-    name: str,
-    command: Sequence[str],
-    resources: Resources,
-    partition: str,
-    folder: Path,
-    *,
-    key: str,
-) -> tuple[str, bool]:
-    """Submit one command as one job, unless it is in the queue already.
-
-    Args:
-        name: of the job.
-        command: argv after Python.
-        resources: of its stage.
-        partition: where it goes, unless the stage has its own.
-        folder: for the sbatch text and the log.
-        key: names what the command makes; of two jobs with one key only one is in the queue.
-
-    Returns:
-        The job's id, and whether it was there already.
-    """
-    _check_path(folder)
-    comment = comment_of(f"command-{content_hash(key)[:12]}", 0)
-    with submitting(folder) as lock:
-        for row in slurm.read_queue(not_before=time.time()).rows:
-            if row.comment == comment:
-                return row.job, True
-        resources = replace(resources, partition=resources.partition or partition)
-        text = sbatch_text(
-            folder, name, resources, [*python_command(resources), *command], comment=comment
-        )
-        write_atomic(folder / f"{name}.sh", text)
-        said = slurm.ask_once(
-            ["sbatch", "--parsable", str(folder / f"{name}.sh")], keep_open=(lock,)
-        )
-        return said.strip().partition(";")[0], False

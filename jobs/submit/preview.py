@@ -1,11 +1,12 @@
 """What a submission will be, for people: before it happens, and after."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from hvae_hpc.jobs.failures.canary import GATE_MINUTES, canaries_alone
+from hvae_hpc.jobs.failures.canary import GATE_MINUTES
 from hvae_hpc.jobs.submit.apply import Application
-from hvae_hpc.jobs.submit.prepare import TABLES, Prepared
-from hvae_hpc.runs.plan import Array
+from hvae_hpc.jobs.submit.prepare import IN_QUEUE, TABLES, Prepared, canaries_ahead
+from hvae_hpc.runs.plan import Array, Plan
 
 
 def describe(prepared: Prepared, free_bytes: float) -> Iterator[str]:
@@ -14,80 +15,100 @@ def describe(prepared: Prepared, free_bytes: float) -> Iterator[str]:
     yield from (f"  {line}" for line in prepared.told)
     if not plan.arrays:
         return
-    yield f"  to submit:  {'stage':9}{'runs':>6}{'arrays':>8}{'elements':>10}{'each':>9}{'limit':>9}  partition"
-    stages = list(dict.fromkeys(array.stage for array in plan.arrays))
-    for stage in stages:
-        arrays = [array for array in plan.arrays if array.stage == stage]
-        runs = sum(len(element) for array in arrays for element in array.elements)
-        elements = sum(len(array.elements) for array in arrays)
-        each = _span(sum(array.seconds for array in arrays) / elements) if elements else ""
-        limit = _span(60 * max(array.minutes for array in arrays))
-        where = plan.resources[stage].partition
-        yield f"{'':14}{stage:9}{runs:6}{len(arrays):8}{elements or 1:10}{each:>9}{limit:>9}  {where}"
-    ahead = [
-        canaries_alone(array, plan.resources[array.stage].array_parallelism)
-        for array in plan.arrays
-    ]
-    if n := sum(map(bool, ahead)):
-        when = f"the rest begins {GATE_MINUTES} min after them"
-        yield f"  canaries:   {max(ahead)} elements of {n} array{'s' * (n > 1)} go ahead, {when}"
+
+    yield from _describe_stages(plan)
+    if ahead := canaries_ahead(plan):
+        yield (
+            f"  canaries:   {max(ahead)} elements of {len(ahead)} array{'s' * (len(ahead) > 1)} go "
+            f"ahead, the rest begins {GATE_MINUTES} min after them"
+        )
     measured = f"{totals['measured']:.0%} of them" if totals["measured"] else "none yet"
     yield (
         f"  expected:   {totals['gpu_hours']:.1f} GPU-hours, {totals['cpu_hours']:.1f} CPU-hours "
         f"(from measured times: {measured})"
     )
     yield (
-        f"  to write:   {totals['submission_files']:.0f} files now; {totals['files']:,.0f} files and "
-        f"{_size(totals['bytes'])} are kept, up to {_size(totals['bytes_peak'])} while it runs; "
-        f"{_size(free_bytes)} are free"
+        f"  to write:   {totals['submission_files']:.0f} files now; {totals['files']:,.0f} files "
+        f"and {_size(totals['bytes'])} are kept, up to {_size(totals['bytes_peak'])} while it "
+        f"runs; {_size(free_bytes)} are free"
     )
     yield (
-        f"  scheduler:  {totals['calls']:.0f} calls to submit; afterwards one per time limit reached, "
-        "at most 4 a minute, and one squeue a minute while somebody looks"
+        f"  scheduler:  {totals['calls']:.0f} calls to submit; afterwards one per time limit "
+        "reached, at most 4 a minute, and one squeue a minute while somebody looks"
     )
     if prepared.room is not None and totals["elements"] + 1 > prepared.room:
-        yield f"  the queue takes {prepared.room} more elements; the last job submits the rest, or this command again"
+        yield (
+            f"  the queue takes {prepared.room} more elements; the last job submits the rest, or "
+            "this command again"
+        )
+
+
+def _describe_stages(plan: Plan) -> Iterator[str]:
+    """Yield a table of what is submitted, a line per stage."""
+    yield (
+        f"  to submit:  {'stage':9}{'runs':>6}{'arrays':>8}{'elements':>10}{'each':>9}{'limit':>9}"
+        "  partition"
+    )
+    for stage in dict.fromkeys(array.stage for array in plan.arrays):
+        arrays = [array for array in plan.arrays if array.stage == stage]
+        elements = [element for array in arrays for element in array.elements]
+        runs = sum(map(len, elements))
+        each = ""
+        if elements:
+            each = _span(sum(array.seconds for array in arrays) / len(elements))
+        limit = _span(60 * max(array.minutes for array in arrays))
+        yield (
+            f"{'':14}{stage:9}{runs:6}{len(arrays):8}{len(elements) or 1:10}{each:>9}{limit:>9}"
+            f"  {plan.resources[stage].partition}"
+        )
 
 
 def sbatch_texts(arrays: Sequence[Array]) -> Iterator[str]:
     """Yield the sbatch text of each stage's first array."""
-    shown: set[str] = set()
-    for array in arrays:
-        if array.stage not in shown:
-            shown.add(array.stage)
-            others = sum(other.stage == array.stage for other in arrays) - 1
-            more = f" ({others} more differ in name, number of elements and time)" if others else ""
-            waits = list(dict.fromkeys(arrays[number].name for number, *_ in array.after))
-            after = (
-                f", after {', '.join(waits[:3])}{' ...' if len(waits) > 3 else ''}" if waits else ""
-            )
-            title = "the last job" if array.stage == TABLES else array.name
-            yield f"\n--- sbatch text of {title}{after}{more}"
-            yield array.script.rstrip()
+    counts = Counter(array.stage for array in arrays)
+    firsts = {array.stage: array for array in reversed(arrays)}
+    for stage in counts:
+        array, others = firsts[stage], counts[stage] - 1
+        more = f" ({others} more differ in name, number of elements and time)" if others else ""
+        waits = list(dict.fromkeys(arrays[number].name for number, *_ in array.after))
+        dots = " ..." if len(waits) > 3 else ""
+        after = f", after {', '.join(waits[:3])}{dots}" if waits else ""
+        title = "the last job" if stage == TABLES else array.name
+        yield f"\n--- sbatch text of {title}{after}{more}"
+        yield array.script.rstrip()
 
 
 def tell(application: Application, retries: int) -> Iterator[str]:
-    """Yield what was submitted, and what to do next; each run is retried so often."""
+    """Yield what was submitted, and what to do next.
+
+    Args:
+        application: that is over.
+        retries: times that a run may be retried.
+    """
     prepared = application.prepared
-    for job, name, elements in application.jobs:
-        yield f"  job {job}: {name}" + (f", {elements} elements" if elements else "")
-    queued = sum(status.kind in ("waiting", "running") for status in prepared.statuses.values())
-    yield f"submitted {application.submitted} runs in {len(application.jobs)} jobs; {queued} runs were queued already"
+    for job in application.jobs:
+        elements = f", {len(job.places)} elements" if job.places else ""
+        yield f"  job {job.job}: {prepared.plan.arrays[job.array].name}{elements}"
+    queued = sum(status.kind in IN_QUEUE for status in prepared.statuses.values())
+    yield (
+        f"submitted {application.submitted} runs in {len(application.jobs)} jobs; "
+        f"{queued} runs were queued already"
+    )
     if left := len(prepared.run_ids) - application.submitted:
-        who = (
-            "the last job submits them, or this command, given again"
-            if application.jobs
-            else "try again later"
-        )
+        who = "try again later"
+        if application.jobs:
+            who = "the last job submits them, or this command, given again"
         yield f"{left} runs are not in the queue yet ({application.refused}); {who}"
-    if application.jobs and retries:
+    if not application.jobs:
+        return
+
+    if retries:
         yield (
-            f"retries:    the last job retries what failed, each run up to {retries} times; where jobs may not "
-            "submit, this command does, given again"
+            f"retries:    the last job retries what failed, each run up to {retries} times; where "
+            "jobs may not submit, this command does, given again"
         )
-    if application.jobs:
-        yield f"logs:       {prepared.folder}"
-        yield f"status:     hvae-hpc status {prepared.plan.runs_folder}"
+    yield f"logs:       {prepared.folder}"
+    yield f"status:     hvae-hpc status {prepared.plan.runs_folder}"
 
 
 def _span(seconds: float) -> str:

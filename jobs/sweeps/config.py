@@ -1,4 +1,4 @@
-"""What a sweep file says: data sets, generators, doses, seeds, and how everything is trained; checked, with defaults.
+"""What a sweep file says: data sets, generators, doses, seeds, trainings; checked, with defaults.
 
 It is not yet runs: :mod:`hvae_hpc.jobs.sweeps.expand` multiplies it out.
 """
@@ -116,36 +116,7 @@ class SweepConfig:
     segment: SegmentSettings = field(default_factory=SegmentSettings)
 
     def __post_init__(self) -> None:
-        for name in (self.name, *self.data, *self.generators, *self.segment.augmentations):
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-                raise ValueError(
-                    f"{name!r} cannot be a name; use letters, digits, '.', '_' and '-'"
-                )
-        augmentations = self.segment.augmentations
-        for name in (*self.generators, *augmentations):
-            if name in TAKEN_NAMES:
-                raise ValueError(
-                    f"a generator cannot be called {name!r}, which the tables use; give it another name"
-                )
-            if name in self.generators and name in augmentations:
-                raise ValueError(f"{name!r} is a generator and an augmentation; rename one of them")
-            if name.rpartition("-")[2] in USES:
-                raise ValueError(
-                    f"a generator cannot be called {name!r}: an arm's name may end so; give it another name"
-                )
-        names = [
-            source_name(name, sampler) for name in self.generators for sampler in self.samplers
-        ]
-        if not self.samplers or len(set(names)) < len(names):
-            raise ValueError(
-                f"samplers is {list(self.samplers)}, expected one or more, each once, and no name twice"
-            )
-        if not self.data or len(set(self.data)) < len(self.data):
-            raise ValueError(f"data is {list(self.data)}, expected one or more names, each once")
-        if self.image_px < 0 or self.phantoms < 0:
-            raise ValueError(
-                f"image_px is {self.image_px}, phantoms {self.phantoms}; expected 0 or more"
-            )
+        self._check_names()
         for table, set_here in SET_BY_THE_PLANNER.items():
             for key in getattr(self, table):
                 if key in set_here:
@@ -153,13 +124,44 @@ class SweepConfig:
         for name in ("seeds", "splits", "generator_seeds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more")
+        if self.image_px < 0 or self.phantoms < 0:
+            raise ValueError(
+                f"image_px is {self.image_px}, phantoms {self.phantoms}; expected 0 or more"
+            )
         for name in ("factors", "doses", "combined", "arms"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise ValueError(f"{name} is {list(getattr(self, name))}, expected each once")
-        if any(factor < 2 for factor in (*self.factors, *self.combined)):
+        if min((*self.factors, *self.combined), default=2) < 2:
             raise ValueError(
-                f"factors is {self.factors}, combined {self.combined}; expected numbers of 2 or more (x2 doubles the "
-                "real pairs)"
+                f"factors is {self.factors}, combined {self.combined}; "
+                "expected numbers of 2 or more (x2 doubles the real pairs)"
             )
-        if any(dose < 1 for dose in self.doses):
+        if min(self.doses, default=1) < 1:
             raise ValueError(f"doses is {self.doses}, expected numbers of 1 or more")
+
+    def _check_names(self) -> None:
+        """Refuse names that cannot be folders, or that the tables cannot tell apart."""
+        augmentations = self.segment.augmentations
+        for name in (self.name, *self.data, *self.generators, *augmentations):
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+                raise ValueError(
+                    f"{name!r} cannot be a name; use letters, digits, '.', '_' and '-'"
+                )
+        for name in (*self.generators, *augmentations):
+            what = "a generator" if name in self.generators else "an augmentation"
+            refused = f"{what} cannot be called {name!r}"
+            if name in TAKEN_NAMES:
+                raise ValueError(f"{refused}, which the tables use; give it another name")
+            if name.rpartition("-")[2] in USES:
+                raise ValueError(f"{refused}: an arm's name may end so; give it another name")
+            if name in self.generators and name in augmentations:
+                raise ValueError(f"{name!r} is a generator and an augmentation; rename one of them")
+
+        sources = [source_name(name, s) for name in self.generators for s in self.samplers]
+        if not self.samplers or len(set(sources)) < len(sources):
+            raise ValueError(
+                f"samplers is {list(self.samplers)}, expected one or more, each once, "
+                "and no name twice"
+            )
+        if not self.data or len(set(self.data)) < len(self.data):
+            raise ValueError(f"data is {list(self.data)}, expected one or more names, each once")

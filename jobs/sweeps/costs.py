@@ -1,12 +1,12 @@
 """What runs will cost: seconds, bytes and files, before they run.
 
-Times are measured where the sweep has finished runs of the same kind (same stage, data and network;
-the time per image carries over to other arms and seeds), and else estimated from the networks'
-multiplications. The estimates are meant for filling elements and for a first idea of GPU-hours, not
-for promises.
+Where the sweep has finished runs of the same kind (stage, data, network), their time per image
+counts; it carries over to other arms and seeds. Else the time is estimated from the networks'
+multiplications. Estimates fill elements and give a first idea of GPU-hours; they promise nothing.
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from statistics import median
 from typing import NamedTuple
@@ -27,7 +27,7 @@ from hvae_hpc.runs.plan import Plan
 from hvae_hpc.runs.run import Run
 
 FLOPS_GPU, FLOPS_CPU = 2e13, 3e10
-"""Operations per second that small networks reach in practice: a data-centre GPU in bfloat16, one CPU thread."""
+"""Operations per second that small networks reach: a data-centre GPU in bfloat16, a CPU thread."""
 FLOAT32_COST = 8.0
 """Times that a GPU takes longer in float32."""
 SECONDS_PER_RUN = 2.0
@@ -41,14 +41,20 @@ HEADROOM = 1.3
 
 
 class Seconds(NamedTuple):
-    """What a run is expected to take, and a time it hardly exceeds; None where nothing of its kind was measured."""
+    """What a run is expected to take, and a time that it hardly exceeds.
+
+    ``high`` is None where no run of its kind was measured.
+    """
 
     expected: float
     high: float | None
 
 
 def minutes_for(seconds: float, resources: Resources) -> int:
-    """Return the time limit in minutes, up to a stage's longest, in which so much work is done and can be saved."""
+    """Return the time limit in minutes in which so much work is done and can be saved.
+
+    It is at most the stage's longest.
+    """
     return min(resources.minutes, math.ceil((seconds + START_S + resources.signal_lead_s) / 60) + 2)
 
 
@@ -56,21 +62,22 @@ def expected_seconds(
     plan: Plan, results: Mapping[str, ResultSummary], run_ids: Iterable[str]
 ) -> dict[str, Seconds]:
     """Return what each run will take, from what the plan's finished runs took."""
-    rates: dict[Hashable, list[float]] = {}
+    rates = defaultdict[Hashable, list[float]](list)  # seconds per image
     for run_id, result in results.items():
         if result.attempt == 1:  # later attempts did only a part
             run = plan.runs[run_id]
-            rates.setdefault(_kind(run), []).append(result.wall_s / _images(run.config))
-    found = {}
+            rates[_kind(run)].append(result.wall_s / _images(run.config))
+
+    seconds = {}
     for run_id in run_ids:
         run = plan.runs[run_id]
-        images, measured = _images(run.config), sorted(rates.get(_kind(run), []))
+        images, measured = _images(run.config), sorted(rates[_kind(run)])
         if measured:
             high = measured[math.ceil(0.95 * len(measured)) - 1] * images * HEADROOM
-            found[run_id] = Seconds(median(measured) * images, high)
+            seconds[run_id] = Seconds(median(measured) * images, high)
         else:
-            found[run_id] = Seconds(_estimate(run.config, plan.resources[run.stage]), None)
-    return found
+            seconds[run_id] = Seconds(_estimate(run.config, plan.resources[run.stage]), None)
+    return seconds
 
 
 def _kind(run: Run) -> Hashable:
@@ -88,54 +95,52 @@ def _kind(run: Run) -> Hashable:
 
 
 def _images(config: StageConfig) -> int:
+    """Return how many images a run works on; for a likelihood, passes through the decoder."""
     if isinstance(config, (TrainConfig, SegmentConfig)):
         return config.optim.images
-    if isinstance(
-        config, LikelihoodConfig
-    ):  # passes of one image through the decoder, forward and back
-        of_case = (1 + config.estimates) * config.chains * config.temperatures * config.leaps
-        return min(config.cases or config.split.test, config.split.test) * (
-            of_case + config.importance_samples // 2
-        )
+    if isinstance(config, LikelihoodConfig):
+        leaps = (1 + config.estimates) * config.chains * config.temperatures * config.leaps
+        cases = min(config.cases or config.split.test, config.split.test)
+        return cases * (leaps + config.importance_samples // 2)
     return config.n_images * config.draws if isinstance(config, QualityConfig) else config.n_pairs
 
 
 def _estimate(config: StageConfig, resources: Resources) -> float:
+    """Return the seconds of a run, from its networks' operations or a constant per image."""
     speed = FLOPS_GPU * resources.tasks if resources.gpus else FLOPS_CPU * resources.threads
-    pixels = (config.image_px or TYPICAL_PX) ** 2
-    images = _images(config)
+    pixels, images = (config.image_px or TYPICAL_PX) ** 2, _images(config)
+    seconds = operations = 0.0
     if isinstance(config, AugmentConfig):
-        return SECONDS_PER_RUN + SECONDS_PER_COPY * images
-    if isinstance(
-        config, QualityConfig
-    ):  # the judge looks at three sets; its network is taken for the default one
-        judged = (
-            3 * config.n_images * _unet_flops(UNetConfig()) * pixels / speed
-            if config.features
-            else 0.0
-        )
-        return SECONDS_PER_RUN + SECONDS_PER_COMPARISON * images + judged
-    if isinstance(config, GenerateConfig):
-        return SECONDS_PER_RUN + SECONDS_PER_COMPARISON * images
-    if isinstance(
-        config, LikelihoodConfig
-    ):  # float32; it does not know the network: the default one
-        speed = speed / FLOAT32_COST if resources.gpus else speed
-        return SECONDS_PER_RUN + images * NetworkConfig().operations_per_pixel() * pixels / speed
-    if isinstance(config, SegmentConfig):
-        per_pixel = 3 * _unet_flops(config.unet)
+        seconds = SECONDS_PER_COPY * images
+    elif isinstance(config, GenerateConfig):
+        seconds = SECONDS_PER_COMPARISON * images
+    elif isinstance(config, QualityConfig):
+        seconds = SECONDS_PER_COMPARISON * images
+        if config.features:  # the judge, taken for the default network, looks at three sets
+            operations = 3 * config.n_images * _unet_flops(UNetConfig())
+    elif isinstance(config, LikelihoodConfig):  # in float32, with the default network
+        operations = images * NetworkConfig().operations_per_pixel()
+        operations *= FLOAT32_COST if resources.gpus else 1
+    elif isinstance(config, SegmentConfig):
+        operations = images * 3 * _unet_flops(config.unet)
     else:
-        per_pixel = config.model.operations_per_pixel()
-    return SECONDS_PER_RUN + images * per_pixel * pixels / speed
+        operations = images * config.model.operations_per_pixel()
+    return SECONDS_PER_RUN + seconds + operations * pixels / speed
 
 
 def _unet_flops(unet: UNetConfig) -> float:
-    """Return a forward's operations per pixel; every level costs alike: twice the channels, a quarter of the pixels."""
+    """Return a forward pass's operations per pixel.
+
+    Every level costs alike: twice the channels, a quarter of the pixels.
+    """
     return 18.0 * unet.base_channels**2 * 5 * unet.depth
 
 
 def expected_bytes(run: Run) -> tuple[float, float]:
-    """Return what a run keeps and what it needs while it runs (two checkpoints: weights, average, two moments)."""
+    """Return the bytes that a run keeps, and those that it needs while it runs.
+
+    While it runs there are two checkpoints: weights, their average, and two moments each.
+    """
     config = run.config
     pixels = (config.image_px or TYPICAL_PX) ** 2
     log = 50_000.0
@@ -158,7 +163,7 @@ def add_up(
         plan: with the submission's arrays.
         run_ids: what it makes.
         seconds: by run.
-        calls: of SLURM's clients so far.
+        calls: of SLURM's clients.
 
     Returns:
         ``runs``, ``elements``, ``gpu_hours``, ``cpu_hours``, ``measured`` (share of the runs),
@@ -182,5 +187,5 @@ def add_up(
         "submission_files": float(len(plan.arrays) + 2),
         "bytes": kept,
         "bytes_peak": kept + working,
-        "calls": float(calls + len(plan.arrays)),
+        "calls": float(calls),
     }

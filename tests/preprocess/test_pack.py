@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from hvae_hpc.errors import UserError, run_command
-from hvae_hpc.jobs.slurm.client import Cluster, Partition
+from hvae_hpc.jobs.slurm.limits import Cluster, Partition
 from hvae_hpc.preprocess.__main__ import main
 from hvae_hpc.preprocess.journal import JOURNAL
 from hvae_hpc.preprocess.pack import pack
@@ -341,7 +341,7 @@ def test_where_there_is_slurm_the_command_asks_or_submits_itself(
     calls = []
     launcher = types.ModuleType("launcher")
     launcher.submit_command = lambda *given, key: calls.append(given) or ("4711", False)
-    monkeypatch.setitem(sys.modules, "hvae_hpc.jobs.submit.prepare", launcher)
+    monkeypatch.setitem(sys.modules, "hvae_hpc.jobs.submit.single_job", launcher)
     cluster = Cluster(partitions={"cpu": Partition(minutes=0, grace_s=0)})
     monkeypatch.setattr("hvae_hpc.jobs.slurm.limits.read_cluster", lambda: cluster)
     assert run_command(main, [*argv, "--partition", "cpu"]) == 0

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ from hvae_hpc.jobs.failures.retry import (
 )
 from hvae_hpc.jobs.failures.retry import write_history as keep
 from hvae_hpc.jobs.sites.site import Site, read_site
-from hvae_hpc.jobs.slurm.client import Cluster, Partition
+from hvae_hpc.jobs.slurm.limits import Cluster, Partition
 from hvae_hpc.jobs.state.element_ends import ENDS_FILE
 from hvae_hpc.jobs.state.run_status import read_run_status
 from hvae_hpc.jobs.state.submissions import Submissions
@@ -451,7 +452,7 @@ def test_a_local_sweep_ends_also_where_a_worker_dies_before_it_leaves_a_word(
     (tmp_path / "python").chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     with pytest.raises(UserError, match="1 of 1 runs were not made"):
-        _run_here(plan, [run_id], 1, read_site(None), 1)
+        _run_here(plan, [run_id], SimpleNamespace(workers=1, retries=1), read_site(None))
     assert len(given.read_text().splitlines()) == (2 if takes_a_log else 1)
 
 
@@ -491,7 +492,7 @@ def test_the_rest_of_a_broken_sweep_is_not_submitted_along_with_what_is_retried(
 ) -> None:
     monkeypatch.setattr("hvae_hpc.jobs.slurm.client.read_queue", lambda **_: queue_of())
     monkeypatch.setattr(
-        "hvae_hpc.jobs.submit.prepare._script", lambda *_: ""
+        "hvae_hpc.jobs.submit.prepare.sbatch_text", lambda *_, **__: ""
     )  # submitit asks for srun
     monkeypatch.setenv("PATH", "/nowhere")
     plan = make_plan(tmp_path, make_runs(arms=(SMALL_ARMS[0], SMALL_ARMS[2]), seeds=1, sources=()))
@@ -501,11 +502,11 @@ def test_the_rest_of_a_broken_sweep_is_not_submitted_along_with_what_is_retried(
     train, generate, reference, arm = plan.runs
     submit(plan, [[train]])
     fail(plan, train)
-    for rest, expected in (
-        (False, {train, generate, arm}),
-        (True, {train, generate, arm, reference}),
+    for scope, expected in (
+        ("retries", {train, generate, arm}),
+        ("new", {train, generate, arm, reference}),
     ):
-        prepared = prepare(plan, read_site(None), CLUSTER, [], only_new=True, rest=rest, retries=1)
+        prepared = prepare(plan, read_site(None), CLUSTER, [], scope=scope, retries=1)
         assert set(prepared.run_ids) == expected
     log(
         plan,
@@ -517,10 +518,7 @@ def test_the_rest_of_a_broken_sweep_is_not_submitted_along_with_what_is_retried(
             "job_id": "12_0",
         },
     )
-    assert (
-        prepare(plan, read_site(None), CLUSTER, [], only_new=True, rest=False, retries=1).run_ids
-        == []
-    )
+    assert prepare(plan, read_site(None), CLUSTER, [], scope="retries", retries=1).run_ids == []
 
 
 @pytest.mark.parametrize("got_further", [True, False])
@@ -544,4 +542,4 @@ def test_the_last_job_takes_the_rest_only_where_its_submission_got_further(
     monkeypatch.setattr("hvae_hpc.sweep.read_cluster", lambda: CLUSTER)
     monkeypatch.setattr("hvae_hpc.sweep.code_sha", lambda: plan.code_sha)
     assert main(["--partition", "gpu", "--retries", "1", "--finish", str(folder)]) == 0
-    assert asked == [got_further]
+    assert asked == ["new" if got_further else "retries"]

@@ -9,7 +9,7 @@ from hvae_hpc.config.resources import Resources
 from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.sites.retry_policy import FAILURES, Rule, change, in_words, read_rules
 from hvae_hpc.jobs.sites.site import read_site
-from hvae_hpc.jobs.slurm.client import Cluster, Partition
+from hvae_hpc.jobs.slurm.limits import Cluster, Partition
 from hvae_hpc.runs.run import Run
 from tests.results.made_up import SMALL_ARMS, make_runs
 

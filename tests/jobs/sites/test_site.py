@@ -10,7 +10,7 @@ import pytest
 from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.sites import site as site_module
 from hvae_hpc.jobs.sites.site import fit_cluster, read_site
-from hvae_hpc.jobs.slurm.client import Cluster, Partition
+from hvae_hpc.jobs.slurm.limits import Cluster, Partition
 from tests import ROOT
 
 CLUSTER = Cluster(

@@ -181,7 +181,7 @@ def test_what_a_limit_kept_out_is_submitted_by_the_last_job(
     strict_slurm: MiniSlurm, tmp_path: Path
 ) -> None:
     project = make_project(tmp_path, seeds=9)
-    (tmp_path / "admin.toml").write_text("[caps]\npoll_s = 1\n")
+    (tmp_path / "admin.toml").write_text("[caps]\npoll_s = 1\ncanary = 0\n")
     first = next(
         iter(plan_of(project).runs.values())
     )  # it fails: what goes first must not decide for the rest

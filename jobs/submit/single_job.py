@@ -1,0 +1,51 @@
+"""One command as one SLURM job, such as the packing of a data set."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from hvae_hpc.config.resources import Resources
+from hvae_hpc.jobs.slurm import client as slurm
+from hvae_hpc.jobs.slurm.sbatch import python_command, sbatch_text
+from hvae_hpc.jobs.state.submissions import comment_of, submitting
+from hvae_hpc.jobs.submit.prepare import check_path
+from hvae_hpc.runs.folder import write_atomic
+from hvae_hpc.runs.identity import content_hash
+
+
+def submit_command(
+    name: str,
+    command: Sequence[str],
+    resources: Resources,
+    partition: str,
+    folder: Path,
+    *,
+    key: str,
+) -> tuple[str, bool]:
+    """Submit one command as one job, unless it is in the queue already.
+
+    Args:
+        name: of the job.
+        command: argv after Python.
+        resources: of its stage.
+        partition: where it goes, unless the stage has its own.
+        folder: for the sbatch text and the log.
+        key: names what the command makes; of two jobs with one key only one is in the queue.
+
+    Returns:
+        The job's id, and whether it was in the queue already.
+    """
+    check_path(folder)
+    comment = comment_of(f"command-{content_hash(key)[:12]}", 0)
+    script = folder / f"{name}.sh"
+    with submitting(folder) as lock:
+        for row in slurm.read_queue(not_before=time.time()).rows:
+            if row.comment == comment:
+                return row.job, True
+
+        resources = replace(resources, partition=resources.partition or partition)
+        argv = [*python_command(resources), *command]
+        write_atomic(script, sbatch_text(folder, name, resources, argv, comment=comment))
+        answer = slurm.ask_once(["sbatch", "--parsable", str(script)], keep_open=(lock,))
+        return answer.strip().partition(";")[0], False
