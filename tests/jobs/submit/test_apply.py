@@ -309,7 +309,7 @@ def test_a_disk_that_is_full_before_any_file_of_a_submission_is_one_line_and_no_
     assert done.returncode == 0, done.stderr
     seen = {Path(one["file"]).name: one for one in map(json.loads, done.stdout.splitlines())}
     assert seen.keys() == {
-        *(".lock", ".lease-#.tmp", "tiny.json", "plan.json", "jobs.jsonl"),
+        *(".lock", ".lease-#", "tiny.json", "plan.json", "jobs.jsonl"),
         *("#-tiny-segment-tiny-reference.sh", "#-tiny-tables.sh"),
     }
     for name, one in seen.items():
