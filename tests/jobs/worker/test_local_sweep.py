@@ -104,7 +104,8 @@ def test_a_sweep_that_asks_for_likelihoods_and_controls_has_them_in_its_tables(
         arms = [
             "hvae-aggregated-shuffled+4@steps", "vae-first+8", "copies-x2", "moved", "real-7",
             "real-9", "vae-only+8", "reference@steps",
-        ] likelihoods = true
+        ]
+        likelihoods = true
         likelihood = {cases = 2, chains = 2, temperatures = 5, importance_samples = 5}
         """
     )
