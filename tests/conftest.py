@@ -44,7 +44,7 @@ def all_formats() -> Iterator[None]:
         yield
 
 
-LONGEST = ("test_faults.py", "test_local_pool.py", "test_prepare.py", "test_distributed.py")
+LONGEST = ("test_faults.py", "test_local_sweep.py", "test_prepare.py", "test_distributed.py")
 """These files begin first: what takes longest is not to be waited for at the end."""
 
 

@@ -24,8 +24,6 @@ from hvae_hpc.runs.folder import write_json
 from hvae_hpc.runs.identity import content_hash
 
 POLL_S = 60.0
-CALL_EVERY_S = 15.0
-"""Seconds between two calls to the scheduler by the elements of a submission together."""
 PATIENCE_S = 180.0
 FOREIGN = re.compile(
     r"(SLURM|SLURMD|SBATCH|SRUN|SALLOC|SQUEUE|SINFO|SACCT|SCANCEL|SCONTROL|PMI|PMIX)_"
