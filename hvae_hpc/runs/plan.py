@@ -5,7 +5,6 @@ the tables learn from it what is missing.
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -99,17 +98,13 @@ class Plan:
         return f"{run.stage}/{run.label}-{run_id}"
 
     def parents(self, run_id: str) -> dict[str, str]:
-        """Role to run id of a run's parents that are runs."""
-        return run_parents(self.runs[run_id].parents)
+        """Role to run id of a run's parents that are runs; the other one is the data set."""
+        parents = self.runs[run_id].parents
+        return {role: parent for role, parent in parents.items() if role != "data"}
 
     def configs(self, kind: type[C]) -> list[C]:
         """Return the configs of one stage's runs, in the plan's order."""
         return [run.config for run in self.runs.values() if isinstance(run.config, kind)]
-
-
-def run_parents(parents: Mapping[str, str]) -> dict[str, str]:
-    """Return the parents that are runs; the other one is the data set."""
-    return {role: parent for role, parent in parents.items() if role != "data"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,58 +161,22 @@ def read_plan(path: Path) -> Plan:
     Raises:
         UserError: it is missing, truncated, of another schema, or does not hold together.
     """
-    return _make_plan(_read_file(path), path)
-
-
-def read_element(path: Path, array: int, place: int) -> tuple[Plan, tuple[str, ...]]:
-    """Read of a submission's plan just what one element needs: its runs and their ancestors.
-
-    Returns:
-        The plan with only these runs, and the ids of those that the element makes.
-    """
-    data = _read_file(path)
-    try:
-        ids = tuple(data["arrays"][array]["elements"][place])
-        entries = {entry["run_id"]: entry for entry in data["runs"]}
-        needed, open_ids = set[str](), list(ids)
-        while open_ids:
-            run_id = open_ids.pop()
-            needed.add(run_id)
-            open_ids += run_parents(entries[run_id]["parents"]).values()
-    except (LookupError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path}: has no array {array} with an element {place} that holds together; {REPLAN}"
-        ) from error
-
-    runs = [entry for run_id, entry in entries.items() if run_id in needed]
-    return _make_plan({**data, "runs": runs}, path), ids
-
-
-def _read_file(path: Path) -> dict[str, Any]:
     data = read_json(path)
     schema = data.pop("schema", None) if isinstance(data, dict) else None
     if schema != PLAN_SCHEMA:
         raise UserError(f"{path}: schema {schema!r}, expected {PLAN_SCHEMA}; {REPLAN}")
-    return dict(data)
-
-
-def _make_plan(data: dict[str, Any], path: Path) -> Plan:
     entries = data.get("runs")
     if not isinstance(entries, list):
         raise UserError(f"{path}: has no list of runs; {REPLAN}")
-    plan = load(
-        Plan, {**data, "runs_folder": Path(str(data.get("runs_folder"))), "runs": {}}, str(path)
-    )
+    runs_folder = Path(str(data.get("runs_folder")))
+    plan = load(Plan, {**data, "runs_folder": runs_folder, "runs": {}}, str(path))
 
     of_this_version: dict[str, bool] = {}
     for number, values in enumerate(entries):
         entry = load(_RunEntry, values, f"{path}: runs[{number}]")
         where = f"{path}: {entry.stage} {entry.run_id}"
-        run = Run(
-            stage=entry.stage,
-            config=load(CONFIGS[entry.stage], entry.config, where),
-            parents=entry.parents,
-        )
+        config = load(CONFIGS[entry.stage], entry.config, where)
+        run = Run(stage=entry.stage, config=config, parents=entry.parents)
         _check_run(plan, entry.run_id, run, where)
         plan.runs[entry.run_id] = run
 
@@ -242,8 +201,8 @@ def _check_run(plan: Plan, run_id: str, run: Run, where: str) -> None:
     content = plan.data[data].get("content_hash")
     if run.parents.get("data") != content:
         raise UserError(f"{where} reads other data than the plan's {data} ({content}); {REPLAN}")
-    for parent in run_parents(run.parents).values():
-        if parent not in plan.runs:
+    for role, parent in run.parents.items():
+        if role != "data" and parent not in plan.runs:
             raise UserError(
                 f"{where} has a parent {parent} that does not stand before it; {REPLAN}"
             )

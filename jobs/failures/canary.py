@@ -10,6 +10,7 @@ again, submits held runs again.
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from hvae_hpc.jobs.state.run_log import last_event_in
 from hvae_hpc.jobs.state.run_status import HELD, RunStatus
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.runs.folder import METRICS
-from hvae_hpc.runs.plan import Array, Plan, read_element
+from hvae_hpc.runs.plan import Array, Plan
 
 GATE_MINUTES = 5
 """Minutes between the beginning of the canaries and that of the rest."""
@@ -84,7 +85,7 @@ def why_held(plan_file: Path, plan: Plan, array: int, place: int) -> str:
 
     failures = list[CanaryFailure]()
     for canary in range(canaries):
-        failure = _find_failure(plan_file, array, canary)
+        failure = _find_failure(plan_file, plan, plan.arrays[array].elements[canary])
         if failure is None:
             return ""
         failures.append(failure)
@@ -97,9 +98,8 @@ def why_held(plan_file: Path, plan: Plan, array: int, place: int) -> str:
     return f"{HELD}{said}: {first.reason}"[:LONGEST_REASON]
 
 
-def _find_failure(plan_file: Path, array: int, place: int) -> CanaryFailure | None:
-    """Return how a canary failed; None where it is not over, or got anything done."""
-    plan, run_ids = read_element(plan_file, array, place)
+def _find_failure(plan_file: Path, plan: Plan, run_ids: Sequence[str]) -> CanaryFailure | None:
+    """Return how a canary with these runs failed; None where it is not over, or got one done."""
     if any((plan.folder(run_id) / METRICS).exists() for run_id in run_ids):
         return None
 

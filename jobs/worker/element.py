@@ -30,10 +30,10 @@ from hvae_hpc.jobs.state.run_log import (
     record,
 )
 from hvae_hpc.jobs.worker.pool import Pool, Worker
-from hvae_hpc.jobs.worker.run import Report, execute, follow, meeting_file, read_own_runs
+from hvae_hpc.jobs.worker.run import Report, execute, follow, meeting_file
 from hvae_hpc.runs.identity import code_sha
 from hvae_hpc.runs.lease import job_id, restart_count
-from hvae_hpc.runs.plan import Plan
+from hvae_hpc.runs.plan import Plan, read_plan
 
 SPREAD_S = 20.0
 """Elements of a large array start within this time, so that a file server is not overrun."""
@@ -57,9 +57,10 @@ def run_element(plan_file: Path, array: int) -> int:
         told to leave.
     """
     announce()
-    plan, ids = read_own_runs(plan_file, array)
+    plan = read_plan(plan_file)
     rank = int(os.environ.get("SLURM_PROCID", "0"))
     place = int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
+    ids = plan.arrays[array].elements[place]
     if rank == 0 and (reason := why_held(plan_file, plan, array, place)):
         print(reason, flush=True)
         for run_id in ids:

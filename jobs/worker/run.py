@@ -39,7 +39,7 @@ from hvae_hpc.runs.folder import (
     write_result,
 )
 from hvae_hpc.runs.lease import LostError, check, host, job_id, locked, restart_count
-from hvae_hpc.runs.plan import REPLAN, Plan, read_element
+from hvae_hpc.runs.plan import REPLAN, Plan
 from hvae_hpc.runs.workplace import Outcome, Workplace
 
 STAGES = {
@@ -273,8 +273,3 @@ def follow(plan: Plan, run_id: str, rank: int) -> int:
         print(f"process {rank}: {error}", flush=True)
         return 1
     return 0
-
-
-def read_own_runs(plan_file: Path, array: int) -> tuple[Plan, tuple[str, ...]]:
-    """Read from a submission's plan what this process's element needs."""
-    return read_element(plan_file, array, int(os.environ.get("SLURM_ARRAY_TASK_ID", "0")))

@@ -18,7 +18,7 @@ from hvae_hpc.jobs.state.run_log import BEGINS, STALLS
 from hvae_hpc.jobs.worker import element, signals
 from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.folder import METRICS, read_log
-from hvae_hpc.runs.plan import Array, Plan, read_element, write_plan
+from hvae_hpc.runs.plan import Array, Plan, write_plan
 from tests.jobs.worker.test_run import make_plan, run_named
 
 RUN = "import sys; from hvae_hpc.jobs.worker.element import main; sys.exit(main(sys.argv[1:]))"
@@ -63,16 +63,6 @@ def test_an_element_says_first_in_its_log_that_it_begins(
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "element 7_0 begins, after 2 restarts"
     assert BEGINS.match(said[0])
-
-
-def test_an_element_reads_only_its_runs_and_what_they_are_made_from(plan: Plan) -> None:
-    arm = run_named(plan, "segment", "vae+4")
-    read, ids = read_element(submitted(plan, arm), 0, 0)
-    assert ids == (arm,)
-    assert [run.stage for run in read.runs.values()] == ["train", "generate", "segment"]
-    assert all(read.folder(run_id) == plan.folder(run_id) for run_id in read.runs)
-    with pytest.raises(UserError, match="has no array 1 with an element 0"):
-        read_element(submitted(plan, arm), 1, 0)
 
 
 def test_a_run_that_fails_does_not_stop_the_others_of_its_bundle(plan: Plan) -> None:
