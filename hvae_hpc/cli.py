@@ -1,4 +1,4 @@
-"""The console script ``hvae-hpc``: the three commands by shorter names, and the small tools beside them."""
+"""The console script ``hvae-hpc``: all commands by short names."""
 
 import sys
 from collections.abc import Sequence
@@ -10,22 +10,14 @@ COMMANDS = {
     "preprocess": ("hvae_hpc.preprocess.__main__", "pack NIfTI cases into shards"),
     "sweep": ("hvae_hpc.sweep", "train, evaluate, make the tables; here or on SLURM"),
     "results": ("hvae_hpc.results.__main__", "make the tables and figures of a runs folder"),
-    "export": (
-        "hvae_hpc.export.command",
-        "hand over the pairs of a generate run, to nnU-Net or as PNG",
-    ),
+    "export": ("hvae_hpc.export.command", "export a generate run's pairs to nnU-Net or as PNG"),
     "status": ("hvae_hpc.jobs.commands.status", "what is done, running, lost, failed, and why"),
-    "why": (
-        "hvae_hpc.jobs.commands.why",
-        "why a run came to nothing, and what a retry would change",
-    ),
-    "logs": ("hvae_hpc.jobs.commands.logs", "what a run says of itself"),
+    "why": ("hvae_hpc.jobs.commands.why", "why a run failed, and what a retry would change"),
+    "logs": ("hvae_hpc.jobs.commands.logs", "a run's status, its last events, the end of its log"),
     "cancel": ("hvae_hpc.jobs.commands.cancel:cancel", "take a sweep or a run out of the queue"),
-    "throttle": (
-        "hvae_hpc.jobs.commands.cancel:throttle",
-        "let fewer or more elements of each array run at a time",
-    ),
+    "throttle": ("hvae_hpc.jobs.commands.cancel:throttle", "limit how many elements run at a time"),
 }
+"""Name to module, and function where it is not ``main``, and what the command does."""
 
 
 def main() -> int:

@@ -1,7 +1,7 @@
-"""What a person did wrong, said in one line.
+"""Errors of users, told in one line.
 
-Every command runs inside :func:`run_command`: a :class:`UserError` (a wrong path, an unknown key, a
-truncated file) becomes one line on stderr and exit code 2; anything else is a bug of ours and keeps
+Every command runs inside :func:`run_command`. A :class:`UserError` (a wrong path, an unknown key, a
+truncated file) becomes one line on stderr and exit code 2. Anything else is a bug of ours and keeps
 its traceback.
 """
 
@@ -11,22 +11,22 @@ import sys
 from collections.abc import Callable, Sequence
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What the system says where a file may not grow: the disk is full, or a quota, or a limit of one file."""
+"""The system's errors where a file may not grow: a full disk, a quota, a limit of file size."""
 
 DEVICE_MEMORY = r"CUDA (driver )?error: out of memory|(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED"
-"""What the CUDA driver and its libraries say of memory, for which torch has no class of errors."""
+"""Messages of the CUDA driver and its libraries on memory; torch has no class for these errors."""
 
 
 class UserError(Exception):
-    """What was got, what was expected, and what to do next, in one line for a person to read."""
+    """One line for a person: what was got, what was expected, and what to do next."""
 
 
 class NonFiniteError(UserError):
-    """A loss, a gradient or a metric that is no number, and when it became so."""
+    """A loss, a gradient or a metric became nan or infinite; the message says when."""
 
 
 def printable(text: str) -> str:
-    """Escape what a terminal would obey or refuse: control characters, and bytes of a name that are no UTF-8."""
+    """Escape what a terminal would obey or refuse: control characters, and what is not UTF-8."""
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()
         for letter in text
@@ -49,10 +49,9 @@ def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str] | N
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command again goes on from what is there", file=sys.stderr)
+        print("stopped; the same command continues from what is there", file=sys.stderr)
         return 130
-    except (
-        BrokenPipeError
-    ):  # the reader of our output (less, head) went away: nothing to tell anybody
+    except BrokenPipeError:
+        # The reader of our output (less, head) went away.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141

@@ -17,10 +17,11 @@ from hvae_hpc.runs.lease import is_held
 from hvae_hpc.runs.plan import Plan
 
 SILENT_S = 150.0
-"""A local run that has written nothing for so long does not run any more."""
+"""A run without a lease that has logged nothing for so long counts as ended."""
 HELD = "held: "
-"""So begins the reason of a run that did not begin because its canaries failed."""
+"""Beginning of the reason of a run that did not start because its canaries failed."""
 UNASKED = "as far as its own files tell"
+"""Reason of a submitted run where SLURM was not asked."""
 ENDS = ("failed", "blocked", "stopped", "died")
 """Events of a run's log that end an attempt."""
 
@@ -71,15 +72,15 @@ def read_run_status(
     statuses: dict[str, RunStatus] = {}
 
     for run_id, result in results.items():
+        element, row = queued.get(run_id, (submitted.get(run_id, ""), None))
         if result.done:
             statuses[run_id] = RunStatus("done")
             continue
-        element, row = queued.get(run_id, (submitted.get(run_id, ""), None))
         if row and row.state == "PENDING":
             statuses[run_id] = RunStatus("waiting", element, row.reason)
             continue
 
-        # Few runs get here, so their logs may be read.
+        # Only of what is neither done nor waiting is the log read.
         stage, _, name = plan.folder_name(run_id).partition("/")
         folder = plan.folder(run_id) if name in folders[stage] else None
         last = _last_event(folder) if folder else {}

@@ -292,7 +292,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert error.strip() == "stopped; the same command again goes on from what is there"
+    assert error.strip() == "stopped; the same command continues from what is there"
     assert list(project.glob("runs/train/*/checkpoint-*.pt"))
     time.sleep(1)
     assert not subprocess.run(["pgrep", "-f", str(project)], capture_output=True, text=True).stdout
