@@ -1,4 +1,4 @@
-"""Data sets as the planner sees them, without any file of theirs, and results of runs that nobody made."""
+"""Made-up data sets without files, as the planner sees them, and made-up results of runs."""
 
 import json
 from pathlib import Path
@@ -46,10 +46,10 @@ def make_data_set(name: str, cases: int = 200, px: int = 240) -> DataSet:
 
 
 def write_results(plan: Plan, cases: int = 100) -> None:
-    """Write every run's metrics.json as its stage would; plain writes, since 10,000 times fsync would take minutes.
+    """Write every run's metrics.json as its stage would.
 
-    The numbers per case are one of 50 made-up blocks, since 100,000 runs of 100 cases would take
-    their time as well.
+    The writes are plain: 10,000 times fsync would take minutes. The numbers per case are one of 50
+    made-up blocks, since to draw and print those of 10,000 runs would take a minute as well.
     """
     random = np.random.default_rng(0)
     blocks = []

@@ -1,4 +1,4 @@
-"""Rows from 10,000 metrics.json files: cold, again and with one new, against the plain loop; and the tables.
+"""Rows from 10,000 metrics.json files: cold, again and with one new, against a plain loop.
 
     python benchmarks/results.py [--quick] [--turns 3]
 
@@ -91,7 +91,7 @@ def run_side(side: str, folder: Path) -> dict[str, float]:
 
 
 def measure(folder: Path, n: int, turns: int) -> dict[str, list[dict[str, float]]]:
-    """Run all sides in turns, of which the first does not count; print and return what they took."""
+    """Run all sides in turns; print and return what they took, but for the first turn."""
     counted: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
     for turn in range(turns + 1):
         for side in SIDES:
@@ -114,7 +114,7 @@ def median_s(of_side: Sequence[Mapping[str, float]]) -> float:
 
 
 def measure_tables(folder: Path) -> float:
-    """Time the whole command that makes tables, figures and the report, with nothing new to read."""
+    """Time the command that makes tables, figures and the report, with nothing new to read."""
     began = time.perf_counter()
     command = [sys.executable, "-m", "hvae_hpc.results", str(folder)]
     subprocess.run(command, check=True, capture_output=True)

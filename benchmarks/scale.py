@@ -78,9 +78,8 @@ def main() -> None:
             print({name: round(found[-1], 2) for name, found in times.items()}, counts, flush=True)
         version = slurm.client("sinfo", "--version").strip()
     medians = {f"{name}_s": round(statistics.median(found), 2) for name, found in times.items()}
-    print(
-        f"{options.runs} runs: {medians} ({version}, Python {platform.python_version()}, {os.cpu_count()} cores)"
-    )
+    machine = f"{version}, Python {platform.python_version()}, {os.cpu_count()} cores"
+    print(f"{options.runs} runs: {medians} ({machine})")
     print(json.dumps({"runs": options.runs, **medians, **counts}))
 
 

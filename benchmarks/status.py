@@ -1,7 +1,9 @@
-"""How long ``hvae-hpc status`` takes on 10,000 runs, the whole command: none done, all in the queue, all done.
+"""How long ``hvae-hpc status`` takes on 10,000 runs: none done, all in the queue, all done.
 
-python benchmarks/status.py        makes the paper's sweep with 294 seeds in a temporary folder (90
-MB), made up
+    python benchmarks/status.py
+
+It makes up the paper's sweep with 294 seeds in a temporary folder (90 MB) and times the whole
+command.
 """
 
 import json
@@ -35,7 +37,7 @@ FAKE_SLURM = {"sbatch": "exit 1", "sacct": "exit 1"}
 
 
 def submit(plan: Plan, clients: Path) -> None:
-    """Write what a submission leaves, and clients that answer as a SLURM would with all of it in the queue."""
+    """Write what a submission leaves, and clients that answer as a SLURM with all of it queued."""
     seconds = expected_seconds(plan, {}, plan.runs)
     plan = replace(plan, arrays=tuple(make_arrays(plan, list(plan.runs), seconds, queued={})))
     name = f"{plan.sweep}-made-up"

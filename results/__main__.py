@@ -1,4 +1,4 @@
-"""The command that turns a runs folder into tables and figures: ``python -m hvae_hpc.results RUNS``."""
+"""``python -m hvae_hpc.results RUNS``: turn a runs folder into tables and figures."""
 
 import argparse
 import sys
@@ -9,13 +9,13 @@ from hvae_hpc.errors import UserError, run_command
 from hvae_hpc.runs.plan import find_plans
 
 _DESCRIPTION = """\
-Make Tables 1 and 2 and the figures of every sweep in a runs folder, beside the published numbers.
+Make the tables and figures of every sweep in a runs folder, beside the published numbers.
 The tables are printed; all files go to RUNS/results/<sweep>/."""
 _EXAMPLE = """\
 example:
   python -m hvae_hpc.results runs --sweep table1 --partial
 
-A sweep with missing runs is refused; with --partial it is shown with the counts of what is there."""
+A sweep with missing runs is refused. With --partial it is shown, with the counts of done runs."""
 
 
 def main(argv: Sequence[str]) -> int:

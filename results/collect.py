@@ -24,7 +24,7 @@ SET_MEASURES = (
     *("kid", "precision", "recall", "density", "coverage", "duplicates", "distinct"),
     *("area", "components", "row", "column", "agreement", "copies"),
 )
-"""Measures of the quality stage that have an interval; which ones a run has depends on its source."""
+"""Measures of the quality stage that have an interval; a run has those that its source allows."""
 MASK_MEDIANS = tuple(
     f"{name}_median{of}" for name in ("area", "components", "row", "column") for of in ("", "_test")
 )
@@ -193,7 +193,7 @@ def name_some(lines: Sequence[str]) -> str:
 def _refuse(
     plan: Plan, results: Mapping[str, ResultSummary], reasons: Mapping[str, str]
 ) -> dict[str, ResultSummary]:
-    """Return the results without those that have a reason against them, and those made from such."""
+    """Return the results; one with a reason against it, or made from such a one, does not count."""
     believed: dict[str, ResultSummary] = {}
     for run_id, result in results.items():
         reason = reasons.get(run_id, "")

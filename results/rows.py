@@ -5,7 +5,6 @@
 :mod:`hvae_hpc.results.collect`; run ids join them.
 """
 
-from array import array
 from functools import partial
 from pathlib import Path
 
@@ -16,8 +15,6 @@ import pyarrow.parquet as pq
 from hvae_hpc.results.collect import Collected
 from hvae_hpc.runs.folder import write_atomic_by
 
-ROWS = "rows"
-
 
 def write_rows(collected: Collected, folder: Path) -> list[Path]:
     """Write all rows to ``folder/rows``; a kind of run that the sweep does not have gets no file.
@@ -26,29 +23,29 @@ def write_rows(collected: Collected, folder: Path) -> list[Path]:
         UserError: the disk refused.
     """
     paths = []
-    there = folder / ROWS
+    rows_folder = folder / "rows"
     for name in ("segment", "quality", "likelihood", "costs"):
         rows: pd.DataFrame = getattr(collected, name)
         if len(rows):
-            paths += [there / f"{name}.csv", there / f"{name}.parquet"]
+            paths += [rows_folder / f"{name}.csv", rows_folder / f"{name}.parquet"]
             write_atomic_by(paths[-2], partial(rows.to_csv, index=False))
             write_atomic_by(paths[-1], partial(rows.to_parquet, index=False))
     if len(collected.segment):
-        paths.append(there / "cases.parquet")
-        write_atomic_by(paths[-1], lambda path: pq.write_table(_cases(collected), path))
-    for path in {*there.glob("*.csv"), *there.glob("*.parquet")}.difference(paths):
-        path.unlink()  # of an earlier time: what is not there now must not lie beside what is
+        paths.append(rows_folder / "cases.parquet")
+        write_atomic_by(paths[-1], partial(pq.write_table, _list_cases(collected)))
+
+    # Files of an earlier time must not lie beside those of now.
+    for path in {*rows_folder.glob("*.csv"), *rows_folder.glob("*.parquet")}.difference(paths):
+        path.unlink()
     return paths
 
 
-def _cases(collected: Collected) -> pa.Table:
-    """Return run id, case and Dice of every test case; there may be millions."""
-    run_ids: list[str] = []
-    cases: list[str] = []
-    dice = array("d")
-    for run_id in collected.segment["run_id"].tolist():
-        of_run = collected.case_dice[run_id]
-        run_ids += [run_id] * len(of_run)
-        cases += of_run
-        dice.extend(of_run.values())
-    return pa.table({"run_id": run_ids, "case": cases, "dice": pa.array(memoryview(dice))})
+def _list_cases(collected: Collected) -> pa.Table:
+    """Return run id, case and Dice of every test case."""
+    columns: dict[str, list[object]] = {"run_id": [], "case": [], "dice": []}
+    for run_id in collected.segment["run_id"]:
+        case_dice = collected.case_dice[run_id]
+        columns["run_id"] += [run_id] * len(case_dice)
+        columns["case"] += case_dice
+        columns["dice"] += case_dice.values()
+    return pa.table(columns)

@@ -77,7 +77,7 @@ def write_results(
 
 
 def ask_jobs(plan: Plan, collected: Collected) -> tuple[Collected, Table | None]:
-    """Add what the files of jobs tell: why runs are missing, and where the time of all attempts went.
+    """Add what the files of jobs tell: why runs are missing, and where all attempts' time went.
 
     Returns:
         What was collected, with better reasons; and the table of device hours, None where no time

@@ -89,7 +89,7 @@ class ResultSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class _Entry:
-    """What the cache holds of a run: the summary's fields, and what the file system said of the file.
+    """What the cache holds of a run: its summary's fields, and what marked its metrics.json then.
 
     Attributes:
         mark: its times of change (ns, of the content and of the inode), size (bytes) and inode.
@@ -145,7 +145,7 @@ def _judge(entry: _Entry | str | None, parent_stamps: Mapping[str, str]) -> Resu
 
 
 def _read_entry(plan: Plan, run_id: str, cached: _Entry | None) -> _Entry | str | None:
-    """Return what a run's metrics.json says, why it cannot be believed, or None where there is none."""
+    """Return what a run's metrics.json says, why it is not believed, or None where it is not."""
     folder = plan.folder(run_id)
     try:
         # The mark is taken before the reading: a change in between is seen the next time.
@@ -241,7 +241,7 @@ def look_at(path: str) -> os.stat_result | None:
 
 
 def list_folders(runs_folder: Path, stages: Iterable[str]) -> dict[str, set[str]]:
-    """Return the names of the runs' folders by stage, by one look at each stage and not at each run.
+    """Return the names of the runs' folders by stage, by one look at each stage.
 
     Raises:
         UserError: a stage's folder cannot be read.
@@ -260,7 +260,7 @@ def list_folders(runs_folder: Path, stages: Iterable[str]) -> dict[str, set[str]
 
 
 def _read_cache(path: Path) -> dict[str, _Entry]:
-    """Return what an earlier process kept; nothing where the file is not just what such a process wrote."""
+    """Return what an earlier process kept; nothing where the file is not just what it wrote."""
     with contextlib.suppress(OSError, ValueError):
         title, _, body = path.read_text().partition("\n")
         if title == _title(body):
