@@ -164,7 +164,7 @@ def _describe_retry(
     decision = decide_retry(plan, run_id, evidence, past, site.caps.retries, site)
     if decision.changes is None:
         yield f"retry:     {decision.why_not}"
-    elif not evidence.turn:
+    elif not evidence.had_turn:
         yield "retry:     as it was, and not counted: the run's turn in the element had not come"
     else:
         rule = site.rules[failure]

@@ -87,7 +87,7 @@ def gather_failures(
     suspects = {
         run_id: evidence
         for run_id, evidence in failures.items()
-        if evidence.turn and not evidence.cancelled and classify(evidence) in NODE_MAY_BE_WHY
+        if evidence.had_turn and not evidence.cancelled and classify(evidence) in NODE_MAY_BE_WHY
     }
 
     runs = list[RunOnNode]()

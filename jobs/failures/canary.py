@@ -113,7 +113,7 @@ def _find_failure(plan_file: Path, plan: Plan, run_ids: Sequence[str]) -> Canary
             event = event or evidence.ended.get("event", "")
         was_killed = any(map(KILLED.search, evidence.lines))
         is_over = was_killed or event in ("failed", "blocked", "died")
-        if evidence.further or not is_over:
+        if evidence.got_further or not is_over:
             return None
 
         if failure is None and (kind := classify(evidence)) in ALIKE:

@@ -88,7 +88,7 @@ class Evidence(NamedTuple):
         reached: images seen of the newest checkpoint.
         minutes: the element's time limit; 0 where it is not known.
         lines: the last that its processes and SLURM printed since the run before it ended.
-        turn: False where it is in a bundle that ended at a run before it.
+        had_turn: False where it is in a bundle that ended at a run before it.
         node_looks_bad: other runs' failures speak against its node.
     """
 
@@ -100,11 +100,11 @@ class Evidence(NamedTuple):
     reached: int = 0
     minutes: int = 0
     lines: Sequence[str] = ()
-    turn: bool = True
+    had_turn: bool = True
     node_looks_bad: bool = False
 
     @property
-    def word(self) -> str:
+    def slurm_word(self) -> str:
         """SLURM's word for the end alone: "FAILED" of "FAILED, exit code 1 on n3"."""
         return self.state.partition(" ")[0].rstrip(",")
 
@@ -120,11 +120,11 @@ class Evidence(NamedTuple):
     def node_failed(self) -> bool:
         """Whether it ended by a fault of its node, which others would meet there as well."""
         said = "\n".join([str(self.ended.get("reason", "")), *self.lines])
-        is_named = STATES.get(self.word) == "node failure" or re.search(BAD_NODE, said)
+        is_named = STATES.get(self.slurm_word) == "node failure" or re.search(BAD_NODE, said)
         return self.node_looks_bad or bool(is_named)
 
     @property
-    def further(self) -> bool:
+    def got_further(self) -> bool:
         """Whether the last attempt got further than where it began."""
         saved = bool(self.began) and self.reached > int(self.began.get("at", 0))
         return saved or bool(self.ended.get("further"))
@@ -140,7 +140,7 @@ class Evidence(NamedTuple):
         """Whether somebody took it out of the queue, also before it began."""
         if self.state.startswith("CANCELLED") or any(map(CANCELLED.search, self.lines)):
             return True
-        if not self.turn:  # its element began: only SLURM's word tells
+        if not self.had_turn:  # its element began: only SLURM's word tells
             return False
 
         # An element that never began leaves no word.
@@ -186,7 +186,9 @@ def gather(
         failed = [words[3] for words in reports if words[1] == "failed"]
         endings = [{"event": "failed", "reason": reason} for reason in failed]
 
-    turn = bool(reports or not element) or not _ended_before(plan, run_id, log, submitted, element)
+    had_turn = bool(reports or not element) or not _ended_before(
+        plan, run_id, log, submitted, element
+    )
     return Evidence(
         status=status,
         state=ends.get(element, ""),
@@ -196,7 +198,7 @@ def gather(
         reached=checkpoint_at(plan.folder(run_id)),
         minutes=submissions.element(element).minutes,
         lines=lines,
-        turn=turn,
+        had_turn=had_turn,
     )
 
 
@@ -249,19 +251,19 @@ def classify(evidence: Evidence) -> Failure:
         return "blocked by parent"
     if evidence.node_looks_bad:
         return "node failure"
-    if not evidence.turn:
+    if not evidence.had_turn:
         return "lost"
     ended = evidence.ended
     if ended.get("event") in ("failed", "died"):
         return _classify_record(evidence)
 
-    is_told = evidence.word in ("TIMEOUT", "DEADLINE") or any(
+    is_told = evidence.slurm_word in ("TIMEOUT", "DEADLINE") or any(
         "DUE TO TIME LIMIT" in line for line in evidence.lines
     )
     if is_told or (ended.get("at_limit") and not ended.get("goes_back")):
-        return "time limit with progress" if evidence.further else "time limit without progress"
-    if evidence.word in STATES:
-        return STATES[evidence.word]
+        return "time limit with progress" if evidence.got_further else "time limit without progress"
+    if evidence.slurm_word in STATES:
+        return STATES[evidence.slurm_word]
     # What was printed before an element went back to the queue did no harm.
     lines = () if evidence.sent_back else evidence.lines
     return _find_sentence(lines) or "lost"

@@ -150,7 +150,7 @@ def decide_retry(
         cluster: what SLURM allows; None where nobody asked it.
     """
     failure = classify(evidence)
-    if not evidence.turn and not evidence.cancelled:
+    if not evidence.had_turn and not evidence.cancelled:
         return RetryDecision(failure, changes={})
 
     rule, had = site.rules[failure], plan.resources_of(run_id)
@@ -233,7 +233,7 @@ def choose_retries(
         if decision.changes is None:
             continue
         chosen.add(run_id)
-        if evidence.turn:  # else what happened was no failure of this run
+        if evidence.had_turn:  # else what happened was no failure of this run
             counts = {**past.counts, decision.failure: decision.retries + 1}
             changes = {**past.changes, **decision.changes}
             runs[run_id] = RunRetries(counts=counts, changes=changes, answered=attempt)
@@ -310,7 +310,7 @@ def _summarise(
     for run_id, (evidence, decision) in decisions.items():
         if decision.changes is None:
             alike[no_retry, f" after {decision.failure} ({decision.why_not})"] += 1
-        elif not evidence.turn:
+        elif not evidence.had_turn:
             alike["retry", ", whose turn had not come"] += 1
         else:
             words = in_words(decision.changes, plan.resources_of(run_id), evidence.minutes)

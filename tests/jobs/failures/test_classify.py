@@ -535,7 +535,7 @@ def test_the_runs_of_a_bundle_whose_turn_had_not_come_are_innocent(plan: Plan) -
     assert classify(gather_of(plan, bundle, text, at_work)) == "time limit without progress"
     for run_id, kind in ((third, "lost"), (again, "failed")):
         evidence = gather_of(plan, bundle, text, run_id, kind)
-        assert (classify(evidence), evidence.cancelled, evidence.turn) == ("lost", False, False)
+        assert (classify(evidence), evidence.cancelled, evidence.had_turn) == ("lost", False, False)
     cancelled = gather_of(plan, bundle, text + "*** JOB 14 ON n1 CANCELLED AT x ***\n", third)
     assert cancelled.cancelled
 
