@@ -218,10 +218,9 @@ class _Packing:
         pairs = concatenate([case.pairs or self._read_again(case.record) for case in held])
         attributes = {"kind": "real", "modality": self.modality}
         digest = hash_pairs(pairs, attributes)
-        path = self.out / f"shard-{digest[:16]}.h5"
-        if not _is_sound((path, digest)):
-            write_pairs(path, pairs, attributes)
-        return ShardEntry(file=path.name, pairs=len(pairs), content_sha256=digest)
+        name = f"shard-{digest[:16]}.h5"
+        write_pairs(self.out / name, pairs, attributes)
+        return ShardEntry(file=name, pairs=len(pairs), content_sha256=digest)
 
     def _read_again(self, record: CaseRecord) -> Pairs:
         entry = record.entry
@@ -248,7 +247,6 @@ def _sound_shards(
 
 
 def _is_sound(shard: tuple[Path, str]) -> bool:
-    """Say whether a shard, given by path and content hash, is whole."""
     path, digest = shard
     with contextlib.suppress(UserError):
         read_pairs(path, content_sha256=digest)

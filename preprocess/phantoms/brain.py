@@ -8,10 +8,9 @@ from hvae_hpc.preprocess.phantoms.shapes import (
     Floats,
     Grid,
     Places,
-    cut,
+    cut_box,
     draw_noise,
     ellipsoid,
-    part_of,
     soft,
 )
 
@@ -64,8 +63,7 @@ class _Head:
         self.rng = rng
         self.centre = np.array([120.0, -112.0, 70.0]) + rng.uniform(-4, 4, 3)
         self.radii = np.array([73.0, 90.0, 72.0]) * rng.uniform(0.93, 1.05, 3)
-        self.box = part_of(GRID.axes, self.centre, self.radii * 1.06)
-        self.axes = cut(GRID.axes, self.box)
+        self.box, self.axes = cut_box(GRID.axes, self.centre, self.radii * 1.06)
 
     def draw_anatomy(self) -> None:
         """Draw brain tissue: folded cortex, white matter, deep grey nuclei, ventricles."""
@@ -121,8 +119,8 @@ class _Head:
         ]
         for radius, shares, (faint, bright) in spots:
             place = self._draw_place(*shares)
-            part = part_of(self.axes, place, 2 * radius)
-            distance = ellipsoid(cut(self.axes, part), place, radius * rng.uniform(0.7, 1.4, 3))
+            part, axes = cut_box(self.axes, place, 2 * radius)
+            distance = ellipsoid(axes, place, radius * rng.uniform(0.7, 1.4, 3))
             # In proportion to what is there, so that fluid stays dark.
             self.image[part] *= 1 + rng.uniform(faint, bright) / WHITE * soft(1 - distance, 0.2)
 
@@ -135,8 +133,8 @@ class _Head:
         rng = self.rng
         radius = float(np.exp(rng.uniform(np.log(14), np.log(30))))
         place = self._draw_place(0.3, 0.75)
-        part = part_of(self.axes, place, 2 * radius)
-        axes, tissue = cut(self.axes, part), self.tissue[part]
+        part, axes = cut_box(self.axes, place, 2 * radius)
+        tissue = self.tissue[part]
 
         # Oedema, with a rough edge and a texture.
         distance = ellipsoid(axes, place, radius * rng.uniform(0.75, 1.3, 3))

@@ -10,10 +10,9 @@ from hvae_hpc.preprocess.phantoms.shapes import (
     Grid,
     Noise,
     Places,
-    cut,
+    cut_box,
     draw_noise,
     ellipsoid,
-    part_of,
     soft,
 )
 
@@ -150,15 +149,14 @@ class _Patient:
             """Return what is above 0 in the tumour: one function for both grids."""
             return np.asarray(1 - ellipsoid(axes, place, radii) + 0.18 * shape(axes))
 
-        part = part_of(self.pet_grid.axes, place, reach)
-        axes = cut(self.pet_grid.axes, part)
+        part, axes = cut_box(self.pet_grid.axes, place, reach)
         inside = edge(axes)
         hot = suv * (1 + 0.2 * uptake(axes)) * (1 - necrosis * soft(inside - 0.45, 0.1))
         pet[part] += hot * soft(inside, 2.5 / radius)  # 2.5 mm: the scanner's blur
 
-        fine = part_of(self.ct_grid.axes, place, reach)
-        drawn = self.labels[fine]
-        drawn[(edge(cut(self.ct_grid.axes, fine)) > 0) & (drawn == 0)] = label
+        part, axes = cut_box(self.ct_grid.axes, place, reach)
+        drawn = self.labels[part]
+        drawn[(edge(axes) > 0) & (drawn == 0)] = label
 
 
 def _draw_grids(rng: np.random.Generator) -> tuple[Grid, Grid]:

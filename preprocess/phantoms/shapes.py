@@ -53,19 +53,20 @@ Drawing = list[tuple[NDArray[Any], Grid]]
 """The voxels of each of a case's files, and their grid."""
 
 
-def part_of(axes: Axes, centre: Places, reach_mm: Places | float) -> tuple[slice, slice, slice]:
-    """Return the voxels of a grid whose centres lie within a box about a place."""
+def cut_box(
+    axes: Axes, centre: Places, reach_mm: Places | float
+) -> tuple[tuple[slice, slice, slice], Axes]:
+    """Cut a box about a place out of a grid.
+
+    Returns:
+        The voxels whose centres lie in the box, and their coordinates.
+    """
     ends = np.stack([centre - reach_mm, centre + reach_mm], axis=1)
     x, y, z = (
         slice(*np.searchsorted(axis.ravel(), pair).tolist())
         for axis, pair in zip(axes, ends, strict=True)
     )
-    return x, y, z
-
-
-def cut(axes: Axes, part: tuple[slice, slice, slice]) -> Axes:
-    """Return the coordinates of a part of a grid."""
-    return axes[0][part[0]], axes[1][:, part[1]], axes[2][:, :, part[2]]
+    return (x, y, z), (axes[0][x], axes[1][:, y], axes[2][:, :, z])
 
 
 class Noise:

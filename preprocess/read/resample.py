@@ -147,20 +147,22 @@ def _interpolate(
     affine = target.affine.copy()
     affine[:3, 3] = _apply(target.affine, np.array([0, 0, first]))
     voxels, origin = _crop_around(image, shape, affine)
+
     source = sitk.GetImageFromArray(np.ascontiguousarray(voxels.T, dtype=np.float32))
     source.SetSpacing(image.spacing_mm.tolist())
     source.SetDirection((_TO_LPS @ image.directions).ravel().tolist())
     source.SetOrigin((_TO_LPS @ origin).tolist())
-
-    filter_ = sitk.ResampleImageFilter()
-    filter_.SetNumberOfThreads(1)  # the workers are the parallelism
-    filter_.SetInterpolator({"linear": sitk.sitkLinear, "bspline": sitk.sitkBSpline}[interpolation])
-    filter_.SetDefaultPixelValue(outside)
-    filter_.SetSize(shape)
-    filter_.SetOutputSpacing([target.step_mm] * 3)
-    filter_.SetOutputDirection((_TO_LPS @ target.affine[:3, :3] / target.step_mm).ravel().tolist())
-    filter_.SetOutputOrigin((_TO_LPS @ affine[:3, 3]).tolist())
-    return np.asarray(sitk.GetArrayFromImage(filter_.Execute(source))).T
+    resampled = sitk.Resample(
+        source,
+        shape,
+        sitk.Transform(),
+        {"linear": sitk.sitkLinear, "bspline": sitk.sitkBSpline}[interpolation],
+        (_TO_LPS @ affine[:3, 3]).tolist(),
+        [target.step_mm] * 3,
+        (_TO_LPS @ target.affine[:3, :3] / target.step_mm).ravel().tolist(),
+        outside,
+    )
+    return np.asarray(sitk.GetArrayFromImage(resampled)).T
 
 
 def _crop_around(

@@ -45,10 +45,10 @@ def explain(recipe: Recipe) -> str:
 
 
 def _explain_layout(layout: LayoutConfig) -> list[str]:
-    lines = [
-        f"{role} of a case: RAW/{pattern.replace(CASE, '<case>').replace('.nii*', '.nii or .nii.gz')}"
-        for role, pattern in (("image", layout.image), ("label", layout.label))
-    ]
+    lines = []
+    for role, pattern in (("image", layout.image), ("label", layout.label)):
+        name = pattern.replace(CASE, "<case>").replace(".nii*", ".nii or .nii.gz")
+        lines.append(f"{role} of a case: RAW/{name}")
     if layout.several_labels:
         lines.append("several label files of a case are joined")
     if layout.channel is not None:

@@ -10,7 +10,7 @@ import pytest
 from hvae_hpc.errors import UserError
 from hvae_hpc.preprocess.pack import pack
 from hvae_hpc.preprocess.phantoms.make import write_phantoms
-from hvae_hpc.preprocess.phantoms.shapes import Grid, Noise, draw_noise, part_of
+from hvae_hpc.preprocess.phantoms.shapes import Grid, Noise, cut_box, draw_noise
 from hvae_hpc.preprocess.recipes.recipe import load_recipe
 from hvae_hpc.preprocess.store.reader import read_dataset
 from tests.preprocess.scans import draw_case, save
@@ -173,5 +173,6 @@ def test_noise_is_one_function_whatever_grid_it_is_seen_on():
 
 def test_a_part_of_a_grid_is_what_lies_within_reach():
     grid = Grid(shape=(10, 10, 10), spacing_mm=(2.0, 2.0, 2.0), origin_mm=(0.0, 0.0, 0.0))
-    part = part_of(grid.axes, np.array([5.0, 0.0, 40.0]), 3.5)
-    assert [slice(a.start, a.stop) for a in part] == [slice(1, 5), slice(0, 2), slice(10, 10)]
+    part, axes = cut_box(grid.axes, np.array([5.0, 0.0, 40.0]), 3.5)
+    assert part == (slice(1, 5), slice(0, 2), slice(10, 10))
+    assert axes[0].ravel().tolist() == [2.0, 4.0, 6.0, 8.0]
