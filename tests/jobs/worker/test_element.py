@@ -14,7 +14,8 @@ import pytest
 from hvae_hpc.config.resources import Resources
 from hvae_hpc.config.stages import CONFIGS
 from hvae_hpc.errors import UserError
-from hvae_hpc.jobs.state.run_log import BEGINS, STALLS
+from hvae_hpc.jobs.state import run_log
+from hvae_hpc.jobs.state.run_log import BEGINS
 from hvae_hpc.jobs.worker import element, signals
 from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.folder import METRICS, read_log
@@ -95,6 +96,7 @@ def test_a_run_that_never_gets_further_is_given_up_by_its_element(
 ) -> None:
     run_id = run_named(plan, "train", "vae")
     monkeypatch.setattr(signals, "_SEEN", [])
+    monkeypatch.setattr(run_log, "STALLS", 3)
     stuck = replace(plan, resources=dict.fromkeys(CONFIGS, Resources()))
     path = submitted(stuck, run_id)
 
@@ -105,10 +107,10 @@ def test_a_run_that_never_gets_further_is_given_up_by_its_element(
         (folder / METRICS).unlink(missing_ok=True)
         return done
 
-    assert [attempt() for _ in range(STALLS)] == [0] * STALLS
+    assert [attempt() for _ in range(3)] == [0] * 3
     assert attempt() == 1
     assert (
-        "began 10 times at images_seen = 0 and never got further"
+        "began 3 times at images_seen = 0 and never got further"
         in read_log(stuck.folder(run_id))[-1]["reason"]
     )
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "8")  # submitted anew by a person

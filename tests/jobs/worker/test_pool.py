@@ -16,7 +16,6 @@ from hvae_hpc.config.stages import CONFIGS
 from hvae_hpc.jobs.worker import element, signals
 from hvae_hpc.jobs.worker.pool import Pool, Worker
 from hvae_hpc.jobs.worker.run import Report
-from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.folder import read_log, read_result
 from hvae_hpc.runs.lease import is_held
 from hvae_hpc.runs.plan import Plan
@@ -135,23 +134,40 @@ def test_a_worker_that_dies_is_replaced_and_its_run_reported_with_the_cause(
     assert logged[1][0]["signal"] == "SIGKILL"
 
 
-def test_runs_side_by_side_are_those_that_are_made_one_after_the_other(
-    plan: Plan, tmp_path: Path
+def test_runs_beside_each_other_are_those_made_alone_also_where_one_is_killed(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(signals, "_SEEN", [])
     ids = [run_named(plan, "train", name) for name in ("vae", "lsgan")]
+    killed = list[int]()
+    give_out: Callable[[Pool], None] = Pool._give_out
+
+    def kill_one(pool: Pool) -> None:
+        give_out(pool)
+        if not killed:
+            killed.append(pool.workers[1].process.pid)
+            os.kill(killed[0], signal.SIGKILL)
+
+    monkeypatch.setattr(Pool, "_give_out", kill_one)
     results = {}
     for at_once in (1, 2):
-        each = with_resources(
-            replace(plan, runs_folder=tmp_path / f"runs-{at_once}"), at_once=at_once
-        )
+        each = replace(plan, runs_folder=tmp_path / f"runs-{at_once}")
+        each = with_resources(each, at_once=at_once)
         assert element.run_element(submitted(each, *ids), 0) == 0
         results[at_once] = [read_result(each.folder(run_id), run_id) for run_id in ids]
+        events = [
+            [entry["event"] for entry in read_log(each.folder(run_id)) if "event" in entry]
+            for run_id in ids
+        ]
+    assert killed
+    assert events[0] == ["started", "training"]
+    assert events[1][-4:] == ["died", "again", "started", "training"]  # alone, by the same element
     for alone, beside in zip(results[1], results[2], strict=True):
         assert alone is not None
         assert beside is not None
         assert beside.metrics == alone.metrics
-        assert (alone.provenance.at_once, beside.provenance.at_once) == (1, 2)
         assert beside.provenance.job_id == "7_0"
+    assert [result and result.provenance.at_once for result in results[2]] == [2, 1]
 
 
 def two_trainings(plan: Plan) -> tuple[Plan, list[str]]:
@@ -202,34 +218,6 @@ def test_an_element_that_is_killed_takes_its_processes_along(plan: Plan) -> None
         assert time.time() < deadline
         time.sleep(0.1)
     assert all(list(plan.folder(run_id).glob("checkpoint-*.pt")) for run_id in ids)
-
-
-def test_a_run_whose_process_is_killed_beside_others_is_done_alone_by_the_same_element(
-    plan: Plan, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(signals, "_SEEN", [])
-    ids = [run_named(plan, "train", name) for name in ("vae", "lsgan")]
-    plan = with_resources(plan, at_once=2)
-    killed = list[int]()
-    give_out: Callable[[Pool], None] = Pool._give_out
-
-    def kill_one(pool: Pool) -> None:
-        give_out(pool)
-        if not killed:
-            killed.append(pool.workers[1].process.pid)
-            os.kill(killed[0], signal.SIGKILL)
-
-    monkeypatch.setattr(Pool, "_give_out", kill_one)
-    assert element.run_element(submitted(plan, *ids), 0) == 0
-    assert killed
-    results = read_results(plan)
-    assert all(results[run_id].done for run_id in ids)
-    events = [
-        [entry["event"] for entry in read_log(plan.folder(run_id)) if "event" in entry]
-        for run_id in ids
-    ]
-    assert events[0] == ["started", "training"]
-    assert events[1][-4:] == ["died", "again", "started", "training"]
 
 
 def test_at_once_is_a_number() -> None:
