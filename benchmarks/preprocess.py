@@ -1,4 +1,4 @@
-"""Packing NIfTI volumes to shards against a plain torchio pipeline, against unzipping alone, and reading them back.
+"""Packing NIfTI volumes to shards against torchio and unzipping alone, and reading them back.
 
     python benchmarks/preprocess.py [--quick] [--raw DIR --recipe NAME] [--repeats 5]
     python benchmarks/preprocess.py --cohort 1000 [--workers 8] [--raw DIR --recipe NAME]
@@ -59,7 +59,8 @@ def measure_cases(work: Work, repeats: int) -> dict[str, Any]:
         apart = check_same_slices(work, there[OURS], peers)
         if peers:
             print(
-                f"ours and torchio: the same {count} slices and masks, pixels at most {apart:g} apart",
+                f"ours and torchio: the same {count} slices and masks, "
+                f"pixels at most {apart:g} apart",
                 flush=True,
             )
         for side in there.values():
@@ -98,7 +99,7 @@ def measure_cases(work: Work, repeats: int) -> dict[str, Any]:
 
 
 def measure_workers(work: Work, scratch: Path, n: int, repeats: int) -> tuple[dict[str, Any], Path]:
-    """Whole packings of n linked cases with more and more workers, and the folder of the last one."""
+    """Whole packings of n linked cases with more and more workers, and the last one's folder."""
     from hvae_hpc.preprocess.pack import pack
 
     cores = len(os.sched_getaffinity(0))
@@ -115,7 +116,8 @@ def measure_workers(work: Work, scratch: Path, n: int, repeats: int) -> tuple[di
             pack(work.recipe, raw, out, count)
             times[count].append(time.perf_counter() - started)
     show(
-        f"pack() of {n} cases, links to {len(work.cases)}; workers' start and writing to disk included",
+        f"pack() of {n} cases, links to {len(work.cases)}; "
+        "workers' start and writing to disk included",
         ("workers", "cases/s", "s", "x times as fast as 1"),
         [
             (count, rate(found, n), median(found), ratio(times[1], found))
@@ -144,7 +146,8 @@ def describe() -> str:
         platform.machine(),
     )
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    return f"{', '.join(versions)}\n{model}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB of memory"
+    cores = len(os.sched_getaffinity(0))
+    return f"{', '.join(versions)}\n{model}, {cores} cores, {memory:.0f} GiB of memory"
 
 
 def parse() -> argparse.Namespace:

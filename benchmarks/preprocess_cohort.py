@@ -74,10 +74,12 @@ def pack_cohort(work: Work, scratch: Path, n: int, workers: int) -> dict[str, An
         figures |= {f"parent_mib_{name}_quarter": parent, f"worker_mib_{name}_quarter": worker}
         figures |= {f"worker_peak_mib_after_{name}_quarter": highest}
     print(
-        f"{n} cases by {workers} workers: {seconds:.1f} s, {n / seconds:.1f} cases/s, start of Python included"
+        f"{n} cases by {workers} workers: {seconds:.1f} s, {n / seconds:.1f} cases/s, "
+        "start of Python included"
     )
     print(
-        f"the same command again, nothing changed: {again:.1f} s, content {after.content_hash[:12]} as before"
+        f"the same command again, nothing changed: {again:.1f} s, "
+        f"content {after.content_hash[:12]} as before"
     )
     show(
         f"memory while packing, MiB, {len(busy)} samples",
@@ -132,7 +134,7 @@ def take_sample(process: int) -> Sample:
 
 
 def find_workers(parent: int) -> list[int]:
-    """Return a process's children that multiprocessing started to work, and not to keep its books."""
+    """Return a process's children that multiprocessing started as workers."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, ValueError):

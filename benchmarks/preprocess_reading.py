@@ -23,7 +23,7 @@ Read = Callable[[int], tuple[NDArray[Any], NDArray[Any]]]
 
 
 def measure_reading(folder: Path, scratch: Path, repeats: int) -> dict[str, Any]:
-    """Single slices in random order, from shards and from other files, and then the whole data set."""
+    """Single slices in random order, from shards and other files; then the whole data set."""
     import h5py
 
     from hvae_hpc.preprocess.store.reader import DatasetReader
@@ -159,7 +159,8 @@ def check_same_content(pairs: Pairs, read: Read, tolerance: float) -> None:
         image, mask = read(row)
         if image.dtype != np.float32 or not np.array_equal(mask, pairs.masks[row]):
             raise SystemExit(
-                f"{read.__name__}: row {row} has another mask, or is {image.dtype}, expected float32"
+                f"{read.__name__}: row {row} has another mask, "
+                f"or is {image.dtype}, expected float32"
             )
         apart = float(np.abs(image.astype(np.float64) - pairs.images[row]).max())
         if not apart <= tolerance:
@@ -214,7 +215,7 @@ def measure_storage(folder: Path, scratch: Path, at_most: int, repeats: int) -> 
 
 
 def write_form(path: Path, pairs: Pairs, form: Mapping[str, Any] | None) -> int:
-    """Write pairs to an HDF5 file in one form and return the bytes of their chunks; None: as shards do."""
+    """Write pairs to an HDF5 file in one form (None: the shards'); return their chunks' bytes."""
     import h5py
 
     size = 0

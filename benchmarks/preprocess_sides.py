@@ -1,4 +1,4 @@
-"""The sides of benchmarks/preprocess.py: ours, torchio, unzipping alone, each in a process of its own."""
+"""The sides of benchmarks/preprocess.py: ours, torchio, unzipping alone, each in a process."""
 
 import contextlib
 import gzip
@@ -63,7 +63,8 @@ def find_work(name: str, raw: Path, at_most: int) -> Work:
     )
     if not simple:
         raise SystemExit(
-            f"recipe {name}: expected one like brats2021: volumes on their own grid, listed labels, "
+            f"recipe {name}: expected one like brats2021: "
+            "volumes on their own grid, listed labels, "
             "percentiles, the one largest slice"
         )
     found = find_cases(recipe, raw)
@@ -264,7 +265,8 @@ def check_same_slices(work: Work, ours: Side, others: Sequence[Side]) -> float:
                 raise SystemExit(f"{case} choose slices {index} and {other_index}")
             if (image.dtype, mask.dtype) != (other_image.dtype, other_mask.dtype):
                 raise SystemExit(
-                    f"{case} give {image.dtype}, {mask.dtype} and {other_image.dtype}, {other_mask.dtype}"
+                    f"{case} give {image.dtype}, {mask.dtype} "
+                    f"and {other_image.dtype}, {other_mask.dtype}"
                 )
             if not np.array_equal(mask, other_mask):
                 raise SystemExit(f"{case} have different masks")

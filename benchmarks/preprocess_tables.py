@@ -35,7 +35,7 @@ def rate(seconds: list[float] | None, count: int) -> float | None:
 
 
 def ratio(theirs: list[float] | None, ours: list[float] | None) -> float | None:
-    """Return how many times as fast ours is: the median over the repeats, in each of which both took their turn."""
+    """Return how many times as fast ours is: the median over the repeats of both."""
     if theirs is None or ours is None:
         return None
     return statistics.median(their / our for their, our in zip(theirs, ours, strict=True))

@@ -62,7 +62,7 @@ def read_scan(path: Path, orientation: str, channel: int | None = None) -> Scan:
         # Perhaps only the first of several gzip members was read, as bgzip writes them.
         unzipped = _unzip(path, content, gzip.decompress)
     if len(unzipped) < end:
-        raise UserError(f"{path}: ends before its last voxel (truncated); copy it anew")
+        raise UserError(f"{path}: ends before its last voxel (truncated); copy it again")
 
     values = np.frombuffer(unzipped, kind, count, start)
     if not kind.isnative:
@@ -90,10 +90,10 @@ def _choose_volume(
     """Return the volume's shape, and which one of the file's volumes it is."""
     shape = tuple(int(side) for side in header["dim"][1 : max(0, int(header["dim"][0])) + 1])
     if any(side < 1 for side in shape):
-        raise UserError(f"{path}: shape {shape}, expected sides of 1 or more; copy it anew")
+        raise UserError(f"{path}: shape {shape}, expected sides of 1 or more; copy it again")
     if math.prod(shape) > _MOST_VOXELS:
         raise UserError(
-            f"{path}: shape {shape}, expected at most {_MOST_VOXELS} voxels; copy it anew"
+            f"{path}: shape {shape}, expected at most {_MOST_VOXELS} voxels; copy it again"
         )
     volumes = math.prod(shape[3:])
     if len(shape) < 3 or (channel is None and volumes != 1):
@@ -115,21 +115,21 @@ def _read_layout(path: Path, header: Any) -> tuple[np.dtype[Any], int, tuple[flo
     except Exception as error:
         code = int(header["datatype"])
         raise UserError(
-            f"{path}: NIfTI header is damaged (data type {code} is unknown); copy it anew"
+            f"{path}: NIfTI header is damaged (data type {code} is unknown); copy it again"
         ) from error
     if kind.kind not in "iufb":
         raise UserError(f"{path}: voxels are {kind}, expected plain numbers; convert it")
     size, start = int(header["sizeof_hdr"]), float(header["vox_offset"])
     if not (math.isfinite(start) and size <= start < _MOST_VOXELS):
         raise UserError(
-            f"{path}: NIfTI header is damaged (voxels start at byte {start:g}); copy it anew"
+            f"{path}: NIfTI header is damaged (voxels start at byte {start:g}); copy it again"
         )
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     if slope == 0 or not math.isfinite(slope):  # 0 means no scaling; so does NaN, by custom
         return kind, int(start), (1.0, 0.0)
     if not math.isfinite(intercept):
         raise UserError(
-            f"{path}: NIfTI header is damaged (scaled by {slope:g} and {intercept:g}); copy it anew"
+            f"{path}: NIfTI header is damaged (scaled by {slope:g} and {intercept:g}); copy it again"
         )
     return kind, int(start), (slope, intercept)
 
@@ -139,7 +139,7 @@ def _unzip(
 ) -> bytes | bytearray:
     """Unzip the whole file where its name says so: only then is gzip's checksum verified."""
     if not content:
-        raise UserError(f"{path}: is empty; copy or download it anew")
+        raise UserError(f"{path}: is empty; copy or download it again")
     if content[128:132] == b"DICM":
         raise UserError(f"{path}: is DICOM, expected NIfTI; convert with dcm2niix")
     zipped, named = content[:2] == b"\x1f\x8b", path.name.endswith(".gz")
@@ -153,11 +153,11 @@ def _unzip(
         return unzip(content)
     except EOFError as error:
         raise UserError(
-            f"{path}: the gzip file ends early (truncated); copy or download it anew"
+            f"{path}: the gzip file ends early (truncated); copy or download it again"
         ) from error
     except (gzip.BadGzipFile, zlib.error) as error:
         raise UserError(
-            f"{path}: not a sound gzip file ({error}); copy or download it anew"
+            f"{path}: not a sound gzip file ({error}); copy or download it again"
         ) from error
 
 
@@ -181,7 +181,7 @@ def _parse(path: Path, content: bytes | bytearray) -> Any:
         header = reader(bytes(content[: reader.sizeof_hdr]), check=False)
         header.get_best_affine()  # a quaternion that is none says so only here
     except Exception as error:  # nibabel has a dozen kinds for a header that makes no sense
-        raise UserError(f"{path}: NIfTI header is damaged ({error}); copy it anew") from error
+        raise UserError(f"{path}: NIfTI header is damaged ({error}); copy it again") from error
     return header
 
 

@@ -41,7 +41,7 @@ def read_picture(path: Path, fit: tuple[int, ...] | None, *, is_label: bool) -> 
         why = (str(error) or type(error).__name__).splitlines()[0]
         if isinstance(error, UnidentifiedImageError):  # its words hold an address in memory
             why = "cannot identify image file"
-        raise UserError(f"{path}: not a sound picture ({why}); copy it anew") from error
+        raise UserError(f"{path}: not a sound picture ({why}); copy it again") from error
 
     width, height = picture.size
     if fit is not None:

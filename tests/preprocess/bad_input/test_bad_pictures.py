@@ -54,17 +54,17 @@ PICTURES: dict[str, list[Bad]] = {
         bad_picture(
             wrong="a PNG cut short",
             spoil=with_bytes(PICTURE, lambda content: content[:100]),
-            line="<file>: not a sound picture (image file is truncated); copy it anew",
+            line="<file>: not a sound picture (image file is truncated); copy it again",
         ),
         bad_picture(
             wrong="not an image",
             spoil=with_bytes(PICTURE, lambda _: b"hello"),
-            line="<file>: not a sound picture (cannot identify image file); copy it anew",
+            line="<file>: not a sound picture (cannot identify image file); copy it again",
         ),
         bad_picture(
             wrong="a picture of 0 bytes",
             spoil=with_bytes(PICTURE, lambda _: b""),
-            line="<file>: not a sound picture (cannot identify image file); copy it anew",
+            line="<file>: not a sound picture (cannot identify image file); copy it again",
         ),
         bad_picture(
             wrong="a picture of one colour",
@@ -94,7 +94,7 @@ PICTURES: dict[str, list[Bad]] = {
             spoil=with_bytes("images/case1.tif", break_second_page),
             file="images/case1.tif",
             recipe="pages",
-            line="<file>: not a sound picture (...); copy it anew",
+            line="<file>: not a sound picture (...); copy it again",
         ),
         bad_picture(
             wrong="a label in colours",

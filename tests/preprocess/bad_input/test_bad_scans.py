@@ -48,17 +48,17 @@ SCANS: dict[str, list[Bad]] = {
         Bad(
             wrong="a .nii.gz cut short",
             spoil=with_bytes(IMAGE, lambda content: content[:-60]),
-            line="<file>: the gzip file ends early (truncated); copy or download it anew",
+            line="<file>: the gzip file ends early (truncated); copy or download it again",
         ),
         bad_label(
             wrong="a .nii.gz label cut short",
             spoil=with_bytes(LABEL, lambda content: content[:-20]),
-            line="<file>: the gzip file ends early (truncated); copy or download it anew",
+            line="<file>: the gzip file ends early (truncated); copy or download it again",
         ),
         Bad(
             wrong="a web page with the name .nii.gz",
             spoil=with_bytes(IMAGE, lambda _: b"<html>please log in</html>"),
-            line="<file>: not a sound gzip file (Not a gzipped file (b'<h')); copy or download it anew",
+            line="<file>: not a sound gzip file (Not a gzipped file (b'<h')); copy or download it again",
         ),
         Bad(
             wrong="a plain .nii with the name .nii.gz",
@@ -74,27 +74,27 @@ SCANS: dict[str, list[Bad]] = {
         Bad(
             wrong="gzip's checksum with a flipped bit",
             spoil=with_bytes(IMAGE, partial(flip_bit, at=-6)),
-            line="<file>: not a sound gzip file (CRC check failed); copy or download it anew",
+            line="<file>: not a sound gzip file (CRC check failed); copy or download it again",
         ),
         Bad(
             wrong="zipped voxels with a flipped bit",
             spoil=with_bytes(IMAGE, partial(flip_bit, at=1500)),
-            line="<file>: not a sound gzip file (...); copy or download it anew",
+            line="<file>: not a sound gzip file (...); copy or download it again",
         ),
         Bad(
             wrong="a file of 0 bytes",
             spoil=with_bytes(IMAGE, lambda _: b""),
-            line="<file>: is empty; copy or download it anew",
+            line="<file>: is empty; copy or download it again",
         ),
         Bad(
             wrong="a header and no voxels",
             spoil=with_unzipped(IMAGE, lambda content: content[:352]),
-            line="<file>: ends before its last voxel (truncated); copy it anew",
+            line="<file>: ends before its last voxel (truncated); copy it again",
         ),
         Bad(
             wrong="some voxels missing, gzip sound",
             spoil=with_unzipped(IMAGE, lambda content: content[:-20]),
-            line="<file>: ends before its last voxel (truncated); copy it anew",
+            line="<file>: ends before its last voxel (truncated); copy it again",
         ),
         Bad(
             wrong="a DICOM file with the name .nii.gz",
@@ -136,33 +136,33 @@ SCANS: dict[str, list[Bad]] = {
         Bad(
             wrong="an unknown type of voxels",
             spoil=with_header(IMAGE, datatype=999),
-            line="<file>: NIfTI header is damaged (data type 999 is unknown); copy it anew",
+            line="<file>: NIfTI header is damaged (data type 999 is unknown); copy it again",
         ),
         Bad(
             wrong="voxels that begin inside the header",
             spoil=with_header(IMAGE, vox_offset=16),
-            line="<file>: NIfTI header is damaged (...); copy it anew",
+            line="<file>: NIfTI header is damaged (...); copy it again",
         ),
         Bad(
             wrong="a header's fault, seen by a terminal",
             spoil=with_header(IMAGE, vox_offset=16),
             process="own",
-            line="<file>: NIfTI header is damaged (...); copy it anew",
+            line="<file>: NIfTI header is damaged (...); copy it again",
         ),
         Bad(
             wrong="voxels that begin at NaN",
             spoil=with_header(IMAGE, vox_offset=np.nan),
-            line="<file>: NIfTI header is damaged (voxels start at byte nan); copy it anew",
+            line="<file>: NIfTI header is damaged (voxels start at byte nan); copy it again",
         ),
         Bad(
             wrong="voxels that begin at infinity",
             spoil=with_header(IMAGE, vox_offset=np.inf),
-            line="<file>: NIfTI header is damaged (...); copy it anew",
+            line="<file>: NIfTI header is damaged (...); copy it again",
         ),
         Bad(
             wrong="a scaling by NaN",
             spoil=with_header(IMAGE, scl_slope=1, scl_inter=np.nan),
-            line="<file>: NIfTI header is damaged (...); copy it anew",
+            line="<file>: NIfTI header is damaged (...); copy it again",
         ),
         Bad(
             wrong="an unknown unit of length",
@@ -187,12 +187,12 @@ SCANS: dict[str, list[Bad]] = {
         Bad(
             wrong="no voxels along an axis",
             spoil=with_header(IMAGE, dim=[3, 0, 18, 6, 1, 1, 1, 1]),
-            line="<file>: shape (0, 18, 6), expected sides of 1 or more; copy it anew",
+            line="<file>: shape (0, 18, 6), expected sides of 1 or more; copy it again",
         ),
         Bad(
             wrong="more voxels than can be counted (NIfTI-2)",
             spoil=write_uncountable,
-            line="<file>: ...; copy it anew",
+            line="<file>: ...; copy it again",
         ),
         Bad(
             wrong="no orientation",
