@@ -45,7 +45,7 @@ class RunRetries:
     """
 
     counts: dict[str, int] = field(default_factory=dict)
-    changes: dict[str, int | float] = field(default_factory=dict)
+    changes: dict[str, Any] = field(default_factory=dict)
     answered: str = ""
 
     def __post_init__(self) -> None:
@@ -99,7 +99,7 @@ def with_retry_changes(
         if more:
             # The file may have been edited by hand: a limit that leaves no time to work is refused.
             with contextlib.suppress(ValueError):
-                fitted = site.fit(replace(had, **more), cluster)  # type: ignore[arg-type]
+                fitted = site.fit(replace(had, **more), cluster)
                 changes[run_id] = {name: getattr(fitted, name) for name in more}
     return replace(plan, changes=changes)
 
@@ -289,17 +289,13 @@ def _add_followers(
 def _exclude_nodes(
     history: RetryHistory, decisions: Iterable[RetryDecision], site: Site, cluster: Cluster | None
 ) -> dict[str, dict[str, float]]:
-    """Return the nodes that are left out from now on, by cluster, and until when."""
-    now = time.time()
-    nodes = {
-        name: {node: until for node, until in excluded.items() if until > now}
-        for name, excluded in history.nodes.items()
-    }
+    """Return the nodes that are left out, by cluster, and until when."""
+    nodes = {name: dict(excluded) for name, excluded in history.nodes.items()}
     for decision in decisions:
         if cluster and decision.bad_node:
-            until = now + 3600 * site.rules[decision.failure].exclude_hours
+            until = time.time() + 3600 * site.rules[decision.failure].exclude_hours
             nodes.setdefault(cluster.name, {})[decision.bad_node] = round(until, 3)
-    return {name: excluded for name, excluded in nodes.items() if excluded}
+    return nodes
 
 
 def _summarise(

@@ -435,7 +435,7 @@ def test_a_local_attempt_after_a_submitted_one_is_told_by_its_own_log(plan: Plan
     assert not evidence.cancelled
 
 
-def test_who_was_told_to_go_by_somebody_is_not_lost_by_chance() -> None:
+def test_a_run_that_somebody_stopped_counts_as_cancelled() -> None:
     lost, left = RunStatus("lost", "12_0", "saved and left"), {"event": "left", "at_limit": False}
     assert Evidence(lost, began={"at": 0}, ended=left).cancelled
     preempted = Evidence(
@@ -505,7 +505,7 @@ def test_only_what_its_last_life_said_counts_of_an_element_s_log(
     assert evidence.cancelled == cancelled
 
 
-def test_who_was_taken_out_after_it_went_back_to_the_queue_is_not_retried(plan: Plan) -> None:
+def test_an_element_that_is_cancelled_after_its_requeue_is_not_retried(plan: Plan) -> None:
     run_id = next(iter(plan.runs))
     left = {"event": "left", "at_limit": True, "further": True, "goes_back": True, "job_id": "12_0"}
     log(
@@ -522,7 +522,7 @@ def test_who_was_taken_out_after_it_went_back_to_the_queue_is_not_retried(plan: 
     assert (classify(began_again), began_again.cancelled) == ("lost", False)
 
 
-def test_the_runs_of_a_bundle_whose_turn_had_not_come_are_innocent(plan: Plan) -> None:
+def test_runs_of_a_bundle_whose_turn_had_not_come_are_no_failures(plan: Plan) -> None:
     first, at_work, third, again = list(plan.runs)[:4]
     for run_id in (first, at_work):
         log(plan, run_id, {"event": "started", "job_id": "12_0", "at": 0})
@@ -540,7 +540,7 @@ def test_the_runs_of_a_bundle_whose_turn_had_not_come_are_innocent(plan: Plan) -
     assert cancelled.cancelled
 
 
-def test_of_several_words_of_an_attempt_s_end_the_last_one_counts(plan: Plan) -> None:
+def test_the_last_record_of_an_attempt_s_end_counts(plan: Plan) -> None:
     run_id = next(iter(plan.runs))
     records = [
         {"event": "started", "job_id": "12_0"},
