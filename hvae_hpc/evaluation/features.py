@@ -44,20 +44,17 @@ class Judge:
 
     @torch.no_grad()
     def encode(self, images: torch.Tensor) -> NDArray[np.float64]:
-        """Return mean and standard deviation over the pixels of every channel of the last levels, (N, D).
+        """Return features (N, D): mean and standard deviation of the last levels' channels.
 
         Args:
             images: (N, 1, H, W) in [0, 1].
         """
         parts = []
         for batch in images.split(self.batch_size):
-            maps = [
-                level.float().flatten(2)
-                for level in self.model.encode(batch.to(self.device))[-LEVELS:]
-            ]
-            moments = [
-                moment for level in maps for moment in (level.mean(2), level.std(2, correction=0))
-            ]
+            moments = []
+            for level in self.model.encode(batch.to(self.device))[-LEVELS:]:
+                pixels = level.float().flatten(2)
+                moments += [pixels.mean(2), pixels.std(2, correction=0)]
             parts.append(torch.cat(moments, 1).cpu())
         return np.asarray(torch.cat(parts).double().numpy())
 
@@ -65,9 +62,7 @@ class Judge:
         """Return the Dice (N,) of the predicted masks with those of the pairs."""
         predictions = predict(self.model, data, self.threshold, self.batch_size, self.device)
         masks = data.masks[:, 0].numpy() > 0.5
-        return np.array(
-            [dice(predicted, mask) for predicted, mask in zip(predictions, masks, strict=True)]
-        )
+        return np.array([dice(*pair) for pair in zip(predictions, masks, strict=True)])
 
 
 def load_judge(folder: Path, device: torch.device) -> Judge:
@@ -84,7 +79,7 @@ def load_judge(folder: Path, device: torch.device) -> Judge:
 
 
 def standardise(features: NDArray[np.float64], real: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Subtract the mean and divide by the standard deviation that features (N, D) have on real training images (M, D).
+    """Scale features (N, D) by their mean and standard deviation on real training images (M, D).
 
     A feature that hardly moves on real images is divided by a share of the average deviation
     instead, so that what it does elsewhere is not all that counts.
@@ -97,6 +92,5 @@ def standardise(features: NDArray[np.float64], real: NDArray[np.float64]) -> NDA
         raise UserError(
             "the judge sees no difference between real images; train it longer (segment.epochs)"
         )
-    return np.asarray(
-        (features - real.mean(0)) / np.maximum(spread, SMALLEST_SPREAD * spread.mean())
-    )
+    scale = np.maximum(spread, SMALLEST_SPREAD * spread.mean())
+    return np.asarray((features - real.mean(0)) / scale)

@@ -1,9 +1,9 @@
-"""The quality stage: a set of images or pairs against the split's test cases, as the paper does it and as one should.
+"""The quality stage: a set of images or pairs against the split's test cases.
 
 The paper's Table 2 pairs images at random that have nothing to do with each other. So its PSNR and
 SSIM say how far a set is from the test set on average, and a constant mean image scores above real
 images. The sources "real" and "mean" are there to show it. The set measures compare what the judge,
-a U-Net trained on the real training cases, sees in both sets; for them "real" is what copying the
+a U-Net trained on the real training cases, sees in both sets. For them "real" is what copying the
 training set would give.
 """
 
@@ -19,14 +19,14 @@ from hvae_hpc.errors import UserError
 from hvae_hpc.evaluation.features import Judge, load_judge, standardise
 from hvae_hpc.metrics.image_sets import (
     MASK_STATISTICS,
-    Estimate,
+    Measurement,
     average,
     compare_features,
     compare_masks,
     describe_masks,
 )
+from hvae_hpc.metrics.images import Images, psnr, ssim
 from hvae_hpc.metrics.memorisation import find_copies
-from hvae_hpc.metrics.segmentation import FLOAT, psnr, ssim
 from hvae_hpc.preprocess.store.shards import read_pairs
 from hvae_hpc.runs.folder import PAIRS
 from hvae_hpc.runs.workplace import Outcome, Workplace
@@ -44,13 +44,11 @@ class _Set:
     cases: tuple[str, ...]
 
     def first(self, n: int) -> "_Set":
-        return _Set(
-            pairs=PairTensors(images=self.pairs.images[:n], masks=self.pairs.masks[:n]),
-            cases=self.cases[:n],
-        )
+        pairs = PairTensors(images=self.pairs.images[:n], masks=self.pairs.masks[:n])
+        return _Set(pairs=pairs, cases=self.cases[:n])
 
     @property
-    def images(self) -> FLOAT:
+    def images(self) -> Images:
         return self.pairs.images[:, 0].numpy()
 
     @property
@@ -67,42 +65,43 @@ def measure_quality(config: QualityConfig, workplace: Workplace) -> Outcome | No
         and ``x_high``; medians of the mask statistics of both sets; and ``copying``, 1 where the
         generator copies its training set.
     """
+    # Read the three sets.
     device = choose_device(workplace)
     split = read_split(workplace.data, config.split)
-    train, test = (_read(workplace, cases, config.image_px) for cases in (split.train, split.test))
+    train = _read_cases(workplace, split.train, config.image_px)
+    test = _read_cases(workplace, split.test, config.image_px)
     source = _read_source(config, workplace, train, split.test)
     if source.pairs.image_size != test.pairs.image_size:
         raise UserError(
-            f"{config.source}: images of {source.pairs.image_size} px, the test images have {test.pairs.image_size}; "
-            "use one image_px"
+            f"{config.source}: images of {source.pairs.image_size} px, "
+            f"the test images have {test.pairs.image_size}; use one image_px"
         )
+
+    # As the paper does it.
     n = min(config.n_images, len(test.pairs), len(source.pairs))
     metrics = _compare_unpaired(config, source.images, test.images, n)
     details: dict[str, Any] = {}
-    if config.features:
-        judge = load_judge(workplace.parents["judge"], device)
-        found, medians = _compare_sets(config, judge, source.first(n), train, test.first(n))
-        if "pairs" in workplace.parents:
-            copies = find_copies(
-                source.first(n).images, train.images, test.images, train.cases, test.cases
-            )
-            found |= average("copies", copies.flagged.astype(np.float64), source.cases[:n])
-            medians["copying"] = float(copies.copying)
-            details["copies"] = {
-                source.cases[i]: train.cases[copies.nearest[i]]
-                for i in np.flatnonzero(copies.flagged).tolist()
-            }
-        for name, estimate in found.items():
-            metrics |= {
-                name: estimate.value,
-                f"{name}_low": estimate.low,
-                f"{name}_high": estimate.high,
-            }
-        metrics |= medians
-    return Outcome(metrics=metrics, details=details, device=device_name(device))
+    if not config.features:
+        return Outcome(metrics=metrics, details=details, device=device_name(device))
+
+    # As one should.
+    judge = load_judge(workplace.parents["judge"], device)
+    measures, medians = _compare_sets(config, judge, source.first(n), train, test.first(n))
+    if "pairs" in workplace.parents:
+        images = source.first(n).images
+        copies = find_copies(images, train.images, test.images, train.cases, test.cases)
+        measures |= average("copies", copies.flagged.astype(np.float64), source.cases[:n])
+        medians["copying"] = float(copies.copying)
+        details["copies"] = {
+            source.cases[i]: train.cases[copies.nearest[i]]
+            for i in np.flatnonzero(copies.flagged).tolist()
+        }
+    for name, measure in measures.items():
+        metrics |= {name: measure.value, f"{name}_low": measure.low, f"{name}_high": measure.high}
+    return Outcome(metrics=metrics | medians, details=details, device=device_name(device))
 
 
-def _read(workplace: Workplace, cases: tuple[str, ...], image_px: int) -> _Set:
+def _read_cases(workplace: Workplace, cases: tuple[str, ...], image_px: int) -> _Set:
     pairs = read_packed(workplace.data, cases)
     return _Set(pairs=to_tensors(pairs, image_px), cases=pairs.case_ids)
 
@@ -110,6 +109,7 @@ def _read(workplace: Workplace, cases: tuple[str, ...], image_px: int) -> _Set:
 def _read_source(
     config: QualityConfig, workplace: Workplace, train: _Set, test_cases: tuple[str, ...]
 ) -> _Set:
+    """Return the set that is measured: a generator's pairs, real training pairs or their mean."""
     if "pairs" in workplace.parents:
         path = workplace.parents["pairs"] / PAIRS
         pairs, attributes = read_pairs(path)
@@ -117,32 +117,32 @@ def _read_source(
         return _Set(pairs=to_tensors(pairs, 0), cases=pairs.case_ids)
     if config.source == "mean":
         n = min(config.n_images, len(train.pairs))
-        mean = torch.from_numpy(np.repeat(train.images.mean(0, keepdims=True), n, axis=0))[:, None]
-        return _Set(
-            pairs=PairTensors(images=mean, masks=torch.zeros_like(mean)),
-            cases=tuple(map(str, range(n))),
-        )
+        images = torch.from_numpy(train.images.mean(0)).expand(n, 1, -1, -1)
+        masks = torch.zeros_like(images)
+        return _Set(pairs=PairTensors(images=images, masks=masks), cases=tuple(map(str, range(n))))
     return train
 
 
 def _compare_unpaired(
-    config: QualityConfig, source: FLOAT, test: FLOAT, n: int
+    config: QualityConfig, source: Images, test: Images, n: int
 ) -> dict[str, float]:
+    """Return PSNR and SSIM of n images of each set, paired at random, over several draws."""
     values = []
     for draw in range(config.draws):
         generator = generator_for(config.seed, "quality", draw)
-        ours = source[torch.randperm(len(source), generator=generator)[:n].numpy()]
-        theirs = test[torch.randperm(len(test), generator=generator)[:n].numpy()]
-        values.append((psnr(ours, theirs).mean(), ssim(ours, theirs).mean()))
-    means, deviations = (
-        np.mean(values, axis=0),
-        np.std(values, axis=0, ddof=1 if config.draws > 1 else 0),
-    )
+        ours, real = (
+            images[torch.randperm(len(images), generator=generator)[:n].numpy()]
+            for images in (source, test)
+        )
+        values.append((psnr(ours, real).mean(), ssim(ours, real).mean()))
+
+    psnr_mean, ssim_mean = np.mean(values, axis=0)
+    psnr_sd, ssim_sd = np.std(values, axis=0, ddof=1 if config.draws > 1 else 0)
     return {
-        "psnr_mean": float(means[0]),
-        "psnr_sd": float(deviations[0]),
-        "ssim_mean": float(means[1]),
-        "ssim_sd": float(deviations[1]),
+        "psnr_mean": float(psnr_mean),
+        "psnr_sd": float(psnr_sd),
+        "ssim_mean": float(ssim_mean),
+        "ssim_sd": float(ssim_sd),
         "n": float(config.draws),
         "images": float(n),
     }
@@ -150,20 +150,24 @@ def _compare_unpaired(
 
 def _compare_sets(
     config: QualityConfig, judge: Judge, ours: _Set, train: _Set, test: _Set
-) -> tuple[dict[str, Estimate], dict[str, float]]:
-    """Return the measures of features, masks and agreement, and the medians of the mask statistics."""
-    seen = judge.encode(train.pairs.images)
-    features = [standardise(judge.encode(part.pairs.images), seen) for part in (ours, test)]
-    found = compare_features(features[0], features[1], config.nearest, ours.cases, test.cases)
+) -> tuple[dict[str, Measurement], dict[str, float]]:
+    """Return the measures of features, masks and agreement, and medians of the mask statistics."""
+    of_train = judge.encode(train.pairs.images)
+    of_ours, of_test = (
+        standardise(judge.encode(part.pairs.images), of_train) for part in (ours, test)
+    )
+    measures = compare_features(of_ours, of_test, config.nearest, ours.cases, test.cases)
     if config.source == "mean":  # which has no masks
-        return found, {}
+        return measures, {}
+
     our_masks, test_masks = describe_masks(ours.masks), describe_masks(test.masks)
-    found |= compare_masks(our_masks, test_masks, ours.cases, test.cases)
+    measures |= compare_masks(our_masks, test_masks, ours.cases, test.cases)
     # The judge has seen the training pairs: what it says of real ones, it says of the test pairs.
     judged = test if config.source == "real" else ours
-    found |= average("agreement", judge.agree(judged.pairs), judged.cases)
-    return found, {
-        f"{name}_median{of}": float(np.median(statistics[name]))
-        for of, statistics in (("", our_masks), ("_test", test_masks))
-        for name in MASK_STATISTICS
-    }
+    measures |= average("agreement", judge.agree(judged.pairs), judged.cases)
+
+    medians = {}
+    for name in MASK_STATISTICS:
+        medians[f"{name}_median"] = float(np.median(our_masks[name]))
+        medians[f"{name}_median_test"] = float(np.median(test_masks[name]))
+    return measures, medians

@@ -1,21 +1,19 @@
 """The segment stage: a U-Net on one arm's pairs, and how well it segments the split's test cases.
 
-The last weights count: there is no validation set, and nothing is chosen by test Dice. A run whose
-    test cases
-meet the training cases of what made its added pairs is refused, by case id.
+The last weights count: there is no validation set, and nothing is chosen by test Dice. A run is
+refused, by case id, where its added pairs were made from one of its test cases.
 """
 
 from dataclasses import asdict, fields
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from hvae_hpc.config.model import require_halvings
 from hvae_hpc.config.stages import SegmentConfig
 from hvae_hpc.evaluation.samples import write_samples
 from hvae_hpc.evaluation.training_pairs import training_pairs
-from hvae_hpc.metrics.segmentation import MASK, MaskScores, score_masks
+from hvae_hpc.metrics.segmentation import Mask, MaskScores, score_masks
 from hvae_hpc.models.unet import UNet
 from hvae_hpc.preprocess.store.pairs import Pairs
 from hvae_hpc.runs.folder import SNAPSHOT
@@ -37,6 +35,7 @@ def segment(config: SegmentConfig, workplace: Workplace) -> Outcome | None:
     Returns:
         Means over the test cases, and the scores per case; None where it was asked to leave.
     """
+    # Train.
     device = choose_device(workplace)
     split = read_split(workplace.data, config.split)
     data = training_pairs(config, workplace, split, device)
@@ -48,24 +47,21 @@ def segment(config: SegmentConfig, workplace: Workplace) -> Outcome | None:
     model.load_state_dict(report.weights)
     if config.keep_weights:
         save_snapshot(workplace.folder / SNAPSHOT, {"weights": report.weights})
+
+    # Test.
     test = read_packed(workplace.data, split.test)
     tensors = to_tensors(test, config.image_px)
     predictions = predict(model, tensors, config.threshold, config.optim.batch_size, device)
     scores, unit = score_cases(predictions, tensors.masks[:, 0].numpy() > 0.5, test)
+    _keep_samples(workplace, test, tensors, predictions, scores)
+
     per_case = {case: asdict(of_case) for case, of_case in scores.items()}
-    _keep_samples(
-        workplace,
-        test,
-        tensors,
-        predictions,
-        {case: of_case.dice for case, of_case in scores.items()},
-    )
+    means = {
+        name: float(np.mean([of_case[name] for of_case in per_case.values()])) for name in METRICS
+    }
     return Outcome(
         metrics={
-            **{
-                name: float(np.mean([of_case[name] for of_case in per_case.values()]))
-                for name in METRICS
-            },
+            **means,
             "train_pairs": float(len(data)),
             "test_cases": float(len(per_case)),
             "images_seen": float(config.optim.images),
@@ -87,15 +83,16 @@ def predict(
     threshold: float,
     batch_size: int,
     device: torch.device,
-) -> NDArray[np.bool_]:
+) -> Mask:
     """Return hard masks (N, H, W) of all images, in float32, the network in evaluation mode."""
     model.eval()
-    parts = [model.probability(images.to(device)).cpu() for images in data.images.split(batch_size)]  # type: ignore[operator]
+    batches = data.images.split(batch_size)
+    parts = [model.probability(images.to(device)).cpu() for images in batches]  # type: ignore[operator]
     return np.asarray(torch.cat(parts)[:, 0].numpy() > threshold)
 
 
-def score_cases(predictions: MASK, truths: MASK, test: Pairs) -> tuple[dict[str, MaskScores], str]:
-    """Return each case's scores over all its slices together, in the order in which cases first appear, and the unit.
+def score_cases(predictions: Mask, truths: Mask, test: Pairs) -> tuple[dict[str, MaskScores], str]:
+    """Return each case's scores, over all its slices, in the order of the cases, and their unit.
 
     Args:
         predictions, truths: (N, H, W); shrunk pairs have larger pixels than ``test`` says.
@@ -107,14 +104,11 @@ def score_cases(predictions: MASK, truths: MASK, test: Pairs) -> tuple[dict[str,
     rows: dict[str, list[int]] = {}
     for row, case in enumerate(test.case_ids):
         rows.setdefault(case, []).append(row)
-    scores = {
-        case: score_masks(
-            predictions[index],
-            truths[index],
-            (float(spacing[index[0], 0]), float(spacing[index[0], 1])) if known else (1.0, 1.0),
-        )
-        for case, index in rows.items()
-    }
+
+    scores = {}
+    for case, index in rows.items():
+        row_mm, column_mm = spacing[index[0]].tolist() if known else (1.0, 1.0)
+        scores[case] = score_masks(predictions[index], truths[index], (row_mm, column_mm))
     return scores, "mm" if known else "px"
 
 
@@ -122,11 +116,11 @@ def _keep_samples(
     workplace: Workplace,
     test: Pairs,
     tensors: PairTensors,
-    predictions: NDArray[np.bool_],
-    per_case: dict[str, float],
+    predictions: Mask,
+    scores: dict[str, MaskScores],
 ) -> None:
-    """Keep a few test slices with predictions for the figures: the worst, the median, the best, the first ones."""
-    order = sorted(per_case, key=lambda case: per_case[case])
+    """Keep test slices with predictions for the figures: worst, median, best, and the first ones."""
+    order = sorted(scores, key=lambda case: scores[case].dice)
     chosen = dict.fromkeys([order[0], order[len(order) // 2], order[-1], *test.case_ids])
     rows = [test.case_ids.index(case) for case in list(chosen)[:SHOWN]]
     write_samples(
@@ -134,6 +128,6 @@ def _keep_samples(
         images=tensors.images[rows, 0].numpy(),
         masks=tensors.masks[rows, 0].numpy().astype(np.uint8),
         predictions=predictions[rows].astype(np.uint8),
-        dice=np.array([per_case[test.case_ids[row]] for row in rows]),
+        dice=np.array([scores[test.case_ids[row]].dice for row in rows]),
         case_ids=np.array([test.case_ids[row] for row in rows]),
     )

@@ -1,7 +1,7 @@
-"""Measures of a set of images against another set, at sizes of about a hundred: functions of numpy arrays.
+"""Measures of a set of about a hundred images against another set, as functions of numpy arrays.
 
 Feature vectors or masks in, a value with a 95 % interval for each measure out. The intervals come
-from leaving out one case at a time (:func:`estimate`), not from resampling with replacement: a
+from leaving out one case at a time (:func:`estimate`), not from resampling with replacement. A
 bootstrap sample holds images twice, at distance 0 from each other, which a nearest neighbour or a
 kernel's sum over pairs takes for a collapsed set.
 """
@@ -29,11 +29,11 @@ LEAST = {"density": 0.0, "distinct": 1.0, "area": 0.0, "components": 0.0, "row":
 """Measures with a lower bound alone, and the bound. An unbiased KID has none."""
 MASK_STATISTICS = ("area", "components", "row", "column")
 ALIKE = 0.5
-"""Images nearer to each other than this times the usual distance from a real image to its nearest count as one."""
+"""Images count as one where their distance is below this share of the usual nearest distance."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
+class Measurement:
     """A measure's value and its 95 % interval, ``low <= value <= high``."""
 
     value: float
@@ -43,7 +43,7 @@ class Estimate:
 
 def estimate(
     measure: Callable[..., Mapping[str, float]], *cases: Sequence[str]
-) -> dict[str, Estimate]:
+) -> dict[str, Measurement]:
     """Return measures of independent sets with intervals, by leaving out one case at a time.
 
     The variance is the delete-one jackknife's: the sum over sets of ``(G - 1) / G * sum_g (m_g -
@@ -60,40 +60,43 @@ def estimate(
     """
     rows = [np.arange(len(of_set)) for of_set in cases]
     values = measure(*rows)
+
     variance = dict.fromkeys(values, 0.0)
     for i, of_set in enumerate(cases):
-        ids = np.asarray(of_set)
-        names = np.unique(ids)
+        case_of_row = np.asarray(of_set)
+        names = np.unique(case_of_row)
         without = [
-            measure(*rows[:i], np.flatnonzero(ids != name), *rows[i + 1 :]) for name in names
+            measure(*rows[:i], np.flatnonzero(case_of_row != name), *rows[i + 1 :])
+            for name in names
         ]
         for name in values:
-            found = np.array([left[name] for left in without])
-            variance[name] += (len(names) - 1) * float(found.var())
+            left_out = np.array([of_rest[name] for of_rest in without])
+            variance[name] += (len(names) - 1) * float(left_out.var())
+
     fewest = min(len(set(of_set)) for of_set in cases)
     return {name: _interval(name, value, variance[name], fewest) for name, value in values.items()}
 
 
-def _interval(name: str, value: float, variance: float, n_cases: int) -> Estimate:
+def _interval(name: str, value: float, variance: float, n_cases: int) -> Measurement:
     if name in SHARES:
         n = value * (1 - value) / variance if variance > 0 else n_cases
         n = n or n_cases  # a share of 0 or 1 that leaving out one case changes
         centre = (value + Z_95**2 / (2 * n)) / (1 + Z_95**2 / n)
         half = Z_95 * math.sqrt(value * (1 - value) / n + (Z_95 / (2 * n)) ** 2) / (1 + Z_95**2 / n)
-        return Estimate(
+        return Measurement(
             value=value,
             low=min(value, max(0.0, centre - half)),
             high=max(value, min(1.0, centre + half)),
         )
     half = Z_95 * math.sqrt(variance)
-    return Estimate(
+    return Measurement(
         value=value, low=max(value - half, LEAST.get(name, -math.inf)), high=value + half
     )
 
 
 def compare_features(
     ours: Floats, real: Floats, k: int, our_cases: Sequence[str], real_cases: Sequence[str]
-) -> dict[str, Estimate]:
+) -> dict[str, Measurement]:
     """Compare a set of images with real ones in a space of features.
 
     Args:
@@ -121,31 +124,33 @@ def compare_features(
         most = max(list(cases).count(case) for case in set(cases))
         if len(cases) - most < k + 1:
             raise UserError(
-                f"{len(cases)} {what} of {len(set(cases))} cases are too few for quality.nearest = {k}; lower it, or "
-                "have more images or cases (quality.features = false leaves these measures out)"
+                f"{len(cases)} {what} of {len(set(cases))} cases are too few for "
+                f"quality.nearest = {k}; lower it, or have more images or cases "
+                "(quality.features = false leaves these measures out)"
             )
+    # Distances and kernels of all images at once; each measure takes the rows it needs.
     n = len(ours)
-    together = np.concatenate([ours, real])
-    distances = cdist(together, together)
-    kernel = polynomial_kernel(together, together)
+    features = np.concatenate([ours, real])
+    distances = cdist(features, features)
+    kernel = polynomial_kernel(features, features)
     case = np.array(
         [*(f"ours {name}" for name in our_cases), *(f"real {name}" for name in real_cases)]
     )
-    apart = np.where(case[:, None] == case, np.inf, distances)
+    between_cases = np.where(case[:, None] == case, np.inf, distances)
 
     def measure(x: Rows, y: Rows) -> dict[str, float]:
         y = y + n
         xx, xy, yx, yy = np.ix_(x, x), np.ix_(x, y), np.ix_(y, x), np.ix_(y, y)
         in_real = distances[xy] <= _radius(distances[yy], k)
         in_ours = distances[yx] <= _radius(distances[xx], k)
-        alike = ALIKE * float(np.median(apart[yy].min(1)))
+        alike = ALIKE * float(np.median(between_cases[yy].min(1)))
         return {
             "kid": unbiased_mmd(kernel[xx], kernel[xy], kernel[yy]),
             "precision": float(in_real.any(1).mean()),
             "recall": float(in_ours.any(1).mean()),
             "density": float(in_real.sum(1).mean()) / k,
             "coverage": float(in_real.any(0).mean()),
-            "duplicates": float((apart[xx].min(1) < alike).mean()),
+            "duplicates": float((between_cases[xx].min(1) < alike).mean()),
             "distinct": vendi_score(distances[xx], alike),
         }
 
@@ -209,12 +214,11 @@ def compare_masks(
     real: Mapping[str, Floats],
     our_cases: Sequence[str],
     real_cases: Sequence[str],
-) -> dict[str, Estimate]:
-    """Return the Wasserstein-1 distance of every mask statistic's two distributions, in the statistic's unit.
+) -> dict[str, Measurement]:
+    """Return the Wasserstein-1 distance of every mask statistic's two distributions.
 
-    It is how far the values must move on average to become the real ones, and above 0 even for
-    equal
-    distributions: read it against that of two real sets.
+    It is how far the values must move on average to become the real ones, in the statistic's unit.
+    It is above 0 even for equal distributions: read it against that of two real sets.
     """
 
     def measure(x: Rows, y: Rows) -> dict[str, float]:
@@ -226,6 +230,6 @@ def compare_masks(
     return estimate(measure, our_cases, real_cases)
 
 
-def average(name: str, values: Floats, cases: Sequence[str]) -> dict[str, Estimate]:
+def average(name: str, values: Floats, cases: Sequence[str]) -> dict[str, Measurement]:
     """Return the mean of one value per image."""
     return estimate(lambda rows: {name: float(values[rows].mean())}, cases)

@@ -1,11 +1,10 @@
-"""Does a generator copy its training set? Its images' nearest training images, against those of held-out real images.
+"""Does a generator copy its training set? Nearest training images, against those of real images.
 
 A plain distance is fooled by blur, which brings an image nearer to everything. So an image is
 judged by a ratio: its distance to the nearest training image over the mean distance to the next
-    nearest, each of another case. It is near 1
-for a new patient and for an average of several, and near 0 for a copy, also one that was shifted,
-flipped, blurred a little, or changed in noise, brightness or contrast. Images are compared at about
-40 px a side.
+nearest, each of another case. It is near 1 for a new patient and for an average of several. It is
+near 0 for a copy, also one that was shifted, flipped, blurred a little, or changed in noise,
+brightness or contrast. Images are compared at about 40 px a side.
 """
 
 from collections.abc import Sequence
@@ -18,14 +17,14 @@ from scipy.stats import betabinom
 from hvae_hpc.errors import UserError
 
 FALSE_ALARMS = 0.05
-"""Share of new real images that may be flagged; and of generators that do not copy and may be called copying."""
+"""Share of new real images that may be flagged, and of honest generators called copying."""
 HALF = 0.5
-"""The ratio that a copy must be below in any case: half as far from one patient as from the next ones."""
+"""A copy's ratio is below this in any case: half as far from one patient as from the next."""
 SHIFT_PX = 3
 """Shifts are searched up to this, in rows and in columns."""
 COMPARED_PX = 40
 NEXT = 3
-"""Cases that the nearest one is compared with: more than one, so that a patient who is there twice hides no copy."""
+"""Cases that the nearest one is compared with. More than one: a patient may be there twice."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,35 +85,29 @@ def find_copies(
 
     Source:
         Such ratios: Carlini et al. 2023, Yoon et al. 2023. The threshold: split conformal
-            prediction, Vovk et al. 2005.
+        prediction, Vovk et al. 2005.
     """
-    cases = (
-        np.arange(len(train))
-        if train_cases is None
-        else np.unique(list(train_cases), return_inverse=True)[1]
-    )
-    sizes = {images.shape[1:], train.shape[1:], held_out.shape[1:]}
-    if len(sizes) > 1 or min(images.shape[1:]) < 4 * SHIFT_PX:
-        raise UserError(
-            f"images of {sorted(sizes)} px; expected one size of {4 * SHIFT_PX} px or more for all"
-        )
-    if len(set(cases)) < 2 or not len(images) or not len(held_out):
-        counts = f"{len(images)} images, {len(set(cases))} training cases, {len(held_out)} held-out images"
-        raise UserError(f"{counts}; expected 1, 2 and 1 or more to tell copies from new images")
+    case_of_row = list(train_cases or map(str, range(len(train))))
+    cases = np.unique(case_of_row, return_inverse=True)[1]
+    _require_enough(images, train, held_out, len(set(case_of_row)))
+
+    # Score all images: distance to the nearest case over that to the next nearest ones.
     distances = _measure(np.concatenate([images, held_out]), train)
     by_case = np.stack([distances[:, cases == case].min(1) for case in range(cases.max() + 1)], 1)
     by_case.sort(axis=1)
-    scores = by_case[:, 0] / np.maximum(
-        by_case[:, 1 : 1 + NEXT].mean(1), 1e-12
-    )  # where all images are one: 0
+    # Where all images are one, the score is 0.
+    scores = by_case[:, 0] / np.maximum(by_case[:, 1 : 1 + NEXT].mean(1), 1e-12)
     ours, real = scores[: len(images)], scores[len(images) :]
+
+    # The threshold is an order statistic of the held-out cases' scores.
     if held_out_cases is not None:
-        of_case = np.array(held_out_cases)
-        real = np.array([real[of_case == case].min() for case in np.unique(of_case)])
+        case_ids = np.array(held_out_cases)
+        real = np.array([real[case_ids == case].min() for case in np.unique(case_ids)])
     real.sort()
     k = max(1, int(FALSE_ALARMS * (len(real) + 1)))
     threshold = min(HALF, float(real[k - 1]))
     flagged = ours < threshold
+
     return Copies(
         distance=distances[: len(images)].min(1),
         nearest=distances[: len(images)].argmin(1),
@@ -125,8 +118,27 @@ def find_copies(
     )
 
 
+def _require_enough(
+    images: NDArray[np.float32],
+    train: NDArray[np.float32],
+    held_out: NDArray[np.float32],
+    train_cases: int,
+) -> None:
+    """Raise UserError where the images' sizes differ or are too small, or there are too few."""
+    sizes = {images.shape[1:], train.shape[1:], held_out.shape[1:]}
+    if len(sizes) > 1 or min(images.shape[1:]) < 4 * SHIFT_PX:
+        raise UserError(
+            f"images of {sorted(sizes)} px; expected one size of {4 * SHIFT_PX} px or more for all"
+        )
+    if train_cases < 2 or not len(images) or not len(held_out):
+        raise UserError(
+            f"{len(images)} images, {train_cases} training cases, {len(held_out)} held-out images; "
+            "expected 1, 2 and 1 or more to tell copies from new images"
+        )
+
+
 def _measure(images: NDArray[np.float32], train: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return (N, T) distances of the images' middles to the nearest window of each training image."""
+    """Return (N, T) distances of images' middles to the nearest window of each training image."""
     height, width = images.shape[1:]
     rows, columns = height - 2 * SHIFT_PX, width - 2 * SHIFT_PX
     block = max(1, round(min(height, width) / COMPARED_PX))
@@ -145,11 +157,10 @@ def _measure(images: NDArray[np.float32], train: NDArray[np.float32]) -> NDArray
 
 
 def _standardise(images: NDArray[np.float32], block: int) -> NDArray[np.float32]:
-    """Average (n, H, W) over blocks; return (n, pixels) with mean 0 and norm 1, or all 0 for an empty image."""
+    """Average (n, H, W) over blocks; return (n, pixels) with mean 0 and norm 1, or 0 if empty."""
     height, width = (side // block for side in images.shape[1:])
-    blocks = images[:, : height * block, : width * block].reshape(
-        len(images), height, block, width, block
-    )
+    cropped = images[:, : height * block, : width * block]
+    blocks = cropped.reshape(len(images), height, block, width, block)
     pixels = blocks.mean((2, 4)).reshape(len(images), -1)
     pixels -= pixels.mean(1, keepdims=True)
     norm = np.linalg.norm(pixels, axis=1, keepdims=True)

@@ -27,8 +27,8 @@ from hvae_hpc.evaluation.generate import generate_pairs
 from hvae_hpc.evaluation.quality import measure_quality
 from hvae_hpc.evaluation.segment import score_cases, segment
 from hvae_hpc.evaluation.training_pairs import training_pairs
+from hvae_hpc.metrics.images import psnr
 from hvae_hpc.metrics.segmentation import dice as dice_of
-from hvae_hpc.metrics.segmentation import psnr
 from hvae_hpc.preprocess.store.pairs import Pairs
 from hvae_hpc.preprocess.store.shards import read_pairs, write_pairs
 from hvae_hpc.runs.folder import PAIRS, write_config

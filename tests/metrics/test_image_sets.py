@@ -9,7 +9,7 @@ from scipy.special import comb
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.metrics.image_sets import (
-    Estimate,
+    Measurement,
     average,
     compare_features,
     compare_masks,
@@ -171,7 +171,7 @@ def test_the_interval_of_a_mean_is_the_textbook_s() -> None:
 
 
 def test_the_interval_of_a_share_is_wilson_s_and_never_empty() -> None:
-    def share(hits: int) -> Estimate:
+    def share(hits: int) -> Measurement:
         return average("copies", np.array([1.0] * hits + [0.0] * (100 - hits)), names(100))[
             "copies"
         ]

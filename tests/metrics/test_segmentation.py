@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from hvae_hpc.metrics.segmentation import MaskScores, dice, hausdorff_95, psnr, score_masks, ssim
+from hvae_hpc.metrics.images import psnr, ssim
+from hvae_hpc.metrics.segmentation import MaskScores, dice, hausdorff_95, score_masks
 
 RANDOM = np.random.default_rng(0)
 
