@@ -1,1 +1,1 @@
-"""What a study asks: sweep and stage settings, networks, arms; the strict loader of TOML and JSON."""
+"""What a study asks: stage settings, networks, arms; the strict loader of TOML and JSON."""

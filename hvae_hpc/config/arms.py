@@ -1,9 +1,9 @@
-"""The arms of a study: what a U-Net is trained on, and the names by which a sweep file asks for it.
+"""The arms of a study: what a U-Net is trained on, and the names that a sweep file has for it.
 
 | name | trained on |
 |---|---|
 | ``reference`` | the real training pairs |
-| ``standard-x5``, ``copies-x5`` | these, and moved or plain copies of them: 5 times as many in all |
+| ``standard-x5``, ``copies-x5`` | these, and moved or plain copies: 5 times as many in all |
 | ``moved``, or an augmentation of the sweep's | these, augmented at random in every step |
 | ``real-300`` | the pairs of 300 real cases: the training cases, and others that nobody tests on |
 | ``hvae+100``, ``hvae-aggregated+100`` | with the first 100 synthetic pairs of a source |

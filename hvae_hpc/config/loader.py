@@ -155,7 +155,7 @@ def _refuse_constant(name: str) -> None:
 
 @cache
 def _fields(cls: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Return the types of a dataclass's fields by name, and the names of those without a default."""
+    """Return the types of a dataclass's fields by name, and which have no default."""
     hints = typing.get_type_hints(cls)
     fields, missing = dataclasses.fields(cls), dataclasses.MISSING
     required = tuple(

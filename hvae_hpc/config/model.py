@@ -36,6 +36,11 @@ def require_degrees(config: Any, *names: str) -> None:
     _require(config, names, "degrees between 0 and 180", lambda value: 0 <= value <= 180)
 
 
+def _require_channels(config: Any, name: str) -> None:
+    expected = "one positive number per level"
+    _require(config, (name,), expected, lambda channels: channels and min(channels) > 0)
+
+
 def _require(
     config: Any, names: tuple[str, ...], expected: str, holds: Callable[[Any], bool]
 ) -> None:
@@ -73,8 +78,7 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "latent_size", "attention_heads")
-        if not self.channels or min(self.channels) < 1:
-            raise ValueError(f"channels is {self.channels}, expected one positive number per level")
+        _require_channels(self, "channels")
         for level in self.attention_levels:
             if not 0 <= level < len(self.channels):
                 last = len(self.channels) - 1
@@ -168,7 +172,8 @@ class HVAEConfig(GeneratorConfig):
             )
         if self.learn_sigma_x and self.sigma_x <= self.sigma_x_floor:
             raise ValueError(
-                f"sigma_x is {self.sigma_x}, expected more than sigma_x_floor = {self.sigma_x_floor}"
+                f"sigma_x is {self.sigma_x}, expected more than "
+                f"sigma_x_floor = {self.sigma_x_floor}"
             )
 
         if not 0 < self.sqrt_beta_0 <= 1:
@@ -209,8 +214,9 @@ class HVAEConfig(GeneratorConfig):
         last_step = 1 - optim.batch_size / optim.images
         if self.flow_from > last_step:
             raise ValueError(
-                f"model.flow_from is {self.flow_from}, expected at most {last_step:.3g}, where the "
-                "last step begins: the flow would be on in none; for a VAE give model.n_leapfrog = 0"
+                f"model.flow_from is {self.flow_from}, expected at most {last_step:.3g}, where "
+                "the last step begins: the flow would be on in none; "
+                "for a VAE give model.n_leapfrog = 0"
             )
 
     def operations_per_pixel(self) -> float:
@@ -248,10 +254,7 @@ class LSGANConfig(GeneratorConfig):
     differentiable_augmentation: bool = True
 
     def __post_init__(self) -> None:
-        if not self.discriminator_channels or min(self.discriminator_channels) < 1:
-            raise ValueError(
-                f"discriminator_channels is {self.discriminator_channels}, expected positive numbers"
-            )
+        _require_channels(self, "discriminator_channels")
 
     def check_image_size(self, name: str, image_size: tuple[int, int]) -> None:
         """Raise ValueError where decoder or discriminator cannot halve the images."""
@@ -259,8 +262,8 @@ class LSGANConfig(GeneratorConfig):
         halvings = len(self.discriminator_channels)
         if min(image_size) < 2**halvings:
             raise ValueError(
-                f"images of {image_size[0]}x{image_size[1]} px, expected at least {2**halvings} for "
-                f"the {halvings} levels of {name}.discriminator_channels; have fewer levels"
+                f"images of {image_size[0]}x{image_size[1]} px, expected at least {2**halvings} "
+                f"for the {halvings} levels of {name}.discriminator_channels; have fewer levels"
             )
 
     def operations_per_pixel(self) -> float:

@@ -78,7 +78,7 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LikelihoodConfig:
-    """How likely a trained generator with an encoder finds held-out pairs, by an estimator that uses no flow.
+    """How likely a trained generator with an encoder finds held-out pairs.
 
     Annealed importance sampling of log p(x, m) = log of the integral of p(x, m|z) N(z; 0, I), at
     mask_weight 1, so that generators are compared and not their encoders or flows. Beside it stand
@@ -173,7 +173,7 @@ class GenerateConfig:
 
     @property
     def source(self) -> str:
-        """What tables and arms call these pairs: the generator, and its sampler unless it is the prior."""
+        """What tables and arms call these pairs: the generator, and a sampler but the prior."""
         return source_name(self.generator, self.sampler)
 
 
@@ -234,7 +234,9 @@ class StandardCopiesConfig(AugmentConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class QualityConfig:
-    """A set of images or pairs against the test cases: PSNR and SSIM, paired at random as in the paper; set measures.
+    """A set of images or pairs against the test cases.
+
+    PSNR and SSIM are of images paired at random, as in the paper; set measures stand beside them.
 
     Attributes:
         source: a generator's name; "real" (training images) and "mean" (their mean image) are the
@@ -262,7 +264,8 @@ class QualityConfig:
         require_positive(self, "n_images", "draws", "nearest")
         if self.features and self.n_images < self.nearest + 2:
             raise ValueError(
-                f"n_images is {self.n_images}, expected at least {self.nearest + 2} for nearest = {self.nearest}"
+                f"n_images is {self.n_images}, expected at least {self.nearest + 2} "
+                f"for nearest = {self.nearest}"
             )
 
 

@@ -1,1 +1,1 @@
-"""The stages after training: generated pairs, standard augmentation, image quality, and the U-Net that is the judge."""
+"""The stages after training: generated pairs, copies, likelihood, quality, and the U-Nets."""

@@ -1,4 +1,4 @@
-"""Hamiltonian Monte Carlo on latent variables: one Metropolis step, walks of many, and annealed importance sampling.
+"""Hamiltonian Monte Carlo on latent variables: a Metropolis step, walks of many, and annealing.
 
 All take a potential as a function and know nothing of generators. The mass matrix is diag(1 /
 scale^2), so a step size is meant in units of ``scale``. A path that leaves the numbers is not
@@ -41,11 +41,11 @@ def stand(energy: Energy, z: Tensor) -> Place:
 
 def choose(accepted: Tensor, new: Place, old: Place) -> Place:
     """Take the new place where accepted (n,), else the old one."""
+    rows = accepted[:, None]
     return Place(
-        *(
-            torch.where(accepted if a.ndim == 1 else accepted[:, None], a, b)
-            for a, b in zip(new, old, strict=True)
-        )
+        torch.where(rows, new.z, old.z),
+        torch.where(rows, new.gradient, old.gradient),
+        torch.where(accepted, new.value, old.value),
     )
 
 
@@ -77,13 +77,15 @@ def metropolis_step(
     momentum = torch.randn(here.z.shape, generator=generator).to(here.z)
     uniform = torch.rand(len(here.z), generator=generator).to(here.z)
     before = bend(here).value + 0.5 * momentum.square().sum(1)
-    there = here
+
+    end = here
     for _ in range(leaps):
-        momentum = momentum - 0.5 * step_size * scale * bend(there).gradient
-        there = stand(energy, there.z + step_size * scale * momentum)
-        momentum = momentum - 0.5 * step_size * scale * bend(there).gradient
-    accepted = torch.log(uniform) < before - bend(there).value - 0.5 * momentum.square().sum(1)
-    return choose(accepted, there, here), float(accepted.float().mean())
+        momentum = momentum - 0.5 * step_size * scale * bend(end).gradient
+        end = stand(energy, end.z + step_size * scale * momentum)
+        momentum = momentum - 0.5 * step_size * scale * bend(end).gradient
+
+    accepted = torch.log(uniform) < before - bend(end).value - 0.5 * momentum.square().sum(1)
+    return choose(accepted, end, here), float(accepted.float().mean())
 
 
 def adapt(step_size: float, rate: float) -> float:
@@ -94,7 +96,7 @@ def adapt(step_size: float, rate: float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Walk:
-    """Where chains ended: z (n, d); the share of proposals accepted, and the step size, of the second half."""
+    """Where chains ended, z (n, d), and the second half's acceptance and step size."""
 
     z: Tensor
     acceptance: float
@@ -145,20 +147,16 @@ class Start:
 
     def draw(self, generator: torch.Generator) -> Tensor:
         """Draw z, one for each row."""
-        return self.mean + self.scale * torch.randn(self.mean.shape, generator=generator).to(
-            self.mean
-        )
+        noise = torch.randn(self.mean.shape, generator=generator).to(self.mean)
+        return self.mean + self.scale * noise
 
     def energy(self, z: Tensor) -> Tensor:
         """Return minus the log density, constants included, (n,) nats."""
-        return (
-            0.5 * ((z - self.mean) / self.scale).square()
-            + self.scale.log()
-            + 0.5 * math.log(2 * math.pi)
-        ).sum(1)
+        squares = 0.5 * ((z - self.mean) / self.scale).square()
+        return (squares + self.scale.log() + 0.5 * math.log(2 * math.pi)).sum(1)
 
     def bend(self, place: Place, share: float) -> Place:
-        """Return what is followed on the way from this Gaussian (share 0) to the energy that was evaluated (1)."""
+        """Return the place's energy, mixed with this Gaussian's: share 0 is the Gaussian alone."""
         pull = (place.z - self.mean) / self.scale.square()
         gradient = torch.lerp(pull, place.gradient, share)
         return Place(place.z, gradient, torch.lerp(self.energy(place.z), place.value, share))
@@ -166,7 +164,7 @@ class Start:
 
 @dataclass(frozen=True, kw_only=True)
 class Annealing:
-    """What annealed importance sampling gave: log weights (n,), the mean acceptance, and the step sizes in turn."""
+    """Log weights (n,) of annealed importance sampling, mean acceptance, step sizes in turn."""
 
     log_weights: Tensor
     acceptance: float
@@ -183,7 +181,7 @@ def anneal(
     step_sizes: Sequence[float] | float,
     power: float = 4.0,
 ) -> Annealing:
-    """Estimate log of the integral of exp(-energy): the mean of the weights is unbiased for the integral.
+    """Estimate the log of the integral of exp(-energy); the weights' mean is unbiased for it.
 
     From a Gaussian to exp(-energy) by the densities f_0^(1 - b) exp(-b energy) with b = (t /
     T)^power: most of the way lies near the start, where a Gaussian that does not fit weighs
@@ -202,26 +200,29 @@ def anneal(
         power: see above.
 
     Source: Neal (2001), Annealed importance sampling; Wu et al. (2017), On the quantitative
-        analysis of decoder-based
-    generative models.
+    analysis of decoder-based generative models.
     """
     step_size = step_sizes if isinstance(step_sizes, float) else 0.0
     used: list[float] = []
     rates: list[float] = []
     here = stand(energy, start.draw(generator))
     log_weights = torch.zeros(len(here.z), dtype=torch.float64, device=here.z.device)
+
     share = 0.0
     for t in range(1, temperatures + 1):
+        # The weight of one temperature more, at where the chains stand.
         before, share = share, (t / temperatures) ** power
         log_weights += (share - before) * (start.energy(here.z) - here.value).double()
         if t == temperatures:
             break
+
+        # One proposal at the new temperature.
         if not isinstance(step_sizes, float):
             step_size = step_sizes[t - 1]
         bend = partial(start.bend, share=share)
         here, rate = metropolis_step(
             energy, here, start.scale, generator, leaps=leaps, step_size=step_size, bend=bend
-        )  # fmt: skip
+        )
         used.append(step_size)
         rates.append(rate)
         step_size = adapt(step_size, rate)

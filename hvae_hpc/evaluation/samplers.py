@@ -100,7 +100,7 @@ class _Prior:
 
 
 class _Aggregated:
-    """Draws points between two pairs' encodings, with noise of a standard deviation between theirs."""
+    """Draws points between two pairs' encodings, with noise as wide as between theirs."""
 
     def __init__(self, config: GenerateConfig, encodings: Encodings) -> None:
         self.seed, self.encodings = config.seed, encodings

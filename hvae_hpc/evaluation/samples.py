@@ -1,4 +1,4 @@
-"""The few images that a run leaves in its folder for the figures, which are drawn without torch and without shards."""
+"""The few images that a run leaves for the figures, which need neither torch nor shards."""
 
 import io
 from pathlib import Path

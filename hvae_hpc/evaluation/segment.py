@@ -119,7 +119,7 @@ def _keep_samples(
     predictions: Mask,
     scores: dict[str, MaskScores],
 ) -> None:
-    """Keep test slices with predictions for the figures: worst, median, best, and the first ones."""
+    """Keep test slices with predictions for the figures: worst, median, best, then the first."""
     order = sorted(scores, key=lambda case: scores[case].dice)
     chosen = dict.fromkeys([order[0], order[len(order) // 2], order[-1], *test.case_ids])
     rows = [test.case_ids.index(case) for case in list(chosen)[:SHOWN]]

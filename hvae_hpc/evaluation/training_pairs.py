@@ -1,4 +1,4 @@
-"""What an arm's U-Net is trained on: real pairs, and what the arm adds to them, or puts in their place."""
+"""What an arm's U-Net is trained on: real pairs, and what the arm adds or has in their place."""
 
 from dataclasses import replace
 
@@ -17,7 +17,9 @@ from hvae_hpc.training.dataset_cache import CPU, read_cases, read_first
 def training_pairs(
     config: SegmentConfig, workplace: Workplace, split: Split, device: torch.device = CPU
 ) -> PairTensors:
-    """Return an arm's pairs on a device: the split's real ones first, then further real cases, copies, synthetic pairs.
+    """Return an arm's pairs on a device.
+
+    The split's real pairs come first, then further real cases, copies and synthetic pairs.
 
     Raises:
         UserError: a parent has too few pairs, of another size, or made from a test case.
@@ -29,8 +31,8 @@ def training_pairs(
     if further := cases[len(split.train) :]:
         data = add(data, read_cases(workplace.data, further, config.image_px, device))
     if arm.n_copies:
-        again = torch.arange(arm.n_copies) % len(real)
-        data = add(data, PairTensors(images=real.images[again], masks=real.masks[again]))
+        rows = torch.arange(arm.n_copies) % len(real)
+        data = add(data, PairTensors(images=real.images[rows], masks=real.masks[rows]))
     if arm.n_standard:
         data = add(data, _added_pairs(workplace, "standard", arm.n_standard, split.test, real))
     if arm.n_synthetic:
@@ -55,16 +57,18 @@ def _shuffle_masks(pairs: PairTensors, seed: int) -> PairTensors:
 def _added_pairs(
     workplace: Workplace, role: str, n: int, test_cases: tuple[str, ...], real: PairTensors
 ) -> PairTensors:
-    """Return the first n pairs of a parent beside the real ones, after making sure that it never saw a test case."""
+    """Return the first n pairs of a parent, after making sure that it saw no test case."""
     path, size = workplace.parents[role] / PAIRS, real.image_size
     with Shard(path) as shard:
         require_unseen(path, shard.attributes, test_cases)
         if len(shard) < n:
             raise UserError(
-                f"{path}: holds {len(shard)} pairs, the arm asks for {n}; raise n_pairs in the sweep"
+                f"{path}: holds {len(shard)} pairs, the arm asks for {n}; "
+                "raise n_pairs in the sweep"
             )
         if shard.image_size != size:
             raise UserError(
-                f"{path}: pairs of {shard.image_size} px, the real ones have {size}; use one image_px"
+                f"{path}: pairs of {shard.image_size} px, the real ones have {size}; "
+                "use one image_px"
             )
         return read_first(shard, n, real.images.device)

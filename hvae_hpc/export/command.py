@@ -10,7 +10,7 @@ from hvae_hpc.jobs.state.find_run import find_run
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write the pairs of a generate run to a folder of their own; pairs that copy a training image are left out."""
+    """Write a generate run's pairs to a folder; pairs that copy a training image are left out."""
     parser = argparse.ArgumentParser(prog="hvae-hpc export", description=main.__doc__)
     parser.add_argument(
         "run", metavar="RUN", help="the run's folder, its label, or the beginning of its id"

@@ -74,14 +74,13 @@ def write_nnunet(folder: Path, parts: Sequence[Part], modality: str) -> list[Pla
     }
     write_json(folder / "dataset.json", description)
     if "real" in training:
-        write_json(
-            folder / "splits_final.json", make_folds(training["real"], training["synthetic"].names)
-        )
+        folds = make_folds(training["real"], training["synthetic"].names)
+        write_json(folder / "splits_final.json", folds)
     return places
 
 
 def make_folds(real: Part, synthetic: Sequence[str]) -> list[dict[str, list[str]]]:
-    """Return nnU-Net's folds: each real case validates in one of them, no synthetic pair ever does."""
+    """Return nnU-Net's folds: each real case validates in one, no synthetic pair ever does."""
     cases = list(dict.fromkeys(real.pairs.case_ids))
     if len(cases) < 2:
         raise UserError(
@@ -100,7 +99,10 @@ def make_folds(real: Part, synthetic: Sequence[str]) -> list[dict[str, list[str]
 
 
 def _write_nifti(path: Path, pixels: NDArray[Any], spacing_mm: NDArray[np.float64]) -> None:
-    """Write (rows, columns) so that SimpleITK, and with it nnU-Net, reads the same array; 1 mm where unknown."""
+    """Write (rows, columns) so that SimpleITK, and with it nnU-Net, reads the same array.
+
+    An unknown spacing becomes 1 mm.
+    """
     row, column = np.nan_to_num(spacing_mm, nan=1.0)
     # The file's axes are column and row. NIfTI's world counts to the right and front, a
     # scan's columns and rows (LPS) to the left and back.

@@ -28,12 +28,12 @@ from hvae_hpc.preprocess.store.manifest import MANIFEST, Manifest, require_conte
 from hvae_hpc.preprocess.store.pairs import Pairs, take
 from hvae_hpc.preprocess.store.reader import read_dataset
 from hvae_hpc.preprocess.store.shards import read_pairs
-from hvae_hpc.preprocess.store.splits import draw_split
 from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.folder import PAIRS, SNAPSHOT, write_json
 from hvae_hpc.runs.identity import file_sha256
 from hvae_hpc.runs.plan import Plan
 from hvae_hpc.training.batches import require_unseen, to_tensors
+from hvae_hpc.training.train import read_split
 
 EXPORT_SCHEMA = 1
 Record = dict[str, Any]
@@ -67,7 +67,7 @@ class Order:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class ExportedRun:
     """A generate run's pairs, and the real ones of its split, all of one size.
 
     Attributes:
@@ -95,6 +95,7 @@ def export_pairs(plan: Plan, run_id: str, order: Order) -> list[str]:
         UserError: it is no generate run or not done, its data is missing or was repacked, all its
             pairs are copies, or the folder cannot be made.
     """
+    # Find the copies.
     source = _read_source(plan, run_id)
     copies = find_copies(
         source.synthetic.images,
@@ -103,39 +104,41 @@ def export_pairs(plan: Plan, run_id: str, order: Order) -> list[str]:
         source.real.case_ids,
         source.test.case_ids,
     )
-    kept = [row for row, copy in enumerate(copies.flagged) if order.keep_copies or not copy]
-    if not kept:
+    is_kept = ~copies.flagged | order.keep_copies
+    if not is_kept.any():
         raise UserError(
-            f"each of the {len(copies.flagged)} pairs copies a training image; --keep-copies hands them over"
+            f"each of the {len(is_kept)} pairs copies a training image; "
+            "--keep-copies hands them over"
         )
+
+    # Write the pairs and their manifest.
     records = _describe(source, copies)
-    parts = [_synthetic_part(source, records, kept)]
-    if order.form == "nnunet" and not order.synthetic_only:
-        parts += [_real_part("real", source.real), _real_part("test", source.test)]
-    name = (
-        f"Dataset{order.dataset_id:03d}_{_plain(plan.runs[run_id].label)}"
-        if order.form == "nnunet"
-        else "."
-    )
+    parts = [_synthetic_part(source, records, np.flatnonzero(is_kept).tolist())]
+    name = "."
+    if order.form == "nnunet":
+        name = f"Dataset{order.dataset_id:03d}_{_plain(plan.runs[run_id].label)}"
+        if not order.synthetic_only:
+            parts += [_real_part("real", source.real), _real_part("test", source.test)]
     with _new_folder(order.folder) as folder:
         if order.form == "nnunet":
             places = write_nnunet(folder / name, parts, source.manifest.modality)
         else:
             places = write_png(folder, parts[0])
-        said = [{"kind": part.kind, **record} for part in parts for record in part.records]
-        listing = {
+        written = [{"kind": part.kind, **record} for part in parts for record in part.records]
+        content = {
+            "schema": EXPORT_SCHEMA,
+            "form": order.form,
+            **_tell_origin(plan, run_id, source, copies),
             "folder": name,
-            "pairs": [{**record, **place} for record, place in zip(said, places, strict=True)],
-            "left_out": [record for row, record in enumerate(records) if row not in set(kept)],
+            "pairs": [{**record, **place} for record, place in zip(written, places, strict=True)],
+            "left_out": [record for record, kept in zip(records, is_kept, strict=True) if not kept],
         }
-        origin = _tell_origin(plan, run_id, source, copies)
-        write_json(
-            folder / MANIFEST, {"schema": EXPORT_SCHEMA, "form": order.form, **origin, **listing}
-        )
+        write_json(folder / MANIFEST, content)
     return list(_sum_up(order, order.folder / name, parts, copies))
 
 
-def _read_source(plan: Plan, run_id: str) -> Source:
+def _read_source(plan: Plan, run_id: str) -> ExportedRun:
+    """Read a finished generate run's pairs and the real pairs of its split."""
     run, config = plan.runs[run_id], plan.runs[run_id].config
     if not isinstance(config, GenerateConfig):
         known = ", ".join(run.label for run in plan.runs.values() if run.stage == "generate")
@@ -146,19 +149,18 @@ def _read_source(plan: Plan, run_id: str) -> Source:
     if not result.done:
         why = f" ({result.reason})" if result.reason else ""
         raise UserError(
-            f"generate {run.label} ({run_id}) is not done{why}; give the sweep command again, then export"
+            f"generate {run.label} ({run_id}) is not done{why}; "
+            "give the sweep command again, then export"
         )
+
     data, path = Path(plan.data[config.data]["folder"]), plan.folder(run_id) / PAIRS
     manifest = require_content(data, run.parents["data"])
     pairs, attributes = read_pairs(path)
-    wanted = config.split
-    split = draw_split(
-        [case.case_id for case in manifest.cases], wanted.train, wanted.test, wanted.seed
-    )
+    split = read_split(data, config.split)
     require_unseen(path, attributes, split.test)
     real = _shrink(read_dataset(data, json.loads(attributes["source_cases"])), config.image_px)
     spacing = np.repeat(np.median(real.spacing_mm, 0, keepdims=True), len(pairs), 0)
-    return Source(
+    return ExportedRun(
         synthetic=replace(pairs, spacing_mm=spacing),
         real=real,
         test=_shrink(read_dataset(data, split.test), config.image_px),
@@ -175,11 +177,10 @@ def _shrink(pairs: Pairs, image_px: int) -> Pairs:
     return replace(pairs, images=images, masks=masks.astype(np.uint8), spacing_mm=spacing)
 
 
-def _describe(source: Source, copies: Copies) -> list[Record]:
+def _describe(source: ExportedRun, copies: Copies) -> list[Record]:
     """Return what the manifest says of each synthetic pair."""
-    draws = json.loads(
-        source.attributes.get("draw_numbers", "null")
-    )  # pairs.h5 of earlier versions lacks them
+    # Earlier versions' pairs.h5 has no numbers of draws.
+    draws = json.loads(source.attributes.get("draw_numbers", "null"))
     return [
         {
             "name": _plain(source.synthetic.case_ids[row]),
@@ -196,7 +197,7 @@ def _describe(source: Source, copies: Copies) -> list[Record]:
     ]
 
 
-def _synthetic_part(source: Source, records: Sequence[Record], rows: Sequence[int]) -> Part:
+def _synthetic_part(source: ExportedRun, records: Sequence[Record], rows: Sequence[int]) -> Part:
     chosen = [records[row] for row in rows]
     names = [record["name"] for record in chosen]
     return Part(kind="synthetic", pairs=take(source.synthetic, rows), names=names, records=chosen)
@@ -225,7 +226,7 @@ def _spacing(pairs: Pairs, row: int) -> list[float] | None:
     return None if np.isnan(spacing).any() else [float(value) for value in spacing]
 
 
-def _tell_origin(plan: Plan, run_id: str, source: Source, copies: Copies) -> Record:
+def _tell_origin(plan: Plan, run_id: str, source: ExportedRun, copies: Copies) -> Record:
     run, train_id = plan.runs[run_id], plan.parents(run_id)["generator"]
     snapshot, attributes = plan.folder(train_id) / SNAPSHOT, source.attributes
     return {
@@ -266,12 +267,15 @@ def _sum_up(order: Order, folder: Path, parts: Sequence[Part], copies: Copies) -
     if order.form == "nnunet" and any(np.isnan(part.pairs.spacing_mm).any() for part in parts):
         yield "the spacing is not known: the files say 1 mm"
     if order.form == "nnunet" and order.synthetic_only:
-        yield "no real pairs, so nothing to validate on and no splits_final.json: train nnU-Net with fold all"
+        yield (
+            "no real pairs, so nothing to validate on and no splits_final.json: "
+            "train nnU-Net with fold all"
+        )
 
 
 @contextlib.contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
-    """Yield a folder beside ``folder`` that takes its name in the end; where that fails, nothing is left of it."""
+    """Yield a folder that takes its name in the end; where that fails, nothing is left of it."""
     folder = folder.resolve()
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:

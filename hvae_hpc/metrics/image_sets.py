@@ -158,7 +158,7 @@ def compare_features(
 
 
 def _radius(distances: Floats, k: int) -> Floats:
-    """Return each image's distance to its k-th nearest neighbour; the nearest of all is the image itself."""
+    """Return each image's distance to its k-th nearest neighbour; the 0th is the image itself."""
     return np.partition(distances, k, axis=1)[:, k]
 
 

@@ -1,9 +1,8 @@
-"""What the networks are made of: residual blocks, self-attention, the encoder and the decoder, and the Loss.
+"""What the networks are made of: residual blocks, self-attention, encoder, decoder, and the Loss.
 
-GroupNorm and SiLU, no dropout, no BatchNorm: pairs of a batch must not know of each other (or the
-    bound is
-not a bound), and the decoder is differentiated twice. For the same reason attention is plain matrix
-products: the fused kernels have no second derivative.
+GroupNorm and SiLU, no dropout, no BatchNorm: pairs of a batch must not know of each other, or the
+bound is not a bound. The decoder is differentiated twice, so attention is plain matrix products:
+the fused kernels have no second derivative.
 
 What the decoder is made of can be ``linearised`` (see :mod:`hvae_hpc.models.vjp`).
 """
@@ -19,11 +18,11 @@ from hvae_hpc.config.model import NetworkConfig, require_halvings
 from hvae_hpc.models.vjp import Pullback, linearise_activation, pull_conv, widen
 
 Batch = Mapping[str, Tensor]
-"""Images ``image`` (B, 1, H, W) in [0, 1], ``mask`` (B, 1, H, W) in {0, 1}, and what the model's ``draw`` made."""
+"""``image`` and ``mask`` (B, 1, H, W), in [0, 1] and {0, 1}, and what the model's ``draw`` made."""
 
 
 class Loss(NamedTuple):
-    """What a forward returns; a NamedTuple because torch.compile carries those through whole graphs.
+    """What a forward returns; torch.compile carries a NamedTuple through whole graphs.
 
     Attributes:
         total: scalar, minimised.
@@ -44,9 +43,8 @@ class Phase(NamedTuple):
 
 def normalisation(channels: int) -> nn.GroupNorm:
     """GroupNorm with the largest number of groups up to 8 that divides the channels."""
-    return nn.GroupNorm(
-        next(groups for groups in range(8, 0, -1) if channels % groups == 0), channels
-    )
+    groups = next(groups for groups in range(8, 0, -1) if channels % groups == 0)
+    return nn.GroupNorm(groups, channels)
 
 
 class ResidualBlock(nn.Module):
@@ -58,11 +56,8 @@ class ResidualBlock(nn.Module):
         self.conv_1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
         self.norm_2 = normalisation(channels_out)
         self.conv_2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
-        self.skip = (
-            nn.Conv2d(channels_in, channels_out, 1)
-            if channels_in != channels_out
-            else nn.Identity()
-        )
+        same = channels_in == channels_out
+        self.skip = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output."""
@@ -77,9 +72,9 @@ class ResidualBlock(nn.Module):
 
         def pull(gradient: Tensor) -> Tensor:
             inner = pull_1(pull_conv(self.conv_1, pull_2(pull_conv(self.conv_2, gradient))))
-            return inner + (
-                pull_conv(self.skip, gradient) if isinstance(self.skip, nn.Conv2d) else gradient
-            )
+            if isinstance(self.skip, nn.Conv2d):
+                gradient = pull_conv(self.skip, gradient)
+            return inner + gradient
 
         return self.skip(x) + self.conv_2(h), pull
 
@@ -116,26 +111,22 @@ class SelfAttention(nn.Module):
         def pull(gradient: Tensor) -> Tensor:
             by_gathered = pull_conv(self.out, gradient).reshape(value.shape)
             by_weights = widen(by_gathered.transpose(-1, -2) @ value)
-            by_score = (
-                weights
-                * (by_weights - (weights * by_weights).sum(-1, keepdim=True))
-                * query.shape[2] ** -0.5
-            )
+            centred = by_weights - (weights * by_weights).sum(-1, keepdim=True)
+            by_score = weights * centred * query.shape[2] ** -0.5
             parts = (key @ by_score.transpose(-1, -2), query @ by_score, by_gathered @ weights)
-            by_qkv = torch.cat([part.flatten(1, 2) for part in parts], dim=1).unflatten(
-                2, x.shape[2:]
-            )
-            return gradient + pull_norm(pull_conv(self.query_key_value, by_qkv))
+            by_qkv = torch.cat([part.flatten(1, 2) for part in parts], dim=1)
+            by_normed = pull_conv(self.query_key_value, by_qkv.unflatten(2, x.shape[2:]))
+            return gradient + pull_norm(by_normed)
 
         return x + self.out((value @ weights.transpose(-1, -2)).reshape(x.shape)), pull
 
 
 class Upsample(nn.Module):
-    """Twice the size by repeating pixels, then a 3x3 convolution: no checkerboard, unlike a free strided transpose.
+    """Twice the size by repeating pixels, then a 3x3 convolution.
 
-    Computed as what it is equal to, a transposed convolution of stride 2 whose 4x4 kernel holds
-    sums of the 3x3 one's
-    weights: 4 multiplications per output, input and output channel in place of 9.
+    Unlike a free strided transpose it leaves no checkerboard. It is computed as what it is equal
+    to, a transposed convolution of stride 2 whose 4x4 kernel holds sums of the 3x3 one's weights:
+    4 multiplications per output, input and output channel in place of 9.
     """
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
@@ -144,9 +135,8 @@ class Upsample(nn.Module):
 
     def _kernel(self) -> Tensor:
         """Return the 4x4 kernel, (C_in, C_out, 4, 4)."""
-        padded = F.pad(
-            self.conv.weight, (1, 1, 1, 1)
-        )  # an output pixel's taps that meet the same input pixel add up
+        # An output pixel's taps that meet the same input pixel add up.
+        padded = F.pad(self.conv.weight, (1, 1, 1, 1))
         summed = (
             padded[..., :4, :4] + padded[..., :4, 1:] + padded[..., 1:, :4] + padded[..., 1:, 1:]
         )
@@ -164,11 +154,9 @@ class Upsample(nn.Module):
 
 
 def _stage(channels: int, config: NetworkConfig, level: int) -> list[nn.Module]:
-    attention = (
-        [SelfAttention(channels, config.attention_heads)]
-        if level in config.attention_levels
-        else []
-    )
+    # The attention draws its initial weights first: another order would give other networks.
+    attends = level in config.attention_levels
+    attention = [SelfAttention(channels, config.attention_heads)] if attends else []
     return [ResidualBlock(channels, channels), *attention]
 
 
@@ -186,15 +174,14 @@ def bottleneck_size(config: NetworkConfig, image_size: tuple[int, int]) -> tuple
     Raises:
         ValueError: the image cannot be halved that often.
     """
-    factor = 2 ** (len(config.channels) - 1)
-    require_halvings(
-        f"network.channels of {len(config.channels)} levels", image_size, len(config.channels) - 1
-    )
-    height, width = image_size
+    levels = len(config.channels)
+    require_halvings(f"network.channels of {levels} levels", image_size, levels - 1)
+    factor, (height, width) = 2 ** (levels - 1), image_size
     return height // factor, width // factor
 
 
-NARROW = 32  # channels between the bottleneck and the dense layer, which would else hold most of the weights
+NARROW = 32
+"""Channels before the dense layer, which would else hold most of the weights."""
 
 
 class Encoder(nn.Module):
@@ -225,7 +212,7 @@ class Encoder(nn.Module):
         self.out = nn.Linear(NARROW * height * width, 2 * config.latent_size)
 
     def forward(self, pair: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode (B, 2, H, W) to mean (B, d) and log-variance (B, d), float32, the latter clamped to [-10, 4]."""
+        """Encode (B, 2, H, W) to mean and log-variance, (B, d) float32; the latter in [-10, 4]."""
         mean, log_var = widen(self.out(self.layers(pair))).chunk(2, dim=1)
         return mean, log_var.clamp(-10.0, 4.0)
 
@@ -259,7 +246,7 @@ class Decoder(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Decode (B, d) to the image's mean or logits and the mask's logits, each (B, 1, H, W) float32."""
+        """Decode (B, d) to the image's mean or logits and the mask's logits, (B, 1, H, W) each."""
         h = self.dense(z).reshape(len(z), NARROW, *self.size)
         return self._link(self.layers(h))
 
@@ -270,9 +257,10 @@ class Decoder(nn.Module):
     def linearise(
         self, z: Tensor
     ) -> tuple[tuple[Tensor, Tensor], Callable[[Tensor, Tensor], Tensor]]:
-        """Return what :meth:`forward` does, and the pullback from both outputs' gradients to z's, (B, d) float32."""
+        """Return what :meth:`forward` does, and the pullback from both outputs to z, (B, d)."""
         first, *blocks, norm, _, last = self.layers
-        h, pulls = first(self.dense(z).reshape(len(z), NARROW, *self.size)), []
+        h = first(self.dense(z).reshape(len(z), NARROW, *self.size))
+        pulls = []
         for block in blocks:
             h, pull_block = block.linearise(h)  # type: ignore[operator]
             pulls.append(pull_block)

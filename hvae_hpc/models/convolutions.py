@@ -1,4 +1,7 @@
-"""The U-Net's convolutions as matrix products where torch's own are slow: same parameters, same results to rounding."""
+"""The U-Net's convolutions as matrix products where torch's own are slow.
+
+Parameters are torch's own, and results are the same to rounding.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
 
 WIDE = 32
-"""Channels from which on matrix products are the faster ones: 1.1 to 6 times, the more so the larger the image."""
+"""Channels from which on matrix products are faster: 1.1 to 6 times, most for large images."""
 PIECE = 2**20
 """Bytes of an image's windows at a time: they are to stay in a core's cache."""
 
@@ -60,7 +63,7 @@ class DoubleSize(nn.ConvTranspose2d):
 
 
 class _ProductsBackward(torch.autograd.Function):
-    """A 3x3 convolution whose weight's gradient is a sum of matrix products over pieces of the images."""
+    """A 3x3 convolution whose weight's gradient is a sum of matrix products over image pieces."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
@@ -80,25 +83,30 @@ class _ProductsBackward(torch.autograd.Function):
 
 
 def _weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:
-    """Return sum over pixels of gradient (B, C_out, H, W) times window of x (B, C_in, H, W): (C_out, C_in, 3, 3)."""
+    """Return the sum over pixels of gradient times window of x, (C_out, C_in, 3, 3).
+
+    Args:
+        x: (B, C_in, H, W).
+        gradient: (B, C_out, H, W).
+    """
     (n, c_in, height, width), c_out = x.shape, gradient.shape[1]
     if not c_out < c_in <= n * height * width:
-        found = x.new_empty(c_out, 9 * c_in)
-        for number, (windows, pixels) in enumerate(_pieces(x, gradient, found.nbytes)):
-            found.addmm_(
-                pixels.T, windows, beta=min(1, number)
-            )  # with 0, what is there does not count
-        return found.view(c_out, 3, 3, c_in).permute(0, 3, 1, 2)
-    # The windows of the narrower side are less to copy; what is at one end of a window there,
-    # is at the other end here.
-    found = x.new_empty(9 * c_out, c_in)
-    for number, (windows, pixels) in enumerate(_pieces(gradient, x, found.nbytes)):
-        found.addmm_(windows.T, pixels, beta=min(1, number))
-    return found.view(9, c_out, c_in).flip(0).view(3, 3, c_out, c_in).permute(2, 3, 0, 1)
+        total = x.new_empty(c_out, 9 * c_in)
+        for number, (windows, pixels) in enumerate(_pieces(x, gradient, total.nbytes)):
+            # With beta = 0 the first product replaces what the memory held.
+            total.addmm_(pixels.T, windows, beta=min(1, number))
+        return total.view(c_out, 3, 3, c_in).permute(0, 3, 1, 2)
+
+    # The windows of the narrower side are less to copy. One end of such a window is the other end
+    # of a window of x.
+    total = x.new_empty(9 * c_out, c_in)
+    for number, (windows, pixels) in enumerate(_pieces(gradient, x, total.nbytes)):
+        total.addmm_(windows.T, pixels, beta=min(1, number))
+    return total.view(9, c_out, c_in).flip(0).view(3, 3, c_out, c_in).permute(2, 3, 0, 1)
 
 
 def _pieces(windowed: Tensor, other: Tensor, least: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield windows (P, 9 C) of one image after the other, piece by piece, and the other's pixels (P, C) there.
+    """Yield windows (P, 9 C) of images, piece by piece, and the other's pixels (P, C) there.
 
     Args:
         windowed, other: (B, C, H, W), of as many pixels.
@@ -107,9 +115,8 @@ def _pieces(windowed: Tensor, other: Tensor, least: int) -> Iterator[tuple[Tenso
     """
     n, channels, height, width = windowed.shape
     padded = F.pad(windowed.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
-    windows = (
-        padded.unfold(1, 3, 1).unfold(2, 3, 1).permute(0, 1, 2, 4, 5, 3)
-    )  # (B, H, W, 3, 3, C), a view
+    # (B, H, W, 3, 3, C), a view.
+    windows = padded.unfold(1, 3, 1).unfold(2, 3, 1).permute(0, 1, 2, 4, 5, 3)
     by_pixel = other.permute(0, 2, 3, 1)
     rows = max(1, max(PIECE, least) // (9 * width * channels * windowed.element_size()))
     images = max(1, rows // height)

@@ -1,4 +1,4 @@
-"""What the rest of the project asks of a generator's network, and how one is made from its config."""
+"""What the project asks of a generator's network, and how one is made from its config."""
 
 import pkgutil
 from typing import Protocol

@@ -1,4 +1,4 @@
-"""The joint Hamiltonian VAE of image and mask; with no leapfrog steps it is the VAE on the same network.
+"""The joint Hamiltonian VAE of image and mask; with no leapfrog steps it is the VAE.
 
 A pair y = (x, m) is encoded to q(z0|y) = N(mu, diag s^2). K leapfrog steps with tempering move z0
 and a momentum rho along the potential U = -log p(x, m|z) + |z|^2 / 2, each with determinant
@@ -49,6 +49,25 @@ class Path(NamedTuple):
     image_k: Tensor
     mask_k: Tensor
     energy_change: Tensor
+
+
+class _Posterior(NamedTuple):
+    """q(z0|y): mean and scale (B, d), sum of log scale (B,), and KL from the prior (B,), nats."""
+
+    mean: Tensor
+    scale: Tensor
+    log_scale: Tensor
+    kl: Tensor
+
+
+class _BoundParts(NamedTuple):
+    """Nats (B,) of image, mask, KL and importance weight, and terms for the log."""
+
+    image_nats: Tensor
+    mask_nats: Tensor
+    kl: Tensor
+    log_weight: Tensor
+    terms: dict[str, Tensor]
 
 
 class HVAE(nn.Module):
@@ -136,7 +155,7 @@ class HVAE(nn.Module):
         return self.step_share * self.config.step_size
 
     def shrink_step(self, share: float) -> None:
-        """Leave this much of the leapfrog's eps: a training that left the numbers goes on with smaller leaps."""
+        """Leave this much of the leapfrog's eps, for a training that went back to a good state."""
         if self.config.n_leapfrog:
             self.step_share.fill_(share)
 
@@ -148,9 +167,8 @@ class HVAE(nn.Module):
         if config.tempering == "free":
             return list(torch.sigmoid(self.raw_alphas).unbind())
         inverse = 1 / config.sqrt_beta_0
-        roots = [
-            1 / (inverse + (1 - inverse) * (k / k_max) ** 2) for k in range(k_max + 1)
-        ]  # sqrt(beta_k)
+        # sqrt(beta_k), from k = 0 to K.
+        roots = [1 / (inverse + (1 - inverse) * (k / k_max) ** 2) for k in range(k_max + 1)]
         return [before / after for before, after in pairwise(roots)]
 
     def sqrt_beta_0(self) -> Tensor | float:
@@ -166,7 +184,7 @@ class HVAE(nn.Module):
         return mean, torch.exp(0.5 * log_var)
 
     def _spare(self, function: Callable[[Tensor], Any], x: Tensor) -> Any:
-        """Call a function, and keep what it needs for its backward pass or only what it was called with."""
+        """Call a function; with ``recompute`` keep only its argument for the backward pass."""
         if not (self.recompute and torch.is_grad_enabled()):
             return function(x)
         return checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
@@ -177,19 +195,16 @@ class HVAE(nn.Module):
         return self._nats(parameter, mask_logits, batch)
 
     def _nats(self, parameter: Tensor, mask_logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the nats of image and mask, (B,) each, from what the decoder put out."""
         image = batch["image"]
         if self.config.image_likelihood == "gaussian":
             sigma = self.sigma_x()
-            # Filled in on the device: of a number that is copied there the host waits
-            # for the arrival.
-            sigma = (
-                sigma.to(parameter.dtype)
-                if isinstance(sigma, Tensor)
-                else parameter.new_full((), sigma)
-            )
-            image_nats = (
-                -0.5 * ((image - parameter) / sigma) ** 2 - torch.log(sigma) - 0.5 * LOG_2PI
-            )
+            if isinstance(sigma, Tensor):
+                sigma = sigma.to(parameter.dtype)
+            else:  # filled in on the device: the host would wait for a number that is copied
+                sigma = parameter.new_full((), sigma)
+            squares = ((image - parameter) / sigma) ** 2
+            image_nats = -0.5 * squares - torch.log(sigma) - 0.5 * LOG_2PI
         else:
             image_nats = -F.binary_cross_entropy_with_logits(parameter, image, reduction="none")
         mask_nats = -F.binary_cross_entropy_with_logits(
@@ -200,7 +215,7 @@ class HVAE(nn.Module):
     def linearised_likelihood(
         self, z: Tensor, batch: Batch
     ) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """Return what :meth:`log_likelihood` does, and the gradient of the two's sum by z (B, d), differentiable."""
+        """Return what :meth:`log_likelihood` does, and its sum's gradient by z (B, d)."""
         (parameter, mask_logits), pull = self.decoder.linearise(z)
         if self.config.image_likelihood == "gaussian":
             by_parameter = (batch["image"] - parameter) / self.sigma_x() ** 2
@@ -215,27 +230,31 @@ class HVAE(nn.Module):
         K leaps take K + 1 gradients: the force at a step's end is the force at the next one's
         start, and the last evaluation also gives log p(x, m|z_K).
         """
-        z_0 = mean + scale * batch["noise"]
         whitened = self.config.mass == "posterior"
 
         def latent(q: Tensor) -> Tensor:
             return mean + scale * q if whitened else q
 
         def slope(q: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+            """Return the potential's gradient by q, and the potential with its parts."""
             z = latent(q)
             (image_nats, mask_nats), by_z = self.linearised_likelihood(z, batch)
             gradient = z - by_z
-            gradient = gradient * scale if whitened else gradient
-            values = 0.5 * _square(z) - image_nats - mask_nats, image_nats, mask_nats
-            return (
-                gradient.detach() if self.config.inner_gradient == "detached" else gradient
-            ), values
+            if whitened:
+                gradient = gradient * scale
+            if self.config.inner_gradient == "detached":
+                gradient = gradient.detach()
+            return gradient, (0.5 * _square(z) - image_nats - mask_nats, image_nats, mask_nats)
 
+        # Start, with the momentum of the initial temperature.
         eps = self.step_size()
+        z_0 = mean + scale * batch["noise"]
         q = q_0 = batch["noise"] if whitened else z_0
         momentum = batch["momentum"] / self.sqrt_beta_0()
         gradient, (energy, image_nats, mask_nats) = self._spare(slope, q)
         at_start = image_nats, mask_nats
+
+        # K leaps, each with tempering after it.
         energy_change = torch.zeros_like(energy)
         for alpha in self.alphas():
             before = energy + 0.5 * _square(momentum)
@@ -245,13 +264,14 @@ class HVAE(nn.Module):
             momentum = half_way - 0.5 * eps * gradient
             energy_change = energy_change + energy + 0.5 * _square(momentum) - before
             momentum = alpha * momentum
+
         path = Path(
             q_0, q, z_0, latent(q), momentum, *at_start, image_nats, mask_nats, energy_change
         )
         return self._accept_or_stay(path, batch) if self.config.metropolis else path
 
     def _accept_or_stay(self, path: Path, batch: Batch) -> Path:
-        """Choose for each pair between (u_K, rho_K) and (u_0, -rho_0), by Metropolis' rule in log space."""
+        """Choose for each pair between (u_K, rho_K) and (u_0, -rho_0), by Metropolis' rule."""
         accepted = torch.log(batch["uniform"]) < -path.energy_change
 
         def choose(end: Tensor, start: Tensor) -> Tensor:
@@ -276,47 +296,19 @@ class HVAE(nn.Module):
         mean, scale = self.encode(batch)
         log_scale = torch.log(scale).sum(1)
         analytic_kl = 0.5 * (mean * mean + scale * scale - 1).sum(1) - log_scale
+        posterior = _Posterior(mean, scale, log_scale, analytic_kl)
+        flows = "momentum" in batch
+        parts = self._bound_with_flow if flows else self._bound_without_flow
+        image_nats, mask_nats, kl, log_weight, terms = parts(batch, posterior)
+
         pixels = batch["image"][0].numel()
-        is_bound = (
-            "uniform" not in batch
-        )  # Metropolis' choice has a density that nobody writes down
-        if "momentum" not in batch:
-            z = mean + scale * batch["noise"]
-            image_nats, mask_nats = self._spare(lambda z: self.log_likelihood(z, batch), z)
-            kl = analytic_kl
-            log_weight = (
-                image_nats
-                + mask_nats
-                + log_scale
-                + 0.5 * _square(batch["noise"])
-                - 0.5 * _square(z)
-            )
-            terms = {}
-        else:
-            path = self.leap(batch, mean, scale)
-            image_nats, mask_nats = path.image_k, path.mask_k
-            kl = 0.5 * _square(path.z_k) + 0.5 * _square(path.momentum) - log_scale - mean.shape[1]
-            log_weight = (
-                image_nats + mask_nats + log_scale - 0.5 * _square(path.z_k) - 0.5 * _square(path.momentum)
-                + 0.5 * _square(batch["noise"]) + 0.5 * _square(batch["momentum"])
-            )  # fmt: skip
-            terms = {
-                "moved": ((path.z_k - path.z_0) / scale).square().mean(1).sqrt(),
-                "energy_change": path.energy_change,
-                "acceptance": torch.exp(-path.energy_change.clamp(min=0.0)),
-                "step_size": torch.as_tensor(self.step_size()),
-                "sqrt_beta_0": torch.as_tensor(self.sqrt_beta_0()),
-            }
-            gain = image_nats + mask_nats - kl - (path.image_0 + path.mask_0 - analytic_kl)
-            terms |= {"elbo_gain": gain} if is_bound else {}
         bound = image_nats + mask_nats - batch["kl_weight"] * kl
         elbo = image_nats + mask_nats - kl
-        bits = -elbo / (pixels * math.log(2))
-        terms |= (
-            {"elbo": elbo, "log_weight": log_weight, "bits_per_pixel": bits}
-            if is_bound
-            else {"objective": elbo}
-        )
+        if self._is_bound(batch):
+            bits = -elbo / (pixels * math.log(2))
+            terms |= {"elbo": elbo, "log_weight": log_weight, "bits_per_pixel": bits}
+        else:
+            terms |= {"objective": elbo}
         terms |= {
             "image": image_nats,
             "mask": mask_nats,
@@ -326,13 +318,47 @@ class HVAE(nn.Module):
         }
         return Loss(-bound.mean() / pixels, {name: term.detach() for name, term in terms.items()})
 
-    def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn latent variables (B, d) into the image's mean and the mask's probability, (B, 1, H, W) each."""
-        parameter, mask_logits = self.decoder(z)
-        image = (
-            parameter if self.config.image_likelihood == "gaussian" else torch.sigmoid(parameter)
+    def _bound_without_flow(self, batch: Batch, posterior: _Posterior) -> _BoundParts:
+        """Return the VAE's bound in parts: its KL is analytic."""
+        mean, scale, log_scale, analytic_kl = posterior
+        z = mean + scale * batch["noise"]
+        image_nats, mask_nats = self._spare(lambda z: self.log_likelihood(z, batch), z)
+        log_weight = (
+            image_nats + mask_nats + log_scale + 0.5 * _square(batch["noise"]) - 0.5 * _square(z)
         )
-        return image, torch.sigmoid(mask_logits)
+        return _BoundParts(image_nats, mask_nats, analytic_kl, log_weight, {})
+
+    def _bound_with_flow(self, batch: Batch, posterior: _Posterior) -> _BoundParts:
+        """Return the bound at the end of the path in parts, and what the flow did."""
+        mean, scale, log_scale, analytic_kl = posterior
+        path = self.leap(batch, mean, scale)
+        image_nats, mask_nats = path.image_k, path.mask_k
+        kl = 0.5 * _square(path.z_k) + 0.5 * _square(path.momentum) - log_scale - mean.shape[1]
+        at_end = image_nats + mask_nats + log_scale
+        at_end = at_end - 0.5 * _square(path.z_k) - 0.5 * _square(path.momentum)
+        log_weight = at_end + 0.5 * _square(batch["noise"]) + 0.5 * _square(batch["momentum"])
+
+        terms = {
+            "moved": ((path.z_k - path.z_0) / scale).square().mean(1).sqrt(),
+            "energy_change": path.energy_change,
+            "acceptance": torch.exp(-path.energy_change.clamp(min=0.0)),
+            "step_size": torch.as_tensor(self.step_size()),
+            "sqrt_beta_0": torch.as_tensor(self.sqrt_beta_0()),
+        }
+        if self._is_bound(batch):
+            elbo_at_start = path.image_0 + path.mask_0 - analytic_kl
+            terms["elbo_gain"] = image_nats + mask_nats - kl - elbo_at_start
+        return _BoundParts(image_nats, mask_nats, kl, log_weight, terms)
+
+    def _is_bound(self, batch: Batch) -> bool:
+        """Say whether the objective is a bound; Metropolis' choice has no density to write down."""
+        return "uniform" not in batch
+
+    def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn z (B, d) into the image's mean and the mask's probability, (B, 1, H, W) each."""
+        parameter, mask_logits = self.decoder(z)
+        gaussian = self.config.image_likelihood == "gaussian"
+        return parameter if gaussian else torch.sigmoid(parameter), torch.sigmoid(mask_logits)
 
 
 def _square(x: Tensor) -> Tensor:

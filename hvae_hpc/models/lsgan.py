@@ -63,7 +63,7 @@ class LSGAN(nn.Module):
         return (Phase("discriminator", self.discriminator), Phase("generator", self.decoder))
 
     def draw(self, n: int, share: float, generator: torch.Generator) -> dict[str, Tensor]:
-        """Draw z for n pairs and, where the pairs are augmented, the moves and tones of real and generated ones."""
+        """Draw z for n pairs and, where pairs are augmented, moves and tones of both sides."""
         del share
         drawn = {"noise": torch.randn(n, self.latent_size, generator=generator)}
         if self.config.differentiable_augmentation:
@@ -73,7 +73,7 @@ class LSGAN(nn.Module):
         return drawn
 
     def _seen(self, pair: Tensor, batch: Batch, side: str) -> Tensor:
-        """What the discriminator sees of a pair: moved, and with another brightness and contrast of the image alone."""
+        """Return what the discriminator sees: moved pairs, of images with other tones."""
         if not self.config.differentiable_augmentation:
             return pair
         image, mask = apply_moves(pair, batch[f"{side}_moves"]).chunk(2, dim=1)

@@ -56,7 +56,7 @@ class UNet(nn.Module):
         return {}
 
     def encode(self, image: Tensor) -> list[Tensor]:
-        """Return the encoder's features (B, C, H / 2^level, W / 2^level) of every level, the bottleneck's last."""
+        """Return the features (B, C, H / 2^level, W / 2^level) of every level, the lowest last."""
         levels: list[Tensor] = []
         x = image
         for level, block in enumerate(self.down):
@@ -72,7 +72,7 @@ class UNet(nn.Module):
         return self.out(x).float()
 
     def forward(self, batch: Batch, phase: str = "segmentation") -> Loss:
-        """Return cross-entropy, one minus the soft Dice of each pair, or both together, as the loss asks."""
+        """Return cross-entropy, one minus each pair's soft Dice, or their sum, as asked."""
         del phase
         logits, mask = self.logits(batch["image"]), batch["mask"]
         terms: dict[str, Tensor] = {}

@@ -1,4 +1,4 @@
-"""Pullbacks: the map from a gradient by a layer's output to that by its input, in ordinary differentiable operations.
+"""Pullbacks: from a gradient by a layer's output to that by its input, differentiable.
 
 The flow's force is the decoder's pullback, and training differentiates it once more: an ordinary
 backward pass then. Torch's own derivative of a convolution's backward is a convolution whose
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Pullback = Callable[[Tensor], Tensor]
-"""One vector-Jacobian product: the gradient of a scalar by an output to its gradient by the input."""
+"""A vector-Jacobian product: a scalar's gradient by an output to its gradient by the input."""
 
 
 def widen(x: Tensor) -> Tensor:
@@ -37,15 +37,10 @@ def linearise_activation(
     x = widen(x)
     groups, pixels = norm.num_groups, (2, 3)
 
-    def over_group(
-        per_channel: Tensor,
-    ) -> Tensor:  # (B, C, 1, 1), its mean over each group's channels
-        return (
-            per_channel.unflatten(1, (groups, -1))
-            .mean(2, keepdim=True)
-            .expand(-1, -1, x.shape[1] // groups, 1, 1)
-            .flatten(1, 2)
-        )
+    def over_group(per_channel: Tensor) -> Tensor:
+        """Replace (B, C, 1, 1) by its mean over each group's channels."""
+        means = per_channel.unflatten(1, (groups, -1)).mean(2, keepdim=True)
+        return means.expand(-1, -1, x.shape[1] // groups, 1, 1).flatten(1, 2)
 
     of_channel = x.mean(pixels, keepdim=True)
     mean = over_group(of_channel)

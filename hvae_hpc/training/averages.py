@@ -1,4 +1,4 @@
-"""What a training averages: its weights over the steps, and its terms over windows of steps and over processes."""
+"""What a training averages: its weights over the steps, and its terms over windows of steps."""
 
 import math
 
@@ -10,7 +10,10 @@ from hvae_hpc.training.distributed import Team
 
 
 class MovingAverage:
-    """The exponential moving average of a network's weights; early steps count more, or the start would weigh on it."""
+    """The exponential moving average of a network's weights.
+
+    Early steps count more, or the initial weights would weigh on it.
+    """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay, self.steps = decay, 0
@@ -20,26 +23,26 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move a step towards the network's weights and BatchNorm's statistics; all else is copied."""
+        """Move a step towards the weights and BatchNorm's statistics; all else is copied."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        mine, theirs = [], []
+
+        averages, values = [], []
         for name, value in self.model.state_dict().items():
             if name in self.learned or name.rpartition(".")[2] in ("running_mean", "running_var"):
-                mine.append(self.state[name])
-                theirs.append(value)
+                averages.append(self.state[name])
+                values.append(value)
             else:
                 self.state[name].copy_(value)
-        torch._foreach_lerp_(mine, theirs, 1 - decay)
+        torch._foreach_lerp_(averages, values, 1 - decay)
 
 
 class TermReader:
-    """Gathers terms on the device, reads them now and then, and averages them over windows of the training.
+    """Gathers terms on the device, reads them now and then, and averages them over windows.
 
-    The windows lie where they lie whether or not the training was stopped in between: what was read
-        of the current one
-    is part of the checkpoint. Each process sees its own pairs, so what it reads it averages with
-    the others.
+    The windows lie at fixed numbers of images, whether or not the training was stopped in between:
+    what was read of the current one is part of the checkpoint. Each process sees its own pairs, so
+    what it reads it averages with the others.
     """
 
     def __init__(self, team: Team) -> None:
@@ -50,9 +53,8 @@ class TermReader:
 
     def add(self, images_seen: int, terms: dict[str, Tensor]) -> None:
         """Keep one step's terms, without waiting for them."""
-        self.pending.append(
-            (images_seen, {name: term.detach().float().mean() for name, term in terms.items()})
-        )
+        means = {name: term.detach().float().mean() for name, term in terms.items()}
+        self.pending.append((images_seen, means))
 
     def read(self) -> None:
         """Wait for what was added and put it into the window.
@@ -61,9 +63,8 @@ class TermReader:
             NonFiniteError: a term was not finite, in all processes if in one; it names the term and
                 the images seen.
         """
-        numbers = iter(
-            self.team.mean([float(term) for _, terms in self.pending for term in terms.values()])
-        )
+        own = [float(term) for _, terms in self.pending for term in terms.values()]
+        numbers = iter(self.team.mean(own))
         for images_seen, terms in self.pending:
             for name in terms:
                 number = next(numbers)

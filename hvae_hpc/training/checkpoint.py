@@ -29,9 +29,7 @@ def save_checkpoint(folder: Path, images_seen: int, state: dict[str, Any]) -> Pa
     Raises:
         UserError: the disk refused; the earlier checkpoints are still there.
     """
-    buffer = io.BytesIO()
-    torch.save({"images_seen": images_seen, **state}, buffer)
-    content = buffer.getvalue()
+    content = _to_bytes({"images_seen": images_seen, **state})
     path = folder / f"checkpoint-{images_seen:012d}-{hashlib.sha256(content).hexdigest()[:16]}.pt"
     write_atomic(path, content)
     # Those of more images are damaged: this training went on from one before them.
@@ -49,8 +47,9 @@ def find_checkpoints(folder: Path) -> list[Path]:
 def load_checkpoint(folder: Path, team: Team = ALONE) -> dict[str, Any] | None:
     """Return the newest undamaged checkpoint's state, or None where there is none.
 
-    Beside the state it holds ``images_seen``. A damaged checkpoint is named in the log and passed over. The first process reads and hands out
-    what it read: the others' view of the disk may be older.
+    Beside the state it holds ``images_seen``. A damaged checkpoint is named in the log and passed
+    over. The first process reads and hands out what it read: the others' view of the disk may be
+    older.
     """
     content = team.hand_out(_read_newest(folder) if team.rank == 0 else None)
     if content is None:
@@ -77,9 +76,13 @@ def remove_checkpoints(folder: Path, beyond: int = -1) -> None:
 
 def save_snapshot(path: Path, state: dict[str, Any]) -> None:
     """Write weights to use, atomically."""
+    write_atomic(path, _to_bytes(state))
+
+
+def _to_bytes(state: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    write_atomic(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def load_snapshot(path: Path) -> dict[str, Any]:

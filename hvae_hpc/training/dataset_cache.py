@@ -1,7 +1,7 @@
-"""What the runs of a process read again and again stays in its memory: ten seeds of an arm have the same pairs.
+"""What the runs of a process read again stays in its memory: ten seeds of an arm share their pairs.
 
-What was read is known by the hash of its content, so what was packed or made anew is read anew.
-Nobody may change it.
+What was read is known by the hash of its content, so repacked data is read again. Nobody may change
+what is kept.
 """
 
 from collections import OrderedDict
@@ -18,7 +18,7 @@ from hvae_hpc.preprocess.store.shards import Shard
 from hvae_hpc.training.batches import PairTensors, to_tensors
 
 LIMIT = 2**30
-"""Bytes that are kept, on the host and on the device together; what was used longest ago goes first."""
+"""Bytes that are kept, on host and device together; what was used longest ago goes first."""
 CPU = torch.device("cpu")
 Read = TypeVar("Read", Pairs, PairTensors)
 _kept: OrderedDict[Hashable, Any] = OrderedDict()
@@ -48,8 +48,8 @@ def read_first(shard: Shard, n: int, device: torch.device = CPU) -> PairTensors:
 
 
 def _once(key: Hashable, read: Callable[[], Read]) -> Read:
-    found: Read = _kept.pop(key) if key in _kept else read()
-    _kept[key] = found
-    while sum(pairs.images.nbytes + pairs.masks.nbytes for pairs in _kept.values()) > LIMIT:
+    pairs: Read = _kept.pop(key) if key in _kept else read()
+    _kept[key] = pairs  # the one used last
+    while sum(kept.images.nbytes + kept.masks.nbytes for kept in _kept.values()) > LIMIT:
         _kept.popitem(last=False)
-    return found
+    return pairs

@@ -1,4 +1,4 @@
-"""Where and how a network runs: the device, its threads, the initial weights, and the compiled forward."""
+"""Where and how a network runs: device, threads, initial weights, and the compiled forward."""
 
 from collections.abc import Callable, Hashable
 from typing import ClassVar
@@ -16,8 +16,8 @@ from hvae_hpc.training.compile_cache import use_private_cache
 def choose_device(workplace: Workplace) -> torch.device:
     """Pin the threads and return the device that the run's resources name.
 
-    SLURM may show a process all GPUs of its node or its own alone, as the site is set up; so it is
-    asked what is seen.
+    SLURM may show a process all GPUs of its node or its own alone, as the site is set up. So what
+    torch sees decides.
 
     Raises:
         UserError: a GPU was asked for and torch sees none, or fewer than the run has processes on
@@ -26,17 +26,19 @@ def choose_device(workplace: Workplace) -> torch.device:
     torch.set_num_threads(workplace.resources.threads)
     torch.backends.cudnn.allow_tf32 = False  # precision "fp32" means float32
     torch.backends.cudnn.benchmark = True
-    if workplace.resources.gpus == 0 or workplace.resources.device == "cpu":
+    gpus = workplace.resources.gpus
+    if gpus == 0 or workplace.resources.device == "cpu":
         return torch.device("cpu")
+
     if not torch.cuda.is_available():
         raise UserError(
-            f"torch sees no GPU on this node, the site file says gpus = {workplace.resources.gpus}; "
+            f"torch sees no GPU on this node, the site file says gpus = {gpus}; "
             'give gpus = 0 or device = "cpu"'
         )
     visible = torch.cuda.device_count()
     if 1 < visible <= workplace.local_rank:
         raise UserError(
-            f"torch sees {visible} GPUs on this node, the site file says gpus = {workplace.resources.gpus}; "
+            f"torch sees {visible} GPUs on this node, the site file says gpus = {gpus}; "
             f"give gpus = {visible}"
         )
     device = torch.device("cuda", workplace.local_rank if visible > 1 else 0)
@@ -53,7 +55,8 @@ def build(make: Callable[[], nn.Module], seed: int, device: torch.device) -> nn.
     """Make a network whose initial weights are a function of the seed, and put it on the device."""
     torch.manual_seed(generator_for(seed, "weights", 0).initial_seed())
     model = make().to(device)
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions are fastest so
+    # Convolutions are fastest with channels last.
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def move_only(phase: Phase, phases: tuple[Phase, ...]) -> None:
@@ -64,12 +67,12 @@ def move_only(phase: Phase, phases: tuple[Phase, ...]) -> None:
 
 
 class CompiledForward(nn.Module):
-    """A model's forward, compiled where asked; a compilation that fails runs eager, says so, and is noted.
+    """A model's forward, compiled where asked; where that fails it runs eager, and says so.
 
-    A model that names ``compiled_parts``, methods of its own, has these compiled, each as a whole,
-    and not its forward: what a flow does K + 1 times is then compiled once, and not K + 1 times in
-        a row. Networks that are alike but for
-    their weights, as those of ten seeds, share what was compiled for the first.
+    A model may name ``compiled_parts``, methods of its own. Each of these is then compiled as a
+    whole, and the forward is not: what a flow does K + 1 times is compiled once, and not K + 1
+    times in a row. Networks that differ in their weights alone, as those of ten seeds, share what
+    was compiled for the first.
 
     Args:
         model: its ``config``, modules and weights' shapes say what is alike.
@@ -90,19 +93,22 @@ class CompiledForward(nn.Module):
         self.model = model
         self.workplace = workplace
         self.notes: list[str] = []
-        self.parts: tuple[str, ...] = (
-            getattr(model, "compiled_parts", ("forward",)) if compiled else ()
-        )
-        if compiled:
-            self._drop_graphs_of_others(shapes)
-            # By itself torch compiles the backward pass in it, where a failure would
-            # end the training.
-            torch._functorch.config.force_non_lazy_backward_lowering = True
+        self.parts: tuple[str, ...] = ()
+        if not compiled:
+            return
+
+        self._drop_graphs_of_others(shapes)
+        # By itself torch compiles the backward pass in it, where a failure would end the training.
+        torch._functorch.config.force_non_lazy_backward_lowering = True
+        self.parts = getattr(model, "compiled_parts", ("forward",))
         for name in self.parts:  # an attribute of the instance goes before the class's method
             setattr(model, name, torch.compile(getattr(model, name), fullgraph=True, dynamic=False))
 
     def close(self) -> None:
-        """Give the model its own methods back: one that holds itself stays until Python looks for such, GPU and all."""
+        """Give the model its own methods back.
+
+        A model that refers to itself keeps its memory until Python's collector finds it.
+        """
         for name in self.parts:
             vars(self.model).pop(name, None)
 
@@ -113,32 +119,29 @@ class CompiledForward(nn.Module):
         except Exception as error:
             if not self.parts or not _is_of_compiler(error):
                 raise
+
             reason = " ".join(str(error).split())[:200]
             self.notes.append(f"torch.compile failed, ran eager: {type(error).__name__}: {reason}")
             self.workplace.log({"event": "compile_failed", "reason": reason})
             if self.workplace.rank == 0:
                 print(f"{self.workplace.folder.name}: {self.notes[-1]}", flush=True)
-            for name in self.parts:
-                delattr(self.model, name)
+            self.close()
             self.parts, CompiledForward.graphs_of = (), None
         return self.model(batch, phase)
 
     def _drop_graphs_of_others(self, shapes: Hashable) -> None:
         """Make room: torch's limit of graphs is per process, and a worker trains many networks."""
-        types = tuple(
-            type(module) for module in self.model.modules()
-        )  # a parametrised layer's is its own each time
+        types = tuple(type(module) for module in self.model.modules())
         weights = tuple(weight.shape for weight in self.model.parameters())
-        mine = (getattr(self.model, "config", None), types, weights, shapes)
-        if mine != CompiledForward.graphs_of:
+        network = (getattr(self.model, "config", None), types, weights, shapes)
+        if network != CompiledForward.graphs_of:
             use_private_cache()
             torch._dynamo.reset()
-        CompiledForward.graphs_of = mine
+        CompiledForward.graphs_of = network
 
 
 def _is_of_compiler(error: Exception) -> bool:
-    from torch._dynamo import (
-        exc,
-    )  # only here: it takes longer to import than the rest of torch, on a CPU for nothing
+    # Only here: its import takes longer than that of the rest of torch, on a CPU for nothing.
+    from torch._dynamo import exc
 
     return isinstance(error, (exc.TorchDynamoException, exc.FailOnRecompileLimitHit))

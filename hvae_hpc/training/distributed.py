@@ -1,7 +1,7 @@
-"""Several processes at one training: how they meet, share a batch, average their gradients, and leave together.
+"""Several processes at one training: how they meet, share a batch, and leave together.
 
 Each holds the whole network and takes an equal, contiguous part of every batch. All losses are
-means over the batch and no pair knows of another, so the mean of the parts' gradients is the
+means over the batch and no pair knows of another. So the mean of the parts' gradients is the
 batch's, and the number of processes changes the weights by rounding alone. What they tell each
 other beside gradients are CPU numbers, sent by gloo, that wait for no device. A process that is
 alone touches no part of torch.distributed.
@@ -36,7 +36,7 @@ PATIENCE = timedelta(minutes=10)
 
 @dataclass(frozen=True, kw_only=True)
 class Team:
-    """The processes of one run; what it does is done by all of them at the same place, and each waits for the others.
+    """The processes of one run; all call a method at the same place, and wait for each other.
 
     Attributes:
         rank: this process's number.
@@ -57,7 +57,7 @@ class Team:
         return [bool(flag) for flag in up]
 
     def mean(self, numbers: Sequence[float]) -> list[float]:
-        """Return each number's mean over the processes; not finite where it is not in one of them."""
+        """Return each number's mean over the processes; not finite if it is not in one of them."""
         if self.world == 1 or not numbers:
             return list(numbers)
         total = torch.tensor(numbers, dtype=torch.float64)
@@ -72,19 +72,17 @@ class Team:
         return box[0]
 
     def wrap(self, forward: nn.Module, phases: tuple[Phase, ...]) -> list[nn.Module]:
-        """Return one forward per phase, after whose backward the phase's gradients are those of the whole batch."""
+        """Return a forward per phase, whose backward gives the gradients of the whole batch."""
         if self.world == 1:
             return [forward for _ in phases]
-        # Dynamo would cut a graph where the buckets of gradients end; each compiled part
-        # is to stay whole.
+        # Dynamo would cut graphs where the buckets of gradients end; compiled parts stay whole.
         torch._dynamo.config.optimize_ddp = False
         for phase in phases:
-            move_only(
-                phase, phases
-            )  # a wrapper takes care of the weights that ask for a gradient now
-            # Before flow_from the flow's weights have none. The search for such
-            # weights also keeps torch from sorting the buckets anew after the first
-            # step, so a resumed training adds up in the order of an undisturbed one.
+            # A wrapper takes care of the weights that ask for a gradient now.
+            move_only(phase, phases)
+            # Before flow_from the flow's weights have none. The search for such weights also keeps
+            # torch from sorting the buckets again after the first step. So a resumed training adds
+            # up in the order of an undisturbed one.
             wrapper = DistributedDataParallel(forward, find_unused_parameters=True)
             wrapper.broadcast_buffers = False  # they follow from the weights
             self.wrapped.append(wrapper)
@@ -103,8 +101,8 @@ def part_of_batch(batch_size: int, workplace: Workplace) -> slice:
     world = workplace.world
     if batch_size % world:
         raise UserError(
-            f"optim.batch_size is {batch_size}, expected a multiple of the run's {world} processes (nodes x gpus); "
-            "change it in the sweep, or nodes or gpus in the site file"
+            f"optim.batch_size is {batch_size}, expected a multiple of the run's {world} processes "
+            "(nodes x gpus); change it in the sweep, or nodes or gpus in the site file"
         )
     part = batch_size // world
     return slice(workplace.rank * part, (workplace.rank + 1) * part)
@@ -112,7 +110,7 @@ def part_of_batch(batch_size: int, workplace: Workplace) -> slice:
 
 @contextlib.contextmanager
 def join_team(workplace: Workplace, device: torch.device) -> Iterator[Team]:
-    """Meet the run's other processes and, if nothing goes wrong, leave when all have come to the end of the block.
+    """Meet the run's other processes, and leave when all have come to the end of the block.
 
     Raises:
         UserError: they could not meet within ``PATIENCE``, or one went away before the end.
@@ -138,15 +136,16 @@ def join_team(workplace: Workplace, device: torch.device) -> Iterator[Team]:
         if isinstance(error, dist.DistError) or "gloo" in str(error):
             reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"process {team.rank} lost touch with another of the run's {team.world} ({reason}); see what that one "
-                "printed or, if it still runs, whether the nodes reach each other; the last checkpoint is kept"
+                f"process {team.rank} lost touch with another of the run's {team.world} "
+                f"({reason}); see what that one printed or, if it still runs, whether the nodes "
+                "reach each other; the last checkpoint is kept"
             ) from error
         raise
     finally:
         for wrapper in team.wrapped:
-            # It would keep the group beyond its end: the others would not be told
-            # that we left, and in the end its reducer would wait, holding Python's
-            # lock, for a thread of gloo's that may want it (torch 2.13 hangs so).
+            # It would keep the group beyond its end, and the others would not be told that this
+            # process left. In the end its reducer would wait, holding Python's lock, for a thread
+            # of gloo's that may want it (torch 2.13 hangs so).
             del wrapper.reducer, wrapper.logger, wrapper.process_group
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -182,8 +181,8 @@ def _meet(workplace: Workplace) -> TCPStore:
                 return store
         time.sleep(0.2)
     raise UserError(
-        f"{path}: process {workplace.rank} found no first process by it within {PATIENCE}; see what process 0 printed, "
-        "and whether the run's folder is on a disk that all nodes share"
+        f"{path}: process {workplace.rank} found no first process by it within {PATIENCE}; "
+        "see what process 0 printed, and whether the run's folder is on a disk that all nodes share"
     )
 
 

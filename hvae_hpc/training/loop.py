@@ -204,7 +204,7 @@ class _Training:
         return self.data.images.device
 
     def restore(self) -> None:
-        """Go on from the newest checkpoint if there is one; keep a copy that can be gone back to."""
+        """Go on from the newest checkpoint, if there is one, and keep a copy to go back to."""
         self.good = LastGood(0, {})
         saved = load_checkpoint(self.workplace.folder, self.team)
         if saved is None:

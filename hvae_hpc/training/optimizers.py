@@ -16,23 +16,14 @@ WRAPPED = ("add_param_group", "state_dict", "load_state_dict", "zero_grad")
 def make_optimizer(phase: Phase, optim: OptimConfig) -> torch.optim.Optimizer:
     """Return the optimizer of a phase's weights."""
     weights = list(phase.network.parameters())
-    decay = optim.weight_decay
+    common = {"lr": optim.lr, "weight_decay": optim.weight_decay, "fused": True}
     if optim.optimizer == "adamw":
-        betas = (optim.beta_1, optim.beta_2)
-        return _plain(torch.optim.AdamW)(
-            weights, lr=optim.lr, betas=betas, weight_decay=decay, fused=True
-        )
-    sgd = _plain(torch.optim.SGD)(
-        weights,
-        lr=optim.lr,
-        momentum=optim.beta_1,
-        nesterov=optim.beta_1 > 0,
-        weight_decay=decay,
-        fused=True,
-    )
-    for weight in (
-        weights
-    ):  # the fused step leaves a momentum that it makes itself unset where found_inf is 1
+        return _plain(torch.optim.AdamW)(weights, betas=(optim.beta_1, optim.beta_2), **common)
+
+    nesterov = optim.beta_1 > 0
+    sgd = _plain(torch.optim.SGD)(weights, momentum=optim.beta_1, nesterov=nesterov, **common)
+    # The fused step leaves a momentum that it makes itself unset where found_inf is 1.
+    for weight in weights:
         sgd.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
     return sgd
 
@@ -55,22 +46,24 @@ def take_step(
 
 @functools.cache
 def _plain(kind: Any) -> Any:
-    """Return a class of optimizers without wrappers that import torch's compiler, which takes a process seconds."""
+    """Return a class of optimizers without the wrappers that import torch's compiler.
+
+    That import takes a process seconds.
+    """
     methods = {name: inspect.unwrap(getattr(kind, name)) for name in WRAPPED}
+    methods["step"] = torch.no_grad()(inspect.unwrap(kind.step))
     if kind is torch.optim.AdamW:
         methods["_init_group"] = _init_group_as_it_lies
-    return type(
-        kind.__name__, (kind,), {**methods, "step": torch.no_grad()(inspect.unwrap(kind.step))}
-    )
+    return type(kind.__name__, (kind,), methods)
 
 
 def _init_group_as_it_lies(self: Any, group: dict[str, Any], *lists: list[Tensor]) -> Any:
     """Fill the lists for a step; of weights whose channels lie last with views in that order.
 
-    On a CPU the fused step copies each gradient that is not contiguous first, which takes it twice
-    as long.
+    On a CPU the fused step first copies each gradient that is not contiguous, which doubles its
+    time.
     """
-    found = torch.optim.AdamW._init_group(self, group, *lists)
+    result = torch.optim.AdamW._init_group(self, group, *lists)
     for place in range(len(lists[0])):
         of_weight = [
             tensors for tensors in lists if place < len(tensors) and tensors[place].dim() == 4
@@ -78,7 +71,7 @@ def _init_group_as_it_lies(self: Any, group: dict[str, Any], *lists: list[Tensor
         if all(_lies_last(tensors[place]) for tensors in of_weight):
             for tensors in of_weight:
                 tensors[place] = tensors[place].detach().permute(0, 2, 3, 1)
-    return found
+    return result
 
 
 def _lies_last(tensor: Tensor) -> bool:

@@ -5,8 +5,8 @@ found finite; the windows lie at fixed numbers of images seen, so going back dep
 checkpoint written inside a window carries the copy along.
 
 The flow's step shrinks for all pairs alike. Were it halved for those pairs alone whose energy
-explodes, it would depend on where a pair starts: two starts could end in one place, but the bound
-    needs a flow that is one to one.
+explodes, it would depend on where a pair starts. Two starts could then end in one place, but the
+bound needs a flow that is one to one.
 """
 
 import copy
