@@ -186,9 +186,7 @@ def gather(
         failed = [words[3] for words in reports if words[1] == "failed"]
         endings = [{"event": "failed", "reason": reason} for reason in failed]
 
-    had_turn = bool(reports or not element) or not _ended_before(
-        plan, run_id, log, submitted, element
-    )
+    had_turn = not element or bool(reports)
     return Evidence(
         status=status,
         state=ends.get(element, ""),
@@ -198,7 +196,7 @@ def gather(
         reached=checkpoint_at(plan.folder(run_id)),
         minutes=submissions.element(element).minutes,
         lines=lines,
-        had_turn=had_turn,
+        had_turn=had_turn or not _ended_before(plan, run_id, log, submitted, element),
     )
 
 
@@ -210,15 +208,14 @@ def _ended_before(
     element: str,
 ) -> bool:
     """Tell whether an element ended before a run's turn: only its other runs' logs name it."""
-    others = [
-        read_log(plan.folder(other))
-        for other in submitted.run_ids
-        if other != run_id and other in plan.runs
-    ]
-    named_here, *named_there = (
-        any(record.get("job_id") == element for record in records) for records in [log, *others]
-    )
-    return any(named_there) and not named_here
+
+    def names_element(records: Sequence[Mapping[str, Any]]) -> bool:
+        return any(record.get("job_id") == element for record in records)
+
+    if names_element(log):
+        return False
+    others = [other for other in submitted.run_ids if other != run_id and other in plan.runs]
+    return any(names_element(read_log(plan.folder(other))) for other in others)
 
 
 def _read_lines(plan: Plan, run_id: str, element: str) -> list[str]:

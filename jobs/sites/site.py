@@ -101,10 +101,10 @@ def read_site(path: Path | None, flags: Mapping[str, Any] | None = None) -> Site
         if "caps" in tables and file not in admin_files:
             expected = f"the administrator's file ({SYSTEM_SITE} or $HVAE_HPC_SITE)"
             raise UserError(f"{file}: [caps] stand only in {expected}")
+        retry_rules[str(file)] = tables.pop("retry", {})
+        _check_tables(tables, [EVERY_STAGE, *library, "caps"], file)
         # The second file may be the user's own choice: it cannot lift the first one's caps.
         limits = {**tables.pop("caps", {}), **limits}
-        retry_rules[str(file)] = tables.pop("retry", {})
-        _check_tables(tables, library, file)
         layers.append(tables)
     admin_file = next(iter(admin_files), None)
     caps, rules = load(Caps, limits, f"{admin_file}: caps"), read_rules(retry_rules)
@@ -125,13 +125,12 @@ def _admin_files() -> list[Path]:
     return [SYSTEM_SITE] * SYSTEM_SITE.is_file() + ([Path(own_choice)] if own_choice else [])
 
 
-def _check_tables(tables: Mapping[str, Any], stages: Collection[str], where: Path) -> None:
-    known = [EVERY_STAGE, *stages]
-    for stage, table in tables.items():
-        if stage not in known:
-            raise UserError(f"{where}: unknown stage {stage!r}; expected {', '.join(known)}")
+def _check_tables(tables: Mapping[str, Any], known: Collection[str], where: Path) -> None:
+    for name, table in tables.items():
+        if name not in known:
+            raise UserError(f"{where}: unknown stage {name!r}; expected {', '.join(known)}")
         if not isinstance(table, dict):
-            raise UserError(f"{where}: {stage}: got {table!r}, expected a table [{stage}]")
+            raise UserError(f"{where}: {name}: got {table!r}, expected a table [{name}]")
 
 
 def _load_stage(

@@ -137,6 +137,12 @@ def test_a_file_of_the_user_s_choice_does_not_lift_the_system_s_caps(
     assert (site.resources["train"].account, site.resources["train"].qos) == ("lab", "q")
 
 
+def test_caps_that_are_no_table_are_refused(admin: Path) -> None:
+    admin.write_text("caps = 3\n")
+    with pytest.raises(UserError, match=r"admin\.toml: caps: got 3, expected a table \[caps\]"):
+        read_site(None)
+
+
 def test_caps_that_leave_no_time_to_work_are_the_administrator_s_fault(admin: Path) -> None:
     admin.write_text("[caps]\nminutes = 1\n")
     with pytest.raises(
