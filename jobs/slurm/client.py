@@ -106,6 +106,17 @@ def ask_once(
     return done.stdout
 
 
+def sbatch(arguments: Sequence[str], lock: int) -> str:
+    """Submit a job; returns its id.
+
+    Args:
+        arguments: of sbatch.
+        lock: file descriptor that sbatch holds as long as it lives, also when we are killed.
+    """
+    answer = ask_once(["sbatch", "--parsable", *arguments], keep_open=(lock,))
+    return answer.strip().partition(";")[0]
+
+
 def patiently(question: Callable[[], str], patience_s: float = PATIENCE_S) -> str:
     """Ask again while SLURM is busy; pauses grow and are random, so that askers do not meet."""
     pause_s, end = 2.0, time.monotonic() + patience_s
@@ -265,16 +276,3 @@ def parse_places(text: str) -> tuple[int, ...]:
             first, last, step = int(match[1]), int(match[2] or match[1]), int(match[3] or 1)
             places += range(first, last + 1, step)
     return tuple(places)
-
-
-def format_places(places: Sequence[int]) -> str:
-    """Turn indices into an element list for scontrol and scancel: "0-4,7"."""
-    parts: list[str] = []
-    start: int | None = None
-    ordered = sorted(places)
-    for place, following in zip(ordered, [*ordered[1:], None], strict=True):
-        start = place if start is None else start
-        if following != place + 1:
-            parts.append(f"{start}-{place}" if place > start else f"{place}")
-            start = None
-    return ",".join(parts)

@@ -80,10 +80,9 @@ class Application:
     def _submit_array(self, number: int) -> None:
         """Submit an array: its canaries first, and in parts where SLURM does not take it whole."""
         array = self.plan.arrays[number]
-        alone = self._canaries_alone(array)
-        todo = list(range(len(array.elements)))
-        size = len(todo)
-        while todo:
+        alone, first, end = self._canaries_alone(array), 0, len(array.elements)
+        size = end
+        while first < end:
             if self._limited and self.jobs:  # while there is room for it
                 self._submit_last()
             if self._room is not None:
@@ -92,7 +91,7 @@ class Application:
                 self.refused = f"a limit of {self._room} more elements in the queue"
                 return
 
-            part = [place for place in todo[:size] if place < alone or todo[0] >= alone]
+            part = range(first, min(first + size, alone if first < alone else end))
             try:
                 self._submit(number, part)
             except LimitError as error:
@@ -103,14 +102,13 @@ class Application:
                 size = len(part) // 2 if self.jobs else 1
                 self._limited = True
             else:
-                todo = todo[len(part) :]
-                size = min(len(todo), 2 * size)
+                first, size = part.stop, 2 * size
 
     def _submit_last(self) -> None:
         """Submit the job that makes the tables, unless it is in the queue."""
         if not self._last_jobs():
             with contextlib.suppress(LimitError):  # then the same command, given again, submits it
-                self._submit(len(self.plan.arrays) - 1, [])
+                self._submit(len(self.plan.arrays) - 1, range(0))
 
     def _update_last(self) -> None:
         """Let the last job, which was submitted before the others, wait for all of them."""
@@ -121,28 +119,28 @@ class Application:
     def _last_jobs(self) -> list[Job]:
         return [job for job in self.jobs if job.array == len(self.plan.arrays) - 1]
 
-    def _submit(self, number: int, places: Sequence[int]) -> None:
+    def _submit(self, number: int, places: range) -> None:
         """Submit a part of an array (no places: the last job), and note its id."""
         array = self.plan.arrays[number]
         script = self.prepared.folder / f"{number:03d}-{array.name}.sh"
         write_atomic(script, array.script)
 
-        command = ["sbatch", "--parsable", *self._sbatch_options(number, places), str(script)]
-        job_id = self._sbatch(command, number, places)
+        arguments = [*self._sbatch_options(number, places), str(script)]
+        job_id = self._sbatch(arguments, number, places)
         job = Job(self.prepared.name, number, job_id, tuple(places), round(time.time(), 3))
         self._submissions.note(job)
         self.jobs.append(job)
         if self._room is not None:
             self._room -= max(1, len(places))
 
-    def _sbatch_options(self, number: int, places: Sequence[int]) -> Iterator[str]:
+    def _sbatch_options(self, number: int, places: range) -> Iterator[str]:
         """Yield what the sbatch text does not say: what a part waits for, elements, begin."""
         array = self.plan.arrays[number]
         waits = []
         if before := self._jobs_before(array):
             waits.append(f"afterany:{':'.join(before)}")
         alone = self._canaries_alone(array)
-        if places and min(places) >= alone:
+        if places and places[0] >= alone:
             canaries = [job for job in self.jobs if job.array == number and min(job.places) < alone]
             waits += [f"after:{job.job}+{GATE_MINUTES}" for job in canaries]
         if waits:
@@ -150,7 +148,8 @@ class Application:
 
         if 0 < len(places) < len(array.elements):
             throttle = self.plan.resources[array.stage].array_parallelism
-            yield f"--array={slurm.format_places(places)}" + (f"%{throttle}" if throttle else "")
+            at_once = f"%{throttle}" if throttle else ""
+            yield f"--array={places[0]}-{places[-1]}{at_once}"
         if not places and (self._limited or self.refused):
             # The last job submits the rest: not before there may be room.
             yield f"--begin=now+{self.prepared.again_s}seconds"
@@ -173,7 +172,7 @@ class Application:
                 ids += [job.job] if whole else [f"{job.job}_{place}" for place in places]
         return ids
 
-    def _sbatch(self, command: Sequence[str], number: int, places: Sequence[int]) -> str:
+    def _sbatch(self, arguments: Sequence[str], number: int, places: Sequence[int]) -> str:
         """Return the job's id.
 
         Where SLURM was too busy to answer, it may have taken the job all the same: then the queue
@@ -191,7 +190,7 @@ class Application:
             if uncertain and (job := self._find_in_queue(number, places)):
                 return job
             try:
-                return slurm.ask_once(command, keep_open=(self._lock,)).strip().partition(";")[0]
+                return slurm.sbatch(arguments, self._lock)
             except slurm.BusyError:
                 uncertain = True
                 raise

@@ -47,5 +47,4 @@ def submit_command(
         resources = replace(resources, partition=resources.partition or partition)
         argv = [*python_command(resources), *command]
         write_atomic(script, sbatch_text(folder, name, resources, argv, comment=comment))
-        answer = slurm.ask_once(["sbatch", "--parsable", str(script)], keep_open=(lock,))
-        return answer.strip().partition(";")[0], False
+        return slurm.sbatch([str(script)], lock), False

@@ -26,12 +26,6 @@ def test_element_lists_are_read_as_squeue_prints_them(text: str, places: tuple[i
     assert slurm.parse_places(text) == places
 
 
-def test_element_lists_are_written_as_they_are_read() -> None:
-    for places in [(0,), (0, 1, 2), (1, 3, 4, 5, 9), tuple(range(1000)), (0, 2, 4)]:
-        assert slurm.parse_places(slurm.format_places(places)) == places
-    assert slurm.format_places([7, 1, 0, 2]) == "0-2,7"
-
-
 def test_what_a_job_or_a_profile_left_of_slurm_is_not_passed_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

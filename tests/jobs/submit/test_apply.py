@@ -83,14 +83,14 @@ def test_who_lost_the_right_to_submit_asks_slurm_for_nothing(
     )
     with submitting(plan.runs_folder / SUBMISSIONS) as lock:
         application = Application(prepared, lock)
-        assert application._sbatch(["sbatch"], 0, (0,)) == "7"
+        assert application._sbatch(["a.sh"], 0, (0,)) == "7"
         (mine,) = (plan.runs_folder / SUBMISSIONS).glob(".lease-*")
         mine.rename(
             mine.with_name(".lease-99")
         )  # another command took over while this one was stopped
         with pytest.raises(LostError, match="lost the folder"):
-            application._sbatch(["sbatch"], 0, (0,))
-    assert asked == [["sbatch"]]
+            application._sbatch(["a.sh"], 0, (0,))
+    assert asked == [["sbatch", "--parsable", "a.sh"]]
 
 
 def call(
