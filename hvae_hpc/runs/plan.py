@@ -52,6 +52,11 @@ class Array:
     canaries: int = 0
     script: str = ""
 
+    @property
+    def run_ids(self) -> tuple[str, ...]:
+        """The runs of all elements."""
+        return tuple(run_id for element in self.elements for run_id in element)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:

@@ -44,10 +44,9 @@ class Application:
     @property
     def submitted(self) -> int:
         """Number of the runs in the jobs."""
-        elements = (self.plan.arrays[job.array].elements for job in self.jobs)
         return sum(
-            len(array[place])
-            for job, array in zip(self.jobs, elements, strict=True)
+            len(self.plan.arrays[job.array].elements[place])
+            for job in self.jobs
             for place in job.places
         )
 

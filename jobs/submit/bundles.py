@@ -6,7 +6,7 @@ its checkpoint and its result, and fails alone.
 """
 
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -85,20 +85,19 @@ class _Builder:
 
     def _group(self, run_ids: Sequence[str], place_of: Mapping[str, Place]) -> Iterator[list[str]]:
         """Yield runs of one stage that share data, source, resources and what they wait for."""
-        kinds: dict[str, tuple[Hashable, ...]] = {}
-        waits: dict[str, Hashable] = {}
+        by_kind = defaultdict[Hashable, dict[Hashable, list[str]]](dict)
         for run_id in run_ids:
             run, parents = self.plan.runs[run_id], self.plan.parents(run_id).values()
-            changes = tuple(sorted(self.plan.changes.get(run_id, {}).items()))
-            kinds[run_id] = (run.config.data, run.source, changes)
-            waits[run_id] = frozenset(place_of.get(p) or self.queued.get(p) for p in parents)
+            changes = tuple(self.plan.changes.get(run_id, {}).items())
+            waits = frozenset(place_of.get(p) or self.queued.get(p) for p in parents)
+            by_waits = by_kind[run.config.data, run.source, changes]
+            by_waits.setdefault(waits, []).append(run_id)
 
-        n_waits = Counter(kind[:2] for kind, _ in {(kinds[i], waits[i]) for i in run_ids})
-        groups: dict[Hashable, list[str]] = {}
-        for run_id, kind in kinds.items():
-            key = (kind, waits[run_id] if n_waits[kind[:2]] <= MOST_GROUPS else None)
-            groups.setdefault(key, []).append(run_id)
-        yield from groups.values()
+        for by_waits in by_kind.values():
+            if len(by_waits) <= MOST_GROUPS:
+                yield from by_waits.values()
+            else:
+                yield [run_id for ids in by_waits.values() for run_id in ids]
 
     def _capacity_s(self, run_id: str) -> float:
         """Return the seconds of a full element; 0 where a run has an element for itself.
@@ -113,7 +112,7 @@ class _Builder:
         self, elements: Sequence[tuple[str, ...]], place_of: Mapping[str, Place]
     ) -> Array:
         run_ids = [run_id for element in elements for run_id in element]
-        run, plan = self.plan.runs[run_ids[0]], self.plan
+        plan, run = self.plan, self.plan.runs[run_ids[0]]
         parents = {parent for run_id in run_ids for parent in plan.parents(run_id).values()}
         minutes = self._time_limit(elements, plan.resources[run.stage])
         return Array(

@@ -85,9 +85,7 @@ class Prepared:
     @property
     def run_ids(self) -> list[str]:
         """The runs that it submits."""
-        return [
-            run_id for array in self.plan.arrays for element in array.elements for run_id in element
-        ]
+        return [run_id for array in self.plan.arrays for run_id in array.run_ids]
 
 
 def prepare(
@@ -239,7 +237,7 @@ def _with_scripts(
         if array.stage == TABLES:
             resources, command = plan.resources[TABLES], [*tables_command, str(folder)]
         else:  # all runs of an array have the same resources
-            resources = plan.resources_of(array.elements[0][0])
+            resources = plan.resources_of(array.run_ids[0])
             command = [*element, "--array", str(number)]
         resources = without_bad_nodes(resources, bad_nodes, cluster)
         script = sbatch_text(

@@ -51,14 +51,12 @@ def _describe_stages(plan: Plan) -> Iterator[str]:
     )
     for stage in dict.fromkeys(array.stage for array in plan.arrays):
         arrays = [array for array in plan.arrays if array.stage == stage]
-        elements = [element for array in arrays for element in array.elements]
-        runs = sum(map(len, elements))
-        each = ""
-        if elements:
-            each = _span(sum(array.seconds for array in arrays) / len(elements))
+        runs = sum(len(array.run_ids) for array in arrays)
+        elements = sum(len(array.elements) for array in arrays)
+        each = _span(sum(array.seconds for array in arrays) / elements) if elements else ""
         limit = _span(60 * max(array.minutes for array in arrays))
         yield (
-            f"{'':14}{stage:9}{runs:6}{len(arrays):8}{len(elements) or 1:10}{each:>9}{limit:>9}"
+            f"{'':14}{stage:9}{runs:6}{len(arrays):8}{elements or 1:10}{each:>9}{limit:>9}"
             f"  {plan.resources[stage].partition}"
         )
 
