@@ -152,7 +152,7 @@ def test_the_console_script_knows_its_commands(
         (("lr = 1e-3", "beta_2 = 3.0"), "beta_2 is 3.0, expected a number in [0, 1)"),
         (
             ("discriminator_channels = [4, 8]", "discriminator_channels = []"),
-            "expected positive numbers",
+            "expected one positive number per level",
         ),
         (
             ("epochs = 10", "epochs = 10\nthreshold = 5.0"),
