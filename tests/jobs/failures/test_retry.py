@@ -454,6 +454,15 @@ def test_a_local_sweep_ends_also_where_a_worker_dies_before_it_leaves_a_word(
     assert len(given.read_text().splitlines()) == (2 if takes_a_log else 1)
 
 
+def test_a_blocked_run_is_retried_once_its_parent_was_made_by_another_command(plan: Plan) -> None:
+    train, generate, *_ = plan.runs
+    fail(plan, train, {"event": "failed", "reason": "x", "errors": ["ZeroDivisionError"]})
+    fail(plan, generate, {"event": "blocked", "reason": "needs train"})
+    assert not choose_once(plan, RetryHistory()).run_ids
+    finish(plan.runs_folder, plan.runs[train], {})
+    assert generate in choose_once(plan, RetryHistory()).run_ids
+
+
 def test_a_child_that_slurm_refused_follows_its_parent_later_and_once(plan: Plan) -> None:
     train, generate, *_ = plan.runs
     fail(plan, train, {"event": "failed", "reason": "x", "errors": ["ZeroDivisionError"]})
