@@ -24,6 +24,7 @@ lint: $(VENV)/ready
 drill: $(VENV)/ready
 	$(RUN) -m tests.drill --folder drill
 	DRILL_SEEDS=13 $(RUN) -m pytest tests/drill/test_faults.py
+	KILLS=50 $(RUN) -m pytest tests/training/test_kills.py
 
 slurm: $(VENV)/ready
 	$(RUN) -m tests.minislurm up

@@ -82,10 +82,11 @@ def test_a_first_run_finds_step_sizes_that_a_second_one_keeps() -> None:
 def test_the_estimate_is_the_known_evidence_and_the_bounds_lie_below(
     start: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(likelihood, "FLOW_SAMPLES", 2000)
+    monkeypatch.setattr(likelihood, "FLOW_SAMPLES", 1000)
+    monkeypatch.setattr(likelihood, "ROWS_AT_ONCE", 399)  # one pair at a time, in few passes
     model = linear_model(n_leapfrog=3, step_size=0.3, tempering="free", sqrt_beta_0=0.8)
     data = PairTensors(
-        images=observed().expand(3, -1, -1, -1), masks=torch.zeros(3, 1, 2, 2, dtype=torch.float64)
+        images=observed().expand(2, -1, -1, -1), masks=torch.zeros(2, 1, 2, 2, dtype=torch.float64)
     )
     asked = config(start=start, chains=200, temperatures=80, importance_samples=2_000)
 
@@ -95,12 +96,12 @@ def test_the_estimate_is_the_known_evidence_and_the_bounds_lie_below(
         assert numbers is not None
         return numbers
 
-    groups = [estimate(asked, first) for first in range(3)]
+    groups = [estimate(asked, first) for first in range(2)]
     found = {name: torch.cat([group[name] for group in groups]) for name in groups[0]}
     again, other = estimate(asked, 0), estimate(replace(asked, seed=1), 0)
     truth = evidence(model.decoder)
-    assert found["log_likelihood"].tolist() == pytest.approx([truth] * 3, abs=0.1)
-    assert found["importance_bound"].tolist() == pytest.approx([truth] * 3, abs=0.1)
+    assert found["log_likelihood"].tolist() == pytest.approx([truth] * 2, abs=0.1)
+    assert found["importance_bound"].tolist() == pytest.approx([truth] * 2, abs=0.1)
     assert float(found["spread"].max()) < 0.2
     assert (found["effective_samples"] > 100).all()
     assert (found["elbo"] < truth).all()

@@ -119,7 +119,7 @@ def test_new_real_images_give_few_false_alarms_over_many_draws(n_held_out: int) 
         400, seed=9, side=24
     )
     alarms, called = [], []
-    for _ in range(60):
+    for _ in range(30):
         drawn = real[random.permutation(400)[: n_held_out + 150]]
         copies = find_copies(drawn[n_held_out:], train, drawn[:n_held_out])
         assert copies.threshold < HALF

