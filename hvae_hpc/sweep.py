@@ -274,7 +274,7 @@ def _finish(options: argparse.Namespace, argv: Sequence[str]) -> int:
     The submission's plan counts, not the sweep file, which may have been edited since.
     """
     submission = read_plan(options.finish / PLAN_FILE)
-    plan = replace(submission, arrays=(), totals={})
+    plan = replace(submission, arrays=())
     try:
         _write_tables(plan, partial=True)
     except UserError as error:  # the rest is to be submitted all the same

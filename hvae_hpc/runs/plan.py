@@ -70,7 +70,6 @@ class Plan:
         resources: stage to what it may use.
         runs: run id to run, parents before children.
         arrays: of a submission; parents' arrays first, the last job last.
-        totals: of a submission: what it will cost, by name (see :mod:`hvae_hpc.jobs.sweeps.costs`).
         allow_code_drift: an element also starts where the package has changed since.
         requeues: times that an element may requeue itself at its time limit.
         changes: run id to the fields of its stage's resources that a run has otherwise, after it
@@ -84,7 +83,6 @@ class Plan:
     resources: dict[str, Resources]
     runs: dict[str, Run]
     arrays: tuple[Array, ...] = ()
-    totals: dict[str, float] = field(default_factory=dict)
     allow_code_drift: bool = False
     requeues: int = 100
     changes: dict[str, dict[str, Any]] = field(default_factory=dict)

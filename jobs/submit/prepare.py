@@ -58,8 +58,9 @@ class Prepared:
     """A submission that is planned but not written.
 
     Attributes:
-        plan: with arrays, sbatch texts and totals.
+        plan: with arrays and sbatch texts.
         name: of the submission and its folder.
+        totals: what it will cost (:func:`hvae_hpc.jobs.sweeps.costs.add_up`).
         statuses: status of every run of the sweep.
         room: elements that the queue still takes; None where no limit is known.
         adopted: jobs in the queue that an earlier command submitted and did not live to note.
@@ -70,6 +71,7 @@ class Prepared:
 
     plan: Plan
     name: str
+    totals: Mapping[str, float]
     statuses: Mapping[str, RunStatus]
     room: int | None
     adopted: tuple[Job, ...] = ()
@@ -153,10 +155,10 @@ def prepare(
     calls = (
         QUESTIONS + len(arrays) + len(canaries_ahead(plan))
     )  # canaries have an sbatch of their own
-    plan = replace(plan, totals=add_up(plan, wanted, seconds, calls))
     return Prepared(
         plan=plan,
         name=name,
+        totals=add_up(plan, wanted, seconds, calls),
         statuses=statuses,
         room=room,
         adopted=tuple(submissions.find_unnoted(queue)),
@@ -275,7 +277,7 @@ def check_space(prepared: Prepared) -> float:
         UserError: what the runs keep will not fit.
     """
     folder = next(path for path in (prepared.folder, *prepared.folder.parents) if path.exists())
-    free, needed = float(shutil.disk_usage(folder).free), prepared.plan.totals["bytes"]
+    free, needed = float(shutil.disk_usage(folder).free), prepared.totals["bytes"]
     if free < needed:
         raise UserError(
             f"{prepared.plan.runs_folder}: {free / 1e9:.1f} GB are free, about "

@@ -11,7 +11,7 @@ from hvae_hpc.runs.plan import Array, Plan
 
 def describe(prepared: Prepared, free_bytes: float) -> Iterator[str]:
     """Yield what will be submitted and what it costs, in lines."""
-    plan, totals = prepared.plan, prepared.plan.totals
+    plan, totals = prepared.plan, prepared.totals
     yield from (f"  {line}" for line in prepared.told)
     if not plan.arrays:
         return

@@ -77,7 +77,7 @@ def test_who_lost_the_right_to_submit_asks_slurm_for_nothing(
 ) -> None:
     array = Array(name="tiny", stage="segment", elements=(("0" * 12,),))
     plan = replace(plan_of(make_project(tmp_path, 1)), arrays=(array,))
-    prepared = Prepared(plan=plan, name="tiny-0", statuses={}, room=None)
+    prepared = Prepared(plan=plan, name="tiny-0", totals={}, statuses={}, room=None)
     asked: list[object] = []
     monkeypatch.setattr(
         "hvae_hpc.jobs.slurm.client.ask_once", lambda command, **_: asked.append(command) or "7"
