@@ -91,20 +91,13 @@ class _Draw:
     split: SplitConfig
     cases: Split
 
-    def config(self, stage: Stage, fields: Mapping[str, Any]) -> Any:
-        """Return a stage's config, checked, with the fields that all stages share."""
-        shared = {
-            "data": self.data.name,
-            "split": dump(self.split),
-            "image_px": self.sweep.image_px,
-        }
-        where = f"sweep {self.sweep.name}: {stage}"
-        return load(CONFIGS[stage], {**shared, **fields}, where)
-
     def run(self, stage: Stage, parents: Mapping[str, str], **fields: Any) -> Run:
-        """Return a run that reads this data set and its parents."""
+        """Return a run that reads this data set and its parents; its config is checked."""
+        fields |= {"data": self.data.name, "split": dump(self.split)}
+        fields["image_px"] = self.sweep.image_px
+        config = load(CONFIGS[stage], fields, f"sweep {self.sweep.name}: {stage}")
         data = {"data": self.data.manifest.content_hash}
-        return Run(stage=stage, config=self.config(stage, fields), parents={**data, **parents})
+        return Run(stage=stage, config=config, parents={**data, **parents})
 
     def n_real(self, n_cases: int = 0) -> int:
         """Return the real pairs of so many training cases; 0 for the split's."""
@@ -207,7 +200,7 @@ def _check_quality(draw: _Draw) -> bool:
         UserError: the sets are too small for that.
     """
     sweep, split = draw.sweep, draw.split
-    quality = draw.config("quality", {**sweep.quality, "source": "real"})
+    quality: Any = draw.run("quality", {}, **sweep.quality, source="real").config
     if not sweep.generators or not quality.features:
         return False
     cases, least = min(split.train, split.test), quality.nearest + 2
@@ -222,7 +215,7 @@ def _check_quality(draw: _Draw) -> bool:
 def _check_doses(draw: _Draw, arms: Sequence[ArmConfig]) -> None:
     """Refuse arms that ask for more pairs than are generated."""
     sweep = draw.sweep
-    generate = draw.config("generate", {**sweep.generate, "generator": ""})
+    generate: Any = draw.run("generate", {}, **sweep.generate, generator="").config
     largest = max(arms, key=lambda arm: arm.n_synthetic)
     if largest.n_synthetic > generate.n_pairs:
         raise UserError(
