@@ -7,6 +7,7 @@ kernel's sum over pairs takes for a collapsed set.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -120,14 +121,9 @@ def compare_features(
     Raises:
         UserError: too few cases for k neighbours of other cases.
     """
-    for what, cases in (("images to measure", our_cases), ("real images", real_cases)):
-        most = max(list(cases).count(case) for case in set(cases))
-        if len(cases) - most < k + 1:
-            raise UserError(
-                f"{len(cases)} {what} of {len(set(cases))} cases are too few for "
-                f"quality.nearest = {k}; lower it, or have more images or cases "
-                "(quality.features = false leaves these measures out)"
-            )
+    _require_neighbours("images to measure", our_cases, k)
+    _require_neighbours("real images", real_cases, k)
+
     # Distances and kernels of all images at once; each measure takes the rows it needs.
     n = len(ours)
     features = np.concatenate([ours, real])
@@ -155,6 +151,17 @@ def compare_features(
         }
 
     return estimate(measure, our_cases, real_cases)
+
+
+def _require_neighbours(what: str, cases: Sequence[str], k: int) -> None:
+    """Raise UserError where an image has fewer than k + 1 images of other cases beside it."""
+    largest_case = max(Counter(cases).values())
+    if len(cases) - largest_case < k + 1:
+        raise UserError(
+            f"{len(cases)} {what} of {len(set(cases))} cases are too few for "
+            f"quality.nearest = {k}; lower it, or have more images or cases "
+            "(quality.features = false leaves these measures out)"
+        )
 
 
 def _radius(distances: Floats, k: int) -> Floats:

@@ -171,13 +171,13 @@ def _meet(workplace: Workplace) -> TCPStore:
         # The file may be one that a killed attempt left, and its port be closed or
         # another run's by now.
         with contextlib.suppress(UserError, dist.DistError):
-            there = read_json(path)
+            meeting = read_json(path)
             store = TCPStore(
-                there["host"], there["port"], wait_for_workers=False, timeout=timedelta(seconds=5)
+                meeting["host"], meeting["port"], wait_for_workers=False, timeout=timedelta(seconds=5)
             )
             if store.check([str(path)]):
                 store.set_timeout(PATIENCE)
-                _choose_interface(there["host"], there["port"])
+                _choose_interface(meeting["host"], meeting["port"])
                 return store
         time.sleep(0.2)
     raise UserError(
