@@ -173,7 +173,10 @@ def _meet(workplace: Workplace) -> TCPStore:
         with contextlib.suppress(UserError, dist.DistError):
             meeting = read_json(path)
             store = TCPStore(
-                meeting["host"], meeting["port"], wait_for_workers=False, timeout=timedelta(seconds=5)
+                meeting["host"],
+                meeting["port"],
+                wait_for_workers=False,
+                timeout=timedelta(seconds=5),
             )
             if store.check([str(path)]):
                 store.set_timeout(PATIENCE)
