@@ -24,6 +24,7 @@ class ArmScores:
     Attributes:
         arm: which.
         n, n_expected: runs done and planned.
+        seeds: different U-Net seeds of the done runs, the most on one split.
         dice: mean over runs and cases; None without runs; so the following.
         versus: name of the arm that it is compared with; "" for a reference.
         difference: mean Dice less that arm's, over the splits and U-Net seeds that both have.
@@ -38,6 +39,7 @@ class ArmScores:
     arm: ArmConfig
     n: int
     n_expected: int
+    seeds: int
     dice: Estimate | None
     versus: str
     difference: Estimate | None
@@ -113,6 +115,7 @@ def _score(collected: Collected, data: str, arm: ArmConfig, n_expected: int) -> 
         arm=arm,
         n=len(rows),
         n_expected=n_expected,
+        seeds=int(dice.groupby(level="split_seed").size().max()) if len(dice) else 0,
         dice=bootstrap_mean(to_blocks(dice)) if len(dice) else None,
         versus=versus,
         difference=bootstrap_mean(blocks) if blocks else None,

@@ -1,47 +1,46 @@
-"""Dose and response: Dice, and its difference to the reference, against the number of synthetic pairs."""
+"""Dice, and its difference to the reference, against the number of synthetic pairs."""
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hvae_hpc.errors import UserError
-from hvae_hpc.results.collect import Collected
 from hvae_hpc.results.figures.style import (
+    GREY,
+    STANDARD_DASHES,
+    describe_interval,
+    draw_estimates,
     draw_legend_below,
-    finish_axes,
-    interval_over,
-    mark_of,
-    not_drawn,
-    spread,
+    hide_frame,
+    list_not_drawn,
+    move_apart,
+    needs_logarithm,
+    style_of,
+    write_at_right,
 )
 from hvae_hpc.results.labels import REFERENCE, arm_label, generator_label, generators_of, method_of
 from hvae_hpc.results.scores import ArmScores
 from hvae_hpc.results.statistics import Estimate
 from hvae_hpc.runs.plan import Plan
 
-_LOG_FROM = 10.0
-"""Largest dose over smallest, from which on doses stand on a logarithmic scale."""
-_STEP = 0.025
-"""Between bars at the same dose, as a share of the axis, where there is room."""
 _DASHES: tuple[Any, ...] = ((0, (1, 1.5)), (0, (9, 2)), (0, (3, 1, 1, 1)))
 
-Shown = Callable[[ArmScores], Estimate | None]
+EstimateOf = Callable[[ArmScores], Estimate | None]
 
 
-def draw_dice(
-    plan: Plan, collected: Collected, scores: Sequence[ArmScores], data: str
-) -> tuple[Figure, list[str]]:
-    """Draw one line per generator, with 95 % intervals; the reference and the largest standard arm are bands.
+def draw_dose(plan: Plan, scores: Sequence[ArmScores], data: str) -> tuple[Figure, list[str]]:
+    """Draw one line per generator; the reference and the largest standard arm are bands.
 
     Above is the mean Dice. Its interval is mostly the spread of cases, which all arms share, so
     below is the paired difference to the reference.
 
     Args:
-        scores: of all arms, in the tables' order.
+        scores: of the data set's arms, in the tables' order.
 
     Returns:
         The figure, and a line that names the arms that it does not show.
@@ -49,110 +48,113 @@ def draw_dice(
     Raises:
         UserError: no arm with synthetic pairs is done yet.
     """
-    done = [s for s in scores if s.data == data and s.dice]
-    lines = {name: [s for s in done if method_of(s.arm)[0] == name] for name in generators_of(plan)}
-    lines = {name: points for name, points in lines.items() if points}
-    levels = [s for s in done if method_of(s.arm)[0] in (REFERENCE, "standard")]
+    by_method: dict[str, list[ArmScores]] = {}
+    for s in scores:
+        if s.dice:
+            by_method.setdefault(method_of(s.arm)[0], []).append(s)
+    lines = {name: by_method[name] for name in generators_of(plan) if name in by_method}
+    levels = [*by_method.get(REFERENCE, []), *by_method.get("standard", [])]
+    drawn = [*levels, *itertools.chain(*lines.values())]
     if not lines:
         raise UserError("no arm that adds nothing but a number of synthetic pairs is done yet")
-    drawn = [*levels, *itertools.chain(*lines.values())]
-    over = interval_over(collected, drawn)
-    place, doses = _scale(lines)
-    panels: list[tuple[str, Shown]] = [("Dice", lambda s: s.dice)]
+
+    # Doses of many sizes stand at their logarithms.
+    doses = sorted({s.arm.n_synthetic for points in lines.values() for s in points})
+    scale = math.log10 if needs_logarithm(doses) else float
+    places = {dose: scale(dose) for dose in doses}
+
+    panels: dict[str, EstimateOf] = {"Dice": attrgetter("dice")}
     if any(s.difference for s in drawn):
-        panels.append(("difference to the reference, Dice", lambda s: s.difference))
+        panels["difference to the reference, Dice"] = attrgetter("difference")
     figure = Figure(figsize=(5.8, 0.5 + 2.5 * len(panels)), layout="constrained")
     grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
-    for axes, (what, shown) in zip(grid, panels, strict=True):
-        _draw_lines(axes, plan, lines, place, shown)
-        _draw_levels(axes, levels, shown)
-        axes.set_ylabel(what)
-        finish_axes(axes)
-    _mark_doses(grid[-1], doses, place)
+    for axes, (name, estimate_of) in zip(grid, panels.items(), strict=True):
+        _draw_lines(axes, plan, lines, places, estimate_of)
+        _draw_levels(axes, levels, estimate_of)
+        axes.set_ylabel(name)
+        hide_frame(axes)
+
+    _label_doses(grid[-1], places)
     grid[-1].set_xlabel(
-        f"synthetic pairs added to the real ones\nmarkers: mean; bars and bands: {over}"
+        "synthetic pairs added to the real ones\n"
+        f"markers: mean; bars and bands: {describe_interval(drawn)}"
     )
     grid[0].set_title(data, loc="left")
     draw_legend_below(figure, grid[0].containers, [generator_label(name) for name in lines])
-    return figure, not_drawn([s for s in scores if s.data == data], drawn)
-
-
-def _scale(lines: dict[str, list[ArmScores]]) -> tuple[Callable[[int], float], list[int]]:
-    """Return where a dose stands on the axis, and all doses; many sizes of doses stand by their logarithm."""
-    doses = sorted({s.arm.n_synthetic for points in lines.values() for s in points})
-    return (math.log10 if doses[-1] > _LOG_FROM * doses[0] else float), doses
+    return figure, list_not_drawn(scores, drawn)
 
 
 def _draw_lines(
     axes: Axes,
     plan: Plan,
-    lines: dict[str, list[ArmScores]],
-    place: Callable[[int], float],
-    shown: Shown,
+    lines: Mapping[str, Sequence[ArmScores]],
+    places: Mapping[int, float],
+    estimate_of: EstimateOf,
 ) -> None:
-    places = sorted({place(s.arm.n_synthetic) for points in lines.values() for s in points})
-    wide = places[-1] - places[0] or place(100)
-    room = min((right - left for left, right in itertools.pairwise(places)), default=wide)
-    step = min(_STEP * wide, 0.6 * room / len(lines))
+    """Draw each generator's estimates, with the bars of a dose side by side."""
+    ends = list(places.values())
+    width = ends[-1] - ends[0] or 100.0
+    nearest = min((right - left for left, right in itertools.pairwise(ends)), default=width)
+    step = min(0.025 * width, 0.6 * nearest / len(lines))
     for i, points in enumerate(lines.values()):
-        shift = (i - (len(lines) - 1) / 2) * step  # bars side by side, not on one another
-        there = [(place(s.arm.n_synthetic) + shift, e) for s in points if (e := shown(s))]
-        x, mean = [at for at, _ in there], [e.mean for _, e in there]
-        bars = [[e.mean - e.low for _, e in there], [e.high - e.mean for _, e in there]]
-        style: dict[str, Any] = {
-            "markersize": 4.5,
-            "linewidth": 1.4,
-            "capsize": 2,
-            "elinewidth": 0.8,
-        }
-        axes.errorbar(x, mean, yerr=bars, **style, **mark_of(plan, points[0].arm))
-    margin = len(lines) / 2 * step + 0.06 * wide
-    axes.set_xlim(places[0] - margin, places[-1] + margin)
+        shift = (i - (len(lines) - 1) / 2) * step
+        known = [(places[s.arm.n_synthetic] + shift, e) for s in points if (e := estimate_of(s))]
+        draw_estimates(
+            axes,
+            [place for place, _ in known],
+            [estimate for _, estimate in known],
+            markersize=4.5,
+            linewidth=1.4,
+            capsize=2,
+            elinewidth=0.8,
+            **style_of(plan, points[0].arm),
+        )
+    margin = len(lines) / 2 * step + 0.06 * width
+    axes.set_xlim(ends[0] - margin, ends[-1] + margin)
 
 
-def _draw_levels(axes: Axes, levels: Sequence[ArmScores], shown: Shown) -> None:
-    """Draw arms without a dose as lines named at the right: the reference and the largest with their intervals."""
+def _draw_levels(axes: Axes, levels: Sequence[ArmScores], estimate_of: EstimateOf) -> None:
+    """Draw arms without a dose as horizontal lines, named at the right.
+
+    The reference has a grey band for its interval, the last one a hatched band.
+    """
     dashes = itertools.cycle(_DASHES)
-    labels = []
+    named = {}
     for s in levels:
-        is_reference = s.arm.name == REFERENCE
-        estimate = shown(s) or (Estimate(mean=0.0, low=0.0, high=0.0) if is_reference else None)
+        estimate = estimate_of(s)
+        if s.arm.name == REFERENCE:
+            estimate = estimate or Estimate(mean=0.0, low=0.0, high=0.0)
+            band: dict[str, Any] = {"color": "0.9", "linewidth": 0, "zorder": 0}
+            line: dict[str, Any] = {"linewidth": 1.2}
+        elif s is levels[-1]:
+            band = {"facecolor": "none", "edgecolor": "0.8", "hatch": "////", "zorder": 0.5}
+            line = {"linewidth": 1.2, "linestyle": STANDARD_DASHES}
+        else:
+            band = {}
+            line = {"linewidth": 0.9, "linestyle": next(dashes)}
         if estimate is None:
             continue
-        labels.append((estimate.mean, arm_label(s.arm)))
-        line: dict[str, Any] = {"color": "0.35", "linewidth": 1.2, "zorder": 1}
-        if is_reference:
-            axes.axhspan(estimate.low, estimate.high, color="0.9", linewidth=0, zorder=0)
-        elif s is levels[-1]:
-            line |= {"linestyle": (0, (4, 2))}
-            axes.axhspan(
-                estimate.low,
-                estimate.high,
-                facecolor="none",
-                edgecolor="0.8",
-                hatch="////",
-                zorder=0.5,
-            )
-        else:
-            line |= {"linestyle": next(dashes), "linewidth": 0.9}
-        axes.axhline(estimate.mean, **line)
+        if band:
+            axes.axhspan(estimate.low, estimate.high, **band)
+        axes.axhline(estimate.mean, color=GREY, zorder=1, **line)
+        named[arm_label(s.arm)] = estimate.mean
+
     bottom, top = axes.get_ylim()
-    heights = spread([height for height, _ in labels], 0.06 * (top - bottom))
-    for height, (_, label) in zip(heights, labels, strict=True):
-        axes.text(1.02, height, label, transform=axes.get_yaxis_transform(), va="center")
+    heights = move_apart(list(named.values()), 0.06 * (top - bottom))
+    for label, height in zip(named, heights, strict=True):
+        write_at_right(axes, height, label)
 
 
-def _mark_doses(axes: Axes, doses: Sequence[int], place: Callable[[int], float]) -> None:
-    """Write the doses below their places; upright where they are near, and none on another."""
-    places = [place(dose) for dose in doses]
+def _label_doses(axes: Axes, places: Mapping[int, float]) -> None:
+    """Write the doses below their places: upright where they are close, and none on another."""
     left, right = axes.get_xlim()
-    near = min((b - a for a, b in itertools.pairwise(places)), default=right) < 0.09 * (
-        right - left
-    )
+    width = right - left
+    gaps = [later - earlier for earlier, later in itertools.pairwise(places.values())]
     labels: list[str] = []
     last = -math.inf
-    for dose, at in zip(doses, places, strict=True):
-        free = at - last > 0.03 * (right - left)
-        labels.append(f"+{dose}" if free else "")
-        last = at if free else last
-    axes.set_xticks(places, labels, rotation=90 if near else 0)
+    for dose, place in places.items():
+        is_free = place - last > 0.03 * width
+        labels.append(f"+{dose}" if is_free else "")
+        last = place if is_free else last
+    rotation = 90 if min(gaps, default=width) < 0.09 * width else 0
+    axes.set_xticks(list(places.values()), labels, rotation=rotation)

@@ -1,13 +1,22 @@
-"""Figures of images: generated pairs as in the paper's Figure 2, and cases with truth and prediction outlined."""
+"""Figures of images: generated pairs as in the paper's Figure 2, and cases with truth and prediction.
 
+Their images lie in the runs' samples.npz. generate runs leave ``images`` (n, H, W) in [0, 1] and
+``masks`` (n, H, W); segment runs also ``predictions`` (n, H, W), ``dice`` (n,) and ``case_ids``
+(n,), for test cases.
+"""
+
+import zipfile
+import zlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from hvae_hpc.config.stages import GenerateConfig
 from hvae_hpc.errors import UserError
-from hvae_hpc.results.collect import Collected
+from hvae_hpc.results.collect import Collected, rows_of
 from hvae_hpc.results.figures.panels import (
     PREDICTION,
     SPACER,
@@ -17,20 +26,15 @@ from hvae_hpc.results.figures.panels import (
     draw_grid,
     draw_outline_legend,
 )
-from hvae_hpc.results.figures.samples import (
-    CASES,
-    PAIRS,
-    by_case,
-    first_generate,
-    first_segment,
-    read_samples,
-)
-from hvae_hpc.results.figures.style import wrapped_label
+from hvae_hpc.results.figures.style import wrap_label
 from hvae_hpc.results.labels import REFERENCE, generator_label, generators_of, ordered_arms
+from hvae_hpc.runs.folder import SAMPLES
 from hvae_hpc.runs.plan import Plan
 
 N_COLUMNS = 6
 N_SHARED = 2
+PAIRS = ("images", "masks")
+CASES = (*PAIRS, "predictions", "dice", "case_ids")
 
 
 def draw_figure2(plan: Plan, collected: Collected, data: str) -> tuple[Figure, list[str]]:
@@ -38,31 +42,35 @@ def draw_figure2(plan: Plan, collected: Collected, data: str) -> tuple[Figure, l
 
     The generators' pairs are the first ones that they made, not chosen ones.
 
+    Returns:
+        The figure, and a line for each source without samples.
+
     Raises:
         UserError: no generator has samples yet.
     """
-    made = {c.source for c in plan.configs(GenerateConfig) if c.data == data}
-    sources = [("Real", first_segment(collected, data, REFERENCE))]
+    makers = {c.source for c in plan.configs(GenerateConfig) if c.data == data}
+    if not makers:
+        raise UserError("the sweep has no generator for it")
+    folders = {"Real": first_segment(collected, data, REFERENCE)}
     for name in generators_of(plan):
-        if name in made:
-            sources.append((generator_label(name), first_generate(plan, collected, data, name)))
+        if name in makers:
+            folders[generator_label(name)] = first_generate(plan, collected, data, name)
+
     rows: list[Row] = []
     left_out = []
-    for label, folder in sources:
+    for label, folder in folders.items():
         try:
             samples = read_samples(plan.runs_folder, folder, PAIRS)
         except UserError as error:
             left_out.append(f"{label}: {error}")
             continue
-        if rows:
-            rows.append(SPACER)
         pairs = list(zip(samples["images"], samples["masks"], strict=True))[:N_COLUMNS]
-        rows.append(
-            (label, [Panel(image=image, outlines=((mask, TRUTH),)) for image, mask in pairs])
-        )
-        rows.append(("mask", [Panel(image=mask > 0) for _, mask in pairs]))
+        outlined = [Panel(image=image, outlines=((mask, TRUTH),)) for image, mask in pairs]
+        masks = [Panel(image=mask > 0) for _, mask in pairs]
+        rows += [*([SPACER] if rows else []), (label, outlined), ("mask", masks)]
+
     if {label for label, _ in rows} <= {"Real", "mask"}:
-        raise UserError("; ".join(left_out) if made else "the sweep has no generator for it")
+        raise UserError("; ".join(left_out))
     return draw_grid(rows, size=1.05), [f"without {line}" for line in left_out]
 
 
@@ -77,29 +85,82 @@ def draw_cases(plan: Plan, collected: Collected, data: str) -> tuple[Figure, lis
     """
     arms = {arm.name: arm for arm in ordered_arms(plan)}
     medians = collected.segment.set_index("folder")["median_dice"]
-    chosen, seen = {}, {}
+    shown = {}
+    chosen = {}
     for name in (REFERENCE, _best_arm(collected, data, list(arms))):
         folder = first_segment(collected, data, name)
-        seen[name] = cases = by_case(read_samples(plan.runs_folder, folder, CASES))
-        chosen[name] = _choose_cases(cases, float(medians[str(folder)]))
-    both = set.intersection(*map(set, seen.values())) - {
-        case for two in chosen.values() for case in two
-    }
+        shown[name] = by_case(read_samples(plan.runs_folder, folder, CASES))
+        chosen[name] = _choose_cases(shown[name], float(medians[str(folder)]))
+    both = set.intersection(*map(set, shown.values())).difference(*chosen.values())
     shared = sorted(both)[:N_SHARED]
+
     rows: list[Row] = []
-    for name, cases in seen.items():
+    for name, cases in shown.items():
+        ranks = ["worst: ", "median: ", *[""] * len(shared)]
         panels = []
-        for rank, case in (
-            *zip(("worst: ", "median: "), chosen[name], strict=True),
-            *(("", one) for one in shared),
-        ):
-            title = f"{rank}Dice {cases[case]['dice']:.3f}\n{case[:28]}"
-            outlines = (cases[case]["masks"], TRUTH), (cases[case]["predictions"], PREDICTION)
-            panels.append(Panel(image=cases[case]["images"], title=title, outlines=outlines))
-        rows.append((wrapped_label(arms[name]), panels))
+        for rank, case in zip(ranks, (*chosen[name], *shared), strict=True):
+            arrays = cases[case]
+            title = f"{rank}Dice {arrays['dice']:.3f}\n{case[:28]}"
+            outlines = (arrays["masks"], TRUTH), (arrays["predictions"], PREDICTION)
+            panels.append(Panel(image=arrays["images"], title=title, outlines=outlines))
+        rows.append((wrap_label(arms[name]), panels))
     figure = draw_grid(rows, size=1.75, top=0.38, gap=0.38, bottom=0.3)
     draw_outline_legend(figure)
     return figure, []
+
+
+def first_generate(plan: Plan, collected: Collected, data: str, source: str) -> str | None:
+    """Return the folder of a source's done generate run with the lowest seeds; None without one."""
+    folders = [
+        (run.config.split.seed, run.config.seed, plan.folder_name(run_id))
+        for run_id, run in plan.runs.items()
+        if isinstance(run.config, GenerateConfig)
+        and (run.config.data, run.config.source) == (data, source)
+        and run_id in collected.done
+    ]
+    return min(folders)[2] if folders else None
+
+
+def first_segment(collected: Collected, data: str, arm: str) -> str | None:
+    """Return the folder of an arm's done segment run with the lowest seeds; None without one."""
+    rows = rows_of(collected.segment, data=data, arm=arm).sort_values(["split_seed", "seed"])
+    return str(rows["folder"].iloc[0]) if len(rows) else None
+
+
+def read_samples(runs: Path, folder: str | None, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Read arrays of a run's samples.npz; all have the same first axis.
+
+    Raises:
+        UserError: no run, no file, or not what was expected in it.
+    """
+    if folder is None:
+        raise UserError("no run is done yet")
+    where = f"{folder}/{SAMPLES}"
+    try:
+        with np.load(runs / folder / SAMPLES, allow_pickle=False) as file:
+            samples = {name: file[name] for name in names}
+    except OSError as error:
+        raise UserError(f"{where} cannot be read ({error.strerror or error})") from error
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(
+            f"{where} is not as expected ({error}); delete the folder to make it again"
+        ) from error
+
+    shape = samples["images"].shape
+    expected = {name: shape[:1] if name in ("dice", "case_ids") else shape for name in names}
+    as_expected = all(samples[name].shape == expected[name] for name in names)
+    if len(shape) != 3 or 0 in shape or not as_expected:
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in samples.items())
+        raise UserError(f"{where} has {shapes}; expected (n, H, W) with one n > 0 for all")
+    return samples
+
+
+def by_case(samples: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    """Turn arrays over cases into one entry per case id."""
+    return {
+        str(case): {name: array[i] for name, array in samples.items()}
+        for i, case in enumerate(samples["case_ids"])
+    }
 
 
 def _best_arm(collected: Collected, data: str, names: Sequence[str]) -> str:
@@ -112,5 +173,5 @@ def _best_arm(collected: Collected, data: str, names: Sequence[str]) -> str:
 
 def _choose_cases(cases: dict[str, dict[str, Any]], median: float) -> tuple[str, str]:
     """Return the worst shown case and the shown case nearest to the median over all test cases."""
-    worst = min(cases, key=lambda case: float(cases[case]["dice"]))
-    return worst, min(cases, key=lambda case: abs(float(cases[case]["dice"]) - median))
+    dice = {case: float(arrays["dice"]) for case, arrays in cases.items()}
+    return min(dice, key=dice.__getitem__), min(dice, key=lambda case: abs(dice[case] - median))

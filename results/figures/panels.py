@@ -1,4 +1,4 @@
-"""Rows of images with outlines: the ground of Figure 2 and of the cases."""
+"""Rows of images with outlines: what Figure 2, the cases and the contact sheets are drawn with."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +10,9 @@ from matplotlib.figure import Figure
 
 TRUTH: dict[str, Any] = {"color": "#F0E442", "linestyle": "-", "linewidth": 1.2}
 PREDICTION: dict[str, Any] = {"color": "#56B4E9", "linestyle": (0, (2.5, 1.2)), "linewidth": 1.2}
+_LEFT, _LABEL_LINE, _RIGHT, _BETWEEN, _SPACER = 0.25, 0.13, 0.02, 0.025, 0.04
+"""Inches: room for a row's label, for each further line of it, at the right, between panels, and in
+place of an empty row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,35 +36,35 @@ def draw_grid(
     The places are computed: matplotlib's own layouts let titles overlap images of a fixed aspect.
 
     Args:
-        rows: a row without panels is a narrow gap.
+        rows: label and panels; a row without panels is a narrow gap.
         size: width of a panel.
         top, bottom: room for titles and legend.
         gap: room between rows.
     """
     n_columns = max(len(panels) for _, panels in rows)
-    rows_px, columns_px = next(panel.image.shape for _, panels in rows for panel in panels)
-    heights = [size * rows_px / columns_px if panels else 0.04 for _, panels in rows]
-    left = 0.25 + 0.13 * max(label.count("\n") for label, _ in rows)
-    apart, right = 0.025, 0.02
-    wide = left + size * n_columns + apart * (n_columns - 1) + right
-    tall = top + sum(heights) + gap * (len(rows) - 1) + bottom
-    place = {
-        "left": left / wide,
-        "right": 1 - right / wide,
-        "top": 1 - top / tall,
-        "bottom": bottom / tall,
-        "wspace": apart / size,
+    height_px, width_px = next(panel.image.shape for _, panels in rows for panel in panels)
+    heights = [size * height_px / width_px if panels else _SPACER for _, panels in rows]
+    left = _LEFT + _LABEL_LINE * max(label.count("\n") for label, _ in rows)
+    width = left + size * n_columns + _BETWEEN * (n_columns - 1) + _RIGHT
+    height = top + sum(heights) + gap * (len(rows) - 1) + bottom
+
+    figure = Figure(figsize=(width, height))
+    places = {
+        "left": left / width,
+        "right": 1 - _RIGHT / width,
+        "top": 1 - top / height,
+        "bottom": bottom / height,
+        "wspace": _BETWEEN / size,
         "hspace": gap * len(rows) / sum(heights),
         "height_ratios": heights,
     }
-    figure = Figure(figsize=(wide, tall))
-    grid = figure.subplots(len(rows), n_columns, squeeze=False, gridspec_kw=place)
-    for (label, panels), line in zip(rows, grid, strict=True):
-        for axes in line:
-            axes.set(xticks=[], yticks=[])
-            axes.spines[:].set_visible(False)
-        line[0].set_ylabel(label)
-        for panel, axes in zip(panels, line, strict=False):
+    grid = figure.subplots(len(rows), n_columns, squeeze=False, gridspec_kw=places)
+    for axes in grid.flat:
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+    for (label, panels), axes_of_row in zip(rows, grid, strict=True):
+        axes_of_row[0].set_ylabel(label)
+        for panel, axes in zip(panels, axes_of_row, strict=False):
             _draw_panel(axes, panel)
     return figure
 

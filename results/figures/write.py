@@ -1,9 +1,12 @@
-"""All figures of a sweep: which there are, and how they are saved; what has no data yet is left out with a remark."""
+"""All figures of a sweep: which there are, and how they are saved.
+
+A figure that has no data yet is left out, with a remark.
+"""
 
 import io
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,13 +14,14 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from hvae_hpc.config.stages import TrainConfig
 from hvae_hpc.errors import UserError
 from hvae_hpc.results.collect import Collected
 from hvae_hpc.results.figures.cost import draw_cost
-from hvae_hpc.results.figures.dose import draw_dice
+from hvae_hpc.results.figures.dose import draw_dose
 from hvae_hpc.results.figures.images import draw_cases, draw_figure2
 from hvae_hpc.results.figures.per_case import draw_per_case
-from hvae_hpc.results.figures.training import draw_progress, progress_name, trainings
+from hvae_hpc.results.figures.training import draw_progress
 from hvae_hpc.results.scores import ArmScores
 from hvae_hpc.runs.folder import write_atomic
 from hvae_hpc.runs.plan import Plan
@@ -50,11 +54,11 @@ Draw = Callable[[], tuple[Figure, list[str]]]
 def write_figures(
     plan: Plan, collected: Collected, scores: Sequence[ArmScores], out: Path
 ) -> tuple[list[Path], list[str]]:
-    """Draw the five figures of each data set, and one of each training.
+    """Draw the figures of each data set, and one of each training.
 
     Args:
         plan: what is expected, and where.
-        collected: what is there.
+        collected: what is done.
         scores: of all arms, in the tables' order.
         out: the folder for {figure2,dice,per-case,cost,cases}-<data> and progress-<training>, each
             as .png and .pdf, and as .svg unless it shows images.
@@ -65,23 +69,25 @@ def write_figures(
     Raises:
         UserError: ``$HVAE_HPC_FIGURES`` names a format that there is not.
     """
-    paths, remarks, asked = [], [], _asked_formats()
-    for name, (endings, draw) in _wanted(plan, collected, scores).items():
+    paths: list[Path] = []
+    remarks: list[str] = []
+    asked = _asked_formats()
+    for name, (formats, draw) in _list_figures(plan, collected, scores).items():
+        files = {ending: out / f"{name}.{ending}" for ending in formats}
         with matplotlib.rc_context(_SETTINGS):
             try:
                 figure, left_out = draw()
             except UserError as error:
                 remarks.append(f"{name}.png is left out: {error}")
-                for ending in endings:
-                    (out / f"{name}.{ending}").unlink(missing_ok=True)  # of an earlier time
+                _remove(files.values())
                 continue
-            for ending in endings:
-                if ending in asked:
-                    paths.append(_save(figure, out / f"{name}.{ending}"))
-                    figure.set_layout_engine("none")  # the first one's holds for all
-                else:
-                    (out / f"{name}.{ending}").unlink(missing_ok=True)  # of an earlier time
+            wanted = {ending: path for ending, path in files.items() if ending in asked}
+            for ending, path in wanted.items():
+                _save(figure, path, ending)
+                figure.set_layout_engine("none")  # the first one's holds for all
+        paths += wanted.values()
         remarks += [f"{name}.png: {line}" for line in left_out]
+        _remove(path for path in files.values() if path not in paths)
     return paths, remarks
 
 
@@ -95,30 +101,40 @@ def _asked_formats() -> set[str]:
     return asked
 
 
-def _wanted(
+def _list_figures(
     plan: Plan, collected: Collected, scores: Sequence[ArmScores]
 ) -> dict[str, tuple[tuple[str, ...], Draw]]:
-    """Return name to endings and what draws it."""
-    wanted: dict[str, tuple[tuple[str, ...], Draw]] = {}
+    """Return file name without ending to formats and what draws it. A new figure is one line here."""
+    figures: dict[str, tuple[tuple[str, ...], Draw]] = {}
     for data in plan.data:
-        of_data = re.sub(r"[^A-Za-z0-9._+-]", "_", data)
-        wanted[f"figure2-{of_data}"] = IMAGES, partial(draw_figure2, plan, collected, data)
-        for kind, draw in (("dice", draw_dice), ("per-case", draw_per_case), ("cost", draw_cost)):
-            wanted[f"{kind}-{of_data}"] = PLOT, partial(draw, plan, collected, scores, data)
-        wanted[f"cases-{of_data}"] = IMAGES, partial(draw_cases, plan, collected, data)
-    for run_id, label in trainings(plan).items():
-        if run_id in collected.done:
-            wanted[progress_name(label)] = (
-                PROGRESS,
-                partial(draw_progress, plan.folder(run_id), label),
-            )
-    return wanted
+        of_data = [s for s in scores if s.data == data]
+        kinds: dict[str, tuple[tuple[str, ...], Draw]] = {
+            "figure2": (IMAGES, partial(draw_figure2, plan, collected, data)),
+            "dice": (PLOT, partial(draw_dose, plan, of_data, data)),
+            "per-case": (PLOT, partial(draw_per_case, plan, collected, of_data, data)),
+            "cost": (PLOT, partial(draw_cost, plan, collected, of_data, data)),
+            "cases": (IMAGES, partial(draw_cases, plan, collected, data)),
+        }
+        figures |= {f"{kind}-{_file_name(data)}": figure for kind, figure in kinds.items()}
+    for run_id, run in plan.runs.items():
+        if isinstance(run.config, TrainConfig) and run_id in collected.done:
+            draw = partial(draw_progress, plan.folder(run_id), run.label)
+            figures[f"progress-{_file_name(run.label)}"] = PROGRESS, draw
+    return figures
 
 
-def _save(figure: Figure, path: Path) -> Path:
-    ending = path.suffix[1:]
-    options: dict[str, Any] = {"format": ending, "dpi": DPI, "metadata": _NO_DATE[ending]}
+def _file_name(name: str) -> str:
+    """Replace what a file's name should not have."""
+    return re.sub(r"[^A-Za-z0-9._+-]", "_", name)
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    """Remove files of an earlier time."""
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
+def _save(figure: Figure, path: Path, ending: str) -> None:
     content = io.BytesIO()  # where a disk is full, the PDF writer fails in ways of its own
-    figure.savefig(content, **options)
+    figure.savefig(content, format=ending, dpi=DPI, metadata=_NO_DATE[ending])
     write_atomic(path, content.getvalue())
-    return path

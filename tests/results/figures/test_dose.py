@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from hvae_hpc.config.arms import ArmConfig
 from hvae_hpc.results.collect import Collected, collect
-from hvae_hpc.results.figures.dose import draw_dice
+from hvae_hpc.results.figures.dose import draw_dose
 from hvae_hpc.results.scores import score_arms
 from hvae_hpc.results.statistics import Block, bootstrap_mean
 from hvae_hpc.runs.plan import read_plan
@@ -20,7 +20,7 @@ def draw(folder: Path, **choices: Any) -> tuple[Figure, list[str], Collected]:
     write_sweep(folder, **choices)
     plan = read_plan(folder / "plans/small.json")
     collected = collect(plan)
-    figure, remarks = draw_dice(plan, collected, score_arms(plan, collected), "brats2021")
+    figure, remarks = draw_dose(plan, score_arms(plan, collected), "brats2021")
     return figure, remarks, collected
 
 

@@ -80,8 +80,10 @@ def test_the_same_runs_give_the_same_bytes_in_every_format(
 def test_formats_that_are_not_asked_for_are_not_there(
     written: tuple[Path, list[Path], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = figures._wanted
-    monkeypatch.setattr(figures, "_wanted", lambda *given: dict([list(wanted(*given).items())[-1]]))
+    wanted = figures._list_figures
+    monkeypatch.setattr(
+        figures, "_list_figures", lambda *given: dict([list(wanted(*given).items())[-1]])
+    )
     assert [path.suffix for path in write_all(written[0], tmp_path)[0]] == [".png", ".svg"]
     monkeypatch.setenv("HVAE_HPC_FIGURES", "pdf")
     assert [path.suffix for path in write_all(written[0], tmp_path)[0]] == [

@@ -11,8 +11,15 @@ from hvae_hpc.config.arms import ArmConfig
 from hvae_hpc.config.stages import GenerateConfig
 from hvae_hpc.errors import UserError
 from hvae_hpc.results.collect import Collected, collect
-from hvae_hpc.results.figures.images import N_COLUMNS, draw_cases, draw_figure2
-from hvae_hpc.results.figures.samples import CASES, PAIRS, first_segment, read_samples
+from hvae_hpc.results.figures.images import (
+    CASES,
+    N_COLUMNS,
+    PAIRS,
+    draw_cases,
+    draw_figure2,
+    first_segment,
+    read_samples,
+)
 from hvae_hpc.results.figures.write import _SETTINGS, write_figures
 from hvae_hpc.runs.folder import SAMPLES
 from hvae_hpc.runs.plan import Plan, read_plan

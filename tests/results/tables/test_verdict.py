@@ -163,7 +163,7 @@ def test_pairs_on_top_of_more_real_cases_are_told_by_both_arms_labels(tmp_path: 
 
 def test_a_gain_is_not_named_after_an_arm_that_the_halves_did_not_choose() -> None:
     best = ArmScores(
-        data="d", arm=ArmConfig(name="vae+100", generator="vae", n_synthetic=100), n=10, n_expected=10, dice=None,
+        data="d", arm=ArmConfig(name="vae+100", generator="vae", n_synthetic=100), n=10, n_expected=10, seeds=10, dice=None,
         versus="reference", difference=Estimate(mean=0.03, low=0.0, high=0.1), better=9, paired=10, p=0.3, effect=None,
         others={}, unit="",
     )  # fmt: skip
