@@ -83,7 +83,7 @@ def ask_jobs(plan: Plan, collected: Collected) -> tuple[Collected, Table | None]
         What was collected, with better reasons; and the table of device hours, None where no time
         is known.
     """
-    results = {run_id: replace(result, device="") for run_id, result in collected.results.items()}
+    results = collected.results
     submissions = Submissions(plan.runs_folder)
     statuses = call_silent_lost(plan, read_run_status(plan, results, submissions, None))
 

@@ -142,6 +142,16 @@ def test_a_run_that_was_killed_without_a_word_is_lost_and_its_time_does_not_grow
     assert spent.rows[0][2] == "1.00"
 
 
+def test_hours_are_those_of_the_devices_that_made_the_runs(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, segments(make_runs(seeds=1), "reference"))
+    assert plan.resources["segment"].gpus
+    for run in plan.runs.values():
+        finish(plan.runs_folder, run, fake_metrics(run), device="cpu")
+    _, device_hours = ask_jobs(plan, collect(plan))
+    assert device_hours
+    assert device_hours.rows[0][:2] == ("segment", "CPU")
+
+
 def test_a_sweep_that_is_refused_does_not_stop_the_others(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
