@@ -145,7 +145,7 @@ def _judge(entry: _Entry | str | None, parent_stamps: Mapping[str, str]) -> Resu
 
 
 def _read_entry(plan: Plan, run_id: str, cached: _Entry | None) -> _Entry | str | None:
-    """Return what a run's metrics.json says, why it is not believed, or None where it is not."""
+    """Return what a run's metrics.json says, why it is not believed, or None if there is none."""
     folder = plan.folder(run_id)
     try:
         # The mark is taken before the reading: a change in between is seen the next time.
@@ -158,7 +158,8 @@ def _read_entry(plan: Plan, run_id: str, cached: _Entry | None) -> _Entry | str 
         result = read_result(folder, run_id)
         if result is None:
             return None
-        return _Entry(mark=mark, summary=vars(_summarise(plan.runs[run_id], result)))
+        _check(plan.runs[run_id], result)
+        return _Entry(mark=mark, summary=vars(_summarise(result)))
     except UserError as error:
         reason = str(error).removeprefix(f"{folder}/")
     except (ArithmeticError, RecursionError) as error:  # of hostile numbers and nesting
@@ -166,29 +167,31 @@ def _read_entry(plan: Plan, run_id: str, cached: _Entry | None) -> _Entry | str 
     return printable(reason)[:LONGEST_REASON]
 
 
-def _summarise(run: Run, result: RunResult) -> ResultSummary:
-    """Return what is kept of a run's result.
+def _check(run: Run, result: RunResult) -> None:
+    """Refuse a result of another stage or other parents than the plan's, or with an odd provenance.
 
     Raises:
-        UserError: it is of another stage or of other parents than the plan's run, or a number of
-            its provenance cannot be.
+        UserError: what is wrong.
     """
-    made = result.provenance
-    energy_j = made.gpu.get("energy_j")
+    wrong = ""
     if result.stage != run.stage:
-        got = f"is of stage {result.stage!r}, expected {run.stage!r}"
-        raise UserError(f"{METRICS}: {got}; delete the folder")
-    if result.parents != run.parents:
-        got = "says it was made from other runs or data than the plan names"
-        raise UserError(f"{METRICS}: {got}; delete the folder")
-    for name, (low, high) in BOUNDS.items():
-        value = energy_j if name == "energy_j" else getattr(made, name)
-        if value is not None and not low <= value <= high:
-            got = f"{name} is {value:g}, expected {low:g} to {high:g}"
-            raise UserError(f"{METRICS}: {got}; delete the folder")
+        wrong = f"is of stage {result.stage!r}, expected {run.stage!r}"
+    elif result.parents != run.parents:
+        wrong = "says it was made from other runs or data than the plan names"
+    else:
+        made = {**result.provenance.gpu, **vars(result.provenance)}
+        for name, (low, high) in BOUNDS.items():
+            if name in made and not low <= made[name] <= high:
+                wrong = f"{name} is {made[name]:g}, expected {low:g} to {high:g}"
+    if wrong:
+        raise UserError(f"{METRICS}: {wrong}; delete the folder")
 
-    if made.processes > 1:  # only one of their GPUs was asked
-        energy_j = None
+
+def _summarise(result: RunResult) -> ResultSummary:
+    """Return what is kept of a run's result."""
+    made = result.provenance
+    # Of several processes, only one asked its GPU.
+    energy_j = made.gpu.get("energy_j") if made.processes == 1 else None
     case_dice = {
         _clean(case): numbers["dice"]
         for case, numbers in sorted(result.per_case.items())

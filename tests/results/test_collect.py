@@ -157,7 +157,7 @@ def _anothers(text: str) -> str:
 def test_a_metrics_file_that_cannot_be_believed_counts_as_missing(
     tmp_path: Path, spoil: Callable[[str], str], reason: str
 ) -> None:
-    runs = write_sweep(tmp_path)
+    runs = write_sweep(tmp_path, seeds=1)
     run = segments(runs, "reference")[0]
     path = tmp_path / run.folder / METRICS
     path.write_text(spoil(path.read_text()))
@@ -170,14 +170,14 @@ def test_a_metrics_file_that_cannot_be_believed_counts_as_missing(
 
 
 def test_two_versions_of_the_code_are_counted(tmp_path: Path) -> None:
-    runs = write_sweep(tmp_path)
+    runs = write_sweep(tmp_path, seeds=1)
     finish(tmp_path, runs[-1], fake_metrics(runs[-1]), code_sha="def")
     collected = collect(read_plan(tmp_path / "plans/small.json"))
     assert collected.code_shas == {"abc": len(runs) - 1, "def": 1}
 
 
 def test_a_single_draw_has_no_sd_whatever_the_file_says(tmp_path: Path) -> None:
-    runs = write_sweep(tmp_path)
+    runs = write_sweep(tmp_path, seeds=1)
     run = next(run for run in runs if run.stage == "quality")
     one_draw = {"psnr_mean": 13.0, "psnr_sd": 0.0, "ssim_mean": 0.6, "ssim_sd": 0.0, "n": 1.0}
     finish(tmp_path, run, {**fake_metrics(run), **one_draw})
@@ -206,7 +206,7 @@ def test_a_run_on_other_test_cases_than_its_like_is_named_and_left_out(tmp_path:
 def test_a_quality_run_without_the_measures_that_it_was_asked_for_is_missing(
     tmp_path: Path,
 ) -> None:
-    run = next(run for run in write_sweep(tmp_path) if run.stage == "quality")
+    run = next(run for run in write_sweep(tmp_path, seeds=1) if run.stage == "quality")
     finish(
         tmp_path, run, {name: value for name, value in fake_metrics(run).items() if name != "kid"}
     )
@@ -244,7 +244,7 @@ def test_runs_that_do_not_count_have_no_say_in_which_test_cases_are_usual(tmp_pa
 def test_an_impossible_number_is_named(
     tmp_path: Path, name: str, value: float, expected: str
 ) -> None:
-    run = segments(write_sweep(tmp_path), "reference")[0]
+    run = segments(write_sweep(tmp_path, seeds=1), "reference")[0]
     path = tmp_path / run.folder / METRICS
     data = json.loads(path.read_text())
     data["metrics" if name in data["metrics"] else "provenance"][name] = value
@@ -268,7 +268,7 @@ def test_an_impossible_number_is_named(
 def test_an_impossible_measure_is_named(
     tmp_path: Path, name: str, value: float, expected: str
 ) -> None:
-    run = next(run for run in write_sweep(tmp_path) if run.stage == "quality")
+    run = next(run for run in write_sweep(tmp_path, seeds=1) if run.stage == "quality")
     path = tmp_path / run.folder / METRICS
     data = json.loads(path.read_text())
     data["metrics"][name] = value
@@ -288,7 +288,7 @@ def test_the_bounds_of_shares_are_those_of_who_measures_them() -> None:
 def test_of_runs_that_shared_a_device_each_has_its_share_of_time_and_the_memory_of_all(
     tmp_path: Path,
 ) -> None:
-    run = segments(write_sweep(tmp_path), "reference")[0]
+    run = segments(write_sweep(tmp_path, seeds=1), "reference")[0]
     path = tmp_path / run.folder / METRICS
     data = json.loads(path.read_text())
     data["provenance"] |= {"at_once": 4, "spent_s": 30.0, "gpu": {"energy_j": 8.0}}
