@@ -1,4 +1,4 @@
-"""What arms, generators and image sources are called, and in which order tables and figures show them."""
+"""What arms, generators and image sources are called, and in which order they are shown."""
 
 import re
 from typing import get_args
@@ -15,7 +15,10 @@ IMAGE_SOURCES = {"real": "Real (training images)", "mean": "Mean training image"
 
 
 def generators_of(plan: Plan) -> tuple[str, ...]:
-    """Return what makes pairs (generators, and their samplers): LSGAN, VAE, HVAE first, others in the plan's order."""
+    """Return what makes pairs (generators, and their samplers).
+
+    LSGAN, VAE and HVAE come first, others in the plan's order.
+    """
     configs = [run.config for run in plan.runs.values()]
     named = dict.fromkeys(c.source for c in configs if isinstance(c, GenerateConfig))
     named |= dict.fromkeys(c.arm.generator for c in configs if isinstance(c, SegmentConfig))
@@ -24,7 +27,7 @@ def generators_of(plan: Plan) -> tuple[str, ...]:
 
 
 def ordered_arms(plan: Plan) -> list[ArmConfig]:
-    """Return the plan's arms in the paper's order: reference, standard, generators by dose, anything else."""
+    """Return the plan's arms: reference, standard, generators by dose, anything else."""
     arms: dict[str, ArmConfig] = {}
     for config in plan.configs(SegmentConfig):
         arms.setdefault(config.arm.name, config.arm)
@@ -92,7 +95,7 @@ def arm_label(arm: ArmConfig) -> str:
 
 
 def _plain_label(part: str) -> str:
-    """Return what a part of an arm's name without synthetic pairs is called; "" where it is no such part."""
+    """Return what a part of an arm's name is called; "" for synthetic pairs and unknown parts."""
     for pattern, label in (
         ("reference", "Reference"),
         (r"standard-x(\d+)", "Standard aug. ×{}"),
@@ -113,7 +116,7 @@ def generator_label(name: str) -> str:
 
 
 def ordered_sources(plan: Plan, data: str) -> list[str]:
-    """Return what the plan compares with a data set's test images: generators, then real and mean images."""
+    """Return what is compared with a data set's test images: generators, real and mean images."""
     planned = dict.fromkeys(c.source for c in plan.configs(QualityConfig) if c.data == data)
     order = [
         *generators_of(plan),

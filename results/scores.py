@@ -1,4 +1,4 @@
-"""Every arm's Dice against its reference: means, intervals and tests, for the tables and figures."""
+"""Every arm's Dice against its reference: means, intervals and tests for tables and figures."""
 
 from collections import Counter
 from collections.abc import Sequence

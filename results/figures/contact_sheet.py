@@ -1,4 +1,4 @@
-"""Contact sheets: packed pairs side by side, each with its mask's outline, to be looked at before training."""
+"""Contact sheets: packed pairs with their masks' outlines, to be looked at before training."""
 
 import io
 import math

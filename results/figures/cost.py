@@ -104,7 +104,10 @@ def needed_runs(plan: Plan, collected: Collected, data: str, arm: str) -> list[s
 
 
 def network_seconds(collected: Collected, networks: Sequence[set[str]]) -> float:
-    """Return the device seconds that a network needed, of all attempts, mean over an arm's networks."""
+    """Return the device seconds that a network needed, mean over an arm's networks.
+
+    All attempts at all its runs count.
+    """
     costs = collected.costs
     seconds = dict(zip(costs["run_id"], costs["spent_s"] * costs["processes"], strict=True))
     return float(np.mean([sum(seconds[run_id] for run_id in sorted(runs)) for runs in networks]))

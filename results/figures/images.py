@@ -1,4 +1,4 @@
-"""Figures of images: generated pairs as in the paper's Figure 2, and cases with truth and prediction.
+"""Figures of images: pairs as in the paper's Figure 2, and cases with truth and prediction.
 
 Their images lie in the runs' samples.npz. generate runs leave ``images`` (n, H, W) in [0, 1] and
 ``masks`` (n, H, W); segment runs also ``predictions`` (n, H, W), ``dice`` (n,) and ``case_ids``

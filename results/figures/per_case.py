@@ -105,14 +105,14 @@ def choose_arms(scores: Sequence[ArmScores]) -> list[ArmScores]:
 
 
 def over_seeds(dice: pd.DataFrame) -> NDArray[np.float64]:
-    """Return each case's mean over seeds, sorted; a case counts once in every split that tests it."""
+    """Return each case's mean over seeds, sorted; a case counts once in each split with it."""
     return np.sort(np.concatenate([block.scores.mean(axis=0) for block in to_blocks(dice)]))
 
 
 def _draw_row(
     axes: Axes, row: int, values: NDArray[np.float64], colour: str, as_picture: bool
 ) -> None:
-    """Draw sorted values, the lowest at the bottom of the row, with a box from quartile to quartile."""
+    """Draw sorted values, the lowest at the bottom of the row, with a box of the quartiles."""
     low, median, high = np.quantile(values, (0.25, 0.5, 0.75))
     axes.barh(
         row,

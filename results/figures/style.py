@@ -1,4 +1,4 @@
-"""What the figures share: how arms are told apart, in grey too, and how means and names are drawn."""
+"""What the figures share: styles that differ in grey too, and how means and names are drawn."""
 
 import itertools
 import textwrap

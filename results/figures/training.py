@@ -1,4 +1,4 @@
-"""How each generator's training went, from its log.jsonl: the bound, its parts, what the flow did."""
+"""How a generator's training went, from its log.jsonl: the bound, its parts, the flow."""
 
 import math
 from pathlib import Path
@@ -115,7 +115,7 @@ def _draw_terms(axes: Axes, progress: pd.DataFrame, terms: dict[str, str]) -> No
 
 
 def _cut_start(axes: Axes, values: pd.DataFrame) -> None:
-    """Let the first tenth of a training run off the panel where it would flatten all that follows."""
+    """Cut the first tenth of a training off where it would flatten all that follows."""
     later = values[values.index > _START * values.index.max()].stack()
     everything = values.stack()
     height = later.max() - later.min()
@@ -125,5 +125,5 @@ def _cut_start(axes: Axes, values: pd.DataFrame) -> None:
 
 
 def _is_count(value: object) -> bool:
-    """Return whether a logged value is an integer that can be drawn: JSON's may exceed any double."""
+    """Return whether a value is an integer that can be drawn: JSON's may exceed any double."""
     return isinstance(value, int) and abs(value) < _LARGEST

@@ -33,7 +33,7 @@ IMAGES = ("png", "pdf")
 PROGRESS = ("png", "svg")
 """Trainings may be many, and a PDF takes longest."""
 FORMATS = "HVAE_HPC_FIGURES"
-"""In the environment: the endings that are wanted, "png,pdf"; the others take half of the time that results take."""
+"""Environment variable with the wanted formats, "png,pdf"; all of them take twice the time."""
 # parse_math off: a $ in a case id is a dollar sign. The rest: letters stay letters in vector
 # files, and the same runs give the same bytes.
 _SETTINGS: Any = {
@@ -104,7 +104,7 @@ def _asked_formats() -> set[str]:
 def _list_figures(
     plan: Plan, collected: Collected, scores: Sequence[ArmScores]
 ) -> dict[str, tuple[tuple[str, ...], Draw]]:
-    """Return file name without ending to formats and what draws it. A new figure is one line here."""
+    """Return each figure's file name, formats and drawing. A new figure is one line here."""
     figures: dict[str, tuple[tuple[str, ...], Draw]] = {}
     for data in plan.data:
         of_data = [s for s in scores if s.data == data]

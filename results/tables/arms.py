@@ -119,10 +119,11 @@ def _caption(plan: Plan) -> str:
     return paragraph(
         f"""
         Hard Dice per case, mean over runs and test cases; in brackets 95 % intervals of a two-way
-        bootstrap over seeds and cases. {few} Against the reference: the mean difference of runs with
-        the same seed, which have the same initial weights and order of the real pairs. {budget}
-        Better: for how many seeds the arm is above. {tested} HD95: 95 % Hausdorff distance of the
-        edges. Where both masks are empty Dice, precision and recall are 1 and the distance 0; where
-        just one is, they are 0 and the distance is the image's diagonal. {several}
+        bootstrap over seeds and cases. {few} Against the reference: the mean difference of runs
+        with the same seed, which have the same initial weights and order of the real pairs.
+        {budget} Better: for how many seeds the arm is above. {tested} HD95: 95 % Hausdorff
+        distance of the edges. Where both masks are empty Dice, precision and recall are 1 and the
+        distance 0; where just one is, they are 0 and the distance is the image's diagonal.
+        {several}
         """
     )

@@ -1,4 +1,4 @@
-"""The table of claims: what the paper says of its results, and whether it holds here, by the means alone."""
+"""The table of claims: what the paper says of its results, and whether the means hold here."""
 
 import re
 from collections import Counter
@@ -20,7 +20,7 @@ FALLS_BEYOND = {"lsgan": 200, "vae": 200, "hvae": 300}
 LARGEST_SD = 0.03
 
 Numbers = dict[str, float]
-"""Mean Dice by arm ("hvae+300"), its sd ("hvae+300 sd"), PSNR and SSIM by generator ("hvae psnr")."""
+"""Dice by arm ("hvae+300"), its sd ("hvae+300 sd"), PSNR and SSIM by generator ("hvae psnr")."""
 
 
 class Finding(NamedTuple):

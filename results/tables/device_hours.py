@@ -10,8 +10,8 @@ def build_device_hours(stages: Sequence[Mapping[str, Any]]) -> Table | None:
     """Return the table; None where nothing was spent.
 
     Args:
-        stages: what :func:`hvae_hpc.jobs.state.device_hours.read_device_hours` knows of each stage, as
-            plain data.
+        stages: of each stage, what :func:`hvae_hpc.jobs.state.device_hours.read_device_hours`
+            found, as plain data.
     """
     if not stages:
         return None

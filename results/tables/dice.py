@@ -13,7 +13,7 @@ from hvae_hpc.runs.plan import Plan
 
 
 def build_table1(plan: Plan, collected: Collected, scores: Sequence[ArmScores]) -> Table | None:
-    """Return Dice per arm and data set beside the published; None for a plan without segment runs."""
+    """Return Dice per arm and data set beside the published; None without segment runs."""
     expected = Counter((config.data, config.arm.name) for config in plan.configs(SegmentConfig))
     if not expected:
         return None

@@ -13,7 +13,10 @@ _FOLDER = Path(__file__).parents[1] / "published"
 
 @cache
 def read_published(name: str) -> dict[tuple[str, str, str], dict[str, str]]:
-    """Read "table1" or "table2": (data, method, amount) to column to number; Table 2 has no amounts."""
+    """Read "table1" or "table2": (data, method, amount) to column to number.
+
+    Table 2 has no amounts.
+    """
     with open(_FOLDER / f"{name}.csv", encoding="utf-8", newline="") as file:
         return {
             (row["data"], row["method"], row.get("amount", "")): row for row in csv.DictReader(file)

@@ -1,4 +1,4 @@
-"""Table 2, as in the paper, and the table of set measures: generated images against the test images."""
+"""Table 2, as in the paper, and the table of set measures: images against the test images."""
 
 import math
 from collections import Counter
@@ -46,7 +46,7 @@ MEDIANS = {
 }
 """Mask statistic to the name of the row of its medians, and digits."""
 MOST_DUPLICATES = 0.1
-"""A generator repeats itself if its whole interval of near-duplicates is above this share, and above
+"""A generator repeats itself if its whole interval of near-duplicates is above this share and above
 the interval of real images."""
 
 

@@ -149,7 +149,7 @@ class Table:
         )
 
     def without_constant_columns(self) -> "Table":
-        """Leave out empty columns of a table by data sets, and name a single data set in the title."""
+        """Leave out empty columns; name a single data set in the title."""
         if self.columns[0] != "data":
             return self
         names = {row[0] for row in self.rows}

@@ -93,7 +93,7 @@ def _judge(collected: Collected, data: str, scores: Sequence[ArmScores]) -> Pair
 
 
 def _only_adds_pairs(arm: ArmConfig) -> bool:
-    """Return whether synthetic pairs as they are, added to the real ones, are all that an arm has."""
+    """Return whether an arm adds synthetic pairs as they are to the real ones, and no more."""
     others = (
         *(arm.n_standard, arm.n_copies, arm.n_cases, arm.moves),
         *(arm.alone, arm.first_share, arm.shuffled),
@@ -211,7 +211,10 @@ def _compare_with_standard(
 def _compare_combinations(
     collected: Collected, data: str, scores: Sequence[ArmScores]
 ) -> list[str]:
-    """Say what pairs change on top of copies, moves or more cases, where the same arm without pairs is done."""
+    """Say what pairs change on top of copies, moves or more cases.
+
+    The same arm without pairs must be done.
+    """
     done = {s.arm.name for s in scores if s.n}
     sentences = []
     for s in scores:

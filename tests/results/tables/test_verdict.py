@@ -47,7 +47,7 @@ def to_table(scores: NDArray[np.float64], split: int = 0) -> pd.DataFrame:
 
 def test_choosing_among_equal_arms_flatters_the_plain_maximum_and_not_the_cross_estimate() -> None:
     plain, crossed = [], []
-    for seed in range(150):
+    for seed in range(60):
         random = np.random.default_rng(seed)
         tables = {
             f"arm{i}": 0.3 * random.normal(size=(10, 1)) + random.normal(size=(10, 40))
@@ -58,9 +58,9 @@ def test_choosing_among_equal_arms_flatters_the_plain_maximum_and_not_the_cross_
         assert estimate is not None
         assert len(chosen) == 2
         crossed.append(estimate.mean)
-    standard_error = np.std(crossed) / np.sqrt(150)
+    standard_error = np.std(crossed) / np.sqrt(60)
     assert np.mean(plain) > 0.1
-    assert abs(np.mean(crossed)) < 4 * standard_error < 0.06
+    assert abs(np.mean(crossed)) < 4 * standard_error < 0.08
 
 
 def test_an_arm_that_is_better_everywhere_is_chosen_by_both_halves_with_its_own_gain() -> None:
