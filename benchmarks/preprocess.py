@@ -50,39 +50,45 @@ def measure_cases(work: Work, repeats: int) -> dict[str, Any]:
     count = len(work.cases)
     with contextlib.ExitStack() as stack:
         sides = {name: stack.enter_context(contextlib.closing(Side(name, work))) for name in SIDES}
-        there = {name: side for name, side in sides.items() if side.is_there}
+        installed = {name: side for name, side in sides.items() if side.is_there}
         print(
-            "".join(f"{name}: not installed, no figure\n" for name in sides if name not in there),
+            "".join(
+                f"{name}: not installed, no figure\n" for name in sides if name not in installed
+            ),
             end="",
         )
-        peers = [there[name] for name in (TORCHIO, LAMBDA) if name in there]
-        apart = check_same_slices(work, there[OURS], peers)
+
+        # The same slices from all; only then is their speed compared.
+        peers = [installed[name] for name in (TORCHIO, LAMBDA) if name in installed]
+        apart = check_same_slices(work, installed[OURS], peers)
         if peers:
             print(
                 f"ours and torchio: the same {count} slices and masks, "
                 f"pixels at most {apart:g} apart",
                 flush=True,
             )
-        for side in there.values():
+
+        for side in installed.values():
             side.pass_over()
         times = take_turns(
             {name: side.pass_over if side.is_there else None for name, side in sides.items()},
             repeats,
         )
-        memory = {name: side.memory() for name, side in there.items()}
-    versus = {name: ratio(found, times[OURS]) for name, found in times.items()}
+        memory = {name: side.memory() for name, side in installed.items()}
+
+    versus = {name: ratio(taken, times[OURS]) for name, taken in times.items()}
     show(
         f"one process, one core: {count} cases, image and label",
         ("", "cases/s", "ms/case", "ours is x times as fast", "MiB peak", "of that imports"),
         [
             (
                 name,
-                rate(found, count),
-                median(found, 1000 / count),
+                rate(taken, count),
+                median(taken, 1000 / count),
                 versus[name],
                 *memory.get(name, (None, None)),
             )
-            for name, found in times.items()
+            for name, taken in times.items()
         ],
     )
     return {
@@ -177,6 +183,7 @@ def parse() -> argparse.Namespace:
         "--cohort", type=int, metavar="N", help="instead: pack N linked cases and watch the memory"
     )
     parser.add_argument("--workers", type=int, metavar="N", help="of --cohort (as many as cores)")
+
     options = parser.parse_args()
     few, linked, repeats = (3, 64, 2) if options.quick else (12, 256, 5)
     if options.cases is None:

@@ -41,17 +41,10 @@ def pack_cohort(work: Work, scratch: Path, n: int, workers: int) -> dict[str, An
     """
     raw, out = scratch / "linked", scratch / "packed"
     link_cases(work, raw, n)
-    command = [
-        sys.executable,
-        "-m",
-        "hvae_hpc.preprocess",
-        work.recipe.name,
-        "--raw",
-        str(raw),
-        "--out",
-        str(out),
-    ]
+    command = [sys.executable, "-m", "hvae_hpc.preprocess", work.recipe.name]
+    command += ["--raw", str(raw), "--out", str(out)]
     command += ["--workers", str(workers), "--sheet", "0", "--local"]
+
     seconds, samples = watch(command)
     before = read_manifest(out)
     again, _ = watch(command)
@@ -61,6 +54,28 @@ def pack_cohort(work: Work, scratch: Path, n: int, workers: int) -> dict[str, An
             f"{len(before.cases)} of {n} cases packed, content {before.content_hash[:12]}; "
             f"the same command again gave {after.content_hash[:12]}"
         )
+    print(
+        f"{n} cases by {workers} workers: {seconds:.1f} s, {n / seconds:.1f} cases/s, "
+        "start of Python included"
+    )
+    print(
+        f"the same command again, nothing changed: {again:.1f} s, "
+        f"content {after.content_hash[:12]} as before"
+    )
+    return {
+        "cohort": n,
+        "workers": workers,
+        "cases_per_s": n / seconds,
+        "seconds": seconds,
+        "again_s": again,
+        "total_mib": max((sample.parent + sum(sample.workers) for sample in samples), default=None),
+        **report_memory(samples),
+        "same_content_hash": True,
+    }
+
+
+def report_memory(samples: Sequence[Sample]) -> dict[str, Any]:
+    """Show the memory of the first and the last quarter of a packing and return the figures."""
     busy = [sample for sample in samples if sample.workers] or samples
     quarter = max(1, len(busy) // 4)
     figures: dict[str, Any] = {}
@@ -73,29 +88,12 @@ def pack_cohort(work: Work, scratch: Path, n: int, workers: int) -> dict[str, An
         rows.append((f"{name} quarter", parent, worker, highest))
         figures |= {f"parent_mib_{name}_quarter": parent, f"worker_mib_{name}_quarter": worker}
         figures |= {f"worker_peak_mib_after_{name}_quarter": highest}
-    print(
-        f"{n} cases by {workers} workers: {seconds:.1f} s, {n / seconds:.1f} cases/s, "
-        "start of Python included"
-    )
-    print(
-        f"the same command again, nothing changed: {again:.1f} s, "
-        f"content {after.content_hash[:12]} as before"
-    )
     show(
         f"memory while packing, MiB, {len(busy)} samples",
         ("", "parent", "largest worker", "any worker's peak till then"),
         rows,
     )
-    return {
-        "cohort": n,
-        "workers": workers,
-        "cases_per_s": n / seconds,
-        "seconds": seconds,
-        "again_s": again,
-        "total_mib": max((sample.parent + sum(sample.workers) for sample in samples), default=None),
-        **figures,
-        "same_content_hash": True,
-    }
+    return figures
 
 
 def watch(command: Sequence[str]) -> tuple[float, list[Sample]]:

@@ -29,6 +29,7 @@ def measure_reading(folder: Path, scratch: Path, repeats: int) -> dict[str, Any]
     from hvae_hpc.preprocess.store.reader import DatasetReader
     from hvae_hpc.preprocess.store.shards import Shard
 
+    # The same pairs in all forms, and how to read one slice of each.
     manifest = read_manifest(folder)
     whole = DatasetReader(folder).read_all()
     pictures = import_peer("PIL.Image")
@@ -69,6 +70,7 @@ def measure_reading(folder: Path, scratch: Path, repeats: int) -> dict[str, Any]
 
         return read_each
 
+    # All give the same slices; then they take turns.
     with contextlib.ExitStack() as stack:
         names = {shard for shard, _ in places}
         shards = {name: stack.enter_context(Shard(folder / name)) for name in names}
@@ -106,31 +108,41 @@ def measure_reading(folder: Path, scratch: Path, repeats: int) -> dict[str, Any]
                 },
                 repeats,
             )
-    n = len(whole)
+    return report_reading(slices, everything, sizes, len(whole), pictures is not None)
+
+
+def report_reading(
+    slices: Mapping[str, Sequence[float] | None],
+    everything: Mapping[str, Sequence[float] | None],
+    sizes: Mapping[str, int],
+    n: int,
+    has_png: bool,
+) -> dict[str, Any]:
+    """Show what reading took and return the figures."""
     size_of = {"shards, verified": "shards", "h5py on the shards": "shards"}
     disk = {name: sizes.get(size_of.get(name, name)) for name in slices}
-    if pictures is None:
+    if not has_png:
         print("Pillow is not installed: no figures of PNG")
     show(
         f"one slice of {n} at a time, in random order, from the page cache; PNG rounds to 16 bits",
         ("", "ms/slice", "bytes/slice"),
         [
-            (name, median(found, 1000 / n), (size := disk[name]) and size // n)
-            for name, found in slices.items()
+            (name, median(times, 1000 / n), (size := disk[name]) and size // n)
+            for name, times in slices.items()
         ],
     )
     show(
         f"all {n} slices to memory, from the page cache",
         ("", "pairs/s"),
-        [(name, rate(found, n)) for name, found in everything.items()],
+        [(name, rate(times, n)) for name, times in everything.items()],
     )
     return {
         "slice_read_vs_memmap": ratio(slices["memmap"], slices["shards, verified"]),
         "slice_read_vs_h5py": ratio(slices["h5py on the shards"], slices["shards, verified"]),
         "slice_read_vs_png": ratio(slices["PNG"], slices["shards, verified"]),
-        "slice_ms": {name: median(found, 1000 / n) for name, found in slices.items()},
+        "slice_ms": {name: median(times, 1000 / n) for name, times in slices.items()},
         "slice_bytes": {name: size and size // n for name, size in disk.items()},
-        "read_all_pairs_per_s": {name: rate(found, n) for name, found in everything.items()},
+        "read_all_pairs_per_s": {name: rate(times, n) for name, times in everything.items()},
     }
 
 

@@ -83,6 +83,7 @@ def summarise(
         for area in entry.tumour_px
     ]
     known = all(entry.spacing_mm for entry in entries)
+
     return PackingSummary(
         name=manifest.name,
         modality=manifest.modality,

@@ -129,7 +129,8 @@ def _read_layout(path: Path, header: Any) -> tuple[np.dtype[Any], int, tuple[flo
         return kind, int(start), (1.0, 0.0)
     if not math.isfinite(intercept):
         raise UserError(
-            f"{path}: NIfTI header is damaged (scaled by {slope:g} and {intercept:g}); copy it again"
+            f"{path}: NIfTI header is damaged (scaled by {slope:g} and {intercept:g}); "
+            "copy it again"
         )
     return kind, int(start), (slope, intercept)
 
@@ -191,6 +192,7 @@ def _checked_affine(path: Path, header: Any) -> NDArray[np.float64]:
         raise UserError(
             f"{path}: the header says no orientation (sform_code and qform_code are 0); set one"
         )
+
     affine = header.get_best_affine()
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     shown = " x ".join(f"{side:g}" for side in spacing)
@@ -201,6 +203,7 @@ def _checked_affine(path: Path, header: Any) -> NDArray[np.float64]:
     if not np.isfinite(affine).all():
         origin = ", ".join(f"{place:g}" for place in affine[:3, 3])
         raise UserError(f"{path}: header has origin {origin} mm, expected numbers; repair it")
+
     unit = int(header["xyzt_units"]) & 7  # the other bits are of time
     if unit not in (0, 2):  # unknown, mm
         raise UserError(
@@ -211,6 +214,7 @@ def _checked_affine(path: Path, header: Any) -> NDArray[np.float64]:
             f"{path}: header has voxel spacing {shown} mm, "
             f"expected {_SMALLEST_MM:g} to {_LARGEST_MM:g}; repair it"
         )
+
     directions = affine[:3, :3] / spacing
     if np.abs(directions.T @ directions - np.eye(3)).max() > 1e-3:
         raise UserError(
