@@ -545,7 +545,7 @@ def test_graphs_of_other_networks_batches_and_precisions_are_dropped_so_that_the
 
 def test_a_training_that_is_not_compiled_does_not_import_the_compiler() -> None:
     check = (
-        "import sys, tempfile, torch\nfrom pathlib import Path\nfrom tests import test_training as t\n"
+        "import sys, tempfile, torch\nfrom pathlib import Path\nfrom tests.training import test_training as t\n"
         "pairs = t.to_tensors(t.make_pairs(6, 16), 0)\n"
         "for kind in t.MODELS:\n"
         "    t.run(kind, pairs, t.place(Path(tempfile.mkdtemp()) / kind), t.replace(t.OPTIM, images=8))\n"
