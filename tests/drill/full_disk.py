@@ -189,7 +189,7 @@ def is_sound(name: str, content: bytes) -> bool:
 def meaning(name: str, content: bytes) -> Any:
     """Return what must be the same however a file came about, in a form that can be compared."""
     path = Path(name)
-    if path.name.startswith(".") or path.suffix in (".cache",):
+    if path.name.startswith(".") or path.suffix == ".cache":
         return None  # kept for the next time, or not
     if path.suffix == ".jsonl" or path.name == "inputs.json":
         return "there"
@@ -264,7 +264,7 @@ def stages(work: Path, filler: Filler) -> Iterator[tuple[str, Command]]:
         ids = [run_id for run_id, run in plan.runs.items() if run.stage == stage]
         ids.sort(key=lambda run_id: "reference" not in plan.runs[run_id].label)
         yield stage, lambda run_id=ids[0]: make_run(plan, run_id)
-    drawn = figures._wanted
+    drawn = figures._list_figures
 
     def last_one(
         *given: Any,
@@ -272,7 +272,7 @@ def stages(work: Path, filler: Filler) -> Iterator[tuple[str, Command]]:
         name, (_, draw) = list(drawn(*given).items())[-1]
         return {name: (("png", "svg", "pdf"), draw)}
 
-    figures._wanted = last_one
+    figures._list_figures = last_one
     del os.environ[figures.FORMATS]
     yield "plan", lambda: write_plan(plan, plan_path(plan.runs_folder, plan.sweep))
     yield "results", lambda: results.main([str(disk / "runs"), "--partial"])
