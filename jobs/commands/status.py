@@ -1,19 +1,18 @@
 """``hvae-hpc status``: the status of a sweep, on one screen or as one JSON object.
 
-The table has a line per stage, and for segment a line per arm. Data sets stand side by side where
-the terminal is wide enough. Below the table stand what is left, what went wrong and what to do, and
-what runs now.
+The table has a line per stage, and below segment a line per arm. Below the table stand what is
+left, what went wrong and what to do, and what runs now.
 """
 
 import argparse
 import json
-import shutil
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hvae_hpc.config.stages import CONFIGS, SegmentConfig
 from hvae_hpc.jobs.failures.classify import classify, gather
@@ -26,8 +25,6 @@ from hvae_hpc.runs.done import read_results
 
 SCHEMA = 1
 """Of what ``--json`` prints."""
-COLUMNS = dict(zip(KINDS, ("done", "run", "wait", "lost", "fail", "block", "open"), strict=True))
-"""Short, so that two data sets stand side by side on 80 to 100 characters."""
 TROUBLES: tuple[Kind, ...] = ("failed", "lost", "blocked")
 WAITS = {
     "Dependency": "what they need",
@@ -39,20 +36,19 @@ MOST_LINES = 8
 REFRESH_S = 5.0
 
 
-Group = tuple[tuple[Kind, str], list[str]]
-"""A kind of trouble and its reason, and the runs that have it."""
+class Trouble(NamedTuple):
+    """Runs that are failed, lost or blocked for the same reason, and the class of that failure."""
+
+    kind: Kind
+    reason: str
+    failure: str
+    run_ids: Sequence[str]
 
 
-def render(sweep: SweepStatus, width: int, costs: bool = False) -> Iterator[str]:
-    """Yield the status of a sweep in lines for a person.
-
-    Args:
-        sweep: to be shown.
-        width: of the terminal, in characters; only the table heeds it.
-        costs: say what the sweep took, too.
-    """
+def render(sweep: SweepStatus, costs: bool = False) -> Iterator[str]:
+    """Yield the status of a sweep in lines for a person, and what it took where costs are asked."""
     yield f"sweep {sweep.plan.sweep}  ({sweep.plan.runs_folder})"
-    parts = [_table(sweep, width), _totals(sweep), _describe_troubles(sweep), _describe_work(sweep)]
+    parts = [_table(sweep), _totals(sweep), _describe_troubles(sweep), _describe_work(sweep)]
     if costs:
         parts.append(_costs(sweep))
     for part in parts:
@@ -61,56 +57,38 @@ def render(sweep: SweepStatus, width: int, costs: bool = False) -> Iterator[str]
             yield from lines
 
 
-def _table(sweep: SweepStatus, width: int) -> Iterator[str]:
-    """Yield how many runs of each stage, arm and data set have each kind of status."""
+def _table(sweep: SweepStatus) -> Iterator[str]:
+    """Yield a line for each stage and arm.
+
+    It says how many runs of each data set are done, and how many of all have another status.
+    """
     plan = sweep.plan
-    counts: dict[str, dict[str, Counter[Kind]]] = {}  # name of the line, data set
+    counts = defaultdict[str, Counter[str]](Counter)
     for run_id, run in plan.runs.items():
         arms = [f"  {run.config.arm.name}"] if isinstance(run.config, SegmentConfig) else []
+        kind, data = sweep.statuses[run_id].kind, run.config.data
         for name in [run.stage, *arms]:
-            line = counts.setdefault(name, {data: Counter() for data in plan.data})
-            line[run.config.data][sweep.statuses[run_id].kind] += 1
+            counts[name].update([kind, f"{data} {kind}", data])
 
     # Segment is the last stage, and its arms follow.
     stages = [*(stage for stage in CONFIGS if stage != "segment"), "segment"]
     names = sorted(counts, key=lambda name: [*stages, name].index(name))
-    kinds = [kind for kind in KINDS if kind == "done" or sweep.totals[kind]]
-    blocks = {
-        data: _count_block([counts[name][data] for name in names], kinds) for data in plan.data
-    }
-    label = max(map(len, [*names, *blocks]))
-
-    if label + sum(3 + len(block[0]) for block in blocks.values()) <= width:
-        heading = "".join(f"   {data:{len(block[0])}}" for data, block in blocks.items())
-        yield " " * label + heading.rstrip()
-        for name, *cells in zip(["", *names], *blocks.values(), strict=True):
-            yield "   ".join([f"{name:{label}}", *cells]).rstrip()
-        return
-    for data, block in blocks.items():
-        for name, row in zip([data, *names], block, strict=True):
-            if row.strip():
-                yield f"{name:{label}}   {row}".rstrip()
+    kinds = [kind for kind in KINDS[1:] if sweep.totals[kind]]
+    rows = [["", *plan.data, *kinds]]
+    for name in names:
+        count = counts[name]
+        done = [f"{count[f'{data} done']}/{count[data]} done" for data in plan.data]
+        rows.append([name, *done, *(str(count[kind] or "") for kind in kinds)])
+    yield from _align(rows, left=1)
 
 
-def _count_block(counts: Sequence[Counter[Kind]], kinds: Sequence[Kind]) -> list[str]:
-    """Return a data set's part of the table, in lines of one length, headings first."""
-    rows = [[COLUMNS[kind] for kind in kinds]]
-    for count in counts:
-        done = f"{count['done']}/{count.total()}" if count else ""
-        rows.append([done, *(str(count[kind] or "") for kind in kinds[1:])])
-    return _align(rows)
-
-
-def _align(rows: Sequence[Sequence[str]], left: int = 0) -> list[str]:
-    """Return rows as lines of columns; the first ``left`` columns are aligned to the left."""
+def _align(rows: Sequence[Sequence[str]], left: int) -> Iterator[str]:
+    """Yield rows as lines of columns; the first ``left`` columns are aligned to the left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if number < left else cell.rjust(width)
-            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row[:left], widths, strict=False)]
+        cells += [cell.rjust(width) for cell, width in zip(row[left:], widths[left:], strict=True)]
+        yield "  ".join(cells).rstrip()
 
 
 def _totals(sweep: SweepStatus) -> Iterator[str]:
@@ -127,76 +105,62 @@ def _totals(sweep: SweepStatus) -> Iterator[str]:
     if totals["done"] < totals["runs"]:
         unit = "gpu" if totals["gpu_hours_left"] else "cpu"
         hours, measured = totals[f"{unit}_hours_left"], 100 * totals["measured"]
-        about = f"about {hours:,.1f}" if hours >= 0.05 else "less than 0.1"
-        how = (
-            f"for {measured:.0f} % of the runs from measured times" if measured else "a first guess"
-        )
-        yield f"left: {about} {unit.upper()}-hours ({how})"
+        how = f"{measured:.0f} % of the runs by measured times, the others a first guess"
+        yield f"left: about {hours:,.1f} {unit.upper()}-hours ({how})"
     else:
         yield f"tables and figures: python -m hvae_hpc.results {sweep.plan.runs_folder}"
-        yield f"what it took: hvae-hpc status {sweep.plan.runs_folder} --costs"
 
-    if sweep.asked_at is not None:
-        yield f"the queue is as SLURM gave it {duration(time.time() - sweep.asked_at)} ago"
-    elif sweep.note:
+    if sweep.note:
         yield f"the queue is not known, this is from the runs' own files alone: {sweep.note}"
 
 
 def _describe_troubles(sweep: SweepStatus) -> Iterator[str]:
     """Yield what is failed, lost and blocked, by reason, and what to do."""
-    plan, groups = sweep.plan, _group_troubles(sweep)
-    if not groups:
+    troubles = _find_troubles(sweep)
+    if not troubles:
         return
-    shown, others = groups[:MOST_LINES], groups[MOST_LINES:]
-    failures = _classify(sweep, shown)
-    for (kind, reason), run_ids in shown:
-        run, failure = plan.runs[run_ids[0]], failures[run_ids[0]]
+    for kind, reason, failure, run_ids in troubles[:MOST_LINES]:
+        run = sweep.plan.runs[run_ids[0]]
         more = f" and {len(run_ids) - 1:,} more" if len(run_ids) > 1 else ""
-        known = "" if failure in ("lost", "blocked by parent", "held") else f" ({failure})"
+        known = f" ({failure})" if kind == "failed" else ""
         yield f"{kind}{known}: {run.stage} {run.label}{more}: {reason}"
-    if others:
-        yield f"... and {sum(len(run_ids) for _, run_ids in others):,} more, for other reasons"
+    if others := troubles[MOST_LINES:]:
+        yield f"... and {sum(len(each.run_ids) for each in others):,} more, for other reasons"
 
-    first = plan.runs[groups[0][1][0]]
-    counted = [f"{sweep.totals[kind]:,} {kind}" for kind in TROUBLES if sweep.totals[kind]]
+    first = sweep.plan.runs[troubles[0].run_ids[0]]
     yield f"more of the first: hvae-hpc why {first.stage}/{first.label}"
-    yield f"next: the same sweep command makes these runs again: {', '.join(counted)}"
+    yield "next: the same sweep command makes these runs again"
 
 
-def _group_troubles(sweep: SweepStatus) -> list[Group]:
-    """Return the runs that are failed, lost and blocked, by reason; of a kind the most first."""
-    groups: dict[tuple[Kind, str], list[str]] = {}
-    for run_id, (kind, _, reason) in sweep.statuses.items():
+def _find_troubles(sweep: SweepStatus) -> list[Trouble]:
+    """Return what is failed, lost and blocked, by reason; of a kind the most runs first."""
+    plan, statuses = sweep.plan, sweep.statuses
+    groups = defaultdict[tuple[Kind, str], list[str]](list)
+    for run_id, (kind, _, reason) in statuses.items():
         if kind in TROUBLES:
-            reason = reason.replace(f"{sweep.plan.folder(run_id)}/", "")
-            groups.setdefault((kind, reason), []).append(run_id)
-    return sorted(groups.items(), key=lambda group: (TROUBLES.index(group[0][0]), -len(group[1])))
+            groups[kind, reason.replace(f"{plan.folder(run_id)}/", "")].append(run_id)
 
-
-def _classify(sweep: SweepStatus, groups: Sequence[Group]) -> dict[str, str]:
-    """Return run id to class of failure: that of its group's first run, as logs may be many."""
-    submissions, failures = Submissions(sweep.plan.runs_folder), dict[str, str]()
-    ends = read_ends(submissions)
-    for _, run_ids in groups:
-        status = sweep.statuses[run_ids[0]]
-        evidence = gather(sweep.plan, run_ids[0], status, submissions, ends)
-        failures |= dict.fromkeys(run_ids, "held" if status.held else classify(evidence))
-    return failures
+    # The logs of a group's first run tell the class of all, as logs may be many.
+    submissions = Submissions(plan.runs_folder)
+    ends, troubles = read_ends(submissions), list[Trouble]()
+    for (kind, reason), run_ids in groups.items():
+        first = run_ids[0]
+        evidence = gather(plan, first, statuses[first], submissions, ends)
+        failure = "held" if statuses[first].held else classify(evidence)
+        troubles.append(Trouble(kind, reason, failure, run_ids))
+    return sorted(troubles, key=lambda each: (TROUBLES.index(each.kind), -len(each.run_ids)))
 
 
 def _describe_work(sweep: SweepStatus) -> Iterator[str]:
     """Yield what runs now, and how far it is."""
-    rows, places = [], []
-    for run_id, progress in list(sweep.progress.items())[:MOST_LINES]:
-        share, left = progress.progress, ""
-        if progress.seconds_left:
-            left = f"{duration(progress.seconds_left)} left"
-        elif progress.seconds is not None:
-            left = "finishing" if share == 1 else f"since {duration(progress.seconds)}"
-        run, element = sweep.plan.runs[run_id], sweep.statuses[run_id].element
-        rows.append((run.stage, run.label, "" if share is None else f"{100 * share:.0f} %", left))
-        places.append(f"on {progress.host}" + (f" ({element})" if element else ""))
-    yield from map("  ".join, zip(_align(rows, left=2), places, strict=True))
+    rows = []
+    for run_id, progress in islice(sweep.progress.items(), MOST_LINES):
+        run = sweep.plan.runs[run_id]
+        share = "" if progress.progress is None else f"{100 * progress.progress:.0f} %"
+        left = "" if progress.seconds_left is None else f"{duration(progress.seconds_left)} left"
+        rows.append((run.stage, run.label, f"on {progress.host}", share, left))
+    if rows:
+        yield from _align(rows, left=3)
     if len(sweep.progress) > MOST_LINES:
         yield f"... and {len(sweep.progress) - MOST_LINES:,} more at work"
 
@@ -207,11 +171,8 @@ def _costs(sweep: SweepStatus) -> Iterator[str]:
     for stage in spent:
         hours = ", ".join(f"{n:,.2f} {name}" for name, n in stage.hours.items() if n >= 0.005)
         total = f"{sum(stage.hours.values()):,.2f} {stage.unit.upper()}-hours"
-        yield f"spent: {stage.stage}: {total}" + (f" ({hours})" if hours else "")
-    if known := [stage.energy_kwh for stage in spent if stage.energy_kwh is not None]:
-        yield f"energy: {sum(known):,.2f} kWh of GPUs, as far as they tell"
-    for stage in spent:
-        yield from (f"advice: {line}" for line in stage.advice)
+        yield f"spent: {stage.stage}: {total} ({hours})"
+    yield from (f"advice: {stage.advice}" for stage in spent if stage.advice)
 
 
 def _read_costs(sweep: SweepStatus) -> list[StageHours]:
@@ -246,7 +207,7 @@ def main(argv: Sequence[str]) -> int:
     elif options.watch and sys.stdout.isatty():
         _watch(options)
     else:
-        print("\n".join(_screen(options)))
+        print(_screen(options))
     return 0
 
 
@@ -259,7 +220,7 @@ def _to_plain(sweeps: Sequence[SweepStatus], costs: bool) -> dict[str, Any]:
 
 def _sweep_to_plain(sweep: SweepStatus, costs: bool) -> dict[str, Any]:
     plan, runs = sweep.plan, []
-    failures = _classify(sweep, _group_troubles(sweep))
+    failures = {run_id: each.failure for each in _find_troubles(sweep) for run_id in each.run_ids}
     for run_id, status in sweep.statuses.items():
         run, progress = plan.runs[run_id], sweep.progress.get(run_id, Progress())
         names: dict[str, Any] = {"run_id": run_id, "stage": run.stage, "label": run.label}
@@ -272,33 +233,18 @@ def _sweep_to_plain(sweep: SweepStatus, costs: bool) -> dict[str, Any]:
     return plain
 
 
-def _screen(options: argparse.Namespace) -> list[str]:
-    """Return the lines of all sweeps; on a terminal none is longer than the screen is wide."""
-    width, lines = shutil.get_terminal_size((120, 50)).columns, list[str]()
-    for sweep in read_sweep_statuses(options.runs, options.sweep):
-        lines += [*([""] if lines else []), *render(sweep, width, options.costs)]
-    if sys.stdout.isatty():
-        lines = [line if len(line) <= width else f"{line[: width - 1]}…" for line in lines]
-    return lines
+def _screen(options: argparse.Namespace) -> str:
+    sweeps = read_sweep_statuses(options.runs, options.sweep)
+    return "\n\n".join("\n".join(render(sweep, options.costs)) for sweep in sweeps)
 
 
 def _watch(options: argparse.Namespace) -> None:
-    """Draw the screen again and again, on the terminal's second page; the first stays as it was."""
-    lines: list[str] = []
-    print("\033[?1049h\033[?25l", end="")
+    """Clear the terminal and draw the screen again and again."""
     try:
         while True:
             began = time.monotonic()
-            lines = _screen(options)
-            shown, room = lines, shutil.get_terminal_size().lines - 1
-            if len(lines) > room:
-                shown = [*lines[: room - 1], f"... {len(lines) - room + 1} more lines"]
-            drawn = "".join(f"{line}\033[K\n" for line in shown)
-            print(f"\033[H{drawn}\033[J", end="", flush=True)
+            print(f"\033[H\033[2J{_screen(options)}", flush=True)
             # At most a fifth of the time is spent on looking: a large sweep loads the disk.
             time.sleep(max(REFRESH_S, 4 * (time.monotonic() - began)))
     except KeyboardInterrupt:
-        pass
-    finally:
-        print("\033[?25h\033[?1049l", end="", flush=True)
-    print("\n".join(lines))
+        print()

@@ -7,6 +7,7 @@ The log is read only of runs that were not made at their first attempt.
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any, NamedTuple
@@ -23,8 +24,6 @@ from hvae_hpc.runs.plan import Plan
 
 OUTCOMES = ("useful", "preempted", "time limit", "failed", "cancelled", "interrupted", "at work")
 """What came of device time: "preempted" includes lost nodes, "interrupted" has no known reason."""
-ENDED = ("failed", "died", "stopped", "left", "again")
-"""Events of a run's log that end an attempt; "again" is for a run that failed beside others."""
 NODE_GONE = ("PREEMPTED", "NODE_FAIL", "BOOT_FAIL")
 ENOUGH_ELEMENTS = 5
 """Fewer elements say nothing of what others need."""
@@ -40,25 +39,13 @@ class StageHours(NamedTuple):
         unit: "gpu", of which a run has ``nodes x gpus``, or "cpu", of which it has ``tasks x cpus``
             (its threads where it ran without SLURM).
         hours: of devices, by outcome.
-        energy_kwh: of the attempts that made a run on one GPU; None where none is known.
-        elements: how many made all their runs at the first attempt; what follows is of them.
-        minutes_asked: their time limit.
-        minutes_used: 95 % of them took no longer.
-        memory_gb_asked: host memory that was asked for.
-        memory_gb_used: 95 % of them used no more.
-        advice: a line on what to ask for, or none.
+        advice: a line on what less to ask for; "" for none.
     """
 
     stage: str
     unit: str
     hours: dict[str, float]
-    energy_kwh: float | None = None
-    elements: int = 0
-    minutes_asked: float = 0.0
-    minutes_used: float = 0.0
-    memory_gb_asked: float = 0.0
-    memory_gb_used: float = 0.0
-    advice: tuple[str, ...] = ()
+    advice: str
 
 
 def read_device_hours(
@@ -86,10 +73,8 @@ def read_device_hours(
                 hours[outcome] += devices * seconds / 3600
 
         if any(hours.values()):
-            energies = [results[run_id].energy_j for run_id in run_ids]
-            kwh = [energy_j / 3.6e6 for energy_j in energies if energy_j is not None]
-            spent = StageHours(stage, unit, hours, sum(kwh) if kwh else None)
-            stages.append(_add_usage(plan, spent, _find_usages(plan, stage, results, submissions)))
+            made = [results[run_id] for run_id in run_ids if results[run_id].done]
+            stages.append(StageHours(stage, unit, hours, _advise(plan, stage, made, submissions)))
     return stages
 
 
@@ -132,23 +117,21 @@ def _seconds_of_run(
 
 def _useful_share(attempt: Sequence[Mapping[str, Any]], continued_at: int) -> float:
     """Return the share of an attempt's images from which the run continued."""
-    at = int(attempt[0].get("at", 0))
-    seen = max([at, *(int(record["images_seen"]) for record in attempt if "images_seen" in record)])
-    if continued_at <= at:
-        return 0.0
-    return min(1.0, (continued_at - at) / (seen - at)) if seen > at else 1.0
+    began_at = int(attempt[0].get("at", 0))
+    seen = max([began_at, *(int(record.get("images_seen", 0)) for record in attempt)])
+    saved = max(0, continued_at - began_at)
+    return min(1.0, saved / max(1, seen - began_at))
 
 
 def _outcome(
     attempt: Sequence[Mapping[str, Any]], following: Mapping[str, Any], ends: Mapping[str, str]
 ) -> str:
     """Return how an attempt ended that made no result."""
-    last: Mapping[str, Any] = next((r for r in reversed(attempt) if r.get("event") in ENDED), {})
     element = attempt[0].get("job_id", "")
     end = ends.get(element, "")
-    if last.get("event") in ("failed", "died", "again"):
+    if any(record.get("event") in ("failed", "died", "again") for record in attempt):
         return "failed"
-    if last.get("at_limit") or end.startswith(("TIMEOUT", "DEADLINE")):
+    if any(record.get("at_limit") for record in attempt) or end.startswith(("TIMEOUT", "DEADLINE")):
         return "time limit"
     if element and following.get("job_id") == element:  # SLURM began it again
         return "preempted"
@@ -157,56 +140,40 @@ def _outcome(
     return "preempted" if end.startswith(NODE_GONE) else "interrupted"
 
 
-def _find_usages(
-    plan: Plan, stage: str, results: Mapping[str, ResultSummary], submissions: Submissions
-) -> list[tuple[float, ...]]:
-    """Return what elements were given and used that made all their runs at the first attempt.
+def _advise(plan: Plan, stage: str, made: Sequence[ResultSummary], submissions: Submissions) -> str:
+    """Return a line on what less to ask for; "" where that is not known, or not much less.
 
-    Returns:
-        Of each: its time limit and what it took, minutes; the memory asked for and used, GB.
+    It looks at the elements that made all their runs at the first attempt. 95 % of them must have
+    used less, and some headroom is added.
     """
-    last, usages = submissions.last_elements(), list[tuple[float, ...]]()
-    of_stage = {run_id for run_id, run in plan.runs.items() if run.stage == stage}
-    for name, element in submissions.elements.items():
-        run_ids = element.run_ids
-        at_once = all(
-            run_id in of_stage and last[run_id] == name and results[run_id].attempt == 1
-            for run_id in run_ids
-        )
-        if run_ids and at_once:
-            needs = plan.resources_of(run_ids[0])
-            minutes = sum(results[run_id].wall_s for run_id in run_ids) / 60
-            peak_mib = max(results[run_id].peak_memory_mib for run_id in run_ids)
-            memory_gb = peak_mib * needs.tasks_per_node / 1024
-            usages.append((element.minutes, minutes, needs.memory_gb, memory_gb))
-    return usages
+    by_element = defaultdict[str, list[ResultSummary]](list)
+    for result in made:
+        by_element[result.job].append(result)
+    elements = {
+        name: results
+        for name, results in by_element.items()
+        if name in submissions.elements and all(result.attempt == 1 for result in results)
+    }
+    if len(elements) < ENOUGH_ELEMENTS:
+        return ""
 
-
-def _add_usage(plan: Plan, spent: StageHours, usages: Sequence[tuple[float, ...]]) -> StageHours:
-    """Add what a stage's elements used, and a line of advice where much less would do."""
-    if len(usages) < ENOUGH_ELEMENTS:
-        return spent
-    asked, used, asked_gb, used_gb = (sorted(values) for values in zip(*usages, strict=True))
-    place = math.ceil(0.95 * len(usages)) - 1
-    most, minutes, most_gb, memory_gb = asked[-1], used[place], asked_gb[-1], used_gb[place]
-    enough = minutes_for(60 * minutes * HEADROOM, plan.resources[spent.stage])
-    enough_gb = max(1, math.ceil(memory_gb * HEADROOM))
-
-    settings = []
-    if enough <= WORTH_IT * most:
-        settings.append(f"minutes = {enough}")
-    if enough_gb <= WORTH_IT * most_gb:
-        settings.append(f"memory_gb = {enough_gb}")
-    advice = (
-        f"{spent.stage}: 95 % of {len(usages)} elements used at most {minutes:.1f} of {most:.0f} "
-        f"min and {memory_gb:.1f} of {most_gb:g} GB; in the site file "
-        f"[{spent.stage}] {' and '.join(settings)} would do"
-    )
-    return spent._replace(
-        elements=len(usages),
-        minutes_asked=round(most, 3),
-        minutes_used=round(minutes, 3),
-        memory_gb_asked=round(most_gb, 3),
-        memory_gb_used=round(memory_gb, 3),
-        advice=(advice,) if settings else (),
+    needs, place = plan.resources[stage], math.ceil(0.95 * len(elements)) - 1
+    seconds = sorted(sum(result.wall_s for result in results) for results in elements.values())
+    mib = sorted(max(result.peak_memory_mib for result in made) for made in elements.values())
+    enough = {
+        "minutes": minutes_for(seconds[place] * HEADROOM, needs),
+        "memory_gb": max(1, math.ceil(mib[place] * needs.tasks_per_node / 1024 * HEADROOM)),
+    }
+    asked = {
+        "minutes": max(submissions.elements[name].minutes for name in elements),
+        "memory_gb": needs.memory_gb,
+    }
+    less = [
+        f"{name} = {value}" for name, value in enough.items() if value <= WORTH_IT * asked[name]
+    ]
+    if not less:
+        return ""
+    return (
+        f"{stage}: for 95 % of {len(elements)} elements less would do; "
+        f"in the site file [{stage}] {' and '.join(less)}"
     )

@@ -20,22 +20,22 @@ def build_device_hours(stages: Sequence[Mapping[str, Any]]) -> Table | None:
     ]
     return Table(
         title="Where the time went (hours of GPUs, or of CPU cores)",
-        columns=("stage", "of", *outcomes, "minutes used", "GB used"),
+        columns=("stage", "of", *outcomes),
         rows=tuple(_format_stage(stage, outcomes) for stage in stages),
         notes=(
             paragraph(
                 """
             Of all attempts, also at runs that are not done. Useful is what made a result, or was
             saved and gone on from; preempted is also lost with a node, interrupted what ended for
-            no reason that is known. Used is what 95 % of the elements stayed within that made all
-            their runs at once, of what was asked for.
+            no reason that is known.
             """
             ),
-            *(line for stage in stages for line in stage["advice"]),
+            *(stage["advice"] for stage in stages if stage["advice"]),
         ),
         numbers=[
             {
-                **{name: stage[name] for name in stage if name not in ("hours", "advice")},
+                "stage": stage["stage"],
+                "unit": stage["unit"],
                 **{f"{name.replace(' ', '_')}_h": h for name, h in stage["hours"].items()},
             }
             for stage in stages
@@ -45,15 +45,8 @@ def build_device_hours(stages: Sequence[Mapping[str, Any]]) -> Table | None:
 
 def _format_stage(stage: Mapping[str, Any], outcomes: Sequence[str]) -> tuple[str, ...]:
     hours = [stage["hours"][name] for name in outcomes]
-    used = [NOTHING, NOTHING]
-    if stage["elements"]:
-        used = [
-            f"{stage['minutes_used']:.1f} of {stage['minutes_asked']}",
-            f"{stage['memory_gb_used']:.1f} of {stage['memory_gb_asked']:g}",
-        ]
     return (
         stage["stage"],
         stage["unit"].upper(),
         *(f"{spent:,.2f}" if spent else NOTHING for spent in hours),
-        *used,
     )

@@ -42,8 +42,8 @@ def look(plan: Plan, queue: Queue | None = None) -> SweepStatus:
     return make_sweep_status(plan, Submissions(plan.runs_folder), queue)
 
 
-def show(plan: Plan, queue: Queue | None = None, width: int = 120) -> str:
-    return "\n".join(status.render(look(plan, queue), width))
+def show(plan: Plan, queue: Queue | None = None) -> str:
+    return "\n".join(status.render(look(plan, queue)))
 
 
 def one(plan: Plan, stage: str, label: str) -> str:
@@ -68,7 +68,7 @@ def test_the_paper_s_sweep_in_full_trouble_fits_on_a_screen(tmp_path: Path) -> N
     queue = queue_of(
         in_queue(name, range(10), "RUNNING"), in_queue(name, range(10, 39), "PENDING", "Priority")
     )
-    lines = show(plan, queue, width=104).splitlines()
+    lines = show(plan, queue).splitlines()
     assert len(lines) <= 45
     assert max(map(len, lines[:24])) <= 104
     text = "\n".join(lines)
@@ -83,9 +83,7 @@ def test_the_paper_s_sweep_in_full_trouble_fits_on_a_screen(tmp_path: Path) -> N
         f"blocked: generate brats2021-lsgan-s0 and 41 more: needs train brats2021-lsgan-s0 ({train}), failed"
         in lines
     )
-    assert (
-        "next: the same sweep command makes these runs again: 1 failed, 1 lost, 42 blocked" in lines
-    )
+    assert "next: the same sweep command makes these runs again" in lines
     assert "... and 2 more at work" in lines
 
 
@@ -97,25 +95,17 @@ def test_the_table_has_only_columns_that_say_something_and_is_aligned(tmp_path: 
     for run in runs:
         if run.config.data == "brats2021":
             finish(tmp_path, run, fake_metrics(run))
-    wide, narrow = show(plan, width=80).splitlines(), show(plan, width=36).splitlines()
-    assert wide[2:10] == [
-        "                brats2021    hecktor2022",
-        "                done  open   done  open",
-        "train            1/1          0/1     1",
-        "generate         1/1          0/1     1",
-        "quality          1/1          0/1     1",
-        "segment          6/6          0/6     6",
-        "  reference      2/2          0/2     2",
-        "  standard-x5    2/2          0/2     2",
+    lines = show(plan).splitlines()
+    assert lines[2:9] == [
+        "               brats2021  hecktor2022  open",
+        "train           1/1 done     0/1 done     1",
+        "generate        1/1 done     0/1 done     1",
+        "quality         1/1 done     0/1 done     1",
+        "segment         6/6 done     0/6 done     6",
+        "  reference     2/2 done     0/2 done     2",
+        "  standard-x5   2/2 done     0/2 done     2",
     ]
-    assert narrow[2:6] == [
-        "brats2021       done  open",
-        "train            1/1",
-        "generate         1/1",
-        "quality          1/1",
-    ]
-    assert "hecktor2022     done  open" in narrow
-    assert not any(line != line.rstrip() for line in wide + narrow)
+    assert not any(line != line.rstrip() for line in lines)
 
 
 def test_a_sweep_that_is_done_says_where_its_tables_come_from(tmp_path: Path) -> None:
@@ -149,7 +139,7 @@ def test_progress_and_time_left_are_of_the_present_attempt(tmp_path: Path) -> No
     share, seconds_left, *_ = look(plan, queue).progress[run_id]
     assert share == 0.4
     assert seconds_left == pytest.approx((320 - 128) * 30 / 96 - 10, abs=2)
-    assert "segment  brats2021-reference-s0  40 %  50 s left  on n3 (12_0)" in show(plan, queue)
+    assert "segment  brats2021-reference-s0  on n3  40 %  50 s left" in show(plan, queue)
 
 
 def test_a_run_that_logs_no_images_is_timed_by_its_like(tmp_path: Path) -> None:
@@ -158,7 +148,7 @@ def test_a_run_that_logs_no_images_is_timed_by_its_like(tmp_path: Path) -> None:
     real = one(plan, "quality", "brats2021-real-s0")
     log(plan, real, {"event": "started", "time": -5, "host": "here", "job_id": ""}, {"time": 0})
     assert look(plan).progress[real][:2] == (None, None)
-    assert "quality  brats2021-real-s0    since 5 s  on here" in show(plan)
+    assert "quality  brats2021-real-s0  on here" in show(plan)
 
 
 def test_troubles_are_grouped_by_reason_and_few_lines(tmp_path: Path) -> None:
@@ -267,7 +257,7 @@ def test_without_slurm_the_own_files_tell_and_it_is_said(tmp_path: Path) -> None
     assert sweep_status.totals["waiting"] == 1
     assert (
         "the queue is not known, this is from the runs' own files alone: there is no SLURM here"
-        in "\n".join(status.render(sweep_status, 120))
+        in "\n".join(status.render(sweep_status))
     )
 
 
@@ -301,7 +291,7 @@ def test_watching_on_a_terminal_ends_well_on_ctrl_c(tmp_path: Path) -> None:
     if pid == 0:
         os.execv(sys.executable, [*PYTHON, "status", str(tmp_path), "--watch"])
     said, end = b"", time.monotonic() + 60
-    while b"\033[J" not in said:
+    while b"open" not in said:
         assert time.monotonic() < end, said
         if select.select([terminal], [], [], 0.2)[0]:
             said += os.read(terminal, 65536)
@@ -313,8 +303,7 @@ def test_watching_on_a_terminal_ends_well_on_ctrl_c(tmp_path: Path) -> None:
         pass
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     text = said.decode()
-    assert text.startswith("\033[?1049h")
-    assert text.rpartition("\033[?1049l")[2].startswith("sweep small")
+    assert text.startswith("\033[H\033[2Jsweep small")
     assert "Traceback" not in text
 
 
