@@ -10,7 +10,6 @@ from hvae_hpc.errors import printable
 from hvae_hpc.jobs.failures.bad_nodes import gather_failures
 from hvae_hpc.jobs.failures.classify import CANCELLED, SENTENCES, Evidence, classify, gather
 from hvae_hpc.jobs.failures.retry import RunRetries, decide_retry, read_history, with_retry_changes
-from hvae_hpc.jobs.sites.retry_policy import in_words
 from hvae_hpc.jobs.sites.site import Site, read_site
 from hvae_hpc.jobs.state.element_ends import read_ends
 from hvae_hpc.jobs.state.find_run import add_run, find_run
@@ -25,9 +24,7 @@ WIDTH = 200
 """Characters of a line that are shown."""
 LOG_LINES = 3
 """Lines of logs that are shown; one fewer where there is a note, so that there are ten in all."""
-TELLING = re.compile(
-    "|".join([*(pattern for _, pattern in SENTENCES), CANCELLED.pattern, r"[Ee]rror|Killed|DUE TO"])
-)
+TELLING = re.compile("|".join([*SENTENCES.values(), CANCELLED.pattern, r"[Ee]rror|Killed|DUE TO"]))
 """What makes a line of a log worth showing."""
 SAME_COMMAND = "the same sweep command"
 REMEDIES = {
@@ -114,25 +111,19 @@ def _describe_failure(
 
 def _find_facts(evidence: Evidence) -> Iterator[str]:
     """Yield what is known beside sentences."""
-    element, ended = evidence.status.element, evidence.ended
     looks_bad = ", which looks bad" if evidence.node_looks_bad else ""
-    on_node = f"on {evidence.node}{looks_bad}" if evidence.node else ""
-    if element or on_node:
-        yield f"element {element} {on_node}".rstrip() if element else on_node
-    if evidence.state:
-        yield f"SLURM says {evidence.state}"
-    if evidence.minutes:
-        yield f"limit {evidence.minutes} min"
-    if errors := ended.get("errors"):
-        yield " from ".join(dict.fromkeys(errors))
-    for name, words in (
-        ("errno", "error number"),
-        ("signal", "ended by"),
-        ("exit_code", "exit code"),
-        ("oom_kills", "kills for memory in its cgroup:"),
-    ):
-        if name in ended:
-            yield f"{words} {ended[name]}"
+    facts = {
+        "element": evidence.status.element,
+        "on": evidence.node + looks_bad,
+        "SLURM says": evidence.state,
+        "limit in minutes:": evidence.minutes,
+        "raised": " from ".join(evidence.ended.get("errors", ())),
+        "error number": evidence.ended.get("errno"),
+        "ended by": evidence.ended.get("signal"),
+        "exit code": evidence.ended.get("exit_code"),
+        "kills for memory:": evidence.ended.get("oom_kills"),
+    }
+    yield from (f"{name} {fact}" for name, fact in facts.items() if fact)
 
 
 def _describe_attempts(plan: Plan, run_id: str, evidence: Evidence) -> str:
@@ -158,26 +149,19 @@ def _describe_retry(
     plan: Plan, run_id: str, evidence: Evidence, reason: str, site: Site
 ) -> Iterator[str]:
     """Yield what a retry would change, and what to do next."""
-    failure, history = classify(evidence), read_history(plan.runs_folder)
+    failure, history, limit = classify(evidence), read_history(plan.runs_folder), site.caps.retries
     past = history.runs.get(run_id, RunRetries())
     plan = with_retry_changes(plan, history, site)
-    decision = decide_retry(plan, run_id, evidence, past, site.caps.retries, site)
-    if decision.changes is None:
-        yield f"retry:     {decision.why_not}"
-    elif not evidence.had_turn:
-        yield "retry:     as it was, and not counted: the run's turn in the element had not come"
+    decision = decide_retry(plan, run_id, evidence, past, limit, site)
+    is_retried = decision.changes is not None
+    used = f"; {past.counts.get(failure, 0)} of {site.rules[failure].times} retries used"
+    if failure == "blocked by parent":
+        yield "retry:     with what it waits for"
     else:
-        rule = site.rules[failure]
-        words = in_words(decision.changes, plan.resources_of(run_id), evidence.minutes)
-        # Asking SLURM what its partitions have takes several calls.
-        if evidence.status.element and decision.changes.keys() & {"memory_gb", "minutes"}:
-            words += ", as far as the partition allows"
-        if decision.bad_node:
-            words += f", not on {decision.bad_node} for {rule.exclude_hours:g} h"
-        yield f"retry:     {words}; {decision.retries} of {rule.times} retries used"
+        yield f"retry:     {decision.words}{used if is_retried and evidence.had_turn else ''}"
 
     remedy = REMEDIES.get(failure, SAME_COMMAND)
-    if decision.changes is not None and failure != "disk full or quota":
+    if is_retried and failure != "disk full or quota":
         remedy = f"{SAME_COMMAND} with --retries 1"
     # Of a blocked run, the parent that it waits for in the end.
     named = [parent for parent in plan.runs if parent in reason]

@@ -6,7 +6,6 @@ together: a node looks bad where runs fail whose like succeed elsewhere.
 """
 
 import math
-import re
 import time
 from collections.abc import Collection, Hashable, Mapping
 from dataclasses import replace
@@ -54,15 +53,11 @@ def _looks_bad(node: str, runs: Collection[RunOnNode]) -> bool:
     kinds_made_elsewhere = {run.kind for run in runs if run.succeeded and run.node != node}
     here = [run for run in runs if run.node == node]
     failed = [run for run in here if not run.succeeded and run.kind in kinds_made_elsewhere]
-    elements = {run.element for run in failed}
-    if len(failed) < RUNS or len(elements) < ELEMENTS:
+    if len(failed) < RUNS or len({run.element for run in failed}) < ELEMENTS:
         return False
-
-    # The node works again where another element succeeded there since. What an element made before
-    # it failed does not count.
+    # The node works again where a run succeeded there since.
     first = min(run.began for run in failed)
-    since = [run for run in here if run.succeeded and run.began >= first]
-    return all(run.element in elements for run in since)
+    return not any(run.succeeded and run.began >= first for run in here)
 
 
 def gather_failures(
@@ -78,38 +73,38 @@ def gather_failures(
         results, statuses: of its runs.
         submissions: of its runs folder.
     """
-    ends = read_ends(submissions)
-    failures = {
-        run_id: gather(plan, run_id, status, submissions, ends)
-        for run_id, status in statuses.items()
-        if status.kind in ("failed", "lost")
-    }
-    suspects = {
-        run_id: evidence
-        for run_id, evidence in failures.items()
-        if evidence.had_turn and not evidence.cancelled and classify(evidence) in NODE_MAY_BE_WHY
-    }
 
-    runs = list[RunOnNode]()
-    for run_id, evidence in suspects.items():
-        element = evidence.status.element
-        began = evidence.began.get("time") or submissions.element(element).submitted_at
-        runs.append(RunOnNode(False, _kind(plan, run_id), evidence.node, element, began))
-    for run_id, result in results.items():
-        if result.done:
-            kind = _kind(plan, run_id)
-            runs.append(RunOnNode(True, kind, result.host, result.job, result.started_at))
+    def kind(run_id: str) -> Hashable:
+        run = plan.runs[run_id]
+        return run.stage, run.config.data, run.source
+
+    runs = [
+        RunOnNode(True, kind(run_id), result.host, result.job, result.started_at)
+        for run_id, result in results.items()
+        if result.done
+    ]
+    ends, failures = read_ends(submissions), dict[str, Evidence]()
+    for run_id, status in statuses.items():
+        if status.kind not in ("failed", "lost"):
+            continue
+        evidence = gather(plan, run_id, status, submissions, ends)
+        failures[run_id] = evidence
+        began = evidence.began.get("time") or submissions.element(status.element).submitted_at
+        if _may_be_the_node(evidence):
+            runs.append(RunOnNode(False, kind(run_id), evidence.node, status.element, began))
 
     bad = find_bad_nodes(runs)
-    for run_id, evidence in suspects.items():
-        if evidence.node in bad:
-            failures[run_id] = evidence._replace(node_looks_bad=True)
-    return failures
+    return {
+        run_id: evidence._replace(
+            node_looks_bad=evidence.node in bad and _may_be_the_node(evidence)
+        )
+        for run_id, evidence in failures.items()
+    }
 
 
-def _kind(plan: Plan, run_id: str) -> Hashable:
-    run = plan.runs[run_id]
-    return run.stage, run.config.data, run.source
+def _may_be_the_node(evidence: Evidence) -> bool:
+    is_failure = evidence.had_turn and not evidence.cancelled
+    return is_failure and classify(evidence) in NODE_MAY_BE_WHY
 
 
 def without_bad_nodes(
@@ -118,37 +113,18 @@ def without_bad_nodes(
     """Return resources that exclude the nodes that failed lately.
 
     At least half of the partition's nodes stay, and as many as a run needs: a fault of our own may
-    look like that of many nodes. Nothing is excluded where features are asked for, since nobody
-    knows which nodes have them.
+    look like that of many nodes. Nothing is added where a person asks for features or excludes
+    nodes, since nobody counts which nodes that leaves.
 
     Args:
         resources: of a stage, with its partition.
         until: node to the time until which no run goes there, in seconds since 1970.
         cluster: for the partition's nodes.
     """
-    if resources.constraint:
+    if resources.constraint or resources.exclude:
         return resources
-    nodes = cluster.check_partition(resources.partition).nodes - expand_hosts(resources.exclude)
-    bad = [node for node in nodes & until.keys() if until[node] > time.time()]
+    nodes, now = cluster.check_partition(resources.partition).nodes, time.time()
+    bad = [node for node in nodes if until.get(node, 0.0) > now]
     bad.sort(key=lambda node: (-until[node], node))  # those that failed last go first
-
-    needed = max(resources.nodes, math.ceil(len(nodes) / 2))
-    excluded = bad[: max(0, len(nodes) - needed)]
-    return replace(resources, exclude=",".join([resources.exclude, *excluded]).strip(","))
-
-
-def expand_hosts(text: str) -> frozenset[str]:
-    """Return the nodes that a list as SLURM writes it names: "n[1-3,07],gpu5"."""
-    names = set[str]()
-    todo = re.findall(r"(?:[^,\[\]]|\[[^\]]*\])+", text)
-    while todo:
-        name = todo.pop()
-        brackets = re.search(r"\[([\d,-]*)\]", name)
-        if not brackets:
-            names.add(name.strip())
-            continue
-        before, after = name[: brackets.start()], name[brackets.end() :]
-        for first, last in re.findall(r"(\d+)(?:-(\d+))?", brackets[1]):
-            numbers = range(int(first), int(last or first) + 1)
-            todo += [f"{before}{number:0{len(first)}}{after}" for number in numbers]
-    return frozenset(names - {""})
+    most = len(nodes) - max(resources.nodes, math.ceil(len(nodes) / 2))
+    return replace(resources, exclude=",".join(bad[: max(0, most)]))

@@ -10,13 +10,12 @@ import contextlib
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hvae_hpc.config.loader import dump, load, read_json
-from hvae_hpc.config.resources import Resources
 from hvae_hpc.errors import UserError, printable
 from hvae_hpc.jobs.failures.bad_nodes import gather_failures
 from hvae_hpc.jobs.failures.classify import Evidence, classify
@@ -30,8 +29,6 @@ from hvae_hpc.runs.folder import write_json
 from hvae_hpc.runs.plan import Plan
 
 HISTORY_FILE = "retries.json"
-CHANGEABLE: Mapping[str, Any] = {"memory_gb": (int, float), "minutes": int, "micro_batch": int}
-"""The resources that a retry may change, and the types of their values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +42,8 @@ class RunRetries:
     """
 
     counts: dict[str, int] = field(default_factory=dict)
-    changes: dict[str, Any] = field(default_factory=dict)
+    changes: dict[str, int | float] = field(default_factory=dict)
     answered: str = ""
-
-    def __post_init__(self) -> None:
-        for name, value in self.changes.items():
-            if not isinstance(value, CHANGEABLE.get(name, ())) or not 0 < value < 1e9:
-                raise ValueError(f"changes has {name} = {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,26 +81,20 @@ def with_retry_changes(
 ) -> Plan:
     """Return the plan with the resources that retries changed, as far as site and cluster allow.
 
-    Where a person has given a stage more since, that stays.
+    Where a person has given a stage more memory since, that stays.
     """
     changes: dict[str, dict[str, Any]] = {}
     for run_id in plan.runs.keys() & history.runs.keys():
         had = plan.resources[plan.runs[run_id].stage]
-        wanted = history.runs[run_id].changes.items()
-        more = {name: value for name, value in wanted if _asks_for_more(name, value, had)}
-        if more:
-            # The file may have been edited by hand: a limit that leaves no time to work is refused.
+        wanted: dict[str, Any] = {**history.runs[run_id].changes}
+        if wanted.get("memory_gb", had.memory_gb + 1) <= had.memory_gb:
+            del wanted["memory_gb"]
+        if wanted:
+            # A limit that leaves no time to work by what the site file says now is refused.
             with contextlib.suppress(ValueError):
-                fitted = site.fit(replace(had, **more), cluster)
-                changes[run_id] = {name: getattr(fitted, name) for name in more}
+                fitted = site.fit(replace(had, **wanted), cluster)
+                changes[run_id] = {name: getattr(fitted, name) for name in wanted}
     return replace(plan, changes=changes)
-
-
-def _asks_for_more(name: str, value: float, had: Resources) -> bool:
-    if name == "micro_batch":  # fewer pairs at once need less memory; 0 is all of them
-        return not 0 < had.micro_batch <= value
-    # An element's limit may be shorter than its stage's longest, so minutes always count.
-    return name == "minutes" or bool(value > getattr(had, name))
 
 
 class RetryDecision(NamedTuple):
@@ -117,15 +103,13 @@ class RetryDecision(NamedTuple):
     Attributes:
         failure: its class.
         changes: fields of its resources that the retry has otherwise; None for no retry.
-        why_not: why there is no retry.
-        retries: made after such a failure so far.
+        words: what changes, or why there is no retry.
         bad_node: that is left out for a while; "" for none.
     """
 
     failure: Failure
     changes: dict[str, Any] | None
-    why_not: str = ""
-    retries: int = 0
+    words: str
     bad_node: str = ""
 
 
@@ -151,36 +135,32 @@ def decide_retry(
     """
     failure = classify(evidence)
     if not evidence.had_turn and not evidence.cancelled:
-        return RetryDecision(failure, changes={})
+        return RetryDecision(failure, {}, "as it was: its turn had not come")
 
     rule, had = site.rules[failure], plan.resources_of(run_id)
     count, total = past.counts.get(failure, 0), sum(past.counts.values())
     changes = change(
         rule, plan.runs[run_id], had, evidence.minutes, lambda asked: site.fit(asked, cluster)
     )
-
     why_not = ""
-    if failure == "blocked by parent":
-        why_not = "with what it waits for"
-    elif rule.times == 0:
+    if rule.times == 0:
         why_not = "never: it would end in the same way"
     elif evidence.cancelled:
         why_not = "not by itself: somebody took it out of the queue"
-    elif limit == 0:
-        why_not = "not by itself: the administrator's caps say retries = 0"
+    elif count >= rule.times or total >= limit:
+        why_not = f"no more: {count} of {rule.times} retries used, {total} of {limit} in all"
     elif changes is None:
         why_not = "no: nothing can be changed that would help"
-    elif count >= rule.times:
-        why_not = f"no more: was retried {count} times after that"
-    elif total >= limit:
-        why_not = f"no more: was retried {total} times"
-    if why_not:
-        return RetryDecision(failure, None, why_not, count)
+    if changes is None or why_not:
+        return RetryDecision(failure, None, why_not)
 
     # Of several nodes any may be at fault. Nodes with certain features may be too few to lose one.
     may_exclude = rule.exclude_hours > 0 and had.nodes == 1 and not had.constraint
     bad_node = evidence.node if may_exclude and evidence.node_failed else ""
-    return RetryDecision(failure, changes, "", count, bad_node)
+    words = in_words(changes, had, evidence.minutes)
+    if bad_node:
+        words += f", not on {bad_node} for {rule.exclude_hours:g} h"
+    return RetryDecision(failure, changes, words, bad_node)
 
 
 class Choice(NamedTuple):
@@ -214,8 +194,9 @@ def choose_retries(
         by_hand: a person gave the command: retries are counted from 0.
     """
     submissions, runs = Submissions(plan.runs_folder), dict(history.runs)
-    decisions: dict[str, tuple[Evidence, RetryDecision]] = {}
-    chosen = set[str]()
+    nodes = {name: dict(excluded) for name, excluded in history.nodes.items()}
+    no_retry = "taken up as it was" if by_hand and cluster else "no retry"
+    chosen, summary = set[str](), Counter[tuple[str, str]]()
 
     # What failed or was lost.
     for run_id, evidence in gather_failures(plan, results, statuses, submissions).items():
@@ -229,20 +210,27 @@ def choose_retries(
         if by_hand:
             past = replace(past, counts={})
         decision = decide_retry(plan, run_id, evidence, past, limit, site, cluster)
-        decisions[run_id] = evidence, decision
+        what = no_retry if decision.changes is None else "retry"
+        summary[what, f"after {decision.failure} ({decision.words})"] += 1
         if decision.changes is None:
             continue
+
         chosen.add(run_id)
         if evidence.had_turn:  # else what happened was no failure of this run
-            counts = {**past.counts, decision.failure: decision.retries + 1}
+            count = past.counts.get(decision.failure, 0) + 1
+            counts = {**past.counts, decision.failure: count}
             changes = {**past.changes, **decision.changes}
             runs[run_id] = RunRetries(counts=counts, changes=changes, answered=attempt)
+        if cluster and decision.bad_node:
+            until = time.time() + 3600 * site.rules[decision.failure].exclude_hours
+            nodes.setdefault(cluster.name, {})[decision.bad_node] = round(until, 3)
 
     _add_followers(plan, results, statuses, submissions, chosen, runs)
-    nodes = _exclude_nodes(history, [decision for _, decision in decisions.values()], site, cluster)
-    no_retry = "taken up as it was" if by_hand and cluster else "no retry"
-    summary = _summarise(plan, decisions, no_retry)
-    return Choice(frozenset(chosen), RetryHistory(runs=runs, nodes=nodes), summary)
+    lines = [
+        f"{what}: {n:,} run{'s' * (n > 1)} {words}"
+        for (what, words), n in sorted(summary.items(), reverse=True)
+    ]
+    return Choice(frozenset(chosen), RetryHistory(runs=runs, nodes=nodes), tuple(lines))
 
 
 def _add_followers(
@@ -284,39 +272,6 @@ def _add_followers(
         for canary in canaries:
             past, changes = runs.get(run_id, RunRetries()), runs.get(canary, RunRetries()).changes
             runs[run_id] = replace(past, changes={**past.changes, **changes})
-
-
-def _exclude_nodes(
-    history: RetryHistory, decisions: Iterable[RetryDecision], site: Site, cluster: Cluster | None
-) -> dict[str, dict[str, float]]:
-    """Return the nodes that are left out, by cluster, and until when."""
-    nodes = {name: dict(excluded) for name, excluded in history.nodes.items()}
-    for decision in decisions:
-        if cluster and decision.bad_node:
-            until = time.time() + 3600 * site.rules[decision.failure].exclude_hours
-            nodes.setdefault(cluster.name, {})[decision.bad_node] = round(until, 3)
-    return nodes
-
-
-def _summarise(
-    plan: Plan, decisions: Mapping[str, tuple[Evidence, RetryDecision]], no_retry: str
-) -> tuple[str, ...]:
-    """Return what becomes of the runs that failed, a line for all that are alike."""
-    alike = Counter[tuple[str, str]]()
-    for run_id, (evidence, decision) in decisions.items():
-        if decision.changes is None:
-            alike[no_retry, f" after {decision.failure} ({decision.why_not})"] += 1
-        elif not evidence.had_turn:
-            alike["retry", ", whose turn had not come"] += 1
-        else:
-            words = in_words(decision.changes, plan.resources_of(run_id), evidence.minutes)
-            if evidence.node_looks_bad and decision.bad_node:
-                words += f", as {decision.bad_node} looks bad"
-            alike["retry", f" after {decision.failure} ({words})"] += 1
-    return tuple(
-        f"{what}: {n:,} run{'s' * (n > 1)}{why}"
-        for (what, why), n in sorted(alike.items(), reverse=True)
-    )
 
 
 def choose_local_retries(

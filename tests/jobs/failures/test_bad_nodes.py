@@ -35,9 +35,6 @@ def test_which_nodes_look_bad() -> None:
         seen(*failed, elsewhere, (True, "other", "n1", "", 11.0)) == set()
     )  # others are made there
     assert seen(*failed, elsewhere, (True, "other", "n1", "", 9.0)) == {"n1"}  # but not since
-    assert seen(*failed, elsewhere, (True, "like", "n1", "12_1", 11.0)) == {
-        "n1"
-    }  # by an element that failed then
     assert (
         seen(*((made, like, node, "12_0", at) for made, like, node, _, at in failed), elsewhere)
         == set()
@@ -67,22 +64,15 @@ def test_errors_on_a_bad_node_are_the_node_s_and_retried_elsewhere(arms: Plan) -
     finish(arms.runs_folder, list(arms.runs.values())[3], {"dice": 0.5})  # on another node
     choice = choose_once(arms, RetryHistory())
     assert choice.run_ids >= set(list(arms.runs)[:3])
-    assert "retry: 3 runs after node failure (as it was, as n1 looks bad)" in choice.summary
+    assert "retry: 3 runs after node failure (as it was, not on n1 for 24 h)" in choice.summary
     assert round((choice.history.nodes["one"]["n1"] - time.time()) / 3600) == 24
 
 
-@pytest.mark.parametrize("by", ["its log", "newer log", "accounting", "nobody"])
+@pytest.mark.parametrize("by", ["accounting", "nobody"])
 def test_a_node_on_which_no_process_of_ours_ever_began_is_named_by_slurm(
     arms: Plan, by: str
 ) -> None:
     elements = [f"12_{place}" for place in range(3)]
-    said = {
-        "its log": "slurmstepd-n1: error: TaskProlog failed status=1\n",
-        "newer log": "[2026-11-28T10:36:19.123] error: *** STEP 12.0 ON n1 FAILED (non-zero exit code) ***\n",
-    }.get(by)
-    if said:
-        for element in elements:
-            (arms.runs_folder / f"submissions/small-abc/{element}_0_log.out").write_text(said)
     word = "FAILED, exit code 1" + " on n1" * (by == "accounting")
     ends = {"asked_at": time.time(), "ends": dict.fromkeys(elements, word)}
     write_json(arms.runs_folder / "submissions" / ENDS_FILE, ends)

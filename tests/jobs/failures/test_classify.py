@@ -218,7 +218,7 @@ def test_a_process_that_the_kernel_ends_for_memory(plan: Plan, tmp_path: Path) -
         subprocess.run(command, check=True, timeout=100, stdout=subprocess.DEVNULL)
     lines = why(plan, run_id)
     assert lines[1] == "class:     out of memory (host)"
-    assert "ended by SIGKILL, kills for memory in its cgroup: 1" in lines[3]
+    assert "ended by SIGKILL, kills for memory: 1" in lines[3]
     assert "retry:     memory_gb 8 -> 12; 0 of 3 retries used" in lines
 
 
@@ -332,19 +332,19 @@ def ended(
             "hungry",
             "out of memory (host)",
             "FAILED",
-            "memory_gb 16 -> 24, as far as the partition allows; 0 of 3",
+            "memory_gb 16 -> 24; 0 of 3",
         ),
         (
             "slow",
             "time limit with progress",
             "TIMEOUT",
-            "minutes 60 -> 90, as far as the partition allows; 0 of 10",
+            "minutes 60 -> 90; 0 of 10",
         ),
         (
             "stuck",
             "time limit without progress",
             "TIMEOUT",
-            "minutes 60 -> 120, as far as the partition allows; 0 of 2",
+            "minutes 60 -> 120; 0 of 2",
         ),
         ("preempted", "preempted", "PREEMPTED", "as it was; 0 of 20"),
         ("node", "node failure", "NODE_FAIL", "as it was, not on n3 for 24 h; 0 of 3"),
@@ -518,8 +518,6 @@ def test_an_element_that_is_cancelled_after_its_requeue_is_not_retried(plan: Pla
     text = f"{BEGAN.format(0)}cannot allocate memory: fewer workers\n*** JOB 14 ON n1 CANCELLED AT x DUE TO JOB REQUEUE ***\n"
     evidence = gather_of(plan, [[run_id]], text, run_id)
     assert (classify(evidence), evidence.cancelled) == ("lost", True)
-    began_again = gather_of(plan, [[run_id]], text + BEGAN.format(1), run_id)
-    assert (classify(began_again), began_again.cancelled) == ("lost", False)
 
 
 def test_runs_of_a_bundle_whose_turn_had_not_come_are_no_failures(plan: Plan) -> None:
