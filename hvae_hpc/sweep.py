@@ -17,7 +17,6 @@ from pathlib import Path
 from hvae_hpc.config.loader import find_toml, load, read_toml
 from hvae_hpc.config.stages import SegmentConfig
 from hvae_hpc.errors import UserError, run_command
-from hvae_hpc.jobs.failures.retry import choose_local_retries
 from hvae_hpc.jobs.sites.site import Site, add_flags, fit_cluster, flags_of, read_site
 from hvae_hpc.jobs.slurm import client as slurm
 from hvae_hpc.jobs.slurm.limits import Cluster, read_cluster
@@ -81,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
         print("nothing was done (--plan)")
         return 0
     write_plan(plan, plan_path(plan.runs_folder, plan.sweep))
-    return 0 if cluster else _run_here(plan, missing, options, site)
+    return 0 if cluster else _run_here(plan, missing, options)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -118,7 +117,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         type=int,
         default=0,
         metavar="N",
-        help="retry what failed, each run up to N times (default: 0)",
+        help="with --partition: retry what failed, each run up to N times (default: 0)",
     )
     parser.add_argument(
         "--allow-code-drift",
@@ -134,6 +133,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         raise UserError(f"--workers is {options.workers}, expected 1 or more")
     if options.retries < 0:
         raise UserError(f"--retries is {options.retries}, expected 0 or more")
+    if options.retries and not options.partition:
+        raise UserError("--retries is for --partition; here, give the same command again")
     return options
 
 
@@ -303,8 +304,8 @@ def _finish(options: argparse.Namespace, argv: Sequence[str]) -> int:
         raise UserError(f"{left}: {error}; give the sweep command again") from error
 
 
-def _run_here(plan: Plan, missing: Sequence[str], options: argparse.Namespace, site: Site) -> int:
-    """Make the missing runs by local processes, retry what failed if asked to, make the tables."""
+def _run_here(plan: Plan, missing: Sequence[str], options: argparse.Namespace) -> int:
+    """Make the missing runs by local processes, then the tables."""
     if not _has_gpu():  # nobody was asked for one, so the stages do without
         resources = {stage: replace(asked, gpus=0) for stage, asked in plan.resources.items()}
         plan = replace(plan, resources=resources)
@@ -312,17 +313,6 @@ def _run_here(plan: Plan, missing: Sequence[str], options: argparse.Namespace, s
     plan_file = plan.runs_folder / "local" / f"{plan.sweep}-{os.getpid()}.json"
     write_plan(plan, plan_file)
     reports = run_locally(plan, plan_file, missing, options.workers) if missing else {}
-
-    # Children of what is retried may fail in their turn, stage by stage.
-    retries = min(options.retries, site.caps.retries)
-    for number in range(retries * len(plan.resources)):
-        if all(report.state == "done" for report in reports.values()):
-            break
-        plan, retried = choose_local_retries(plan, site, retries, by_hand=number == 0)
-        if not retried:
-            break
-        write_plan(plan, plan_file)
-        reports |= run_locally(plan, plan_file, retried, 1)  # each has the machine for itself
 
     failed = [report for report in reports.values() if report.state != "done"]
     if failed:

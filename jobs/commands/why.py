@@ -1,31 +1,26 @@
 """``hvae-hpc why``: why a run failed, in ten lines, what a retry would change, and what to do."""
 
 import argparse
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hvae_hpc.config.stages import SegmentConfig, TrainConfig
 from hvae_hpc.errors import printable
 from hvae_hpc.jobs.failures.bad_nodes import gather_failures
-from hvae_hpc.jobs.failures.classify import CANCELLED, SENTENCES, Evidence, classify, gather
+from hvae_hpc.jobs.failures.classify import Evidence, classify, gather
 from hvae_hpc.jobs.failures.retry import RunRetries, decide_retry, read_history, with_retry_changes
 from hvae_hpc.jobs.sites.site import Site, read_site
 from hvae_hpc.jobs.state.element_ends import read_ends
 from hvae_hpc.jobs.state.find_run import add_run, find_run
-from hvae_hpc.jobs.state.run_log import describe, when
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.jobs.state.sweep_status import make_sweep_status, read_our_queue
 from hvae_hpc.runs.done import read_results
-from hvae_hpc.runs.folder import read_log
 from hvae_hpc.runs.plan import Plan
 
 WIDTH = 200
 """Characters of a line that are shown."""
 LOG_LINES = 3
-"""Lines of logs that are shown; one fewer where there is a note, so that there are ten in all."""
-TELLING = re.compile("|".join([*SENTENCES.values(), CANCELLED.pattern, r"[Ee]rror|Killed|DUE TO"]))
-"""What makes a line of a log worth showing."""
+"""Last lines of its element's log that are shown; one fewer where there is a note, so that there are ten in all."""
 SAME_COMMAND = "the same sweep command"
 REMEDIES = {
     "bad input": f"correct what it names, then give {SAME_COMMAND} again",
@@ -105,8 +100,8 @@ def _describe_failure(
         yield f"evidence:  {facts}"
     if evidence.attempts:
         yield _describe_attempts(plan, run_id, evidence)
-    for number, line in enumerate(_find_log_lines(plan, run_id, evidence, log_lines)):
-        yield f"{'' if number else 'log:':10} {line}"
+    for line in evidence.lines[-log_lines:]:
+        yield f"log:       {line}"
 
 
 def _find_facts(evidence: Evidence) -> Iterator[str]:
@@ -135,16 +130,6 @@ def _describe_attempts(plan: Plan, run_id: str, evidence: Evidence) -> str:
     return line
 
 
-def _find_log_lines(plan: Plan, run_id: str, evidence: Evidence, most: int) -> Iterator[str]:
-    """Yield the last event of the run's log, and lines of the element's that tell of trouble."""
-    reason = str(evidence.ended.get("reason", evidence.status.reason))
-    records = [record for record in read_log(plan.folder(run_id)) if record.get("reason") != reason]
-    for record in records[-1:]:
-        yield f"{when(record)}  {describe(record)}"
-    telling = [line for line in evidence.lines if TELLING.search(line) and reason not in line]
-    yield from telling[1 - most :]
-
-
 def _describe_retry(
     plan: Plan, run_id: str, evidence: Evidence, reason: str, site: Site
 ) -> Iterator[str]:
@@ -161,7 +146,7 @@ def _describe_retry(
         yield f"retry:     {decision.words}{used if is_retried and evidence.had_turn else ''}"
 
     remedy = REMEDIES.get(failure, SAME_COMMAND)
-    if is_retried and failure != "disk full or quota":
+    if is_retried and evidence.status.element and failure != "disk full or quota":
         remedy = f"{SAME_COMMAND} with --retries 1"
     # Of a blocked run, the parent that it waits for in the end.
     named = [parent for parent in plan.runs if parent in reason]

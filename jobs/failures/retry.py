@@ -22,9 +22,9 @@ from hvae_hpc.jobs.failures.classify import Evidence, classify
 from hvae_hpc.jobs.sites.retry_policy import Failure, change, in_words
 from hvae_hpc.jobs.sites.site import Site
 from hvae_hpc.jobs.slurm.limits import Cluster
-from hvae_hpc.jobs.state.run_status import RunStatus, read_run_status
-from hvae_hpc.jobs.state.submissions import SUBMISSIONS, Submissions, submitting
-from hvae_hpc.runs.done import ResultSummary, read_results
+from hvae_hpc.jobs.state.run_status import RunStatus
+from hvae_hpc.jobs.state.submissions import SUBMISSIONS, Submissions
+from hvae_hpc.runs.done import ResultSummary
 from hvae_hpc.runs.folder import write_json
 from hvae_hpc.runs.plan import Plan
 
@@ -178,7 +178,7 @@ def choose_retries(
     history: RetryHistory,
     limit: int,
     site: Site,
-    cluster: Cluster | None = None,
+    cluster: Cluster,
     *,
     by_hand: bool,
 ) -> Choice:
@@ -190,21 +190,20 @@ def choose_retries(
         history: the retries so far.
         limit: retries that a run may have.
         site: for the rules and the caps.
-        cluster: what SLURM allows; None for local processes.
+        cluster: what SLURM allows.
         by_hand: a person gave the command: retries are counted from 0.
     """
     submissions, runs = Submissions(plan.runs_folder), dict(history.runs)
     nodes = {name: dict(excluded) for name, excluded in history.nodes.items()}
-    no_retry = "taken up as it was" if by_hand and cluster else "no retry"
+    no_retry = "taken up as it was" if by_hand else "no retry"
     chosen, summary = set[str](), Counter[tuple[str, str]]()
 
     # What failed or was lost.
     for run_id, evidence in gather_failures(plan, results, statuses, submissions).items():
         past = runs.get(run_id, RunRetries())
         attempt = f"{evidence.status.element}:{evidence.attempts}"
-        # Its retry was written, and then not submitted. A local process that died before it began
-        # looks the same each time, and would be retried for ever.
-        if past.answered == attempt and cluster:
+        # Its retry was written, and then not submitted.
+        if past.answered == attempt:
             chosen.add(run_id)
             continue
         if by_hand:
@@ -221,7 +220,7 @@ def choose_retries(
             counts = {**past.counts, decision.failure: count}
             changes = {**past.changes, **decision.changes}
             runs[run_id] = RunRetries(counts=counts, changes=changes, answered=attempt)
-        if cluster and decision.bad_node:
+        if decision.bad_node:
             until = time.time() + 3600 * site.rules[decision.failure].exclude_hours
             nodes.setdefault(cluster.name, {})[decision.bad_node] = round(until, 3)
 
@@ -272,32 +271,3 @@ def _add_followers(
         for canary in canaries:
             past, changes = runs.get(run_id, RunRetries()), runs.get(canary, RunRetries()).changes
             runs[run_id] = replace(past, changes={**past.changes, **changes})
-
-
-def choose_local_retries(
-    plan: Plan, site: Site, limit: int, *, by_hand: bool
-) -> tuple[Plan, list[str]]:
-    """Choose what is retried of what local processes have just done, and print a summary.
-
-    Args:
-        plan: of the sweep.
-        site: for the rules and the caps.
-        limit: retries that a run may have.
-        by_hand: this is the first time since a person gave the command.
-
-    Returns:
-        The plan with the changes, and the runs.
-    """
-    # A command that submits from this runs folder writes the same history.
-    with submitting(plan.runs_folder / SUBMISSIONS):
-        history, results = read_history(plan.runs_folder), read_results(plan)
-        statuses = read_run_status(plan, results, Submissions(plan.runs_folder), None)
-        plan = with_retry_changes(plan, history, site)
-        choice = choose_retries(plan, results, statuses, history, limit, site, by_hand=by_hand)
-        if choice.run_ids:
-            write_history(plan.runs_folder, choice.history)
-
-    for line in choice.summary:
-        print(printable(line), flush=True)
-    plan = with_retry_changes(plan, choice.history, site)
-    return plan, [run_id for run_id in plan.runs if run_id in choice.run_ids]

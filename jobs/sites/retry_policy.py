@@ -45,7 +45,6 @@ class Rule:
         minutes: factor of the time limit that was reached.
         micro_batch: factor of the pairs that go through the network at once.
         exclude_hours: how long no run of ours goes to that node.
-        unchanged: a retry pays also where none of these can change.
     """
 
     times: int = 0
@@ -53,7 +52,6 @@ class Rule:
     minutes: float = 1.0
     micro_batch: float = 1.0
     exclude_hours: float = 0.0
-    unchanged: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("times", 0), ("exclude_hours", 0), ("memory", 1), ("minutes", 1)):
@@ -112,7 +110,7 @@ def change(
 
     fitted = vars(fit(replace(had, **asked)))
     changes = {name: fitted[name] for name in asked if fitted[name] != before[name]}
-    changes_enough = bool(changes) or rule.unchanged or not rule.asks_for_more
+    changes_enough = bool(changes) or not rule.asks_for_more
     return changes if rule.times > 0 and changes_enough else None
 
 

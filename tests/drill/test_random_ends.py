@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from hvae_hpc.jobs.failures.retry import RetryHistory
+from hvae_hpc.jobs.sites.retry_policy import Rule
 from hvae_hpc.jobs.sites.site import read_site
 from hvae_hpc.jobs.state.element_ends import ENDS_FILE
 from hvae_hpc.runs.done import read_results
@@ -70,10 +71,9 @@ def test_what_can_be_made_is_made_however_elements_end(seed: int, tmp_path: Path
         plan, resources={stage: replace(r, partition="gpu") for stage, r in plan.resources.items()}
     )
     site, chance = read_site(None), random.Random(seed)
-    # As often as it takes, also where nothing more is to be had.
+    # As often as it takes, as it was.
     rules = {
-        failure: replace(rule, times=99, unchanged=True) if rule.times else rule
-        for failure, rule in site.rules.items()
+        failure: Rule(times=99) if rule.times else rule for failure, rule in site.rules.items()
     }
     history, ends, todo = RetryHistory(), dict[str, str](), list(plan.runs)
     for number in range(ROUNDS):

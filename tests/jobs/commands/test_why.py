@@ -50,9 +50,7 @@ def test_a_run_that_failed_is_explained_in_ten_lines(
         tmp_path, RetryHistory(runs={run_id: RunRetries(counts={"disk full or quota": 1})})
     )
     said = ask(capsys, tmp_path, "segment/brats2021-reference-s0")
-    assert said[5].startswith("log: ")
-    assert said[5].endswith("  160 images, loss 0.5")
-    assert said[:5] + said[6:] == [
+    assert said == [
         f"segment brats2021-reference-s0 ({run_id})",
         "class:     disk full or quota",
         "state:     failed: x: cannot be written (quota)",
@@ -122,7 +120,7 @@ def test_the_site_file_s_rules_are_those_it_tells(
     (tmp_path / "site.toml").write_text("[retry.lost]\ntimes = 5\n")
     said = ask(capsys, tmp_path, run_id, "--site", str(tmp_path / "site.toml"))
     assert "retry:     as it was; 0 of 5 retries used" in said
-    assert said[-1] == "next:      the same sweep command with --retries 1"
+    assert said[-1] == "next:      the same sweep command"
 
 
 def test_it_promises_no_more_than_partition_and_administrator_give(

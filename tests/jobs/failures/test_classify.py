@@ -338,7 +338,7 @@ def ended(
             "slow",
             "time limit with progress",
             "TIMEOUT",
-            "minutes 60 -> 90; 0 of 10",
+            "as it was; 0 of 10",
         ),
         (
             "stuck",

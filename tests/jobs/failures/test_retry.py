@@ -3,20 +3,17 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from hvae_hpc.config.resources import Resources
-from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.failures.bad_nodes import without_bad_nodes
 from hvae_hpc.jobs.failures.retry import (
     Choice,
@@ -36,7 +33,7 @@ from hvae_hpc.jobs.submit.prepare import prepare
 from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.folder import read_log, write_json
 from hvae_hpc.runs.plan import Array, Plan, plan_path, write_plan
-from hvae_hpc.sweep import _run_here, main
+from hvae_hpc.sweep import main
 from tests.jobs.queues import log, make_plan, queue_of, submit
 from tests.jobs.submit.test_apply import call, make_project, plan_of
 from tests.jobs.submit.test_prepare import wait_until_empty
@@ -381,61 +378,6 @@ def test_where_jobs_may_not_submit_the_last_job_says_that_the_same_command_does(
     assert ended.returncode == 2
     assert "what failed is not retried: scontrol is not on the PATH" in ended.stderr
     assert ended.stderr.strip().endswith("give the sweep command again")
-
-
-def children_of(pid: int) -> list[int]:
-    found = subprocess.run(
-        ["ps", "--no-headers", "-o", "pid", "--ppid", str(pid)], capture_output=True, text=True
-    )
-    return [int(child) for child in found.stdout.split()]
-
-
-@pytest.mark.parametrize("retries", [1, 0])
-def test_a_local_sweep_retries_at_its_end_if_asked_to(tmp_path: Path, retries: int) -> None:
-    project = make_project(tmp_path, seeds=1)
-    command = [
-        sys.executable,
-        "-m",
-        "hvae_hpc.sweep",
-        "--local",
-        "--workers",
-        "1",
-        "--retries",
-        str(retries),
-    ]
-    process = subprocess.Popen(
-        command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    deadline = time.time() + 60
-    while not list(project.glob("runs/segment/*/log.jsonl")):
-        assert time.time() < deadline
-        time.sleep(0.05)
-    for child in children_of(process.pid):
-        os.kill(child, signal.SIGKILL)
-    out, error = process.communicate(timeout=120)
-    assert process.returncode == (0 if retries else 2), error
-    assert ("retry: 1 run after lost (as it was)" in out) == bool(retries)
-    assert len(makings(project)) == retries
-
-
-@pytest.mark.parametrize("takes_a_log", [True, False])
-def test_a_local_sweep_ends_also_where_a_worker_dies_before_it_leaves_a_word(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, takes_a_log: bool
-) -> None:
-    plan = make_plan(tmp_path / "runs", make_runs(arms=SMALL_ARMS[:1], seeds=1, sources=()))
-    (run_id,) = plan.runs
-    if not takes_a_log:
-        plan.folder(run_id).parent.mkdir(parents=True)
-        plan.folder(run_id).write_text("not a folder")
-    given = tmp_path / "given"
-    (tmp_path / "python").write_text(
-        f"#!/bin/sh\nread run || exit 0\necho $run >> {given}\nkill -9 $$\n"
-    )
-    (tmp_path / "python").chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    with pytest.raises(UserError, match="1 of 1 runs were not made"):
-        _run_here(plan, [run_id], SimpleNamespace(workers=1, retries=1), read_site(None))
-    assert len(given.read_text().splitlines()) == (2 if takes_a_log else 1)
 
 
 def test_a_blocked_run_is_retried_once_its_parent_was_made_by_another_command(plan: Plan) -> None:

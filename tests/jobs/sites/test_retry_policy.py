@@ -44,10 +44,9 @@ def test_memory_and_time_grow_up_to_what_may_be_asked_for() -> None:
     assert changed(Rule(memory=1.5)) is None
 
 
-def test_where_nothing_can_change_a_rule_says_whether_that_pays() -> None:
+def test_where_nothing_can_change_no_retry_is_made() -> None:
     assert changed(Rule(times=1, memory=1.5), memory_gb=16.0) is None
     assert changed(Rule(times=1, minutes=2.0), minutes=100) is None
-    assert changed(Rule(times=1, minutes=2.0, unchanged=True), minutes=100) == {}
 
 
 def test_fewer_pairs_at_once_only_where_that_changes_no_number() -> None:
