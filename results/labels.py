@@ -115,6 +115,13 @@ def generator_label(name: str) -> str:
     return f"{labels[generator]} {sampler}".strip() if known else name
 
 
+def method_label(method: str) -> str:
+    """Return what a method is called, without its amount: "Standard aug.", HVAE."""
+    return {REFERENCE: "Reference", "standard": "Standard aug."}.get(method) or generator_label(
+        method
+    )
+
+
 def ordered_sources(plan: Plan, data: str) -> list[str]:
     """Return what is compared with a data set's test images: generators, real and mean images."""
     planned = dict.fromkeys(c.source for c in plan.configs(QualityConfig) if c.data == data)

@@ -26,21 +26,20 @@ CAPTIONS = {
     "figure2": "Real test images and each generator's first samples, with masks",
     "dice": (
         "Dice, and below it the difference to the reference on the same cases and seeds, against "
-        "the number of synthetic pairs: markers are means, bars and bands their 95 % intervals by "
-        "a two-way bootstrap, over what the axis names (over fewer than six seeds they are too "
-        "narrow); the reference and the largest standard augmentation have the bands"
+        "what is added: markers are means, bars their 95 % intervals by a two-way bootstrap, over "
+        "what the axis names (over fewer than six seeds they are too narrow); the line across is "
+        "the reference"
     ),
     "per-case": (
         "The Dice of every test case, mean over seeds, and beside it the difference from the "
         "reference: a row's points go from its lowest case to its highest, a bar is at the median, "
-        "a box from quartile to quartile; where arms are many, each method's best by these same "
-        "cases"
+        "a box from quartile to quartile"
     ),
     "cost": (
-        "Mean Dice with its interval against the device time of one trained network: all attempts "
-        "at its own training and, whole, at what it needed (moved copies; the generator's training "
-        "and the making of all its pairs), mean over the arm's networks; packing, quality and "
-        "likelihoods are not counted; numbered arms are named below"
+        "Mean Dice with its interval, and beside it the device time of one trained network: all "
+        "attempts at its own training and, whole, at what it needed (moved copies; the generator's "
+        "training and the making of all its pairs), mean over the arm's networks; packing, quality "
+        "and likelihoods are not counted"
     ),
     "cases": "Worst and median cases: truth and prediction outlined",
     "progress": "A training: its bound or losses, and what the flow did",

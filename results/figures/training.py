@@ -2,14 +2,13 @@
 
 import math
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hvae_hpc.errors import UserError
-from hvae_hpc.results.figures.style import hide_frame
+from hvae_hpc.results.figures.style import COLOURS, DASHES, hide_frame
 from hvae_hpc.runs.folder import read_log
 
 PANELS = {
@@ -33,8 +32,6 @@ PANELS = {
     },
 }
 """Title of a panel, with the unit, to the logged terms that it shows, with their names."""
-_COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73")
-_DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (3, 1, 1, 1)))
 _LARGEST = 1e15
 _COLUMNS = 3
 _START = 0.1
@@ -50,8 +47,7 @@ def draw_progress(folder: Path, label: str) -> tuple[Figure, list[str]]:
     Raises:
         UserError: nothing was logged yet.
     """
-    log = [entry for entry in read_log(folder) if _is_count(entry.get("images_seen"))]
-    progress = _read_progress(log)
+    progress, went_back = _read_progress(folder)
     panels = {
         title: terms for title, terms in PANELS.items() if any(term in progress for term in terms)
     }
@@ -66,48 +62,44 @@ def draw_progress(folder: Path, label: str) -> tuple[Figure, list[str]]:
         axes.set_title(title, loc="left")
         _draw_terms(axes, progress, terms)
         axes.set_xlim(0, progress.index.max() or 1)
-        for entry in log:
-            if entry.get("event") == "rolled_back":
-                dotted: Any = (0, (1, 2))
-                at = entry["images_seen"] / 1000
-                axes.axvline(at, color="0.6", linewidth=0.8, linestyle=dotted)
+        for place in went_back:
+            axes.axvline(place, color="0.6", linewidth=0.8, linestyle=":")
         if i >= len(panels) - _COLUMNS:
             axes.set_xlabel("images seen, thousands")
     return figure, []
 
 
-def _read_progress(log: list[dict[str, Any]]) -> pd.DataFrame:
-    """Return the logged terms by thousands of images seen.
+def _read_progress(folder: Path) -> tuple[pd.DataFrame, list[float]]:
+    """Return the logged terms by thousands of images seen, and where the training went back.
 
     What was logged twice, because the training went on from an older checkpoint, is taken as logged
     last.
     """
     windows: list[dict[str, float]] = []
-    for entry in log:
-        if "event" in entry:
+    went_back = []
+    for entry in read_log(folder):
+        # JSON's integers may exceed any double.
+        is_number = {n: isinstance(x, int | float) and abs(x) < _LARGEST for n, x in entry.items()}
+        numbers = {name: float(x) for name, x in entry.items() if is_number[name]}
+        if "images_seen" not in numbers:
             continue
-        while windows and windows[-1]["images_seen"] >= entry["images_seen"]:
-            windows.pop()
-        numbers = {n: float(x) for n, x in entry.items() if isinstance(x, float) or _is_count(x)}
-        windows.append(numbers)
+        if "event" not in entry:
+            while windows and windows[-1]["images_seen"] >= numbers["images_seen"]:
+                windows.pop()
+            windows.append(numbers)
+        elif entry["event"] == "rolled_back":
+            went_back.append(numbers["images_seen"] / 1000)
     progress = pd.DataFrame(windows, columns=None if windows else ["images_seen"])
-    return progress.set_index(progress.pop("images_seen") / 1000)
+    return progress.set_index(progress.pop("images_seen") / 1000), went_back
 
 
 def _draw_terms(axes: Axes, progress: pd.DataFrame, terms: dict[str, str]) -> None:
-    for (term, name), colour, dashes in zip(terms.items(), _COLOURS, _DASHES, strict=False):
-        if term not in progress:
-            continue
-        points = progress[term].dropna()
-        axes.plot(
-            points.index,
-            points,
-            label=name,
-            color=colour,
-            linestyle=dashes,
-            linewidth=1.1,
-            marker="o" if len(points) == 1 else "",
-        )
+    for i, (term, name) in enumerate(terms.items()):
+        if term in progress:
+            points = progress[term].dropna()
+            marker = "o" if len(points) == 1 else ""
+            style = {"color": COLOURS[i], "linestyle": DASHES[i - 2], "marker": marker}
+            axes.plot(points.index, points, label=name, linewidth=1.1, **style)
     _cut_start(axes, progress.filter(list(terms)))
     hide_frame(axes)
     if len(axes.lines) > 1:
@@ -122,8 +114,3 @@ def _cut_start(axes: Axes, values: pd.DataFrame) -> None:
     if everything.max() - everything.min() > 3 * height > 0:
         margin = 0.08 * height
         axes.set_ylim(later.min() - margin, later.max() + margin)
-
-
-def _is_count(value: object) -> bool:
-    """Return whether a value is an integer that can be drawn: JSON's may exceed any double."""
-    return isinstance(value, int) and abs(value) < _LARGEST

@@ -1,4 +1,4 @@
-"""What arms cost: which runs are counted, in which unit, and where the markers stand."""
+"""What arms cost: which runs are counted, in which unit they stand."""
 
 from pathlib import Path
 from typing import Any
@@ -6,14 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 
-from hvae_hpc.config.arms import ArmConfig
 from hvae_hpc.results.collect import Collected, collect
 from hvae_hpc.results.figures.cost import draw_cost, needed_runs, network_seconds
 from hvae_hpc.results.scores import score_arms
 from hvae_hpc.runs.plan import Plan, read_plan
-from tests.results.made_up import PAPER_ARMS, SMALL_ARMS, segments, write_sweep
+from tests.results.made_up import SMALL_ARMS, segments, write_sweep
 
 SECONDS = {"train": 1000.0, "generate": 100.0, "segment": 10.0}
 
@@ -35,9 +33,8 @@ def draw(plan: Plan, collected: Collected) -> Figure:
     return draw_cost(plan, collected, score_arms(plan, collected), "brats2021")[0]
 
 
-def markers(figure: Figure) -> list[tuple[float, float]]:
-    lines = [container.lines[0] for container in figure.axes[0].containers]
-    return [(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in lines]
+def bars(figure: Figure) -> list[float]:
+    return [patch.get_width() for patch in figure.axes[1].patches]
 
 
 def test_a_network_needs_its_own_run_and_the_generators_and_nothing_of_other_arms(
@@ -77,44 +74,18 @@ def test_costs_stand_in_a_unit_that_reads_well(
     tmp_path: Path, scale: float, shown: float, unit: str
 ) -> None:
     figure = draw(*read(tmp_path, scale, seeds=1))
-    assert figure.axes[0].get_xlabel().startswith(f"device {unit} for one network")
-    assert max(x for x, _ in markers(figure)) == pytest.approx(shown)
+    assert figure.axes[1].get_xlabel().startswith(f"device {unit} for one network")
+    assert max(bars(figure)) == pytest.approx(shown)
 
 
-def test_every_arm_has_a_marker_at_its_cost_and_mean_dice(tmp_path: Path) -> None:
+def test_every_arm_has_a_row_with_its_mean_dice_and_its_cost(tmp_path: Path) -> None:
     plan, collected = read(tmp_path)
     figure = draw(plan, collected)
+    left, right = figure.axes
     means = [s.dice.mean for s in score_arms(plan, collected) if s.dice]
-    expected = [10 / 60] * 2 + [1110 / 60] * (len(SMALL_ARMS) - 2)
-    np.testing.assert_allclose(markers(figure), list(zip(expected, means, strict=True)))
-    assert figure.axes[0].get_xscale() == "log"
-    assert figure.axes[0].get_xlabel().endswith("(cpu of generate, cpu of segment, gpu)")
-
-
-def test_costs_of_one_size_stand_on_a_plain_axis_from_zero(tmp_path: Path) -> None:
-    axes = draw(*read(tmp_path, arms=PAPER_ARMS[:4], seeds=1)).axes[0]
-    assert axes.get_xscale() == "linear"
-    assert axes.get_xlim()[0] == 0
-
-
-def test_plain_arms_have_their_amount_and_others_a_number_that_the_legend_names(
-    tmp_path: Path,
-) -> None:
-    other = ArmConfig(name="copies-x5", n_copies=80)
-    shuffled = ArmConfig(name="hvae-shuffled+300", generator="hvae", n_synthetic=300, shuffled=True)
-    figure = draw(*read(tmp_path, arms=(*SMALL_ARMS, shuffled, other), seeds=1))
-    names = sorted(text.get_text() for text in figure.axes[0].texts)
-    assert names == ["+100"] * 3 + ["+300"] * 3 + ["1", "2", "×5"]
-    named = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert named[:5] == ["Reference", "Standard aug.", "LSGAN", "VAE", "HVAE"]
-    assert named[5:] == ["1: HVAE, masks shuffled + 300", "2: Copies ×5"]
-
-
-def test_names_of_markers_at_one_place_do_not_lie_on_one_another(tmp_path: Path) -> None:
-    figure = draw(*read(tmp_path, arms=PAPER_ARMS, seeds=1))
-    figure.draw_without_rendering()
-    boxes = [
-        Text.get_window_extent(text) for text in figure.axes[0].texts
-    ]  # without the lines to the markers
-    overlaps = [(i, j) for i, one in enumerate(boxes) for j in range(i) if one.overlaps(boxes[j])]
-    assert overlaps == []
+    shown = [container.lines[0].get_xdata()[0] for container in left.containers]
+    np.testing.assert_allclose(shown, means)
+    costs = [10 / 60] * 2 + [1110 / 60] * (len(SMALL_ARMS) - 2)
+    np.testing.assert_allclose(bars(figure), costs)
+    assert [text.get_text() for text in right.texts][1:3] == ["0.167", "18.5"]
+    assert right.get_xlabel().endswith("(cpu of generate, cpu of segment, gpu)")

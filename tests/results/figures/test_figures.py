@@ -105,7 +105,7 @@ def test_letters_of_an_svg_are_letters_and_no_name_is_markup_or_a_formula(tmp_pa
         "".join(element.itertext())
         for element in ET.parse(cost).iter("{http://www.w3.org/2000/svg}text")
     ]
-    assert f"1: {EVIL}" in texts
+    assert EVIL in texts
     assert "Reference" in texts
 
 
@@ -134,7 +134,6 @@ def test_arms_that_a_figure_does_not_show_are_named(tmp_path: Path) -> None:
     write_sweep(tmp_path, arms=(*SMALL_ARMS, *others), seeds=1)
     _, remarks = write_all(tmp_path, tmp_path / "out")
     lines = dict(remark.split(": not drawn: ") for remark in remarks if ": not drawn: " in remark)
-    assert list(lines) == ["dice-brats2021.png", "per-case-brats2021.png"]
-    for named in lines.values():
-        assert {arm.name for arm in others} <= set(named.split(", "))
-        assert not {"reference", "standard-x5", "hvae+300"} & set(named.split(", "))
+    assert list(lines) == ["dice-brats2021.png"]
+    named = set(lines["dice-brats2021.png"].split(", "))
+    assert {arm.name for arm in others} == named

@@ -1,4 +1,4 @@
-"""Case by case: sorted points, their quartiles, paired differences, and which arms have a row."""
+"""Case by case: sorted points, their quartiles, and paired differences."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from hvae_hpc.config.arms import ArmConfig
 from hvae_hpc.results.collect import Collected, collect
-from hvae_hpc.results.figures.per_case import MOST_ROWS, choose_arms, draw_per_case, over_seeds
+from hvae_hpc.results.figures.per_case import draw_per_case, over_seeds
 from hvae_hpc.results.scores import ArmScores, score_arms
 from hvae_hpc.runs.plan import read_plan
 from tests.results.made_up import PAPER_ARMS, write_sweep
@@ -97,44 +97,6 @@ def test_an_arm_of_another_budget_is_compared_with_the_reference_of_that_budget(
     less = case_means(collected, "copies-x5@epochs") - case_means(collected, "reference@epochs")
     np.testing.assert_allclose(points(figure.axes[1])[-1], np.sort(less))
     assert len(points(figure.axes[1])) == 1
-
-
-def test_few_arms_all_have_a_row_and_of_many_each_methods_best(tmp_path: Path) -> None:
-    _, _, scores = read(tmp_path, arms=PAPER_ARMS)
-    assert len(scores) > MOST_ROWS
-    chosen = choose_arms(scores)
-    assert [s.arm.name.split("+")[0].split("-")[0] for s in chosen] == [
-        "reference",
-        "standard",
-        "lsgan",
-        "vae",
-        "hvae",
-    ]
-    for s in chosen:
-        like = [
-            other.dice.mean
-            for other in scores
-            if other.arm.generator == s.arm.generator and other.dice
-        ]
-        if s.arm.generator:
-            assert s.dice
-            assert s.dice.mean == max(like)
-    assert choose_arms(scores[:MOST_ROWS]) == scores[:MOST_ROWS]
-
-
-def test_of_many_generators_the_best_have_a_row_and_controls_have_none(tmp_path: Path) -> None:
-    arms = [
-        ArmConfig(name=f"g{i:02}+100", generator=f"g{i:02}", n_synthetic=100) for i in range(14)
-    ]
-    control = ArmConfig(name="g00-shuffled+100", generator="g00", n_synthetic=100, shuffled=True)
-    _, _, scores = read(tmp_path, arms=(*PAPER_ARMS[:2], *arms, control), seeds=1, sources=())
-    chosen = choose_arms(scores)
-    assert len(chosen) == MOST_ROWS
-    assert [s.arm.name for s in chosen[:2]] == ["reference", "standard-x2"]
-    means = sorted((s.dice.mean for s in scores if s.arm in arms and s.dice), reverse=True)
-    assert (
-        sorted((s.dice.mean for s in chosen[2:] if s.dice), reverse=True) == means[: MOST_ROWS - 2]
-    )
 
 
 def test_a_case_that_two_splits_test_counts_in_each_and_seeds_are_averaged() -> None:
