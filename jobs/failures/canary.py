@@ -12,7 +12,6 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from hvae_hpc.jobs.failures.classify import classify, gather
 from hvae_hpc.jobs.sites.retry_policy import Failure
@@ -57,14 +56,6 @@ def canaries_alone(array: Array, throttle: int) -> int:
     return 0 if 0 < throttle < len(array.elements) else array.canaries
 
 
-class CanaryFailure(NamedTuple):
-    """How a canary failed: the class, its node ("" where nobody knows), and its words."""
-
-    failure: Failure
-    node: str
-    reason: str
-
-
 def why_held(plan_file: Path, plan: Plan, array: int, place: int) -> str:
     """Return why an element is not to begin: all canaries of its array failed alike.
 
@@ -83,43 +74,41 @@ def why_held(plan_file: Path, plan: Plan, array: int, place: int) -> str:
     if canaries == 0 or place < canaries or was_requeued:
         return ""
 
-    failures = list[CanaryFailure]()
-    for canary in range(canaries):
-        failure = _find_failure(plan_file, plan, plan.arrays[array].elements[canary])
-        if failure is None:
-            return ""
-        failures.append(failure)
-    if len({failure.failure for failure in failures}) > 1:
+    failures = [
+        _find_failure(plan_file, plan, run_ids)
+        for run_ids in plan.arrays[array].elements[:canaries]
+    ]
+    if failures[0] is None or len({failure and failure[0] for failure in failures}) > 1:
         return ""
-
-    first, nodes = failures[0], {failure.node for failure in failures}
-    where = f", all on {first.node}" if len(nodes) == 1 and first.node else ""
-    said = f"the first {canaries} of {elements} elements failed alike ({first.failure}{where})"
-    return f"{HELD}{said}: {first.reason}"[:LONGEST_REASON]
+    kind, reason = failures[0]
+    said = f"the first {canaries} of {elements} elements failed alike ({kind})"
+    return f"{HELD}{said}: {reason}"[:LONGEST_REASON]
 
 
-def _find_failure(plan_file: Path, plan: Plan, run_ids: Sequence[str]) -> CanaryFailure | None:
-    """Return how a canary with these runs failed; None where it is not over, or got one done."""
-    if any((plan.folder(run_id) / METRICS).exists() for run_id in run_ids):
-        return None
+def _find_failure(
+    plan_file: Path, plan: Plan, run_ids: Sequence[str]
+) -> tuple[Failure, str] | None:
+    """Return the class and the words of a canary's failure.
 
+    None where it is not over, got further, or failed in a way that the rest need not meet.
+    """
     submissions = Submissions(plan.runs_folder, plan_file.parent.name)
     element = submissions.last_elements().get(run_ids[0], "")
-    failure: CanaryFailure | None = None
+    failures = list[tuple[Failure, str]]()
     for run_id in run_ids:
         evidence = gather(plan, run_id, RunStatus("lost", element), submissions, {})
-        event = last_event_in(plan.folder(run_id), element)
-        if not evidence.attempts:  # the run's folder may have taken no word
-            event = event or evidence.ended.get("event", "")
+        is_done = (plan.folder(run_id) / METRICS).exists()
         was_killed = any(map(KILLED.search, evidence.lines))
+        # The run's folder may have taken no word.
+        event = evidence.ended.get("event")
+        if evidence.attempts:
+            event = last_event_in(plan.folder(run_id), element)
         is_over = was_killed or event in ("failed", "blocked", "died")
-        if evidence.got_further or not is_over:
+        if is_done or evidence.got_further or not is_over:
             return None
 
-        if failure is None and (kind := classify(evidence)) in ALIKE:
-            run, words = plan.runs[run_id], evidence.ended.get("reason", "")
-            words = words or "".join(evidence.lines[-1:])
-            words = words.replace(f"{plan.folder(run_id)}/", "")
-            reason = f"{run.stage} {run.label} ({run_id}): {words}"
-            failure = CanaryFailure(kind, evidence.node, reason)
-    return failure
+        run, words = plan.runs[run_id], evidence.ended.get("reason", "")
+        words = words or "".join(evidence.lines[-1:])
+        words = words.replace(f"{plan.folder(run_id)}/", "")
+        failures.append((classify(evidence), f"{run.stage} {run.label} ({run_id}): {words}"))
+    return next((failure for failure in failures if failure[0] in ALIKE), None)

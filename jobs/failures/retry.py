@@ -7,10 +7,11 @@ be given again: it submits the same retry and does not count it twice.
 """
 
 import contextlib
+import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -224,7 +225,8 @@ def choose_retries(
             until = time.time() + 3600 * site.rules[decision.failure].exclude_hours
             nodes.setdefault(cluster.name, {})[decision.bad_node] = round(until, 3)
 
-    _add_followers(plan, results, statuses, submissions, chosen, runs)
+    submitted = submissions.last_elements().keys()
+    _add_followers(plan, results, statuses, submitted, chosen, runs)
     lines = [
         f"{what}: {n:,} run{'s' * (n > 1)} {words}"
         for (what, words), n in sorted(summary.items(), reverse=True)
@@ -236,16 +238,17 @@ def _add_followers(
     plan: Plan,
     results: Mapping[str, ResultSummary],
     statuses: Mapping[str, RunStatus],
-    submissions: Submissions,
+    submitted: Collection[str],
     chosen: set[str],
     runs: dict[str, RunRetries],
 ) -> None:
     """Add the blocked runs whose parents are made, under way or chosen, and what was held.
 
-    What was held follows its canaries in the same way, and has the changes that they have.
+    What was held follows the canary that its reason names, and has the changes that it has.
 
     Args:
-        plan, results, statuses, submissions: of the sweep.
+        plan, results, statuses: of the sweep.
+        submitted: the runs that were ever submitted.
         chosen: the runs that are retried; followers are added.
         runs: the retries of each run; those of held runs are changed.
     """
@@ -254,14 +257,12 @@ def _add_followers(
         under_way = run_id in statuses and statuses[run_id].kind in ("done", "waiting", "running")
         return under_way or run_id in chosen
 
-    submitted = submissions.last_elements().keys()
     for run_id, status in statuses.items():  # parents stand before their children
         if status.kind not in ("blocked", "open") or results[run_id].reason:
             continue
-        missing = [parent for parent in plan.parents(run_id).values() if not results[parent].done]
-        is_held = status.held and not missing
-        canaries = submissions.element(status.element).canary_runs if is_held else ()
-        leaders = [*missing, *canaries]
+        leaders = [parent for parent in plan.parents(run_id).values() if not results[parent].done]
+        canaries = re.findall(r"\(([0-9a-f]{12})\)", status.reason)[:1] if status.held else []
+        leaders += canaries
 
         # A run that was never submitted waits for a command, unless what it needs is retried.
         is_known = run_id in submitted or not chosen.isdisjoint(leaders)

@@ -8,7 +8,6 @@ import contextlib
 import json
 from collections.abc import Iterator
 from functools import cache, cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,13 +46,11 @@ class Element(NamedTuple):
         run_ids: the runs that it makes, in this order.
         minutes: its time limit; 0 where it is not known.
         submitted_at: in seconds since 1970; 0 where it is not known.
-        canary_runs: the runs of its array's canaries.
     """
 
     run_ids: tuple[str, ...] = ()
     minutes: int = 0
     submitted_at: float = 0.0
-    canary_runs: tuple[str, ...] = ()
 
 
 class Submissions:
@@ -122,13 +119,10 @@ class Submissions:
         """All elements that SLURM took, by ``<array>_<place>``, in order of submission."""
         elements = {}
         for job in self.jobs:
-            array = self.arrays(job.submission)[job.array]
-            minutes, canaries = int(array.get("minutes", 0)), array.get("canaries", 0)
-            canary_runs = tuple(chain(*array["elements"][:canaries]))
+            minutes = int(self.arrays(job.submission)[job.array].get("minutes", 0))
             for place in job.places:
                 run_ids = self.run_ids(job.submission, job.array, place)
-                element = Element(run_ids, minutes, job.time, canary_runs)
-                elements[f"{job.job}_{place}"] = element
+                elements[f"{job.job}_{place}"] = Element(run_ids, minutes, job.time)
         return elements
 
     def find_queued(self, queue: Queue | None) -> list[tuple[Queued, str, int]]:

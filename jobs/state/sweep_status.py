@@ -39,13 +39,11 @@ class Progress(NamedTuple):
         progress: share of its images that it has seen.
         seconds_left: until its end.
         host: its node.
-        seconds: since this attempt began.
     """
 
     progress: float | None = None
     seconds_left: float | None = None
     host: str = ""
-    seconds: float | None = None
 
 
 class SweepStatus(NamedTuple):
@@ -176,7 +174,7 @@ def read_progress(run: Run, folder: Path, expected: Seconds) -> Progress:
     if not isinstance(run.config, (TrainConfig, SegmentConfig)):
         if expected.high is not None:
             left = max(0.0, expected.expected - (now - began))
-        return Progress(None, left, host, now - began)
+        return Progress(None, left, host)
 
     # The present pace tells how long the rest will take.
     images = run.config.optim.images
@@ -186,4 +184,4 @@ def read_progress(run: Run, folder: Path, expected: Seconds) -> Progress:
     if seen > seen_earlier and latest > earlier:
         pace_s = (latest - earlier) / (seen - seen_earlier)
         left = max(0.0, (images - seen) * pace_s - (now - latest))
-    return Progress(seen / images, left, host, now - began)
+    return Progress(seen / images, left, host)

@@ -191,7 +191,6 @@ def test_json_holds_everything_under_stable_names(
         "progress",
         "seconds_left",
         "host",
-        "seconds",
     ]
     names.append("failure")
     assert list(sweep["runs"][0]) == names
@@ -206,7 +205,6 @@ def test_json_holds_everything_under_stable_names(
         "progress": None,
         "seconds_left": None,
         "host": "",
-        "seconds": None,
         "failure": "",
     }
 

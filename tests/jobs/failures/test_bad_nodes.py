@@ -89,7 +89,8 @@ def hold(plan: Plan) -> None:
     content["arrays"][0]["canaries"] = 2
     write_json(path, content)
     for place, run_id in list(enumerate(plan.runs))[2:]:
-        record = {"event": "blocked", "reason": "held: the first 2 of 6 ..."}
+        first = next(iter(plan.runs))
+        record = {"event": "blocked", "reason": f"held: the first 2 of 6 ... ({first}): x"}
         log(plan, run_id, {**record, "job_id": f"12_{place}"})
 
 
