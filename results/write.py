@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hvae_hpc.errors import UserError, printable
-from hvae_hpc.jobs.state.device_hours import call_silent_lost, read_device_hours
+from hvae_hpc.jobs.state.device_hours import read_device_hours
 from hvae_hpc.jobs.state.run_status import read_run_status
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.results.collect import NOT_YET, Collected, collect, name_some, refusal
@@ -85,7 +85,7 @@ def ask_jobs(plan: Plan, collected: Collected) -> tuple[Collected, Table | None]
     """
     results = collected.results
     submissions = Submissions(plan.runs_folder)
-    statuses = call_silent_lost(plan, read_run_status(plan, results, submissions, None))
+    statuses = read_run_status(plan, results, submissions, None)
 
     missing = []
     for run_id, result in results.items():

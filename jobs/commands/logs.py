@@ -31,12 +31,11 @@ def main(argv: Sequence[str]) -> int:
     for record in log[-options.lines :]:
         print(f"  {when(record)}  {describe(record)}")
 
-    # The element that had it last may not have begun it: then the last attempt's process tells.
-    # The element of local workers is "".
-    elements = [element] if element else []
-    elements += [str(attempt[0].get("job_id", "")) for attempt in split_attempts(log)[-1:]]
-    paths = [path for name in elements for path in process_logs(plan.runs_folder, name, "0")[-1:]]
-    for path in paths[:1]:
+    # The last attempt's process, or that of the element that has it; that of local workers is "".
+    attempts = split_attempts(log)
+    name = str(attempts[-1][0].get("job_id", "")) if attempts else element
+    paths = process_logs(plan.runs_folder, name, "0")[-1:] if attempts or element else []
+    for path in paths:
         print(f"\n{path}")
         for line in read_end(path, run_id, options.lines) or ["nothing yet"]:
             print(f"  {line}")

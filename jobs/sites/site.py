@@ -1,11 +1,11 @@
 """What each stage may use on this cluster.
 
 Four layers say it, each laid over the one before: the library's defaults, the administrator's
-files, the user's file, and the command's flags. Then the administrator's caps cut what is above
+file, the user's file, and the command's flags. Then the administrator's caps cut what is above
 them, and say so. Tables ``[retry]`` lie over the library's retry policy in the same way.
 
-The administrator's files are ``/etc/hvae_hpc/site.toml`` and, over it, ``$HVAE_HPC_SITE``. Only
-these may hold ``[caps]``, and the second cannot lift the caps of the first.
+The administrator's file is ``/etc/hvae_hpc/site.toml``, or ``$HVAE_HPC_SITE`` where that is not
+there. Only this one may hold ``[caps]``.
 """
 
 import argparse
@@ -91,22 +91,19 @@ def read_site(path: Path | None, flags: Mapping[str, Any] | None = None) -> Site
     Raises:
         UserError: a file is missing or wrong, or holds caps without being the administrator's.
     """
-    library, admin_files = read_toml(SITES / "default.toml", SITES), _admin_files()
+    library, admin_file = read_toml(SITES / "default.toml", SITES), _find_admin_file()
 
     # Each file is a layer over those before it.
-    layers, retry_rules = [library], dict[str, Any]()
-    limits: dict[str, Any] = {}
-    for file in [*admin_files, *([path] if path else [])]:
+    layers, retry_rules, limits = [library], dict[str, Any](), dict[str, Any]()
+    for file in filter(None, [admin_file, path]):
         tables = read_toml(file, SITES)
-        if "caps" in tables and file not in admin_files:
+        if "caps" in tables and file != admin_file:
             expected = f"the administrator's file ({SYSTEM_SITE} or $HVAE_HPC_SITE)"
             raise UserError(f"{file}: [caps] stand only in {expected}")
         retry_rules[str(file)] = tables.pop("retry", {})
         _check_tables(tables, [EVERY_STAGE, *library, "caps"], file)
-        # The second file may be the user's own choice: it cannot lift the first one's caps.
-        limits = {**tables.pop("caps", {}), **limits}
+        limits |= tables.pop("caps", {})
         layers.append(tables)
-    admin_file = next(iter(admin_files), None)
     caps, rules = load(Caps, limits, f"{admin_file}: caps"), read_rules(retry_rules)
 
     # Each stage is put together, then cut.
@@ -120,9 +117,10 @@ def read_site(path: Path | None, flags: Mapping[str, Any] | None = None) -> Site
     return Site(resources=resources, caps=caps, notes=tuple(notes), rules=rules)
 
 
-def _admin_files() -> list[Path]:
-    own_choice = os.environ.get("HVAE_HPC_SITE")
-    return [SYSTEM_SITE] * SYSTEM_SITE.is_file() + ([Path(own_choice)] if own_choice else [])
+def _find_admin_file() -> Path | None:
+    if SYSTEM_SITE.is_file():
+        return SYSTEM_SITE
+    return Path(chosen) if (chosen := os.environ.get("HVAE_HPC_SITE")) else None
 
 
 def _check_tables(tables: Mapping[str, Any], known: Collection[str], where: Path) -> None:

@@ -1,7 +1,8 @@
 """How many device hours the attempts at a sweep's runs took, what came of them, and what would do.
 
 An attempt lasts from its beginning to its last record in the log: nobody knows what a killed
-process did after that. What an attempt saved is useful as soon as a later one continued from it.
+process did after that. It is useful if it made the result, or if the next one continued from what
+it saved.
 The log is read only of runs that were not made at their first attempt.
 """
 
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 from hvae_hpc.config.stages import CONFIGS
 from hvae_hpc.jobs.state.element_ends import read_ends
 from hvae_hpc.jobs.state.run_log import duration_s, split_attempts
-from hvae_hpc.jobs.state.run_status import UNASKED, RunStatus, shows_life
+from hvae_hpc.jobs.state.run_status import RunStatus
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.jobs.sweeps.costs import HEADROOM, minutes_for
 from hvae_hpc.runs.done import ResultSummary
@@ -55,8 +56,7 @@ def read_device_hours(
     submissions: Submissions,
 ) -> list[StageHours]:
     """Return what each stage of a sweep took so far; stages without any time are left out."""
-    statuses, ends = call_silent_lost(plan, statuses), read_ends(submissions)
-    submitted = submissions.last_elements()
+    ends, submitted = read_ends(submissions), submissions.last_elements()
     stages = []
     for stage in [stage for stage in CONFIGS if stage in plan.resources]:
         run_ids = [run_id for run_id, run in plan.runs.items() if run.stage == stage]
@@ -78,17 +78,6 @@ def read_device_hours(
     return stages
 
 
-def call_silent_lost(plan: Plan, statuses: Mapping[str, RunStatus]) -> dict[str, RunStatus]:
-    """Call lost what shows no life, where SLURM was not asked. It is for looking back only."""
-    called = dict(statuses)
-    for run_id, status in statuses.items():
-        unasked = status.kind == "running" and status.reason == UNASKED
-        if unasked and not shows_life(plan.folder(run_id)):
-            reason = f"ended without a result, {UNASKED}"
-            called[run_id] = RunStatus("lost", status.element, reason)
-    return called
-
-
 def _seconds_of_run(
     plan: Plan, run_id: str, result: ResultSummary, status: RunStatus, ends: Mapping[str, str]
 ) -> Iterator[tuple[str, float]]:
@@ -102,31 +91,23 @@ def _seconds_of_run(
     log = [r for r in read_log(plan.folder(run_id)) if r.get("event") != "blocked"]
     attempts = split_attempts(log)
     for attempt, following in zip_longest(attempts, attempts[1:]):
+        first = following[0] if following else {}
         side_by_side = max(1, int(attempt[0].get("at_once", 1)))
-        seconds = max(0.0, duration_s(attempt)) / side_by_side
+        seconds = max(0.0, duration_s(attempt))
+        outcome = _outcome(attempt, first, ends)
         if not following and result.done:
             return  # its seconds are those of the result
         if not following and status.kind == "running":
-            yield "at work", (time.time() - float(attempt[0]["time"])) / side_by_side
-            return
-        first = following[0] if following else {}
-        useful = _useful_share(attempt, int(first.get("at", 0)))
-        yield "useful", useful * seconds
-        yield _outcome(attempt, first, ends), (1 - useful) * seconds
-
-
-def _useful_share(attempt: Sequence[Mapping[str, Any]], continued_at: int) -> float:
-    """Return the share of an attempt's images from which the run continued."""
-    began_at = int(attempt[0].get("at", 0))
-    seen = max([began_at, *(int(record.get("images_seen", 0)) for record in attempt)])
-    saved = max(0, continued_at - began_at)
-    return min(1.0, saved / max(1, seen - began_at))
+            outcome, seconds = "at work", time.time() - float(attempt[0]["time"])
+        yield outcome, seconds / side_by_side
 
 
 def _outcome(
     attempt: Sequence[Mapping[str, Any]], following: Mapping[str, Any], ends: Mapping[str, str]
 ) -> str:
-    """Return how an attempt ended that made no result."""
+    """Return what came of an attempt that made no result."""
+    if int(following.get("at", 0)) > int(attempt[0].get("at", 0)):
+        return "useful"
     element = attempt[0].get("job_id", "")
     end = ends.get(element, "")
     if any(record.get("event") in ("failed", "died", "again") for record in attempt):

@@ -59,8 +59,8 @@ def read_run_status(
         results: of its runs, from their own files. They are read after the queue: what ends between
             the two would otherwise seem lost.
         submissions: of its runs folder.
-        queue: the user's; None where there is no SLURM, or no answer. Then what was submitted
-            counts as still in the queue.
+        queue: the user's; None where there is no SLURM, or no answer. Then what was submitted and
+            has not begun counts as waiting.
     """
     submitted = submissions.last_elements()
     queued = {
@@ -86,10 +86,12 @@ def read_run_status(
         last = _last_event(folder) if folder else {}
         if row:
             statuses[run_id] = _status_in_element(last, element, row)
-        elif folder and _runs_locally(folder, last):
-            statuses[run_id] = RunStatus("running", "", "local")
-        elif element and queue is None and last.get("event") not in ENDS:
-            statuses[run_id] = RunStatus("running" if last else "waiting", element, UNASKED)
+        elif folder and _is_alive(folder, last, queue):
+            is_local = not last.get("job_id")
+            where = ("", "local") if is_local else (element, UNASKED)
+            statuses[run_id] = RunStatus("running", *where)
+        elif element and queue is None and not last:
+            statuses[run_id] = RunStatus("waiting", element, UNASKED)
         else:
             if queue is not None and _is_of_earlier_element(last, element, submissions):
                 last = {}
@@ -108,12 +110,10 @@ def _status_in_element(last: Mapping[str, Any], element: str, row: Queued) -> Ru
     return RunStatus("running", element, "" if row.state == "RUNNING" else row.state.lower())
 
 
-def _runs_locally(folder: Path, last: Mapping[str, Any]) -> bool:
-    return last.get("event") == "started" and not last.get("job_id") and shows_life(folder)
-
-
-def shows_life(folder: Path) -> bool:
-    """Tell whether a process holds a run's folder, or has written to its log just now."""
+def _is_alive(folder: Path, last: Mapping[str, Any], queue: Queue | None) -> bool:
+    """Tell whether a process that is not in the queue holds a run, or has logged just now."""
+    if last.get("event") != "started" or (last.get("job_id") and queue is not None):
+        return False
     records = read_log_tail(folder)
     written_at = float(records[-1].get("time", 0.0)) if records else 0.0
     return is_held(folder) or time.time() - written_at < SILENT_S
@@ -165,10 +165,8 @@ def _status_after_end(
         return RunStatus("lost", element, "saved and left")
     if event == "died":
         return RunStatus("lost", element, said)
-    if element:
-        return RunStatus("lost", element, "left the queue without a result")
-    if last:
-        return RunStatus("lost", "", "its process ended without a result")
+    if element or last:
+        return RunStatus("lost", element, "ended without a result")
     return RunStatus("open")
 
 

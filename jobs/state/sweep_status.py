@@ -124,7 +124,7 @@ def make_sweep_status(
     left = [run_id for run_id, status in statuses.items() if status.kind != "done"]
     seconds = expected_seconds(plan, results, left)
     progress = {
-        run_id: read_progress(plan.runs[run_id], plan.folder(run_id), seconds[run_id])
+        run_id: read_progress(plan.runs[run_id], plan.folder(run_id))
         for run_id in left
         if statuses[run_id].kind == "running"
     }
@@ -157,31 +157,28 @@ def _add_up(
     }
 
 
-def read_progress(run: Run, folder: Path, expected: Seconds) -> Progress:
+def read_progress(run: Run, folder: Path) -> Progress:
     """Return how far a run is, from its log's records of the present attempt.
 
     Args:
         run: that runs.
         folder: its folder.
-        expected: what all of it takes.
     """
-    attempts, now = split_attempts(read_log(folder)), time.time()
+    attempts = split_attempts(read_log(folder))
     if not attempts:
         return Progress()
     attempt = attempts[-1]
-    began, host = float(attempt[0]["time"]), str(attempt[0].get("host", ""))
-    left: float | None = None
+    host = str(attempt[0].get("host", ""))
     if not isinstance(run.config, (TrainConfig, SegmentConfig)):
-        if expected.high is not None:
-            left = max(0.0, expected.expected - (now - began))
-        return Progress(None, left, host)
+        return Progress(host=host)
 
     # The present pace tells how long the rest will take.
     images = run.config.optim.images
     seen_at = [(r["time"], r["images_seen"]) for r in attempt if "images_seen" in r]
-    seen_at = seen_at or [(began, attempt[0].get("at", 0))]
+    seen_at = seen_at or [(attempt[0]["time"], attempt[0].get("at", 0))]
     (earlier, seen_earlier), (latest, seen) = seen_at[-PACE_OVER:][0], seen_at[-1]
+    left: float | None = None
     if seen > seen_earlier and latest > earlier:
         pace_s = (latest - earlier) / (seen - seen_earlier)
-        left = max(0.0, (images - seen) * pace_s - (now - latest))
+        left = max(0.0, (images - seen) * pace_s - (time.time() - latest))
     return Progress(seen / images, left, host)

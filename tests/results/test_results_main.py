@@ -134,7 +134,7 @@ def test_a_run_that_was_killed_without_a_word_is_lost_and_its_time_does_not_grow
     log(plan, killed, {"images_seen": 10, "time": -32400.0})
     collected, spent = ask_jobs(plan, collect(plan, partial=True))
     assert collected.missing == (
-        f"{plan.folder_name(killed)}: lost: ended without a result, as far as its own files tell",
+        f"{plan.folder_name(killed)}: lost: ended without a result",
         f"{plan.folder_name(waiting)}: no metrics.json yet",
     )
     assert spent

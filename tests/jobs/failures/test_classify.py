@@ -392,7 +392,7 @@ def test_what_slurm_ends(
 def test_what_stands_in_the_log_of_an_element_that_left_nothing_else(
     line: str, failure: str
 ) -> None:
-    evidence = Evidence(RunStatus("lost", "12_0", "left the queue without a result"), lines=[line])
+    evidence = Evidence(RunStatus("lost", "12_0", "ended without a result"), lines=[line])
     assert classify(evidence) == failure
     assert not evidence.cancelled
 

@@ -133,8 +133,8 @@ def test_a_file_of_the_user_s_choice_does_not_lift_the_system_s_caps(
     (tmp_path / "etc.toml").write_text('[caps]\nminutes = 60\n[all]\naccount = "lab"\n')
     admin.write_text("[caps]\nminutes = 9999\nnodes = 3\n[all]\nqos = 'q'\n")
     site = read_site(None)
-    assert (site.caps.minutes, site.caps.nodes) == (60, 3)
-    assert (site.resources["train"].account, site.resources["train"].qos) == ("lab", "q")
+    assert (site.caps.minutes, site.caps.nodes) == (60, 0)
+    assert (site.resources["train"].account, site.resources["train"].qos) == ("lab", "")
 
 
 def test_caps_that_are_no_table_are_refused(admin: Path) -> None:

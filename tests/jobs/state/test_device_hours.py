@@ -75,7 +75,7 @@ def test_what_was_not_saved_is_lost_to_what_ended_the_attempt(
     run_id = next(iter(plan.runs))
     begin(plan, run_id, -10)
     log(plan, run_id, {"images_seen": 400, "time": -6 * HOUR}, {**ended, "time": -6 * HOUR})
-    begin(plan, run_id, -5, following, images=300)  # a quarter of the four hours was not saved
+    begin(plan, run_id, -5, following)  # from the start: nothing was saved of the four hours
     log(
         plan,
         run_id,
@@ -85,8 +85,8 @@ def test_what_was_not_saved_is_lost_to_what_ended_the_attempt(
     if outcome == "cancelled":
         ends = plan.runs_folder / "submissions/ends.json"
         ends.write_text(json.dumps({"asked_at": 0.0, "ends": {"12_0": "CANCELLED by 1000"}}))
-    expected = {"useful": 3.0, "failed": 2.0}
-    expected[outcome] = expected.get(outcome, 0.0) + 1.0
+    expected = {"failed": 2.0}
+    expected[outcome] = expected.get(outcome, 0.0) + 4.0
     assert hours(plan) == expected
 
 
@@ -122,7 +122,7 @@ def test_what_a_run_saved_is_not_useful_until_something_goes_on_from_it(plan: Pl
     (plan.folder(run_id) / "checkpoint-000000000090-aa.pt").touch()
     assert hours(plan) == {"failed": 4.0}
     begin(plan, run_id, 0, "13_0", images=90)
-    assert hours(plan) == {"useful": 3.6, "failed": 0.4}
+    assert hours(plan) == {"useful": 4.0}
 
 
 def test_a_run_that_is_done_counts_by_its_result_and_its_earlier_attempts_by_its_log(

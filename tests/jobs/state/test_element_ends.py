@@ -19,9 +19,7 @@ from tests.minislurm.minislurm import MiniSlurm
 from tests.minislurm.test_minislurm import wait_until
 from tests.results.made_up import SMALL_ARMS, make_runs
 
-LOST = {
-    f"run{i}": RunStatus("lost", f"12_{i}", "left the queue without a result") for i in range(4)
-}
+LOST = {f"run{i}": RunStatus("lost", f"12_{i}", "ended without a result") for i in range(4)}
 SACCT = """12_0|NODE_FAIL|1:0|n1
 12_1|CANCELLED by 1000|0:0|None assigned
 12_2|FAILED|137:0|n[2-3]
@@ -69,7 +67,7 @@ def test_the_state_becomes_part_of_the_reason_by_one_call_ever(tmp_path: Path, s
 def test_nobody_is_asked_about_what_is_not_lost(tmp_path: Path, sacct: Path) -> None:
     statuses = {
         "a": RunStatus("failed", "12_0", "own fault"),
-        "b": RunStatus("lost", "", "its process ended without a result"),
+        "b": RunStatus("lost", "", "ended without a result"),
         "c": RunStatus("waiting", "12_1", "Priority"),
     }
     assert explain_lost(statuses, Submissions(tmp_path)) == statuses
@@ -83,9 +81,7 @@ def test_an_element_that_accounting_does_not_know_is_asked_for_while_it_is_young
     plan = make_plan(tmp_path, make_runs(arms=SMALL_ARMS[:1], seeds=1, sources=()))
     submit(plan, [list(plan.runs)], job="99", at=time.time() - 3600 * hours)
     for _ in range(3):
-        assert reasons(
-            tmp_path, {"a": RunStatus("lost", "99_0", "left the queue without a result")}
-        ) == [""]
+        assert reasons(tmp_path, {"a": RunStatus("lost", "99_0", "ended without a result")}) == [""]
     assert len(calls(tmp_path)) == asked
 
 
@@ -165,9 +161,7 @@ def test_a_real_accounting_says_who_cancelled(
 ) -> None:
     status = lose_one(strict_slurm, tmp_path, monkeypatch)
     assert status.kind == "lost"
-    said = re.fullmatch(
-        r"left the queue without a result: CANCELLED by (\d+) on n[1-4]", status.reason
-    )
+    said = re.fullmatch(r"ended without a result: CANCELLED by (\d+) on n[1-4]", status.reason)
     assert said
     assert int(said[1]) == os.geteuid()
 
@@ -176,4 +170,4 @@ def test_a_real_slurm_without_accounting_is_not_an_error(
     minislurm: MiniSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     status = lose_one(minislurm, tmp_path, monkeypatch)
-    assert status[0::2] == ("lost", "left the queue without a result")
+    assert status[0::2] == ("lost", "ended without a result")

@@ -98,9 +98,9 @@ def test_what_left_the_queue_without_a_word_is_lost(plan: Plan) -> None:
     )
     log(plan, third, {"event": "started", "time": -1e6, "job_id": ""})
     statuses = stand(plan, queue_of())
-    assert statuses[first] == RunStatus("lost", "12_0", "left the queue without a result")
+    assert statuses[first] == RunStatus("lost", "12_0", "ended without a result")
     assert statuses[second] == RunStatus("lost", "12_1", "saved and left")
-    assert statuses[third] == RunStatus("lost", "", "its process ended without a result")
+    assert statuses[third] == RunStatus("lost", "", "ended without a result")
 
 
 @pytest.mark.parametrize("event", ["failed", "blocked"])
@@ -117,9 +117,7 @@ def test_what_a_run_came_to_before_is_no_word_of_the_element_that_had_it_since(
     )
     assert stand(plan, queue_of())[run_id].kind == ("failed" if event == "failed" else "open")
     submit(plan, [[run_id]], job="40")
-    assert stand(plan, queue_of())[run_id] == RunStatus(
-        "lost", "40_0", "left the queue without a result"
-    )
+    assert stand(plan, queue_of())[run_id] == RunStatus("lost", "40_0", "ended without a result")
 
 
 def test_the_element_is_the_last_that_was_submitted(plan: Plan) -> None:
@@ -170,7 +168,7 @@ def test_a_result_from_another_making_of_the_parent_is_open_with_that_reason(
     )
 
 
-def test_without_a_queue_what_was_submitted_is_not_called_lost(plan: Plan) -> None:
+def test_without_a_queue_only_what_began_and_shows_no_life_is_called_lost(plan: Plan) -> None:
     first, second, third = ids(plan, "segment")[:3]
     submit(plan, [[first], [second], [third]])
     log(plan, first, {"event": "started", "job_id": "12_0", "time": -1e6})
@@ -181,11 +179,10 @@ def test_without_a_queue_what_was_submitted_is_not_called_lost(plan: Plan) -> No
         {"event": "failed", "reason": "bad luck"},
     )
     statuses = stand(plan, None)
-    assert [statuses[run_id].kind for run_id in (first, second, third)] == [
-        "running",
-        "waiting",
-        "failed",
-    ]
+    kinds = [statuses[run_id].kind for run_id in (first, second, third)]
+    assert kinds == ["lost", "waiting", "failed"]
+    log(plan, first, {"images_seen": 32})
+    assert stand(plan, None)[first].kind == "running"
 
 
 def test_a_local_run_is_at_work_while_its_process_holds_it_or_its_log_is_fresh(plan: Plan) -> None:
