@@ -257,12 +257,12 @@ def _submit(
         print(*lines, "nothing was done (--plan)", sep="\n")
         return 0
 
-    with submitting(plan.runs_folder / SUBMISSIONS) as lock:
+    with submitting(plan.runs_folder / SUBMISSIONS):
         prepared = prepare.prepare(plan, site, cluster, last_job, scope=scope, retries=retries)
         for line in preview.describe(prepared, prepare.check_space(prepared)):
             print(line)
         write_plan(plan, plan_path(plan.runs_folder, plan.sweep))
-        application = apply.Application(prepared, lock)
+        application = apply.Application(prepared)
         application.run()
     print(*preview.tell(application, retries), sep="\n")
     in_queue = any(status.kind in prepare.IN_QUEUE for status in prepared.statuses.values())

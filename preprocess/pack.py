@@ -46,7 +46,7 @@ from hvae_hpc.preprocess.store.pairs import Pairs, concatenate
 from hvae_hpc.preprocess.store.shards import hash_pairs, read_pairs, write_pairs
 from hvae_hpc.preprocess.summary import summarise, write_summary
 from hvae_hpc.runs.folder import remove_temporaries
-from hvae_hpc.runs.lease import LEASE, LOCK, check, locked
+from hvae_hpc.runs.lease import LEASE, check, locked
 
 PAIRS_PER_SHARD = 256
 BYTES_PER_SHARD = 64 * 2**20
@@ -285,6 +285,5 @@ def _clear(out: Path) -> None:
             path.unlink(missing_ok=True)
 
     names = {path.name for path in out.iterdir() if not path.name.startswith(LEASE)}
-    if names <= {LOCK, JOURNAL}:
-        for name in names:
-            (out / name).unlink(missing_ok=True)
+    if names <= {JOURNAL}:
+        (out / JOURNAL).unlink(missing_ok=True)

@@ -2,11 +2,12 @@
 
 The holder of a folder has a file ``.lease-<n>`` in it and touches that file every ``HEARTBEAT_S``.
 A lease that stays unchanged for ``MISSED`` heartbeats is dead. Each process measures this by its
-own clock, so no two machines' clocks are compared. Where the file system has ``flock``, a lock is
-tried first, because it answers at once.
+own clock, so no two machines' clocks are compared. A process that is gone from this machine is
+known to be dead at once.
 
 Taking over: a process creates ``.lease-<n+1>`` exclusively, looks at the folder once more, and
-removes the older leases. If anything else changed between its two looks, it steps back.
+removes the older leases. If anything else changed between its two looks, it steps back. The lease
+is written under a temporary name and linked to its own, so it says from the start who holds it.
 
 Losing: each write looks for its own lease after the temporary file is written and before that file
 gets its final name. The process that takes over removes temporary files before it begins. So a
@@ -15,7 +16,6 @@ process that was stopped or cut off for too long fails at its next write, and ch
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import platform
@@ -27,18 +27,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import IO, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from hvae_hpc.config.loader import dump, load
 from hvae_hpc.errors import UserError
 
-LOCK = ".lock"
 LEASE = ".lease-"
 HEARTBEAT_S = 20.0
 """Seconds between two signs of life."""
 MISSED = 6
 """Missed heartbeats after which a lease is dead; NFS may show old file attributes for 60 s."""
 LOOK_EVERY_S = 0.5
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+"""What a file system without hard links says."""
 TELL_AFTER_S = 3.0
 
 
@@ -71,7 +72,7 @@ class Holder:
         machine: the boot of a kernel and the namespace of process ids, in which pid and began name
             one process.
         began: when the process started, in clock ticks since the boot.
-        job, life: SLURM's id of the element or job, and how often SLURM started it again.
+        job: SLURM's id of the element or job.
         every_s: seconds between its heartbeats.
     """
 
@@ -81,7 +82,6 @@ class Holder:
     pid: int = 0
     began: str = ""
     job: str = ""
-    life: int = 0
     every_s: float = HEARTBEAT_S
 
     @classmethod
@@ -94,7 +94,6 @@ class Holder:
             pid=os.getpid(),
             began=_start_of(os.getpid()) or "",
             job=job_id(),
-            life=restart_count(),
             every_s=HEARTBEAT_S,
         )
 
@@ -105,9 +104,6 @@ class Holder:
         """Tell whether the process lives; None where only waiting for its heartbeat can tell."""
         if self.machine and self.machine == _machine():
             return _start_of(self.pid) in (self.began, None)
-        # SLURM starts a job again only when its earlier life is over, or is to be ended.
-        if self.job and self.job == job_id() and self.life < restart_count():
-            return False
         return None
 
 
@@ -199,13 +195,11 @@ class Lease:
     """A folder that this process holds.
 
     Attributes:
-        descriptor: of the locked file; a child that inherits it keeps others out until it ends.
         lost: whether another process took over, as far as the last heartbeat tells.
     """
 
-    def __init__(self, path: Path, holder: Holder, file: IO[str]) -> None:
+    def __init__(self, path: Path, holder: Holder) -> None:
         self.path, self.holder, self.lost = path, holder, False
-        self.file, self.descriptor = file, file.fileno()
         self._over = threading.Event()
         _HELD[path.parent.absolute()] = self
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
@@ -240,7 +234,6 @@ class Lease:
         with contextlib.suppress(OSError):
             if not self.lost and self._is_ours():
                 self.path.unlink()
-        self.file.close()
         with contextlib.suppress(OSError):  # not empty, as a rule
             self.path.parent.rmdir()
 
@@ -284,65 +277,25 @@ def locked(
 def _take(folder: Path) -> Lease | Holder | None:
     """Return the lease; or the holder that may be dead; or None where the folder is surely held."""
     while True:
-        file, is_free = _lock(folder)
-        try:
-            taken = _take_over(folder, file, is_free)
-        except FileNotFoundError:  # its last holder removed the folder just now
-            file.close()
-            continue
-        except OSError as error:
-            file.close()
-            raise _refusal(folder, error) from error
-        if not isinstance(taken, Lease):
-            file.close()
-        return taken
-
-
-def _refusal(folder: Path, error: OSError) -> UserError:
-    return UserError(
-        f"{folder}: cannot be written ({error.strerror}); make room there, or choose another folder"
-    )
-
-
-def _lock(folder: Path) -> tuple[IO[str], bool]:
-    """Open a folder's lock file.
-
-    Returns:
-        The file, and whether it is locked by nobody else; True also where the file system has no
-        locks, since then the lease alone protects.
-    """
-    while True:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            file = open(folder / LOCK, "w")  # noqa: SIM115
+            return _take_over(folder)
         except OSError as error:
             if isinstance(error, FileNotFoundError) and folder.parent.is_dir():
                 continue  # its last holder removed the folder just now
-            raise _refusal(folder, error) from error
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return file, False
-        except OSError:  # a file system without locks
-            return file, True
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat((folder / LOCK).stat(), os.fstat(file.fileno())):
-                return file, True
-        file.close()  # the file was removed meanwhile: nobody else would see this lock
+            raise UserError(
+                f"{folder}: cannot be written ({error.strerror}); make room there, "
+                "or choose another folder"
+            ) from error
 
 
-def _take_over(folder: Path, file: IO[str], is_free: bool) -> Lease | Holder | None:
+def _take_over(folder: Path) -> Lease | Holder | None:
     """Take a folder that nobody holds any more; returns the same as :func:`_take`."""
     before = _look(folder)
     for sight in before.values():
         alive = sight.holder.is_alive()
-        # Where the holder is dead but the lock is not free, a child of the holder may have
-        # inherited the lock and still work, or the file server forgot to release it.
-        is_dead = sight.is_silent or (alive is False and is_free)
-        if not is_dead:
+        if alive is not False and not sight.is_silent:
             return None if alive or sight.has_changed else sight.holder
-    if not before and not is_free:
-        return None
 
     number = 1 + max((int(path.name.removeprefix(LEASE)) for path in before), default=0)
     path, holder = folder / f"{LEASE}{number}", Holder.this_process()
@@ -360,18 +313,35 @@ def _take_over(folder: Path, file: IO[str], is_free: bool) -> Lease | Holder | N
     for other in others:
         other.unlink(missing_ok=True)
     _WATCHED.pop(folder, None)
-    return Lease(path, holder, file)
+    return Lease(path, holder)
 
 
 def _create(path: Path, content: str) -> bool:
-    """Create a file that does not exist; tells whether this process did it."""
+    """Create a file with all its content; False where there is one of that name already."""
+    temporary = path.with_name(f"{LEASE}{secrets.token_hex(8)}.tmp")
     try:
-        file = open(path, "x")  # noqa: SIM115
+        temporary.write_text(content)
+        os.link(temporary, path)
+    except FileExistsError:
+        # NFS may repeat a call whose answer was lost, and then refuse the link that it made.
+        return temporary.stat().st_nlink > 1
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        return _create_by_open(path, content)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    return True
+
+
+def _create_by_open(path: Path, content: str) -> bool:
+    """Do so where the file system has no links: for a moment the file is there without content."""
+    try:
+        with open(path, "x") as file:
+            file.write(content)
     except FileExistsError:
         return False
-    try:
-        with file:
-            file.write(content)
     except OSError:  # a full disk
         path.unlink(missing_ok=True)
         raise

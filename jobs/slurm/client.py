@@ -1,12 +1,11 @@
 """Calls of SLURM's commands, and the user's queue.
 
-Few questions are asked: all processes of a user share one answer of squeue for ``POLL_S``, in a
-file of the user's cache folder. A controller that is busy is asked again later, with growing,
-random pauses. Every other refusal becomes one clear line.
+Few questions are asked: all processes of a user on a machine share one answer of squeue for
+``POLL_S``, in a file of the user's cache folder. A controller that is busy is asked again later,
+with growing, random pauses. Every other refusal becomes one clear line.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import random
@@ -17,7 +16,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.runs.folder import write_json
@@ -34,7 +33,6 @@ BUSY = re.compile(
     r"|zero bytes|temporarily un|try again|backup controller",
     re.IGNORECASE,
 )
-CONFS = ("/etc/slurm/slurm.conf", "/run/slurm/conf/slurm.conf", "/etc/slurm-llnl/slurm.conf")
 POLICY = re.compile(r"\b(?:Assoc|QOS)[A-Z]\w+")
 
 
@@ -64,16 +62,12 @@ def clean_environment() -> dict[str, str]:
     return own
 
 
-def ask_once(
-    command: Sequence[str], limit_s: float = 60.0, *, keep_open: Sequence[int] = ()
-) -> str:
+def ask_once(command: Sequence[str], limit_s: float = 60.0) -> str:
     """Run one SLURM client command and return what it prints.
 
     Args:
         command: argv.
         limit_s: seconds after which it counts as not answering.
-        keep_open: file descriptors (of locks) that it holds as long as it lives, also when we are
-            killed.
 
     Raises:
         BusyError: the controller is not there or too busy.
@@ -89,7 +83,6 @@ def ask_once(
             timeout=limit_s,
             check=True,
             env=environment,
-            pass_fds=keep_open,
         )
     except FileNotFoundError as error:
         raise UserError(
@@ -106,15 +99,9 @@ def ask_once(
     return done.stdout
 
 
-def sbatch(arguments: Sequence[str], lock: int) -> str:
-    """Submit a job; returns its id.
-
-    Args:
-        arguments: of sbatch.
-        lock: file descriptor that sbatch holds as long as it lives, also when we are killed.
-    """
-    answer = ask_once(["sbatch", "--parsable", *arguments], keep_open=(lock,))
-    return answer.strip().partition(";")[0]
+def sbatch(arguments: Sequence[str]) -> str:
+    """Submit a job; returns its id."""
+    return ask_once(["sbatch", "--parsable", *arguments]).strip().partition(";")[0]
 
 
 def patiently(question: Callable[[], str], patience_s: float = PATIENCE_S) -> str:
@@ -169,94 +156,35 @@ def read_queue(
         not_before: an answer must be as young as this, in seconds since 1970; None for no older
             than ``poll_s``.
         poll_s: seconds for which an answer serves everybody.
-        patience_s: how long to try. With less than the usual patience, SLURM is not even asked
-            where somebody got no answer since.
+        patience_s: how long to try.
 
     Raises:
         BusyError: SLURM does not answer.
     """
-    oldest = time.time() - poll_s if not_before is None else not_before
-    with _shared_answer(patience_s) as path:
-        asked_at, rows = _read_answer(path)
-        if oldest <= asked_at <= time.time():
-            if rows is not None:
-                return Queue(asked_at, rows)
-            if patience_s < PATIENCE_S:
-                raise BusyError(f"SLURM did not answer {time.time() - asked_at:.0f} s ago")
+    path, now = _cache_file(), time.time()
+    oldest = now - poll_s if not_before is None else not_before
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        asked_at, rows = json.loads(path.read_text())
+        if oldest <= asked_at <= now:
+            return Queue(asked_at, tuple(Queued(job, tuple(at), *rest) for job, at, *rest in rows))
 
-        asked_at = time.time()
-        try:
-            rows = tuple(_ask_queue(patience_s))
-        except BusyError:
-            _keep_answer(path, asked_at, None)
-            raise
-        _keep_answer(path, asked_at, rows)
-        return Queue(asked_at, rows)
+    queue = Queue(now, tuple(_ask_queue(patience_s)))
+    with contextlib.suppress(UserError):  # a full home folder costs a call, nothing else
+        write_json(path, queue)
+    return queue
 
 
 def forget_queue() -> None:
     """Let the next reader ask, since something was submitted or cancelled."""
-    with _shared_answer(PATIENCE_S) as path:
-        _keep_answer(path, 0.0, None)
+    with contextlib.suppress(OSError):
+        _cache_file().unlink(missing_ok=True)
 
 
-def _read_answer(path: Path | None) -> tuple[float, tuple[Queued, ...] | None]:
-    """Return when squeue was last asked, and what it said; no rows where it did not answer."""
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        if path:
-            asked_at, rows = json.loads(path.read_text())
-            if rows is None:
-                return asked_at, None
-            return asked_at, tuple(Queued(job, tuple(places), *rest) for job, places, *rest in rows)
-    return 0.0, None
-
-
-def _keep_answer(path: Path | None, asked_at: float, rows: Sequence[Queued] | None) -> None:
-    with contextlib.suppress(UserError, OSError):  # a full home folder costs a call, nothing else
-        if path:
-            write_json(path, [asked_at, rows])
-
-
-@contextlib.contextmanager
-def _shared_answer(patience_s: float) -> Iterator[Path | None]:
-    """Hold the file of the user's queue on this cluster; None where there is no place for it.
-
-    Another process that asks meanwhile waits for the answer.
-    """
+def _cache_file() -> Path:
+    """Return where the last answer is kept: a home folder may be shared by several clusters."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "hvae_hpc"
-    name, end = f"squeue-{_cluster_key()}", time.monotonic() + patience_s
-    with contextlib.ExitStack() as stack:
-        try:
-            cache.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(open(cache / f"{name}.lock", "w"))
-            while not _try_lock(lock):
-                if time.monotonic() > end:
-                    raise BusyError("another process waits for SLURM's answer")
-                time.sleep(0.05)
-        except OSError:
-            yield None
-            return
-        yield cache / f"{name}.json"
-
-
-def _try_lock(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _cluster_key() -> str:
-    """Name the cluster for which the clients speak here: a home folder may be shared by several."""
-    conf = os.environ.get("SLURM_CONF") or next(
-        (path for path in CONFS if Path(path).is_file()), ""
-    )
-    try:
-        settings = Path(conf).read_text(errors="replace")
-    except OSError:  # configured without a file: then by machine
-        settings = socket.gethostname()
-    return content_hash([conf, settings, os.environ.get("SLURM_CLUSTERS", "")])[:8]
+    cluster = [os.environ.get(name) for name in ("SLURM_CONF", "SLURM_CLUSTERS")]
+    return cache / f"squeue-{content_hash([*cluster, socket.gethostname()])[:8]}.json"
 
 
 def _ask_queue(patience_s: float) -> Iterator[Queued]:

@@ -169,16 +169,10 @@ def _read_plan(path: Path) -> tuple[str, list[dict[str, Any]], str]:
 
 
 @contextlib.contextmanager
-def submitting(folder: Path) -> Iterator[int]:
-    """Let one command at a time plan and submit in a folder of submissions.
-
-    Yields:
-        The lock's file descriptor. sbatch inherits it: where a command is killed while sbatch talks
-        to SLURM, the next command waits for sbatch.
-    """
-    with locked(folder, wait="always") as lease:
-        assert lease
-        yield lease.descriptor
+def submitting(folder: Path) -> Iterator[None]:
+    """Let one command at a time plan and submit in a folder of submissions."""
+    with locked(folder, wait="always"):
+        yield
 
 
 def comment_of(submission: str, array: int) -> str:

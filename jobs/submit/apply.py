@@ -1,4 +1,9 @@
-"""A planned submission on its way into SLURM's queue: one sbatch per array, or smaller parts."""
+"""A planned submission on its way into SLURM's queue: one sbatch per array, or smaller parts.
+
+No more is submitted than a limit of elements allows, of which one place is the last job's. Where
+the limit is not known, a refusal tells that it is lower: half as many are tried. The last job
+submits the rest.
+"""
 
 import contextlib
 import time
@@ -25,20 +30,17 @@ class Application:
 
     Args:
         prepared: what to submit.
-        lock: file descriptor of the submissions' lock; sbatch inherits it.
 
     Attributes:
         jobs: that SLURM took, in order.
         refused: why SLURM takes no more now; "" where it took all.
     """
 
-    def __init__(self, prepared: Prepared, lock: int) -> None:
+    def __init__(self, prepared: Prepared) -> None:
         self.prepared, self.plan = prepared, prepared.plan
         self.jobs: list[Job] = []
         self.refused = ""
-        self._lock = lock
-        self._room = prepared.room
-        self._limited = False  # SLURM refused a part for its size
+        self._room, self._refusal = prepared.room, ""
         self._submissions = Submissions(prepared.plan.runs_folder)
 
     @property
@@ -72,51 +74,28 @@ class Application:
                 break
 
         if self.jobs or not arrays:
-            self._submit_last()
-        if self._limited:
-            self._update_last()
+            with contextlib.suppress(LimitError):  # then the same command, given again, submits it
+                self._submit(len(arrays), range(0))
 
     def _submit_array(self, number: int) -> None:
         """Submit an array: its canaries first, and in parts where SLURM does not take it whole."""
         array = self.plan.arrays[number]
         alone, first, end = self._canaries_alone(array), 0, len(array.elements)
-        size = end
         while first < end:
-            if self._limited and self.jobs:  # while there is room for it
-                self._submit_last()
+            size = (alone if first < alone else end) - first
             if self._room is not None:
                 size = min(size, self._room - 1)  # one place is the last job's
             if size < 1:
-                self.refused = f"a limit of {self._room} more elements in the queue"
+                limit = f"a limit of {self._room} more elements in the queue"
+                self.refused = self._refusal or limit
                 return
 
-            part = range(first, min(first + size, alone if first < alone else end))
             try:
-                self._submit(number, part)
+                self._submit(number, range(first, first + size))
             except LimitError as error:
-                if len(part) == 1:
-                    self.refused = str(error)
-                    return
-                # The first part that is taken is a small one: it leaves room for the last job.
-                size = len(part) // 2 if self.jobs else 1
-                self._limited = True
+                self._refusal, self._room = str(error), size // 2
             else:
-                first, size = part.stop, 2 * size
-
-    def _submit_last(self) -> None:
-        """Submit the job that makes the tables, unless it is in the queue."""
-        if not self._last_jobs():
-            with contextlib.suppress(LimitError):  # then the same command, given again, submits it
-                self._submit(len(self.plan.arrays) - 1, range(0))
-
-    def _update_last(self) -> None:
-        """Let the last job, which was submitted before the others, wait for all of them."""
-        for job in self._last_jobs():
-            after = ":".join(self._jobs_before(self.plan.arrays[-1]))
-            slurm.ask(["scontrol", "update", f"JobId={job.job}", f"Dependency=afterany:{after}"])
-
-    def _last_jobs(self) -> list[Job]:
-        return [job for job in self.jobs if job.array == len(self.plan.arrays) - 1]
+                first += size
 
     def _submit(self, number: int, places: range) -> None:
         """Submit a part of an array (no places: the last job), and note its id."""
@@ -149,7 +128,7 @@ class Application:
             throttle = self.plan.resources[array.stage].array_parallelism
             at_once = f"%{throttle}" if throttle else ""
             yield f"--array={places[0]}-{places[-1]}{at_once}"
-        if not places and (self._limited or self.refused):
+        if not places and self.refused:
             # The last job submits the rest: not before there may be room.
             yield f"--begin=now+{self.prepared.again_s}seconds"
 
@@ -189,7 +168,7 @@ class Application:
             if uncertain and (job := self._find_in_queue(number, places)):
                 return job
             try:
-                return slurm.sbatch(arguments, self._lock)
+                return slurm.sbatch(arguments)
             except slurm.BusyError:
                 uncertain = True
                 raise

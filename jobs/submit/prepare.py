@@ -44,11 +44,6 @@ from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.plan import Array, Plan, plan_id
 
 TABLES = "tables"
-QUESTIONS = 5
-"""Calls of a client before the first sbatch, at most.
-
-They ask for nodes, partitions, settings, limits and the queue.
-"""
 IN_QUEUE = ("waiting", "running")
 Scope = Literal["all", "new", "retries"]
 
@@ -137,12 +132,7 @@ def prepare(
     queued = {i: s.element for i, s in statuses.items() if s.kind in IN_QUEUE and s.element}
     seconds = expected_seconds(plan, results, wanted)
     arrays = make_arrays(
-        plan,
-        wanted,
-        seconds,
-        queued=queued,
-        max_array_size=cluster.max_array_size,
-        max_elements=0 if room is None else max(1, room - 1),  # one is the last job's
+        plan, wanted, seconds, queued=queued, max_array_size=cluster.max_array_size
     )
     arrays = [_fit_array(array, plan, site, cluster) for array in arrays]
     if arrays or (queued and not _last_job_waits(plan.sweep, submissions, queue)):
@@ -152,13 +142,10 @@ def prepare(
     name = f"{plan.sweep}-{plan_id(plan)}"
     bad_nodes = choice.history.nodes.get(cluster.name, {})
     plan = _with_scripts(plan, name, tables_command, bad_nodes, cluster)
-    calls = (
-        QUESTIONS + len(arrays) + len(canaries_ahead(plan))
-    )  # canaries have an sbatch of their own
     return Prepared(
         plan=plan,
         name=name,
-        totals=add_up(plan, wanted, seconds, calls),
+        totals=add_up(plan, wanted, seconds),
         statuses=statuses,
         room=room,
         adopted=tuple(submissions.find_unnoted(queue)),

@@ -17,7 +17,8 @@ def describe(prepared: Prepared, free_bytes: float) -> Iterator[str]:
         return
 
     yield from _describe_stages(plan)
-    if ahead := canaries_ahead(plan):
+    ahead = canaries_ahead(plan)
+    if ahead:
         yield (
             f"  canaries:   {max(ahead)} elements of {len(ahead)} array{'s' * (len(ahead) > 1)} go "
             f"ahead, the rest begins {GATE_MINUTES} min after them"
@@ -28,13 +29,13 @@ def describe(prepared: Prepared, free_bytes: float) -> Iterator[str]:
         f"(from measured times: {measured})"
     )
     yield (
-        f"  to write:   {totals['submission_files']:.0f} files now; {totals['files']:,.0f} files "
+        f"  to write:   {len(plan.arrays) + 2} files now; {totals['files']:,.0f} files "
         f"and {_size(totals['bytes'])} are kept, up to {_size(totals['bytes_peak'])} while it "
         f"runs; {_size(free_bytes)} are free"
     )
     yield (
-        f"  scheduler:  {totals['calls']:.0f} calls to submit; afterwards one per time limit "
-        "reached, at most 4 a minute, and one squeue a minute while somebody looks"
+        f"  scheduler:  {len(plan.arrays) + len(ahead)} sbatch calls; afterwards one call per time "
+        "limit reached, at most 4 a minute, and one squeue a minute while somebody looks"
     )
     if prepared.room is not None and totals["elements"] + 1 > prepared.room:
         yield (

@@ -39,7 +39,7 @@ def submit_command(
     check_path(folder)
     comment = comment_of(f"command-{content_hash(key)[:12]}", 0)
     script = folder / f"{name}.sh"
-    with submitting(folder) as lock:
+    with submitting(folder):
         for row in slurm.read_queue(not_before=time.time()).rows:
             if row.comment == comment:
                 return row.job, True
@@ -47,4 +47,4 @@ def submit_command(
         resources = replace(resources, partition=resources.partition or partition)
         argv = [*python_command(resources), *command]
         write_atomic(script, sbatch_text(folder, name, resources, argv, comment=comment))
-        return slurm.sbatch([str(script)], lock), False
+        return slurm.sbatch([str(script)]), False

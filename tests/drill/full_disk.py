@@ -54,7 +54,6 @@ from tests.tiny import SWEEP, make_data_set
 
 COVERED_ONCE = (
     *(
-        ".lock",
         ".lease-#.tmp",
         "config.json",
         "inputs.json",

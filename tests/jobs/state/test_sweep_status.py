@@ -87,16 +87,12 @@ def test_a_slurm_that_does_not_answer_keeps_nobody_waiting(
         tmp_path / "bin",
         monkeypatch,
         sbatch="exit 1",
-        squeue=f"echo x >> {tmp_path}/count; exec sleep 30",
+        squeue="exec sleep 30",
     )
     monkeypatch.setattr(sweep_status_module, "PATIENCE_S", 0.5)
     began = time.monotonic()
     assert "squeue did not answer within" in read_sweep_statuses(tmp_path)[0].note
-    assert (
-        "SLURM did not answer" in read_sweep_statuses(tmp_path)[0].note
-    )  # nor is it asked again for a while
     assert time.monotonic() - began < 10
-    assert (tmp_path / "count").read_text() == "x\n"
 
 
 def test_an_answer_from_before_the_last_sbatch_is_not_used(

@@ -39,25 +39,6 @@ def test_arrays_wait_for_just_the_arrays_of_their_parents(plan: Plan) -> None:
     assert by_name["table1-segment-hecktor2022-standard"].after == ((augment, 0),)
 
 
-def test_the_first_elements_of_an_array_are_of_different_arms_and_none_is_lost(plan: Plan) -> None:
-    def arm(run_id: str) -> str:
-        return plan.runs[run_id].label.rpartition("-s")[0]
-
-    longest = arm(
-        next(i for i, run in plan.runs.items() if run.stage == "segment" and "hvae" in run.label)
-    )
-    seconds = {
-        run_id: Seconds(3000.0 if arm(run_id) == longest else 300.0, None) for run_id in plan.runs
-    }
-    arrays = make_arrays(plan, list(plan.runs), seconds, queued={})
-    (elements,) = [
-        array.elements for array in arrays if array.name == "table1-segment-brats2021-hvae"
-    ]
-    assert arm(elements[0][0]) == longest != arm(elements[1][0]) != arm(elements[2][0]) != longest
-    made = [run_id for element in elements for run_id in element]
-    assert len(made) == len(set(made)) > sum(arm(run_id) == longest for run_id in made) > 3
-
-
 def test_whatever_part_is_missing_every_run_waits_for_its_parents(plan: Plan) -> None:
     random = Random(1)
     for _ in range(20):
@@ -82,20 +63,6 @@ def test_whatever_part_is_missing_every_run_waits_for_its_parents(plan: Plan) ->
             }
             assert parents <= set(arrays[number].after)
             assert all(before < number for before, _ in parents)
-
-
-def test_arms_of_one_training_do_not_wait_for_another_training(tmp_path: Path) -> None:
-    sweep = replace(read_sweep("table1"), generator_seeds=3)
-    plan = expand.make_plan(sweep, PAPER, tmp_path, read_site(None).resources)
-    seconds = {
-        i: Seconds(7200.0 if run.stage == "train" else 60.0, None) for i, run in plan.runs.items()
-    }
-    arrays = make_arrays(plan, list(plan.runs), seconds, queued={})
-    generate = [array for array in arrays if array.name == "table1-generate-brats2021-hvae"]
-    assert [len(array.after) for array in generate] == [1, 1, 1]
-    assert len({array.after for array in generate}) == 3
-    segment = [array for array in arrays if array.name == "table1-segment-brats2021-hvae"]
-    assert sorted(len(array.after) for array in segment) == [1, 1, 1]
 
 
 def test_what_waits_for_an_element_in_the_queue_names_it(plan: Plan) -> None:
@@ -150,31 +117,6 @@ def test_no_index_reaches_max_array_size(plan: Plan) -> None:
     arrays = make_arrays(plan, list(plan.runs), seconds_of(plan, 60), queued={}, max_array_size=7)
     assert max(len(array.elements) for array in arrays) == 7
     assert sum(len(array.elements) for array in arrays) == len(plan.runs)
-
-
-def test_a_limit_of_elements_makes_them_fuller(plan: Plan) -> None:
-    seconds = seconds_of(plan, 600)
-    few = make_arrays(plan, list(plan.runs), seconds, queued={}, max_elements=49)
-    many = make_arrays(plan, list(plan.runs), seconds, queued={})
-    assert (
-        sum(len(array.elements) for array in few) <= 49 < sum(len(array.elements) for array in many)
-    )
-    assert sum(len(element) for array in few for element in array.elements) == len(plan.runs)
-
-
-def test_a_limit_that_cannot_be_met_makes_no_monsters_and_trainings_are_never_bundled(
-    plan: Plan,
-) -> None:
-    seconds = {
-        i: Seconds(4 * 3600.0 if run.stage == "train" else 60.0, None)
-        for i, run in plan.runs.items()
-    }
-    usual = make_arrays(plan, list(plan.runs), seconds, queued={})
-    assert make_arrays(plan, list(plan.runs), seconds, queued={}, max_elements=20) == usual
-    few = make_arrays(plan, list(plan.runs), seconds, queued={}, max_elements=36)
-    assert {
-        len(element) for array in few if array.stage == "train" for element in array.elements
-    } == {1}
 
 
 def test_a_time_limit_is_close_to_measured_times_and_the_site_s_without(plan: Plan) -> None:
