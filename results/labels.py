@@ -12,6 +12,21 @@ REFERENCE = "reference"
 KNOWN_GENERATORS = ("lsgan", "vae", "hvae")
 """The paper's generators in the order of its tables; others follow in the plan's order."""
 IMAGE_SOURCES = {"real": "Real (training images)", "mean": "Mean training image"}
+PART_LABELS = {
+    "reference": "Reference",
+    r"standard-x(\d+)": "Standard aug. ×{}",
+    r"copies-x(\d+)": "Copies ×{}",
+    r"real-(\d+)": "Real, {} cases",
+    r"(\d+)": "{}",
+}
+"""Pattern of a part of an arm's name to what it is called."""
+USE_LABELS = {
+    "": "{}",
+    "-shuffled": "{}, masks shuffled",
+    "-only": "only {}",
+    "-first": "first {}",
+}
+"""Ending of a generator in an arm's name to what its pairs are called."""
 
 
 def generators_of(plan: Plan) -> tuple[str, ...]:
@@ -28,21 +43,14 @@ def generators_of(plan: Plan) -> tuple[str, ...]:
 
 def ordered_arms(plan: Plan) -> list[ArmConfig]:
     """Return the plan's arms: reference, standard, generators by dose, anything else."""
-    arms: dict[str, ArmConfig] = {}
-    for config in plan.configs(SegmentConfig):
-        arms.setdefault(config.arm.name, config.arm)
+    arms = {config.arm.name: config.arm for config in plan.configs(SegmentConfig)}
+    methods = [REFERENCE, "standard", *generators_of(plan)]
 
-    def place(arm: ArmConfig) -> tuple[int, int, int]:
-        method, _ = method_of(arm)
-        if method in (REFERENCE, "standard"):
-            return (REFERENCE, "standard").index(method), 0, arm.n_standard
-        if method == arm.generator:
-            return 2, generators_of(plan).index(method), arm.n_synthetic
-        return (
-            3,
-            0,
-            0,
-        )  # arms that the paper does not have keep the plan's order (sorting is stable)
+    def place(arm: ArmConfig) -> tuple[int, int]:
+        method, amount = method_of(arm)
+        if method in methods:
+            return methods.index(method), int(amount.strip("x+") or 0)
+        return len(methods), 0  # sorting is stable: others keep the plan's order
 
     return sorted(arms.values(), key=place)
 
@@ -60,51 +68,25 @@ def method_of(arm: ArmConfig) -> tuple[str, str]:
 def arm_label(arm: ArmConfig) -> str:
     """Return what an arm is called: "Reference", "Standard aug. ×5 + HVAE aggregated + 100".
 
-    An arm that is not what its name says, in a plan made by hand, has its name.
+    A name with a part that says nothing, in a plan made by hand, stays as it is.
     """
     name, _, budget = arm.name.partition("@")
-    use = (
-        "-shuffled"
-        if arm.shuffled
-        else "-only"
-        if arm.alone
-        else "-first"
-        if arm.first_share
-        else ""
-    )
-    pairs = f"{arm.generator}{use}+{arm.n_synthetic}" if arm.generator else ""
-    before = name.removesuffix(pairs).rstrip("+") if pairs else name
-    parts = [part for part in before.split("+") if part]
-    augmentation = arm.moves.label if arm.moves else ""
-    labels = [_plain_label(part) or augmentation for part in parts]
-    if pairs:
-        shown = generator_label(arm.generator)
-        shown = {
-            "-shuffled": f"{shown}, masks shuffled",
-            "-only": f"only {shown}",
-            "-first": f"first {shown}",
-        }.get(use, shown)
-        labels += [shown, str(arm.n_synthetic)]
-    has = (bool(arm.n_standard), bool(arm.n_copies), bool(arm.n_cases))
-    as_named = has == tuple(word in before for word in ("standard-x", "copies-x", "real-"))
-    as_named = as_named and bool(arm.moves) == (not all(map(_plain_label, parts)))
-    if not as_named or not all(labels) or not name.endswith(pairs):
+    labels = [_label_part(arm, part) for part in name.split("+")]
+    if not all(labels):
         return arm.name
     label = " + ".join(labels)
     return label[0].upper() + label[1:] + (f", equal {budget}" if budget else "")
 
 
-def _plain_label(part: str) -> str:
-    """Return what a part of an arm's name is called; "" for synthetic pairs and unknown parts."""
-    for pattern, label in (
-        ("reference", "Reference"),
-        (r"standard-x(\d+)", "Standard aug. ×{}"),
-        (r"copies-x(\d+)", "Copies ×{}"),
-        (r"real-(\d+)", "Real, {} cases"),
-    ):
-        if found := re.fullmatch(pattern, part):
-            return label.format(*found.groups())
-    return ""
+def _label_part(arm: ArmConfig, part: str) -> str:
+    """Return what a part of an arm's name is called; "" where it says nothing."""
+    for pattern, label in PART_LABELS.items():
+        if match := re.fullmatch(pattern, part):
+            return label.format(*match.groups())
+    if arm.generator and part.startswith(arm.generator):
+        use = part.removeprefix(arm.generator)
+        return USE_LABELS.get(use, "").format(generator_label(arm.generator))
+    return arm.moves.label if arm.moves else ""
 
 
 def generator_label(name: str) -> str:

@@ -9,6 +9,7 @@ import html
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -134,10 +135,9 @@ def _describe_progress(plan: Plan, collected: Collected) -> str:
     return f"{done}{missing}." + (f" They took {took}." if took else "")
 
 
-def _duration(seconds: float, longest: float = 0.0) -> str:
-    """Say how long, in hours where this or the longest of a column is one."""
-    in_hours = max(seconds, longest) >= 3600
-    return f"{seconds / 3600:,.1f} hours" if in_hours else f"{seconds / 60:.1f} minutes"
+def _duration(seconds: float) -> str:
+    """Say how long, in hours from one on."""
+    return f"{seconds / 3600:,.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
 
 
 def _explain_arms(plan: Plan) -> str:
@@ -198,10 +198,6 @@ def _list_missing(collected: Collected) -> str:
 def _cost_table(collected: Collected) -> Table:
     """Return device hours per stage: of attempts that ended in a result, and of earlier ones."""
     costs = collected.costs
-    device_s = costs["spent_s"] * costs["processes"]
-    # All cells have one unit, by which they can be compared and sorted.
-    longest = float(device_s.groupby([costs["stage"], costs["device"]]).sum().max())
-
     rows = []
     for (stage, device), runs in costs.groupby(["stage", "device"], sort=False):
         last_s = float((runs["wall_s"] * runs["processes"]).sum())
@@ -209,13 +205,13 @@ def _cost_table(collected: Collected) -> Table:
         joule = runs["energy_j"].sum(min_count=1)
         cells = (
             str(len(runs)),
-            _duration(last_s, longest),
-            _duration(before_s, longest),
+            f"{last_s / 3600:,.2f}",
+            f"{before_s / 3600:,.2f}",
             NOTHING if pd.isna(joule) else f"{joule / 3.6e6:.2f} kWh",
             f"{runs['peak_memory_mib'].max():.0f} MiB",
         )
         rows.append((str(stage), str(device), *cells))
-    times = ("finished attempts", "interrupted attempts")
+    times = ("finished attempts, hours", "interrupted attempts, hours")
     return Table(
         title="What it took",
         columns=("stage", "device", "runs", *times, "energy", "most memory"),
@@ -231,7 +227,7 @@ def _cost_table(collected: Collected) -> Table:
 
 def _show_settings(plan: Plan) -> str:
     """Show one resolved config per generator and one of the U-Net."""
-    shown: dict[str, object] = {}
+    shown: dict[str, dict[str, Any]] = {}
     for train in plan.configs(TrainConfig):
         settings = {"model": dump(train.model), "optim": dump(train.optim)}
         shown.setdefault(f"generator {train.generator}", settings)
@@ -241,19 +237,11 @@ def _show_settings(plan: Plan) -> str:
 
     blocks = []
     for name, values in shown.items():
-        summary, lines = html.escape(name), html.escape("\n".join(_flatten(values)))
+        (flat,) = pd.json_normalize(values).to_dict("records")
+        lines = html.escape("\n".join(f"{key} = {value}" for key, value in flat.items()))
+        summary = html.escape(name)
         blocks.append(f"<details><summary>{summary}</summary><pre>{lines}</pre></details>")
     return "".join(blocks)
-
-
-def _flatten(values: object, name: str = "") -> list[str]:
-    """Return nested settings as lines "optim.lr = 0.001"."""
-    if not isinstance(values, Mapping):
-        return [f"{name} = {values}"]
-    lines = []
-    for key, value in values.items():
-        lines += _flatten(value, f"{name}.{key}".lstrip("."))
-    return lines
 
 
 def _show_versions(collected: Collected) -> str:

@@ -35,27 +35,26 @@ def write_contact_sheets(
     count = min(at_most, len(titles))
     rows = [round(place * (len(titles) - 1) / max(1, count - 1)) for place in range(count)]
     pages = math.ceil(count / PER_PAGE)
+    for old in folder.glob("contact*.png"):
+        old.unlink()
+
     paths = []
     for page in range(pages):
-        path = folder / (
-            "contact.png" if pages == 1 else f"contact-{page + 1:0{len(str(pages))}d}.png"
-        )
+        number = f"-{page + 1:0{len(str(pages))}}" if pages > 1 else ""
+        paths.append(folder / f"contact{number}.png")
         shown = rows[page * PER_PAGE : (page + 1) * PER_PAGE]
-        _write_page(path, [titles[row] for row in shown], *read(shown))
-        paths.append(path)
-    for old in {*folder.glob("contact*.png")}.difference(paths):
-        old.unlink()
+        _write_page(paths[-1], [titles[row] for row in shown], *read(shown))
     return paths
 
 
 def _write_page(path: Path, titles: Sequence[str], images: np.ndarray, masks: np.ndarray) -> None:
+    thin = TRUTH | {"linewidth": 0.7}
     panels = [
-        Panel(image=image, title=_shorten(title), outlines=((mask, TRUTH | {"linewidth": 0.7}),))
+        Panel(image=image, title=_shorten(title), outlines=((mask, thin),))
         for title, image, mask in zip(titles, images, masks, strict=True)
     ]
-    lines: list[Row] = [
-        ("", panels[start : start + COLUMNS]) for start in range(0, len(panels), COLUMNS)
-    ]
+    starts = range(0, len(panels), COLUMNS)
+    lines: list[Row] = [("", panels[start : start + COLUMNS]) for start in starts]
     # parse_math off: a $ in a case id is a dollar sign.
     style: Any = {"font.size": 5, "axes.titlesize": 5, "axes.titlepad": 2, "text.parse_math": False}
     with matplotlib.rc_context(style):
@@ -66,8 +65,5 @@ def _write_page(path: Path, titles: Sequence[str], images: np.ndarray, masks: np
 
 
 def _shorten(title: str) -> str:
-    """Keep the end of a case id's line, where ids differ."""
-    return "\n".join(
-        line if len(line) <= _TITLE_LETTERS else f"…{line[-_TITLE_LETTERS:]}"
-        for line in title.split("\n")
-    )
+    """Keep the end of each line, where case ids differ."""
+    return "\n".join(line[-_TITLE_LETTERS:] for line in title.split("\n"))

@@ -1,6 +1,7 @@
 """Case by case: how Dice is spread over the test cases, and how it differs from the reference's."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -71,7 +72,7 @@ def over_seeds(dice: pd.DataFrame) -> NDArray[np.float64]:
 def _draw_row(axes: Axes, row: int, values: NDArray[np.float64], colour: str) -> None:
     """Draw sorted values, the lowest at the bottom of the row, with a box of the quartiles."""
     low, median, high = np.quantile(values, (0.25, 0.5, 0.75))
-    box = {"facecolor": "0.88", "edgecolor": "0.55", "linewidth": 0.6}
+    box: dict[str, Any] = {"facecolor": "0.88", "edgecolor": "0.55", "linewidth": 0.6}
     axes.barh(row, high - low, 2 * _HALF_HEIGHT, low, **box)
     ends = [row - _HALF_HEIGHT, row + _HALF_HEIGHT]
     axes.plot([median, median], ends, color="0.15", linewidth=1.8)

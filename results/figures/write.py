@@ -6,7 +6,7 @@ A figure that has no data yet is left out, with a remark.
 import io
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -73,21 +73,19 @@ def write_figures(
     remarks: list[str] = []
     asked = _asked_formats()
     for name, (formats, draw) in _list_figures(plan, collected, scores).items():
-        files = {ending: out / f"{name}.{ending}" for ending in formats}
+        for ending in PLOT:  # files of an earlier time
+            (out / f"{name}.{ending}").unlink(missing_ok=True)
+
         with matplotlib.rc_context(_SETTINGS):
             try:
                 figure, left_out = draw()
             except UserError as error:
                 remarks.append(f"{name}.png is left out: {error}")
-                _remove(files.values())
                 continue
-            wanted = {ending: path for ending, path in files.items() if ending in asked}
-            for ending, path in wanted.items():
-                _save(figure, path, ending)
+            for ending in filter(asked.__contains__, formats):
+                paths.append(_save(figure, out / f"{name}.{ending}", ending))
                 figure.set_layout_engine("none")  # the first one's holds for all
-        paths += wanted.values()
         remarks += [f"{name}.png: {line}" for line in left_out]
-        _remove(path for path in files.values() if path not in paths)
     return paths, remarks
 
 
@@ -108,14 +106,14 @@ def _list_figures(
     figures: dict[str, tuple[tuple[str, ...], Draw]] = {}
     for data in plan.data:
         of_data = [s for s in scores if s.data == data]
-        kinds: dict[str, tuple[tuple[str, ...], Draw]] = {
-            "figure2": (IMAGES, partial(draw_figure2, plan, collected, data)),
-            "dice": (PLOT, partial(draw_dose, plan, of_data, data)),
-            "per-case": (PLOT, partial(draw_per_case, plan, collected, of_data, data)),
-            "cost": (PLOT, partial(draw_cost, plan, collected, of_data, data)),
-            "cases": (IMAGES, partial(draw_cases, plan, collected, data)),
+        ending = _file_name(data)
+        figures |= {
+            f"figure2-{ending}": (IMAGES, partial(draw_figure2, plan, collected, data)),
+            f"dice-{ending}": (PLOT, partial(draw_dose, plan, of_data, data)),
+            f"per-case-{ending}": (PLOT, partial(draw_per_case, plan, collected, of_data, data)),
+            f"cost-{ending}": (PLOT, partial(draw_cost, plan, collected, of_data, data)),
+            f"cases-{ending}": (IMAGES, partial(draw_cases, plan, collected, data)),
         }
-        figures |= {f"{kind}-{_file_name(data)}": figure for kind, figure in kinds.items()}
     for run_id, run in plan.runs.items():
         if isinstance(run.config, TrainConfig) and run_id in collected.done:
             draw = partial(draw_progress, plan.folder(run_id), run.label)
@@ -128,13 +126,8 @@ def _file_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._+-]", "_", name)
 
 
-def _remove(paths: Iterable[Path]) -> None:
-    """Remove files of an earlier time."""
-    for path in paths:
-        path.unlink(missing_ok=True)
-
-
-def _save(figure: Figure, path: Path, ending: str) -> None:
+def _save(figure: Figure, path: Path, ending: str) -> Path:
     content = io.BytesIO()  # where a disk is full, the PDF writer fails in ways of its own
     figure.savefig(content, format=ending, dpi=DPI, metadata=_NO_DATE[ending])
     write_atomic(path, content.getvalue())
+    return path

@@ -7,7 +7,7 @@ the real ones, and nothing else, are chosen among: another arm may gain by its c
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -215,7 +215,7 @@ def _compare_combinations(
 
     The same arm without pairs must be done.
     """
-    done = {s.arm.name for s in scores if s.n}
+    done = {s.arm.name: s.arm for s in scores if s.n}
     sentences = []
     for s in scores:
         without = s.arm.name.removesuffix(f"+{s.arm.generator}+{s.arm.n_synthetic}")
@@ -227,10 +227,10 @@ def _compare_combinations(
         if difference.empty:
             continue
         change = bootstrap_mean(to_blocks(difference))
-        label = arm_label(replace(s.arm, name=without, generator="", n_synthetic=0))
         unclear = ", which shows no difference" if change.low <= 0 <= change.high else ""
         sentences.append(
-            f"{arm_label(s.arm)} against {label} alone: {format_estimate(change, '+')}, better for"
+            f"{arm_label(s.arm)} against {arm_label(done[without])} alone:"
+            f" {format_estimate(change, '+')}, better for"
             f" {count_above(difference)} of {len(difference)} seeds{unclear}"
         )
     return sentences

@@ -287,7 +287,7 @@ def test_every_line_of_the_text_has_its_columns_under_the_header(tmp_path: Path)
     )
 
 
-def test_an_arm_that_only_resembles_a_published_one_keeps_its_own_name() -> None:
+def test_an_arm_that_only_resembles_a_published_one_is_not_compared_with_it() -> None:
     shuffled = ArmConfig(name="hvae-shuffled+100", generator="hvae", n_synthetic=100)
     both = {"generator": "hvae", "n_standard": 400, "n_synthetic": 100}
     for arm in (
@@ -296,7 +296,11 @@ def test_an_arm_that_only_resembles_a_published_one_keeps_its_own_name() -> None
         ArmConfig(name="hvae+100", **both),
     ):
         assert method_of(arm) == (arm.name, "")
-        assert arm_label(arm) == arm.name
+
+
+def test_an_arm_with_a_name_that_says_nothing_keeps_it() -> None:
+    for name in ("mine", "mine+100", "hvae-twice+100"):
+        assert arm_label(ArmConfig(name=name, generator="hvae", n_synthetic=100)) == name
 
 
 def test_arms_of_our_own_come_last(tmp_path: Path) -> None:
