@@ -53,7 +53,7 @@ COLUMNS = {
         *("data", "generator", "seed", "split_seed", *LIKELIHOOD_METRICS, "elbo_flow"),
         *("wall_s", "run_id", "folder"),
     ),
-    "generate": ("data", "source", "split_seed", "seed", *DRAW_METRICS, "run_id"),
+    "generate": ("data", "source", "split_seed", "seed", *DRAW_METRICS, "run_id", "folder"),
 }
 """Stage to the columns of its rows."""
 COST_COLUMNS = (
@@ -205,14 +205,11 @@ def _refuse(
 
 def _find_impossible_numbers(plan: Plan, results: Mapping[str, ResultSummary]) -> dict[str, str]:
     """Return the done runs with a number that is missing or cannot be, and which one that is."""
-    wrong = {
-        run_id: _find_impossible_number(plan.runs[run_id], result)
-        for run_id, result in results.items()
-        if result.done
-    }
-    return {
-        run_id: f"metrics.json: {what}; delete the folder" for run_id, what in wrong.items() if what
-    }
+    wrong = {}
+    for run_id, result in results.items():
+        if result.done and (what := _find_impossible_number(plan.runs[run_id], result)):
+            wrong[run_id] = f"metrics.json: {what}; delete the folder"
+    return wrong
 
 
 def _find_impossible_number(run: Run, result: ResultSummary) -> str:
@@ -234,9 +231,8 @@ def _find_impossible_number(run: Run, result: ResultSummary) -> str:
         dice = list(result.case_dice.values())
         if not dice:
             return "per_case has no finite dice for every case"
-        for value in (min(dice), max(dice)):
-            if not 0 <= value <= 1:
-                return f"per_case has a dice of {value:g}, expected 0 to 1"
+        if min(dice) < 0 or max(dice) > 1:
+            return f"per_case has dice from {min(dice):g} to {max(dice):g}, expected 0 to 1"
         mean = sum(dice) / len(dice)
         if abs(metrics["dice"] - mean) > ROUNDING:
             return f"dice is {metrics['dice']:g}, expected its cases' mean {mean:g}"

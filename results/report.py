@@ -196,31 +196,20 @@ def _list_missing(collected: Collected) -> str:
 
 
 def _cost_table(collected: Collected) -> Table:
-    """Return device hours per stage: of attempts that ended in a result, and of earlier ones."""
-    costs = collected.costs
+    """Return the energy and memory of done runs per stage."""
     rows = []
-    for (stage, device), runs in costs.groupby(["stage", "device"], sort=False):
-        last_s = float((runs["wall_s"] * runs["processes"]).sum())
-        before_s = float(((runs["spent_s"] - runs["wall_s"]) * runs["processes"]).sum())
+    for (stage, device), runs in collected.costs.groupby(["stage", "device"], sort=False):
         joule = runs["energy_j"].sum(min_count=1)
-        cells = (
-            str(len(runs)),
-            f"{last_s / 3600:,.2f}",
-            f"{before_s / 3600:,.2f}",
-            NOTHING if pd.isna(joule) else f"{joule / 3.6e6:.2f} kWh",
-            f"{runs['peak_memory_mib'].max():.0f} MiB",
-        )
-        rows.append((str(stage), str(device), *cells))
-    times = ("finished attempts, hours", "interrupted attempts, hours")
+        energy = NOTHING if pd.isna(joule) else f"{joule / 3.6e6:.2f} kWh"
+        memory = f"{runs['peak_memory_mib'].max():.0f} MiB"
+        rows.append((str(stage), str(device), str(len(runs)), energy, memory))
     return Table(
         title="What it took",
-        columns=("stage", "device", "runs", *times, "energy", "most memory"),
+        columns=("stage", "device", "runs", "energy", "most memory"),
         rows=tuple(rows),
         notes=(
-            "Time of a device (a GPU, or a CPU process), of done runs: of the attempts that ended "
-            "in a result, and of earlier ones that were preempted, killed or failed. A resumed run "
-            "goes on from its checkpoint, so most of the latter is not lost. Energy is of the runs "
-            "on one GPU each: of several, only one was asked for it.",
+            "Of done runs. Energy is of the runs on one GPU each: of several, only one was asked "
+            "for it.",
         ),
     )
 

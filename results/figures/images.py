@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 from hvae_hpc.config.stages import GenerateConfig
@@ -51,10 +52,11 @@ def draw_figure2(plan: Plan, collected: Collected, data: str) -> tuple[Figure, l
     makers = {c.source for c in plan.configs(GenerateConfig) if c.data == data}
     if not makers:
         raise UserError("the sweep has no generator for it")
-    folders = {"Real": first_segment(collected, data, REFERENCE)}
+    folders = {"Real": first_folder(collected.segment, data=data, arm=REFERENCE)}
     for name in generators_of(plan):
         if name in makers:
-            folders[generator_label(name)] = first_generate(plan, collected, data, name)
+            made = first_folder(collected.draws, data=data, source=name)
+            folders[generator_label(name)] = made
 
     rows: list[Row] = []
     left_out = []
@@ -88,7 +90,7 @@ def draw_cases(plan: Plan, collected: Collected, data: str) -> tuple[Figure, lis
     shown = {}
     chosen = {}
     for name in (REFERENCE, _best_arm(collected, data, list(arms))):
-        folder = first_segment(collected, data, name)
+        folder = first_folder(collected.segment, data=data, arm=name)
         shown[name] = by_case(read_samples(plan.runs_folder, folder, CASES))
         chosen[name] = _choose_cases(shown[name], float(medians[str(folder)]))
     both = set.intersection(*map(set, shown.values())).difference(*chosen.values())
@@ -109,21 +111,9 @@ def draw_cases(plan: Plan, collected: Collected, data: str) -> tuple[Figure, lis
     return figure, []
 
 
-def first_generate(plan: Plan, collected: Collected, data: str, source: str) -> str | None:
-    """Return the folder of a source's done generate run with the lowest seeds; None without one."""
-    folders = [
-        (run.config.split.seed, run.config.seed, plan.folder_name(run_id))
-        for run_id, run in plan.runs.items()
-        if isinstance(run.config, GenerateConfig)
-        and (run.config.data, run.config.source) == (data, source)
-        and run_id in collected.done
-    ]
-    return min(folders)[2] if folders else None
-
-
-def first_segment(collected: Collected, data: str, arm: str) -> str | None:
-    """Return the folder of an arm's done segment run with the lowest seeds; None without one."""
-    rows = rows_of(collected.segment, data=data, arm=arm).sort_values(["split_seed", "seed"])
+def first_folder(runs: pd.DataFrame, **values: str) -> str | None:
+    """Return the folder of the run with the lowest seeds that has some values; None without one."""
+    rows = rows_of(runs, **values).sort_values(["split_seed", "seed"])
     return str(rows["folder"].iloc[0]) if len(rows) else None
 
 
@@ -139,11 +129,9 @@ def read_samples(runs: Path, folder: str | None, names: Sequence[str]) -> dict[s
     try:
         with np.load(runs / folder / SAMPLES, allow_pickle=False) as file:
             samples = {name: file[name] for name in names}
-    except OSError as error:
-        raise UserError(f"{where} cannot be read ({error.strerror or error})") from error
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(
-            f"{where} is not as expected ({error}); delete the folder to make it again"
+            f"{where} cannot be read ({error}); delete the folder to make it again"
         ) from error
 
     shape = samples["images"].shape

@@ -190,18 +190,17 @@ def _compare_with_standard(
 
     dice = dice_of(collected, data, largest.arm.name)
     differences = [subtract(dice_of(collected, data, s.arm.name), dice) for s in candidates]
-    tested = [i for i, of_arm in enumerate(differences) if can_be_tested(of_arm)]
-    if not tested:
+    if not all(map(can_be_tested, differences)):
         alone = f"{name} alone gives {format_estimate(largest.difference, '+')}"
         return alone if largest.difference else ""
 
-    adjusted = holm([paired_p(to_blocks(differences[i])) for i in tested])
     above: list[str] = []
     below: list[str] = []
-    for i, p in zip(tested, adjusted, strict=True):
+    adjusted = holm([paired_p(to_blocks(of_arm)) for of_arm in differences])
+    for s, of_arm, p in zip(candidates, differences, adjusted, strict=True):
         if p < LEVEL:
-            side = above if np.nanmean(differences[i]) > 0 else below
-            side.append(arm_label(candidates[i].arm))
+            side = above if np.nanmean(of_arm) > 0 else below
+            side.append(arm_label(s.arm))
     if not above and not below:
         return f"no arm with synthetic pairs differs from {name} beyond chance"
     better = f"better than {name}: {_list_some(above)}" if above else f"none is better than {name}"

@@ -10,11 +10,9 @@ import pytest
 from PIL import Image
 
 from hvae_hpc.config.arms import ArmConfig
-from hvae_hpc.results.collect import collect
-from hvae_hpc.results.report import PAGE, _cost_table
+from hvae_hpc.results.report import PAGE
 from hvae_hpc.results.tables.table import Table
 from hvae_hpc.results.write import write_results
-from hvae_hpc.runs.plan import read_plan
 from hvae_hpc.runs.run import Run
 from tests.results.made_up import SMALL_ARMS, segments, write_samples, write_sweep
 
@@ -95,21 +93,6 @@ def test_the_page_says_what_the_arms_are_what_it_took_and_what_figures_leave_out
     assert f"They took {runs * 12.5 / 60:.1f} minutes of CPU." in intro
     assert page.count("Partial: 1 of ") == 1
     assert "; not drawn: " in page
-
-
-def test_what_it_took_is_said_in_one_unit_by_which_stages_can_be_sorted(tmp_path: Path) -> None:
-    write_sweep(tmp_path, seeds=1)
-    collected = collect(read_plan(tmp_path / "plans/small.json"))
-    collected.costs["wall_s"] = collected.costs["spent_s"] = [
-        7200.0 if stage == "train" else 60.0 for stage in collected.costs["stage"]
-    ]
-    table = _cost_table(collected)
-    took = {row[0]: row[3] for row in table.rows if row[0] != "segment"}
-    assert took == {
-        "train": "6.00",
-        "generate": "0.05",
-        "quality": "0.08",
-    }
 
 
 def test_the_page_loads_nothing(report: Path) -> None:

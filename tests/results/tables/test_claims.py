@@ -99,22 +99,6 @@ def test_doses_that_the_paper_does_not_have_count_for_the_best_arm(tmp_path: Pat
     assert rows["brats2021", "HVAE: Dice falls beyond +300"][1:] == ("—", "not tested")
 
 
-def test_what_rests_on_some_of_the_runs_holds_so_far(tmp_path: Path) -> None:
-    lost = segments(make_runs(data=("brats2021", "hecktor2022")), "hvae+300")[0]
-    write_sweep(
-        tmp_path, data=("brats2021", "hecktor2022"), skip=lambda run: run.run_id == lost.run_id
-    )
-    said: dict[str, set[str]] = {data: set() for data in ("brats2021", "hecktor2022")}
-    for (data, _), row in rows_of(tmp_path, partial=True).items():
-        said[data].add(row[2])
-    assert (
-        "holds so far"
-        in said["brats2021"]
-        <= {"holds so far", "does not hold so far", "not tested"}
-    )
-    assert "holds" in said["hecktor2022"] <= {"holds", "does not hold", "not tested"}
-
-
 def test_what_has_no_run_was_not_tested_and_other_data_has_no_claims(tmp_path: Path) -> None:
     def lost(run: Run) -> bool:
         return bool(segments([run], "standard-x5"))
