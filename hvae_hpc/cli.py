@@ -7,15 +7,27 @@ from importlib import import_module
 from hvae_hpc.errors import UserError, run_command
 
 COMMANDS = {
-    "preprocess": ("hvae_hpc.preprocess.__main__", "pack NIfTI cases into shards"),
-    "sweep": ("hvae_hpc.sweep", "train, evaluate, make the tables; here or on SLURM"),
+    "preprocess": ("hvae_hpc.preprocess.__main__", "pack scans or 2D pictures into shards"),
+    "sweep": ("hvae_hpc.sweep", "train, evaluate, make the tables; locally or on SLURM"),
     "results": ("hvae_hpc.results.__main__", "make the tables and figures of a runs folder"),
     "export": ("hvae_hpc.export.command", "export a generate run's pairs to nnU-Net or as PNG"),
-    "status": ("hvae_hpc.jobs.commands.status", "what is done, running, lost, failed, and why"),
+    "status": (
+        "hvae_hpc.jobs.commands.status",
+        "which runs are done, running, waiting or failed, and why",
+    ),
     "why": ("hvae_hpc.jobs.commands.why", "why a run failed, and what a retry would change"),
-    "logs": ("hvae_hpc.jobs.commands.logs", "a run's status, its last events, the end of its log"),
-    "cancel": ("hvae_hpc.jobs.commands.cancel:cancel", "take a sweep or a run out of the queue"),
-    "throttle": ("hvae_hpc.jobs.commands.cancel:throttle", "limit how many elements run at a time"),
+    "logs": (
+        "hvae_hpc.jobs.commands.logs",
+        "a run's status, its last events, and the end of its log",
+    ),
+    "cancel": (
+        "hvae_hpc.jobs.commands.cancel:cancel",
+        "cancel a sweep's jobs, or the element of one run",
+    ),
+    "throttle": (
+        "hvae_hpc.jobs.commands.cancel:throttle",
+        "limit how many elements of an array run at a time",
+    ),
 }
 """Name to module, and function where it is not ``main``, and what the command does."""
 

@@ -38,7 +38,7 @@ OWN_SWEEP = Path("sweep.toml")
 EXAMPLES = """examples:
   python -m hvae_hpc.sweep demo                    try it: phantoms, small sizes, local processes
   python -m hvae_hpc.sweep --plan                  show what the paper's experiment would run
-  python -m hvae_hpc.sweep --partition gpu         submit it as SLURM arrays; the shell may close
+  python -m hvae_hpc.sweep --partition gpu         submit it as SLURM arrays; you may log out
 """
 
 
@@ -94,7 +94,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "sweep", nargs="?", help="name or .toml file (default: ./sweep.toml if there, else table1)"
     )
-    where_data = "where a data set's shards lie (default: ./shards/NAME)"
+    where_data = "folder with the shards of data set NAME (default: ./shards/NAME)"
     parser.add_argument(
         "--data", nargs="+", action="extend", default=[], metavar="NAME=DIR", help=where_data
     )
@@ -103,26 +103,28 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--partition", metavar="P", help="submit SLURM arrays to this partition")
-    where.add_argument("--local", action="store_true", help="run here, also where sbatch is")
+    where.add_argument("--local", action="store_true", help="run here, even on a SLURM machine")
     parser.add_argument(
         "--workers",
         type=int,
         default=1 if _has_gpu() else os.cpu_count() or 1,
         metavar="N",
-        help="local processes at a time (default: %(default)s)",
+        help="number of local processes (default: %(default)s)",
     )
-    parser.add_argument("--plan", action="store_true", help="show what would run, and do nothing")
+    parser.add_argument(
+        "--plan", action="store_true", help="show what would run, and change nothing"
+    )
     parser.add_argument(
         "--retries",
         type=int,
         default=0,
         metavar="N",
-        help="with --partition: retry what failed, each run up to N times (default: 0)",
+        help="with --partition: retry failed runs, each up to N times (default: 0)",
     )
     parser.add_argument(
         "--allow-code-drift",
         action="store_true",
-        help="let queued runs start after the package was changed",
+        help="let queued runs start even if the package changes",
     )
     # The last job of a submission is this command with the submission's folder.
     parser.add_argument("--finish", type=Path, help=argparse.SUPPRESS)

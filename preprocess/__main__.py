@@ -69,19 +69,40 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("recipe", nargs="?", default="", help=f"{names}, or a TOML file of your own")
-    add("--raw", type=Path, metavar="DIR", help="folder with the image files")
-    add("--out", type=Path, metavar="DIR", help="folder to write (shards/RECIPE)")
-    add("--explain", action="store_true", help="say in words what the recipe does; do nothing")
+    add("--raw", type=Path, metavar="DIR", help="folder with the image and label files")
+    add(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder to write (default: shards/NAME of the recipe)",
+    )
+    add("--explain", action="store_true", help="describe the recipe in words, and pack nothing")
     add(
         "--verify",
         type=Path,
         metavar="DIR",
-        help="check a packed data set; with --raw its sources too",
+        help="check a packed data set; with --raw also its source files",
     )
-    add("--sheet", type=int, metavar="N", help="pairs on the contact sheets (48; 0 for none)")
-    add("--phantom", type=int, default=0, metavar="N", help="first make N made-up cases in --raw")
-    add("--seed", type=int, default=0, metavar="S", help="of the made-up cases (0)")
-    add("--workers", type=int, metavar="N", help="processes (as many as cores, up to 16)")
+    add(
+        "--sheet",
+        type=int,
+        metavar="N",
+        help="pairs on the contact sheet (default: 48; 0: no sheet)",
+    )
+    add(
+        "--phantom",
+        type=int,
+        default=0,
+        metavar="N",
+        help="make N made-up cases in --raw, then pack them",
+    )
+    add("--seed", type=int, default=0, metavar="S", help="seed of the made-up cases (default: 0)")
+    add(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="number of processes (default: one per core, at most 16)",
+    )
     add(
         "--skip-bad",
         action="store_true",
@@ -90,7 +111,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add_flags(parser, ("account", "qos", "minutes", "exclude", "nice", "container"))
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--partition", metavar="P", help="pack as one job on this SLURM partition")
-    where.add_argument("--local", action="store_true", help="pack here, also where there is SLURM")
+    where.add_argument("--local", action="store_true", help="pack here, even on a SLURM machine")
 
     options = parser.parse_args(argv)
     for name, least in (("workers", 1), ("phantom", 0), ("sheet", 0)):

@@ -42,12 +42,19 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("runs", type=Path, metavar="RUNS", help="the runs folder")
     parser.add_argument(
-        "runs", type=Path, metavar="RUNS", help="the runs folder of one or more sweeps"
+        "--sweep", metavar="NAME", help="only this sweep (default: every sweep in RUNS)"
     )
-    parser.add_argument("--sweep", metavar="NAME", help="only this sweep")
-    parser.add_argument("--partial", action="store_true", help="go on where runs are missing")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write to DIR/<sweep>/ instead")
+    parser.add_argument(
+        "--partial", action="store_true", help="make the tables even if runs are missing"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="write to DIR/<sweep>/ (default: RUNS/results/<sweep>/)",
+    )
     return parser
 
 

@@ -3,6 +3,7 @@
 import ast
 import io
 import os
+import re
 import subprocess
 import sys
 import tokenize
@@ -251,3 +252,55 @@ def test_an_array_element_imports_nothing_of_commands_submission_and_results() -
         "assert not paid, paid"
     )
     subprocess.run([sys.executable, "-c", check], check=True, cwd=os.path.sep)
+
+
+MOST_WORDS = 35
+LONGEST_LINE = 100
+GENERATED = ("benchmarks/measured/*/*", "docs/BAD_INPUT.md")
+
+
+def markdown_files() -> list[Path]:
+    """Return the tracked Markdown files that people write."""
+    command = ["git", "ls-files", "--", "*.md", *(f":(exclude,glob){path}" for path in GENERATED)]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return [ROOT / name for name in listed.stdout.splitlines()]
+
+
+def prose_lines(text: str) -> list[str]:
+    """Return the lines of a Markdown text; tables, code, images and headings become empty lines.
+
+    Indented lines are code where they follow an empty line or code. After a list's item they
+    belong to it.
+    """
+    lines, in_fence, is_code = [], False, False
+    for line in text.splitlines():
+        after_empty = not lines or not lines[-1]
+        in_fence = in_fence != line.startswith("```")
+        is_code = line.startswith("    ") and (is_code or after_empty)
+        is_prose = not (in_fence or is_code or line.startswith(("|", "#", "```", "![")))
+        lines.append(line.rstrip() if is_prose else "")
+    return lines
+
+
+def sentences(text: str) -> list[str]:
+    """Return the sentences of a Markdown text, without tables, code, images and headings."""
+    prose = "\n".join(prose_lines(text))
+    parts = re.split(r"(?<=[.!?:])[*_\"')]*\s+|\n\s*\n|\n *(?:[*-]|\d+\.) ", prose)
+    return [" ".join(part.split()) for part in parts if part.strip()]
+
+
+def test_sentences_and_lines_are_told_from_tables_and_code() -> None:
+    text = "# T\n\nOne two. Three\nfour:\n\n    a = 1\n\n    b = 2\n\n* five\n  six\n* seven\n| a | b |\n"
+    assert sentences(text) == ["One two.", "Three four:", "* five six", "seven"]
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no git checkout")
+def test_documentation_has_short_sentences_and_lines() -> None:
+    files = markdown_files()
+    assert ROOT / "README.md" in files
+    bad = []
+    for path in files:
+        text = path.read_text()
+        bad += [f"{path}: {s}" for s in sentences(text) if len(s.split()) > MOST_WORDS]
+        bad += [f"{path}: {line}" for line in prose_lines(text) if len(line) > LONGEST_LINE]
+    assert not bad, "\n".join(bad)

@@ -10,32 +10,34 @@ from hvae_hpc.jobs.state.find_run import find_run
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write a generate run's pairs to a folder; pairs that copy a training image are left out."""
+    """Write a generate run's pairs to a folder, without pairs that copy a training image."""
     parser = argparse.ArgumentParser(prog="hvae-hpc export", description=main.__doc__)
     parser.add_argument(
-        "run", metavar="RUN", help="the run's folder, its label, or the beginning of its id"
+        "run",
+        metavar="RUN",
+        help="a generate run: its label, the beginning of its id, or its folder",
     )
     form = parser.add_mutually_exclusive_group(required=True)
     form.add_argument(
         "--nnunet",
         type=Path,
         metavar="DIR",
-        help="a raw data set of nnU-Net v2, with the real pairs",
+        help="write a raw data set of nnU-Net v2, with the real pairs",
     )
     form.add_argument(
-        "--png", type=Path, metavar="DIR", help="the synthetic pairs as 8-bit pictures, to look at"
+        "--png", type=Path, metavar="DIR", help="write the synthetic pairs as 8-bit pictures"
     )
     parser.add_argument(
         "--runs", type=Path, default=Path("runs"), help="the runs folder (default: ./runs)"
     )
     parser.add_argument(
-        "--keep-copies", action="store_true", help="hand over copies too, marked in manifest.json"
+        "--keep-copies", action="store_true", help="export copies too, marked in manifest.json"
     )
     parser.add_argument(
-        "--synthetic-only", action="store_true", help="--nnunet without the real pairs"
+        "--synthetic-only", action="store_true", help="with --nnunet: leave out the real pairs"
     )
     parser.add_argument(
-        "--id", type=int, metavar="N", help="--nnunet: data set number (default: 501)"
+        "--id", type=int, metavar="N", help="with --nnunet: the data set number (default: 501)"
     )
     options = parser.parse_args(argv)
     if options.png and (options.synthetic_only or options.id is not None):

@@ -22,9 +22,9 @@ PATIENCE_S = 30.0
 
 
 def cancel(argv: Sequence[str]) -> int:
-    """Take a sweep's jobs, or the element of one run, out of the queue."""
+    """Cancel a sweep's jobs, or the element of one run."""
     parser = argparse.ArgumentParser(prog="hvae-hpc cancel", description=cancel.__doc__)
-    about = "default: the folder's only sweep"
+    about = "what to cancel (default: the only sweep of the folder)"
     parser.add_argument("what", nargs="?", metavar="SWEEP|RUN", help=about)
     add_runs_folder(parser)
     options = parser.parse_args(argv)
@@ -74,9 +74,9 @@ def _cancel_run(runs_folder: Path, plan: Plan, run_id: str) -> None:
 def throttle(argv: Sequence[str]) -> int:
     """Let at most N elements of each of a sweep's arrays run at a time."""
     parser = argparse.ArgumentParser(prog="hvae-hpc throttle", description=throttle.__doc__)
-    about = "elements of an array; 0 for as many as fit"
+    about = "number of elements; 0 for no limit"
     parser.add_argument("n", type=int, metavar="N", help=about)
-    about = "default: the folder's only sweep"
+    about = "which sweep (default: the only sweep of the folder)"
     parser.add_argument("sweep", nargs="?", metavar="SWEEP", help=about)
     add_runs_folder(parser)
     options = parser.parse_args(argv)

@@ -15,7 +15,7 @@ def main(argv: Sequence[str]) -> int:
     """Print a run's status, the last events of its log, and the end of its process's log."""
     parser = argparse.ArgumentParser(prog="hvae-hpc logs", description=main.__doc__)
     add_run(parser)
-    about = "of each log (default: %(default)s)"
+    about = "number of lines of each log (default: %(default)s)"
     parser.add_argument("--lines", type=int, default=20, metavar="N", help=about)
     options = parser.parse_args(argv)
 

@@ -192,14 +192,14 @@ def duration(seconds: float) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Show what is done, running, lost and failed, and why."""
+    """Show which runs are done, running, waiting, blocked, lost or failed, and why."""
     parser = argparse.ArgumentParser(prog="hvae-hpc status", description=main.__doc__)
     add = parser.add_argument
     add("runs", type=Path, nargs="?", default=Path("runs"), help="runs folder (default: ./runs)")
-    add("--sweep", metavar="NAME", help="this sweep alone (default: all of the folder)")
-    add("--watch", action="store_true", help="draw it again every few seconds, until Ctrl-C")
+    add("--sweep", metavar="NAME", help="only this sweep (default: all sweeps of the folder)")
+    add("--watch", action="store_true", help="refresh every few seconds, until Ctrl-C")
     add("--json", action="store_true", help="print one JSON object")
-    add("--costs", action="store_true", help="say what it took too, and what to ask for")
+    add("--costs", action="store_true", help="also show device hours, and advice on resources")
     options = parser.parse_args(argv)
     if options.json:
         sweeps = read_sweep_statuses(options.runs, options.sweep)

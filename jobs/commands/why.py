@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     """Say why a run failed, what a retry would change, and what to do."""
     parser = argparse.ArgumentParser(prog="hvae-hpc why", description=main.__doc__)
     add_run(parser)
-    about = "the site file of the sweep command, for [retry]"
+    about = "the site file that the sweep command had (for its rules of retries)"
     parser.add_argument("--site", type=Path, metavar="FILE", help=about)
     options = parser.parse_args(argv)
 

@@ -220,12 +220,17 @@ FLAGS: Mapping[str, tuple[str, type, str, str]] = {
     "account": ("--account", str, "A", "SLURM account"),
     "qos": ("--qos", str, "Q", "SLURM quality of service"),
     "constraint": ("--constraint", str, "C", "features that GPU nodes must have"),
-    "minutes": ("--time", int, "MIN", "longest time limit of an element, minutes"),
+    "minutes": ("--time", int, "MIN", "longest time limit of an element, in minutes"),
     "nodes": ("--nodes", int, "N", "nodes per generator training"),
     "gpus": ("--gpus-per-node", int, "N", "GPUs per node of a generator training"),
-    "array_parallelism": ("--array-parallelism", int, "N", "elements of an array at a time"),
-    "exclude": ("--exclude", str, "NODES", "nodes not to use"),
-    "nice": ("--nice", int, "N", "lower the jobs' priority"),
+    "array_parallelism": (
+        "--array-parallelism",
+        int,
+        "N",
+        "most elements of an array that run at a time",
+    ),
+    "exclude": ("--exclude", str, "NODES", "nodes that no job may use"),
+    "nice": ("--nice", int, "N", "lower the jobs' priority by N"),
     "container": ("--container", str, "IMAGE", "run in this image by apptainer"),
 }
 """Fields of Resources to their flag, its type, its value's name and its help."""
@@ -234,12 +239,12 @@ FLAGS: Mapping[str, tuple[str, type, str, str]] = {
 def add_flags(parser: argparse.ArgumentParser, names: Sequence[str] = tuple(FLAGS)) -> None:
     """Give a command the flags of some fields of Resources, and ``--site``."""
     group = parser.add_argument_group(
-        "SLURM", "these flags go before the site file; the site's caps go before them"
+        "SLURM", "flags override the site file; the administrator's caps limit both"
     )
     for name in names:
         flag, kind, metavar, about = FLAGS[name]
         group.add_argument(flag, dest=name, type=kind, metavar=metavar, help=about)
-    about = "resources by stage (see jobs/sites/default.toml)"
+    about = "TOML file with resources by stage (see jobs/sites/default.toml)"
     group.add_argument("--site", type=Path, metavar="FILE", help=about)
 
 

@@ -13,7 +13,7 @@ MOST_NAMED = 9
 
 def add_run(parser: argparse.ArgumentParser) -> None:
     """Let a command take a run and its runs folder, for :func:`find_run`."""
-    known_by = "beginning of a run id, a label, STAGE/LABEL, or the run's folder"
+    known_by = "a run: its label, STAGE/LABEL, the beginning of its id, or its folder"
     parser.add_argument("run", metavar="RUN", help=known_by)
     add_runs_folder(parser)
 
