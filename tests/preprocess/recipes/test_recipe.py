@@ -88,7 +88,7 @@ def test_the_page_tells_every_field_and_no_other():
 
 
 def test_the_page_names_every_recipe_of_the_library_and_its_labels():
-    table = PAGE.split("## The recipes that come along")[1].split("##")[0]
+    table = PAGE.split("## Recipes in the library")[1].split("##")[0]
     rows = {line.split("`")[1]: line for line in table.splitlines() if line.startswith("| `")}
     assert set(rows) == {path.stem for path in LIBRARY.glob("*.toml")}
     for name, row in rows.items():
@@ -99,7 +99,7 @@ def test_the_page_names_every_recipe_of_the_library_and_its_labels():
 
 
 def test_the_recipe_on_the_page_loads(tmp_path):
-    block = PAGE.split("## A recipe of your own")[1].split("2D files beside")[0]
+    block = PAGE.split("## A recipe of your own")[1].split("Some 2D data sets")[0]
     (tmp_path / "own.toml").write_text(textwrap.dedent(block))
     recipe = load_recipe(str(tmp_path / "own.toml"))
     assert (recipe.label.tumour, recipe.intensity.low, recipe.slices.count) == ((2,), -100.0, 3)
