@@ -14,7 +14,6 @@ from hvae_hpc.jobs.sites.site import read_site
 from hvae_hpc.jobs.slurm import client as slurm
 from hvae_hpc.jobs.state.find_run import add_runs_folder, find_run
 from hvae_hpc.jobs.state.submissions import Submissions
-from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.plan import Plan, find_plans
 
 PATIENCE_S = 30.0
@@ -62,12 +61,8 @@ def _cancel_run(runs_folder: Path, plan: Plan, run_id: str) -> None:
     state = row.state.lower()
     print(f"cancelled element {element} ({state}), which makes {run.stage} {run.label}")
 
-    results = read_results(plan)
-    others = [i for i in run_ids if i in results and i != run_id and not results[i].done]
-    if others:
-        print("the element also makes these, which are cancelled with it:")
-    for other in others:
-        print(f"  {plan.runs[other].stage} {plan.runs[other].label}")
+    if len(run_ids) > 1:
+        print(f"the element's other runs, {len(run_ids) - 1}, are cancelled with it")
     print("the same sweep command submits them again, and continues from what was saved")
 
 
@@ -86,8 +81,7 @@ def throttle(argv: Sequence[str]) -> int:
     if n < 0:
         raise UserError(f"N is {n}, expected 0 (as many as fit) or more")
     if cap and not 0 < n <= cap:
-        wanted = n or "as many as fit"
-        print(f"the administrator allows {cap} elements of an array at a time, not {wanted}")
+        print(f"the administrator allows {cap} elements of an array at a time")
         n = cap
 
     # SLURM can change only arrays of which something waits.
@@ -118,7 +112,7 @@ def _read_queue(runs_folder: Path, sweep: str) -> list[slurm.Queued]:
     submissions = Submissions(runs_folder)
     queue = slurm.read_queue(not_before=time.time(), patience_s=PATIENCE_S)
     rows = submissions.find_queued(queue)
-    return [row for row, submission, _ in rows if submissions.sweep(submission) == sweep]
+    return [row for row, submission, _ in rows if submissions.plan(submission).sweep == sweep]
 
 
 def _scancel(names: Sequence[str]) -> None:

@@ -1,11 +1,13 @@
 """``hvae-hpc logs``: a run's status, the last events of its log, the end of its process's log."""
 
 import argparse
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from hvae_hpc.jobs.state.element_logs import process_logs, read_end
 from hvae_hpc.jobs.state.find_run import add_run, find_run
-from hvae_hpc.jobs.state.run_log import describe, split_attempts, when
+from hvae_hpc.jobs.state.run_log import split_attempts
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.jobs.state.sweep_status import make_sweep_status, read_our_queue
 from hvae_hpc.runs.folder import read_log
@@ -29,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     log = read_log(plan.folder(run_id))
     print(f"\n{plan.folder(run_id)}" + ("/log.jsonl" if log else ": nothing yet"))
     for record in log[-options.lines :]:
-        print(f"  {when(record)}  {describe(record)}")
+        print(f"  {_describe(record)}")
 
     # The last attempt's process, or that of the element that has it; that of local workers is "".
     attempts = split_attempts(log)
@@ -40,3 +42,13 @@ def main(argv: Sequence[str]) -> int:
         for line in read_end(path, run_id, options.lines) or ["nothing yet"]:
             print(f"  {line}")
     return 0
+
+
+def _describe(record: Mapping[str, Any]) -> str:
+    """Return a record of log.jsonl: "Nov 29 09:24:35  failed, reason loss became nan"."""
+    when = time.strftime("%b %d %H:%M:%S", time.localtime(record.get("time", 0)))
+    words = [str(record["event"])] if "event" in record else []
+    for name, value in record.items():
+        if name not in ("time", "event"):
+            words.append(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}")
+    return f"{when}  {', '.join(words)}"

@@ -93,7 +93,7 @@ def with_retry_changes(
         if wanted:
             # A limit that leaves no time to work by what the site file says now is refused.
             with contextlib.suppress(ValueError):
-                fitted = site.fit(replace(had, **wanted), cluster)
+                fitted, _ = site.fit(replace(had, **wanted), cluster)
                 changes[run_id] = {name: getattr(fitted, name) for name in wanted}
     return replace(plan, changes=changes)
 
@@ -141,7 +141,7 @@ def decide_retry(
     rule, had = site.rules[failure], plan.resources_of(run_id)
     count, total = past.counts.get(failure, 0), sum(past.counts.values())
     changes = change(
-        rule, plan.runs[run_id], had, evidence.minutes, lambda asked: site.fit(asked, cluster)
+        rule, plan.runs[run_id], had, evidence.minutes, lambda asked: site.fit(asked, cluster)[0]
     )
     why_not = ""
     if rule.times == 0:

@@ -73,12 +73,34 @@ class Site:
     notes: tuple[str, ...] = ()
     rules: Mapping[Failure, Rule] = field(default_factory=dict)
 
-    def fit(self, resources: Resources, cluster: Cluster | None = None) -> Resources:
-        """Return resources cut to the caps, and to what their partition has if it is known."""
-        fitted, _ = _cut_to_caps(resources, self.caps, "the caps")
+    def fit(
+        self, resources: Resources, cluster: Cluster | None = None, where: str = "the caps"
+    ) -> tuple[Resources, str]:
+        """Cut resources to the caps, and to what their partition has if it is known.
+
+        Returns:
+            The resources, and the cuts in words.
+
+        Raises:
+            UserError: what is left has no time to work; ``where`` says whose it is.
+        """
+        limits = {name: getattr(self.caps, name) for name in CAPPED}
         if cluster:
-            fitted, _ = _cut_to_partition(fitted, cluster, "a retry")
-        return fitted
+            partition = cluster.check_partition(resources.partition)
+            for name in ("minutes", "memory_gb"):
+                known = [limits[name], getattr(partition, name)]
+                limits[name] = min(filter(None, known), default=0)
+
+        if not resources.array_parallelism:  # as many as fit, which is above any cap
+            resources = replace(resources, array_parallelism=limits["array_parallelism"])
+        cuts = {name: most for name, most in limits.items() if 0 < most < getattr(resources, name)}
+        words = [f"{name} {getattr(resources, name):g} to {most:g}" for name, most in cuts.items()]
+        if "minutes" in cuts:
+            cuts["minutes_min"] = min(resources.minutes_min, cuts["minutes"])
+        try:
+            return replace(resources, **cuts), ", ".join(words)
+        except ValueError as error:
+            raise UserError(f"{where}: {error}") from error
 
 
 def read_site(path: Path | None, flags: Mapping[str, Any] | None = None) -> Site:
@@ -107,14 +129,22 @@ def read_site(path: Path | None, flags: Mapping[str, Any] | None = None) -> Site
     caps, rules = load(Caps, limits, f"{admin_file}: caps"), read_rules(retry_rules)
 
     # Each stage is put together, then cut.
-    resources, notes = {}, []
     where = path or admin_file or "site"
-    for stage in library:
-        asked = _load_stage(stage, layers, flags or {}, f"{where}: {stage}")
-        resources[stage], cuts = _cut_to_caps(asked, caps, f"{admin_file}: {stage}, capped")
+    asked = {
+        stage: _load_stage(stage, layers, flags or {}, f"{where}: {stage}") for stage in library
+    }
+    site = Site(resources=asked, caps=caps, rules=rules)
+    return _fit_stages(site, None, f"capped by {admin_file}", f"{admin_file}: {{}}, capped")
+
+
+def _fit_stages(site: Site, cluster: Cluster | None, why: str, where: str) -> Site:
+    """Cut the resources of all stages, and note the cuts."""
+    resources, notes = {}, list(site.notes)
+    for stage, asked in site.resources.items():
+        resources[stage], cuts = site.fit(asked, cluster, where.format(stage))
         if cuts:
-            notes.append(f"{stage}: {cuts}, capped by {admin_file}")
-    return Site(resources=resources, caps=caps, notes=tuple(notes), rules=rules)
+            notes.append(f"{stage}: {cuts}, {why}")
+    return replace(site, resources=resources, notes=tuple(notes))
 
 
 def _find_admin_file() -> Path | None:
@@ -163,34 +193,6 @@ def _read_profile() -> dict[str, str]:
     }
 
 
-def _cut_to_caps(resources: Resources, caps: Caps, where: str) -> tuple[Resources, str]:
-    if not resources.array_parallelism:  # as many as fit, which is above any cap
-        resources = replace(resources, array_parallelism=caps.array_parallelism)
-    return _cut(resources, {name: getattr(caps, name) for name in CAPPED}, where)
-
-
-def _cut_to_partition(resources: Resources, cluster: Cluster, where: str) -> tuple[Resources, str]:
-    partition = cluster.check_partition(resources.partition)
-    limits = {"minutes": partition.minutes, "memory_gb": partition.memory_gb}
-    return _cut(resources, limits, f"{where}: partition {resources.partition}")
-
-
-def _cut(resources: Resources, limits: Mapping[str, Any], where: str) -> tuple[Resources, str]:
-    """Return resources with no field above its limit, and the cuts in words; a limit of 0 is none.
-
-    Raises:
-        UserError: the limit leaves no time to work.
-    """
-    cuts = {name: limit for name, limit in limits.items() if 0 < limit < getattr(resources, name)}
-    words = [f"{name} {getattr(resources, name):g} to {limit:g}" for name, limit in cuts.items()]
-    if "minutes" in cuts:
-        cuts["minutes_min"] = min(resources.minutes_min, cuts["minutes"])
-    try:
-        return replace(resources, **cuts), ", ".join(words)
-    except ValueError as error:
-        raise UserError(f"{where}: {error}") from error
-
-
 def fit_cluster(site: Site, partition: str, cluster: Cluster) -> Site:
     """Give every stage an existing, allowed partition, and no more time or memory than it has.
 
@@ -203,17 +205,15 @@ def fit_cluster(site: Site, partition: str, cluster: Cluster) -> Site:
         UserError: a partition is unknown, not among the administrator's, or its time limit leaves
             no time to work.
     """
-    resources, notes = {}, list(site.notes)
+    resources, allowed = {}, site.caps.partitions
     for stage, asked in site.resources.items():
-        name, allowed = asked.partition or partition, site.caps.partitions
+        name = asked.partition or partition
         if allowed and name not in allowed:
             expected = f"the administrator's ({', '.join(allowed)})"
             raise UserError(f"{stage}: partition {name!r} is not among {expected}")
-        asked = replace(asked, partition=name)
-        resources[stage], cuts = _cut_to_partition(asked, cluster, stage)
-        if cuts:
-            notes.append(f"{stage}: {cuts}, all that partition {name} has")
-    return replace(site, resources=resources, notes=tuple(notes))
+        resources[stage] = replace(asked, partition=name)
+    fitted = replace(site, resources=resources)
+    return _fit_stages(fitted, cluster, "all that its partition has", "{}: its partition")
 
 
 FLAGS: Mapping[str, tuple[str, type, str, str]] = {

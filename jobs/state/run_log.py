@@ -11,7 +11,6 @@ import os
 import re
 import signal
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -197,38 +196,3 @@ def record(
     except (OSError, UserError):  # the failure may be that the disk takes nothing
         print(f"{folder}: the failure could not be logged", file=sys.stderr)
     return line
-
-
-EVENTS = {
-    "started": "attempt {attempt} began on {host} {job_id}",
-    "training": "trains from {images_seen:,} images on",
-    "resumed": "continued from a checkpoint at {images_seen:,} images",
-    "stopped": "saved, and left",
-    "failed": "failed: {reason}",
-    "blocked": "{reason}",
-    "inputs_changed": "a parent was made again, so the run begins from the start",
-    "checkpoint_damaged": "{file} is damaged; the checkpoint before it is used",
-    "died": "{reason}",
-    "left": "its element left: {reason}",
-    "again": "failed beside other runs, and is repeated alone: {reason}",
-    "compile_failed": "could not be compiled, and continues without: {reason}",
-}
-
-
-def when(record: Mapping[str, Any]) -> str:
-    """Return the time of a record of log.jsonl: "Nov 29 09:24:35"."""
-    return time.strftime("%b %d %H:%M:%S", time.localtime(record.get("time", 0)))
-
-
-def describe(record: Mapping[str, Any]) -> str:
-    """Return a record of log.jsonl in plain words."""
-    event, job = record.get("event", ""), record.get("job_id")
-    try:
-        sentence = EVENTS[event].format(**{**record, "job_id": f"({job})" if job else ""})
-        return sentence.rstrip()
-    except (KeyError, ValueError):  # the numbers of a training, or another version's event
-        words = [event or f"{record.get('images_seen', 0):,} images"]
-    for name, value in record.items():
-        if name not in ("time", "event", "images_seen"):
-            words.append(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}")
-    return ", ".join(words)

@@ -53,6 +53,14 @@ class Element(NamedTuple):
     submitted_at: float = 0.0
 
 
+class SubmittedPlan(NamedTuple):
+    """What counts of a submission's plan: its sweep, arrays as plain data, and runs folder."""
+
+    sweep: str
+    arrays: list[dict[str, Any]]
+    runs_folder: str
+
+
 class Submissions:
     """All submissions of a runs folder, or the one that is named. Jobs are read once.
 
@@ -65,21 +73,14 @@ class Submissions:
         self.folder = runs_folder / SUBMISSIONS
         self.names = {path.parent.name for path in self.folder.glob(f"{name}/{PLAN_FILE}")}
 
-    def sweep(self, name: str) -> str:
-        """Return the name of a submission's sweep."""
-        return self._plan(name)[0]
-
-    def arrays(self, name: str) -> list[dict[str, Any]]:
-        """Return the arrays of a submission's plan as plain data."""
-        return self._plan(name)[1]
+    def plan(self, name: str) -> SubmittedPlan:
+        """Return what counts of a submission's plan."""
+        return _read_plan(self.folder / name / PLAN_FILE)
 
     def run_ids(self, name: str, array: int, place: int) -> tuple[str, ...]:
         """Return the runs of one element of a submission's array; none beyond the array's end."""
-        elements = self.arrays(name)[array]["elements"]
+        elements = self.plan(name).arrays[array]["elements"]
         return tuple(elements[place]) if place < len(elements) else ()
-
-    def _plan(self, name: str) -> tuple[str, list[dict[str, Any]], str]:
-        return _read_plan(self.folder / name / PLAN_FILE)
 
     @cached_property
     def jobs(self) -> list[Job]:
@@ -119,7 +120,7 @@ class Submissions:
         """All elements that SLURM took, by ``<array>_<place>``, in order of submission."""
         elements = {}
         for job in self.jobs:
-            minutes = int(self.arrays(job.submission)[job.array].get("minutes", 0))
+            minutes = int(self.plan(job.submission).arrays[job.array].get("minutes", 0))
             for place in job.places:
                 run_ids = self.run_ids(job.submission, job.array, place)
                 elements[f"{job.job}_{place}"] = Element(run_ids, minutes, job.time)
@@ -138,7 +139,8 @@ class Submissions:
         ours = []
         for row in rows:
             submission, array = parse_comment(row.comment) or noted.get(row.job, ("", 0))
-            if submission in self.names and self._is_from_here(submission):
+            here = str(self.folder.parent.resolve())
+            if submission in self.names and self.plan(submission).runs_folder == here:
                 ours.append((row, submission, array))
         return ours
 
@@ -157,15 +159,12 @@ class Submissions:
             if row.job not in noted
         ]
 
-    def _is_from_here(self, name: str) -> bool:
-        return self._plan(name)[2] == str(self.folder.parent.resolve())
-
 
 @cache
-def _read_plan(path: Path) -> tuple[str, list[dict[str, Any]], str]:
-    """Return sweep, arrays and runs folder of a submission's plan, which never changes."""
+def _read_plan(path: Path) -> SubmittedPlan:
+    """Read a submission's plan, which never changes."""
     plan = read_json(path)
-    return str(plan["sweep"]), list(plan["arrays"]), str(plan["runs_folder"])
+    return SubmittedPlan(str(plan["sweep"]), list(plan["arrays"]), str(plan["runs_folder"]))
 
 
 @contextlib.contextmanager

@@ -205,10 +205,11 @@ def _last_job(plan: Plan, n_arrays: int, queued: Collection[str]) -> Array:
 
 
 def _last_job_waits(sweep: str, submissions: Submissions, queue: slurm.Queue) -> bool:
-    return any(
-        submissions.sweep(name) == sweep and submissions.arrays(name)[number]["stage"] == TABLES
-        for _, name, number in submissions.find_queued(queue)
-    )
+    for _, name, number in submissions.find_queued(queue):
+        submitted = submissions.plan(name)
+        if submitted.sweep == sweep and submitted.arrays[number]["stage"] == TABLES:
+            return True
+    return False
 
 
 def _with_scripts(

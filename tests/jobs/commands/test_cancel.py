@@ -152,8 +152,7 @@ def test_cancelling_a_run_takes_its_element_and_says_what_goes_with_it(
     )
     assert said.splitlines() == [
         f"cancelled element {job}_1 (pending), which makes segment brats2021-standard-x5-s0",
-        "the element also makes these, which are cancelled with it:",
-        "  segment brats2021-standard-x5-s1",
+        "the element's other runs, 2, are cancelled with it",
         "the same sweep command submits them again, and continues from what was saved",
     ]
     assert cluster.queue() == {f"{job}_0", f"{job}_2"}

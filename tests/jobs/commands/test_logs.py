@@ -53,15 +53,15 @@ def test_logs_show_events_in_plain_words_and_the_element_s_end(
     assert lines[1] == "failed (12_0): loss became nan"
     assert lines[3] == f"{plan.folder(second)}/log.jsonl"
     assert [line[19:] for line in lines[4:7]] == [
-        "4,800 images, loss 0.3123, steps 3",
-        "failed: loss became nan",
+        "images_seen 4800, loss 0.3123, steps 3",
+        "failed, reason loss became nan, job_id 12_0",
         "new, a 1",
     ]
     assert lines[8].endswith("12_0_0_log.out")
     assert lines[9:] == ["  old line", "  Traceback", f"  failed: segment y ({second})"]
     said = show_logs(plan, second, capsys=capsys)
-    assert "attempt 2 began on n3 (12_0)" in said
-    assert "continued from a checkpoint at 3,200 images" in said
+    assert "started, attempt 2, host n3, job_id 12_0" in said
+    assert "resumed, images_seen 3200" in said
 
 
 def test_logs_of_a_local_run_end_with_its_worker_s(
@@ -78,4 +78,4 @@ def test_logs_of_a_local_run_end_with_its_worker_s(
     said = show_logs(plan, run_id, capsys=capsys)
     assert "running: local" in said
     assert said.endswith("local/new.log\n  new.log\n")
-    assert "attempt 1 began on here\n" in said
+    assert "started, attempt 1, host here" in said

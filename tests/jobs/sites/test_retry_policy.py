@@ -23,7 +23,7 @@ def changed(
     site = read_site(None)
     site = replace(site, caps=replace(site.caps, **caps))
     cluster = Cluster(partitions={"gpu": Partition(minutes=100, grace_s=0)})
-    return change(rule, run, had, minutes, lambda resources: site.fit(resources, cluster))
+    return change(rule, run, had, minutes, lambda resources: site.fit(resources, cluster)[0])
 
 
 def test_every_class_has_a_rule_and_what_would_end_in_the_same_way_is_never_retried() -> None:

@@ -158,13 +158,13 @@ def test_a_partition_s_own_limit_cuts_and_unknown_or_forbidden_partitions_are_re
     site = fit_cluster(read_site(None), "gpu", CLUSTER)
     assert site.resources["train"].minutes == 600
     assert any(
-        "train: minutes 1440 to 600, all that partition gpu has" in note for note in site.notes
+        "train: minutes 1440 to 600, all that its partition has" in note for note in site.notes
     )
     little = replace(CLUSTER, partitions={"gpu": Partition(minutes=0, grace_s=0, memory_gb=4.0)})
     cut = fit_cluster(read_site(None), "gpu", little)
     assert {resources.memory_gb for resources in cut.resources.values()} == {4.0}
     assert any(
-        "train: memory_gb" in note and "to 4, all that partition gpu has" in note
+        "train: memory_gb" in note and "to 4, all that its partition has" in note
         for note in cut.notes
     )
     assert fit_cluster(read_site(None), "cpu", CLUSTER).resources["train"].minutes == 1440
@@ -172,7 +172,7 @@ def test_a_partition_s_own_limit_cuts_and_unknown_or_forbidden_partitions_are_re
         fit_cluster(read_site(None), "gone", CLUSTER)
     short = replace(CLUSTER, partitions={"gpu": Partition(minutes=1, grace_s=0)})
     with pytest.raises(
-        UserError, match="partition gpu: a limit of 1 minutes leaves no time to work"
+        UserError, match="its partition: a limit of 1 minutes leaves no time to work"
     ):
         fit_cluster(read_site(None), "gpu", short)
     with pytest.raises(UserError, match="'urgent' is not among the administrator's"):
