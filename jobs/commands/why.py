@@ -19,8 +19,8 @@ from hvae_hpc.runs.plan import Plan
 
 WIDTH = 200
 """Characters of a line that are shown."""
-LOG_LINES = 3
-"""Last lines of its element's log that are shown; one fewer where there is a note, so that there are ten in all."""
+LOG_LINES = 2
+"""Last lines of its element's log that are shown, so that there are ten lines at most."""
 SAME_COMMAND = "the same sweep command"
 REMEDIES = {
     "bad input": f"correct what it names, then give {SAME_COMMAND} again",
@@ -73,7 +73,7 @@ def explain(
     reason = status.reason.replace(f"{plan.folder(run_id)}/", "")
     lines = [f"{run.stage} {run.label} ({run_id})"]
     if status.kind in ("failed", "lost", "blocked"):
-        lines += _describe_failure(plan, run_id, evidence, reason, LOG_LINES - bool(note))
+        lines += _describe_failure(plan, run_id, evidence, reason)
         lines += _describe_retry(plan, run_id, evidence, reason, site)
     else:
         lines.append(f"state:     {status.kind}" + (f": {reason}" if reason else ""))
@@ -87,9 +87,7 @@ def explain(
         yield line if len(line) <= WIDTH else f"{line[: WIDTH - 1]}…"
 
 
-def _describe_failure(
-    plan: Plan, run_id: str, evidence: Evidence, reason: str, log_lines: int
-) -> Iterator[str]:
+def _describe_failure(plan: Plan, run_id: str, evidence: Evidence, reason: str) -> Iterator[str]:
     status = evidence.status
     failure: str = "held" if status.held else classify(evidence)
     if evidence.cancelled and not status.held:
@@ -100,7 +98,7 @@ def _describe_failure(
         yield f"evidence:  {facts}"
     if evidence.attempts:
         yield _describe_attempts(plan, run_id, evidence)
-    for line in evidence.lines[-log_lines:]:
+    for line in evidence.lines[-LOG_LINES:]:
         yield f"log:       {line}"
 
 
