@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 
 from hvae_hpc.config.loader import dump, load, read_json
 from hvae_hpc.config.resources import Resources
-from hvae_hpc.config.stages import CONFIGS, STAGE_VERSIONS, Stage
+from hvae_hpc.config.stages import CONFIGS, Stage
 from hvae_hpc.errors import UserError
 from hvae_hpc.runs.folder import write_atomic
-from hvae_hpc.runs.identity import canonical_json, content_hash, make_run_id
+from hvae_hpc.runs.identity import canonical_json, content_hash
 from hvae_hpc.runs.run import Run
 
 C = TypeVar("C")
@@ -174,7 +174,6 @@ def read_plan(path: Path) -> Plan:
     runs_folder = Path(str(data.get("runs_folder")))
     plan = load(Plan, {**data, "runs_folder": runs_folder, "runs": {}}, str(path))
 
-    of_this_version: dict[str, bool] = {}
     for number, values in enumerate(entries):
         entry = load(_RunEntry, values, f"{path}: runs[{number}]")
         where = f"{path}: {entry.stage} {entry.run_id}"
@@ -182,15 +181,6 @@ def read_plan(path: Path) -> Plan:
         run = Run(stage=entry.stage, config=config, parents=entry.parents)
         _check_run(plan, entry.run_id, run, where)
         plan.runs[entry.run_id] = run
-
-        # All runs of a stage have the ids of this version of the program, or none has.
-        version = STAGE_VERSIONS[entry.stage]
-        is_current = make_run_id(entry.stage, version, entry.config, entry.parents) == entry.run_id
-        if of_this_version.setdefault(entry.stage, is_current) != is_current:
-            raise UserError(
-                f"{path}: mixes runs of stage {entry.stage} by two versions of the program; "
-                f"{REPLAN}"
-            )
     return plan
 
 

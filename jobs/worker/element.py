@@ -30,15 +30,13 @@ from hvae_hpc.jobs.state.run_log import (
     record,
 )
 from hvae_hpc.jobs.worker.pool import Pool, Worker
-from hvae_hpc.jobs.worker.run import Report, execute, follow, meeting_file
+from hvae_hpc.jobs.worker.run import Report, execute_when_free, follow, meeting_file
 from hvae_hpc.runs.identity import code_sha
 from hvae_hpc.runs.lease import job_id, restart_count
 from hvae_hpc.runs.plan import Plan, read_plan
 
 SPREAD_S = 20.0
 """Elements of a large array start within this time, so that a file server is not overrun."""
-BUSY_S = 900.0
-"""How long to wait for another process at the same run: SLURM has yet to end a lost node's."""
 EARLY_S = 120.0
 """SLURM sends the signal up to 60 s early, and a step starts some time after its job."""
 LATE_S = 90.0
@@ -75,7 +73,7 @@ def run_element(plan_file: Path, array: int) -> int:
 
     began = time.time()
     before = {run_id: how_far(plan.folder(run_id)) for run_id in ids}
-    reports = _make_all(plan, ids, lambda: Worker(plan_file, sys.stderr))
+    reports = _make_all(plan, plan_file, ids)
     _send_followers_home(plan, ids[0], before[ids[0]])
 
     is_told_to_leave = signals.leave_asked() or any(
@@ -110,14 +108,8 @@ def _send_followers_home(plan: Plan, run_id: str, before: float) -> None:
         meeting_file(plan, run_id, "over").touch()
 
 
-def _make_all(plan: Plan, ids: Sequence[str], start: Callable[[], Worker]) -> dict[str, Report]:
-    """Make the runs: several at a time where the site says so, then the rest one by one.
-
-    Args:
-        plan: of the element.
-        ids: its runs, of one stage.
-        start: starts a worker for some of them.
-    """
+def _make_all(plan: Plan, plan_file: Path, ids: Sequence[str]) -> dict[str, Report]:
+    """Make the runs of one stage: several at a time where the site says so, then one by one."""
     reports: dict[str, Report] = {}
     # What failed before this element was sent back is not retried by it.
     todo = [
@@ -127,39 +119,22 @@ def _make_all(plan: Plan, ids: Sequence[str], start: Callable[[], Worker]) -> di
     ]
 
     resources = plan.resources_of(ids[0])
-    if resources.at_once > 1 and resources.tasks == 1 and len(todo) > 1:
+    at_once = min(resources.at_once, len(todo))
+    if at_once > 1 and resources.tasks == 1:
         tell = partial(_tell, plan)
-        pool = Pool(plan, resources.at_once, start, tell, signals.leave_asked, one_device=True)
-        reports |= pool.make(todo)
+        start = partial(Worker, plan_file, sys.stderr, at_once)
+        reports = Pool(plan, at_once, start, tell, signals.leave_asked).make(todo)
 
         # A failure beside others may be theirs (memory): such a run is retried alone.
-        failed = [i for i in todo if i in reports and reports[i].state == "failed"]
-        for run_id in failed:
-            record(plan.folder(run_id), "again", reports[run_id].message)
-        todo = [i for i in todo if i in failed or i not in reports or reports[i].state == "busy"]
-
-    return reports | _make_one_by_one(plan, todo)
-
-
-def _make_one_by_one(plan: Plan, todo: Sequence[str]) -> dict[str, Report]:
-    """Make runs in this process; those that another process holds are tried again later."""
-    reports: dict[str, Report] = {}
-    give_up_at: float | None = None
-    while todo and not signals.leave_asked():
+        todo = [i for i in todo if i in reports and reports[i].state == "failed"]
         for run_id in todo:
-            if signals.leave_asked():
-                break
-            reports[run_id] = execute(plan, run_id)
-            if reports[run_id].state != "busy":
-                _tell(plan, reports[run_id])
+            record(plan.folder(run_id), "again", reports[run_id].message)
 
-        todo = [i for i in todo if i not in reports or reports[i].state == "busy"]
-        give_up_at = give_up_at or time.monotonic() + BUSY_S
-        if todo and time.monotonic() > give_up_at:
-            print(f"busy: {' '.join(todo)}: another process was at it all the time", flush=True)
+    for run_id in todo:
+        if signals.leave_asked():
             break
-        if todo:
-            _wait(5.0, signals.leave_asked)
+        reports[run_id] = execute_when_free(plan, run_id)
+        _tell(plan, reports[run_id])
     return reports
 
 

@@ -32,13 +32,11 @@ from hvae_hpc.jobs.state.run_log import (
     let_output_be_lost,
     record,
 )
-from hvae_hpc.jobs.worker.run import Report, execute
+from hvae_hpc.jobs.worker.run import Report, execute_when_free
 from hvae_hpc.runs.plan import Plan, read_plan
 
 STAGE_ORDER = {"train": 0, "augment": 1, "generate": 2, "segment": 3, "quality": 4, "likelihood": 5}
 """Order of runs that could start: what others wait for goes first, so parents before children."""
-RETRY_BUSY_S = 1.0
-"""Pause before a run that another process holds is tried again."""
 
 
 class Worker:
@@ -47,14 +45,16 @@ class Worker:
     Args:
         plan_file: where its runs stand.
         log: takes what it prints.
+        at_once: how many workers share its device, which is noted in what its runs cost.
 
     Attributes:
         run_id: what it is at; None while it waits for a run.
         death: evidence of why it died at its run; empty while it lives.
     """
 
-    def __init__(self, plan_file: Path, log: IO[str]) -> None:
-        command = [sys.executable, "-u", "-m", "hvae_hpc.jobs.worker.pool", str(plan_file)]
+    def __init__(self, plan_file: Path, log: IO[str], at_once: int = 1) -> None:
+        module = "hvae_hpc.jobs.worker.pool"
+        command = [sys.executable, "-u", "-m", module, str(plan_file), str(at_once)]
         # In a process group of its own: Ctrl-C reaches the sweep alone, which then asks its
         # workers to save and leave.
         self.process = subprocess.Popen(
@@ -69,14 +69,14 @@ class Worker:
         self.started, self._oom_kills = 0.0, 0
         self.death: dict[str, Any] = {}
 
-    def give(self, run_id: str, at_once: int = 1) -> None:
-        """Tell it to make a run, as one of so many on its device."""
+    def give(self, run_id: str) -> None:
+        """Tell it to make a run."""
         assert self.process.stdin is not None
         self.run_id, self.started = run_id, time.time()
         self._oom_kills = count_oom_kills()
         # Where it died between two runs, its silence is read as that.
         with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.write(f"{run_id} {at_once}\n")
+            self.process.stdin.write(f"{run_id}\n")
             self.process.stdin.flush()
 
     def read(self) -> Report | None:
@@ -119,8 +119,6 @@ class Pool:
         start: starts a worker.
         tell: is told of each run that ended.
         is_stopped: asked now and then; True means that all save and leave.
-        one_device: whether the runs share a device, which is then noted in what they cost. Then
-            also a run that another process holds is reported as busy, not tried again.
 
     Attributes:
         workers: those that live.
@@ -134,12 +132,10 @@ class Pool:
         start: Callable[[], Worker],
         tell: Callable[[Report], None],
         is_stopped: Callable[[], bool] = lambda: False,
-        one_device: bool = False,
     ) -> None:
         self._plan, self._size, self._start, self._tell = plan, size, start, tell
-        self._is_stopped, self._one_device = is_stopped, one_device
+        self._is_stopped = is_stopped
         self._waiting: list[str] = []
-        self._not_before: dict[str, float] = {}
         self.workers: list[Worker] = []
         self.reports: dict[str, Report] = {}
 
@@ -186,16 +182,13 @@ class Pool:
         """Give each free worker the first run that may begin."""
         unfinished = {*self._waiting, *self.running}
         for run_id in list(self._waiting):
-            is_early = self._not_before.get(run_id, 0.0) > time.time()
-            if is_early or unfinished & set(self._plan.parents(run_id).values()):
+            if unfinished & set(self._plan.parents(run_id).values()):
                 continue
             worker = self._free_worker()
             if worker is None:
                 return
-            # Fewer than the pool has places for, where no more are left.
-            beside = min(self._size, len(self.running) + len(self._waiting))
             self._waiting.remove(run_id)
-            worker.give(run_id, beside if self._one_device else 1)
+            worker.give(run_id)
 
     def _free_worker(self) -> Worker | None:
         for worker in self.workers:
@@ -215,10 +208,6 @@ class Pool:
             if report is None or worker.death:
                 self.workers.remove(worker)
             if report is None:
-                continue
-            if report.state == "busy" and not self._one_device:
-                self._waiting.append(report.run_id)
-                self._not_before[report.run_id] = time.time() + RETRY_BUSY_S
                 continue
             if worker.death and not self._is_stopped():
                 record(self._plan.folder(report.run_id), "died", report.message, **worker.death)
@@ -270,13 +259,13 @@ def run_locally(
 
 
 def serve(argv: Sequence[str]) -> int:
-    """Do a worker's work: make the runs that standard input names, a line each.
+    """Do a worker's work: make the runs that standard input names, an id a line.
 
-    A line is the run's id and the number of runs on the device. Each is answered by a line of JSON.
-    When the input ends, this process saves and ends: it never outlives the one that started it.
+    Each is answered by a line of JSON. When the input ends, this process saves and ends: it never
+    outlives the one that started it.
 
     Args:
-        argv: the plan's file.
+        argv: the plan's file, and how many workers share the device.
     """
     plan = read_plan(Path(argv[0]))
     answers = os.fdopen(os.dup(1), "w")
@@ -285,7 +274,7 @@ def serve(argv: Sequence[str]) -> int:
 
     def listen() -> None:
         for line in sys.stdin:
-            orders.put(line)
+            orders.put(line.strip())
         signals.ask_to_leave()
         orders.put(None)
 
@@ -297,8 +286,7 @@ def serve(argv: Sequence[str]) -> int:
             continue
         if order is None:
             break
-        run_id, at_once = order.split()
-        report = execute(plan, run_id, at_once=int(at_once))
+        report = execute_when_free(plan, order, int(argv[1]))
         print(json.dumps(dump(report)), file=answers, flush=True)
     return 0
 

@@ -1,5 +1,6 @@
 """One attempt at one run: check it, make it or go on with it, and write down how it ended."""
 
+import math
 import os
 import time
 import traceback
@@ -51,6 +52,9 @@ STAGES = {
     "segment": ("evaluation.segment", "segment"),
 }
 """Stage to the module and the function that does it."""
+BUSY_S = 900.0
+"""How long to wait for another process at a run: SLURM has yet to end a lost node's."""
+RETRY_BUSY_S = 1.0
 HEADLINES = {
     "dice": "Dice {:.3f}",
     "psnr_mean": "{:.4g} dB PSNR",
@@ -123,6 +127,19 @@ def execute(
         is_bug = evidence.get("errno") not in MACHINE_ERRORS and not kind.endswith("MemoryError")
         message = f"{kind}: {error}{' (a bug: traceback in the log)' if is_bug else ''}"
         return report("failed", record(folder, "failed", message, **evidence))
+
+
+def execute_when_free(plan: Plan, run_id: str, at_once: int = 1) -> Report:
+    """Make a run as :func:`execute` does; wait where another process is at it.
+
+    An element waits ``BUSY_S`` at most, so that it does not hold its GPU for another's work.
+    """
+    give_up_at = time.monotonic() + (BUSY_S if job_id() else math.inf)
+    while (report := execute(plan, run_id, at_once=at_once)).state == "busy":
+        if signals.leave_asked() or time.monotonic() > give_up_at:
+            break
+        time.sleep(RETRY_BUSY_S)
+    return report
 
 
 def _stamp_parents(plan: Plan, run_id: str) -> dict[str, str]:

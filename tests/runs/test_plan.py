@@ -9,8 +9,7 @@ import pytest
 from hvae_hpc.config.stages import STAGE_VERSIONS
 from hvae_hpc.errors import UserError
 from hvae_hpc.runs.identity import make_run_id
-from hvae_hpc.runs.plan import find_plans, plan_path, read_plan
-from hvae_hpc.runs.run import Run
+from hvae_hpc.runs.plan import find_plans, read_plan
 from tests.results.made_up import make_runs, write_plan
 
 
@@ -96,23 +95,6 @@ def test_a_parent_that_does_not_stand_before_its_run_is_refused(tmp_path: Path) 
     entries = read_entries(tmp_path)
     with pytest.raises(UserError, match="that does not stand before it"):
         read_plan(write_plan(tmp_path, make_runs(), changes={"runs": entries[::-1]}))
-
-
-def test_runs_of_two_versions_of_a_stage_do_not_stand_in_one_plan(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    runs, path = make_runs(), plan_path(tmp_path, "small")
-    entries = read_entries(tmp_path)
-    monkeypatch.setitem(STAGE_VERSIONS, "segment", STAGE_VERSIONS["segment"] + 1)
-    assert [*read_plan(path).runs] == [entry["run_id"] for entry in entries]  # all of them older
-
-    first = next(i for i, run in enumerate(runs) if run.stage == "segment")
-    newer = Run(stage="segment", config=runs[first].config, parents=runs[first].parents)
-    entries[first]["run_id"] = newer.run_id
-    with pytest.raises(
-        UserError, match="mixes runs of stage segment by two versions of the program"
-    ):
-        read_plan(write_plan(tmp_path, runs, changes={"runs": entries}))
 
 
 def test_a_plan_from_before_a_setting_was_added_is_read(tmp_path: Path) -> None:

@@ -45,8 +45,8 @@ ANSWERS = """
 import json, os, signal, sys
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 for line in sys.stdin:
-    run_id, at_once = line.split()
-    print(run_id, at_once, os.getpid(), file=open(sys.argv[1], "a"), flush=True)
+    run_id = line.strip()
+    print(run_id, os.getpid(), file=open(sys.argv[1], "a"), flush=True)
     state = {states}.get(run_id, "done")
     if state == "dies":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -79,40 +79,26 @@ def made_up(plan: Plan, n: int) -> tuple[Plan, list[str]]:
 
 
 def make_up_answers(
-    plan: Plan, ids: list[str], size: int, notes: Path, states: dict[str, str], one_device: bool
+    plan: Plan, ids: list[str], size: int, notes: Path, states: dict[str, str]
 ) -> tuple[dict[str, Report], list[Report]]:
     """Return the reports of a pool of such workers, and those that it told of."""
     told = list[Report]()
-    pool = Pool(plan, size, lambda: FakeWorker(notes, states), told.append, one_device=one_device)
+    pool = Pool(plan, size, lambda: FakeWorker(notes, states), told.append)
     reports = pool.make(ids)
     assert pool.workers == []
     return reports, told
 
 
-def test_workers_make_one_run_after_the_other_and_each_run_knows_how_many_share_its_device(
-    plan: Plan, tmp_path: Path
-) -> None:
+def test_workers_make_one_run_after_the_other(plan: Plan, tmp_path: Path) -> None:
     plan, ids = made_up(plan, 5)
-    reports, told = make_up_answers(plan, ids, 2, tmp_path / "notes", {}, one_device=True)
+    reports, told = make_up_answers(plan, ids, 2, tmp_path / "notes", {})
     assert {run_id: report.state for run_id, report in reports.items()} == dict.fromkeys(
         ids, "done"
     )
     assert sorted(report.run_id for report in told) == sorted(ids)
     lines = [line.split() for line in (tmp_path / "notes").read_text().splitlines()]
-    assert sorted(run_id for run_id, _, _ in lines) == sorted(ids)
-    assert [at_once for _, at_once, _ in lines][:4] == ["2"] * 4
-    assert len({worker for _, _, worker in lines}) == 2
-
-
-def test_where_fewer_runs_are_left_each_is_one_of_those_and_on_no_shared_device_alone(
-    plan: Plan, tmp_path: Path
-) -> None:
-    plan, ids = made_up(plan, 2)
-    for one_device, at_once in ((True, "2"), (False, "1")):
-        notes = tmp_path / f"notes-{at_once}"
-        make_up_answers(plan, ids, 4, notes, {}, one_device)
-        lines = [line.split() for line in notes.read_text().splitlines()]
-        assert sorted((run_id, n) for run_id, n, _ in lines) == [(i, at_once) for i in sorted(ids)]
+    assert sorted(run_id for run_id, _ in lines) == sorted(ids)
+    assert len({worker for _, worker in lines}) == 2
 
 
 def test_a_worker_that_dies_is_replaced_and_its_run_reported_with_the_cause(
@@ -120,7 +106,7 @@ def test_a_worker_that_dies_is_replaced_and_its_run_reported_with_the_cause(
 ) -> None:
     plan, ids = made_up(plan, 5)
     states = {ids[0]: "failed", ids[1]: "dies", ids[2]: "busy", ids[3]: "blocked"}
-    reports, _ = make_up_answers(plan, ids, 2, tmp_path / "notes", states, one_device=True)
+    reports, _ = make_up_answers(plan, ids, 2, tmp_path / "notes", states)
     assert [reports[run_id].state for run_id in ids] == [
         "failed",
         "failed",
