@@ -105,7 +105,6 @@ class Collected:
         results: what is known of each run of the plan; a result that is not believed is none.
         done: ids of all runs that are done.
         missing: "folder: reason" of every other expected run.
-        code_shas: code version to the number of runs that it made.
     """
 
     segment: pd.DataFrame
@@ -117,7 +116,6 @@ class Collected:
     results: Mapping[str, ResultSummary]
     done: frozenset[str]
     missing: tuple[str, ...]
-    code_shas: dict[str, int]
 
     def dice(self, data: str, arm: str) -> Summary | None:
         """Return the summary of an arm's Dice over its done runs; None where there is none."""
@@ -170,7 +168,6 @@ def collect(plan: Plan, partial: bool = False) -> Collected:
         results=results,
         done=frozenset(run_id for run_id, result in results.items() if result.done),
         missing=missing,
-        code_shas=dict(sorted(Counter(costs["code_sha"].tolist()).items())),
     )
 
 

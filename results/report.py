@@ -163,28 +163,24 @@ def _show_tables(tables: Mapping[str, Table]) -> str:
 
 
 def _show_figures(figures: Sequence[Path], figure_remarks: Sequence[str]) -> str:
-    """Return all pictures, each with its caption, its remarks and the names of its files."""
-    shown = []
+    """Return each picture with its caption, what else is said of it, and links to its files."""
+    shown = ""
     for path in figures:
-        if path.suffix == ".png":
-            prefix = f"{path.name}: "
-            said = [line.removeprefix(prefix) for line in figure_remarks if line.startswith(prefix)]
-            files = [other.name for other in figures if other.stem == path.stem]
-            shown.append(_show_figure(path, "; ".join(["", *said]), files))
-    return "".join(shown)
-
-
-def _show_figure(path: Path, said: str, files: Sequence[str]) -> str:
-    """Return a picture with its caption, what else is said of it, and links to its files."""
-    kinds = [kind for kind in CAPTIONS if path.name.startswith(f"{kind}-")]
-    caption = html.escape(CAPTIONS[kinds[0]] if kinds else "")
-    links = ", ".join(f'<a href="{name}">{name}</a>' for name in map(html.escape, files))
-    data = base64.b64encode(path.read_bytes()).decode()
-    return (
-        f'<figure><img loading="lazy" alt="{caption}: {html.escape(path.stem)}" '
-        f'src="data:image/png;base64,{data}">'
-        f"<figcaption>{caption}{html.escape(said)} ({links})</figcaption></figure>"
-    )
+        if path.suffix != ".png":
+            continue
+        caption = next((said for kind, said in CAPTIONS.items() if path.name.startswith(kind)), "")
+        about = [line.partition(": ") for line in figure_remarks]
+        said = [caption, *(remark for name, _, remark in about if name == path.name)]
+        files = [html.escape(other.name) for other in figures if other.stem == path.stem]
+        links = ", ".join(f'<a href="{name}">{name}</a>' for name in files)
+        alt = html.escape(f"{caption}: {path.stem}")
+        data = base64.b64encode(path.read_bytes()).decode()
+        shown += (
+            f'<figure><img loading="lazy" alt="{alt}" '
+            f'src="data:image/png;base64,{data}">'
+            f"<figcaption>{html.escape('; '.join(said))} ({links})</figcaption></figure>"
+        )
+    return shown
 
 
 def _list_missing(collected: Collected) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES = 4000
+INTERVAL = [(1 - 0.95) / 2, (1 + 0.95) / 2]
 EXACT_UP_TO = 14
 """Up to so many differences, all ways to flip their signs are tried; of more, 2^14 random ways."""
 
@@ -72,8 +73,8 @@ class Block(NamedTuple):
     cases: Sequence[str]
 
 
-def bootstrap_mean(blocks: Sequence[Block], level: float = 0.95, seed: int = 0) -> Estimate:
-    """Return the mean of scores with the interval of a two-way bootstrap.
+def bootstrap_mean(blocks: Sequence[Block]) -> Estimate:
+    """Return the mean of scores with the 95 % interval of a two-way bootstrap.
 
     Runs and cases are drawn with replacement, each independently of the other (Owen 2007): ten
     seeds that share 100 test cases are not 1,000 observations. For two arms give the differences of
@@ -84,10 +85,8 @@ def bootstrap_mean(blocks: Sequence[Block], level: float = 0.95, seed: int = 0) 
     Args:
         blocks: one per split; a case is drawn for all splits that it is in. The splits themselves
             are not drawn again.
-        level: of the interval.
-        seed: of the draws.
     """
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     places = _places(blocks)
 
     # How often each run of each split, and each case, is drawn: (resamples, runs or cases).
@@ -104,7 +103,7 @@ def bootstrap_mean(blocks: Sequence[Block], level: float = 0.95, seed: int = 0) 
         shares = cases / cases.sum(1, keepdims=True)
         means += np.einsum("bc,bc->b", runs @ block.scores, shares) / len(blocks)
 
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(means, INTERVAL)
     mean = _mean(blocks)
     # Where all scores are alike, rounding may put the ends on one side of the mean.
     return Estimate(mean=mean, low=min(float(low), mean), high=max(float(high), mean))
@@ -137,7 +136,7 @@ def _shares(blocks: Sequence[Block]) -> tuple[NDArray[np.float64], NDArray[np.fl
     return np.concatenate(of_runs), of_cases
 
 
-def sign_flip_test(differences: NDArray[np.float64], seed: int = 0) -> float:
+def sign_flip_test(differences: NDArray[np.float64]) -> float:
     """Return the two-sided p-value of paired differences that are symmetric about 0.
 
     The signs of the differences are flipped. It is exact for up to 14 of them: with n, no p is
@@ -150,7 +149,7 @@ def sign_flip_test(differences: NDArray[np.float64], seed: int = 0) -> float:
         sums = signs @ differences
     else:
         # Some ways at a time: all signs of thousands of cases would take a gigabyte.
-        random, parts = np.random.default_rng(seed), 16
+        random, parts = np.random.default_rng(0), 16
         ways = (random.choice([-1.0, 1.0], size=(2**EXACT_UP_TO // parts, n)) for _ in range(parts))
         sums = np.concatenate([signs @ differences for signs in ways])
         sums[0] = differences.sum()

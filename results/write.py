@@ -1,6 +1,5 @@
 """A sweep's results folder, step by step: collect, tables, verdict, figures, rows, report."""
 
-import contextlib
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -45,10 +44,12 @@ def write_results(
     folder = (out or runs / "results") / sweep
 
     collected, device_hours = ask_jobs(plan, collect(plan, partial=True))
-    missing = _write_missing(folder / "missing.txt", collected.missing)
+    missing = _write_text(
+        folder / "missing.txt", "".join(f"{line}\n" for line in collected.missing)
+    )
     if collected.missing and not partial:
-        listed = f"\nall of them are listed in {missing[0]}" if missing else ""
-        raise UserError(refusal(plan, collected.missing) + listed)
+        listed = f"all of them are listed in {missing[0]}"
+        raise UserError(f"{refusal(plan, collected.missing)}\n{listed}")
 
     scores = score_arms(plan, collected)
     tables = build_tables(plan, collected, scores)
@@ -122,13 +123,6 @@ def _write_verdicts(folder: Path, verdicts: Sequence[str]) -> list[Path]:
     if verdicts:
         print("Verdict\n\n" + "\n".join(textwrap.fill(line, 100) for line in verdicts) + "\n")
     return _write_text(folder / "verdict.txt", "".join(f"{line}\n" for line in verdicts))
-
-
-def _write_missing(path: Path, missing: Sequence[str]) -> list[Path]:
-    """Write what is missing and why, a line each; no list where nothing can be written there."""
-    with contextlib.suppress(UserError):
-        return _write_text(path, "".join(f"{line}\n" for line in missing))
-    return []
 
 
 def _write_text(path: Path, text: str) -> list[Path]:

@@ -91,7 +91,8 @@ def write_figures(
 
 def _asked_formats() -> set[str]:
     """Return the endings that figures are to have; PNG among them, which the report shows."""
-    asked = {"png", *filter(None, re.split(r"[\s,]+", os.environ.get(FORMATS, ",".join(PLOT))))}
+    named = os.environ.get(FORMATS) or ",".join(PLOT)
+    asked = {"png", *named.replace(" ", "").split(",")}
     if unknown := sorted(asked - set(PLOT)):
         raise UserError(
             f"${FORMATS} has {', '.join(map(repr, unknown))}, expected some of {', '.join(PLOT)}"

@@ -1,5 +1,6 @@
 """All tables of a sweep: which there are, and what must be said below each of them."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -54,7 +55,8 @@ def sweep_remarks(plan: Plan, collected: Collected) -> list[str]:
         count = f"{len(collected.missing)} of {len(plan.runs)}"
         remarks.append(f"Partial: {count} expected runs have no result; (7/10) means 7 of 10.")
 
-    code = [f"{sha} ({count} runs)" for sha, count in collected.code_shas.items()]
+    versions = Counter(collected.costs["code_sha"])
+    code = [f"{sha} ({count} runs)" for sha, count in sorted(versions.items())]
     if len(code) > 1:
         remarks.append(
             f"Mixed code: {len(code)} versions of the code made the runs: {', '.join(code)}."

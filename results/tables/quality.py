@@ -180,20 +180,19 @@ def _describe_faults(runs: Mapping[str, Mapping[str, pd.DataFrame]]) -> list[str
     for data, of_data in runs.items():
         usual = of_data["real"]["duplicates_high"] if "real" in of_data else ()
         limit = max([MOST_DUPLICATES, *usual])
-        for source in [source for source in of_data if source not in IMAGE_SOURCES]:
-            measured = of_data[source].dropna(subset="duplicates_low")
-            n_sets += len(measured)
-            for run in measured.to_dict("records"):
+        for source, of_source in of_data.items():
+            if source in IMAGE_SOURCES:
+                continue
+            for run in of_source.dropna(subset="duplicates_low").to_dict("records"):
+                n_sets += 1
                 name = f"{data}, {source_label(source)}"
-                if len(of_data[source]) > 1:
+                if len(of_source) > 1:
                     name += f" (split {run['split_seed']}, generator seed {run['seed']})"
                 faults += _describe_faults_of_run(name, run, limit)
 
     if n_sets and not faults:
-        return [
-            f"None of the {n_sets} sets of pairs was found to repeat itself or to copy its training"
-            " set."
-        ]
+        none = "sets of pairs was found to repeat itself or to copy its training set."
+        return [f"None of the {n_sets} {none}"]
     return faults
 
 

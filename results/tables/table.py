@@ -15,14 +15,8 @@ NOTHING = "—"
 _WIDTH = 100
 _LATEX = str.maketrans(
     {
+        **{letter: rf"\{letter}" for letter in "&%$#_{}"},
         "\\": r"\textbackslash{}",
-        "&": r"\&",
-        "%": r"\%",
-        "$": r"\$",
-        "#": r"\#",
-        "_": r"\_",
-        "{": r"\{",
-        "}": r"\}",
         "~": r"\textasciitilde{}",
         "^": r"\textasciicircum{}",
         "<": r"\textless{}",
@@ -101,11 +95,8 @@ class Table:
         align = "".join("r" if any(map(_leading_number, cells)) else "l" for cells in columns)
         caption = f"{self.title}. {' '.join((*self.notes, *self.remarks))}"
 
-        body = []
-        for row in self._escape_rows(_escape_latex, r"\textbf{{{}}}"):
-            # LaTeX would take a "[" or "*" for an argument of the "\\" before it.
-            guard = "{}" if row[0].startswith(("[", "*")) else ""
-            body.append(guard + " & ".join(row) + r" \\")
+        rows = self._escape_rows(_escape_latex, r"\textbf{{{}}}")
+        body = [" & ".join(row) + r" \\" for row in rows]
 
         lines = [
             r"\begin{table}",

@@ -39,7 +39,7 @@ def test_every_done_segment_run_is_one_row_with_its_numbers(tmp_path: Path) -> N
     counts = ["n_synthetic", "n_standard", "seed", "split_seed", "n_cases", "median_dice", "wall_s"]
     assert list(row[counts]) == [300, 0, 2, 0, 12, fake_dice(run), 12.5]
     assert collected.missing == ()
-    assert collected.code_shas == {"abc": len(runs)}
+    assert collected.costs["code_sha"].value_counts().to_dict() == {"abc": len(runs)}
 
 
 def test_every_done_quality_run_is_one_row(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_two_versions_of_the_code_are_counted(tmp_path: Path) -> None:
     runs = write_sweep(tmp_path, seeds=1)
     finish(tmp_path, runs[-1], fake_metrics(runs[-1]), code_sha="def")
     collected = collect(read_plan(tmp_path / "plans/small.json"))
-    assert collected.code_shas == {"abc": len(runs) - 1, "def": 1}
+    assert collected.costs["code_sha"].value_counts().to_dict() == {"abc": len(runs) - 1, "def": 1}
 
 
 def test_a_single_draw_has_no_sd_whatever_the_file_says(tmp_path: Path) -> None:

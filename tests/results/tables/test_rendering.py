@@ -59,13 +59,6 @@ def test_the_latex_has_no_command_and_no_special_character_from_a_text() -> None
     assert left.isascii()
 
 
-def test_no_cell_is_taken_for_an_argument_of_the_line_before_it() -> None:
-    rows = (("[9cm] x", "1", "2"), ("*", "1", "2"), ("x [1, 2]", "1", "2"))
-    lines = replace(TABLE, rows=rows).to_latex("x").splitlines()
-    begun = lines[lines.index(r"\midrule") + 1 : lines.index(r"\bottomrule")]
-    assert [line.partition(" & ")[0] for line in begun] == ["{}[9cm] x", "{}*", "x [1, 2]"]
-
-
 class Reader(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
