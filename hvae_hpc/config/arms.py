@@ -18,14 +18,13 @@ arm's budget is not the sweep's.
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 from hvae_hpc.config.kinds import AugmentationConfig
-from hvae_hpc.config.model import require_share
+from hvae_hpc.config.model import require
 from hvae_hpc.errors import UserError
 
 Budget = Literal["epochs", "steps"]
-BUDGETS: tuple[Budget, ...] = ("epochs", "steps")
 USES: dict[str, dict[str, Any]] = {
     "shuffled": {"shuffled": True},
     "only": {"alone": True},
@@ -66,7 +65,7 @@ class ArmConfig:
     generator_seed: int = 0
 
     def __post_init__(self) -> None:
-        require_share(self, "first_share")
+        require("a share between 0 and 1", self, "first_share")
         stands_alone = self.alone or self.first_share
         has_copies = self.n_standard or self.n_copies
         if (self.shuffled or stands_alone) and not self.n_synthetic:
@@ -146,11 +145,9 @@ def budget_of(name: str, default: Budget) -> Budget:
     _, at, budget = name.partition("@")
     if not at:
         return default
-    for known in BUDGETS:
-        if budget == known:
-            return known
-    expected = " or ".join(f"@{known}" for known in BUDGETS)
-    raise UserError(f"arm {name!r}: ends in {at + budget!r}, expected {expected}")
+    if budget not in get_args(Budget):
+        raise UserError(f"arm {name!r}: ends in {at + budget!r}, expected @epochs or @steps")
+    return cast(Budget, budget)
 
 
 def _source_and_use(part: str, sources: Collection[str]) -> tuple[str, str]:

@@ -7,11 +7,9 @@ runs folder holds is ever imported. docs/DEVELOP.md has a worked example.
 """
 
 import pkgutil
-import sys
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
-from pathlib import Path
 from typing import Any, ClassVar
 
 from hvae_hpc.errors import UserError
@@ -64,10 +62,6 @@ class GeneratorConfig:
         """Return the multiplications and additions of a training step, per pixel of an image."""
         return 1.5e6
 
-    def weight_count(self) -> float:
-        """Return about how many weights the network has."""
-        return 4e6
-
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentationConfig:
@@ -119,12 +113,5 @@ def generator_labels() -> dict[str, str]:
 
 @cache
 def _installed_kinds(group: str) -> dict[str, str]:
-    """Return the kinds of installed packages; those that lie in the working folder do not count."""
-    working_folder = Path.cwd()
-    places = [place for place in sys.path if place and Path(place).resolve() != working_folder]
-    return {
-        entry.name: entry.value
-        for distribution in metadata.distributions(path=places)
-        for entry in distribution.entry_points
-        if entry.group == group
-    }
+    """Return the kinds that installed packages add."""
+    return {entry.name: entry.value for entry in metadata.entry_points(group=group)}

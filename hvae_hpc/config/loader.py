@@ -79,41 +79,35 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def read_toml(path: Path, library: Path) -> dict[str, Any]:
+def read_toml(path: Path, library: Path, *, below: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Read a TOML file; ``extends = "NAME or PATH"`` lays it over another one.
 
     Args:
         path: the file.
         library: the folder in which a bare NAME of ``extends`` lies as ``NAME.toml``.
+        below: the files that extend this one.
 
     Raises:
         UserError: the file is missing or is not TOML, or ``extends`` goes in a circle.
     """
-    chain: list[Path] = []
-    tables: list[dict[str, Any]] = []
-    while True:
-        if path.resolve() in chain:
-            raise UserError(f"{path}: 'extends' goes in a circle; remove one of them")
-        chain.append(path.resolve())
-        try:
-            table = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: not valid TOML: {error}") from error
-        parent = table.pop("extends", None)
-        tables.append(table)
-        if parent is None:
-            break
-        if not isinstance(parent, str):
-            raise UserError(
-                f"{path}: extends: got {_shown(parent)}, expected the name or path of a TOML file"
-            )
-        path = find_toml(parent, library, beside=path.parent)
-    merged: dict[str, Any] = {}
-    for table in reversed(tables):
-        merged = merge(merged, table)
-    return merged
+    if path.resolve() in below:
+        raise UserError(f"{path}: 'extends' goes in a circle; remove one of them")
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from error
+
+    parent = table.pop("extends", None)
+    if parent is None:
+        return table
+    if not isinstance(parent, str):
+        raise UserError(
+            f"{path}: extends: got {_shown(parent)}, expected the name or path of a TOML file"
+        )
+    parent_path = find_toml(parent, library, beside=path.parent)
+    return merge(read_toml(parent_path, library, below=(*below, path.resolve())), table)
 
 
 def find_toml(name: str, library: Path, beside: Path = Path()) -> Path:

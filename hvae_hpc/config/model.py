@@ -10,44 +10,25 @@ from typing import Any, ClassVar, Literal
 
 from hvae_hpc.config.kinds import AugmentationConfig, GeneratorConfig
 
-
-def require_positive(config: Any, *names: str) -> None:
-    """Raise ValueError where one of a config's fields is not above zero."""
-    _require(config, names, "more than 0", lambda value: value > 0)
-
-
-def require_not_negative(config: Any, *names: str) -> None:
-    """Raise ValueError where one of a config's fields is below zero."""
-    _require(config, names, "0 or more", lambda value: value >= 0)
-
-
-def require_share(config: Any, *names: str) -> None:
-    """Raise ValueError where one of a config's fields is not between 0 and 1."""
-    _require(config, names, "a share between 0 and 1", lambda value: 0 <= value <= 1)
+RULES: dict[str, Callable[[Any], bool]] = {
+    "more than 0": lambda value: value > 0,
+    "0 or more": lambda value: value >= 0,
+    "a share between 0 and 1": lambda value: 0 <= value <= 1,
+    "a number in [0, 1)": lambda value: 0 <= value < 1,
+    "a number in (0, 1]": lambda value: 0 < value <= 1,
+    "a probability in (0, 1)": lambda value: 0 < value < 1,
+    "degrees between 0 and 180": lambda value: 0 <= value <= 180,
+    "one positive number per level": lambda values: values and min(values) > 0,
+}
+"""What a field may be asked to be, in the words of the message, and the test for it."""
 
 
-def require_below_one(config: Any, *names: str) -> None:
-    """Raise ValueError where one of a config's fields is not in [0, 1)."""
-    _require(config, names, "a number in [0, 1)", lambda value: 0 <= value < 1)
-
-
-def require_degrees(config: Any, *names: str) -> None:
-    """Raise ValueError where one of a config's fields is no angle between 0 and 180 degrees."""
-    _require(config, names, "degrees between 0 and 180", lambda value: 0 <= value <= 180)
-
-
-def _require_channels(config: Any, name: str) -> None:
-    expected = "one positive number per level"
-    _require(config, (name,), expected, lambda channels: channels and min(channels) > 0)
-
-
-def _require(
-    config: Any, names: tuple[str, ...], expected: str, holds: Callable[[Any], bool]
-) -> None:
+def require(rule: str, config: Any, *names: str) -> None:
+    """Raise ValueError where one of a config's fields breaks one of the ``RULES``."""
     for name in names:
         value = getattr(config, name)
-        if not holds(value):
-            raise ValueError(f"{name} is {value}, expected {expected}")
+        if not RULES[rule](value):
+            raise ValueError(f"{name} is {value}, expected {rule}")
 
 
 def require_halvings(config_name: str, image_size: tuple[int, int], halvings: int) -> None:
@@ -77,8 +58,8 @@ class NetworkConfig:
     latent_size: int = 128
 
     def __post_init__(self) -> None:
-        require_positive(self, "latent_size", "attention_heads")
-        _require_channels(self, "channels")
+        require("more than 0", self, "latent_size", "attention_heads")
+        require("one positive number per level", self, "channels")
         for level in self.attention_levels:
             if not 0 <= level < len(self.channels):
                 last = len(self.channels) - 1
@@ -159,10 +140,10 @@ class HVAEConfig(GeneratorConfig):
     flow_from: float = 0.7
 
     def __post_init__(self) -> None:
-        require_positive(self, "step_size", "sigma_x", "sigma_x_floor", "mask_weight")
-        require_share(self, "kl_warm_up", "flow_from")
-        if self.n_leapfrog < 0:
-            raise ValueError(f"n_leapfrog is {self.n_leapfrog}, expected 0 (the VAE) or more")
+        require("0 or more", self, "n_leapfrog")
+        require("more than 0", self, "step_size", "sigma_x", "sigma_x_floor", "mask_weight")
+        require("a share between 0 and 1", self, "kl_warm_up", "flow_from")
+        require("a number in (0, 1]", self, "sqrt_beta_0")
 
         # A learned value starts inside its bounds, or no gradient would move it.
         if self.learn_step_size and self.step_size >= self.step_size_max:
@@ -176,8 +157,6 @@ class HVAEConfig(GeneratorConfig):
                 f"sigma_x_floor = {self.sigma_x_floor}"
             )
 
-        if not 0 < self.sqrt_beta_0 <= 1:
-            raise ValueError(f"sqrt_beta_0 is {self.sqrt_beta_0}, expected a number in (0, 1]")
         if self.tempering == "free" and self.n_leapfrog and self.sqrt_beta_0 == 1:
             raise ValueError(
                 'sqrt_beta_0 = 1 with tempering = "free" leaves nothing to learn from; '
@@ -227,10 +206,6 @@ class HVAEConfig(GeneratorConfig):
             passes = self.flow_from + (1 - self.flow_from) * with_flow
         return 3 * self.network.operations_per_pixel() * passes
 
-    def weight_count(self) -> float:
-        """Return about how many weights the network has."""
-        return self.network.weight_count()
-
 
 @dataclass(frozen=True, kw_only=True)
 class LSGANConfig(GeneratorConfig):
@@ -254,7 +229,7 @@ class LSGANConfig(GeneratorConfig):
     differentiable_augmentation: bool = True
 
     def __post_init__(self) -> None:
-        _require_channels(self, "discriminator_channels")
+        require("one positive number per level", self, "discriminator_channels")
 
     def check_image_size(self, name: str, image_size: tuple[int, int]) -> None:
         """Raise ValueError where decoder or discriminator cannot halve the images."""
@@ -270,10 +245,6 @@ class LSGANConfig(GeneratorConfig):
         """Return a training step's operations per pixel: two phases."""
         return 3 * self.network.operations_per_pixel() * 2
 
-    def weight_count(self) -> float:
-        """Return about how many weights the network has."""
-        return self.network.weight_count()
-
 
 @dataclass(frozen=True, kw_only=True)
 class UNetConfig:
@@ -288,7 +259,7 @@ class UNetConfig:
     depth: int = 4
 
     def __post_init__(self) -> None:
-        require_positive(self, "base_channels", "depth")
+        require("more than 0", self, "base_channels", "depth")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -325,13 +296,13 @@ class OptimConfig:
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
 
     def __post_init__(self) -> None:
-        require_positive(self, "images", "batch_size", "lr")
+        require("more than 0", self, "images", "batch_size", "lr")
         if self.images % self.batch_size:
             raise ValueError(
                 f"images is {self.images}, expected a multiple of batch_size = {self.batch_size}"
             )
-        require_below_one(self, "warm_up", "beta_1", "beta_2", "ema_decay")
-        require_not_negative(self, "weight_decay", "clip_norm")
+        require("a number in [0, 1)", self, "warm_up", "beta_1", "beta_2", "ema_decay")
+        require("0 or more", self, "weight_decay", "clip_norm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -354,5 +325,5 @@ class MovesConfig(AugmentationConfig):
     shift: float = 0.05
 
     def __post_init__(self) -> None:
-        require_share(self, "flip", "scale", "shift")
-        require_degrees(self, "rotate_deg")
+        require("a share between 0 and 1", self, "flip", "scale", "shift")
+        require("degrees between 0 and 180", self, "rotate_deg")

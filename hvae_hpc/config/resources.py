@@ -7,7 +7,7 @@ START_S = 30
 """Seconds that a process may take until it works."""
 POSITIVE = {
     "nodes", "cpus", "memory_gb", "minutes", "element_minutes", "signal_lead_s", "threads",
-    "at_once", "mean_uptime_s",
+    "at_once",
 }  # fmt: skip
 """Fields that are more than 0; all other numbers are 0 or more."""
 
@@ -49,9 +49,7 @@ class Resources:
             are made again in the backward pass, not kept.
         tensorboard: whether the training's log is also written as TensorBoard event files, into
             ``tensorboard/`` of the run's folder.
-        checkpoint_every_s: seconds of training between checkpoints; None for as often as pays, by
-            the measured cost of saving and ``mean_uptime_s``.
-        mean_uptime_s: mean seconds between preemptions and failures of a run.
+        checkpoint_every_s: seconds of training between checkpoints.
     """
 
     nodes: int = 1
@@ -80,8 +78,7 @@ class Resources:
     micro_batch: int = 0
     recompute: bool = False
     tensorboard: bool = False
-    checkpoint_every_s: float | None = None
-    mean_uptime_s: float = 14400.0
+    checkpoint_every_s: float = 120.0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

@@ -15,10 +15,7 @@ from hvae_hpc.config.model import (
     MovesConfig,
     OptimConfig,
     UNetConfig,
-    require_degrees,
-    require_not_negative,
-    require_positive,
-    require_share,
+    require,
 )
 
 Sampler = Literal["prior", "aggregated", "mixture", "hmc", "mask"]
@@ -49,7 +46,7 @@ class SplitConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require_positive(self, "train", "test")
+        require("more than 0", self, "train", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,10 +112,9 @@ class LikelihoodConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require_positive(
-            self, "chains", "temperatures", "leaps", "step_size", "estimates", "importance_samples"
-        )
-        require_not_negative(self, "cases")
+        require("more than 0", self, "chains", "temperatures", "leaps", "step_size")
+        require("more than 0", self, "importance_samples")
+        require("0 or more", self, "cases")
         if self.estimates < 2:
             raise ValueError(
                 f"estimates is {self.estimates}, expected 2 or more: one alone has no spread"
@@ -165,11 +161,10 @@ class GenerateConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require_positive(self, "n_pairs", "max_draws_per_pair", "components")
-        require_positive(self, "hmc_proposals", "hmc_leaps", "hmc_step_size")
-        require_not_negative(self, "posterior_noise")
-        if not 0 < self.threshold < 1:
-            raise ValueError(f"threshold is {self.threshold}, expected a probability in (0, 1)")
+        require("more than 0", self, "n_pairs", "max_draws_per_pair", "components")
+        require("more than 0", self, "hmc_proposals", "hmc_leaps", "hmc_step_size")
+        require("0 or more", self, "posterior_noise")
+        require("a probability in (0, 1)", self, "threshold")
 
     @property
     def source(self) -> str:
@@ -205,7 +200,7 @@ class AugmentConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require_positive(self, "n_pairs")
+        require("more than 0", self, "n_pairs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,10 +221,9 @@ class StandardCopiesConfig(AugmentConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_share(self, "flip")
-        require_degrees(self, "rotate_deg")
-        if not 0 < self.crop_min <= 1:
-            raise ValueError(f"crop_min is {self.crop_min}, expected a share in (0, 1]")
+        require("a share between 0 and 1", self, "flip")
+        require("degrees between 0 and 180", self, "rotate_deg")
+        require("a number in (0, 1]", self, "crop_min")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,7 +255,7 @@ class QualityConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require_positive(self, "n_images", "draws", "nearest")
+        require("more than 0", self, "n_images", "draws", "nearest")
         if self.features and self.n_images < self.nearest + 2:
             raise ValueError(
                 f"n_images is {self.n_images}, expected at least {self.nearest + 2} "
@@ -293,8 +287,7 @@ class SegmentConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.threshold < 1:
-            raise ValueError(f"threshold is {self.threshold}, expected a probability in (0, 1)")
+        require("a probability in (0, 1)", self, "threshold")
 
 
 StageConfig = (

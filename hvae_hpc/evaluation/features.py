@@ -4,8 +4,8 @@ The judge is the reference arm's first U-Net. It knows what matters for finding 
 these images, which a network trained on photographs does not.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,8 +27,7 @@ SMALLEST_SPREAD = 0.1
 """Least standard deviation that a feature is divided by, in those of all features on average."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Judge:
+class Judge(NamedTuple):
     """A trained U-Net and how it was asked to predict.
 
     Attributes:

@@ -7,7 +7,6 @@ taken: Metropolis' rule is false for a NaN.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -94,8 +93,7 @@ def adapt(step_size: float, rate: float) -> float:
     return step_size * (0.7 if rate < low else 1.2 if rate > high else 1.0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Walk:
+class Walk(NamedTuple):
     """Where chains ended, z (n, d), and the second half's acceptance and step size."""
 
     z: Tensor
@@ -138,8 +136,7 @@ def hamiltonian_walk(
     return Walk(z=here.z, acceptance=sum(kept) / len(kept), step_size=step_size)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Start:
+class Start(NamedTuple):
     """The Gaussian from which annealing sets out: mean and standard deviation, (n, d)."""
 
     mean: Tensor
@@ -162,8 +159,7 @@ class Start:
         return Place(place.z, gradient, torch.lerp(self.energy(place.z), place.value, share))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Annealing:
+class Annealing(NamedTuple):
     """Log weights (n,) of annealed importance sampling, mean acceptance, step sizes in turn."""
 
     log_weights: Tensor

@@ -19,9 +19,9 @@ from hvae_hpc.errors import UserError
 from hvae_hpc.evaluation.hamiltonian import Start, anneal
 from hvae_hpc.models.hvae import HVAE, LOG_2PI
 from hvae_hpc.runs.workplace import Outcome, Workplace
-from hvae_hpc.training.batches import PairTensors, generator_for
+from hvae_hpc.training.batches import PairTensors, generator_for, require_unseen, to_tensors
 from hvae_hpc.training.checkpoint import load_checkpoint, save_checkpoint
-from hvae_hpc.training.dataset_cache import read_cases
+from hvae_hpc.training.dataset_cache import read_packed
 from hvae_hpc.training.device import choose_device, device_name
 from hvae_hpc.training.train import load_generator, read_split
 
@@ -50,8 +50,13 @@ def measure_likelihood(config: LikelihoodConfig, workplace: Workplace) -> Outcom
             f"{config.generator} has no encoder or no density of images; "
             "the likelihood stage is for (H)VAEs with a Gaussian image"
         )
-    cases = _held_out_cases(config, workplace, generator.train_cases)
-    data = _read_first_slices(config, workplace, cases).to(device)
+    test = read_split(workplace.data, config.split).test
+    cases = test[: config.cases or len(test)]
+    require_unseen(config.generator, generator.train_cases, cases)
+    packed = read_packed(workplace.data, cases)
+    first_slices = [packed.case_ids.index(case) for case in cases]
+    data = to_tensors(packed, config.image_px).take(first_slices).to(device)
+
     # The joint is compared: the mask's likelihood at its own weight, whatever it was trained at.
     model: Any = generator.model.to(device)
     model.config = replace(model.config, mask_weight=1.0)
@@ -83,29 +88,6 @@ def measure_likelihood(config: LikelihoodConfig, workplace: Workplace) -> Outcom
         per_case=per_case,
         details={"train_cases": list(generator.train_cases)},
         device=device_name(device),
-    )
-
-
-def _held_out_cases(
-    config: LikelihoodConfig, workplace: Workplace, train_cases: tuple[str, ...]
-) -> tuple[str, ...]:
-    """Return the test cases that are asked for, after making sure that none was trained on."""
-    test = read_split(workplace.data, config.split).test
-    cases = test[: config.cases or len(test)]
-    if seen := sorted(set(cases) & set(train_cases)):
-        raise UserError(
-            f"{config.generator} was trained on {seen[0]} ({len(seen)} of the cases asked for)"
-        )
-    return cases
-
-
-def _read_first_slices(
-    config: LikelihoodConfig, workplace: Workplace, cases: tuple[str, ...]
-) -> PairTensors:
-    pairs = [read_cases(workplace.data, (case,), config.image_px) for case in cases]
-    return PairTensors(
-        images=torch.cat([of_case.images[:1] for of_case in pairs]),
-        masks=torch.cat([of_case.masks[:1] for of_case in pairs]),
     )
 
 
@@ -210,26 +192,26 @@ def _bounds(
     """
     n = len(batch["image"])
 
-    def forward(samples: int, *names: str) -> dict[str, Tensor]:
-        """Return the model's terms (n, samples) with so many draws of the named noises per pair."""
-        rows = _repeat(batch, samples)
-        shape = (n * samples, model.latent_size)
-        noise = {name: torch.randn(shape, generator=generator).to(rows["image"]) for name in names}
-        terms = model({**rows, **noise, "kl_weight": torch.ones(())}).terms
-        return {name: terms[name].unflatten(0, (n, samples)) for name in ("elbo", "log_weight")}
-
-    def forward_in_parts(samples: int, *names: str) -> dict[str, Tensor]:
+    def draw_bounds(samples: int, *names: str) -> tuple[Tensor, Tensor]:
+        """Return ELBOs and log weights (n, samples), by draws of the named noises per pair."""
+        parts = []
         at_once = max(1, ROWS_AT_ONCE // n)
-        sizes = [min(at_once, samples - first) for first in range(0, samples, at_once)]
-        parts = [forward(size, *names) for size in sizes]
-        return {name: torch.cat([part[name] for part in parts], 1).double() for name in parts[0]}
+        for first in range(0, samples, at_once):
+            size = min(at_once, samples - first)
+            noisy = {**_repeat(batch, size), "kl_weight": torch.ones(())}
+            for name in names:
+                noise = torch.randn(n * size, model.latent_size, generator=generator)
+                noisy[name] = noise.to(batch["image"])
+            terms = model(noisy).terms
+            parts.append((terms["elbo"].view(n, size), terms["log_weight"].view(n, size)))
+        elbos, log_weights = (torch.cat(term, 1).double() for term in zip(*parts, strict=True))
+        return elbos, log_weights
 
-    plain = forward_in_parts(config.importance_samples, "noise")
-    log_mean_weight = torch.logsumexp(plain["log_weight"], 1) - math.log(config.importance_samples)
-    bounds = {"importance_bound": log_mean_weight, "elbo": plain["elbo"].mean(1)}
+    elbos, log_weights = draw_bounds(config.importance_samples, "noise")
+    log_mean_weight = torch.logsumexp(log_weights, 1) - math.log(config.importance_samples)
+    bounds = {"importance_bound": log_mean_weight, "elbo": elbos.mean(1)}
     if model.config.n_leapfrog and not model.config.metropolis:
-        with_flow = forward_in_parts(FLOW_SAMPLES, "noise", "momentum")
-        bounds["elbo_flow"] = with_flow["elbo"].mean(1)
+        bounds["elbo_flow"] = draw_bounds(FLOW_SAMPLES, "noise", "momentum")[0].mean(1)
     return bounds
 
 

@@ -7,8 +7,8 @@ a U-Net trained on the real training cases, sees in both sets. For them "real" i
 training set would give.
 """
 
-from dataclasses import dataclass
-from typing import Any
+import json
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,16 +36,14 @@ from hvae_hpc.training.device import choose_device, device_name
 from hvae_hpc.training.train import read_split
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Set:
+class _Set(NamedTuple):
     """Pairs, and the case of each."""
 
     pairs: PairTensors
     cases: tuple[str, ...]
 
     def first(self, n: int) -> "_Set":
-        pairs = PairTensors(images=self.pairs.images[:n], masks=self.pairs.masks[:n])
-        return _Set(pairs=pairs, cases=self.cases[:n])
+        return _Set(self.pairs.take(slice(n)), self.cases[:n])
 
     @property
     def images(self) -> Images:
@@ -113,7 +111,7 @@ def _read_source(
     if "pairs" in workplace.parents:
         path = workplace.parents["pairs"] / PAIRS
         pairs, attributes = read_pairs(path)
-        require_unseen(path, attributes, test_cases)
+        require_unseen(path, json.loads(attributes["source_cases"]), test_cases)
         return _Set(pairs=to_tensors(pairs, 0), cases=pairs.case_ids)
     if config.source == "mean":
         n = min(config.n_images, len(train.pairs))

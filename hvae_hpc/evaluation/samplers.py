@@ -5,8 +5,7 @@ lie where it knows what to draw. So the sampler is a choice of its own, made in 
 recorded with the pairs.
 """
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,22 +13,122 @@ from torch import Tensor
 from hvae_hpc.config.kinds import GeneratorConfig
 from hvae_hpc.config.stages import GenerateConfig
 from hvae_hpc.errors import UserError
-from hvae_hpc.evaluation.hamiltonian import Energy, hamiltonian_walk
-from hvae_hpc.models.blocks import Batch
+from hvae_hpc.evaluation.hamiltonian import hamiltonian_walk
 from hvae_hpc.training.batches import PairTensors, generator_for
 
 
-class LatentSampler(Protocol):
+class Encodings(NamedTuple):
+    """q(z|y) of N pairs: mean and standard deviation, (N, d) each."""
+
+    mean: Tensor
+    scale: Tensor
+
+
+class GaussianMixture(NamedTuple):
+    """weight (C,), mean and variance (C, d) of diagonal Gaussians."""
+
+    weight: Tensor
+    mean: Tensor
+    variance: Tensor
+
+
+class LatentSampler:
     """Draws latent variables; a draw is a function of the seed and of how many came before.
+
+    Args:
+        config: names the sampler, and has its settings.
+        model: the generator's network, on the device.
+        device: of the draws.
+        pairs: the generator's training pairs, on the device; "prior" needs none.
+        encodings: of the pairs; "prior" needs none.
 
     Attributes:
         facts: what is to be recorded with the pairs.
     """
 
-    facts: dict[str, float]
+    def __init__(
+        self,
+        config: GenerateConfig,
+        model: Any,
+        device: torch.device,
+        pairs: Any = None,
+        encodings: Any = None,
+    ) -> None:
+        self.config, self.model, self.device = config, model, device
+        self.pairs, self.encodings = pairs, encodings
+        self.facts: dict[str, float] = {}
+        if config.sampler == "aggregated":
+            self.facts["posterior_noise"] = config.posterior_noise
+        if config.sampler == "mixture":
+            components = min(config.components, len(self.encodings.mean))
+            self.mixture = fit_mixture(self.encodings, components, config.seed)
+            self.facts["components"] = float(components)
 
     def draw(self, n: int, first: int) -> Tensor:
         """Return draws first to first + n - 1, (n, d)."""
+        if self.config.sampler == "prior":
+            return self._draw_prior(n, first)
+        if self.config.sampler == "aggregated":
+            return self._draw_between(n, first)
+        if self.config.sampler == "mixture":
+            return self._draw_mixture(n, first)
+        return self._walk(n, first)
+
+    def _draw_prior(self, n: int, first: int) -> Tensor:
+        """Draw from N(0, I)."""
+        generator = generator_for(self.config.seed, "draws", first)
+        return torch.randn(n, self.model.latent_size, generator=generator).to(self.device)
+
+    def _draw_between(self, n: int, first: int) -> Tensor:
+        """Draw points between two pairs' encodings, with noise as wide as between theirs."""
+        generator = generator_for(self.config.seed, "between", first)
+        mean, scale = self.encodings
+        one = torch.randint(len(mean), (n,), generator=generator)
+        # Never twice the same pair, where there are two.
+        further = torch.randint(1, max(2, len(mean)), (n,), generator=generator)
+        other = (one + further) % len(mean)
+
+        share = torch.rand(n, 1, generator=generator).to(mean)
+        noise = torch.randn(n, mean.shape[1], generator=generator).to(share)
+        centre = torch.lerp(mean[one], mean[other], share)
+        spread = torch.lerp(scale[one], scale[other], share)
+        return centre + self.config.posterior_noise * spread * noise
+
+    def _draw_mixture(self, n: int, first: int) -> Tensor:
+        """Draw from a Gaussian mixture that was fitted to the encodings."""
+        generator = generator_for(self.config.seed, "mixture", first)
+        weight, mean, variance = self.mixture
+        which = torch.multinomial(weight.cpu(), n, replacement=True, generator=generator)
+        noise = torch.randn(n, mean.shape[1], generator=generator).to(mean)
+        return mean[which] + variance[which].sqrt() * noise
+
+    def _walk(self, n: int, first: int) -> Tensor:
+        """Walk a Markov chain for each draw, from the encodings of training pairs in turn."""
+        index = torch.arange(first, first + n) % len(self.pairs)
+        batch = {"image": self.pairs.images[index], "mask": self.pairs.masks[index]}
+        mean, scale = self.encodings.mean[index], self.encodings.scale[index]
+
+        def energy(z: Tensor) -> Tensor:
+            image, mask = self.model.log_likelihood(z, batch)
+            return 0.5 * z.square().sum(1) - mask - (image if self.config.sampler == "hmc" else 0.0)
+
+        generator = generator_for(self.config.seed, "chain", first)
+        walk = hamiltonian_walk(
+            energy,
+            mean + scale * torch.randn(mean.shape, generator=generator).to(mean),
+            scale,
+            generator,
+            proposals=self.config.hmc_proposals,
+            leaps=self.config.hmc_leaps,
+            step_size=self.config.hmc_step_size,
+        )
+
+        # Means over all chains so far.
+        chains = self.facts["chains"] = self.facts.get("chains", 0.0) + n
+        for name, value in (("acceptance", walk.acceptance), ("step_size", walk.step_size)):
+            before = self.facts.get(name, 0.0)
+            self.facts[name] = before + (value - before) * n / chains
+        return walk.z
 
 
 def make_sampler(
@@ -56,27 +155,8 @@ def make_sampler(
             f"{config.generator} has no encoder that {config.sampler} could start from, "
             f"so its sampler must be {' or '.join(model_config.samplers)}, not {config.sampler}"
         )
-    if config.sampler == "prior":
-        return _Prior(config, model.latent_size, device)
-
-    assert pairs is not None
-    encodings = encode_pairs(model, pairs)
-    if config.sampler == "aggregated":
-        return _Aggregated(config, encodings)
-    if config.sampler == "mixture":
-        return _Mixture(config, encodings)
-    return _Chain(config, model, pairs, encodings)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Encodings:
-    """q(z|y) of N pairs: mean and standard deviation, (N, d) each."""
-
-    mean: Tensor
-    scale: Tensor
-
-    def __len__(self) -> int:
-        return len(self.mean)
+    encodings = None if pairs is None else encode_pairs(model, pairs)
+    return LatentSampler(config, model, device, pairs, encodings)
 
 
 def encode_pairs(model: Any, pairs: PairTensors, at_once: int = 64) -> Encodings:
@@ -85,65 +165,6 @@ def encode_pairs(model: Any, pairs: PairTensors, at_once: int = 64) -> Encodings
     parts = [model.encode({"image": images, "mask": masks}) for images, masks in batches]
     means, scales = zip(*parts, strict=True)
     return Encodings(mean=torch.cat(means), scale=torch.cat(scales))
-
-
-class _Prior:
-    """Draws from N(0, I)."""
-
-    def __init__(self, config: GenerateConfig, latent_size: int, device: torch.device) -> None:
-        self.seed, self.latent_size, self.device = config.seed, latent_size, device
-        self.facts: dict[str, float] = {}
-
-    def draw(self, n: int, first: int) -> Tensor:
-        generator = generator_for(self.seed, "draws", first)
-        return torch.randn(n, self.latent_size, generator=generator).to(self.device)
-
-
-class _Aggregated:
-    """Draws points between two pairs' encodings, with noise as wide as between theirs."""
-
-    def __init__(self, config: GenerateConfig, encodings: Encodings) -> None:
-        self.seed, self.encodings = config.seed, encodings
-        self.facts = {"posterior_noise": config.posterior_noise}
-
-    def draw(self, n: int, first: int) -> Tensor:
-        generator = generator_for(self.seed, "between", first)
-        mean, scale, pairs = self.encodings.mean, self.encodings.scale, len(self.encodings)
-        one = torch.randint(pairs, (n,), generator=generator)
-        # Never twice the same pair, where there are two.
-        further = torch.randint(1, max(2, pairs), (n,), generator=generator)
-        other = (one + further) % pairs
-
-        share = torch.rand(n, 1, generator=generator).to(mean)
-        noise = torch.randn(n, mean.shape[1], generator=generator).to(share)
-        centre = torch.lerp(mean[one], mean[other], share)
-        spread = torch.lerp(scale[one], scale[other], share)
-        return centre + self.facts["posterior_noise"] * spread * noise
-
-
-class _Mixture:
-    """Draws from a Gaussian mixture that was fitted to the encodings."""
-
-    def __init__(self, config: GenerateConfig, encodings: Encodings) -> None:
-        self.seed = config.seed
-        components = min(config.components, len(encodings))
-        self.mixture = fit_mixture(encodings, components, self.seed)
-        self.facts = {"components": float(components)}
-
-    def draw(self, n: int, first: int) -> Tensor:
-        generator, mixture = generator_for(self.seed, "mixture", first), self.mixture
-        which = torch.multinomial(mixture.weight.cpu(), n, replacement=True, generator=generator)
-        noise = torch.randn(n, mixture.mean.shape[1], generator=generator).to(mixture.mean)
-        return mixture.mean[which] + mixture.variance[which].sqrt() * noise
-
-
-@dataclass(frozen=True, kw_only=True)
-class GaussianMixture:
-    """weight (C,), mean and variance (C, d) of diagonal Gaussians."""
-
-    weight: Tensor
-    mean: Tensor
-    variance: Tensor
 
 
 def fit_mixture(
@@ -184,46 +205,3 @@ def fit_mixture(
         squares = (points[:, None] - mean).square() + spread[:, None]
         variance = (share[:, :, None] * squares).sum(0) / total[:, None] + 1e-6
     return GaussianMixture(weight=weight, mean=mean, variance=variance)
-
-
-class _Chain:
-    """Walks a Markov chain for each draw, from the encoding of a training pair."""
-
-    def __init__(
-        self, config: GenerateConfig, model: Any, pairs: PairTensors, encodings: Encodings
-    ) -> None:
-        self.config, self.model = config, model
-        self.pairs, self.encodings = pairs, encodings
-        self.facts = {"acceptance": 0.0, "step_size": 0.0, "chains": 0.0}
-
-    def draw(self, n: int, first: int) -> Tensor:
-        # Training pairs in turn.
-        index = torch.arange(first, first + n) % len(self.encodings)
-        batch = {"image": self.pairs.images[index], "mask": self.pairs.masks[index]}
-        mean, scale = self.encodings.mean[index], self.encodings.scale[index]
-
-        generator = generator_for(self.config.seed, "chain", first)
-        start = mean + scale * torch.randn(mean.shape, generator=generator).to(mean)
-        walk = hamiltonian_walk(
-            self._energy(batch),
-            start,
-            scale,
-            generator,
-            proposals=self.config.hmc_proposals,
-            leaps=self.config.hmc_leaps,
-            step_size=self.config.hmc_step_size,
-        )
-
-        # Means over all chains so far.
-        chains = self.facts["chains"] + n
-        for name, value in (("acceptance", walk.acceptance), ("step_size", walk.step_size)):
-            self.facts[name] += (value - self.facts[name]) * n / chains
-        self.facts["chains"] = chains
-        return walk.z
-
-    def _energy(self, batch: Batch) -> Energy:
-        def energy(z: Tensor) -> Tensor:
-            image, mask = self.model.log_likelihood(z, batch)
-            return 0.5 * z.square().sum(1) - mask - (image if self.config.sampler == "hmc" else 0.0)
-
-        return energy

@@ -1,5 +1,6 @@
 """What an arm's U-Net is trained on: real pairs, and what the arm adds or has in their place."""
 
+import json
 from dataclasses import replace
 
 import torch
@@ -32,7 +33,7 @@ def training_pairs(
         data = add(data, read_cases(workplace.data, further, config.image_px, device))
     if arm.n_copies:
         rows = torch.arange(arm.n_copies) % len(real)
-        data = add(data, PairTensors(images=real.images[rows], masks=real.masks[rows]))
+        data = add(data, real.take(rows))
     if arm.n_standard:
         data = add(data, _added_pairs(workplace, "standard", arm.n_standard, split.test, real))
     if arm.n_synthetic:
@@ -60,7 +61,7 @@ def _added_pairs(
     """Return the first n pairs of a parent, after making sure that it saw no test case."""
     path, size = workplace.parents[role] / PAIRS, real.image_size
     with Shard(path) as shard:
-        require_unseen(path, shard.attributes, test_cases)
+        require_unseen(path, json.loads(shard.attributes["source_cases"]), test_cases)
         if len(shard) < n:
             raise UserError(
                 f"{path}: holds {len(shard)} pairs, the arm asks for {n}; "

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hvae_hpc.errors import UserError, run_command
+from hvae_hpc.errors import run_command
 from hvae_hpc.jobs.state.find_run import find_run
 
 
@@ -37,25 +37,27 @@ def main(argv: Sequence[str]) -> int:
         "--synthetic-only", action="store_true", help="with --nnunet: leave out the real pairs"
     )
     parser.add_argument(
-        "--id", type=int, metavar="N", help="with --nnunet: the data set number (default: 501)"
+        "--id",
+        type=int,
+        default=501,
+        metavar="N",
+        help="with --nnunet: the data set number (default: 501)",
     )
     options = parser.parse_args(argv)
-    if options.png and (options.synthetic_only or options.id is not None):
-        raise UserError(
-            "--synthetic-only and --id say what --nnunet writes; leave them out with --png"
-        )
     plan, run_id = find_run(options.runs, options.run, "generate")
 
-    from hvae_hpc.export.pairs import Order, export_pairs  # torch: not before it is needed
+    from hvae_hpc.export.pairs import export_pairs  # torch: not before it is needed
 
-    order = Order(
-        form="nnunet" if options.nnunet else "png",
-        folder=options.nnunet or options.png,
+    lines = export_pairs(
+        plan,
+        run_id,
+        "nnunet" if options.nnunet else "png",
+        options.nnunet or options.png,
         keep_copies=options.keep_copies,
         synthetic_only=options.synthetic_only,
-        dataset_id=501 if options.id is None else options.id,
+        dataset_id=options.id,
     )
-    print("\n".join(export_pairs(plan, run_id, order)))
+    print("\n".join(lines))
     return 0
 
 

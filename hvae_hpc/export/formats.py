@@ -1,13 +1,12 @@
 """How exported pairs lie on the disk: a raw data set of nnU-Net v2, or PNG files.
 
-A writer gets the pairs by kind and returns, in their order, where each one lies.
+A writer notes in each pair's record where its "image" and "mask" lie, below the folder.
 """
 
 import gzip
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -21,26 +20,23 @@ from hvae_hpc.runs.folder import write_json
 FOLDS = 5
 """nnU-Net's number of folds; fewer where there are fewer training cases."""
 LABELS = {"background": 0, "tumour": 1}
-Place = dict[str, str]
-"""Paths of a pair's "image" and "mask", below the folder."""
+Record = dict[str, Any]
+"""What the manifest says of a pair."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Part:
+class Part(NamedTuple):
     """Pairs of one kind.
 
     Attributes:
-        names: what each pair's files are called; all of them differ.
-        records: what the manifest says of each pair.
+        records: of each pair; its "name" is what the files are called, and all names differ.
     """
 
     kind: Literal["synthetic", "real", "test"]
     pairs: Pairs
-    names: list[str]
-    records: list[dict[str, Any]]
+    records: list[Record]
 
 
-def write_nnunet(folder: Path, parts: Sequence[Part], modality: str) -> list[Place]:
+def write_nnunet(folder: Path, parts: Sequence[Part], modality: str) -> None:
     """Write a raw data set of nnU-Net v2: one 2D file per image, NIfTI, float32 as generated.
 
     Where there are real pairs, ``splits_final.json`` has folds over their cases, with the synthetic
@@ -51,19 +47,14 @@ def write_nnunet(folder: Path, parts: Sequence[Part], modality: str) -> list[Pla
         parts: synthetic, and real and test where wanted.
         modality: the channel's name.
     """
-    places = []
     for part in parts:
         where = "Ts" if part.kind == "test" else "Tr"
-        for row, name in enumerate(part.names):
-            place = {
-                "image": f"images{where}/{name}_0000.nii.gz",
-                "mask": f"labels{where}/{name}.nii.gz",
-            }
-            _write_nifti(
-                folder / place["image"], part.pairs.images[row], part.pairs.spacing_mm[row]
-            )
-            _write_nifti(folder / place["mask"], part.pairs.masks[row], part.pairs.spacing_mm[row])
-            places.append(place)
+        for row, record in enumerate(part.records):
+            record["image"] = f"images{where}/{record['name']}_0000.nii.gz"
+            record["mask"] = f"labels{where}/{record['name']}.nii.gz"
+            for what, pixels in (("image", part.pairs.images), ("mask", part.pairs.masks)):
+                _write_nifti(folder / record[what], pixels[row], part.pairs.spacing_mm[row])
+
     training = {part.kind: part for part in parts if part.kind != "test"}
     description = {
         "channel_names": {"0": modality},
@@ -74,28 +65,28 @@ def write_nnunet(folder: Path, parts: Sequence[Part], modality: str) -> list[Pla
     }
     write_json(folder / "dataset.json", description)
     if "real" in training:
-        folds = make_folds(training["real"], training["synthetic"].names)
-        write_json(folder / "splits_final.json", folds)
-    return places
+        write_json(
+            folder / "splits_final.json", make_folds(training["real"], training["synthetic"])
+        )
 
 
-def make_folds(real: Part, synthetic: Sequence[str]) -> list[dict[str, list[str]]]:
+def make_folds(real: Part, synthetic: Part) -> list[dict[str, list[str]]]:
     """Return nnU-Net's folds: each real case validates in one, no synthetic pair ever does."""
     cases = list(dict.fromkeys(real.pairs.case_ids))
     if len(cases) < 2:
         raise UserError(
             "one real training case makes no folds, expected 2 or more; give --synthetic-only"
         )
-    count = min(FOLDS, len(cases))
-    fold_of = {case: place % count for place, case in enumerate(cases)}
-    named = list(zip(real.names, real.pairs.case_ids, strict=True))
-    return [
-        {
-            "train": [name for name, case in named if fold_of[case] != fold] + list(synthetic),
-            "val": [name for name, case in named if fold_of[case] == fold],
-        }
-        for fold in range(count)
-    ]
+
+    folds = []
+    for fold in range(min(FOLDS, len(cases))):
+        validating = cases[fold::FOLDS]
+        train = [record["name"] for record in synthetic.records]
+        val: list[str] = []
+        for record in real.records:
+            (val if record["case"] in validating else train).append(record["name"])
+        folds.append({"train": train, "val": val})
+    return folds
 
 
 def _write_nifti(path: Path, pixels: NDArray[Any], spacing_mm: NDArray[np.float64]) -> None:
@@ -111,12 +102,12 @@ def _write_nifti(path: Path, pixels: NDArray[Any], spacing_mm: NDArray[np.float6
     path.write_bytes(gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))
 
 
-def write_png(folder: Path, part: Part) -> list[Place]:
+def write_png(folder: Path, part: Part) -> None:
     """Write ``images/`` with 8 bits a pixel, to look at, and ``masks/`` with 0 and 255."""
     for name in ("images", "masks"):
         (folder / name).mkdir()
-    for row, name in enumerate(part.names):
+    for row, record in enumerate(part.records):
+        record["image"], record["mask"] = (f"{x}/{record['name']}.png" for x in ("images", "masks"))
         image = np.round(255 * part.pairs.images[row]).astype(np.uint8)
-        Image.fromarray(image).save(folder / "images" / f"{name}.png")
-        Image.fromarray(255 * part.pairs.masks[row]).save(folder / "masks" / f"{name}.png")
-    return [{"image": f"images/{name}.png", "mask": f"masks/{name}.png"} for name in part.names]
+        Image.fromarray(image).save(folder / record["image"])
+        Image.fromarray(255 * part.pairs.masks[row]).save(folder / record["mask"])

@@ -10,19 +10,18 @@ import contextlib
 import json
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from hvae_hpc.config.loader import dump
 from hvae_hpc.config.stages import GenerateConfig
 from hvae_hpc.errors import UserError
-from hvae_hpc.export.formats import Part, write_nnunet, write_png
+from hvae_hpc.export.formats import Part, Record, write_nnunet, write_png
 from hvae_hpc.metrics.memorisation import Copies, find_copies
 from hvae_hpc.preprocess.store.manifest import MANIFEST, Manifest, require_content
 from hvae_hpc.preprocess.store.pairs import Pairs, take
@@ -36,38 +35,9 @@ from hvae_hpc.training.batches import require_unseen, to_tensors
 from hvae_hpc.training.train import read_split
 
 EXPORT_SCHEMA = 1
-Record = dict[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Order:
-    """What is to be made.
-
-    Attributes:
-        form: of the files.
-        folder: which is not there yet, or is empty.
-        keep_copies: pairs that copy a training image go along, marked.
-        synthetic_only: nnunet: no real pairs.
-        dataset_id: nnunet: 1 to 999.
-    """
-
-    form: Literal["nnunet", "png"]
-    folder: Path
-    keep_copies: bool = False
-    synthetic_only: bool = False
-    dataset_id: int = 501
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.dataset_id <= 999:
-            raise UserError(f"data set number is {self.dataset_id}, expected 1 to 999")
-        if self.folder.exists() and not (self.folder.is_dir() and not any(self.folder.iterdir())):
-            raise UserError(
-                f"{self.folder}: is there and is no empty folder; name a new one, or delete it"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportedRun:
+class ExportedRun(NamedTuple):
     """A generate run's pairs, and the real ones of its split, all of one size.
 
     Attributes:
@@ -85,8 +55,26 @@ class ExportedRun:
     manifest: Manifest
 
 
-def export_pairs(plan: Plan, run_id: str, order: Order) -> list[str]:
+def export_pairs(
+    plan: Plan,
+    run_id: str,
+    form: Literal["nnunet", "png"],
+    folder: Path,
+    *,
+    keep_copies: bool = False,
+    synthetic_only: bool = False,
+    dataset_id: int = 501,
+) -> list[str]:
     """Write the pairs of a generate run, without those that copy a training image.
+
+    Args:
+        plan: of the sweep.
+        run_id: of the generate run.
+        form: of the files.
+        folder: which is not there yet, or is empty.
+        keep_copies: pairs that copy a training image go along, marked.
+        synthetic_only: nnunet: no real pairs.
+        dataset_id: nnunet: 1 to 999.
 
     Returns:
         Lines for a person: what was made, what was left out.
@@ -95,6 +83,11 @@ def export_pairs(plan: Plan, run_id: str, order: Order) -> list[str]:
         UserError: it is no generate run or not done, its data is missing or was repacked, all its
             pairs are copies, or the folder cannot be made.
     """
+    if not 1 <= dataset_id <= 999:
+        raise UserError(f"data set number is {dataset_id}, expected 1 to 999")
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise UserError(f"{folder}: is there and is no empty folder; name a new one, or delete it")
+
     # Find the copies.
     source = _read_source(plan, run_id)
     copies = find_copies(
@@ -104,37 +97,48 @@ def export_pairs(plan: Plan, run_id: str, order: Order) -> list[str]:
         source.real.case_ids,
         source.test.case_ids,
     )
-    is_kept = ~copies.flagged | order.keep_copies
-    if not is_kept.any():
+    kept = np.flatnonzero(~copies.flagged | keep_copies).tolist()
+    left_out = [] if keep_copies else np.flatnonzero(copies.flagged).tolist()
+    if not kept:
         raise UserError(
-            f"each of the {len(is_kept)} pairs copies a training image; "
+            f"each of the {len(left_out)} pairs copies a training image; "
             "--keep-copies hands them over"
         )
 
     # Write the pairs and their manifest.
-    records = _describe(source, copies)
-    parts = [_synthetic_part(source, records, np.flatnonzero(is_kept).tolist())]
-    name = "."
-    if order.form == "nnunet":
-        name = f"Dataset{order.dataset_id:03d}_{_plain(plan.runs[run_id].label)}"
-        if not order.synthetic_only:
-            parts += [_real_part("real", source.real), _real_part("test", source.test)]
-    with _new_folder(order.folder) as folder:
-        if order.form == "nnunet":
-            places = write_nnunet(folder / name, parts, source.manifest.modality)
+    records = _describe_synthetic(source, copies)
+    chosen = [records[row] for row in kept]
+    parts = [Part(kind="synthetic", pairs=take(source.synthetic, kept), records=chosen)]
+    if form == "nnunet" and not synthetic_only:
+        parts += [_real_part("real", source.real), _real_part("test", source.test)]
+    with _new_folder(folder) as new_folder:
+        if form == "nnunet":
+            name = f"Dataset{dataset_id:03d}_{_plain(plan.runs[run_id].label)}"
+            write_nnunet(new_folder / name, parts, source.manifest.modality)
         else:
-            places = write_png(folder, parts[0])
-        written = [{"kind": part.kind, **record} for part in parts for record in part.records]
+            name = "."
+            write_png(new_folder, parts[0])
         content = {
             "schema": EXPORT_SCHEMA,
-            "form": order.form,
-            **_tell_origin(plan, run_id, source, copies),
+            "form": form,
+            **_describe_origin(plan, run_id, source, copies),
             "folder": name,
-            "pairs": [{**record, **place} for record, place in zip(written, places, strict=True)],
-            "left_out": [record for record, kept in zip(records, is_kept, strict=True) if not kept],
+            "pairs": [record for part in parts for record in part.records],
+            "left_out": [records[row] for row in left_out],
         }
-        write_json(folder / MANIFEST, content)
-    return list(_sum_up(order, order.folder / name, parts, copies))
+        write_json(new_folder / MANIFEST, content)
+
+    # Say what was done.
+    lines = list(_sum_up(folder / name, parts, copies, len(left_out)))
+    unknown_spacing = any(np.isnan(part.pairs.spacing_mm).any() for part in parts)
+    if form == "nnunet" and unknown_spacing:
+        lines.append("the spacing is not known: the files say 1 mm")
+    if form == "nnunet" and synthetic_only:
+        lines.append(
+            "no real pairs, so nothing to validate on and no splits_final.json: "
+            "train nnU-Net with fold all"
+        )
+    return lines
 
 
 def _read_source(plan: Plan, run_id: str) -> ExportedRun:
@@ -157,8 +161,9 @@ def _read_source(plan: Plan, run_id: str) -> ExportedRun:
     manifest = require_content(data, run.parents["data"])
     pairs, attributes = read_pairs(path)
     split = read_split(data, config.split)
-    require_unseen(path, attributes, split.test)
-    real = _shrink(read_dataset(data, json.loads(attributes["source_cases"])), config.image_px)
+    train_cases = json.loads(attributes["source_cases"])
+    require_unseen(path, train_cases, split.test)
+    real = _shrink(read_dataset(data, train_cases), config.image_px)
     spacing = np.repeat(np.median(real.spacing_mm, 0, keepdims=True), len(pairs), 0)
     return ExportedRun(
         synthetic=replace(pairs, spacing_mm=spacing),
@@ -177,12 +182,13 @@ def _shrink(pairs: Pairs, image_px: int) -> Pairs:
     return replace(pairs, images=images, masks=masks.astype(np.uint8), spacing_mm=spacing)
 
 
-def _describe(source: ExportedRun, copies: Copies) -> list[Record]:
+def _describe_synthetic(source: ExportedRun, copies: Copies) -> list[Record]:
     """Return what the manifest says of each synthetic pair."""
     # Earlier versions' pairs.h5 has no numbers of draws.
     draws = json.loads(source.attributes.get("draw_numbers", "null"))
     return [
         {
+            "kind": "synthetic",
             "name": _plain(source.synthetic.case_ids[row]),
             "pair": row,
             "draw": draws[row] if draws else None,
@@ -191,42 +197,29 @@ def _describe(source: ExportedRun, copies: Copies) -> list[Record]:
             "distance": float(copies.distance[row]),
             "score": float(copies.score[row]),
             "copy": bool(copies.flagged[row]),
-            "spacing_mm": _spacing(source.synthetic, row),
         }
         for row, nearest in enumerate(copies.nearest)
     ]
 
 
-def _synthetic_part(source: ExportedRun, records: Sequence[Record], rows: Sequence[int]) -> Part:
-    chosen = [records[row] for row in rows]
-    names = [record["name"] for record in chosen]
-    return Part(kind="synthetic", pairs=take(source.synthetic, rows), names=names, records=chosen)
-
-
 def _real_part(kind: Literal["real", "test"], pairs: Pairs) -> Part:
-    names = [f"{kind}-{row:04d}-{_plain(case_id)}" for row, case_id in enumerate(pairs.case_ids)]
     records = [
         {
-            "name": name,
-            "case": pairs.case_ids[row],
+            "kind": kind,
+            "name": f"{kind}-{row:04d}-{_plain(case_id)}",
+            "case": case_id,
             "slice": int(pairs.slice_index[row]),
-            "spacing_mm": _spacing(pairs, row),
         }
-        for row, name in enumerate(names)
+        for row, case_id in enumerate(pairs.case_ids)
     ]
-    return Part(kind=kind, pairs=pairs, names=names, records=records)
+    return Part(kind=kind, pairs=pairs, records=records)
 
 
 def _plain(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "_", text)
 
 
-def _spacing(pairs: Pairs, row: int) -> list[float] | None:
-    spacing = pairs.spacing_mm[row]
-    return None if np.isnan(spacing).any() else [float(value) for value in spacing]
-
-
-def _tell_origin(plan: Plan, run_id: str, source: ExportedRun, copies: Copies) -> Record:
+def _describe_origin(plan: Plan, run_id: str, source: ExportedRun, copies: Copies) -> Record:
     run, train_id = plan.runs[run_id], plan.parents(run_id)["generator"]
     snapshot, attributes = plan.folder(train_id) / SNAPSHOT, source.attributes
     return {
@@ -255,39 +248,30 @@ def _tell_origin(plan: Plan, run_id: str, source: ExportedRun, copies: Copies) -
     }
 
 
-def _sum_up(order: Order, folder: Path, parts: Sequence[Part], copies: Copies) -> Iterator[str]:
+def _sum_up(folder: Path, parts: Sequence[Part], copies: Copies, left_out: int) -> Iterator[str]:
     yield f"{folder}: {', '.join(f'{len(part.pairs)} {part.kind}' for part in parts)} pairs"
-    flagged, n = int(copies.flagged.sum()), len(copies.flagged)
-    what = "handed over, and marked in" if order.keep_copies else "left out, and listed in"
-    yield f"{flagged} of {n} pairs copy a training image" + (
-        f": {what} {MANIFEST}" if flagged else ""
-    )
+    flagged = int(copies.flagged.sum())
+    line = f"{flagged} of {len(copies.flagged)} pairs copy a training image"
+    if flagged:
+        what = "left out, and listed in" if left_out else "handed over, and marked in"
+        line += f": {what} {MANIFEST}"
+    yield line
     if copies.copying:
         yield f"so many that the generator copies its training set (p = {copies.p_value:.1g})"
-    if order.form == "nnunet" and any(np.isnan(part.pairs.spacing_mm).any() for part in parts):
-        yield "the spacing is not known: the files say 1 mm"
-    if order.form == "nnunet" and order.synthetic_only:
-        yield (
-            "no real pairs, so nothing to validate on and no splits_final.json: "
-            "train nnU-Net with fold all"
-        )
 
 
 @contextlib.contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
     """Yield a folder that takes its name in the end; where that fails, nothing is left of it."""
     folder = folder.resolve()
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
         yield temporary
         temporary.replace(folder)
-    except (OSError, UserError) as error:
-        cause = error if isinstance(error, OSError) else error.__cause__
-        if not isinstance(cause, OSError):
-            raise
+    except OSError as error:
         raise UserError(
-            f"{folder}: cannot be made ({cause.strerror or cause}); nothing was left there"
-        ) from cause
+            f"{folder}: cannot be made ({error.strerror}); nothing was left there"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -6,11 +6,9 @@ loader being saved.
 """
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +19,8 @@ from hvae_hpc.config.model import OptimConfig
 from hvae_hpc.errors import UserError
 from hvae_hpc.models.augmentations import make_augmentation
 from hvae_hpc.preprocess.store.pairs import Pairs
+
+Rows = slice | Sequence[int] | Tensor
 
 
 def generator_for(seed: int, purpose: str, index: int) -> torch.Generator:
@@ -104,6 +104,10 @@ class PairTensors:
         """Return them on a device."""
         return replace(self, images=self.images.to(device), masks=self.masks.to(device))
 
+    def take(self, rows: Rows) -> "PairTensors":
+        """Return some of them, by a slice or by their numbers."""
+        return replace(self, images=self.images[rows], masks=self.masks[rows])
+
 
 def to_tensors(pairs: Pairs, image_px: int) -> PairTensors:
     """Make tensors of packed pairs, shrunk by area averaging where asked.
@@ -158,18 +162,18 @@ def _cut(batch: Mapping[str, Tensor], part: slice) -> dict[str, Tensor]:
     return {name: value[part] if value.ndim else value for name, value in batch.items()}
 
 
-def require_unseen(path: Path, attributes: Mapping[str, str], test_cases: Sequence[str]) -> None:
-    """Refuse pairs that were made from test cases, by case id.
+def require_unseen(what: object, source_cases: Sequence[str], test_cases: Sequence[str]) -> None:
+    """Refuse what was made from test cases, by case id.
 
     Args:
-        path: their shard, for the message.
-        attributes: the shard's; "source_cases" lists the cases that the pairs were made from.
+        what: pairs or a generator, for the message.
+        source_cases: the cases that it was made from.
         test_cases: of the split.
     """
-    shared = sorted(set(json.loads(attributes["source_cases"])) & set(test_cases))
+    shared = sorted(set(source_cases) & set(test_cases))
     if shared:
         raise UserError(
-            f"{path}: was made from test cases ({', '.join(shared[:3])}, {len(shared)} in all); "
+            f"{what}: was made from test cases ({', '.join(shared[:3])}, {len(shared)} in all); "
             "use a generator of the same split"
         )
 

@@ -1,26 +1,22 @@
 """Checkpoints: all that a training needs to go on, written atomically, verified when read.
 
 A file's name says how far the training was and the SHA-256 of its bytes. So a damaged one is known
-before it is loaded, and the one before it is taken. Two are kept, and :class:`SaveClock` says when
-the next one is due. A snapshot is something else: the weights to use, without what trained them.
+before it is loaded, and the one before it is taken. Two are kept. A snapshot is something else:
+the weights to use, without what trained them.
 """
 
 import hashlib
 import io
-import math
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hvae_hpc.config.resources import Resources
 from hvae_hpc.errors import UserError
 from hvae_hpc.runs.folder import append_log, write_atomic
 from hvae_hpc.training.distributed import ALONE, Team
 
 KEPT = 2
-FIRST_SAVE_S, SHORTEST_S, LONGEST_S = 60.0, 30.0, 1800.0
 
 
 def save_checkpoint(folder: Path, images_seen: int, state: dict[str, Any]) -> Path:
@@ -98,38 +94,3 @@ def load_snapshot(path: Path) -> dict[str, Any]:
             f"{path}: cannot be read ({type(error).__name__}); delete its folder to train it anew"
         ) from error
     return state
-
-
-class SaveClock:
-    """Says when the next checkpoint is due: sqrt(2 C M) after the last one (Young 1974).
-
-    C is what saving cost the last time, M the mean time between preemptions and failures. Saving
-    and the work that is lost then cost least together.
-    """
-
-    def __init__(self, resources: Resources) -> None:
-        self.fixed, self.uptime_s = resources.checkpoint_every_s, resources.mean_uptime_s
-        self.interval_s = FIRST_SAVE_S if self.fixed is None else self.fixed
-        self.saved_at = time.monotonic()
-
-    def is_due(self) -> bool:
-        """Say whether it is time."""
-        return time.monotonic() - self.saved_at > self.interval_s
-
-    def saved(self, cost_s: float) -> None:
-        """Wait again after a checkpoint that took ``cost_s``."""
-        self.saved_at = time.monotonic()
-        if self.fixed is None:
-            self.interval_s = young_interval(cost_s, self.uptime_s)
-
-
-def young_interval(cost_s: float, uptime_s: float) -> float:
-    """Return sqrt(2 C M), between half a minute and half an hour.
-
-    Args:
-        cost_s: C, s.
-        uptime_s: M, s.
-
-    Source: Young, J. W. (1974): A first order approximation to the optimum checkpoint interval.
-    """
-    return min(LONGEST_S, max(SHORTEST_S, math.sqrt(2 * cost_s * uptime_s)))

@@ -25,7 +25,6 @@ from hvae_hpc.runs.workplace import Workplace
 from hvae_hpc.training.averages import MovingAverage, TermReader
 from hvae_hpc.training.batches import PairTensors, make_batch, split_batch
 from hvae_hpc.training.checkpoint import (
-    SaveClock,
     load_checkpoint,
     remove_checkpoints,
     save_checkpoint,
@@ -160,9 +159,10 @@ class _Training:
 
     def run(self) -> TrainReport:
         """Train to the end, or until one of the processes is asked to leave."""
+        checkpoint_every_s = self.workplace.resources.checkpoint_every_s
         with contextlib.closing(self.forward), join_team(self.workplace, self.device) as team:
             self.team, self.reader = team, TermReader(team)
-            self.clock = SaveClock(self.workplace.resources)
+            self.saved_at = time.monotonic()
             self.restore()
             self.tensorboard = TensorBoardLog(self.workplace, self.images_seen)
             self.forwards = team.wrap(self.forward, self.phases)
@@ -174,9 +174,8 @@ class _Training:
                 at_end = self.images_seen >= self.optim.images
 
                 # All processes leave, and save, after the same step.
-                leave, save = team.any(
-                    self.workplace.stopped(), team.rank == 0 and self.clock.is_due()
-                )
+                save_is_due = time.monotonic() - self.saved_at > checkpoint_every_s
+                leave, save = team.any(self.workplace.stopped(), team.rank == 0 and save_is_due)
                 steps = self.images_seen // self.optim.batch_size
                 window_ends = steps % READ_EVERY == 0 or at_end
 
@@ -292,14 +291,13 @@ class _Training:
         """
         if self.team.rank != 0:
             return
-        began = time.monotonic()
         good = {
             "good": self.good.state if in_window else None,
             "good_images_seen": self.good.images_seen,
             "rollbacks": self.good.rollbacks,
         }
         save_checkpoint(self.workplace.folder, self.images_seen, {**self.state(), **good})
-        self.clock.saved(time.monotonic() - began)
+        self.saved_at = time.monotonic()
 
     def state(self) -> dict[str, Any]:
         """Return what is needed to go on; the tensors are the live ones."""

@@ -13,7 +13,7 @@ from hvae_hpc.config.model import (
     MovesConfig,
     OptimConfig,
     UNetConfig,
-    require_positive,
+    require,
 )
 from hvae_hpc.config.stages import Sampler, SplitConfig, source_name
 
@@ -58,7 +58,7 @@ class SegmentSettings:
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
-        require_positive(self, "epochs")
+        require("more than 0", self, "epochs")
 
 
 @dataclass(frozen=True, kw_only=True)

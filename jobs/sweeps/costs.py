@@ -118,7 +118,8 @@ def expected_bytes(run: Run) -> tuple[float, float]:
         weights = 4.0 * 30 * config.unet.base_channels**2 * 4**config.unet.depth
         return SMALL_BYTES + weights * config.keep_weights, 8 * weights
     if isinstance(config, TrainConfig):
-        weights = 4.0 * config.model.weight_count()
+        network = getattr(config.model, "network", NetworkConfig())
+        weights = 4.0 * network.weight_count()
         return SMALL_BYTES + weights, 8 * weights
     return SMALL_BYTES + 5.0 * getattr(config, "n_pairs", 0) * _pixels(run), 0.0
 

@@ -181,5 +181,5 @@ def test_a_generator_without_density_and_cases_that_it_saw_are_refused(tmp_path:
         )
     (tmp_path / "b").mkdir()
     place = train(tmp_path / "b", HVAEConfig(network=NETWORK, n_leapfrog=0))
-    with pytest.raises(UserError, match="was trained on case-"):
+    with pytest.raises(UserError, match="was made from test cases"):
         measure_likelihood(config(split=replace(SPLIT, seed=1)), place)

@@ -10,8 +10,7 @@ from hvae_hpc.config.stages import GenerateConfig, SplitConfig, source_name
 from hvae_hpc.errors import UserError
 from hvae_hpc.evaluation.samplers import (
     Encodings,
-    _Aggregated,
-    _Mixture,
+    LatentSampler,
     encode_pairs,
     fit_mixture,
     hamiltonian_walk,
@@ -101,8 +100,9 @@ def encodings_of(n: int = 20, d: int = 5) -> Encodings:
 def test_between_two_encodings_lie_the_aggregated_draws_and_noise_is_theirs() -> None:
     encodings = encodings_of()
 
-    def aggregated(noise: float) -> _Aggregated:
-        return _Aggregated(config("aggregated", posterior_noise=noise), encodings)
+    def aggregated(noise: float) -> LatentSampler:
+        asked = config("aggregated", posterior_noise=noise)
+        return LatentSampler(asked, None, CPU, encodings=encodings)
 
     still = aggregated(0.0).draw(200, 0)
     one, other = encodings.mean[:, None], encodings.mean[None]
@@ -136,7 +136,8 @@ def test_the_mixture_finds_clusters_and_their_widths() -> None:
     torch.testing.assert_close(
         mixture.variance, torch.full((3, 3), 0.5**2 + 0.3**2), rtol=0.3, atol=0
     )
-    draws = _Mixture(config("mixture", components=3), encodings).draw(20_000, 0)
+    asked = config("mixture", components=3)
+    draws = LatentSampler(asked, None, CPU, encodings=encodings).draw(20_000, 0)
     torch.testing.assert_close(draws.mean(0), mean.mean(0), rtol=0, atol=0.1)
     expected = torch.cov(mean.T) + 0.3**2 * torch.eye(3)
     torch.testing.assert_close(torch.cov(draws.T), expected, rtol=0.1, atol=0.3)

@@ -149,7 +149,7 @@ def test_nnunet_gets_every_pixel_of_synthetic_real_and_test_pairs(
             assert got.dtype == np.float32
             assert np.array_equal(got, image)
             assert np.array_equal(read_image(folder / pair["mask"]), mask)
-            assert pair["spacing_mm"] == [2.0, 2.0]  # packed at 1 mm, shrunk from 32 to 16 px
+            # Packed at 1 mm, shrunk from 32 to 16 px.
             assert sitk.ReadImage(str(folder / pair["image"])).GetSpacing() == (2.0, 2.0)
     assert [pair["case"] for pair in project.manifest()["pairs"] if pair["kind"] == "test"] == list(
         split.test
@@ -224,10 +224,11 @@ def test_no_synthetic_pair_validates_and_each_real_case_does_once(
 def test_all_slices_of_a_case_validate_together_and_few_cases_make_few_folds() -> None:
     cases = ("a", "a", "b", "c", "c", "c")
     pairs = replace(make_pairs(6, 8), case_ids=cases)
-    names = [f"{case}{row}" for row, case in enumerate(cases)]
-    folds = make_folds(Part(kind="real", pairs=pairs, names=names, records=[]), ["made-0"])
+    records = [{"name": f"{case}{row}", "case": case} for row, case in enumerate(cases)]
+    synthetic = Part(kind="synthetic", pairs=make_pairs(1, 8), records=[{"name": "made-0"}])
+    folds = make_folds(Part(kind="real", pairs=pairs, records=records), synthetic)
     assert [fold["val"] for fold in folds] == [["a0", "a1"], ["b2"], ["c3", "c4", "c5"]]
-    assert folds[1]["train"] == ["a0", "a1", "c3", "c4", "c5", "made-0"]
+    assert folds[1]["train"] == ["made-0", "a0", "a1", "c3", "c4", "c5"]
 
 
 def test_png_files_hold_the_pairs_in_eight_bits(project: Project, command: Command) -> None:
@@ -395,7 +396,6 @@ def test_an_unknown_spacing_is_said_and_written_as_one_millimetre(
         LABEL, "--nnunet", project.out
     )
     pair = project.manifest()["pairs"][0]
-    assert pair["spacing_mm"] is None
     path = project.out / f"Dataset501_{LABEL}" / pair["image"]
     assert sitk.ReadImage(str(path)).GetSpacing() == (1.0, 1.0)
 
@@ -472,7 +472,6 @@ def test_what_is_no_finished_generate_run_is_refused(project: Project, command: 
     assert "data set number is 1000, expected 1 to 999" in command(
         f"generate/{LABEL}", "--nnunet", project.out, "--id", 1000, code=2
     )
-    assert "say what --nnunet writes" in command(LABEL, "--png", project.out, "--id", 7, code=2)
     result = read_result(project.train, project.train_id)
     assert result is not None
     write_result(project.train, replace(result, metrics={"loss": 1.0}))

@@ -6,9 +6,7 @@ Starting a process costs seconds, so four are started once, and each test gives 
 import functools
 import hashlib
 import multiprocessing
-import os
 import shutil
-import socket
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -409,15 +407,3 @@ def test_each_process_takes_its_own_gpu_whether_slurm_hides_the_others_or_not(
     if visible > 1:
         with pytest.raises(UserError, match=r"torch sees 4 GPUs on this node.*give gpus = 4"):
             device.choose_device(replace(place, local_rank=4, resources=Resources(gpus=8)))
-
-
-def test_gloo_is_told_the_interface_that_leads_to_the_first_process(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    environment: dict[str, str] = {}
-    monkeypatch.setattr(os, "environ", environment)
-    distributed._choose_interface("127.0.1.1", 1)
-    assert environment == {"GLOO_SOCKET_IFNAME": socket.if_indextoname(1)}  # the loopback
-    environment["GLOO_SOCKET_IFNAME"] = "ib0"
-    distributed._choose_interface("127.0.1.1", 1)
-    assert environment == {"GLOO_SOCKET_IFNAME": "ib0"}

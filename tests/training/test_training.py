@@ -34,16 +34,13 @@ from hvae_hpc.models.lsgan import LSGAN
 from hvae_hpc.models.unet import UNet
 from hvae_hpc.runs.folder import read_log
 from hvae_hpc.runs.workplace import Workplace
-from hvae_hpc.training import checkpoint as intervals
 from hvae_hpc.training import device, loop
 from hvae_hpc.training.averages import MovingAverage
 from hvae_hpc.training.batches import PairTensors, images_of_step, to_tensors
 from hvae_hpc.training.checkpoint import (
-    SaveClock,
     find_checkpoints,
     load_checkpoint,
     save_checkpoint,
-    young_interval,
 )
 from hvae_hpc.training.device import build
 from hvae_hpc.training.loop import TrainReport, learning_rate, train
@@ -381,26 +378,6 @@ def test_tensorboard_that_is_not_installed_is_named(
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(UserError, match="the package tensorboard is not installed; pip install"):
         run("vae", data, place(tmp_path / "run", tensorboard=True))
-
-
-def test_checkpoints_come_as_often_as_pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [0.0]
-    monkeypatch.setattr(intervals.time, "monotonic", lambda: now[0])
-    assert young_interval(0.5, 3600.0) == 60.0  # sqrt(2 * 0.5 * 3600)
-    assert young_interval(1e-6, 3600.0) == 30.0
-    assert young_interval(1e6, 3600.0) == 1800.0
-    clock = SaveClock(Resources(mean_uptime_s=3600.0))
-    now[0] = 61.0
-    assert clock.is_due()
-    clock.saved(2.0)
-    assert clock.interval_s == 120.0
-    now[0] = 61.0 + 119
-    assert not clock.is_due()
-    now[0] += 2
-    assert clock.is_due()
-    fixed = SaveClock(Resources(checkpoint_every_s=5.0))
-    fixed.saved(100.0)
-    assert fixed.interval_s == 5.0
 
 
 @pytest.mark.parametrize("graph", ["forward", "backward"])
