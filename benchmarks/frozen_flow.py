@@ -19,13 +19,11 @@ import torch
 from hvae_hpc.config.model import HVAEConfig, OptimConfig
 from hvae_hpc.config.resources import Resources
 from hvae_hpc.config.stages import TrainConfig
-from hvae_hpc.models.generator import make_generator
 from hvae_hpc.runs.plan import plan_path, read_plan
 from hvae_hpc.runs.workplace import Workplace
-from hvae_hpc.training.batches import generator_for
-from hvae_hpc.training.dataset_cache import read_cases
+from hvae_hpc.training.batches import generator_for, read_cases
 from hvae_hpc.training.loop import train
-from hvae_hpc.training.train import load_generator, read_split
+from hvae_hpc.training.train import load_generator, make_network, read_split
 
 
 def main() -> None:
@@ -60,7 +58,7 @@ def main() -> None:
         model_config = replace(
             config.model, n_leapfrog=options.leaps, flow_from=0.0, kl_warm_up=0.0
         )
-        model = make_generator(model_config, held_out.image_size)
+        model = make_network(model_config, held_out.image_size)
         model.load_state_dict(vae.state_dict(), strict=False)
         for name, weight in model.named_parameters():
             weight.requires_grad_(name in ("raw_step_size", "raw_alphas"))

@@ -14,10 +14,10 @@ from unet_steps import in_the_loop, make_pairs
 from hvae_hpc.config.model import MovesConfig, UNetConfig
 from hvae_hpc.config.stages import SegmentConfig, TrainConfig
 from hvae_hpc.jobs.sweeps import expand
-from hvae_hpc.models.generator import make_generator
 from hvae_hpc.models.unet import UNet
 from hvae_hpc.runs.run import Run
 from hvae_hpc.sweep import read_sweep
+from hvae_hpc.training.train import make_network
 
 SIZES = {"brats2021": 240, "hecktor2022": 256}
 
@@ -135,11 +135,11 @@ def seconds_an_image(config: Any, px: int, device: torch.device, compiled: bool)
     if isinstance(config, SegmentConfig):
         return measure(lambda: UNet(config.unet, config.loss), None)
     if not getattr(config.model, "n_leapfrog", 0):
-        return measure(lambda: make_generator(config.model, (px, px)), config.moves)
+        return measure(lambda: make_network(config.model, (px, px)), config.moves)
     never, always = (
         replace(config.model, flow_from=1.0),
         replace(config.model, flow_from=0.0, kl_warm_up=0.0),
     )
-    without = measure(lambda: make_generator(never, (px, px)), config.moves)
-    with_flow = measure(lambda: make_generator(always, (px, px)), config.moves)
+    without = measure(lambda: make_network(never, (px, px)), config.moves)
+    with_flow = measure(lambda: make_network(always, (px, px)), config.moves)
     return config.model.flow_from * without + (1 - config.model.flow_from) * with_flow

@@ -33,8 +33,16 @@ class GeneratorConfig:
     must not import torch: planning a sweep reads it.
 
     Attributes:
-        network: ``module:class`` of the network. The class is called with the config and the image
-            size (height, width), and is what :class:`hvae_hpc.models.generator.Generator` says.
+        network_class: ``module:class`` of the network, which is called with the config and the
+            image size (height, width). It is a torch module that has:
+            ``latent_size``, d, how many standard normal numbers a pair is made of;
+            ``phases()``, the optimisations of a step, in their order;
+            ``draw(n, share, generator)``, tensors by name that a forward of n pairs needs, on the
+            CPU, when this share of the training is done;
+            ``forward(batch, phase)``, a phase's Loss of a batch, which draws nothing;
+            ``decode(z)``, images and mask probabilities in [0, 1], (B, 1, H, W) each, of z (B, d).
+            With an encoder it has ``encode(batch)``, the mean and standard deviation of z. The
+            samplers "hmc" and "mask" ask for ``log_likelihood(z, batch)``, nats of image and mask.
         label: the name in tables and figures.
         samplers: those that the network can draw by. All but "prior" need an encoder.
         pairs_apart: no pair of a batch knows of another, so a batch may be trained on in parts.
@@ -70,8 +78,10 @@ class AugmentationConfig:
     A subclass is a frozen dataclass. All kinds but the built-in moves have a field ``kind``.
 
     Attributes:
-        augmentation_class: ``module:class``, called with the config; see
-            :class:`hvae_hpc.models.augmentations.Augmentation`.
+        augmentation_class: ``module:class``, called with the config. It has
+            ``draw(n, image_size, generator)``, tensors (n, ...) by name that n pairs need, on the
+            CPU; and ``apply(images, masks, drawn)``, which augments images and masks
+            (B, 1, H, W) by the B rows of what was drawn.
         label: the name in tables and figures.
     """
 

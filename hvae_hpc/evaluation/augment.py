@@ -13,8 +13,6 @@ import numpy as np
 import torch
 
 from hvae_hpc.config.stages import AugmentConfig, StandardCopiesConfig
-from hvae_hpc.evaluation.generate import SHOWN
-from hvae_hpc.evaluation.samples import write_samples
 from hvae_hpc.preprocess.store.pairs import Pairs
 from hvae_hpc.preprocess.store.reader import read_dataset
 from hvae_hpc.preprocess.store.shards import write_pairs
@@ -55,7 +53,6 @@ def augment_pairs(config: AugmentConfig, workplace: Workplace) -> Outcome | None
         source_sha256=tuple(real.source_sha256[row] for row in rows),
     )
     write_pairs(workplace.folder / PAIRS, pairs, {"source_cases": json.dumps(split.train)})
-    write_samples(workplace.folder, images=pairs.images[:SHOWN], masks=pairs.masks[:SHOWN])
     return Outcome(metrics={"pairs": float(len(pairs))}, details={"train_cases": list(split.train)})
 
 

@@ -19,7 +19,7 @@ from hvae_hpc.preprocess.store.pairs import Pairs
 from hvae_hpc.preprocess.store.shards import write_pairs
 from hvae_hpc.runs.folder import PAIRS
 from hvae_hpc.runs.workplace import Outcome, Workplace
-from hvae_hpc.training.dataset_cache import read_cases
+from hvae_hpc.training.batches import read_cases
 from hvae_hpc.training.device import choose_device, device_name
 from hvae_hpc.training.train import load_generator
 

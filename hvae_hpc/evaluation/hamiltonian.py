@@ -38,16 +38,6 @@ def stand(energy: Energy, z: Tensor) -> Place:
     return Place(z, gradient, value)
 
 
-def choose(accepted: Tensor, new: Place, old: Place) -> Place:
-    """Take the new place where accepted (n,), else the old one."""
-    rows = accepted[:, None]
-    return Place(
-        torch.where(rows, new.z, old.z),
-        torch.where(rows, new.gradient, old.gradient),
-        torch.where(accepted, new.value, old.value),
-    )
-
-
 def metropolis_step(
     energy: Energy,
     here: Place,
@@ -84,7 +74,13 @@ def metropolis_step(
         momentum = momentum - 0.5 * step_size * scale * bend(end).gradient
 
     accepted = torch.log(uniform) < before - bend(end).value - 0.5 * momentum.square().sum(1)
-    return choose(accepted, end, here), float(accepted.float().mean())
+    rows = accepted[:, None]
+    place = Place(
+        torch.where(rows, end.z, here.z),
+        torch.where(rows, end.gradient, here.gradient),
+        torch.where(accepted, end.value, here.value),
+    )
+    return place, float(accepted.float().mean())
 
 
 def adapt(step_size: float, rate: float) -> float:
@@ -174,7 +170,7 @@ def anneal(
     *,
     temperatures: int,
     leaps: int,
-    step_sizes: Sequence[float] | float,
+    step_sizes: Sequence[float],
     power: float = 4.0,
 ) -> Annealing:
     """Estimate the log of the integral of exp(-energy); the weights' mean is unbiased for it.
@@ -191,14 +187,14 @@ def anneal(
         generator: on the CPU.
         temperatures: T.
         leaps: of each proposal.
-        step_sizes: one for each temperature, for an unbiased estimate; or the first one, from which
-            they are adapted on the way: such a run finds the step sizes for others.
+        step_sizes: one for each temperature, for an unbiased estimate; or the first one alone, from
+            which they are adapted on the way: such a run finds the step sizes for others.
         power: see above.
 
     Source: Neal (2001), Annealed importance sampling; Wu et al. (2017), On the quantitative
     analysis of decoder-based generative models.
     """
-    step_size = step_sizes if isinstance(step_sizes, float) else 0.0
+    step_size = 0.0
     used: list[float] = []
     rates: list[float] = []
     here = stand(energy, start.draw(generator))
@@ -213,7 +209,7 @@ def anneal(
             break
 
         # One proposal at the new temperature.
-        if not isinstance(step_sizes, float):
+        if t <= len(step_sizes):
             step_size = step_sizes[t - 1]
         bend = partial(start.bend, share=share)
         here, rate = metropolis_step(

@@ -18,10 +18,10 @@ from hvae_hpc.config.stages import LikelihoodConfig
 from hvae_hpc.errors import UserError
 from hvae_hpc.evaluation.hamiltonian import Start, anneal
 from hvae_hpc.models.hvae import HVAE, LOG_2PI
+from hvae_hpc.preprocess.store.reader import read_dataset
 from hvae_hpc.runs.workplace import Outcome, Workplace
 from hvae_hpc.training.batches import PairTensors, generator_for, require_unseen, to_tensors
 from hvae_hpc.training.checkpoint import load_checkpoint, save_checkpoint
-from hvae_hpc.training.dataset_cache import read_packed
 from hvae_hpc.training.device import choose_device, device_name
 from hvae_hpc.training.train import load_generator, read_split
 
@@ -53,7 +53,7 @@ def measure_likelihood(config: LikelihoodConfig, workplace: Workplace) -> Outcom
     test = read_split(workplace.data, config.split).test
     cases = test[: config.cases or len(test)]
     require_unseen(config.generator, generator.train_cases, cases)
-    packed = read_packed(workplace.data, cases)
+    packed = read_dataset(workplace.data, cases)
     first_slices = [packed.case_ids.index(case) for case in cases]
     data = to_tensors(packed, config.image_px).take(first_slices).to(device)
 
@@ -130,7 +130,7 @@ def estimate_likelihood(
     )
 
     # The first run finds the step sizes, and does not count: a chain must not adapt to itself.
-    _, step_sizes = _anneal(model, batch, config, tuning, config.step_size)
+    _, step_sizes = _anneal(model, batch, config, tuning, (config.step_size,))
     estimates = []
     for generator in independent:
         if stopped():
@@ -152,7 +152,7 @@ def _anneal(
     batch: dict[str, Tensor],
     config: LikelihoodConfig,
     generator: torch.Generator,
-    step_sizes: tuple[float, ...] | float,
+    step_sizes: tuple[float, ...],
 ) -> tuple[dict[str, Tensor], tuple[float, ...]]:
     """Return one estimate's numbers per pair, and the step sizes used."""
     rows = _repeat(batch, config.chains)

@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 
 from hvae_hpc.config.stages import QualityConfig
-from hvae_hpc.errors import UserError
 from hvae_hpc.evaluation.features import Judge, load_judge, standardise
 from hvae_hpc.metrics.image_sets import (
     MASK_STATISTICS,
@@ -27,11 +26,11 @@ from hvae_hpc.metrics.image_sets import (
 )
 from hvae_hpc.metrics.images import Images, psnr, ssim
 from hvae_hpc.metrics.memorisation import find_copies
+from hvae_hpc.preprocess.store.reader import read_dataset
 from hvae_hpc.preprocess.store.shards import read_pairs
 from hvae_hpc.runs.folder import PAIRS
 from hvae_hpc.runs.workplace import Outcome, Workplace
 from hvae_hpc.training.batches import PairTensors, generator_for, require_unseen, to_tensors
-from hvae_hpc.training.dataset_cache import read_packed
 from hvae_hpc.training.device import choose_device, device_name
 from hvae_hpc.training.train import read_split
 
@@ -69,11 +68,6 @@ def measure_quality(config: QualityConfig, workplace: Workplace) -> Outcome | No
     train = _read_cases(workplace, split.train, config.image_px)
     test = _read_cases(workplace, split.test, config.image_px)
     source = _read_source(config, workplace, train, split.test)
-    if source.pairs.image_size != test.pairs.image_size:
-        raise UserError(
-            f"{config.source}: images of {source.pairs.image_size} px, "
-            f"the test images have {test.pairs.image_size}; use one image_px"
-        )
 
     # As the paper does it.
     n = min(config.n_images, len(test.pairs), len(source.pairs))
@@ -100,7 +94,7 @@ def measure_quality(config: QualityConfig, workplace: Workplace) -> Outcome | No
 
 
 def _read_cases(workplace: Workplace, cases: tuple[str, ...], image_px: int) -> _Set:
-    pairs = read_packed(workplace.data, cases)
+    pairs = read_dataset(workplace.data, cases)
     return _Set(pairs=to_tensors(pairs, image_px), cases=pairs.case_ids)
 
 
@@ -134,16 +128,12 @@ def _compare_unpaired(
         )
         values.append((psnr(ours, real).mean(), ssim(ours, real).mean()))
 
-    psnr_mean, ssim_mean = np.mean(values, axis=0)
-    psnr_sd, ssim_sd = np.std(values, axis=0, ddof=1 if config.draws > 1 else 0)
-    return {
-        "psnr_mean": float(psnr_mean),
-        "psnr_sd": float(psnr_sd),
-        "ssim_mean": float(ssim_mean),
-        "ssim_sd": float(ssim_sd),
-        "n": float(config.draws),
-        "images": float(n),
-    }
+    means = np.mean(values, axis=0)
+    deviations = np.std(values, axis=0, ddof=1 if config.draws > 1 else 0)
+    metrics = {"n": float(config.draws), "images": float(n)}
+    for measure, mean, deviation in zip(("psnr", "ssim"), means, deviations, strict=True):
+        metrics |= {f"{measure}_mean": float(mean), f"{measure}_sd": float(deviation)}
+    return metrics
 
 
 def _compare_sets(

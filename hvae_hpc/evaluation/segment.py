@@ -9,18 +9,17 @@ from dataclasses import asdict, fields
 import numpy as np
 import torch
 
-from hvae_hpc.config.model import require_halvings
 from hvae_hpc.config.stages import SegmentConfig
 from hvae_hpc.evaluation.samples import write_samples
 from hvae_hpc.evaluation.training_pairs import training_pairs
 from hvae_hpc.metrics.segmentation import Mask, MaskScores, score_masks
 from hvae_hpc.models.unet import UNet
 from hvae_hpc.preprocess.store.pairs import Pairs
+from hvae_hpc.preprocess.store.reader import read_dataset
 from hvae_hpc.runs.folder import SNAPSHOT
 from hvae_hpc.runs.workplace import Outcome, Workplace
 from hvae_hpc.training.batches import PairTensors, to_tensors
 from hvae_hpc.training.checkpoint import save_snapshot
-from hvae_hpc.training.dataset_cache import read_packed
 from hvae_hpc.training.device import build, choose_device, device_name
 from hvae_hpc.training.loop import train
 from hvae_hpc.training.train import read_split
@@ -39,7 +38,6 @@ def segment(config: SegmentConfig, workplace: Workplace) -> Outcome | None:
     device = choose_device(workplace)
     split = read_split(workplace.data, config.split)
     data = training_pairs(config, workplace, split, device)
-    require_halvings(f"a U-Net of depth {config.unet.depth}", data.image_size, config.unet.depth)
     model = build(lambda: UNet(config.unet, config.loss), config.seed, device)
     report = train(model, data, config.optim, config.seed, config.arm.moves, workplace)
     if report.weights is None:
@@ -49,7 +47,7 @@ def segment(config: SegmentConfig, workplace: Workplace) -> Outcome | None:
         save_snapshot(workplace.folder / SNAPSHOT, {"weights": report.weights})
 
     # Test.
-    test = read_packed(workplace.data, split.test)
+    test = read_dataset(workplace.data, split.test)
     tensors = to_tensors(test, config.image_px)
     predictions = predict(model, tensors, config.threshold, config.optim.batch_size, device)
     scores, unit = score_cases(predictions, tensors.masks[:, 0].numpy() > 0.5, test)

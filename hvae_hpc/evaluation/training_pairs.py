@@ -11,8 +11,15 @@ from hvae_hpc.preprocess.store.shards import Shard
 from hvae_hpc.preprocess.store.splits import Split
 from hvae_hpc.runs.folder import PAIRS
 from hvae_hpc.runs.workplace import Workplace
-from hvae_hpc.training.batches import PairTensors, add, generator_for, require_unseen
-from hvae_hpc.training.dataset_cache import CPU, read_cases, read_first
+from hvae_hpc.training.batches import (
+    CPU,
+    PairTensors,
+    add,
+    generator_for,
+    read_cases,
+    require_unseen,
+    to_tensors,
+)
 
 
 def training_pairs(
@@ -72,4 +79,4 @@ def _added_pairs(
                 f"{path}: pairs of {shard.image_size} px, the real ones have {size}; "
                 "use one image_px"
             )
-        return read_first(shard, n, real.images.device)
+        return to_tensors(shard.read(range(n)), 0).to(real.images.device)

@@ -9,7 +9,7 @@ kernel's sum over pairs takes for a collapsed set.
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,8 +33,7 @@ ALIKE = 0.5
 """Images count as one where their distance is below this share of the usual nearest distance."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Measurement:
+class Measurement(NamedTuple):
     """A measure's value and its 95 % interval, ``low <= value <= high``."""
 
     value: float

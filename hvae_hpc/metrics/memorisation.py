@@ -8,7 +8,7 @@ brightness or contrast. Images are compared at about 40 px a side.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +27,7 @@ NEXT = 3
 """Cases that the nearest one is compared with. More than one: a patient may be there twice."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Copies:
+class Copies(NamedTuple):
     """What was found of N images.
 
     Attributes:
@@ -88,12 +87,12 @@ def find_copies(
         prediction, Vovk et al. 2005.
     """
     case_of_row = list(train_cases or map(str, range(len(train))))
-    cases = np.unique(case_of_row, return_inverse=True)[1]
-    _require_enough(images, train, held_out, len(set(case_of_row)))
+    names, cases = np.unique(case_of_row, return_inverse=True)
+    _require_enough(images, train, held_out, len(names))
 
     # Score all images: distance to the nearest case over that to the next nearest ones.
     distances = _measure(np.concatenate([images, held_out]), train)
-    by_case = np.stack([distances[:, cases == case].min(1) for case in range(cases.max() + 1)], 1)
+    by_case = np.stack([distances[:, cases == case].min(1) for case in range(len(names))], 1)
     by_case.sort(axis=1)
     # Where all images are one, the score is 0.
     scores = by_case[:, 0] / np.maximum(by_case[:, 1 : 1 + NEXT].mean(1), 1e-12)

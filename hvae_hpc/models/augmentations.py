@@ -6,35 +6,12 @@ The LSGAN moves real and generated pairs by the same functions, differentiably.
 """
 
 import math
-import pkgutil
-from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hvae_hpc.config.kinds import AugmentationConfig
 from hvae_hpc.config.model import MovesConfig
-
-
-class Augmentation(Protocol):
-    """What an augmentation's class is; it is called with its config."""
-
-    def draw(
-        self, n: int, image_size: tuple[int, int], generator: torch.Generator
-    ) -> dict[str, Tensor]:
-        """Draw on the CPU what n pairs of a size (height, width) need; tensors (n, ...)."""
-
-    def apply(
-        self, images: Tensor, masks: Tensor, drawn: dict[str, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Augment images and masks, (B, 1, H, W) each, by the B rows of what was drawn."""
-
-
-def make_augmentation(config: AugmentationConfig) -> Augmentation:
-    """Make the augmentation that a config asks for."""
-    augmentation: Augmentation = pkgutil.resolve_name(config.augmentation_class)(config)
-    return augmentation
 
 
 class Moves:

@@ -51,25 +51,6 @@ class Path(NamedTuple):
     energy_change: Tensor
 
 
-class _Posterior(NamedTuple):
-    """q(z0|y): mean and scale (B, d), sum of log scale (B,), and KL from the prior (B,), nats."""
-
-    mean: Tensor
-    scale: Tensor
-    log_scale: Tensor
-    kl: Tensor
-
-
-class _BoundParts(NamedTuple):
-    """Nats (B,) of image, mask, KL and importance weight, and terms for the log."""
-
-    image_nats: Tensor
-    mask_nats: Tensor
-    kl: Tensor
-    log_weight: Tensor
-    terms: dict[str, Tensor]
-
-
 class HVAE(nn.Module):
     """The model with its bound; ``encoder`` and ``decoder`` are attributes that tests may replace.
 
@@ -132,15 +113,15 @@ class HVAE(nn.Module):
         """
         config = self.config
         weight = min(1.0, share / config.kl_warm_up) if config.kl_warm_up > 0 else 1.0
-        drawn = {"noise": self._normal(n, generator), "kl_weight": torch.tensor(weight)}
+        drawn = {
+            "noise": torch.randn(n, self.latent_size, generator=generator),
+            "kl_weight": torch.tensor(weight),
+        }
         if config.n_leapfrog and share >= config.flow_from:
-            drawn["momentum"] = self._normal(n, generator)
+            drawn["momentum"] = torch.randn(n, self.latent_size, generator=generator)
             if config.metropolis:
                 drawn["uniform"] = torch.rand(n, generator=generator)
         return drawn
-
-    def _normal(self, n: int, generator: torch.Generator) -> Tensor:
-        return torch.randn(n, self.latent_size, generator=generator)
 
     def sigma_x(self) -> Tensor | float:
         """Standard deviation of the image's Gaussian, in units of the image range."""
@@ -296,15 +277,30 @@ class HVAE(nn.Module):
         mean, scale = self.encode(batch)
         log_scale = torch.log(scale).sum(1)
         analytic_kl = 0.5 * (mean * mean + scale * scale - 1).sum(1) - log_scale
-        posterior = _Posterior(mean, scale, log_scale, analytic_kl)
-        flows = "momentum" in batch
-        parts = self._bound_with_flow if flows else self._bound_without_flow
-        image_nats, mask_nats, kl, log_weight, terms = parts(batch, posterior)
+        is_bound = "uniform" not in batch  # Metropolis' choice has no density to write down
+        terms: dict[str, Tensor] = {}
+        if "momentum" in batch:
+            path = self.leap(batch, mean, scale)
+            image_nats, mask_nats = path.image_k, path.mask_k
+            kl = 0.5 * _square(path.z_k) + 0.5 * _square(path.momentum) - log_scale - mean.shape[1]
+            at_end = image_nats + mask_nats + log_scale
+            at_end = at_end - 0.5 * _square(path.z_k) - 0.5 * _square(path.momentum)
+            log_weight = at_end + 0.5 * _square(batch["noise"]) + 0.5 * _square(batch["momentum"])
+            terms = self._describe_flow(path, scale)
+            if is_bound:
+                elbo_at_start = path.image_0 + path.mask_0 - analytic_kl
+                terms["elbo_gain"] = image_nats + mask_nats - kl - elbo_at_start
+        else:  # the VAE, whose KL is analytic
+            z = mean + scale * batch["noise"]
+            image_nats, mask_nats = self._spare(lambda z: self.log_likelihood(z, batch), z)
+            kl = analytic_kl
+            at_z = image_nats + mask_nats + log_scale
+            log_weight = at_z + 0.5 * _square(batch["noise"]) - 0.5 * _square(z)
 
         pixels = batch["image"][0].numel()
         bound = image_nats + mask_nats - batch["kl_weight"] * kl
         elbo = image_nats + mask_nats - kl
-        if self._is_bound(batch):
+        if is_bound:
             bits = -elbo / (pixels * math.log(2))
             terms |= {"elbo": elbo, "log_weight": log_weight, "bits_per_pixel": bits}
         else:
@@ -318,41 +314,15 @@ class HVAE(nn.Module):
         }
         return Loss(-bound.mean() / pixels, {name: term.detach() for name, term in terms.items()})
 
-    def _bound_without_flow(self, batch: Batch, posterior: _Posterior) -> _BoundParts:
-        """Return the VAE's bound in parts: its KL is analytic."""
-        mean, scale, log_scale, analytic_kl = posterior
-        z = mean + scale * batch["noise"]
-        image_nats, mask_nats = self._spare(lambda z: self.log_likelihood(z, batch), z)
-        log_weight = (
-            image_nats + mask_nats + log_scale + 0.5 * _square(batch["noise"]) - 0.5 * _square(z)
-        )
-        return _BoundParts(image_nats, mask_nats, analytic_kl, log_weight, {})
-
-    def _bound_with_flow(self, batch: Batch, posterior: _Posterior) -> _BoundParts:
-        """Return the bound at the end of the path in parts, and what the flow did."""
-        mean, scale, log_scale, analytic_kl = posterior
-        path = self.leap(batch, mean, scale)
-        image_nats, mask_nats = path.image_k, path.mask_k
-        kl = 0.5 * _square(path.z_k) + 0.5 * _square(path.momentum) - log_scale - mean.shape[1]
-        at_end = image_nats + mask_nats + log_scale
-        at_end = at_end - 0.5 * _square(path.z_k) - 0.5 * _square(path.momentum)
-        log_weight = at_end + 0.5 * _square(batch["noise"]) + 0.5 * _square(batch["momentum"])
-
-        terms = {
+    def _describe_flow(self, path: Path, scale: Tensor) -> dict[str, Tensor]:
+        """Return terms for the log: what the flow did."""
+        return {
             "moved": ((path.z_k - path.z_0) / scale).square().mean(1).sqrt(),
             "energy_change": path.energy_change,
             "acceptance": torch.exp(-path.energy_change.clamp(min=0.0)),
             "step_size": torch.as_tensor(self.step_size()),
             "sqrt_beta_0": torch.as_tensor(self.sqrt_beta_0()),
         }
-        if self._is_bound(batch):
-            elbo_at_start = path.image_0 + path.mask_0 - analytic_kl
-            terms["elbo_gain"] = image_nats + mask_nats - kl - elbo_at_start
-        return _BoundParts(image_nats, mask_nats, kl, log_weight, terms)
-
-    def _is_bound(self, batch: Batch) -> bool:
-        """Say whether the objective is a bound; Metropolis' choice has no density to write down."""
-        return "uniform" not in batch
 
     def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Turn z (B, d) into the image's mean and the mask's probability, (B, 1, H, W) each."""

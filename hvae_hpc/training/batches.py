@@ -6,9 +6,11 @@ loader being saved.
 """
 
 import hashlib
+import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +19,10 @@ from torch.nn import functional as F
 from hvae_hpc.config.kinds import AugmentationConfig
 from hvae_hpc.config.model import OptimConfig
 from hvae_hpc.errors import UserError
-from hvae_hpc.models.augmentations import make_augmentation
 from hvae_hpc.preprocess.store.pairs import Pairs
+from hvae_hpc.preprocess.store.reader import read_dataset
 
+CPU = torch.device("cpu")
 Rows = slice | Sequence[int] | Tensor
 
 
@@ -133,6 +136,13 @@ def to_tensors(pairs: Pairs, image_px: int) -> PairTensors:
     return PairTensors(images=images.contiguous(), masks=masks.contiguous())
 
 
+def read_cases(
+    data: Path, case_ids: Sequence[str], image_px: int, device: torch.device = CPU
+) -> PairTensors:
+    """Return these cases' pairs of a packed data set, in this order, on a device."""
+    return to_tensors(read_dataset(data, case_ids), image_px).to(device)
+
+
 def add(real: PairTensors, more: PairTensors) -> PairTensors:
     """Return the pairs with others added to them."""
     return replace(
@@ -214,7 +224,7 @@ def make_batch(
         return {name: value.to(images, non_blocking=True) for name, value in cut}
 
     if moves is not None:
-        augmentation = make_augmentation(moves)
+        augmentation = pkgutil.resolve_name(moves.augmentation_class)(moves)
         generator = generator_for(seed, "moves", images_seen)
         drawn = to_device(augmentation.draw(n, data.image_size, generator))
         images, masks = augmentation.apply(images, masks, drawn)

@@ -3,16 +3,19 @@
 Inside a step nothing waits for the device. A step whose gradient is not finite changes no weight.
 The numbers are read every ``READ_EVERY`` steps and before every checkpoint. Where they are not
 finite, the training goes back to where they were last good, with a smaller step, and in the end
-gives up with a line. So a checkpoint is always a good one. Several processes take the same steps,
-and ask each other after each whether one has to leave.
+gives up with a line. A copy to go back to is kept in memory at the end of every window of steps
+that was read and found finite. Windows lie at fixed numbers of images seen, so going back depends
+on no clock. A checkpoint inside a window carries the copy along, and is always a good one.
+
+Several processes take the same steps, and ask each other after each whether one has to leave.
 """
 
 import contextlib
+import copy
 import math
 import re
 import time
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,16 +35,16 @@ from hvae_hpc.training.checkpoint import (
 from hvae_hpc.training.device import CompiledForward, move_only
 from hvae_hpc.training.distributed import join_team, part_of_batch
 from hvae_hpc.training.optimizers import make_optimizer, take_step
-from hvae_hpc.training.rollback import LastGood
 from hvae_hpc.training.tensorboard_log import TensorBoardLog
 
 READ_EVERY = 50
+MOST_ROLLBACKS = 3
+"""More hardly help: the step is then an eighth, and what is wrong is something else."""
 NO_MEMORY = re.compile(f"can't allocate memory|{DEVICE_MEMORY}")
 AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainReport:
+class TrainReport(NamedTuple):
     """How a training ended.
 
     Attributes:
@@ -89,8 +92,8 @@ def train(
     """Train a network for ``optim.images`` images, from the newest checkpoint if there is one.
 
     Args:
-        model: built by :func:`build`; see :class:`hvae_hpc.models.generator.Generator`. A U-Net has
-            no ``decode``.
+        model: built by :func:`build`; :class:`hvae_hpc.config.kinds.GeneratorConfig` says what it
+            has. A U-Net has no ``decode``.
         data: on the model's device.
         optim: how.
         seed: of order, augmentation and noise.
@@ -147,6 +150,10 @@ class _Training:
         self.scaler = torch.amp.GradScaler(device.type, enabled=optim.precision == "fp16")
         self.rate = 0.0
 
+        # Where it can go back to, and how often it did so: each time halves the step from then on.
+        self.good_images_seen, self.good_state = 0, dict[str, Any]()
+        self.rollbacks = 0
+
         # How the network is called.
         wish = workplace.resources.compile
         compiled = wish == "on" or (wish == "auto" and device.type == "cuda")
@@ -191,11 +198,12 @@ class _Training:
                 if (leave or save) and not at_end:
                     self.save(in_window=not window_ends)
                     if leave:
-                        return self.report(weights=None)
+                        return TrainReport(self.reader.means, None, tuple(self.notes))
 
         self.tensorboard.close()
         state = self.average.state if self.average else self.model.state_dict()
-        return self.report({name: value.detach().cpu().clone() for name, value in state.items()})
+        weights = {name: value.detach().cpu().clone() for name, value in state.items()}
+        return TrainReport(self.reader.means, weights, tuple(self.notes))
 
     @property
     def device(self) -> torch.device:
@@ -204,15 +212,14 @@ class _Training:
 
     def restore(self) -> None:
         """Go on from the newest checkpoint, if there is one, and keep a copy to go back to."""
-        self.good = LastGood(0, {})
         saved = load_checkpoint(self.workplace.folder, self.team)
         if saved is None:
-            self.good.take(0, self.state())
+            self.keep_good(0, self.state())
             return
         self.images_seen = int(saved["images_seen"])
         self.load(saved)
-        self.good.rollbacks = saved["rollbacks"]
-        self.good.take(saved["good_images_seen"], saved["good"] or self.state())
+        self.rollbacks = saved["rollbacks"]
+        self.keep_good(saved["good_images_seen"], saved["good"] or self.state())
         self.workplace.log({"event": "resumed", "images_seen": self.images_seen})
 
     def take_step(self) -> dict[str, Tensor]:
@@ -220,7 +227,7 @@ class _Training:
         batch = make_batch(
             self.model, self.data, self.optim, self.seed, self.moves, self.images_seen, self.part
         )
-        self.rate = self.good.step_share * learning_rate(self.optim, self.images_seen)
+        self.rate = 0.5**self.rollbacks * learning_rate(self.optim, self.images_seen)
 
         terms: dict[str, Tensor] = {}
         for phase, optimizer, forward in zip(
@@ -269,12 +276,33 @@ class _Training:
         self.workplace.log({"images_seen": self.images_seen, **window})
         self.tensorboard.add(self.images_seen, window)
         if not at_end:
-            self.good.take(self.images_seen, self.state())
+            self.keep_good(self.images_seen, self.state())
+
+    def keep_good(self, images_seen: int, state: dict[str, Any]) -> None:
+        """Copy a state that was found to be good."""
+        self.good_images_seen, self.good_state = images_seen, copy.deepcopy(state)
 
     def go_back(self, error: NonFiniteError) -> None:
-        """Go back to the last good state with half the step; what was saved since goes."""
-        self.good.go_back(error, self.load, self.model)
-        self.images_seen = self.good.images_seen
+        """Go back to the last good state with half the step; what was saved since goes.
+
+        The flow's step shrinks for all pairs alike. Were it halved for those pairs alone whose
+        energy explodes, two starts could end in one place, but the bound needs a flow that is one
+        to one.
+
+        Raises:
+            NonFiniteError: it went back too often; names the term and the images seen.
+        """
+        if self.rollbacks == MOST_ROLLBACKS:
+            raise NonFiniteError(
+                f"{error}, also after going back {MOST_ROLLBACKS} times with half the step each; "
+                "try a smaller optim.lr (or model.step_size, for an HVAE), or precision fp32"
+            ) from error
+        self.rollbacks += 1
+        self.load(copy.deepcopy(self.good_state))
+        if hasattr(self.model, "shrink_step"):
+            self.model.shrink_step(0.5**self.rollbacks)  # type: ignore[operator]
+
+        self.images_seen = self.good_images_seen
         if self.team.rank == 0:
             remove_checkpoints(self.workplace.folder, beyond=self.images_seen)
         self.tensorboard.close()
@@ -292,9 +320,9 @@ class _Training:
         if self.team.rank != 0:
             return
         good = {
-            "good": self.good.state if in_window else None,
-            "good_images_seen": self.good.images_seen,
-            "rollbacks": self.good.rollbacks,
+            "good": self.good_state if in_window else None,
+            "good_images_seen": self.good_images_seen,
+            "rollbacks": self.rollbacks,
         }
         save_checkpoint(self.workplace.folder, self.images_seen, {**self.state(), **good})
         self.saved_at = time.monotonic()
@@ -321,10 +349,6 @@ class _Training:
                 self.average.state[name].copy_(value)
         self.scaler.load_state_dict(state["scaler"])
         self.reader.forget(state["window"])
-
-    def report(self, weights: dict[str, Tensor] | None) -> TrainReport:
-        """Return how the training ended; without weights it was asked to leave."""
-        return TrainReport(terms=self.reader.means, weights=weights, notes=tuple(self.notes))
 
 
 def rows_at_once(model: nn.Module, workplace: Workplace) -> int:

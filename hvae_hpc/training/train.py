@@ -1,20 +1,21 @@
 """The train stage: one generator on the training cases of one split, kept as a snapshot."""
 
 import json
+import pkgutil
 from pathlib import Path
 from typing import NamedTuple
 
 from torch import nn
 
+from hvae_hpc.config.kinds import GeneratorConfig
 from hvae_hpc.config.loader import load, read_json
 from hvae_hpc.config.stages import SplitConfig, TrainConfig
-from hvae_hpc.models.generator import make_generator
 from hvae_hpc.preprocess.store.manifest import read_manifest
 from hvae_hpc.preprocess.store.splits import Split, draw_split
 from hvae_hpc.runs.folder import CONFIG, SNAPSHOT
 from hvae_hpc.runs.workplace import Outcome, Workplace
+from hvae_hpc.training.batches import read_cases
 from hvae_hpc.training.checkpoint import load_snapshot, save_snapshot
-from hvae_hpc.training.dataset_cache import read_cases
 from hvae_hpc.training.device import build, choose_device, device_name
 from hvae_hpc.training.loop import train
 
@@ -25,6 +26,12 @@ class TrainedGenerator(NamedTuple):
     config: TrainConfig
     model: nn.Module
     train_cases: tuple[str, ...]
+
+
+def make_network(config: GeneratorConfig, image_size: tuple[int, int]) -> nn.Module:
+    """Make the network that a config describes, for images of (height, width) px."""
+    network: nn.Module = pkgutil.resolve_name(config.network_class)(config, image_size)
+    return network
 
 
 def read_split(data: Path, config: SplitConfig) -> Split:
@@ -45,7 +52,7 @@ def train_generator(config: TrainConfig, workplace: Workplace) -> Outcome | None
     device = choose_device(workplace)
     split = read_split(workplace.data, config.split)
     data = read_cases(workplace.data, split.train, config.image_px, device)
-    model = build(lambda: make_generator(config.model, data.image_size), config.seed, device)
+    model = build(lambda: make_network(config.model, data.image_size), config.seed, device)
     if hasattr(model, "recompute"):
         setattr(model, "recompute", workplace.resources.recompute)  # noqa: B010
     report = train(model, data, config.optim, config.seed, config.moves, workplace)
@@ -76,6 +83,6 @@ def load_generator(folder: Path) -> TrainedGenerator:
     config = load(TrainConfig, read_json(folder / CONFIG), str(folder / CONFIG))
     snapshot = load_snapshot(folder / SNAPSHOT)
     height, width = snapshot["image_size"]
-    model = make_generator(config.model, (height, width))
+    model = make_network(config.model, (height, width))
     model.load_state_dict(snapshot["weights"])
     return TrainedGenerator(config, model.eval(), tuple(json.loads(snapshot["train_cases"])))

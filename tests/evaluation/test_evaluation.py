@@ -33,8 +33,7 @@ from hvae_hpc.preprocess.store.pairs import Pairs
 from hvae_hpc.preprocess.store.shards import read_pairs, write_pairs
 from hvae_hpc.runs.folder import PAIRS, write_config
 from hvae_hpc.runs.workplace import Workplace
-from hvae_hpc.training.batches import PairTensors, to_tensors
-from hvae_hpc.training.dataset_cache import read_cases
+from hvae_hpc.training.batches import PairTensors, read_cases, to_tensors
 from hvae_hpc.training.train import load_generator, read_split, train_generator
 from tests.tiny import make_data_set, make_pairs
 
@@ -353,13 +352,6 @@ def test_shuffled_masks_are_the_same_masks_each_under_another_image(
         ]
         assert sorted(index) == list(range(7))
         assert all(i != j for i, j in enumerate(index))
-
-
-def test_an_image_that_cannot_be_halved_is_refused(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match="images of 16x16 px, expected multiples of 32 for a U-Net of depth 5"
-    ):
-        segment(replace(SEGMENT, unet=UNetConfig(base_channels=4, depth=5)), place(tmp_path, data))
 
 
 def test_pairs_type_guards_its_shapes() -> None:

@@ -41,7 +41,7 @@ def narrow_well(z: Tensor) -> Tensor:
     ).sum(1) - math.log(3.0)
 
 
-def run_annealing(n: int, seed: int, step_sizes: tuple[float, ...] | float, **changes: float):
+def run_annealing(n: int, seed: int, step_sizes: tuple[float, ...], **changes: float):
     start = Start(
         mean=torch.zeros(n, 2, dtype=torch.float64), scale=torch.ones(n, 2, dtype=torch.float64)
     )
@@ -64,13 +64,14 @@ def test_the_mean_annealed_weight_is_the_integral_however_few_the_temperatures(
 
 def test_more_temperatures_make_the_weights_more_alike() -> None:
     spreads = [
-        float(run_annealing(4_000, 2, 0.3, temperatures=n).log_weights.std()) for n in (5, 20, 80)
+        float(run_annealing(4_000, 2, (0.3,), temperatures=n).log_weights.std())
+        for n in (5, 20, 80)
     ]
     assert spreads[0] > spreads[1] > spreads[2]
 
 
 def test_a_first_run_finds_step_sizes_that_a_second_one_keeps() -> None:
-    pilot = run_annealing(500, 3, 4.0)
+    pilot = run_annealing(500, 3, (4.0,))
     assert pilot.step_sizes[0] == 4.0
     assert pilot.step_sizes[-1] < 1.0
     again = run_annealing(500, 4, pilot.step_sizes)

@@ -23,8 +23,7 @@ from hvae_hpc.preprocess.store.shards import write_pairs
 from hvae_hpc.results.collect import SET_COLUMNS
 from hvae_hpc.runs.folder import PAIRS, write_config
 from hvae_hpc.runs.workplace import Outcome, Workplace
-from hvae_hpc.training.batches import to_tensors
-from hvae_hpc.training.dataset_cache import read_cases
+from hvae_hpc.training.batches import read_cases, to_tensors
 from hvae_hpc.training.train import read_split
 from tests.tiny import make_data_set, make_pairs
 

@@ -30,7 +30,7 @@ from hvae_hpc.runs.folder import METRICS, PAIRS, SNAPSHOT, read_result, write_re
 from hvae_hpc.runs.identity import file_sha256
 from hvae_hpc.runs.plan import Plan, plan_path, write_plan
 from hvae_hpc.runs.run import Run
-from hvae_hpc.training.dataset_cache import read_cases
+from hvae_hpc.training.batches import read_cases
 from hvae_hpc.training.train import read_split
 from tests.tiny import make_data_set, make_pairs
 
