@@ -12,6 +12,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from statistics import median
 from typing import NamedTuple
 
+from hvae_hpc.config.model import NetworkConfig
 from hvae_hpc.config.resources import START_S, Resources
 from hvae_hpc.config.stages import SegmentConfig, TrainConfig
 from hvae_hpc.runs.done import ResultSummary
