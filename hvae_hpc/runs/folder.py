@@ -57,7 +57,7 @@ class Provenance:
         processes: how many trained this run together.
         at_once: how many runs shared the device when this one began.
         slurm: cluster, partition, account, nodes, restarts, visible GPUs, as SLURM names them.
-        gpu: utilisation (0 to 1), memory_mib and energy_j of the first GPU, where NVML tells them.
+        gpu: energy_j of the first GPU, where NVML tells it.
     """
 
     code_sha: str

@@ -66,7 +66,7 @@ def make_provenance(
         attempt: its number, from 1.
         started: seconds since 1970.
         before_s: seconds that earlier attempts took.
-        gpu: from :class:`hvae_hpc.jobs.worker.gpu_meter.GPUMeter`.
+        gpu: its energy, where it is known.
         at_once: how many runs shared the device.
     """
     notes = list(outcome.notes)

@@ -21,7 +21,7 @@ from hvae_hpc.jobs.state.run_log import (
     spent_s,
 )
 from hvae_hpc.jobs.worker import signals
-from hvae_hpc.jobs.worker.gpu_meter import GPUMeter
+from hvae_hpc.jobs.worker.gpu_meter import read_energy_j
 from hvae_hpc.jobs.worker.provenance import make_provenance
 from hvae_hpc.preprocess.store.manifest import require_content
 from hvae_hpc.runs.done import read_summary
@@ -184,14 +184,17 @@ def _make(
     check_stall(folder, log)
     require_content(Path(plan.data[run.config.data]["folder"]), run.parents["data"])
 
-    with GPUMeter(wanted=resources.gpus > 0) as meter:
-        outcome = stage_function(run.stage)(run.config, _workplace(plan, run_id, stopped))
+    energy_before = read_energy_j() if resources.gpus else None
+    outcome = stage_function(run.stage)(run.config, _workplace(plan, run_id, stopped))
     if outcome is None:
         append_log(folder, {"event": "stopped", "job_id": job_id()})
         return None
 
+    gpu: dict[str, float] = {}
+    if energy_before is not None and (energy_after := read_energy_j()) is not None:
+        gpu["energy_j"] = energy_after - energy_before
     provenance = make_provenance(
-        outcome, plan.code_sha, resources, attempt, started, spent_s(log), meter.read(), at_once
+        outcome, plan.code_sha, resources, attempt, started, spent_s(log), gpu, at_once
     )
     result = RunResult(
         schema=RESULT_SCHEMA,
