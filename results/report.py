@@ -46,29 +46,6 @@ CAPTIONS = {
     "progress": "A training: its bound or losses, and what the flow did",
 }
 """What is said of a figure, by the first word of its file's name."""
-REFERENCE = "<b>Reference</b>: the real training pairs alone."
-ARMS = {
-    "n_standard": (
-        "<b>Standard aug. ×5</b>: with flipped, turned and cropped copies, 5 times as many."
-    ),
-    "moves": "<b>Moved in every step</b>: the same moves, drawn anew whenever a pair is seen.",
-    "n_copies": "<b>Copies ×5</b>: with plain copies; a control for training longer.",
-    "n_cases": "<b>Real, 300 cases</b>: the pairs of more real patients.",
-    "generator": (
-        "<b>HVAE + 100</b>: with 100 pairs that this generator made (LSGAN, VAE, HVAE, ...)."
-    ),
-    "shuffled": "<b>masks shuffled</b>: each made image under another one's mask; a control.",
-    "alone": "<b>only</b>: made pairs alone, without the real ones.",
-    "first_share": "<b>first</b>: made pairs alone at first, then the real ones.",
-}
-"""Setting of an arm to what an arm is that has it, in HTML."""
-OTHER_LENGTH = "<b>equal epochs, equal steps</b>: how long an arm with more images trains."
-SAMPLERS = {
-    "aggregated": "pairs drawn between encoded real ones, not from the prior.",
-    "mixture": "pairs drawn from Gaussians fitted on encoded real ones, not from the prior.",
-    "hmc": "pairs drawn around real ones, not from the prior.",
-    "mask": "pairs drawn to fit real masks, not from the prior.",
-}
 
 
 def write_report(
@@ -102,7 +79,6 @@ def write_report(
         "sweep": html.escape(plan.sweep),
         "verdicts": _join("<p>{}</p>", verdicts) or "<p>No arm is done yet.</p>",
         "state": html.escape(state),
-        "arms": _explain_arms(plan),
         "contents": _list_tables(tables),
         "tables": _show_tables(tables),
         "figures": _show_figures(figures, figure_remarks) or "<p>None yet.</p>",
@@ -138,17 +114,6 @@ def _describe_progress(plan: Plan, collected: Collected) -> str:
 def _duration(seconds: float) -> str:
     """Say how long, in hours from one on."""
     return f"{seconds / 3600:,.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
-
-
-def _explain_arms(plan: Plan) -> str:
-    """Say what the sweep's kinds of arms are, a line each."""
-    arms = [config.arm for config in plan.configs(SegmentConfig)]
-    lines = [REFERENCE] if any(arm.name.startswith("reference") for arm in arms) else []
-    lines += [text for name, text in ARMS.items() if any(getattr(arm, name) for arm in arms)]
-    lines += [OTHER_LENGTH] if any("@" in arm.name for arm in arms) else []
-    samplers = {arm.generator.partition("-")[2] for arm in arms}
-    lines += [f"<b>{name}</b>: {text}" for name, text in SAMPLERS.items() if name in samplers]
-    return f"<ul>{''.join(f'<li>{line}</li>' for line in lines)}</ul>"
 
 
 def _list_tables(tables: Mapping[str, Table]) -> str:
