@@ -33,7 +33,6 @@ def sbatch_text(
     *,
     comment: str,
     elements: int = 0,
-    requeue: bool = True,
 ) -> str:
     """Return the text for sbatch, as submitit writes it.
 
@@ -44,11 +43,10 @@ def sbatch_text(
         command: what each process runs; quoted, never interpreted.
         comment: by which the queue is searched for it.
         elements: of an array; 0 for a single job.
-        requeue: it goes on where it was when SLURM starts it again.
     """
     from submitit.slurm.slurm import SlurmExecutor
 
-    extra: dict[str, Any] = {"requeue" if requeue else "no-requeue": True}
+    extra: dict[str, Any] = {"requeue": True}
     extra |= {"nice": resources.nice} if resources.nice else {}
     if resources.minutes_min and resources.minutes_min < resources.minutes:
         extra["time-min"] = resources.minutes_min

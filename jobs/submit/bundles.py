@@ -61,7 +61,11 @@ class _Builder:
     queued: Mapping[str, str]
 
     def group(self, run_ids: Sequence[str]) -> list[list[str]]:
-        """Sort runs by what those of an array share, parents' stages first."""
+        """Sort runs by what those of an array share, parents' stages first.
+
+        Runs of several draws, or of several trainings of a generator, share an array: it waits for
+        all of them.
+        """
         groups = defaultdict[Hashable, list[str]](list)
         for run_id in sorted(run_ids, key=self._stage_number):
             run, parents = self.plan.runs[run_id], self.plan.parents(run_id)
