@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 setup(
     name="hvae_hpc",
     version="0.1.0",
-    description="Do synthetic image+mask pairs improve tumour segmentation? From NIfTI to tables, on SLURM.",
+    description="Do synthetic image+mask pairs improve tumour segmentation? On SLURM.",
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["hvae_hpc", "hvae_hpc.*"]),

@@ -1,4 +1,4 @@
-"""Do synthetic image+mask pairs improve tumour segmentation, which generator makes them, and how many to add?
+"""Do synthetic image+mask pairs improve tumour segmentation, and which ones?
 
 The package answers that on a group's own SLURM cluster and data. ``README.md`` has the commands;
 the module floors (who may import whom) are enforced by ``tests/test_house.py``.

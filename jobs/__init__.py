@@ -1,1 +1,1 @@
-"""From a sweep file to finished runs: the runs and their parents, local processes or SLURM arrays, and what they do."""
+"""From a sweep file to finished runs, in local processes or as SLURM arrays."""
