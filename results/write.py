@@ -71,8 +71,7 @@ def write_results(
         folder / "report.html", plan, collected, built, verdicts, figures, remarks, device_hours
     )
     paths.append(report)
-    names = ", ".join(str(path.relative_to(folder)) for path in paths)
-    print(f"{len(paths)} files are in {folder}: {names}")
+    print(f"{len(paths)} files are in {folder}")
     print(f"open {report}")
     return paths
 

@@ -20,7 +20,6 @@ from hvae_hpc.errors import UserError
 from hvae_hpc.results.collect import Collected, rows_of
 from hvae_hpc.results.figures.panels import (
     PREDICTION,
-    SPACER,
     TRUTH,
     Panel,
     Row,
@@ -69,7 +68,7 @@ def draw_figure2(plan: Plan, collected: Collected, data: str) -> tuple[Figure, l
         pairs = list(zip(samples["images"], samples["masks"], strict=True))[:N_COLUMNS]
         outlined = [Panel(image=image, outlines=((mask, TRUTH),)) for image, mask in pairs]
         masks = [Panel(image=mask > 0) for _, mask in pairs]
-        rows += [*([SPACER] if rows else []), (label, outlined), ("mask", masks)]
+        rows += [(label, outlined), ("mask", masks)]
 
     if {label for label, _ in rows} <= {"Real", "mask"}:
         raise UserError("; ".join(left_out))

@@ -10,9 +10,8 @@ from matplotlib.figure import Figure
 
 TRUTH: dict[str, Any] = {"color": "#F0E442", "linestyle": "-", "linewidth": 1.2}
 PREDICTION: dict[str, Any] = {"color": "#56B4E9", "linestyle": (0, (2.5, 1.2)), "linewidth": 1.2}
-_LEFT, _LABEL_LINE, _RIGHT, _BETWEEN, _SPACER = 0.25, 0.13, 0.02, 0.025, 0.04
-"""Inches: room for a row's label, for each further line of it, at the right, between panels, and in
-place of an empty row."""
+_LEFT, _LABEL_LINE, _RIGHT, _BETWEEN = 0.25, 0.13, 0.02, 0.025
+"""Inches: room for a row's label, for each further line of it, at the right, and between panels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +24,6 @@ class Panel:
 
 
 Row = tuple[str, list[Panel]]
-SPACER: Row = ("", [])
 
 
 def draw_grid(
@@ -36,17 +34,17 @@ def draw_grid(
     The places are computed: matplotlib's own layouts let titles overlap images of a fixed aspect.
 
     Args:
-        rows: label and panels; a row without panels is a narrow gap.
+        rows: label and panels.
         size: width of a panel.
         top, bottom: room for titles and legend.
         gap: room between rows.
     """
     n_columns = max(len(panels) for _, panels in rows)
-    height_px, width_px = next(panel.image.shape for _, panels in rows for panel in panels)
-    heights = [size * height_px / width_px if panels else _SPACER for _, panels in rows]
+    height_px, width_px = rows[0][1][0].image.shape
+    row_height = size * height_px / width_px
     left = _LEFT + _LABEL_LINE * max(label.count("\n") for label, _ in rows)
     width = left + size * n_columns + _BETWEEN * (n_columns - 1) + _RIGHT
-    height = top + sum(heights) + gap * (len(rows) - 1) + bottom
+    height = top + row_height * len(rows) + gap * (len(rows) - 1) + bottom
 
     figure = Figure(figsize=(width, height))
     places = {
@@ -55,8 +53,7 @@ def draw_grid(
         "top": 1 - top / height,
         "bottom": bottom / height,
         "wspace": _BETWEEN / size,
-        "hspace": gap * len(rows) / sum(heights),
-        "height_ratios": heights,
+        "hspace": gap / row_height,
     }
     grid = figure.subplots(len(rows), n_columns, squeeze=False, gridspec_kw=places)
     for axes in grid.flat:
