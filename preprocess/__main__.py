@@ -57,8 +57,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    names = ", ".join(sorted(path.stem for path in LIBRARY.glob("*.toml")))
+def _make_parser(names: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m hvae_hpc.preprocess",
         description="Pack a folder of NIfTI scans or 2D pictures: "
@@ -112,8 +111,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--partition", metavar="P", help="pack as one job on this SLURM partition")
     where.add_argument("--local", action="store_true", help="pack here, even on a SLURM machine")
+    return parser
 
-    options = parser.parse_args(argv)
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    names = ", ".join(sorted(path.stem for path in LIBRARY.glob("*.toml")))
+    options = _make_parser(names).parse_args(argv)
     for name, least in (("workers", 1), ("phantom", 0), ("sheet", 0)):
         number = getattr(options, name)
         if number is not None and number < least:

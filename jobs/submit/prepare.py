@@ -40,7 +40,7 @@ from hvae_hpc.jobs.state.submissions import (
 )
 from hvae_hpc.jobs.submit.bundles import make_arrays
 from hvae_hpc.jobs.sweeps.costs import add_up, expected_seconds
-from hvae_hpc.runs.done import read_results
+from hvae_hpc.runs.done import ResultSummary, read_results
 from hvae_hpc.runs.plan import Array, Plan, plan_id
 
 TABLES = "tables"
@@ -115,19 +115,10 @@ def prepare(
     room = max(0, min(limits) - queue.elements) if limits else None
     results = read_results(plan)  # after the queue: what ends in between would seem lost
     statuses = read_run_status(plan, results, submissions, queue)
-
-    # Runs that failed have the resources that the policy gave them after earlier failures.
-    history = read_history(plan.runs_folder)
-    plan = with_retry_changes(plan, history, site, cluster)
-    choice = Choice(frozenset(), history, ())
     if retries:
         statuses = explain_lost(statuses, submissions, thorough=True)
-        by_hand = scope == "all"
-        choice = choose_retries(
-            plan, results, statuses, history, retries, site, cluster, by_hand=by_hand
-        )
-        plan = with_retry_changes(plan, choice.history, site, cluster)
 
+    plan, choice = _plan_retries(plan, results, statuses, site, cluster, scope, retries)
     wanted = _choose_runs(statuses, scope, submissions, choice.run_ids)
     queued = {i: s.element for i, s in statuses.items() if s.kind in IN_QUEUE and s.element}
     seconds = expected_seconds(plan, results, wanted)
@@ -153,6 +144,28 @@ def prepare(
         history=choice.history if retries else None,
         told=(*choice.summary, *_tell_held(statuses, wanted)),
     )
+
+
+def _plan_retries(
+    plan: Plan,
+    results: Mapping[str, ResultSummary],
+    statuses: Mapping[str, RunStatus],
+    site: Site,
+    cluster: Cluster,
+    scope: Scope,
+    retries: int,
+) -> tuple[Plan, Choice]:
+    """Choose the failed runs to retry; returns the plan with the resources of all retries."""
+    history = read_history(plan.runs_folder)
+    plan = with_retry_changes(plan, history, site, cluster)
+    if not retries:
+        return plan, Choice(frozenset(), history, ())
+
+    by_hand = scope == "all"
+    choice = choose_retries(
+        plan, results, statuses, history, retries, site, cluster, by_hand=by_hand
+    )
+    return with_retry_changes(plan, choice.history, site, cluster), choice
 
 
 def _choose_runs(
