@@ -163,6 +163,15 @@ def test_a_generator_and_augmentations_from_outside_the_package_go_all_the_way_t
         assert label in arms
 
 
+def test_a_package_that_lies_in_the_working_folder_is_not_installed(tmp_path: Path) -> None:
+    project = install_toy(tmp_path / "project")
+    make_data_set(project / "shards")
+    (project / "sweep.toml").write_text(SWEEP)
+    ended = sweep(project, "--plan")
+    assert ended.returncode == 2
+    assert "dark.kind: got 'darker', expected no kind" in ended.stderr
+
+
 @pytest.mark.parametrize("kind", ["", "hvae-2", ["hvae"], 3])
 def test_an_unknown_kind_names_those_that_there_are(kind: object) -> None:
     base = {"data": "d", "generator": "g", "split": {}, "image_px": 0, "optim": {"images": 320}}

@@ -7,9 +7,11 @@ runs folder holds is ever imported. docs/DEVELOP.md has a worked example.
 """
 
 import pkgutil
+import sys
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
+from pathlib import Path
 from typing import Any, ClassVar
 
 from hvae_hpc.errors import UserError
@@ -123,5 +125,12 @@ def generator_labels() -> dict[str, str]:
 
 @cache
 def _installed_kinds(group: str) -> dict[str, str]:
-    """Return the kinds that installed packages add."""
-    return {entry.name: entry.value for entry in metadata.entry_points(group=group)}
+    """Return the kinds of installed packages; those that lie in the working folder do not count."""
+    working_folder = Path.cwd()
+    places = [place for place in sys.path if place and Path(place).resolve() != working_folder]
+    return {
+        entry.name: entry.value
+        for distribution in metadata.distributions(path=places)
+        for entry in distribution.entry_points
+        if entry.group == group
+    }

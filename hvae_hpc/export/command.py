@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hvae_hpc.errors import run_command
+from hvae_hpc.errors import UserError, run_command
 from hvae_hpc.jobs.state.find_run import find_run
 
 
@@ -39,11 +39,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--id",
         type=int,
-        default=501,
         metavar="N",
         help="with --nnunet: the data set number (default: 501)",
     )
     options = parser.parse_args(argv)
+    if options.png and (options.synthetic_only or options.id is not None):
+        raise UserError("--synthetic-only and --id belong to --nnunet; leave them out with --png")
     plan, run_id = find_run(options.runs, options.run, "generate")
 
     from hvae_hpc.export.pairs import export_pairs  # torch: not before it is needed
@@ -55,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
         options.nnunet or options.png,
         keep_copies=options.keep_copies,
         synthetic_only=options.synthetic_only,
-        dataset_id=options.id,
+        dataset_id=501 if options.id is None else options.id,
     )
     print("\n".join(lines))
     return 0

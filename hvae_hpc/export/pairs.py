@@ -83,19 +83,13 @@ def export_pairs(
         UserError: it is no generate run or not done, its data is missing or was repacked, all its
             pairs are copies, or the folder cannot be made.
     """
-    if not 1 <= dataset_id <= 999:
-        raise UserError(f"data set number is {dataset_id}, expected 1 to 999")
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise UserError(f"{folder}: is there and is no empty folder; name a new one, or delete it")
+    _check(dataset_id, folder)
 
     # Find the copies.
     source = _read_source(plan, run_id)
+    real, test = source.real, source.test
     copies = find_copies(
-        source.synthetic.images,
-        source.real.images,
-        source.test.images,
-        source.real.case_ids,
-        source.test.case_ids,
+        source.synthetic.images, real.images, test.images, real.case_ids, test.case_ids
     )
     kept = np.flatnonzero(~copies.flagged | keep_copies).tolist()
     left_out = [] if keep_copies else np.flatnonzero(copies.flagged).tolist()
@@ -111,34 +105,44 @@ def export_pairs(
     parts = [Part(kind="synthetic", pairs=take(source.synthetic, kept), records=chosen)]
     if form == "nnunet" and not synthetic_only:
         parts += [_real_part("real", source.real), _real_part("test", source.test)]
+    name = f"Dataset{dataset_id:03d}_{_plain(plan.runs[run_id].label)}" if form == "nnunet" else "."
+    content = {
+        "schema": EXPORT_SCHEMA,
+        "form": form,
+        **_describe_origin(plan, run_id, source, copies),
+        "folder": name,
+    }
     with _new_folder(folder) as new_folder:
         if form == "nnunet":
-            name = f"Dataset{dataset_id:03d}_{_plain(plan.runs[run_id].label)}"
             write_nnunet(new_folder / name, parts, source.manifest.modality)
         else:
-            name = "."
             write_png(new_folder, parts[0])
-        content = {
-            "schema": EXPORT_SCHEMA,
-            "form": form,
-            **_describe_origin(plan, run_id, source, copies),
-            "folder": name,
-            "pairs": [record for part in parts for record in part.records],
-            "left_out": [records[row] for row in left_out],
-        }
+        content["pairs"] = [record for part in parts for record in part.records]
+        content["left_out"] = [records[row] for row in left_out]
         write_json(new_folder / MANIFEST, content)
 
-    # Say what was done.
-    lines = list(_sum_up(folder / name, parts, copies, len(left_out)))
-    unknown_spacing = any(np.isnan(part.pairs.spacing_mm).any() for part in parts)
-    if form == "nnunet" and unknown_spacing:
-        lines.append("the spacing is not known: the files say 1 mm")
-    if form == "nnunet" and synthetic_only:
-        lines.append(
+    remarks = _remarks_on_nnunet(parts, synthetic_only) if form == "nnunet" else []
+    return [*_sum_up(folder / name, parts, copies, len(left_out)), *remarks]
+
+
+def _check(dataset_id: int, folder: Path) -> None:
+    if not 1 <= dataset_id <= 999:
+        raise UserError(f"data set number is {dataset_id}, expected 1 to 999")
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise UserError(f"{folder}: is there and is no empty folder; name a new one, or delete it")
+
+
+def _remarks_on_nnunet(parts: Sequence[Part], synthetic_only: bool) -> list[str]:
+    """Return what a person must know of the data set before training on it."""
+    remarks = []
+    if any(np.isnan(part.pairs.spacing_mm).any() for part in parts):
+        remarks.append("the spacing is not known: the files say 1 mm")
+    if synthetic_only:
+        remarks.append(
             "no real pairs, so nothing to validate on and no splits_final.json: "
             "train nnU-Net with fold all"
         )
-    return lines
+    return remarks
 
 
 def _read_source(plan: Plan, run_id: str) -> ExportedRun:

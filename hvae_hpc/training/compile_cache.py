@@ -33,11 +33,15 @@ def use_private_cache() -> Path:
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
     os.environ["TRITON_CACHE_DIR"] = str(folder / "triton")
 
-    # Imported only now: torch's compiler makes its folder at its import. Its precompiled C++
-    # headers would still go to the folder of /tmp.
-    from torch._inductor import config
+    # Imported only now: torch's compiler makes its folder at its import. Its C++ headers, compiled
+    # once for all kernels, would still go to the folder of /tmp. Their digest needs openssl.
+    from torch._inductor import codecache, config
 
-    config.cpp_cache_precompile_headers = False
+    if shutil.which("openssl") and hasattr(codecache, "_HEADER_DIR"):
+        codecache._HEADER_DIR = str(folder / "headers")
+        codecache._HEADER_LOCK_DIR = str(folder / "headers" / "locks")
+    else:
+        config.cpp_cache_precompile_headers = False
     return folder
 
 

@@ -8,8 +8,10 @@ alone touches no part of torch.distributed.
 """
 
 import contextlib
+import fcntl
 import os
 import socket
+import struct
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -136,8 +138,7 @@ def join_team(workplace: Workplace, device: torch.device) -> Iterator[Team]:
             raise UserError(
                 f"process {team.rank} lost touch with another of the run's {team.world} "
                 f"({reason}); see what that one printed or, if it still runs, whether the nodes "
-                "reach each other (GLOO_SOCKET_IFNAME names the network interface); "
-                "the last checkpoint is kept"
+                "reach each other; the last checkpoint is kept"
             ) from error
         raise
     finally:
@@ -162,6 +163,7 @@ def _meet(workplace: Workplace) -> TCPStore:
         store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=PATIENCE)
         store.set(str(path), "")
         host = os.environ.get("SLURM_LAUNCH_NODE_IPADDR") or socket.gethostname()
+        _choose_interface(host, store.port)
         write_json(path, {"host": host, "port": store.port})
         return store
     end = time.monotonic() + PATIENCE.total_seconds()
@@ -178,9 +180,28 @@ def _meet(workplace: Workplace) -> TCPStore:
             )
             if store.check([str(path)]):
                 store.set_timeout(PATIENCE)
+                _choose_interface(meeting["host"], meeting["port"])
                 return store
         time.sleep(0.2)
     raise UserError(
         f"{path}: process {workplace.rank} found no first process by it within {PATIENCE}; "
         "see what process 0 printed, and whether the run's folder is on a disk that all nodes share"
     )
+
+
+def _choose_interface(host: str, port: int) -> None:
+    """Make gloo use the network interface that leads to the first process.
+
+    By itself it takes the address of the node's own name, which is often 127.0.1.1, where no other
+    node reaches it.
+    """
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, port))  # sends nothing
+        own = socket.inet_aton(probe.getsockname()[0])
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):  # it has no address
+                answer = fcntl.ioctl(
+                    probe, 0x8915, struct.pack("256s", name.encode())
+                )  # SIOCGIFADDR
+                if answer[20:24] == own:
+                    os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
