@@ -1,8 +1,8 @@
-"""Reading packed pairs back, and what they take on disk, against other forms."""
+"""Time to read packed pairs back, and their size on disk, against other file formats."""
 
 import contextlib
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,91 +12,100 @@ from numpy.typing import NDArray
 from preprocess_sides import import_peer, one_core
 from preprocess_tables import median, rate, ratio, show, take_turns
 
-from hvae_hpc.preprocess.store.manifest import read_manifest
+from hvae_hpc.preprocess.store.manifest import Manifest, read_manifest
 from hvae_hpc.preprocess.store.pairs import Pairs
 
 GREY = 65535
 """White of a 16-bit PNG."""
 
-
 Read = Callable[[int], tuple[NDArray[Any], NDArray[Any]]]
+"""Returns image and mask of one slice by its row."""
+
+OURS, H5PY = "shards, verified", "h5py on the shards"
+FORMS = (OURS, H5PY, "memmap", "PNG")
+
+
+@contextlib.contextmanager
+def open_forms(
+    folder: Path, manifest: Manifest, scratch: Path, whole: Pairs, pictures: Any
+) -> Iterator[dict[str, Read]]:
+    """Open the same pairs in all forms; yield how each form reads one slice."""
+    import h5py
+
+    from hvae_hpc.preprocess.store.shards import Shard
+
+    places = [
+        (case.shard, case.first_row + row) for case in manifest.cases for row in range(case.pairs)
+    ]
+    images, masks = map_raw_files(scratch, whole)
+    with contextlib.ExitStack() as stack:
+        names = {shard for shard, _ in places}
+        shards = {name: stack.enter_context(Shard(folder / name)) for name in names}
+        # Without locks, like our reader: HDF5 refuses to open a file with and without them at once.
+        files = {
+            name: stack.enter_context(h5py.File(folder / name, "r", locking=False))
+            for name in names
+        }
+
+        def from_shards(row: int) -> tuple[NDArray[Any], NDArray[Any]]:
+            shard, place = places[row]
+            pairs = shards[shard].read([place])
+            return pairs.images[0], pairs.masks[0]
+
+        def from_h5py(row: int) -> tuple[NDArray[Any], NDArray[Any]]:
+            shard, place = places[row]
+            return files[shard]["images"][place], files[shard]["masks"][place]
+
+        def from_memmap(row: int) -> tuple[NDArray[Any], NDArray[Any]]:
+            return np.array(images[row]), np.array(masks[row])
+
+        def from_png(row: int) -> tuple[NDArray[Any], NDArray[Any]]:
+            with (
+                pictures.open(scratch / f"image-{row}.png") as image,
+                pictures.open(scratch / f"mask-{row}.png") as mask,
+            ):
+                grey = np.asarray(image, dtype=np.float32)
+                return grey / np.float32(GREY), np.asarray(mask, dtype=np.uint8)
+
+        forms: dict[str, Read] = {OURS: from_shards, H5PY: from_h5py, "memmap": from_memmap}
+        yield forms | ({"PNG": from_png} if pictures is not None else {})
+
+
+def map_raw_files(scratch: Path, whole: Pairs) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the raw files of images and masks, mapped into memory."""
+    return (
+        np.memmap(scratch / "images.raw", "<f4", "r", shape=whole.images.shape),
+        np.memmap(scratch / "masks.raw", np.uint8, "r", shape=whole.masks.shape),
+    )
+
+
+def read_in_order(read: Read, order: Sequence[int]) -> None:
+    """Read slices one after the other, and keep nothing."""
+    for row in order:
+        read(row)
 
 
 def measure_reading(folder: Path, scratch: Path, repeats: int) -> dict[str, Any]:
-    """Single slices in random order, from shards and other files; then the whole data set."""
-    import h5py
-
+    """Time single slices in random order, from shards and other files; then the whole data set."""
     from hvae_hpc.preprocess.store.reader import DatasetReader
-    from hvae_hpc.preprocess.store.shards import Shard
 
-    # The same pairs in all forms, and how to read one slice of each.
+    # The same pairs in all forms.
     manifest = read_manifest(folder)
     whole = DatasetReader(folder).read_all()
     pictures = import_peer("PIL.Image")
     sizes = write_peers(whole, scratch, pictures)
     sizes["shards"] = sum((folder / shard.file).stat().st_size for shard in manifest.shards)
-    places = [
-        (case.shard, case.first_row + row) for case in manifest.cases for row in range(case.pairs)
-    ]
     order = [int(row) for row in np.random.default_rng(0).permutation(len(whole))]
-    images = np.memmap(scratch / "images.raw", "<f4", "r", shape=whole.images.shape)
-    masks = np.memmap(scratch / "masks.raw", np.uint8, "r", shape=whole.masks.shape)
+    images, masks = map_raw_files(scratch, whole)
 
-    def from_shards(row: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        shard, place = places[row]
-        pairs = shards[shard].read([place])
-        return pairs.images[0], pairs.masks[0]
+    with open_forms(folder, manifest, scratch, whole, pictures) as forms:
+        # Timing starts only when all forms give the same slices.
+        for name, read in forms.items():
+            check_same_content(whole, name, read, 0.51 / GREY if name == "PNG" else 0.0)
 
-    def from_h5py(row: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        shard, place = places[row]
-        return files[shard]["images"][place], files[shard]["masks"][place]
-
-    def from_memmap(row: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        return np.array(images[row]), np.array(masks[row])
-
-    def from_png(row: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        with (
-            pictures.open(scratch / f"image-{row}.png") as image,
-            pictures.open(scratch / f"mask-{row}.png") as mask,
-        ):
-            return np.asarray(image, dtype=np.float32) / np.float32(GREY), np.asarray(
-                mask, dtype=np.uint8
-            )
-
-    def in_order(read: Read) -> Callable[[], None]:
-        def read_each() -> None:
-            for row in order:
-                read(row)
-
-        return read_each
-
-    # All give the same slices; then they take turns.
-    with contextlib.ExitStack() as stack:
-        names = {shard for shard, _ in places}
-        shards = {name: stack.enter_context(Shard(folder / name)) for name in names}
-        # Without locks, as our reader: HDF5 refuses to open a file in one process in both ways.
-        files = {
-            name: stack.enter_context(h5py.File(folder / name, "r", locking=False))
-            for name in names
-        }
-        for read, tolerance in (
-            (from_shards, 0.0),
-            (from_h5py, 0.0),
-            (from_memmap, 0.0),
-            (from_png, 0.51 / GREY),
-        ):
-            if read is not from_png or pictures is not None:
-                check_same_content(whole, read, tolerance)
         with one_core():
-            slices = take_turns(
-                {
-                    "shards, verified": in_order(from_shards),
-                    "h5py on the shards": in_order(from_h5py),
-                    "memmap": in_order(from_memmap),
-                    "PNG": in_order(from_png) if pictures is not None else None,
-                },
-                repeats,
-            )
+            runs = {name: partial(read_in_order, read, order) for name, read in forms.items()}
+            slices = take_turns({name: runs.get(name) for name in FORMS}, repeats)
             everything = take_turns(
                 {
                     "shards, read_all": lambda: DatasetReader(folder, manifest=manifest).read_all(),
@@ -112,14 +121,14 @@ def measure_reading(folder: Path, scratch: Path, repeats: int) -> dict[str, Any]
 
 
 def report_reading(
-    slices: Mapping[str, Sequence[float] | None],
-    everything: Mapping[str, Sequence[float] | None],
+    slices: Mapping[str, list[float] | None],
+    everything: Mapping[str, list[float] | None],
     sizes: Mapping[str, int],
     n: int,
     has_png: bool,
 ) -> dict[str, Any]:
     """Show what reading took and return the figures."""
-    size_of = {"shards, verified": "shards", "h5py on the shards": "shards"}
+    size_of = {OURS: "shards", H5PY: "shards"}
     disk = {name: sizes.get(size_of.get(name, name)) for name in slices}
     if not has_png:
         print("Pillow is not installed: no figures of PNG")
@@ -137,9 +146,9 @@ def report_reading(
         [(name, rate(times, n)) for name, times in everything.items()],
     )
     return {
-        "slice_read_vs_memmap": ratio(slices["memmap"], slices["shards, verified"]),
-        "slice_read_vs_h5py": ratio(slices["h5py on the shards"], slices["shards, verified"]),
-        "slice_read_vs_png": ratio(slices["PNG"], slices["shards, verified"]),
+        "slice_read_vs_memmap": ratio(slices["memmap"], slices[OURS]),
+        "slice_read_vs_h5py": ratio(slices[H5PY], slices[OURS]),
+        "slice_read_vs_png": ratio(slices["PNG"], slices[OURS]),
         "slice_ms": {name: median(times, 1000 / n) for name, times in slices.items()},
         "slice_bytes": {name: size and size // n for name, size in disk.items()},
         "read_all_pairs_per_s": {name: rate(times, n) for name, times in everything.items()},
@@ -161,28 +170,25 @@ def write_peers(pairs: Pairs, scratch: Path, pictures: Any) -> dict[str, int]:
     return sizes
 
 
-def check_same_content(pairs: Pairs, read: Read, tolerance: float) -> None:
-    """Compare all slices.
+def check_same_content(pairs: Pairs, form: str, read: Read, tolerance: float) -> None:
+    """Compare all slices of one form with the pairs.
 
     Raises:
-        SystemExit: they are not the same.
+        SystemExit: a slice differs.
     """
     for row in range(len(pairs)):
         image, mask = read(row)
         if image.dtype != np.float32 or not np.array_equal(mask, pairs.masks[row]):
             raise SystemExit(
-                f"{read.__name__}: row {row} has another mask, "
-                f"or is {image.dtype}, expected float32"
+                f"{form}: row {row} has another mask, or is {image.dtype}, expected float32"
             )
         apart = float(np.abs(image.astype(np.float64) - pairs.images[row]).max())
         if not apart <= tolerance:
-            raise SystemExit(
-                f"{read.__name__}: row {row} is {apart:g} off, expected {tolerance:g} at most"
-            )
+            raise SystemExit(f"{form}: row {row} is {apart:g} off, expected {tolerance:g} at most")
 
 
 def measure_storage(folder: Path, scratch: Path, at_most: int, repeats: int) -> dict[str, Any]:
-    """The shards' compression beside HDF5's own filters, on the first pairs."""
+    """Compare the shards' compression with HDF5's own filters, on the first pairs."""
     from hvae_hpc.preprocess.store.reader import DatasetReader
 
     reader = DatasetReader(folder)
@@ -250,7 +256,7 @@ def read_form(
     """Read the slices one at a time.
 
     Raises:
-        SystemExit: they are not the expected ones.
+        SystemExit: a slice differs from the expected one.
     """
     import h5py
 

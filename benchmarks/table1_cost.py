@@ -67,60 +67,84 @@ def project_table_1(
     Args:
         runs: of the sweep.
         steps: returns the seconds an image takes in a run's training, for the config and the size
-            in px.
+            in px; None without a GPU.
         beside: seconds that a U-Net's run takes beside its steps.
-        generators: whether to measure theirs.
+        generators: whether to measure the generators' steps too.
     """
     segments = [run.config for run in runs if isinstance(run.config, SegmentConfig)]
-    of_px = {px: operations(UNet(segments[0].unet), px) for px in SIZES.values()}
     images = {name: sum(c.optim.images for c in segments if c.data == name) for name in SIZES}
-    total = sum(images[name] * of_px[px] for name, px in SIZES.items())
-    by_formula = sum(
-        images[name] * operations_by_formula(segments[0].unet, px) for name, px in SIZES.items()
-    )
-    if abs(total / by_formula - 1) > 1e-3:
-        raise SystemExit(
-            f"{total:.4g} operations were counted, {by_formula:.4g} expected: nothing is projected"
-        )
-    print(f"\nTable 1: {len(segments)} U-Nets, {sum(images.values()):,} images", flush=True)
-    print(
-        " + ".join(
-            f"{images[name]:,} x {of_px[px] / 1e9:.0f} GFLOP ({px} px)"
-            for name, px in SIZES.items()
-        ),
-        end="",
-    )
-    print(f" = {total / 1e18:.3f} EFLOP ({by_formula / 1e18:.3f} by formula): ", end="")
-    print(f"{total / 788e12 / 3600:.2f} h at 788 TFLOP/s")
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "table1_runs": len(segments),
-        "table1_eflop": total / 1e18,
+        "table1_eflop": count_table_1(segments, images) / 1e18,
         "table1_gpu_hours": None,
     }
     if steps is None:
         print("GPU-hours: no GPU here, so no step to project them from")
-        return found
-    hours = {}
-    for name, px in SIZES.items():
-        config = next(c for c in segments if c.data == name)
-        per_image = steps(config, px)
-        number = sum(c.data == name for c in segments)
-        hours[f"{number} U-Nets, {px} px"] = (images[name] * per_image + number * beside) / 3600
-    unets = sum(hours.values())
-    for run in runs:
-        if generators and isinstance(run.config, TrainConfig):
-            px = SIZES[run.config.data]
-            hours[f"{run.config.generator}, {px} px"] = (
-                run.config.optim.images * steps(run.config, px) / 3600
-            )
+        return figures
+
+    unets = unet_hours(segments, images, steps, beside)
+    hours = unets | (generator_hours(runs, steps) if generators else {})
     for name, value in hours.items():
         print(f"{name:24}{value:8.3f} h")
     print(f"{'sum':24}{sum(hours.values()):8.3f} h on one {torch.cuda.get_device_name()}")
     return {
-        **found,
-        "table1_unet_gpu_hours": unets,
+        **figures,
+        "table1_unet_gpu_hours": sum(unets.values()),
         "table1_gpu_hours": sum(hours.values()) if generators else None,
     }
+
+
+def count_table_1(segments: list[SegmentConfig], images: dict[str, int]) -> float:
+    """Print and return the operations of all U-Nets.
+
+    Raises:
+        SystemExit: torch's count and the formula differ.
+    """
+    unet = segments[0].unet
+    of_px = {px: operations(UNet(unet), px) for px in SIZES.values()}
+    total = sum(images[name] * of_px[px] for name, px in SIZES.items())
+    by_formula = sum(images[name] * operations_by_formula(unet, px) for name, px in SIZES.items())
+    if abs(total / by_formula - 1) > 1e-3:
+        raise SystemExit(
+            f"{total:.4g} operations were counted, {by_formula:.4g} expected: nothing is projected"
+        )
+
+    print(f"\nTable 1: {len(segments)} U-Nets, {sum(images.values()):,} images", flush=True)
+    terms = [
+        f"{images[name]:,} x {of_px[px] / 1e9:.0f} GFLOP ({px} px)" for name, px in SIZES.items()
+    ]
+    print(
+        f"{' + '.join(terms)} = {total / 1e18:.3f} EFLOP ({by_formula / 1e18:.3f} by formula): "
+        f"{total / 788e12 / 3600:.2f} h at 788 TFLOP/s"
+    )
+    return total
+
+
+def unet_hours(
+    segments: list[SegmentConfig],
+    images: dict[str, int],
+    steps: Callable[[Any, int], float],
+    beside: float,
+) -> dict[str, float]:
+    """Return the hours of each data set's U-Nets, from the step of the first of them."""
+    hours = {}
+    for name, px in SIZES.items():
+        configs = [config for config in segments if config.data == name]
+        seconds = images[name] * steps(configs[0], px) + len(configs) * beside
+        hours[f"{len(configs)} U-Nets, {px} px"] = seconds / 3600
+    return hours
+
+
+def generator_hours(runs: list[Run], steps: Callable[[Any, int], float]) -> dict[str, float]:
+    """Return the hours of each generator's training."""
+    hours = {}
+    for run in runs:
+        config = run.config
+        if isinstance(config, TrainConfig):
+            px = SIZES[config.data]
+            seconds = config.optim.images * steps(config, px)
+            hours[f"{config.generator}, {px} px"] = seconds / 3600
+    return hours
 
 
 def seconds_an_image(config: Any, px: int, device: torch.device, compiled: bool) -> float:
