@@ -1,18 +1,18 @@
 """A training step of our HVAE and VAE against a naive HVAE step and pythae's models.
 
 All sides take the same batch through table1's default network (64 px with --quick, else 240).
-First, ours (eager and compiled) and the naive step must agree on the loss and on every gradient.
-Then all take turns, step by step; printed are medians, and ratios are medians of the ratios of
-neighbours.
+First, our steps (eager and compiled) and the naive step must agree on the loss and on every
+gradient. Then the sides take turns, step by step. The script prints medians. A ratio is the median
+of the ratios of steps that follow each other.
 
-* naive: the bound as one writes it down: two gradients per leap by
-  autograd.grad(create_graph=True), one more decoding for the likelihood at the end, upsampling by
-  repeating pixels and convolving, eager. naive_blocks: the same with our upsampling.
+* naive: the bound as one writes it down. Each leap takes two gradients by
+  autograd.grad(create_graph=True). The likelihood at the end is decoded once more. Upsampling
+  repeats pixels and convolves. Nothing is compiled. naive_blocks: the same with our upsampling.
 * pythae's VAE and HVAE (0.1.2) on the same encoder and decoder. Its HVAE step is cheaper than a
-  right one, because it detaches the force: what it follows is not its bound's gradient.
+  correct one, because it detaches the force: it does not follow the gradient of its bound.
 
-On a CPU everything is float32. On a GPU, --precision bf16 (the default there) or fp32; naive is
-measured in float32 with TF32 off as well, and the share of the device's peak is printed.
+On a CPU everything is float32. On a GPU the precision is --precision, bf16 by default. There, naive
+is also measured in float32 with TF32 off, and the share of the device's peak is printed.
 
     python benchmarks/generators.py [--quick] [--repeats 7] [--batch 32] [--micro-batch 32]
 """
@@ -23,55 +23,42 @@ import json
 import os
 import platform
 import statistics
-import tempfile
 import time
-from collections.abc import Callable, Iterable
-from functools import partial
-from pathlib import Path
+from collections.abc import Iterable
 
 import torch
-from generator_peers import (
-    Side,
-    make_model,
-    make_step,
-    naive_loss,
-    pythae_sides,
-    repeat_and_convolve,
-)
+from generator_sides import Networks, Side, make_networks, make_sides, pythae_sides
 from peak_memory import peak_memory
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from turns import name_device, peak_of, ratio, synchronise
 
-from hvae_hpc.config.resources import Resources
-from hvae_hpc.models.blocks import Upsample
 from hvae_hpc.models.hvae import HVAE
-from hvae_hpc.runs.workplace import Workplace
 from hvae_hpc.training.device import CompiledForward
 
 TOLERANCE = 1e-3  # of a gradient's norm, float32
 
 
-def make_batch(model: HVAE, n: int, px: int, device: torch.device) -> dict[str, Tensor]:
-    """Draw a batch of made-up pairs and what the model draws."""
-    generator = torch.Generator().manual_seed(1)
-    image = torch.rand(n, 1, px, px, generator=generator)
-    drawn = model.draw(n, 1.0, generator)
-    return {
-        name: x.to(device)
-        for name, x in {"image": image, "mask": (image > 0.8).float(), **drawn}.items()
-    }
+def check_all_equal(exact: dict[str, Side], compiled: Iterable[CompiledForward]) -> float:
+    """Return the largest relative difference of a gradient between sides in float32.
+
+    Raises:
+        SystemExit: a loss or a gradient differs by more than ``TOLERANCE``, or compiling failed.
+    """
+    hvaes = [side for name, side in exact.items() if not name.startswith("vae")]
+    worst = check_equal(hvaes, exact["naive"])
+    if "vae_compiled" in exact:
+        worst = max(worst, check_equal([exact["vae_compiled"]], exact["vae_eager"]))
+    require_compiled(compiled)
+    return worst
 
 
 def check_equal(sides: list[Side], reference: Side) -> float:
     """Return the largest relative difference of a gradient; refuse over ``TOLERANCE``."""
     loss = float(reference.step())
-    wanted = {
-        name: weight.grad.clone()
-        for name, weight in reference.model.named_parameters()
-        if weight.grad is not None
-    }
+    wanted = {name: grad.clone() for name, grad in gradients(reference.model).items()}
     whole = torch.stack([grad.norm() for grad in wanted.values()]).norm()
+
     worst = 0.0
     for side in sides:
         got = float(side.step())
@@ -80,14 +67,11 @@ def check_equal(sides: list[Side], reference: Side) -> float:
                 f"{side.name} has a loss of {got}, {reference.name} one of {loss}: "
                 "nothing is compared"
             )
-        grads = {
-            name: weight.grad
-            for name, weight in side.model.named_parameters()
-            if weight.grad is not None
-        }
+
+        grads = gradients(side.model)
         for name, grad in wanted.items():
-            # A bias before a normalisation has a gradient of rounding errors; so
-            # small ones count against the whole.
+            # The gradient of a bias before a normalisation is all rounding error. So a small
+            # gradient is compared with the norm of all gradients.
             difference = float(
                 (grads[name] - grad).norm() / torch.maximum(grad.norm(), 1e-3 * whole)
             )
@@ -100,8 +84,13 @@ def check_equal(sides: list[Side], reference: Side) -> float:
     return worst
 
 
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    """Return the gradients of the weights that have one."""
+    return {name: w.grad for name, w in model.named_parameters() if w.grad is not None}
+
+
 def require_compiled(forwards: Iterable[CompiledForward]) -> None:
-    """Stop where a compilation failed: an eager step is not to be taken for a compiled one."""
+    """Stop if a compilation failed: an eager step must not pass for a compiled one."""
     for forward in forwards:
         if not forward.parts:
             raise SystemExit(f"nothing is compared: {'; '.join(forward.notes)}")
@@ -127,7 +116,7 @@ def forward_seconds(
     repeats: int,
     autocast: torch.dtype | None,
 ) -> tuple[float, float]:
-    """Return the median seconds of a forward of encoder and decoder, whole batch."""
+    """Return the median seconds of a forward of the encoder and of the decoder, whole batch."""
     pair = torch.cat([batch["image"], batch["mask"]], 1)
     pairs, z = pair.split(micro_batch), batch["noise"].split(micro_batch)
     sides = [
@@ -189,103 +178,47 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def main() -> None:
-    """Measure, print a table, and end with one line of JSON."""
-    options = parse()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    px, n, micro = options.px, options.batch, options.micro_batch
-    place = Workplace(
-        folder=Path(tempfile.gettempdir()), data=Path(), parents={}, resources=Resources()
-    )
-    print(
-        f"{describe()}\n{px}x{px} px, batch {n}, {micro} at a time, {options.precision}, K = 3",
-        flush=True,
-    )
-    hvae, vae = make_model(3, px, device), make_model(0, px, device)
-    plain_hvae = make_model(3, px, device)
-    for block in plain_hvae.modules():
-        if isinstance(block, Upsample):
-            block.forward = partial(repeat_and_convolve, block)
-    batch, plain = make_batch(hvae, n, px, device), make_batch(vae, n, px, device)
-
-    def side(
-        name: str,
-        model: HVAE,
-        loss: Callable[[dict[str, Tensor]], Tensor],
-        of: dict[str, Tensor],
-        cast: str,
-    ) -> Side:
-        step = make_step(loss, model, of, micro, torch.bfloat16 if cast == "bf16" else None)
-        return Side(name=name, model=model, step=step)
-
-    compiled = {}
-    if not options.no_compile:
-        for n_leapfrog in (3, 0):
-            model = make_model(n_leapfrog, px, device)
-            compiled[n_leapfrog] = CompiledForward(model, True, place)
-
-    def all_sides(cast: str) -> list[Side]:
-        sides = [
-            side("naive", plain_hvae, lambda part: naive_loss(plain_hvae, part), batch, cast),
-            side("naive_blocks", hvae, lambda part: naive_loss(hvae, part), batch, cast),
-            side("hvae_eager", hvae, lambda part: hvae(part).total, batch, cast),
-            side("vae_eager", vae, lambda part: vae(part).total, plain, cast),
-        ]
-        if compiled:
-            for name, k, of in (("hvae_compiled", 3, batch), ("vae_compiled", 0, plain)):
-                forward = compiled[k]
-                sides.append(
-                    side(
-                        name, forward.model, lambda part, f=forward: f(part, "elbo").total, of, cast
-                    )
-                )
-        return sides
-
-    exact = {side.name: side for side in all_sides("fp32")}
-    started = time.perf_counter()
-    worst = check_equal(
-        [s for name, s in exact.items() if "vae" not in name or "hvae" in name], exact["naive"]
-    )
-    if "vae_compiled" in exact:
-        worst = max(worst, check_equal([exact["vae_compiled"]], exact["vae_eager"]))
-    require_compiled(compiled.values())
-    took = time.perf_counter() - started
-    print(
-        f"losses and gradients agree to {worst:.1e} in float32 ({took:.0f} s, compiling included)",
-        flush=True,
-    )
-
-    cast = torch.bfloat16 if options.precision == "bf16" else None
-    sides = [*all_sides(options.precision), *pythae_sides(px, batch, micro, cast)]
-    if options.precision == "bf16":
-        naive = exact["naive"]
-        sides.append(Side(name="naive_fp32", model=naive.model, step=naive.step))
-    e, d = forward_seconds(hvae, batch, micro, options.repeats, cast)
+def measure_memory(sides: list[Side], device: torch.device, warm_up: bool) -> dict[str, float]:
+    """Return the peak memory of each side's step above its start, MiB."""
     memory = {}
-    for one in sides:
-        if cast:  # nothing has run in this precision yet
-            one.step()
-        with peak_memory(device) as found:
-            one.step()
+    for side in sides:
+        if warm_up:
+            side.step()
+        with peak_memory(device) as peak_mib:
+            side.step()
             synchronise()
-        memory[one.name] = found[0]
-    require_compiled(compiled.values())
-    seconds = take_turns(sides, options.repeats)
+        memory[side.name] = peak_mib[0]
+    return memory
+
+
+def count_operations(side: Side) -> float:
+    """Return the operations of one step, by torch's counter."""
     counter = FlopCounterMode(display=False)
     with counter:
-        next(s for s in sides if s.name == "hvae_eager").step()
-    operations = counter.get_total_flops()
+        side.step()
+    return counter.get_total_flops()
 
+
+def print_steps(seconds: dict[str, list[float]], memory: dict[str, float], n: int) -> None:
+    """Print a table with a line for each side."""
     print(f"\n{'':14}{'s a step':>10}{'images/s':>10}{'peak MiB':>10}")
     for name, times in seconds.items():
         middle = statistics.median(times)
         print(f"{name:14}{middle:10.3f}{n / middle:10.1f}{memory[name]:10.0f}")
-    passes = (3 * e + 6 * 4 * d) / (3 * e + 3 * d)
-    best = "compiled" if not options.no_compile else "eager"
+
+
+def compare(
+    seconds: dict[str, list[float]], encoder_s: float, decoder_s: float, operations: float
+) -> dict[str, float | None]:
+    """Return the figures; a ratio is None where one of its sides was not measured.
+
+    The pass count is what a right HVAE step (K = 3) costs over a VAE step, by passes through the
+    networks: a backward pass counts as two forward passes.
+    """
+    best = "compiled" if "hvae_compiled" in seconds else "eager"
     step_ratio = ratio(seconds, f"hvae_{best}", f"vae_{best}")
-    figures = {
+    passes = (3 * encoder_s + 6 * 4 * decoder_s) / (3 * encoder_s + 3 * decoder_s)
+    return {
         "hvae_compiled_vs_naive": ratio(seconds, "naive", "hvae_compiled"),
         "hvae_compiled_vs_naive_blocks": ratio(seconds, "naive_blocks", "hvae_compiled"),
         "hvae_eager_vs_naive": ratio(seconds, "naive", "hvae_eager"),
@@ -296,20 +229,73 @@ def main() -> None:
         "vae_vs_pythae": ratio(seconds, "pythae_vae", f"vae_{best}"),
         "vae_eager_vs_pythae": ratio(seconds, "pythae_vae", "vae_eager"),
         "pythae_hvae_vs_hvae": ratio(seconds, f"hvae_{best}", "pythae_hvae"),
-        "forward_encoder_s": e,
-        "forward_decoder_s": d,
+        "forward_encoder_s": encoder_s,
+        "forward_decoder_s": decoder_s,
         "tflop_a_step": operations / 1e12,
     }
+
+
+def measure(
+    options: argparse.Namespace, networks: Networks, device: torch.device
+) -> dict[str, float | None]:
+    """Check that the sides agree, measure them, print what they take, and return the figures."""
+    # In float32 all sides must do the same work; only then is their speed compared.
+    started = time.perf_counter()
+    exact = make_sides(networks, options.micro_batch, None)
+    worst = check_all_equal(exact, networks.compiled.values())
+    took = time.perf_counter() - started
     print(
-        f"\npass count (3 e + 24 d) / (3 e + 3 d) with e = {e:.3f} s, d = {d:.3f} s: {passes:.2f}"
+        f"losses and gradients agree to {worst:.1e} in float32 ({took:.0f} s, compiling included)",
+        flush=True,
     )
-    if device.type == "cuda" and "hvae_compiled" in seconds and options.precision == "bf16":
-        peak = peak_of(name_device())
-        if peak:
-            figures["share_of_peak"] = (
-                operations / statistics.median(seconds["hvae_compiled"]) / peak
-            )
-    kept = {
+
+    # What takes turns: our sides in the precision asked for, pythae's, and naive in float32.
+    autocast = torch.bfloat16 if options.precision == "bf16" else None
+    sides = [
+        *make_sides(networks, options.micro_batch, autocast).values(),
+        *pythae_sides(options.px, networks.batch, options.micro_batch, autocast),
+    ]
+    if autocast:
+        naive = exact["naive"]
+        sides.append(Side(name="naive_fp32", model=naive.model, step=naive.step))
+
+    # With autocast no side has taken a step yet: its first one compiles.
+    encoder_s, decoder_s = forward_seconds(
+        networks.hvae, networks.batch, options.micro_batch, options.repeats, autocast
+    )
+    memory = measure_memory(sides, device, warm_up=autocast is not None)
+    require_compiled(networks.compiled.values())
+    seconds = take_turns(sides, options.repeats)
+    operations = count_operations(next(side for side in sides if side.name == "hvae_eager"))
+
+    print_steps(seconds, memory, options.batch)
+    figures = compare(seconds, encoder_s, decoder_s, operations)
+    print(
+        f"\npass count (3 e + 24 d) / (3 e + 3 d) with e = {encoder_s:.3f} s, "
+        f"d = {decoder_s:.3f} s: {figures['pass_count']:.2f}"
+    )
+    peak = peak_of(name_device())
+    if peak and autocast and "hvae_compiled" in seconds:
+        step_s = statistics.median(seconds["hvae_compiled"])
+        figures["share_of_peak"] = operations / step_s / peak
+    return figures
+
+
+def main() -> None:
+    """Measure, print a table, and end with one line of JSON."""
+    options = parse()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    px, n, micro = options.px, options.batch, options.micro_batch
+    print(
+        f"{describe()}\n{px}x{px} px, batch {n}, {micro} at a time, {options.precision}, K = 3",
+        flush=True,
+    )
+
+    networks = make_networks(px, n, not options.no_compile, device)
+    figures = measure(options, networks, device)
+    rounded = {
         name: None if value is None else float(f"{value:.4g}") for name, value in figures.items()
     }
     setting = {
@@ -319,7 +305,7 @@ def main() -> None:
         "precision": options.precision,
         "device": name_device(),
     }
-    print(json.dumps({**kept, **setting}))
+    print(json.dumps({**rounded, **setting}))
 
 
 if __name__ == "__main__":

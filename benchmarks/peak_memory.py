@@ -12,20 +12,21 @@ import torch
 @contextlib.contextmanager
 def peak_memory(device: torch.device) -> Iterator[list[float]]:
     """Yield a list that afterwards holds the block's peak memory above the start, MiB."""
-    found: list[float] = []
+    peak_mib: list[float] = []
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        yield found
-        found.append((torch.cuda.max_memory_allocated() - before) / 2**20)
+        start = torch.cuda.memory_allocated()
+        yield peak_mib
+        peak_mib.append((torch.cuda.max_memory_allocated() - start) / 2**20)
         return
+
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = _status("VmRSS")
-    yield found
-    found.append((_status("VmHWM") - before) / 1024)
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    start_kib = _status("VmRSS")
+    yield peak_mib
+    peak_mib.append((_status("VmHWM") - start_kib) / 1024)
 
 
 def _status(field: str) -> float:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.generator_peers import naive_loss
+from benchmarks.generator_sides import naive_loss
 from hvae_hpc.config.model import HVAEConfig, NetworkConfig, OptimConfig
 from hvae_hpc.config.resources import Resources
 from hvae_hpc.config.stages import SplitConfig, TrainConfig
