@@ -3,7 +3,7 @@
     python benchmarks/keep.py RUNS SWEEP SWEEP_FILE
 
 ``sweep.json`` has every setting. Case ids become numbers and nodes' names "node"; ``runs.json.gz``
-holds the plan and every metrics.json, so that a test makes the tables anew and compares them byte
+holds the plan and every metrics.json, so that a test makes the tables again and compares them byte
 for byte.
 """
 
@@ -61,19 +61,20 @@ def strip(plan: Plan) -> list[RunResult]:
         raise SystemExit(
             f"{len(missing)} of {len(plan.runs)} runs are not done; give the sweep command again"
         )
-    found = {run_id: read_result(plan.folder(run_id), run_id) for run_id in plan.runs}
+    results = {run_id: read_result(plan.folder(run_id), run_id) for run_id in plan.runs}
     cases = sorted(
         {
             case
-            for result in found.values()
+            for result in results.values()
             if result
             for case in [*result.per_case, *_listed(result)]
         }
     )
     numbers = {case: f"case-{i:03d}" for i, case in enumerate(cases)}
     stamps: dict[str, str] = {}
+
     kept = []
-    for run_id, result in found.items():
+    for run_id, result in results.items():
         data = _rename(dump(result), numbers)
         data["provenance"]["host"] = "node"
         parents = {

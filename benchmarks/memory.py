@@ -47,7 +47,7 @@ def main() -> None:
     torch.set_num_threads(1)
     images = torch.rand(20, 1, 24, 24, generator=torch.Generator().manual_seed(0))
     data = PairTensors(images=images, masks=(images > 0.8).float())
-    found = {}
+    resident = {}
     for name, make in MODELS.items():
         at_quarters: list[float] = []
         steps = 0
@@ -71,12 +71,14 @@ def main() -> None:
                 images=4 * options.steps, batch_size=4, ema_decay=0.99, precision="fp32"
             )
             train(build(make, 0, torch.device("cpu")), data, optim, 0, MovesConfig(), place)
-        found[name] = [round(mib, 1) for mib in at_quarters]
+        resident[name] = [round(mib, 1) for mib in at_quarters]
         print(
-            f"{name}: resident MiB after each quarter of {options.steps} steps: {found[name]}",
+            f"{name}: resident MiB after each quarter of {options.steps} steps: {resident[name]}",
             flush=True,
         )
-    print(json.dumps({"steps": options.steps, "resident_mib": found, "torch": torch.__version__}))
+    print(
+        json.dumps({"steps": options.steps, "resident_mib": resident, "torch": torch.__version__})
+    )
 
 
 if __name__ == "__main__":

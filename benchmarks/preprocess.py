@@ -50,7 +50,7 @@ def measure_cases(work: Work, repeats: int) -> dict[str, Any]:
     count = len(work.cases)
     with contextlib.ExitStack() as stack:
         sides = {name: stack.enter_context(contextlib.closing(Side(name, work))) for name in SIDES}
-        installed = {name: side for name, side in sides.items() if side.is_there}
+        installed = {name: side for name, side in sides.items() if side.is_installed}
         print(
             "".join(
                 f"{name}: not installed, no figure\n" for name in sides if name not in installed
@@ -71,7 +71,7 @@ def measure_cases(work: Work, repeats: int) -> dict[str, Any]:
         for side in installed.values():
             side.pass_over()
         times = take_turns(
-            {name: side.pass_over if side.is_there else None for name, side in sides.items()},
+            {name: side.pass_over if side.is_installed else None for name, side in sides.items()},
             repeats,
         )
         memory = {name: side.memory() for name, side in installed.items()}
@@ -126,12 +126,12 @@ def measure_workers(work: Work, scratch: Path, n: int, repeats: int) -> tuple[di
         "workers' start and writing to disk included",
         ("workers", "cases/s", "s", "x times as fast as 1"),
         [
-            (count, rate(found, n), median(found), ratio(times[1], found))
-            for count, found in times.items()
+            (count, rate(taken, n), median(taken), ratio(times[1], taken))
+            for count, taken in times.items()
         ],
     )
     return {
-        "cases_per_s_by_workers": {str(count): rate(found, n) for count, found in times.items()}
+        "cases_per_s_by_workers": {str(count): rate(taken, n) for count, taken in times.items()}
     }, out
 
 

@@ -133,11 +133,11 @@ def take_sample(process: int) -> Sample:
 
 def find_workers(parent: int) -> list[int]:
     """Return a process's children that multiprocessing started as workers."""
-    found = []
+    workers = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, ValueError):
             # The name before the last bracket may hold anything, spaces and brackets too.
             mother = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
             if mother == parent and b"spawn_main" in (folder / "cmdline").read_bytes():
-                found.append(int(folder.name))
-    return found
+                workers.append(int(folder.name))
+    return workers

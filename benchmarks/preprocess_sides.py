@@ -67,9 +67,9 @@ def find_work(name: str, raw: Path, at_most: int) -> Work:
             "volumes on their own grid, listed labels, "
             "percentiles, the one largest slice"
         )
-    found = find_cases(recipe, raw)
-    cases = tuple(case for case in found.cases if not case.fault)[:at_most]
-    return Work(recipe=recipe, known=known_labels(recipe, found.index), cases=cases)
+    listing = find_cases(recipe, raw)
+    cases = tuple(case for case in listing.cases if not case.fault)[:at_most]
+    return Work(recipe=recipe, known=known_labels(recipe, listing.index), cases=cases)
 
 
 def make_ours(work: Work) -> Cut:
@@ -94,7 +94,7 @@ def make_torchio(work: Work, join: str) -> Cut | None:
     Args:
         work: whose recipe is followed.
         join: "remap" joins labels by RemapLabels, torchio's own way, half of whose time goes to
-            listing the values that are there; "lambda" by a comparison.
+            listing the label's values; "lambda" by a comparison.
     """
     tio = import_peer("torchio")
     if tio is None:
@@ -115,9 +115,9 @@ def make_torchio(work: Work, join: str) -> Cut | None:
         ),
     }
     rows, columns = recipe.grid.size_px
-    # copy=False: each transform would else copy the whole subject first, and the files are
-    # read anew anyway. Percentiles before the crop: ours are of the whole volume. Background
-    # is clipped to the lowest foreground, then 0.
+    # copy=False: otherwise each transform first copies the whole subject, which is read from its
+    # files for every case. Percentiles come before the crop: ours are of the whole volume too.
+    # Background is clipped to the lowest foreground, then 0.
     transform = tio.Compose(
         [
             tio.ToOrientation(recipe.grid.orientation, copy=False),
@@ -195,7 +195,7 @@ class Side:
             self._process = context.Process(target=serve, args=(theirs, name, work), daemon=True)
             self._process.start()
         theirs.close()
-        self.is_there: bool = self._receive()
+        self.is_installed: bool = self._receive()
 
     def _receive(self) -> Any:
         try:

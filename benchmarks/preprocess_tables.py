@@ -10,17 +10,17 @@ from typing import Any
 def take_turns(
     sides: Mapping[str, Callable[[], Any] | None], repeats: int
 ) -> dict[str, list[float] | None]:
-    """Time all sides one after the other, several times over; None for a side that is not there."""
+    """Time all sides one after the other, several times over; None for a side that is missing."""
     times: dict[str, list[float] | None] = {
         name: None if run is None else [] for name, run in sides.items()
     }
     for _ in range(repeats):
         for name, run in sides.items():
-            found = times[name]
-            if run is not None and found is not None:
+            taken = times[name]
+            if run is not None and taken is not None:
                 started = time.perf_counter()
                 run()
-                found.append(time.perf_counter() - started)
+                taken.append(time.perf_counter() - started)
     return times
 
 

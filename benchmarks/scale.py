@@ -75,9 +75,9 @@ def main() -> None:
                 "elements": sum(len(job.places) for job in jobs),
             }
             slurm.client("scancel", "--partition", "gpu")
-            print({name: round(found[-1], 2) for name, found in times.items()}, counts, flush=True)
+            print({name: round(taken[-1], 2) for name, taken in times.items()}, counts, flush=True)
         version = slurm.client("sinfo", "--version").strip()
-    medians = {f"{name}_s": round(statistics.median(found), 2) for name, found in times.items()}
+    medians = {f"{name}_s": round(statistics.median(taken), 2) for name, taken in times.items()}
     machine = f"{version}, Python {platform.python_version()}, {os.cpu_count()} cores"
     print(f"{options.runs} runs: {medians} ({machine})")
     print(json.dumps({"runs": options.runs, **medians, **counts}))

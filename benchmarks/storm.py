@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from hvae_hpc.config.stages import TrainConfig
 from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.slurm.client import Queue
 from hvae_hpc.jobs.state.run_status import read_run_status
@@ -137,7 +138,7 @@ def judge(plan: Plan) -> dict[str, object]:
     """Say what is done, and why the rest is not; only the failing generator's runs may miss."""
     impossible: set[str] = set()
     for run_id, run in plan.runs.items():
-        fails = run.stage == "train" and run.config.generator == "lsgan"
+        fails = isinstance(run.config, TrainConfig) and run.config.generator == "lsgan"
         if fails or impossible & set(plan.parents(run_id).values()):
             impossible.add(run_id)
     results = read_results(plan)

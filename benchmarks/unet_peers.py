@@ -12,6 +12,7 @@ and one class out:
 
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -96,53 +97,49 @@ def _nnunet(config: UNetConfig) -> Iterator[tuple[str, nn.Module]]:
 
 def share_weights(ours: UNet, peer: Peer) -> None:
     """Give a peer that is put together as ours the same weights, and biases of 0."""
-    mine, theirs = _of(ours, nn.Conv2d), _of(peer, nn.Conv2d)
-    theirs = [
-        *theirs[: len(mine) - 1],
-        theirs[-1],
-    ]  # nnU-Net has outputs for deep supervision that nothing reads
-    swap = "decoder" in dict(
-        peer.network.named_children()
-    )  # nnU-Net joins what comes from below before the skip
-    for our, their in zip(mine, theirs, strict=True):
-        joins = swap and our.in_channels == 2 * our.out_channels
-        their.weight.data.copy_(
-            our.weight.data.roll(our.out_channels, 1) if joins else our.weight.data
-        )
-        if our.bias is not None:
-            their.bias.data.copy_(our.bias.data)
-    for our, their in zip(
-        _of(ours, nn.ConvTranspose2d), _of(peer, nn.ConvTranspose2d), strict=True
-    ):
-        their.weight.data.copy_(our.weight.data)
-        if their.bias is None:
-            our.bias.data.zero_()
+    # nnU-Net has outputs for deep supervision that nothing reads: between the rest and the last.
+    convs, peer_convs = _of(ours, nn.Conv2d), _of(peer, nn.Conv2d)
+    peer_convs = [*peer_convs[: len(convs) - 1], peer_convs[-1]]
+    # nnU-Net joins what comes from below before the skip; ours after it.
+    swap = "decoder" in dict(peer.network.named_children())
+    for conv, peer_conv in zip(convs, peer_convs, strict=True):
+        joins = swap and conv.in_channels == 2 * conv.out_channels
+        weight = conv.weight.data
+        peer_conv.weight.data.copy_(weight.roll(conv.out_channels, 1) if joins else weight)
+        if conv.bias is not None:
+            peer_conv.bias.data.copy_(conv.bias.data)
+
+    ups, peer_ups = _of(ours, nn.ConvTranspose2d), _of(peer, nn.ConvTranspose2d)
+    for up, peer_up in zip(ups, peer_ups, strict=True):
+        peer_up.weight.data.copy_(up.weight.data)
+        if peer_up.bias is None:
+            up.bias.data.zero_()
         else:
-            their.bias.data.copy_(our.bias.data)
+            peer_up.bias.data.copy_(up.bias.data)
 
 
-def _of(model: nn.Module, kind: type) -> list:
+def _of(model: nn.Module, kind: type) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, kind)]
 
 
 def check_same(ours: UNet, peer: Peer, batch: dict[str, Tensor]) -> float:
     """Return the largest relative difference of logits, loss and gradient's norm."""
     share_weights(ours, peer)
-    found = []
+    results = []
     for model in (ours, peer):
         model.train()
         model.zero_grad()
         total = model(batch).total
         total.backward()
         grads = [
-            weight.grad.norm()
-            for m in _of(model, nn.Conv2d)
-            if (weight := m.weight).grad is not None
+            conv.weight.grad.norm()
+            for conv in _of(model, nn.Conv2d)
+            if conv.weight.grad is not None
         ]
-        found.append(
-            (model.logits(batch["image"]).detach(), total.detach(), torch.stack(grads).norm())
-        )
-    worst = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(*found, strict=True))
+        logits = model.logits(batch["image"]).detach()
+        results.append((logits, total.detach(), torch.stack(grads).norm()))
+
+    worst = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(*results, strict=True))
     if not worst <= TOLERANCE:
         raise SystemExit(
             f"with equal weights our logits and {type(peer.network).__name__}'s "
@@ -153,10 +150,10 @@ def check_same(ours: UNet, peer: Peer, batch: dict[str, Tensor]) -> float:
 
 def versions() -> dict[str, str | None]:
     """Return the peers' versions; None where one is not installed."""
-    found: dict[str, str | None] = {}
+    numbers: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            numbers[name] = version(name)
         except PackageNotFoundError:
-            found[name] = None
-    return found
+            numbers[name] = None
+    return numbers
