@@ -91,27 +91,17 @@ def export_pairs(
     copies = find_copies(
         source.synthetic.images, real.images, test.images, real.case_ids, test.case_ids
     )
-    kept = np.flatnonzero(~copies.flagged | keep_copies).tolist()
-    left_out = [] if keep_copies else np.flatnonzero(copies.flagged).tolist()
-    if not kept:
-        raise UserError(
-            f"each of the {len(left_out)} pairs copies a training image; "
-            "--keep-copies hands them over"
-        )
+    kept, left_out = _choose_pairs(copies, keep_copies)
 
     # Write the pairs and their manifest.
     records = _describe_synthetic(source, copies)
     chosen = [records[row] for row in kept]
     parts = [Part(kind="synthetic", pairs=take(source.synthetic, kept), records=chosen)]
     if form == "nnunet" and not synthetic_only:
-        parts += [_real_part("real", source.real), _real_part("test", source.test)]
+        parts += [_real_part("real", real), _real_part("test", test)]
     name = f"Dataset{dataset_id:03d}_{_plain(plan.runs[run_id].label)}" if form == "nnunet" else "."
-    content = {
-        "schema": EXPORT_SCHEMA,
-        "form": form,
-        **_describe_origin(plan, run_id, source, copies),
-        "folder": name,
-    }
+    content = {"schema": EXPORT_SCHEMA, "form": form}
+    content |= {**_describe_origin(plan, run_id, source, copies), "folder": name}
     with _new_folder(folder) as new_folder:
         if form == "nnunet":
             write_nnunet(new_folder / name, parts, source.manifest.modality)
@@ -123,6 +113,18 @@ def export_pairs(
 
     remarks = _remarks_on_nnunet(parts, synthetic_only) if form == "nnunet" else []
     return [*_sum_up(folder / name, parts, copies, len(left_out)), *remarks]
+
+
+def _choose_pairs(copies: Copies, keep_copies: bool) -> tuple[list[int], list[int]]:
+    """Return the rows of the pairs that are handed over, and of those that are left out."""
+    kept = np.flatnonzero(~copies.flagged | keep_copies).tolist()
+    left_out = [] if keep_copies else np.flatnonzero(copies.flagged).tolist()
+    if not kept:
+        raise UserError(
+            f"each of the {len(left_out)} pairs copies a training image; "
+            "--keep-copies hands them over"
+        )
+    return kept, left_out
 
 
 def _check(dataset_id: int, folder: Path) -> None:

@@ -126,6 +126,15 @@ def command(project: Project, capsys: pytest.CaptureFixture[str]) -> Command:
     return run
 
 
+@pytest.mark.parametrize("flag", [["--id", "7"], ["--synthetic-only"]])
+def test_what_belongs_to_nnunet_is_refused_with_png(
+    command: Command, project: Project, flag: list[str]
+) -> None:
+    said = command(project.generate, "--png", project.out, *flag, code=2)
+    assert "belong to --nnunet" in said
+    assert not project.out.exists()
+
+
 def read_image(path: Path) -> np.ndarray:
     return np.asarray(sitk.GetArrayFromImage(sitk.ReadImage(str(path))))
 
