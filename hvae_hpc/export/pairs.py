@@ -100,7 +100,7 @@ def export_pairs(
     if form == "nnunet" and not synthetic_only:
         parts += [_real_part("real", real), _real_part("test", test)]
     name = f"Dataset{dataset_id:03d}_{_plain(plan.runs[run_id].label)}" if form == "nnunet" else "."
-    content = {"schema": EXPORT_SCHEMA, "form": form}
+    content: dict[str, Any] = {"schema": EXPORT_SCHEMA, "form": form}
     content |= {**_describe_origin(plan, run_id, source, copies), "folder": name}
     with _new_folder(folder) as new_folder:
         if form == "nnunet":
