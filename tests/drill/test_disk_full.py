@@ -20,7 +20,7 @@ STAGES = {  # what must fail at each of them, at least
     "contact sheets": {"contact.png"},
     "train": {"config.json", "inputs.json", "log.jsonl", "checkpoint-#-#.pt", "snapshot.pt", "metrics.json"},
     "generate": {"pairs.h#", "samples.npz", "metrics.json"},
-    "augment": {"pairs.h#", "samples.npz", "metrics.json"},
+    "augment": {"pairs.h#", "metrics.json"},
     "segment": {"snapshot.pt", "samples.npz", "metrics.json"},
     "quality": {"metrics.json"},
     "likelihood": {"metrics.json"},

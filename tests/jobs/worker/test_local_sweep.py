@@ -85,7 +85,8 @@ def test_a_sweep_ends_in_its_tables_and_says_where_they_lie(finished: Path) -> N
     assert len(numbers(finished)) == 46
     for name in ("table1.md", "table1.csv", "table2.md", "table2.csv"):
         assert (finished / "runs/results/tiny" / name).is_file()
-        assert name in out
+    assert "files are in " in out
+    assert f"open {finished}/runs/results/tiny/report.html" in out
     assert "Reference" in out
 
 
