@@ -1,7 +1,7 @@
 """Ten seeds of one arm as one element against ten elements, at demo size, on the same one core.
 
-Measured is the elements' own wall time, one after the other: what SLURM takes per element comes on
-top of the ten.
+The elements run one after the other, and their own wall time is measured. What SLURM takes for each
+element comes on top.
 
     python benchmarks/bundles.py [--seeds 10] [--repeats 3]
 """
@@ -88,6 +88,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
+
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     times: dict[str, list[float]] = {"bundle": [], "elements": []}
     with tempfile.TemporaryDirectory() as place:
@@ -100,6 +101,7 @@ def main() -> None:
             ):
                 times[name].append(run_elements(plan, bundles, Path(place) / f"{name}-{repeat}"))
                 print(f"{name:9} {times[name][-1]:7.1f} s", flush=True)
+
     import torch
 
     ratio = statistics.median(times["elements"]) / statistics.median(times["bundle"])

@@ -44,9 +44,11 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=4000)
     options = parser.parse_args()
+
     torch.set_num_threads(1)
     images = torch.rand(20, 1, 24, 24, generator=torch.Generator().manual_seed(0))
     data = PairTensors(images=images, masks=(images > 0.8).float())
+
     resident = {}
     for name, make in MODELS.items():
         at_quarters: list[float] = []

@@ -22,7 +22,7 @@ from hvae_hpc.sweep import read_sweep
 from hvae_hpc.training.device import build
 
 MIDDLE = 3
-"""F of the demo's standard xF arm that is measured: 7 of its 16 arms have more pairs, 5 fewer."""
+"""The measured arm of the demo is standard x3: 7 of its 16 arms have more pairs, 5 fewer."""
 
 
 def loop_seconds(log: list[dict[str, Any]]) -> float:
@@ -39,22 +39,51 @@ def spent(plan: Plan, run_id: str) -> tuple[float, float]:
     return result.provenance.wall_s, loop_seconds(read_log(place))
 
 
-def measure_overhead(seeds: int, alone: int, gpus: int, smallest: bool) -> dict[str, Any]:
-    """Run an arm of the demo as one element, and some reference runs as elements.
-
-    The arm is standard x3, of the 16 the middle one by its steps; the reference, than which none is
-    smaller, is run as one element as well where that is asked for.
+def time_elements(plan: Plan, elements: list[tuple[str, ...]], folder: Path) -> dict[str, float]:
+    """Run elements and return what their runs took.
 
     Returns:
-        Wall time over the time in the training loops, seconds a run beside these, all ways;
-        ``start_s``: seconds that an element takes once (its imports, first reading); and seconds in
-        a training loop.
+        ``times``: wall time over the time in the training loops. Seconds a run: ``loop``, in its
+        training loop; ``beside``, of the wall time beside that; ``further``, in its process beside
+        its loop, median of all runs but the first.
+    """
+    wall = run_elements(plan, elements, folder)
+    placed = replace(plan, runs_folder=folder / "runs")
+    runs = [spent(placed, run_id) for element in elements for run_id in element]
+    loops = sum(loop for _, loop in runs)
+    later = runs[-max(1, len(runs) - 1) :]
+    return {
+        "times": wall / loops,
+        "beside": (wall - loops) / len(runs),
+        "further": statistics.median(of_run - loop for of_run, loop in later),
+        "loop": loops / len(runs),
+    }
+
+
+def measure_overhead(seeds: int, alone: int, gpus: int, smallest: bool) -> dict[str, Any]:
+    """Run an arm of the demo as one element, and some reference runs as elements of their own.
+
+    The arm is standard x3: by its steps the middle one of the 16. No arm is smaller than the
+    reference.
+
+    Args:
+        seeds: of the arm, all in one element.
+        alone: how many reference runs have an element of their own.
+        gpus: of each run.
+        smallest: whether to run the reference as one element too.
+
+    Returns:
+        For each way, wall time over the time in the training loops, and the seconds a run takes
+        beside its loop. ``start_s``: seconds that an element takes once, to import and to read.
+        ``demo_training_s``: seconds in a training loop.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         plan = make_plan(
             folder, seeds, (MIDDLE,), gpus=gpus, threads=torch.get_num_threads(), compile="off"
         )
+
+        # The segment runs need the augmented pairs, so these come first.
         made = [run_id for run_id, run in plan.runs.items() if run.stage == "augment"]
         configs = {
             run_id: run.config
@@ -67,25 +96,11 @@ def measure_overhead(seeds: int, alone: int, gpus: int, smallest: bool) -> dict[
         )
         run_elements(plan, [tuple(made)], folder / "together")
 
-        def measure(elements: list[tuple[str, ...]], where: str) -> dict[str, float]:
-            wall = run_elements(plan, elements, folder / where)
-            placed = replace(plan, runs_folder=folder / where / "runs")
-            runs = [spent(placed, run_id) for element in elements for run_id in element]
-            loops = sum(loop for _, loop in runs)
-            further = statistics.median(
-                of_run - loop for of_run, loop in runs[-max(1, len(runs) - 1) :]
-            )
-            beside = (wall - loops) / len(runs)
-            return {
-                "times": wall / loops,
-                "beside": beside,
-                "further": further,
-                "loop": loops / len(runs),
-            }
-
-        bundle = measure([tuple(middle)], "together")
-        apart = measure([(run_id,) for run_id in ids[:alone]], "apart")
-        least: Mapping[str, float] = measure([tuple(ids)], "together") if smallest else {}
+        bundle = time_elements(plan, [tuple(middle)], folder / "together")
+        apart = time_elements(plan, [(run_id,) for run_id in ids[:alone]], folder / "apart")
+        least: Mapping[str, float] = {}
+        if smallest:
+            least = time_elements(plan, [tuple(ids)], folder / "together")
     return {
         "bundle_overhead": bundle["times"],
         "bundle_overhead_smallest": least.get("times"),
@@ -102,8 +117,8 @@ def measure_overhead(seeds: int, alone: int, gpus: int, smallest: bool) -> dict[
 def measure_beside(device: torch.device, px: int, compiled: bool) -> tuple[float, float]:
     """Return the seconds that a U-Net's run takes beside its loop, and that compiling took.
 
-    Few cases on a CPU, where their prediction is then scaled up by the time of a forward; all 100
-    on a GPU.
+    On a GPU the run has all 100 cases. On a CPU it has few; the time to predict the others is the
+    time of a forward for each.
     """
     gpu, sweep = device.type == "cuda", read_sweep("table1")
     cases, batch, epochs, precision = (100, 32, 7, "bf16") if gpu else (2, 1, 1, "fp32")
@@ -115,6 +130,7 @@ def measure_beside(device: torch.device, px: int, compiled: bool) -> tuple[float
     few = replace(
         sweep, factors=(), split=replace(sweep.split, train=cases, test=cases), segment=settings
     )
+
     with tempfile.TemporaryDirectory() as name:
         how = {
             "gpus": int(gpu),
@@ -130,6 +146,8 @@ def measure_beside(device: torch.device, px: int, compiled: bool) -> tuple[float
                     f"a run of table1's network ended {report.state}: {report.message}"
                 )
         (_, first), (wall, second) = (spent(plan, run_id) for run_id in ids)
+
+    # What predicting one more case takes; the first forward only warms up.
     model = build(lambda: UNet(sweep.segment.unet), 0, device)
     images = make_pairs(1, px, device).images
     times = []

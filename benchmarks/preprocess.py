@@ -3,11 +3,11 @@
     python benchmarks/preprocess.py [--quick] [--raw DIR --recipe NAME] [--repeats 5]
     python benchmarks/preprocess.py --cohort 1000 [--workers 8] [--raw DIR --recipe NAME]
 
-Without --raw the cases are phantoms of BraTS's size. Both sides must first give the same slices of
-all cases, or nothing is measured. Each side has a process of its own on the same one core, and they
-take turns within each repeat; starting and importing do not count. Every figure is the median over
-the repeats, and every file is in the page cache. A peer that is not installed has no figure.
---cohort packs many links to few cases by the command as users type it, and watches its memory.
+Without --raw the cases are phantoms of BraTS's size. First, both sides must give the same slices of
+all cases. Each side has a process of its own on the same one core. The sides take turns within each
+repeat; starting and importing do not count. Every figure is the median over the repeats, and every
+file is in the page cache. A peer that is not installed has no figure. --cohort packs many links to
+few cases, by the command as users type it, and measures its memory.
 """
 
 import argparse
@@ -46,7 +46,7 @@ from hvae_hpc.errors import UserError
 
 
 def measure_cases(work: Work, repeats: int) -> dict[str, Any]:
-    """Cases per second and peak memory of one process."""
+    """Measure cases per second and peak memory of one process."""
     count = len(work.cases)
     with contextlib.ExitStack() as stack:
         sides = {name: stack.enter_context(contextlib.closing(Side(name, work))) for name in SIDES}
@@ -105,7 +105,7 @@ def measure_cases(work: Work, repeats: int) -> dict[str, Any]:
 
 
 def measure_workers(work: Work, scratch: Path, n: int, repeats: int) -> tuple[dict[str, Any], Path]:
-    """Whole packings of n linked cases with more and more workers, and the last one's folder."""
+    """Time whole packings of n linked cases by number of workers; return the last folder too."""
     from hvae_hpc.preprocess.pack import pack
 
     cores = len(os.sched_getaffinity(0))

@@ -182,9 +182,9 @@ def import_peer(name: str) -> Any:
 class Side:
     """One side of the comparison at work in a process of its own.
 
-    In one process a side would work in the memory that another left: glibc gives pages back to the
-        system depending on
-    the largest block so far, and after torch's blocks ours takes little more than half of its time.
+    In one process a side would use the memory that another one left. glibc gives pages back to the
+    system depending on the largest block so far: after torch's blocks, ours takes little more than
+    half of its time.
     """
 
     def __init__(self, name: str, work: Work) -> None:

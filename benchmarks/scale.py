@@ -2,9 +2,9 @@
 
     python benchmarks/scale.py [--runs 10000] [--repeats 3]
 
-Needs SLURM's daemons (.ci/install_slurm.sh installs them). Elements carry 7 runs, so that there are
-some 1,400 of them in arrays of at most 1001. The partition starts nothing. Times are wall times of
-the commands as a user types them.
+It needs SLURM's daemons (.ci/install_slurm.sh installs them). An element has 7 runs, so about 1,400
+elements lie in arrays of at most 1001. The partition starts nothing. Times are wall times of the
+commands as a user types them.
 """
 
 import argparse
@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=10_000)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
+
     sweep = [sys.executable, "-m", "hvae_hpc.sweep", "--site", "site.toml", "--partition", "gpu"]
     status = [
         sys.executable,
@@ -53,6 +54,7 @@ def main() -> None:
     ]
     times: dict[str, list[float]] = {"plan": [], "submit": [], "status": []}
     counts: dict[str, int] = {}
+
     with (
         tempfile.TemporaryDirectory() as place,
         MiniSlurm(MiniSlurmConfig(folder=Path(place) / "slurm")) as slurm,
@@ -67,6 +69,7 @@ def main() -> None:
             times["plan"].append(timed([*sweep, "--plan"], project, environment))
             times["submit"].append(timed(sweep, project, environment))
             times["status"].append(timed(status, project, environment))
+
             files = sum(path.is_file() for path in (project / "runs").rglob("*"))
             jobs = Submissions(project / "runs").jobs
             counts = {
@@ -76,7 +79,9 @@ def main() -> None:
             }
             slurm.client("scancel", "--partition", "gpu")
             print({name: round(taken[-1], 2) for name, taken in times.items()}, counts, flush=True)
+
         version = slurm.client("sinfo", "--version").strip()
+
     medians = {f"{name}_s": round(statistics.median(taken), 2) for name, taken in times.items()}
     machine = f"{version}, Python {platform.python_version()}, {os.cpu_count()} cores"
     print(f"{options.runs} runs: {medians} ({machine})")

@@ -2,8 +2,8 @@
 
     python benchmarks/status.py
 
-It makes up the paper's sweep with 294 seeds in a temporary folder (90 MB) and times the whole
-command.
+The script makes up the paper's sweep with 294 seeds in a temporary folder (90 MB). It times the
+whole command.
 """
 
 import json
@@ -37,7 +37,7 @@ FAKE_SLURM = {"sbatch": "exit 1", "sacct": "exit 1"}
 
 
 def submit(plan: Plan, clients: Path) -> None:
-    """Write what a submission leaves, and clients that answer as a SLURM with all of it queued."""
+    """Write a submission's files, and clients that answer like a SLURM with all jobs queued."""
     seconds = expected_seconds(plan, {}, plan.runs)
     plan = replace(plan, arrays=tuple(make_arrays(plan, list(plan.runs), seconds, queued={})))
     name = f"{plan.sweep}-made-up"
@@ -74,6 +74,7 @@ def measure(what: str, folder: Path, environment: dict[str, str], *, cold: bool 
 
 
 def main() -> int:
+    """Measure, print a line for each measurement, and end with one line of JSON."""
     times: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
@@ -88,9 +89,11 @@ def main() -> int:
         write_plan(plan, plan_path(plan.runs_folder, plan.sweep))
         print(f"{len(plan.runs):,} runs, median of {REPEATS}")
         times["none_done"] = measure("none done", plan.runs_folder, environment)
+
         submit(plan, home / "clients")
         environment["PATH"] = f"{home / 'clients'}:{environment['PATH']}"
         times["all_waiting"] = measure("none done, all in the queue", plan.runs_folder, environment)
+
         write_results(plan)
         time.sleep(SETTLED_NS / 1e9 + 0.1)  # a younger metrics.json is read every time
         times["all_done_cold"] = measure(
@@ -101,6 +104,7 @@ def main() -> int:
             "all done, looked at before", plan.runs_folder, environment
         )
         runs = len(plan.runs)
+
     versions = {
         "python": platform.python_version(),
         "numpy": version("numpy"),

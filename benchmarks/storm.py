@@ -1,9 +1,9 @@
 """A sweep through a storm: three bad nodes, 5 % of the runs killed, one command.
 
-On a private SLURM of eight nodes. On n1 every task fails as it starts (a black hole); n2's slurmd
-dies again and again; on n3 what runs is killed within seconds. One command is given, ``sweep
---retries N``; at the end every run that can be made must be done, and each of the others named with
-its reason. Prints a line of JSON; exit code 1 where it is not so.
+It runs on a private SLURM of eight nodes. On n1 every task fails as it starts. On n2 slurmd dies
+repeatedly. On n3 every task is killed within seconds. The script gives one command, ``sweep
+--retries N``. At the end every run that is possible must be done, and each other run must have a
+status with its reason. The script prints a line of JSON; the exit code is 1 if a run is missing.
 
     python benchmarks/storm.py --runs 500 --folder /tmp/storm
 """
@@ -70,6 +70,8 @@ def main() -> int:
     parser.add_argument("--retries", type=int, default=5)
     parser.add_argument("--minutes", type=float, default=30.0, help="to wait at most")
     options = parser.parse_args()
+
+    # A project folder, and a SLURM on one of whose nodes every task fails as it starts.
     folder, chance = options.folder.absolute(), random.Random(options.seed)
     folder.mkdir(parents=True)
     seeds = max(1, (options.runs - APART) // PER_SEED)
@@ -81,6 +83,7 @@ def main() -> int:
     config = MiniSlurmConfig(
         folder=folder / "slurm", nodes=NODES, accounting=True, extra_slurm_conf=extra
     )
+
     with MiniSlurm(config) as slurm:
         command = [
             sys.executable,
@@ -94,12 +97,14 @@ def main() -> int:
         phantoms = "brats2021 --phantom 14 --raw phantoms/brats2021 --out shards/brats2021 --local"
         pack = [sys.executable, "-m", "hvae_hpc.preprocess", *phantoms.split()]
         subprocess.run(pack, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+
         began = time.monotonic()
         subprocess.run(
             [*command, "--partition", "gpu"], cwd=folder, check=True, env=slurm.environment()
         )
         plan = read_plan(find_plans(folder / "runs")[0])
         done = blow(slurm, plan, chance, began + 60 * options.minutes)
+
     result = judge(plan)
     result |= {
         "done_to_it": dict(done),
@@ -111,7 +116,7 @@ def main() -> int:
 
 
 def blow(slurm: MiniSlurm, plan: Plan, chance: random.Random, deadline: float) -> Counter[str]:
-    """Strike until the queue is empty for good; returns what was done."""
+    """Kill tasks and daemons until the queue stays empty; return how many of each."""
     trouble, sent = Trouble(slurm, plan.runs_folder, chance), Counter[str]()
     kills = len(plan.runs) // 20
     empty = 0
@@ -135,7 +140,10 @@ def blow(slurm: MiniSlurm, plan: Plan, chance: random.Random, deadline: float) -
 
 
 def judge(plan: Plan) -> dict[str, object]:
-    """Say what is done, and why the rest is not; only the failing generator's runs may miss."""
+    """Return what is done, and why the rest is not.
+
+    Only runs that need the failing generator may be left.
+    """
     impossible: set[str] = set()
     for run_id, run in plan.runs.items():
         fails = isinstance(run.config, TrainConfig) and run.config.generator == "lsgan"

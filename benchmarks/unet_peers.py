@@ -3,11 +3,11 @@
 Both with batch norm, ReLU, no bias before a norm, no dropout, no deep supervision, one channel in
 and one class out:
 
-* monai: its last level up keeps twice the channels (``halves=False``), so it has a little more to
-    do than ours.
-* nnunet: strided convolutions in place of pooling, as nnU-Net has it: as many multiplications.
-* monai_same and nnunet_same: the same blocks put together as ours; with equal weights their logits
-    are ours.
+* monai: its last level up keeps twice the channels (``halves=False``). So it does a little more
+    than ours.
+* nnunet: strided convolutions instead of pooling, as in nnU-Net, with as many multiplications.
+* monai_same and nnunet_same: the same blocks put together as ours. With equal weights their logits
+    are equal to ours.
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ TOLERANCE = 1e-3  # of the largest logit, and of a gradient's norm, float32
 
 
 class Peer(UNet):
-    """A peer's network under our loss: the sides differ in network and training alone."""
+    """A peer's network with our loss: the sides differ only in network and training loop."""
 
     def __init__(self, config: UNetConfig, network: nn.Module) -> None:
         nn.Module.__init__(self)
