@@ -226,7 +226,7 @@ def _describe(sweep: SweepConfig, plan: Plan, results: Mapping[str, ResultSummar
     for run_id, result in results.items():
         if not result.done and result.reason:
             run = plan.runs[run_id]
-            print(f"  to be made anew: {run.stage} {run.label}: {result.reason}")
+            print(f"  to be made again: {run.stage} {run.label}: {result.reason}")
 
 
 def _submit(
@@ -313,7 +313,7 @@ def _run_here(plan: Plan, missing: Sequence[str], options: argparse.Namespace) -
         first = plan.runs[failed[0].run_id]
         raise UserError(
             f"{len(failed)} of {len(missing)} runs were not made; first: {first.stage} "
-            f"{first.label}: {failed[0].message}; mend that and give the same command again "
+            f"{first.label}: {failed[0].message}; correct that and give the same command again "
             f"(log: {plan_file.with_suffix('.log')})"
         )
     _write_tables(plan, partial=False)

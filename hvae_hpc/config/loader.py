@@ -140,7 +140,7 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{path}: not valid JSON ({error}); it may be truncated, make it anew"
+            f"{path}: not valid JSON ({error}); it may be truncated, make it again"
         ) from error
 
 

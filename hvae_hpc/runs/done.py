@@ -37,7 +37,7 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     **dict.fromkeys(("wall_s", "spent_s", "peak_memory_mib", "energy_j"), (0, 1e12)),
 }
 """What numbers of a provenance can be."""
-REMADE = "what it was made from was made anew, or is gone"
+REMADE = "what it was made from was made again, or is gone"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,16 +231,16 @@ def look_at(path: str) -> os.stat_result | None:
         UserError: it is no file, or its place cannot be looked at.
     """
     try:
-        found = os.stat(path)  # noqa: PTH116 (10,000 Path objects cost more than the calls)
+        status = os.stat(path)  # noqa: PTH116 (10,000 Path objects cost more than the calls)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); check path and permission"
         ) from error
-    if not stat.S_ISREG(found.st_mode):
-        raise UserError(f"{path}: is no file; move it away to make it anew")
-    return found
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{path}: is no file; move it away to make it again")
+    return status
 
 
 def list_folders(runs_folder: Path, stages: Iterable[str]) -> dict[str, set[str]]:
@@ -257,7 +257,7 @@ def list_folders(runs_folder: Path, stages: Iterable[str]) -> dict[str, set[str]
             folders[stage] = set()
         except OSError as error:
             raise UserError(
-                f"{runs_folder / stage}: cannot be read ({error.strerror}); mend that first"
+                f"{runs_folder / stage}: cannot be read ({error.strerror}); correct that first"
             ) from error
     return folders
 

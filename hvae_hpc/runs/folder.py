@@ -31,7 +31,7 @@ PAIRS = "pairs.h5"
 SAMPLES = "samples.npz"
 INPUTS = "inputs.json"
 RESULT_SCHEMA = 1
-REMAKE = "delete the folder to make it anew"
+REMAKE = "delete the folder to make it again"
 KEPT_LINES = 1000
 _UNWRITTEN: dict[Path, list[str]] = {}
 """By run folder: lines of its log for which the disk had no room yet."""
@@ -87,7 +87,7 @@ class RunResult:
         run_id, stage, config: what was asked.
         parents: role to run id; the role "data" holds the data set's content hash.
         parent_results: role to :func:`result_stamp` of each parent run that was read. A parent that
-            is made anew has another stamp; then this run is made anew as well.
+            is made again has another stamp; then this run is made again as well.
         metrics: name to number, for the whole run.
         per_case: case id to name to number.
         provenance: see there.

@@ -91,6 +91,6 @@ def load_snapshot(path: Path) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged zip, pickle or storage each raise something else
         raise UserError(
-            f"{path}: cannot be read ({type(error).__name__}); delete its folder to train it anew"
+            f"{path}: cannot be read ({type(error).__name__}); delete its folder to train it again"
         ) from error
     return state

@@ -84,7 +84,7 @@ def last_event_in(folder: Path, job: str) -> str:
 def check_stall(folder: Path, log: Sequence[dict[str, Any]]) -> None:
     """Give a run up that one element began again and again without getting further.
 
-    The next sweep command may submit a new element, which begins to count anew.
+    The next sweep command may submit a new element, which begins to count again.
 
     Raises:
         StallError: the run is given up.

@@ -220,7 +220,7 @@ def _log_start(folder: Path, attempt: int, at_once: int) -> None:
 
 
 def _drop_stale_checkpoints(folder: Path, stamps: Mapping[str, str]) -> None:
-    """Begin anew where a parent was made anew since the checkpoints were written."""
+    """Begin again where a parent was made again since the checkpoints were written."""
     path = folder / INPUTS
     if path.exists() and read_json(path) != stamps:
         for checkpoint in folder.glob("checkpoint-*.pt"):

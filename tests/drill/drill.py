@@ -1,6 +1,6 @@
 """``make drill``: every stage, small, through random faults, and then a comparison with undisturbed runs.
 
-First a sweep of tiny runs is made undisturbed. Then *trials*: a run is made anew in a folder of its
+First a sweep of tiny runs is made undisturbed. Then *trials*: a run is made again in a folder of its
 own, from the undisturbed parents, and each attempt at it meets a fault until it has had enough of
 them; then it must end by itself, and in the same weights and numbers bit for bit. One seed draws
 all trials and their faults. Only processes that the drill itself started are struck, and only files
@@ -134,7 +134,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         type=float,
         default=0.1,
         metavar="SHARE",
-        help="of processes that import anew (default: %(default)s)",
+        help="of processes that import again (default: %(default)s)",
     )
     parser.add_argument(
         "--slurm",

@@ -484,7 +484,7 @@ def test_what_is_no_finished_generate_run_is_refused(project: Project, command: 
     result = read_result(project.train, project.train_id)
     assert result is not None
     write_result(project.train, replace(result, metrics={"loss": 1.0}))
-    assert "is not done (what it was made from was made anew, or is gone)" in command(
+    assert "is not done (what it was made from was made again, or is gone)" in command(
         project.run_id, "--png", project.out, code=2
     )
     (project.generate / METRICS).unlink()

@@ -1,4 +1,4 @@
-"""Packing again: what is taken over, what is packed anew, and that the bytes never tell which."""
+"""Packing again: what is taken over, what is packed again, and that the bytes never tell which."""
 
 import json
 import os

@@ -195,7 +195,7 @@ def splits_of(
 def test_a_case_in_several_splits_is_one_observation() -> None:
     drawn = [splits_of(seed) for seed in range(80)]
     covered = np.mean([found.low < 0 < found.high for found in map(bootstrap_mean, drawn)])
-    assert covered > 0.88  # 0.73 where a case counts in each split anew
+    assert covered > 0.88  # 0.73 where a case counts in each split again
     assert np.mean([paired_p(blocks) < 0.05 for blocks in drawn]) < 0.08
     (same,) = [block(scores(4, 20, 5))]
     assert effect_size([same, same]) == pytest.approx(effect_size([same]))

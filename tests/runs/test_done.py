@@ -99,7 +99,7 @@ def test_a_parent_that_is_made_anew_takes_along_what_hangs_on_it_also_from_memor
     assert read == [train.run_id]
     assert results[train.run_id].done
     generate = next(i for i in plan.runs if train.run_id in plan.parents(i).values())
-    assert results[generate].reason == "what it was made from was made anew, or is gone"
+    assert results[generate].reason == "what it was made from was made again, or is gone"
 
 
 def test_a_result_that_was_deleted_is_gone(remembered: tuple[Plan, list[str]]) -> None:

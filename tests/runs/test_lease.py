@@ -259,7 +259,7 @@ def test_a_write_that_was_under_way_when_another_took_over_fails(tmp_path: Path)
 
 def comes_and_goes(old: Path) -> None:
     old.unlink()  # taken over, and released
-    leave_behind(old.parent, 1)  # and taken anew
+    leave_behind(old.parent, 1)  # and taken again
 
 
 @pytest.mark.parametrize(

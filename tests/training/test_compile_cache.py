@@ -138,17 +138,19 @@ def test_another_process_compiles_nothing_and_has_the_same_weights(tmp_path: Pat
 def test_without_a_folder_of_its_own_a_process_has_a_temporary_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from torch._inductor import config
+    from torch._inductor import codecache
 
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     for name in SET_BY_US:
         monkeypatch.setenv(name, "")
-    monkeypatch.setattr(config, "cpp_cache_precompile_headers", True)
+    for name in ("_HEADER_DIR", "_HEADER_LOCK_DIR"):
+        monkeypatch.setattr(codecache, name, "")
     own = tmp_path / f"hvae_hpc-{os.getuid()}"
     own.symlink_to(tmp_path / "elsewhere")
     folder = use_private_cache.__wrapped__()
     assert folder.parent == tmp_path
     assert folder.stat().st_mode & 0o777 == 0o700
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(folder)
-    assert not config.cpp_cache_precompile_headers
+    headers = f"{folder}/headers" if shutil.which("openssl") else ""
+    assert headers == codecache._HEADER_DIR
     assert f"not kept: {own}: cannot be made" in capsys.readouterr().out

@@ -164,7 +164,7 @@ def test_a_result_from_another_making_of_the_parent_is_open_with_that_reason(
     statuses = stand(plan, queue_of())
     assert statuses[runs[0].run_id] == RunStatus("done")
     assert statuses[runs[1].run_id] == RunStatus(
-        "open", "12_0", "what it was made from was made anew, or is gone"
+        "open", "12_0", "what it was made from was made again, or is gone"
     )
 
 

@@ -113,7 +113,7 @@ def test_a_run_that_never_gets_further_is_given_up_by_its_element(
         "began 3 times at images_seen = 0 and never got further"
         in read_log(stuck.folder(run_id))[-1]["reason"]
     )
-    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "8")  # submitted anew by a person
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "8")  # submitted again by a person
     assert attempt() == 0
 
 

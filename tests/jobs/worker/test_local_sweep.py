@@ -165,7 +165,7 @@ def test_a_truncated_result_is_named_and_made_again(copy: Path) -> None:
     path.write_text(path.read_text()[:100])
     done = sweep(copy)
     assert done.returncode == 0
-    assert "to be made anew: segment tiny-reference-s0" in done.stdout
+    assert "to be made again: segment tiny-reference-s0" in done.stdout
     assert numbers(copy) == values
 
 

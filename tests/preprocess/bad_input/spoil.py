@@ -53,7 +53,7 @@ def with_header(file: str, **fields: object) -> Spoil:
 def with_voxels(
     file: str, change: Callable[[np.ndarray], np.ndarray], affine: np.ndarray = LPS
 ) -> Spoil:
-    """Save changed voxels anew, with a header that fits them."""
+    """Save changed voxels again, with a header that fits them."""
     return lambda raw: save(
         raw / file, change(np.asarray(nib.load(raw / file).dataobj).copy()), affine
     )

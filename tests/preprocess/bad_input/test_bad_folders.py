@@ -143,7 +143,7 @@ FOLDERS: dict[str, list[Bad]] = {
         bad_index(
             wrong="not JSON",
             spoil=with_bytes("dataset.json", lambda content: content[:-9]),
-            line="<file>: not valid JSON (...); it may be truncated, make it anew",
+            line="<file>: not valid JSON (...); it may be truncated, make it again",
         ),
         bad_index(
             wrong="a list, not a table",

@@ -113,7 +113,7 @@ DAMAGE = [
         wrong="manifest.json cut short",
         spoil=lambda out, *_: (out / MANIFEST).write_bytes((out / MANIFEST).read_bytes()[:-50]),
         file=MANIFEST,
-        line="<file>: not valid JSON (...); it may be truncated, make it anew",
+        line="<file>: not valid JSON (...); it may be truncated, make it again",
     ),
     Damage(
         wrong="manifest.json deleted",

@@ -74,7 +74,7 @@ def table(heading: str, rows: list[tuple[str, str]]) -> list[str]:
 
 def test_the_page_says_what_was_seen():
     assert PAGE.read_text(encoding="utf-8") == render(), (
-        "write it anew: python -m tests.preprocess.bad_input.test_page"
+        "write it again: python -m tests.preprocess.bad_input.test_page"
     )
 
 
