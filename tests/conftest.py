@@ -48,6 +48,20 @@ LONGEST = ("test_faults.py", "test_local_sweep.py", "test_prepare.py", "test_dis
 """These files begin first: what takes longest is not to be waited for at the end."""
 
 
+SLOW = {
+    "test_compile_cache.py",
+    "test_disk_full.py",
+    "test_distributed.py",
+    "test_drill.py",
+    "test_kills.py",
+    "test_local_sweep.py",
+    "test_multinode.py",
+    "test_pool.py",
+    "test_report.py",
+}
+"""Files of tests that compile, start a browser, or take long for other reasons."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first, skip what needs a SLURM that is not there, and mark it slow."""
     order = {name: number for number, name in enumerate(LONGEST)}
@@ -57,7 +71,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         names = {*getattr(item, "fixturenames", ()), *(mark.name for mark in item.iter_markers())}
         needs_accounting = names & {"strict_slurm", "harsh_slurm", "needs_accounting"}
         needs_slurm = names & {"minislurm", "needs_slurm"}
-        if needs_slurm or needs_accounting:
+        if needs_slurm or needs_accounting or item.path.name in SLOW:
             item.add_marker(pytest.mark.slow)
         reason = no_accounting if needs_accounting else no_slurm if needs_slurm else ""
         if reason:
