@@ -23,6 +23,9 @@ from hvae_hpc.errors import UserError
 
 T = TypeVar("T")
 
+ONLY_WHEN_SET = {"only_when_set": True}
+"""Metadata of a field that came later: at its default it is not dumped, so old hashes hold."""
+
 
 def load(cls: type[T], data: Any, where: str) -> T:
     """Build a dataclass from plain data, strictly.
@@ -61,7 +64,12 @@ def dump(value: Any) -> Any:
     if type(value) is dict:
         return {str(key): dump(item) for key, item in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: dump(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        fields = ((field, getattr(value, field.name)) for field in dataclasses.fields(value))
+        return {
+            field.name: dump(item)
+            for field, item in fields
+            if "only_when_set" not in field.metadata or item != field.default
+        }
     if isinstance(value, Mapping):
         return {str(key): dump(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

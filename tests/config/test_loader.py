@@ -6,7 +6,15 @@ from typing import Literal
 
 import pytest
 
-from hvae_hpc.config.loader import dump, find_toml, load, merge, read_json, read_toml
+from hvae_hpc.config.loader import (
+    ONLY_WHEN_SET,
+    dump,
+    find_toml,
+    load,
+    merge,
+    read_json,
+    read_toml,
+)
 from hvae_hpc.config.model import HVAEConfig, LSGANConfig, OptimConfig
 from hvae_hpc.config.stages import SplitConfig, TrainConfig
 from hvae_hpc.errors import UserError
@@ -27,6 +35,7 @@ class Outer:
     inner: Inner = Inner()
     table: dict[str, float] = field(default_factory=dict)
     maybe: int | None = None
+    later: tuple[str, ...] = field(default=(), metadata=ONLY_WHEN_SET)
 
 
 FULL = {
@@ -48,6 +57,13 @@ def test_what_is_dumped_is_loaded_unchanged() -> None:
         optim=OptimConfig(images=32),
     )
     assert load(TrainConfig, dump(config), "test") == config
+
+
+def test_a_field_that_came_later_is_dumped_only_when_set() -> None:
+    assert "later" not in dump(Outer(name="x"))
+    value = Outer(name="x", later=("a",))
+    assert dump(value)["later"] == ["a"]
+    assert load(Outer, dump(value), "test") == value
 
 
 @pytest.mark.parametrize(
