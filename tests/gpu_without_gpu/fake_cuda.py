@@ -1,0 +1,144 @@
+"""A CUDA device that is not there: FakeTensors on it, autograd over them, autocast.
+
+``install`` is called before anything else imports torch. It uses names of torch that are not public, so it
+is for the version ``TORCH`` alone; ``reason_to_skip`` says whether this machine can have the device.
+"""
+
+import ctypes
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+TORCH = "2.13"
+SOURCE = Path(__file__).with_name("fake_cuda.cpp")
+
+H100 = SimpleNamespace(
+    name="NVIDIA H100 80GB HBM3",
+    major=9,
+    minor=0,
+    multi_processor_count=132,
+    regs_per_multiprocessor=65536,
+    max_threads_per_multi_processor=2048,
+    max_threads_per_block=1024,
+    warp_size=32,
+    total_memory=80 * 2**30,
+    shared_memory_per_block=48 * 2**10,
+    shared_memory_per_block_optin=227 * 2**10,
+    shared_memory_per_multiprocessor=228 * 2**10,
+    L2_cache_size=50 * 2**20,
+    clock_rate=1_980_000,
+    memory_clock_rate=2_619_000,
+    memory_bus_width=5120,
+    gcnArchName="",
+    is_integrated=0,
+    uuid="fake",
+)
+
+
+def reason_to_skip() -> str:
+    """Say why this machine cannot have the fake device; "" where it can."""
+    version = importlib.metadata.version("torch")
+    if not version.startswith(f"{TORCH}."):
+        return f"the fake CUDA device is for torch {TORCH}, this is {version}"
+    if shutil.which("g++") is None:
+        return "the fake CUDA device needs g++"
+    return ""
+
+
+def install() -> None:
+    """Give this process the device; nothing may have imported torch before."""
+    ctypes.CDLL(str(_build()))
+    _replace_runtime()
+
+
+def _build() -> Path:
+    """Compile the device's library for this torch, once a machine and user."""
+    spec = importlib.util.find_spec("torch")
+    assert spec is not None and spec.origin is not None
+    torch = Path(spec.origin).parent
+    key = f"{torch}{importlib.metadata.version('torch')}{SOURCE.read_text()}"
+    name = hashlib.sha256(key.encode()).hexdigest()[:16]
+    folder = Path(tempfile.gettempdir()) / f"hvae_hpc-fake-cuda-{os.getuid()}"
+    library = folder / f"{name}.so"
+    if library.exists() and library.stat().st_uid == os.getuid():
+        return library
+
+    folder.mkdir(mode=0o700, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder, suffix=".so", delete=False) as unfinished:
+        pass
+    lib = torch / "lib"
+    command = ["g++", "-O1", "-std=c++20", "-shared", "-fPIC", f"-I{torch / 'include'}"]
+    command += [str(SOURCE), "-o", unfinished.name, f"-L{lib}", f"-Wl,-rpath,{lib}"]
+    subprocess.run([*command, "-Wl,--no-as-needed", "-lc10", "-ltorch_cpu"], check=True)
+    Path(unfinished.name).replace(library)
+    return library
+
+
+def _replace_runtime() -> None:
+    """Make torch.cuda answer for the device; its C++ half is not in a build for CPUs."""
+    import torch
+    from torch._subclasses import fake_tensor
+
+    cuda = torch.cuda
+    answers = {
+        "is_available": True,
+        "device_count": 1,
+        "current_device": 0,
+        "is_initialized": True,
+        "is_bf16_supported": True,
+        "get_device_properties": H100,
+        "get_device_capability": (H100.major, H100.minor),
+        "get_device_name": H100.name,
+        "get_arch_list": ["sm_90"],
+        "get_rng_state": torch.zeros(16, dtype=torch.uint8),
+        "_exchange_device": 0,
+        "_maybe_exchange_device": 0,
+        **dict.fromkeys(("_lazy_init", "set_device", "synchronize", "set_rng_state")),
+        **dict.fromkeys(("empty_cache", "reset_peak_memory_stats")),
+    }
+    for name, answer in answers.items():
+        setattr(cuda, name, lambda *_, answer=answer, **__: answer)
+    for name in ("getDevice", "getCurrentRawStream", "exchangeDevice", "maybeExchangeDevice"):
+        setattr(torch._C, f"_cuda_{name}", lambda *_: 0)
+    torch._C._cuda_setDevice = lambda *_: None
+
+    # Else what torch.tensor(1.0) made is computed with for real, on the device.
+    fake_tensor.CONSTANT_NUMEL_LIMIT = 0
+    fake_tensor.FakeTensorMode.avoid_device_init = property(lambda self: True)
+
+
+def move_to_device(model: "nn.Module") -> None:
+    """Replace a network's weights and buffers by FakeTensors of the same layout on the device.
+
+    Call it inside a FakeTensorMode. ``Module.to`` cannot do this: it swaps tensors, and refuses fake ones.
+    """
+    import torch
+
+    moved: dict[int, torch.Tensor] = {}
+
+    def move(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) not in moved:  # weights that two modules share stay shared
+            moved[id(tensor)] = torch.empty_strided(
+                tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cuda"
+            )
+        return moved[id(tensor)]
+
+    alive = [*model.parameters(), *model.buffers()]
+    for module in model.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                module._parameters[name] = torch.nn.Parameter(move(weight), weight.requires_grad)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = move(buffer)
+    del alive  # until here: an id is a tensor's for its life only
