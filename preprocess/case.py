@@ -36,11 +36,11 @@ def pack_case(
     recipe: Recipe, known: tuple[int, ...], files: CaseFiles
 ) -> PackedCase | SkippedEntry:
     """Turn one case into pairs; a fault of the files is returned, a bug of ours is raised."""
-    if files.fault or files.image is None:
+    if files.fault:
         return SkippedEntry(case_id=files.case_id, reason=files.fault)
     stamps = stamp_files(files)  # before reading: a file changed meanwhile is read again next time
     try:
-        volume = read_volume(recipe, files.image, files.labels, known)
+        volume = read_volume(recipe, files, known)
         pairs, cut_px = cut_pairs(volume, recipe, files.case_id)
     except UserError as error:
         return SkippedEntry(case_id=files.case_id, reason=str(error))

@@ -90,7 +90,7 @@ def summarise(
         content_hash=manifest.content_hash,
         size_px=manifest.size_px,
         found=len(folder.cases),
-        labelled=sum(1 for files in folder.cases if files.image and files.labels),
+        labelled=sum(1 for files in folder.cases if files.images and all(files.labels)),
         packed=len(entries),
         skipped=manifest.skipped,
         further=folder.further,

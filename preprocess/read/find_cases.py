@@ -24,20 +24,20 @@ class CaseFiles:
 
     Attributes:
         case_id: NFC-normalised.
-        image: None where ``fault`` says why.
-        labels: one, or several where the layout allows.
+        images: one, or one per slice where slices are files of their own.
+        labels: of each image: one, or several where the layout allows.
         fault: why the case cannot be packed, in one line, or "".
     """
 
     case_id: str
-    image: Path | None
-    labels: tuple[Path, ...]
+    images: tuple[Path, ...]
+    labels: tuple[tuple[Path, ...], ...]
     fault: str = ""
 
     @property
     def paths(self) -> dict[str, Path]:
         """Its files by role."""
-        return by_role(self.image, self.labels) if self.image else {}
+        return by_role(self.images, [path for paths in self.labels for path in paths])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +55,13 @@ class RawFolder:
     index: Index | None
 
 
-def by_role(image: T, labels: Sequence[T]) -> dict[str, T]:
+def by_role(images: Sequence[T], labels: Sequence[T]) -> dict[str, T]:
     """Name a case's files by their roles: "image", "label", "label_2" and so on."""
-    roles = ["label", *(f"label_{number}" for number in range(2, len(labels) + 1))]
-    return {"image": image, **dict(zip(roles, labels, strict=False))}
+    return {
+        role if number == 1 else f"{role}_{number}": item
+        for role, items in (("image", images), ("label", labels))
+        for number, item in enumerate(items, start=1)
+    }
 
 
 def find_cases(recipe: Recipe, raw: Path) -> RawFolder:
@@ -174,8 +177,9 @@ def _make_case(
         fault = _too_many("image", images)
     elif len(labels) > 1 and not layout.several_labels:
         fault = _too_many("label", labels) + ", or set layout.several_labels to join them"
-    image = images[0] if images else None
-    return CaseFiles(case_id=case_id, image=image, labels=tuple(labels), fault=fault)
+    return CaseFiles(
+        case_id=case_id, images=tuple(images[:1]), labels=(tuple(labels),), fault=fault
+    )
 
 
 def _too_many(role: str, paths: list[Path]) -> str:
@@ -199,7 +203,7 @@ def _join_twins(cases: list[CaseFiles]) -> list[CaseFiles]:
     for case_id, (first, *others) in sorted(twins.items()):
         fault = first.fault
         if others:
-            path = next(path for path in (first.image, *first.labels) if path)
+            path = next(iter(first.paths.values()))
             fault = f"{path}: case id is there twice, written in two ways of Unicode; rename one"
         elif any(unicodedata.category(letter).startswith("C") for letter in case_id):
             fault = f"case id {case_id!r} has control characters; rename its files"

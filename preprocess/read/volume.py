@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvae_hpc.errors import UserError
-from hvae_hpc.preprocess.read.find_cases import by_role
+from hvae_hpc.preprocess.read.find_cases import CaseFiles, by_role
 from hvae_hpc.preprocess.read.nifti import read_scan
 from hvae_hpc.preprocess.read.picture import read_picture
 from hvae_hpc.preprocess.read.resample import find_target, resample_image, resample_mask
@@ -67,24 +67,29 @@ class Volume:
     label_path: Path
 
 
-def read_volume(
-    recipe: Recipe, image_path: Path, label_paths: Sequence[Path], known: tuple[int, ...]
-) -> Volume:
+def read_volume(recipe: Recipe, files: CaseFiles, known: tuple[int, ...]) -> Volume:
     """Read a case and bring image and label to the recipe's grid.
 
     Args:
         recipe: what the data set is.
-        image_path: the image's file.
-        label_paths: one label file, or several that are joined.
+        files: of the case.
         known: values that a label file may hold; () for any whole number from 0.
 
     Raises:
         UserError: a file cannot be believed; the line names it.
     """
     read = _read_pictures if recipe.layout.planar else _read_scans
-    image, labels = read(recipe, image_path, label_paths)
+    slices = [read(recipe, *pair) for pair in zip(files.images, files.labels, strict=True)]
+    image = _stack([image for image, _ in slices])
+    labels = [label for _, labels in slices for label in labels]
     facts = _describe(image, recipe)
-    tumour = join_labels(labels, recipe, known)
+    tumour = _join([join_labels(labels, recipe, known) for _, labels in slices])
+    if not tumour.any():
+        wanted = recipe.label.tumour
+        shown = "above 0" if wanted == "any" else ", ".join(map(str, wanted))
+        raise UserError(
+            f"{labels[0].path}: no tumour voxel (label values {shown}); leave this case out"
+        )
     if not recipe.layout.planar and recipe.grid.spacing_mm == 0:
         _check_same_grid(image, labels[0])
 
@@ -95,9 +100,9 @@ def read_volume(
         spacing_mm=np.full(3, np.nan) if unknown else image.spacing_mm,
         centre_px=_find_centre(tumour, recipe.grid.centre),
         first_slice=0,
-        sources=by_role(image.sha256, [label.sha256 for label in labels]),
+        sources=by_role([image.sha256 for image, _ in slices], [label.sha256 for label in labels]),
         facts=facts,
-        label_path=label_paths[0],
+        label_path=labels[0].path,
     )
     return _resample(volume, image, labels[0], recipe) if recipe.grid.spacing_mm else volume
 
@@ -125,6 +130,25 @@ def _read_pictures(
                 f"{image.shape[1]} x {image.shape[0]}; give the pair one size"
             )
     return image, labels
+
+
+def _stack(images: Sequence[Scan]) -> Scan:
+    """Make one scan of a case's slices; a volume is one already."""
+    first = images[0]
+    for image in images:
+        if image.data.shape != first.data.shape:
+            raise UserError(
+                f"{image.path}: {image.shape[1]} x {image.shape[0]} px, the case's first slice "
+                f"{first.path.name} has {first.shape[1]} x {first.shape[0]}; give them one size"
+            )
+    if len(images) == 1:
+        return first
+    data = _join([image.data for image in images])
+    return replace(first, data=data, values=data.reshape(-1), shape=(*first.shape[:2], len(images)))
+
+
+def _join(slices: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    return slices[0] if len(slices) == 1 else np.concatenate(slices, axis=2)
 
 
 def _resample(volume: Volume, image: Scan, label: Scan, recipe: Recipe) -> Volume:
@@ -177,7 +201,7 @@ def join_labels(
     """Join the tumour's label values, and several label files, to one mask (X, Y, Z).
 
     Raises:
-        UserError: values that are not integers, or not known, or no tumour at all.
+        UserError: values that are not integers, or not known.
     """
     wanted = recipe.label.tumour
     tumour = np.zeros_like(labels[0].data, dtype=bool)  # in the file's order, which is quick
@@ -188,11 +212,6 @@ def join_labels(
         else:
             for value in wanted:
                 tumour |= label.data == value
-    if not tumour.any():
-        shown = "above 0" if wanted == "any" else ", ".join(map(str, wanted))
-        raise UserError(
-            f"{labels[0].path}: no tumour voxel (label values {shown}); leave this case out"
-        )
     return tumour
 
 

@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from hvae_hpc.preprocess.read.find_cases import known_labels
+from hvae_hpc.preprocess.read.find_cases import CaseFiles, known_labels
 from hvae_hpc.preprocess.read.volume import Volume, read_volume
 from hvae_hpc.preprocess.recipes.recipe import (
     GridConfig,
@@ -72,7 +72,8 @@ def tiny_recipe(**changes: Any) -> Recipe:
 
 def read_case(recipe: Recipe, image: Path, *labels: Path) -> Volume:
     """Read one case as packing does."""
-    return read_volume(recipe, image, labels, known_labels(recipe, None))
+    files = CaseFiles(case_id="c", images=(image,), labels=(labels,))
+    return read_volume(recipe, files, known_labels(recipe, None))
 
 
 def whole_image(volume: Volume) -> NDArray[Any]:

@@ -224,7 +224,7 @@ def test_cases_are_found_by_patterns_in_which_every_case_is_the_same(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     found = find_cases(recipe, tmp_path)
-    assert [(files.case_id, files.image is None, bool(files.labels)) for files in found.cases] == [
+    assert [(files.case_id, not files.images, all(files.labels)) for files in found.cases] == [
         ("a", False, True),
         ("c", True, True),
     ]

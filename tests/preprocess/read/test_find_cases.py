@@ -289,7 +289,7 @@ def test_a_mask_whose_picture_is_missing_goes_to_no_other_picture(tmp_path):
         "masks/a1b.png",
     )
     cases = {case.case_id: case for case in find_cases(load_recipe("pictures"), tmp_path).cases}
-    assert [path.name for path in cases["a1"].labels] == ["a1.png", "a1_2.png"]
+    assert [path.name for path in cases["a1"].labels[0]] == ["a1.png", "a1_2.png"]
     assert cases["a1"].fault == ""
     assert "has no image" in cases["a10"].fault
     assert "has no image" in cases["a1b"].fault
