@@ -64,7 +64,8 @@ def install() -> None:
 def _build() -> Path:
     """Compile the device's library for this torch, once a machine and user."""
     spec = importlib.util.find_spec("torch")
-    assert spec is not None and spec.origin is not None
+    assert spec is not None
+    assert spec.origin is not None
     torch = Path(spec.origin).parent
     key = f"{torch}{importlib.metadata.version('torch')}{SOURCE.read_text()}"
     name = hashlib.sha256(key.encode()).hexdigest()[:16]

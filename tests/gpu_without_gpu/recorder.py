@@ -50,10 +50,10 @@ class Recorder(TorchDispatchMode):
             self.wait()
             return 0.5 if args[0].is_floating_point() else 1
         result = func(*args, **(kwargs or {}))
-        if func is torch.ops.aten._to_copy.default and _on_device(args[0]):
-            # A copy to the host is waited for also where it says non_blocking: what it holds is read then.
-            if not _on_device(result):
-                self.wait()
+        copied = func is torch.ops.aten._to_copy.default and _on_device(args[0])
+        # A copy to the host is waited for also where it says non_blocking: what it holds is read then.
+        if copied and not _on_device(result):
+            self.wait()
         for tensor in tree_iter(result):
             if _on_device(tensor):
                 self.see(tensor)

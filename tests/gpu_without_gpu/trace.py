@@ -56,6 +56,8 @@ def trace(
         images, masks = (torch.empty(PAIRS, 1, px, px, device=device) for _ in range(2))
         data = PairTensors(images=images, masks=masks)
         move_to_device(model)
+        if hasattr(model, "recompute"):
+            model.recompute = resources.recompute
         report = loop.train(model, data, optim, 0, MovesConfig(), workplace)
     return {
         "peak_gib": round(recorder.peak / GIB, 2),
