@@ -14,27 +14,23 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.orientations import (
-    apply_orientation,
-    axcodes2ornt,
-    inv_ornt_aff,
-    io_orientation,
-    ornt2axcodes,
-    ornt_transform,
-)
 from numpy.typing import NDArray
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.preprocess.read.gunzip import gunzip
-from hvae_hpc.preprocess.read.scan import Scan, read_bytes
+from hvae_hpc.preprocess.read.scan import (
+    MOST_VOXELS,
+    Scan,
+    check_affine,
+    choose_volume,
+    read_bytes,
+    turn_axes,
+)
 
 _MAGIC = {348: (344, b"n+1\0", nib.Nifti1Header), 540: (4, b"n+2\0", nib.Nifti2Header)}
 """Size of the header -> where its magic stands, what it is, who reads it (nifti1.h, nifti2.h)."""
 _UNITS = {1: "meter", 3: "micron"}
 """Lowest three bits of xyzt_units (nifti1.h)."""
-_MOST_VOXELS = 2**40
-_SMALLEST_MM, _LARGEST_MM = 0.01, 50.0
-"""No scan that anybody segments tumours in has voxels beyond these: such a header is wrong."""
 
 
 def read_scan(path: Path, orientation: str, channel: int | None = None) -> Scan:
@@ -51,14 +47,15 @@ def read_scan(path: Path, orientation: str, channel: int | None = None) -> Scan:
     content = read_bytes(path)
     unzipped = _unzip(path, content)
     header = _parse(path, unzipped)
-    shape, first = _choose_volume(path, header, channel)
+    dims = tuple(int(side) for side in header["dim"][1 : max(0, int(header["dim"][0])) + 1])
+    shape, first = choose_volume(path, dims, channel)
     kind, start, (slope, intercept) = _read_layout(path, header)
     affine = _checked_affine(path, header)
 
     count = math.prod(shape)
     start += first * count * kind.itemsize
     end = start + count * kind.itemsize
-    if len(unzipped) < end and path.name.endswith(".gz"):
+    if len(unzipped) < end and path.name.lower().endswith(".gz"):
         # Perhaps only the first of several gzip members was read, as bgzip writes them.
         unzipped = _unzip(path, content, gzip.decompress)
     if len(unzipped) < end:
@@ -70,42 +67,8 @@ def read_scan(path: Path, orientation: str, channel: int | None = None) -> Scan:
     if (slope, intercept) != (1, 0):
         values = values * np.float64(slope) + np.float64(intercept)
 
-    own = io_orientation(affine)
-    turn = ornt_transform(own, axcodes2ornt(tuple(orientation)))
-    data = apply_orientation(values.reshape(shape, order="F"), turn)
-    return Scan(
-        path=path,
-        sha256=hashlib.sha256(content).hexdigest(),
-        data=data,
-        values=values,
-        affine=affine @ inv_ornt_aff(turn, shape),
-        stored="".join(ornt2axcodes(own)),
-        shape=data.shape,
-    )
-
-
-def _choose_volume(
-    path: Path, header: Any, channel: int | None
-) -> tuple[tuple[int, int, int], int]:
-    """Return the volume's shape, and which one of the file's volumes it is."""
-    shape = tuple(int(side) for side in header["dim"][1 : max(0, int(header["dim"][0])) + 1])
-    if any(side < 1 for side in shape):
-        raise UserError(f"{path}: shape {shape}, expected sides of 1 or more; copy it again")
-    if math.prod(shape) > _MOST_VOXELS:
-        raise UserError(
-            f"{path}: shape {shape}, expected at most {_MOST_VOXELS} voxels; copy it again"
-        )
-    volumes = math.prod(shape[3:])
-    if len(shape) < 3 or (channel is None and volumes != 1):
-        remedy = (
-            "split it, or say layout.channel in the recipe" if len(shape) == 4 else "split it first"
-        )
-        raise UserError(f"{path}: shape {shape}, expected one 3D volume; {remedy}")
-    if channel is not None and (len(shape) > 4 or channel >= volumes):
-        raise UserError(
-            f"{path}: shape {shape}, expected a 4D image with a channel {channel} (layout.channel)"
-        )
-    return (shape[0], shape[1], shape[2]), channel or 0
+    digest = hashlib.sha256(content).hexdigest()
+    return turn_axes(path, digest, values, shape, affine, orientation)
 
 
 def _read_layout(path: Path, header: Any) -> tuple[np.dtype[Any], int, tuple[float, float]]:
@@ -120,7 +83,7 @@ def _read_layout(path: Path, header: Any) -> tuple[np.dtype[Any], int, tuple[flo
     if kind.kind not in "iufb":
         raise UserError(f"{path}: voxels are {kind}, expected plain numbers; convert it")
     size, start = int(header["sizeof_hdr"]), float(header["vox_offset"])
-    if not (math.isfinite(start) and size <= start < _MOST_VOXELS):
+    if not (math.isfinite(start) and size <= start < MOST_VOXELS):
         raise UserError(
             f"{path}: NIfTI header is damaged (voxels start at byte {start:g}); copy it again"
         )
@@ -143,7 +106,7 @@ def _unzip(
         raise UserError(f"{path}: is empty; copy or download it again")
     if content[128:132] == b"DICM":
         raise UserError(f"{path}: is DICOM, expected NIfTI; convert with dcm2niix")
-    zipped, named = content[:2] == b"\x1f\x8b", path.name.endswith(".gz")
+    zipped, named = content[:2] == b"\x1f\x8b", path.name.lower().endswith(".gz")
     if zipped and not named:
         raise UserError(f"{path}: is gzip though its name does not say so; rename it to .nii.gz")
     if named and not zipped and _find_reader(content):
@@ -193,31 +156,9 @@ def _checked_affine(path: Path, header: Any) -> NDArray[np.float64]:
             f"{path}: the header says no orientation (sform_code and qform_code are 0); set one"
         )
 
-    affine = header.get_best_affine()
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    shown = " x ".join(f"{side:g}" for side in spacing)
-    if not (np.isfinite(spacing).all() and (spacing > 0).all()):
-        raise UserError(
-            f"{path}: header has voxel spacing {shown} mm, expected positive; repair it"
-        )
-    if not np.isfinite(affine).all():
-        origin = ", ".join(f"{place:g}" for place in affine[:3, 3])
-        raise UserError(f"{path}: header has origin {origin} mm, expected numbers; repair it")
-
     unit = int(header["xyzt_units"]) & 7  # the other bits are of time
     if unit not in (0, 2):  # unknown, mm
         raise UserError(
             f"{path}: header counts in {_UNITS.get(unit, f'unit {unit}')}, expected mm; repair it"
         )
-    if spacing.min() < _SMALLEST_MM or spacing.max() > _LARGEST_MM:
-        raise UserError(
-            f"{path}: header has voxel spacing {shown} mm, "
-            f"expected {_SMALLEST_MM:g} to {_LARGEST_MM:g}; repair it"
-        )
-
-    directions = affine[:3, :3] / spacing
-    if np.abs(directions.T @ directions - np.eye(3)).max() > 1e-3:
-        raise UserError(
-            f"{path}: the header's axes are not at right angles (sheared); resample it first"
-        )
-    return np.asarray(affine, dtype=np.float64)
+    return check_affine(path, header.get_best_affine())

@@ -1,16 +1,31 @@
 """What a file of a raw folder becomes: its voxels in a known orientation, their place and its hash.
 
+The formats of volumes share the checks of shape and place, and the turning of axes.
+
 A 2D picture is a scan of one slice whose place and spacing are unknown (NaN).
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nibabel.orientations import (
+    apply_orientation,
+    axcodes2ornt,
+    inv_ornt_aff,
+    io_orientation,
+    ornt2axcodes,
+    ornt_transform,
+)
 from numpy.typing import NDArray
 
 from hvae_hpc.errors import UserError
+
+MOST_VOXELS = 2**40
+_SMALLEST_MM, _LARGEST_MM = 0.01, 50.0
+"""No scan that anybody segments tumours in has voxels beyond these: such a header is wrong."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,3 +74,96 @@ def read_bytes(path: Path) -> bytes:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); check path and permission"
         ) from error
+
+
+def choose_volume(
+    path: Path, shape: tuple[int, ...], channel: int | None
+) -> tuple[tuple[int, int, int], int]:
+    """Return the shape of one volume, and which one of the file's volumes it is.
+
+    Args:
+        path: for messages.
+        shape: of all that the file holds; the channels come last.
+        channel: which volume of a 4D file; None refuses one.
+
+    Raises:
+        UserError: not 3D, or not 4D with such a channel.
+    """
+    if any(side < 1 for side in shape):
+        raise UserError(f"{path}: shape {shape}, expected sides of 1 or more; copy it again")
+    if math.prod(shape) > MOST_VOXELS:
+        raise UserError(
+            f"{path}: shape {shape}, expected at most {MOST_VOXELS} voxels; copy it again"
+        )
+    volumes = math.prod(shape[3:])
+    if len(shape) < 3 or (channel is None and volumes != 1):
+        remedy = (
+            "split it, or say layout.channel in the recipe" if len(shape) == 4 else "split it first"
+        )
+        raise UserError(f"{path}: shape {shape}, expected one 3D volume; {remedy}")
+    if channel is not None and (len(shape) > 4 or channel >= volumes):
+        raise UserError(
+            f"{path}: shape {shape}, expected a 4D image with a channel {channel} (layout.channel)"
+        )
+    return (shape[0], shape[1], shape[2]), channel or 0
+
+
+def check_affine(path: Path, affine: NDArray[Any]) -> NDArray[np.float64]:
+    """Return a header's (4, 4) from voxel index to world (RAS+), mm, if it can be believed.
+
+    Raises:
+        UserError: spacing or origin are no numbers of mm, or the axes are sheared.
+    """
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    shown = " x ".join(f"{side:g}" for side in spacing)
+    if not (np.isfinite(spacing).all() and (spacing > 0).all()):
+        raise UserError(
+            f"{path}: header has voxel spacing {shown} mm, expected positive; repair it"
+        )
+    if not np.isfinite(affine).all():
+        origin = ", ".join(f"{place:g}" for place in affine[:3, 3])
+        raise UserError(f"{path}: header has origin {origin} mm, expected numbers; repair it")
+    if spacing.min() < _SMALLEST_MM or spacing.max() > _LARGEST_MM:
+        raise UserError(
+            f"{path}: header has voxel spacing {shown} mm, "
+            f"expected {_SMALLEST_MM:g} to {_LARGEST_MM:g}; repair it"
+        )
+
+    directions = affine[:3, :3] / spacing
+    if np.abs(directions.T @ directions - np.eye(3)).max() > 1e-3:
+        raise UserError(
+            f"{path}: the header's axes are not at right angles (sheared); resample it first"
+        )
+    return np.asarray(affine, dtype=np.float64)
+
+
+def turn_axes(
+    path: Path,
+    sha256: str,
+    values: NDArray[Any],
+    shape: tuple[int, int, int],
+    affine: NDArray[np.float64],
+    orientation: str,
+) -> Scan:
+    """Turn a volume's axes to an orientation.
+
+    Args:
+        path: for messages.
+        sha256: of the file's bytes.
+        values: (X * Y * Z,) in the file's order, X fastest.
+        shape: X, Y, Z.
+        affine: (4, 4) from voxel index to world (RAS+), mm.
+        orientation: of the scan: "LPS".
+    """
+    own = io_orientation(affine)
+    turn = ornt_transform(own, axcodes2ornt(tuple(orientation)))
+    data = apply_orientation(values.reshape(shape, order="F"), turn)
+    return Scan(
+        path=path,
+        sha256=sha256,
+        data=data,
+        values=values,
+        affine=affine @ inv_ornt_aff(turn, shape),
+        stored="".join(ornt2axcodes(own)),
+        shape=data.shape,
+    )
