@@ -8,16 +8,18 @@ This module reads from top to bottom in the order of the command's steps: :func:
 
 import argparse
 import os
+import re
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from hvae_hpc.config.loader import find_toml, load, read_toml
+from hvae_hpc.config.loader import find_toml, load, merge, read_toml
 from hvae_hpc.config.stages import SegmentConfig
 from hvae_hpc.errors import UserError, run_command
-from hvae_hpc.jobs.sites.site import Site, add_flags, fit_cluster, flags_of, read_site
+from hvae_hpc.jobs.sites.site import Site, add_flags, fit_cluster, flags_of, place_of, read_site
 from hvae_hpc.jobs.slurm import client as slurm
 from hvae_hpc.jobs.slurm.limits import Cluster, read_cluster
 from hvae_hpc.jobs.state.run_log import let_output_be_lost
@@ -49,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
         return _finish(options, argv)
 
     # What is asked, and what the machine or the cluster allows.
-    sweep = read_sweep(options.sweep)
+    sweep = read_sweep(options.sweep, [option.partition("=")[0] for option in options.data])
     site = read_site(options.site, flags_of(options))
     cluster = read_cluster() if options.partition else None
     if cluster:
@@ -60,10 +62,10 @@ def main(argv: Sequence[str]) -> int:
         )
 
     # The data, the runs that follow, and which of them are missing.
-    folders = _data_folders(sweep, options.data)
+    folders = _data_folders(sweep, options)
     if not options.plan:
         _make_phantoms(sweep, folders, options.workers)
-    data_sets = find_data(sweep, folders)
+    data_sets = find_data(sweep, folders, place_of(options))
     plan = expand.make_plan(sweep, data_sets, options.runs or Path(sweep.runs), site.resources)
     plan = replace(plan, allow_code_drift=options.allow_code_drift)
     results = read_results(plan)
@@ -75,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
         return _submit(plan, site, cluster, options, argv)
     if cluster:
         print("submitted nothing: every run is done")
-        print(f"tables: python -m hvae_hpc.results {plan.runs_folder}")
+        print(f"tables: python -m hvae_hpc.results {shlex.quote(str(plan.runs_folder))}")
     if options.plan:
         print("nothing was done (--plan)")
         return 0
@@ -94,9 +96,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "sweep", nargs="?", help="name or .toml file (default: ./sweep.toml if there, else table1)"
     )
-    where_data = "folder with the shards of data set NAME (default: ./shards/NAME)"
     parser.add_argument(
-        "--data", nargs="+", action="extend", default=[], metavar="NAME=DIR", help=where_data
+        "--data",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME[=DIR]",
+        help="only these data sets, and where their shards lie (default: ./shards/NAME)",
     )
     parser.add_argument(
         "--runs", type=Path, metavar="DIR", help="the runs folder (default: ./runs)"
@@ -140,33 +146,40 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def read_sweep(name: str | None) -> SweepConfig:
+def read_sweep(name: str | None, data: Sequence[str] = ()) -> SweepConfig:
     """Read the sweep that the command names.
+
+    A file without a name extends table1. It is called after itself, sweep.toml after its folder.
 
     Args:
         name: a file, or a name of the library; None for ./sweep.toml, or else table1.
+        data: names of data sets, in place of the file's; none for the file's.
     """
     if name is None:
         name = str(OWN_SWEEP) if OWN_SWEEP.is_file() else "table1"
     path = find_toml(name, SWEEPS)
-    return load(SweepConfig, read_toml(path, SWEEPS), str(path))
+    table = read_toml(path, SWEEPS)
+    if "name" not in table:
+        called = path.resolve().parent.name if path.name == OWN_SWEEP.name else path.stem
+        called = re.sub(r"[^A-Za-z0-9._-]+", "-", called).strip("._-") or "mine"
+        table = merge(read_toml(SWEEPS / "table1.toml", SWEEPS), {**table, "name": called})
+
+    where = f"{path} with --data" if data else str(path)
+    return load(SweepConfig, table | ({"data": data} if data else {}), where)
 
 
-def _data_folders(sweep: SweepConfig, options: Sequence[str]) -> dict[str, Path]:
+def _data_folders(sweep: SweepConfig, options: argparse.Namespace) -> dict[str, Path]:
     """Return where the shards of each data set lie, as ``--data`` says or else the sweep."""
     folders = {name: Path(sweep.shards) / name for name in sweep.data}
-    for option in options:
-        name, sign, folder = option.partition("=")
-        if not sign or name not in folders:
-            known = ", ".join(folders)
-            raise UserError(f"--data {option}: expected NAME=DIR with NAME one of {known}")
-        folders[name] = Path(folder)
-    return folders
+    given = [option.partition("=") for option in options.data]
+    return folders | {name: Path(folder) for name, sign, folder in given if sign}
 
 
 def _is_made_up(sweep: SweepConfig, name: str, folder: Path) -> bool:
     """Tell whether the sweep makes phantoms of a data set that is not there."""
-    return sweep.phantoms > 0 and folder == Path(sweep.shards) / name
+    from hvae_hpc.preprocess.phantoms.make import KINDS  # nibabel: not before it is needed
+
+    return sweep.phantoms > 0 and folder == Path(sweep.shards) / name and name in KINDS
 
 
 def _make_phantoms(sweep: SweepConfig, folders: Mapping[str, Path], workers: int) -> None:
@@ -183,8 +196,15 @@ def _make_phantoms(sweep: SweepConfig, folders: Mapping[str, Path], workers: int
             raise UserError(f"data set {name}: the phantoms could not be packed; see above")
 
 
-def find_data(sweep: SweepConfig, folders: Mapping[str, Path]) -> list[expand.DataSet]:
+def find_data(
+    sweep: SweepConfig, folders: Mapping[str, Path], place: Sequence[str] = ()
+) -> list[expand.DataSet]:
     """Return the sweep's data sets with their manifests.
+
+    Args:
+        sweep: whose data sets they are.
+        folders: of their shards, by name.
+        place: flags that a command which packs them needs on this machine.
 
     Raises:
         UserError: one is not packed; it says which command packs it.
@@ -192,26 +212,34 @@ def find_data(sweep: SweepConfig, folders: Mapping[str, Path]) -> list[expand.Da
     data_sets = []
     for name, folder in folders.items():
         if not (folder / MANIFEST).is_file():
-            raise UserError(f"data set {name}: {_how_to_pack(sweep, name, folder)}")
+            raise UserError(f"data set {name}: {_how_to_pack(sweep, name, folder, place)}")
         manifest = read_manifest(folder)
         data_sets.append(expand.DataSet(name=name, folder=folder, manifest=manifest))
     return data_sets
 
 
-def _how_to_pack(sweep: SweepConfig, name: str, folder: Path) -> str:
+def _how_to_pack(sweep: SweepConfig, name: str, folder: Path, place: Sequence[str]) -> str:
+    from hvae_hpc.preprocess.phantoms.make import KINDS
+
     if _is_made_up(sweep, name, folder):
         return "not there yet; without --plan this sweep makes phantoms of it first"
     recipe = name if (RECIPES / f"{name}.toml").is_file() else f"{name}.toml"
-    pack = f"python -m hvae_hpc.preprocess {recipe} --out {folder}"
-    return (
-        f"no {MANIFEST} in {folder}; pack yours with: {pack} --raw DIR"
-        f"  (or try phantoms: {pack} --phantom {sweep.split.train + sweep.split.test})"
-    )
+    pack = ["python", "-m", "hvae_hpc.preprocess", recipe, "--out", str(folder), *place]
+    ways = [f"pack yours with: {shlex.join(pack)} --raw DIR"]
+    if name in KINDS:
+        n_cases = sweep.split.train + sweep.split.test
+        ways.append(f"try phantoms: {shlex.join(pack)} --phantom {n_cases}")
+    packed = sorted(path.parent.name for path in Path(sweep.shards).glob(f"*/{MANIFEST}"))
+    if packed:
+        ways.append(f"take what is packed: --data {shlex.join(packed)}")
+    return f"no {MANIFEST} in {folder}; " + "; or ".join(ways)
 
 
 def _describe(sweep: SweepConfig, plan: Plan, results: Mapping[str, ResultSummary]) -> None:
     """Print what the sweep is: its data, arms that are left out, and its runs by stage."""
     print(f"sweep {sweep.name}: {sweep.about}" if sweep.about else f"sweep {sweep.name}")
+    if not sweep.generators:
+        print('  no generators: extends = "table1" in the sweep file takes those of the paper')
     for name, data in plan.data.items():
         print(f"  data {name}: {data['folder']} (content {data['content_hash'][:12]})")
         arms = {config.arm.name for config in plan.configs(SegmentConfig) if config.data == name}

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -9,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from hvae_hpc.errors import UserError, run_command
-from hvae_hpc.jobs.sites.site import add_flags, fit_cluster, flags_of, read_site
+from hvae_hpc.jobs.sites.site import add_flags, fit_cluster, flags_of, place_of, read_site
 from hvae_hpc.preprocess.pack import pack
-from hvae_hpc.preprocess.phantoms.make import write_phantoms
+from hvae_hpc.preprocess.phantoms.make import KINDS, write_phantoms
 from hvae_hpc.preprocess.read.find_cases import find_cases
 from hvae_hpc.preprocess.recipes.explain import explain
 from hvae_hpc.preprocess.recipes.recipe import LIBRARY, Recipe, load_recipe
@@ -36,8 +37,8 @@ def main(argv: Sequence[str]) -> int:
     out = options.out or Path("shards") / recipe.name
     if options.raw is None and not options.phantom:
         raise UserError(
-            "--raw is missing; give the folder with the NIfTI files, "
-            "or --phantom 8 to try made-up cases"
+            "--raw is missing; give the folder with the image and label files"
+            + (", or --phantom 8 to try made-up cases" if recipe.name in KINDS else "")
         )
     if not options.phantom:
         find_cases(recipe, raw)  # a wrong path is better said now than in a job's log
@@ -47,7 +48,8 @@ def main(argv: Sequence[str]) -> int:
             "or --local to pack here"
         )
 
-    following = f"python -m hvae_hpc.sweep --data {recipe.name}={out} --plan"
+    sweep = ["python", "-m", "hvae_hpc.sweep", "--data", f"{recipe.name}={out}"]
+    following = shlex.join([*sweep, *place_of(options), "--plan"])
     if options.partition:
         print(_submit(options, f"pack-{recipe.name}", raw, out))
         print(f"when it is done: {following}")

@@ -12,12 +12,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from shlex import quote
 from typing import Any, NamedTuple
 
 from hvae_hpc.config.stages import CONFIGS, SegmentConfig
 from hvae_hpc.jobs.failures.classify import classify, gather
 from hvae_hpc.jobs.state.device_hours import StageHours, read_device_hours
 from hvae_hpc.jobs.state.element_ends import read_ends
+from hvae_hpc.jobs.state.find_run import name_run
 from hvae_hpc.jobs.state.run_status import KINDS, UNASKED, Kind
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.jobs.state.sweep_status import Progress, SweepStatus, read_sweep_statuses
@@ -108,7 +110,7 @@ def _totals(sweep: SweepStatus) -> Iterator[str]:
         how = f"{measured:.0f} % of the runs by measured times, the others a first guess"
         yield f"left: about {hours:,.1f} {unit.upper()}-hours ({how})"
     else:
-        yield f"tables and figures: python -m hvae_hpc.results {sweep.plan.runs_folder}"
+        yield f"tables and figures: python -m hvae_hpc.results {quote(str(sweep.plan.runs_folder))}"
 
     if sweep.note:
         yield f"the queue is not known, this is from the runs' own files alone: {sweep.note}"
@@ -127,8 +129,7 @@ def _describe_troubles(sweep: SweepStatus) -> Iterator[str]:
     if others := troubles[MOST_LINES:]:
         yield f"... and {sum(len(each.run_ids) for each in others):,} more, for other reasons"
 
-    first = sweep.plan.runs[troubles[0].run_ids[0]]
-    yield f"more of the first: hvae-hpc why {first.stage}/{first.label}"
+    yield f"more of the first: hvae-hpc why {name_run(sweep.plan, troubles[0].run_ids[0])}"
     yield "next: the same sweep command makes these runs again"
 
 

@@ -11,7 +11,7 @@ from hvae_hpc.jobs.failures.classify import Evidence, classify, gather
 from hvae_hpc.jobs.failures.retry import RunRetries, decide_retry, read_history, with_retry_changes
 from hvae_hpc.jobs.sites.site import Site, read_site
 from hvae_hpc.jobs.state.element_ends import read_ends
-from hvae_hpc.jobs.state.find_run import add_run, find_run
+from hvae_hpc.jobs.state.find_run import add_run, find_run, name_run
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.jobs.state.sweep_status import make_sweep_status, read_our_queue
 from hvae_hpc.runs.done import read_results
@@ -84,7 +84,8 @@ def explain(
     if note:
         lines.append(f"note:      the queue is not known: {note}")
     for line in map(printable, lines):
-        yield line if len(line) <= WIDTH else f"{line[: WIDTH - 1]}…"
+        is_whole = len(line) <= WIDTH or line.startswith("next:")  # commands are to be copied
+        yield line if is_whole else f"{line[: WIDTH - 1]}…"
 
 
 def _describe_failure(plan: Plan, run_id: str, evidence: Evidence, reason: str) -> Iterator[str]:
@@ -148,7 +149,6 @@ def _describe_retry(
         remedy = f"{SAME_COMMAND} with --retries 1"
     # Of a blocked run, the parent that it waits for in the end.
     named = [parent for parent in plan.runs if parent in reason]
-    parent = plan.runs[[*named, *plan.parents(run_id).values(), run_id][0]]
-    run = plan.runs[run_id]
-    names = {"run": f"{run.stage}/{run.label}", "parent": f"{parent.stage}/{parent.label}"}
-    yield f"next:      {remedy.format(**names)}"
+    parent = [*named, *plan.parents(run_id).values(), run_id][0]
+    remedy = remedy.format(run=name_run(plan, run_id), parent=name_run(plan, parent))
+    yield f"next:      {remedy}"

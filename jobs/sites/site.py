@@ -19,7 +19,7 @@ from hvae_hpc.config.loader import load, read_toml
 from hvae_hpc.config.resources import Resources
 from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.sites.retry_policy import Failure, Rule, read_rules
-from hvae_hpc.jobs.slurm.client import POLL_S
+from hvae_hpc.jobs.slurm.client import POLL_S, is_available
 from hvae_hpc.jobs.slurm.limits import Cluster
 
 SITES = Path(__file__).parent
@@ -252,3 +252,15 @@ def flags_of(options: argparse.Namespace) -> dict[str, Any]:
     """Return the flags that were given, by the names that Resources has for them."""
     given = vars(options)
     return {name: given[name] for name in FLAGS if given.get(name) is not None}
+
+
+def place_of(options: argparse.Namespace) -> list[str]:
+    """Return a command's flags that say where it works, for the next command that it prints."""
+    given = vars(options)
+    flags = ["--local"] if given["local"] else []
+    if is_available() and not (given["local"] or given["partition"]):
+        flags = ["--partition", "P"]  # a place must be chosen here
+    for name in ("partition", "account", "qos", "site"):
+        if given[name]:
+            flags += [f"--{name}", str(given[name])]
+    return flags

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import shlex
 from pathlib import Path
 
 from hvae_hpc.errors import UserError
@@ -24,6 +25,13 @@ def add_runs_folder(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"), help=about)
 
 
+def name_run(plan: Plan, run_id: str) -> str:
+    """Return a run as a command takes it, with ``--runs`` where that is not ./runs."""
+    runs = plan.runs_folder.resolve()
+    flag = "" if runs == Path("runs").resolve() else f" --runs {shlex.quote(str(runs))}"
+    return plan.folder_name(run_id) + flag
+
+
 def find_run(runs_folder: Path, text: str, stage: str = "") -> tuple[Plan, str]:
     """Return the plan and the id of the run that a person means.
 
@@ -37,20 +45,22 @@ def find_run(runs_folder: Path, text: str, stage: str = "") -> tuple[Plan, str]:
     """
     wanted = Path(text).name if Path(text).is_dir() else text.rstrip("/")
     matches: dict[str, tuple[Plan, str]] = {}
-    labels: set[str] = set()
+    labels: dict[str, None] = {}  # in the plan's order
     for plan in read_plans(runs_folder):
         for run_id, run in plan.runs.items():
             folder = plan.folder_name(run_id)
-            labels.add(run.label)
+            if run.stage.startswith(stage):
+                labels[run.label] = None
             called = (run.label, f"{run.stage}/{run.label}", folder, folder.partition("/")[2])
             if wanted in called or run_id.startswith(wanted):
                 matches[folder] = (plan, run_id)
 
     if not matches:
         close = difflib.get_close_matches(wanted.rpartition("/")[2], labels)
-        hint = "give the beginning of a run id, or a label"
-        if close:
-            hint = f"did you mean {' or '.join(close)}?"
+        hint = f"did you mean {' or '.join(close)}?"
+        if not close:
+            more = ", ..." if len(labels) > MOST_NAMED else ""
+            hint = f"give one of {', '.join(list(labels)[:MOST_NAMED])}{more}"
         raise UserError(f"{runs_folder}: no run {text!r}; {hint}")
     of_stage = [name for name in matches if name.startswith(f"{stage}/")]
     names = of_stage or list(matches)

@@ -1,5 +1,6 @@
 """What a submission will be, for people: before it happens, and after."""
 
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -107,7 +108,7 @@ def tell(application: Application, retries: int) -> Iterator[str]:
             "jobs may not submit, this command does, given again"
         )
     yield f"logs:       {prepared.folder}"
-    yield f"status:     hvae-hpc status {prepared.plan.runs_folder}"
+    yield f"status:     hvae-hpc status {shlex.quote(str(prepared.plan.runs_folder))}"
 
 
 def _span(seconds: float) -> str:

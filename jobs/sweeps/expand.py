@@ -110,7 +110,9 @@ def _draw_cases(sweep: SweepConfig, data: DataSet, split: SplitConfig) -> _Draw:
     try:
         cases = draw_split(case_ids, split.train, split.test, split.seed)
     except UserError as error:
-        raise UserError(f"{data.folder}: {error}") from error
+        is_in_library = (Path(__file__).parent / f"{sweep.name}.toml").is_file()
+        file = f' (a sweep.toml with extends = "{sweep.name}")' if is_in_library else ""
+        raise UserError(f"{data.folder}: {error}{file}") from error
     return _Draw(sweep=sweep, data=data, split=split, cases=cases)
 
 

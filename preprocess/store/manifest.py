@@ -5,6 +5,7 @@ parent of every run that reads the data: repacked data gives new run ids, a move
 does not.
 """
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,7 +136,7 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.is_file():
         raise UserError(
             f"no {MANIFEST} in {folder}; pack a data set there with: "
-            f"python -m hvae_hpc.preprocess RECIPE --raw DIR --out {folder}"
+            f"python -m hvae_hpc.preprocess RECIPE --raw DIR --out {shlex.quote(str(folder))}"
         )
     data = read_json(path)
     if isinstance(data, dict) and data.get("schema") != MANIFEST_SCHEMA:

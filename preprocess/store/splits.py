@@ -60,10 +60,11 @@ def draw_split(case_ids: Sequence[str], train: int, test: int, seed: int) -> Spl
         raise ValueError("a case id is there twice; every patient may be drawn once only")
     wanted = train + test
     if len(case_ids) < wanted:
+        fits = max(1, len(case_ids) * train // wanted)
         raise UserError(
             f"the data set has {len(case_ids)} cases, the split asks for {wanted} "
-            f"({train} to train, {test} to test); "
-            "lower split.train or split.test, or pack more cases"
+            f"({train} to train, {test} to test); pack more cases, or give "
+            f"split = {{train = {fits}, test = {max(1, len(case_ids) - fits)}}} in the sweep file"
         )
     drawn = sorted(
         case_ids, key=lambda case_id: hashlib.sha256(f"{seed}:{case_id}".encode()).hexdigest()

@@ -39,7 +39,9 @@ def test_a_run_is_found_by_label_id_stage_or_folder(tmp_path: Path) -> None:
         UserError, match=r"no run 'brats2021-vae\+100-s9'; did you mean brats2021-vae\+100-s"
     ):
         find_run(tmp_path, "brats2021-vae+100-s9")
-    with pytest.raises(UserError, match="give the beginning of a run id, or a label"):
+    with pytest.raises(
+        UserError, match="no run 'zzz'; give one of brats2021-vae-s0, brats2021-ref"
+    ):
         find_run(tmp_path, "zzz")
 
 

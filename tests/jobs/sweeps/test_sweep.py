@@ -3,13 +3,15 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hvae_hpc import cli, sweep
 from hvae_hpc.errors import run_command
-from tests.tiny import make_project
+from hvae_hpc.jobs.sweeps.config import SweepConfig
+from tests.tiny import make_data_set, make_project
 
 
 def call(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> int:
@@ -35,7 +37,13 @@ def assert_refused(message: str, project: Path, capsys: pytest.CaptureFixture[st
         (["none.toml"], "none.toml: cannot be read"),
         (
             ["--data", "tiny3=x", "--plan"],
-            "--data tiny3=x: expected NAME=DIR with NAME one of tiny, tiny2",
+            "data set tiny3: no manifest.json in x; pack yours with: python -m hvae_hpc.preprocess"
+            " tiny3.toml --out x --local --raw DIR; or take what is packed: --data tiny tiny2",
+        ),
+        (["--data", "a/b", "--plan"], "sweep.toml with --data: 'a/b' cannot be a name"),
+        (
+            ["--data", "tiny", "tiny=x"],
+            "data is ['tiny', 'tiny'], expected one or more names, each once",
         ),
         (
             ["--data", "tiny=nowhere", "--plan"],
@@ -45,7 +53,7 @@ def assert_refused(message: str, project: Path, capsys: pytest.CaptureFixture[st
         (["--site", "none.toml", "--plan"], "none.toml: cannot be read"),
         (
             ["table1", "--plan"],
-            "python -m hvae_hpc.preprocess brats2021 --out shards/brats2021 --raw DIR",
+            "python -m hvae_hpc.preprocess brats2021 --out shards/brats2021 --local --raw DIR",
         ),
     ],
 )
@@ -192,3 +200,55 @@ def test_a_sweep_that_makes_its_own_phantoms_says_so_in_a_plan(
 ) -> None:
     assert call(monkeypatch, tmp_path, "demo", "--plan") == 2
     assert "this sweep makes phantoms of it first" in capsys.readouterr().err
+
+
+def test_data_takes_these_data_sets_alone_and_any_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_project(tmp_path)
+    assert call(monkeypatch, tmp_path, "--plan") == 0
+    both = capsys.readouterr().out
+    assert call(monkeypatch, tmp_path, "--plan", "--data", "tiny2") == 0
+    one = capsys.readouterr().out
+    assert "data tiny2: " in one
+    assert "data tiny: " not in one
+    assert "segment     36 runs" in both
+    assert "segment     18 runs" in one
+
+    (tmp_path / "shards" / "tiny").rename(tmp_path / "one of mine")
+    assert call(monkeypatch, tmp_path, "--plan", "--data", "ours=one of mine") == 0
+    assert f"data ours: {tmp_path}/one of mine" in capsys.readouterr().out
+
+
+def test_a_file_without_a_name_changes_the_experiment_of_the_paper(tmp_path: Path) -> None:
+    folder = tmp_path / "our first try!"
+    folder.mkdir()
+    for name in ("sweep.toml", "doses.toml"):
+        (folder / name).write_text('data = ["ours"]\n')
+    paper, ours = (sweep.read_sweep(name) for name in ("table1", str(folder / "sweep.toml")))
+    assert ours == replace(paper, data=("ours",), name="our-first-try")
+    assert sweep.read_sweep(str(folder / "doses.toml")).name == "doses"
+
+    # A file with a name stands for itself, as ever.
+    (folder / "sweep.toml").write_text('name = "own"\ndata = ["ours"]\n')
+    assert sweep.read_sweep(str(folder / "sweep.toml")) == SweepConfig(name="own", data=("ours",))
+
+
+def test_a_split_that_is_too_large_is_answered_by_one_that_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_data_set(tmp_path / "shards", "ours", n=20, side=16)
+    (tmp_path / "sweep.toml").write_text('data = ["ours"]\n')
+    assert call(monkeypatch, tmp_path, "--plan") == 2
+    offered = "split = {train = 10, test = 10}"
+    message = "has 20 cases, the split asks for 200 (100 to train, 100 to test); pack more"
+    assert_refused(f"{message} cases, or give {offered} in the sweep file", tmp_path, capsys)
+    with open(tmp_path / "sweep.toml", "a") as file:
+        file.write(f"{offered}\n")
+    assert call(monkeypatch, tmp_path, "--plan") == 0
+
+    # What the library's sweeps say is followed as well.
+    assert call(monkeypatch, tmp_path, "beyond", "--data", "ours", "--plan") == 2
+    assert 'in the sweep file (a sweep.toml with extends = "beyond")' in capsys.readouterr().err
+    (tmp_path / "sweep.toml").write_text(f'extends = "beyond"\n{offered}\n')
+    assert call(monkeypatch, tmp_path, "--data", "ours", "--plan") == 0
