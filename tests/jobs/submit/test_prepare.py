@@ -1,5 +1,6 @@
 """The literal command on a real SLURM of four nodes: arrays, the same tables as here, and only what is missing."""
 
+import getpass
 import json
 import os
 import shutil
@@ -142,7 +143,7 @@ def test_a_call_while_runs_are_queued_submits_none_of_them_again(
         first = call(project, minislurm, "hvae_hpc.sweep", "--partition", "gpu")
         again = call(project, minislurm, "hvae_hpc.sweep", "--partition", "gpu")
     finally:
-        minislurm.client("scancel", "--user", os.environ.get("USER", "root"))
+        minislurm.client("scancel", "--user", getpass.getuser())
         minislurm.client("scontrol", "update", "PartitionName=gpu", "State=UP")
     assert "submitted 23 runs" in first.stdout
     assert "submitted 0 runs in 0 jobs; 23 runs were queued already" in again.stdout
@@ -189,7 +190,7 @@ def test_a_refusal_of_slurm_is_one_line(minislurm: MiniSlurm, tmp_path: Path) ->
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
     assert "sbatch refused tiny-segment-tiny" in line
-    minislurm.client("scancel", "--user", os.environ.get("USER", "root"))
+    minislurm.client("scancel", "--user", getpass.getuser())
 
 
 def test_an_element_that_is_told_to_leave_saves_and_the_same_command_goes_on(
@@ -216,7 +217,7 @@ def test_an_element_that_is_told_to_leave_saves_and_the_same_command_goes_on(
     ):
         assert time.time() < deadline, minislurm.client("squeue")
         time.sleep(0.5)
-    minislurm.client("scancel", "--user", os.environ.get("USER", "root"))
+    minislurm.client("scancel", "--user", getpass.getuser())
     wait_until_empty(minislurm)
     assert list(project.glob("runs/train/*hvae*/checkpoint-*.pt"))
     done = call(project, minislurm, "hvae_hpc.sweep", "--partition", "gpu")
