@@ -92,6 +92,12 @@ def main(words: list[str]) -> None:
         compile=asked.compile,
         recompute=asked.recompute,
         micro_batch=asked.micro_batch,
+        checkpoint_every_s=1e9,  # a tensor without numbers cannot be saved
     )
+    if asked.compile != "off":
+        # Only here: its import takes longer than that of the rest of torch.
+        from tests.gpu_without_gpu import fake_inductor
+
+        fake_inductor.install([])
     model = build(lambda: make_model(asked.network, asked.px), 0, torch.device("cpu"))
     print(json.dumps(trace(model, asked.px, optim, resources, asked.card_gib * GIB)))
