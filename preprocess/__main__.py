@@ -48,14 +48,13 @@ def main(argv: Sequence[str]) -> int:
             "or --local to pack here"
         )
 
-    sweep = ["python", "-m", "hvae_hpc.sweep", "--data", f"{recipe.name}={out}"]
-    following = shlex.join([*sweep, *place_of(options), "--plan"])
+    sweep = ["python", "-m", "hvae_hpc.sweep", "--data", f"{recipe.name}={out}", "--plan"]
     if options.partition:
-        print(_submit(options, f"pack-{recipe.name}", raw, out))
-        print(f"when it is done: {following}")
+        place = _submit(options, f"pack-{recipe.name}", raw, out)
+        print(f"when it is done: {shlex.join([*sweep, *place])}")
     else:
         _pack_here(options, recipe, raw, out)
-        print(f"packed data: {out}\nnext:        {following}")
+        print(f"packed data: {out}\nnext:        {shlex.join([*sweep, *place_of(options)])}")
     return 0
 
 
@@ -152,17 +151,19 @@ def _pack_here(options: argparse.Namespace, recipe: Recipe, raw: Path, out: Path
     _draw_sheets(manifest, out, options.sheet)
 
 
-def _submit(options: argparse.Namespace, name: str, raw: Path, out: Path) -> str:
-    """Submit this command as a job that packs on its node; return what to tell."""
+def _submit(options: argparse.Namespace, name: str, raw: Path, out: Path) -> list[str]:
+    """Submit this command as a job that packs on its node; return the place of a sweep."""
     from hvae_hpc.jobs.slurm.limits import read_cluster
     from hvae_hpc.jobs.submit.single_job import submit_command  # brings submitit
 
     flags = flags_of(options) | ({"cpus": options.workers} if options.workers else {})
-    site = fit_cluster(read_site(options.site, flags), options.partition, read_cluster())
+    cluster = read_cluster()
+    site = fit_cluster(read_site(options.site, flags), options.partition, cluster)
     for note in site.notes:
         if note.startswith("pack:"):
             print(note)
     resources = site.resources["pack"]
+    cluster.check_suits("pack", resources)
 
     recipe = options.recipe
     if recipe.endswith(".toml"):
@@ -182,7 +183,11 @@ def _submit(options: argparse.Namespace, name: str, raw: Path, out: Path) -> str
     logs, key = out.resolve() / "logs", str(out.resolve())
     job, queued = submit_command(name, command, resources, options.partition, logs, key=key)
     already = "is in the queue already and " if queued else ""
-    return f"job {job} {already}packs {raw} into {out}; its log: {logs}"
+    print(f"job {job} {already}packs {raw} into {out}; its log: {logs}")
+    # Nodes that pack may have no GPU.
+    train = site.resources["train"]
+    suited = cluster.find_suited(train) or [train.partition]
+    return place_of(options, partition=train.partition if train.partition in suited else suited[0])
 
 
 def _draw_sheets(manifest: Manifest, out: Path, at_most: int | None) -> None:

@@ -94,7 +94,8 @@ def with_retry_changes(
             # A limit that leaves no time to work by what the site file says now is refused.
             with contextlib.suppress(ValueError):
                 fitted, _ = site.fit(replace(had, **wanted), cluster)
-                changes[run_id] = {name: getattr(fitted, name) for name in wanted}
+                names = [*wanted, *["cpus"] * (fitted.cpus < had.cpus)]  # large nodes have fewer
+                changes[run_id] = {name: getattr(fitted, name) for name in names}
     return replace(plan, changes=changes)
 
 

@@ -87,9 +87,12 @@ class Site:
         limits = {name: getattr(self.caps, name) for name in CAPPED}
         if cluster:
             partition = cluster.check_partition(resources.partition)
-            for name in ("minutes", "memory_gb"):
-                known = [limits[name], getattr(partition, name)]
-                limits[name] = min(filter(None, known), default=0)
+            known = {"minutes": partition.minutes, "memory_gb": partition.memory_gb}
+            if node := partition.best_node(resources):
+                known["memory_gb"] = node.memory_gb
+                known["cpus"] = node.cpus // resources.tasks_per_node
+            for name, most in known.items():
+                limits[name] = min(filter(None, (limits[name], most)), default=0)
 
         if not resources.array_parallelism:  # as many as fit, which is above any cap
             resources = replace(resources, array_parallelism=limits["array_parallelism"])
@@ -194,7 +197,7 @@ def _read_profile() -> dict[str, str]:
 
 
 def fit_cluster(site: Site, partition: str, cluster: Cluster) -> Site:
-    """Give every stage an existing, allowed partition, and no more time or memory than it has.
+    """Give every stage an existing, allowed partition, and no more than that has.
 
     Args:
         site: as it was read.
@@ -254,9 +257,14 @@ def flags_of(options: argparse.Namespace) -> dict[str, Any]:
     return {name: given[name] for name in FLAGS if given.get(name) is not None}
 
 
-def place_of(options: argparse.Namespace) -> list[str]:
-    """Return a command's flags that say where it works, for the next command that it prints."""
-    given = vars(options)
+def place_of(options: argparse.Namespace, **others: str) -> list[str]:
+    """Return a command's flags that say where it works, for the next command that it prints.
+
+    Args:
+        options: of the command.
+        others: flags that the next command has otherwise.
+    """
+    given = vars(options) | others
     flags = ["--local"] if given["local"] else []
     if is_available() and not (given["local"] or given["partition"]):
         flags = ["--partition", "P"]  # a place must be chosen here

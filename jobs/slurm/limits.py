@@ -2,11 +2,32 @@
 
 import contextlib
 import getpass
+import math
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
+from hvae_hpc.config.resources import Resources
 from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.slurm.client import ask
+
+
+class Node(NamedTuple):
+    """What a job may have of a node: cores, host memory in GB (inf if nobody set it), GPUs."""
+
+    cpus: int
+    memory_gb: float
+    gpus: int
+
+    def suits(self, asked: Resources) -> bool:
+        """Tell whether one node of a run fits on it."""
+        return self.gpus >= asked.gpus and self.share(asked) == 1
+
+    def share(self, asked: Resources) -> float:
+        """Return how much it has of the cores and the memory that a run asks for: 1 for all."""
+        cpus = asked.cpus * asked.tasks_per_node
+        return min(1, self.cpus / cpus) * min(1, self.memory_gb / asked.memory_gb)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,13 +38,23 @@ class Partition:
         minutes: longest time limit.
         grace_s: seconds from SIGTERM to the end when SLURM preempts.
         memory_gb: host memory of its largest node, or what a job may have there.
-        nodes: names of its nodes.
+        nodes: its nodes by name; none where SLURM does not tell.
     """
 
     minutes: int
     grace_s: int
     memory_gb: float = 0.0
-    nodes: frozenset[str] = frozenset()
+    nodes: Mapping[str, Node] = field(default_factory=dict)
+
+    def best_node(self, asked: Resources) -> Node | None:
+        """Return the least of the best nodes for a run; None where none is known to suit."""
+        nodes = [node for node in self.nodes.values() if node.gpus >= asked.gpus]
+        nodes.sort(key=lambda node: node.share(asked), reverse=True)
+        return nodes[min(asked.nodes, len(nodes)) - 1] if nodes else None
+
+    def count_suited(self, asked: Resources) -> int:
+        """Count the nodes that one node of a run fits on."""
+        return sum(node.suits(asked) for node in self.nodes.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +81,33 @@ class Cluster:
             )
         return self.partitions[name]
 
+    def find_suited(self, asked: Resources) -> list[str]:
+        """Return the partitions that have the nodes that a run asks for."""
+        return sorted(
+            name
+            for name, partition in self.partitions.items()
+            if partition.count_suited(asked) >= asked.nodes
+        )
+
+    def check_suits(self, stage: str, asked: Resources) -> None:
+        """Refuse resources that their partition does not have: such a job might wait for ever.
+
+        Raises:
+            UserError: it names the partitions that have them.
+        """
+        partition = self.check_partition(asked.partition)
+        suited = partition.count_suited(asked)
+        if suited >= asked.nodes or not partition.nodes:
+            return
+        others = " or ".join(self.find_suited(asked))
+        raise UserError(
+            f"{stage}: partition {asked.partition} has {suited} nodes with gpus = {asked.gpus}, "
+            f"cpus = {asked.cpus * asked.tasks_per_node} and memory_gb = {asked.memory_gb:g}, "
+            f"expected {asked.nodes}; "
+            + (f"give --partition {others}, or " if others else "")
+            + f"lower them under [{stage}] in the site file (--site)"
+        )
+
 
 def read_cluster() -> Cluster:
     """Ask SLURM for what it allows: three calls, and one more where there is accounting."""
@@ -58,14 +116,18 @@ def read_cluster() -> Cluster:
     for line in ask(["scontrol", "--all", "--oneliner", "show", "partition"]).splitlines():
         words = dict(re.findall(r"(\w+)=(\S+)", line))
         name = words["PartitionName"]
-        memory_mb = nodes.get(name, {})
-        cap_mb = re.sub(r"\D+", "", words.get("MaxMemPerNode", ""))  # "" for UNLIMITED
-        known_mb = [mb for mb in (max(memory_mb.values(), default=0), int(cap_mb or 0)) if mb > 1]
+        cap_gb = _limit(words, "MaxMemPerNode") / 1024
+        cap_cpus = _limit(words, "MaxCPUsPerNode")
+        capped = {
+            node: Node(int(min(cpus, cap_cpus)), min(memory_gb, cap_gb), gpus)
+            for node, (cpus, memory_gb, gpus) in nodes.get(name, {}).items()
+        }
+        memory_gb = max([node.memory_gb for node in capped.values()], default=cap_gb)
         partitions[name] = Partition(
             minutes=_minutes(words.get("MaxTime", "0")),
             grace_s=int(words.get("GraceTime", "0")),
-            memory_gb=min(known_mb, default=0) / 1024,
-            nodes=frozenset(memory_mb),
+            memory_gb=memory_gb if memory_gb < math.inf else 0,
+            nodes=capped,
         )
 
     config = ask(["scontrol", "show", "config"])
@@ -91,18 +153,31 @@ def _ask_submit_limit() -> int:
     return 0
 
 
-def _ask_nodes() -> dict[str, dict[str, int]]:
-    """Return partition to node to its memory in MB; 1 where nobody has configured it.
-
-    Empty where sinfo is refused.
-    """
-    nodes: dict[str, dict[str, int]] = {}
+def _ask_nodes() -> dict[str, dict[str, Node]]:
+    """Return partition to node to its size; empty where sinfo is refused."""
+    nodes: dict[str, dict[str, Node]] = {}
     with contextlib.suppress(UserError, ValueError):
-        answer = ask(["sinfo", "--all", "--noheader", "--Node", "--format=%R|%N|%m"])
+        answer = ask(["sinfo", "--all", "--noheader", "--Node", "--format=%R|%N|%m|%c|%G"])
         for line in answer.splitlines():
-            partition, node, size = line.strip().split("|")
-            nodes.setdefault(partition, {})[node] = int(size.rstrip("+"))
+            partition, node, memory, cpus, devices = line.strip().split("|")
+            memory_mb = int(memory.rstrip("+"))  # 1 where nobody has configured it
+            memory_gb = memory_mb / 1024 if memory_mb > 1 else math.inf
+            size = Node(int(cpus.rstrip("+")), memory_gb, _count_gpus(devices))
+            nodes.setdefault(partition, {})[node] = size
     return nodes
+
+
+def _count_gpus(devices: str) -> int:
+    """Count the GPUs of "gpu:a100:4(S:0-1),gpu:2,shard:8"; "gpu" alone is one."""
+    gpus = [each for each in devices.split(",") if each.startswith("gpu")]
+    counts = [re.search(r":(\d+)(\(|$)", each) for each in gpus]
+    return sum(int(count[1]) if count else 1 for count in counts)
+
+
+def _limit(words: Mapping[str, str], name: str) -> float:
+    """Return a limit of a partition; infinite for UNLIMITED, and for none."""
+    text = words.get(name, "")
+    return int(text) if text.isdigit() and int(text) > 0 else math.inf
 
 
 def _minutes(text: str) -> int:

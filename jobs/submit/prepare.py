@@ -126,6 +126,7 @@ def prepare(
         plan, wanted, seconds, queued=queued, max_array_size=cluster.max_array_size
     )
     arrays = [_fit_array(array, plan, site, cluster) for array in arrays]
+    cluster.check_suits(TABLES, plan.resources[TABLES])
     if arrays or (queued and not _last_job_waits(plan.sweep, submissions, queue)):
         arrays.append(_last_job(plan, len(arrays), queued.values()))
 
@@ -188,8 +189,9 @@ def _choose_runs(
 
 
 def _fit_array(array: Array, plan: Plan, site: Site, cluster: Cluster) -> Array:
-    """Return an array with its partition's grace time and its canaries."""
+    """Return an array with its partition's grace time and its canaries, if it can ever start."""
     resources = plan.resources[array.stage]
+    cluster.check_suits(array.stage, plan.resources_of(array.run_ids[0]))
     return replace(
         array,
         grace_s=max(resources.grace_s, cluster.partitions[resources.partition].grace_s),

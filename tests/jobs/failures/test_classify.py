@@ -150,7 +150,8 @@ def test_what_needs_a_failed_run_points_at_it(plan: Plan, tmp_path: Path) -> Non
     ]
     lines = why(plan, generate)
     assert lines[1] == "class:     blocked by parent"
-    assert lines[-1] == "next:      hvae-hpc why train/tiny-vae-s0"
+    command = f"hvae-hpc why {plan.folder_name(train)}"
+    assert lines[-1] == f"next:      {command} --runs {plan.runs_folder}"
 
 
 @contextmanager

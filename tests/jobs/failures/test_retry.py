@@ -25,7 +25,7 @@ from hvae_hpc.jobs.failures.retry import (
 )
 from hvae_hpc.jobs.failures.retry import write_history as keep
 from hvae_hpc.jobs.sites.site import Site, read_site
-from hvae_hpc.jobs.slurm.limits import Cluster, Partition
+from hvae_hpc.jobs.slurm.limits import Cluster, Node, Partition
 from hvae_hpc.jobs.state.element_ends import ENDS_FILE
 from hvae_hpc.jobs.state.run_status import read_run_status
 from hvae_hpc.jobs.state.submissions import Submissions
@@ -41,7 +41,7 @@ from tests.jobs.worker.test_local_sweep import makings
 from tests.minislurm.minislurm import MiniSlurm
 from tests.results.made_up import SMALL_ARMS, finish, make_runs
 
-NODES = frozenset({"n1", "n2", "n3", "n4"})
+NODES = dict.fromkeys(("n1", "n2", "n3", "n4"), Node(64, 512.0, 8))
 CLUSTER = Cluster(partitions={"gpu": Partition(minutes=1000, grace_s=0, nodes=NODES)}, name="one")
 NO_MEMORY = {"event": "failed", "reason": "MemoryError", "errors": ["MemoryError"]}
 

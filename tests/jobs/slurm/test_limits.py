@@ -1,20 +1,29 @@
-"""What a cluster has: its partitions' nodes and memory, of made-up clients."""
+"""What a cluster has: its partitions' nodes, cores, memory and GPUs, of made-up clients."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from hvae_hpc.jobs.slurm.limits import read_cluster
+from hvae_hpc.config.resources import Resources
+from hvae_hpc.errors import UserError
+from hvae_hpc.jobs.sites.site import fit_cluster, read_site
+from hvae_hpc.jobs.slurm.limits import Cluster, Node, Partition, read_cluster
 
 SCONTROL = """#!/bin/sh
 case "$*" in *partition*)
     echo "PartitionName=gpu MaxTime=1-00:00:00 MaxMemPerNode=UNLIMITED GraceTime=30"
-    echo "PartitionName=capped MaxTime=UNLIMITED MaxMemPerNode=4096"
+    echo "PartitionName=capped MaxTime=UNLIMITED MaxMemPerNode=4096 MaxCPUsPerNode=2"
     echo "PartitionName=unset MaxTime=01:00:00 MaxMemPerNode=UNLIMITED";;
 *) echo "ClusterName = one";; esac
 """
 SINFO = """#!/bin/sh
-printf 'gpu|n1|8192\\ngpu|n2|16384+\\ncapped|n1|8192\\nunset|n3|1\\n'
+cat << END
+gpu|n1|8192|4|gpu:2
+gpu|n2|16384+|16|gpu:a100:4(S:0,1),gpu:1,shard:8
+capped|n1|8192|4|(null)
+unset|n3|1|8+|gpu
+END
 """
 
 
@@ -30,20 +39,86 @@ def test_a_partition_has_the_memory_of_its_largest_node_or_what_it_is_capped_at(
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     partitions = read_cluster().partitions
-    found = {
-        name: (partition.memory_gb, sorted(partition.nodes))
-        for name, partition in partitions.items()
+    told = {
+        name: (partition.memory_gb, dict(partition.nodes)) for name, partition in partitions.items()
     }
     if answers:
-        assert found == {
-            "gpu": (16.0, ["n1", "n2"]),
-            "capped": (4.0, ["n1"]),
-            "unset": (0.0, ["n3"]),
+        assert told == {
+            "gpu": (16.0, {"n1": Node(4, 8.0, 2), "n2": Node(16, 16.0, 5)}),
+            "capped": (4.0, {"n1": Node(2, 4.0, 0)}),
+            "unset": (0.0, {"n3": Node(8, float("inf"), 1)}),
         }
     else:
-        assert found == {"gpu": (0.0, []), "capped": (4.0, []), "unset": (0.0, [])}
+        assert told == {"gpu": (0.0, {}), "capped": (4.0, {}), "unset": (0.0, {})}
     assert (partitions["gpu"].minutes, partitions["gpu"].grace_s, partitions["capped"].minutes) == (
         1440,
         30,
         0,
     )
+
+
+def make_cluster(**nodes: list[Node]) -> Cluster:
+    """Make a cluster of partitions with so many nodes each."""
+    return Cluster(
+        partitions={
+            name: Partition(
+                minutes=0, grace_s=0, nodes={f"{name}{i}": node for i, node in enumerate(sizes)}
+            )
+            for name, sizes in nodes.items()
+        }
+    )
+
+
+def test_cores_are_fitted_to_the_nodes_as_memory_is() -> None:
+    small, large, fast = Node(4, 8.0, 0), Node(6, 64.0, 0), Node(8, 64.0, 2)
+    cluster = make_cluster(cpu=[small, small, large], gpu=[fast])
+    site = fit_cluster(read_site(None), "cpu", cluster)
+    assert (site.resources["pack"].cpus, site.resources["pack"].memory_gb) == (6, 16)
+    assert "pack: cpus 8 to 6, all that its partition has" in site.notes
+    assert site.resources["tables"].cpus == 1
+    cluster.check_suits("pack", site.resources["pack"])
+
+    # Cores are counted for each process; with several nodes the least of them counts.
+    two = replace(read_site(None).resources["train"], gpus=2, cpus=6)
+    assert read_site(None).fit(replace(two, partition="gpu"), cluster)[0].cpus == 4
+    assert read_site(None).fit(replace(two, gpus=0, partition="cpu"), cluster)[0].cpus == 6
+    three_nodes = replace(two, gpus=0, nodes=3, partition="cpu")
+    fitted = read_site(None).fit(three_nodes, cluster)[0]
+    assert (fitted.cpus, fitted.memory_gb) == (4, 8)
+    cluster.check_suits("train", fitted)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (
+            Resources(partition="cpu", gpus=1, cpus=4, memory_gb=32),
+            "train: partition cpu has 0 nodes with gpus = 1, cpus = 4 and memory_gb = 32, "
+            "expected 1; give --partition big or gpu, or lower them under [train] in the site file",
+        ),
+        (
+            Resources(partition="gpu", gpus=2, nodes=3),
+            "has 2 nodes with gpus = 2, cpus = 2 and memory_gb = 8, expected 3; lower them under",
+        ),
+        (  # one node has the cores, another one the memory
+            Resources(partition="mixed", cpus=16, memory_gb=64),
+            "has 0 nodes with gpus = 0, cpus = 16 and memory_gb = 64, expected 1; give --partition",
+        ),
+    ],
+)
+def test_what_no_node_of_a_partition_has_is_refused(asked: Resources, message: str) -> None:
+    big = Node(64, 512.0, 4)
+    cluster = make_cluster(
+        cpu=[Node(4, 64.0, 0)],
+        gpu=[Node(8, 64.0, 2)] * 2,
+        big=[big],
+        mixed=[Node(64, 8.0, 0), Node(4, 512.0, 0)],
+    )
+    with pytest.raises(UserError) as error:
+        cluster.check_suits("train", asked)
+    assert message in str(error.value)
+    cluster.check_suits("train", replace(asked, partition="big", nodes=1))
+
+    # Where SLURM does not tell of nodes, it is asked by sbatch alone.
+    unknown = Cluster(partitions={"cpu": Partition(minutes=0, grace_s=0)})
+    unknown.check_suits("train", replace(asked, partition="cpu"))

@@ -178,6 +178,18 @@ def test_an_unknown_partition_is_named_beside_those_that_exist(
     assert not (project / "runs").exists()
 
 
+def test_what_no_node_has_is_said_before_anything_is_submitted(
+    minislurm: MiniSlurm, tmp_path: Path
+) -> None:
+    project = project_in(tmp_path)
+    flags = ["--partition", "gpu", "--gpus-per-node", "3"]
+    done = call(project, minislurm, "hvae_hpc.sweep", *flags)
+    assert done.returncode == 2
+    refused = "error: train: partition gpu has 0 nodes with gpus = 3, cpus = 12 and memory_gb = 1"
+    assert done.stderr.startswith(f"{refused}, expected 1; lower them under [train]")
+    assert not (project / "runs/plans").exists()
+
+
 def test_a_refusal_of_slurm_is_one_line(minislurm: MiniSlurm, tmp_path: Path) -> None:
     project = project_in(tmp_path)
     (project / "site.toml").write_text(
@@ -236,11 +248,12 @@ def test_preprocess_goes_to_slurm_too(minislurm: MiniSlurm, tmp_path: Path) -> N
         "--raw",
         "raw",
         "--out",
-        "shards/brats2021",
-        "--workers",
-        "1",
+        "our shards/brats2021",
     ]
     done = call(tmp_path, minislurm, "hvae_hpc.preprocess", *arguments, "--partition", "cpu")
     assert done.returncode == 0, done.stderr
+    assert "pack: cpus 8 to 4, all that its partition has" in done.stdout
+    quoted = "--data 'brats2021=our shards/brats2021' --plan --partition cpu"
+    assert f"when it is done: python -m hvae_hpc.sweep {quoted}" in done.stdout
     wait_until_empty(minislurm)
-    assert (tmp_path / "shards/brats2021/manifest.json").is_file(), done.stdout
+    assert (tmp_path / "our shards/brats2021/manifest.json").is_file(), done.stdout
