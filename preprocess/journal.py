@@ -18,8 +18,7 @@ from hvae_hpc.preprocess.read.find_cases import CaseFiles
 from hvae_hpc.preprocess.read.volume import Facts
 from hvae_hpc.preprocess.recipes.recipe import Recipe
 from hvae_hpc.preprocess.store.manifest import CaseEntry, ShardEntry
-from hvae_hpc.runs.files import append_line
-from hvae_hpc.runs.folder import write_atomic
+from hvae_hpc.runs.folder import append_line, write_atomic
 from hvae_hpc.runs.identity import content_hash, file_sha256
 
 JOURNAL = "packing.jsonl"

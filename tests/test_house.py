@@ -42,7 +42,7 @@ FLOORS = {
 
 # Folders within a floor, lowest first: a module imports from its own folder and from those before it.
 ORDERS = {
-    "hvae_hpc.runs": ["hvae_hpc.config", "hvae_hpc.runs"],
+    "hvae_hpc.runs": ["hvae_hpc.runs.files", "hvae_hpc.config", "hvae_hpc.runs"],
     "hvae_hpc.preprocess": [
         f"hvae_hpc.preprocess.{name}" for name in ("store", "recipes", "read", "phantoms")
     ],

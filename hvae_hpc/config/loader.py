@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from hvae_hpc.config.kinds import choose_class
 from hvae_hpc.errors import UserError
+from hvae_hpc.runs.files import RECORD_BYTES, SETTINGS_BYTES, read_file
 
 T = TypeVar("T")
 
@@ -101,7 +102,7 @@ def read_toml(path: Path, library: Path, *, below: tuple[Path, ...] = ()) -> dic
     if path.resolve() in below:
         raise UserError(f"{path}: 'extends' goes in a circle; remove one of them")
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(read_file(path, SETTINGS_BYTES).decode())
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -143,7 +144,7 @@ def read_json(path: Path) -> Any:
         UserError: it is missing, or not JSON (a truncated file, say).
     """
     try:
-        return json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+        return json.loads(read_file(path, RECORD_BYTES), parse_constant=_refuse_constant)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except (ValueError, RecursionError) as error:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from hvae_hpc.errors import UserError, printable
+from hvae_hpc.runs.files import RECORD_BYTES, read_file
 from hvae_hpc.runs.folder import METRICS, RunResult, read_result, result_stamp, write_atomic
 from hvae_hpc.runs.plan import PLANS, Plan
 from hvae_hpc.runs.run import Run
@@ -265,7 +266,7 @@ def list_folders(runs_folder: Path, stages: Iterable[str]) -> dict[str, set[str]
 def _read_cache(path: Path) -> dict[str, _Entry]:
     """Return what an earlier process kept; nothing where the file is not just what it wrote."""
     with contextlib.suppress(OSError, ValueError):
-        title, _, body = path.read_text().partition("\n")
+        title, _, body = read_file(path, RECORD_BYTES).decode().partition("\n")
         if title == _title(body):
             return {run_id: _Entry(**entry) for run_id, entry in json.loads(body).items()}
     return {}

@@ -1,50 +1,112 @@
-"""Files that grow line by line; a crash or a full disk may cut the last line short."""
+"""The one opener of files that somebody else may have made, and its refusals.
 
-import contextlib
+Runs folders, packed data and raw folders are copied between people. So only regular files are
+opened. A FIFO or a device is an error at once and never waited for, and a file beyond the bound of
+its kind is not read. Reading follows a link to a regular file, since people link to large disks.
+Writing and deleting follow none below the folder that a person named.
+"""
+
+import errno
 import io
 import os
+import stat
 from pathlib import Path
 
 from hvae_hpc.errors import UserError
-from hvae_hpc.runs.lease import check
+
+SETTINGS_BYTES = 2**20
+"""Most that a sweep, site or recipe file may have."""
+RECORD_BYTES = 2**27
+"""Most that a manifest, plan or metrics.json may have; of a longer log the end is read."""
+IMAGE_BYTES = 2**32
+"""Most that a scan, a picture, a shard or samples.npz may have."""
+WEIGHT_BYTES = 2**34
+"""Most that a checkpoint or snapshot may have."""
 
 
-def refused(path: Path, error: OSError) -> UserError:
-    """Return what a person is told where the disk refuses a file."""
-    why = error.strerror or error
-    return UserError(f"{path}: cannot be written ({why}); what was there before is untouched")
-
-
-def append_line(path: Path, line: str) -> None:
-    """Add a line to a file; a last line that was cut short is closed off first.
+def open_file(path: Path, most: int) -> io.BufferedReader:
+    """Open a regular file for reading.
 
     Args:
-        path: in a folder that exists.
-        line: one or several, without the end of the last one.
+        path: of the file, or of a link to it.
+        most: bytes that it may have.
 
     Raises:
-        UserError: the disk refused, and nothing of the line stays; or this process lost the folder
-            to another one.
+        OSError: it is missing, is no regular file, or is larger.
     """
-    check(path.parent)
+    file = _open(path, os.O_RDONLY)
+    size = os.fstat(file.fileno()).st_size
+    if size > most:
+        file.close()
+        raise OSError(errno.EINVAL, f"has {size:,} bytes, expected {most:,} at most", str(path))
+    return io.BufferedReader(file)
+
+
+def read_file(path: Path, most: int) -> bytes:
+    """Return all bytes of a regular file.
+
+    Raises:
+        OSError: as :func:`open_file`.
+    """
+    with open_file(path, most) as file:
+        return file.read(most)
+
+
+def read_last_lines(path: Path, most: int) -> list[bytes]:
+    """Return the last lines of a regular file that may be long; the first one is whole.
+
+    Args:
+        path: of the file.
+        most: bytes that are read, from its end.
+
+    Raises:
+        OSError: it is missing, or is no regular file.
+    """
+    with _open(path, os.O_RDONLY) as file:
+        start = max(0, os.fstat(file.fileno()).st_size - most)
+        file.seek(start)
+        content = file.read(most).removesuffix(b"\n")
+    lines = content.split(b"\n") if content else []
+    return lines[1:] if start and len(lines) > 1 else lines
+
+
+def open_to_append(path: Path) -> io.FileIO:
+    """Open a regular file, made if need be, for reading and for adding at its end.
+
+    Raises:
+        OSError: it is a link, is no regular file, or the disk refused.
+    """
+    return _open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW)
+
+
+def _open(path: Path, flags: int) -> io.FileIO:
     try:
-        with open(path, "ab+", buffering=0) as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - 1))
-            is_cut = size > 0 and file.read(1) != b"\n"
-            _append(file, size, (b"\n" if is_cut else b"") + f"{line}\n".encode())
+        descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError as error:
-        raise refused(path, error) from error
-
-
-def _append(file: io.FileIO, size: int, content: bytes) -> None:
-    """Write at the end of a file of such a size; nothing of it stays where the disk is full."""
-    written = 0
-    try:
-        while written < len(content):
-            written += file.write(content[written:])
-    except OSError:
-        with contextlib.suppress(OSError):
-            if os.fstat(file.fileno()).st_size == size + written:  # nobody else has written since
-                file.truncate(size)
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.EINVAL, "is a link", str(path)) from error
         raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
+    return io.FileIO(descriptor, "a+" if flags & os.O_APPEND else "r")
+
+
+def refuse_links(path: Path, root: Path) -> None:
+    """Refuse to write or delete where a link leads out of the folder that a person named.
+
+    Args:
+        path: of a file or folder below the root.
+        root: the runs folder or the folder of ``--out``, which may itself be a link.
+
+    Raises:
+        UserError: the path, or a folder between it and the root, is a link.
+    """
+    for place in (path, *path.parents):
+        if place == root:
+            return
+        if place.is_symlink():
+            raise UserError(
+                f"{place}: is a link, and nothing is written through links below {root}; "
+                "put what it leads to in its place, or remove the link"
+            )

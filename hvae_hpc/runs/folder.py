@@ -7,19 +7,21 @@ disk and renamed, so nobody sees one that is half written.
 
 import contextlib
 import hashlib
+import io
 import json
 import os
+import re
 import secrets
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hvae_hpc.config.loader import dump, load, read_json
-from hvae_hpc.errors import NO_ROOM, NonFiniteError, UserError
-from hvae_hpc.runs.files import append_line, refused
+from hvae_hpc.errors import NO_ROOM, NonFiniteError, UserError, printable
+from hvae_hpc.runs.files import RECORD_BYTES, open_to_append, read_last_lines
 from hvae_hpc.runs.identity import canonical_json
 from hvae_hpc.runs.lease import check
 
@@ -33,8 +35,17 @@ INPUTS = "inputs.json"
 RESULT_SCHEMA = 1
 REMAKE = "delete the folder to make it again"
 KEPT_LINES = 1000
+CHECKPOINT = re.compile(r"checkpoint-(\d{12})-([0-9a-f]{16})\.pt", re.ASCII)
+"""Images seen, and the beginning of the SHA-256 of its bytes."""
+TEMPORARY = re.compile(r"\.(.+\.\d+-[0-9a-f]{8}|(lease|here|over)-[\w-]*)\.tmp", re.ASCII)
+LOG_TEXTS = ("event", "reason", "job_id", "host", "signal")
+LOG_NUMBERS = ("images_seen", "at", "attempt", "at_once", "errno", "exit_code", "oom_kills")
+"""Fields of log.jsonl's records that our code reads; beside these it has a "time"."""
 _UNWRITTEN: dict[Path, list[str]] = {}
 """By run folder: lines of its log for which the disk had no room yet."""
+_TOLD: set[Path] = set()
+"""Files of which was said that some of their lines count as none."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +138,7 @@ def write_atomic_by(path: Path, write: Callable[[Path], Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
-        with open(temporary, "rb") as file:
+        with open_to_append(temporary) as file:
             os.fsync(file.fileno())
         check(path.parent)
         temporary.replace(path)
@@ -147,6 +158,47 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def refused(path: Path, error: OSError) -> UserError:
+    """Return what a person is told where the disk refuses a file."""
+    why = error.strerror or error
+    return UserError(f"{path}: cannot be written ({why}); what was there before is untouched")
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file; a last line that was cut short is closed off first.
+
+    Args:
+        path: in a folder that exists.
+        line: one or several, without the end of the last one.
+
+    Raises:
+        UserError: the disk refused, and nothing of the line stays; or this process lost the folder
+            to another one.
+    """
+    check(path.parent)
+    try:
+        with open_to_append(path) as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 1))
+            is_cut = size > 0 and file.read(1) != b"\n"
+            _append(file, size, (b"\n" if is_cut else b"") + f"{line}\n".encode())
+    except OSError as error:
+        raise refused(path, error) from error
+
+
+def _append(file: io.FileIO, size: int, content: bytes) -> None:
+    """Write at the end of a file of such a size; nothing of it stays where the disk is full."""
+    written = 0
+    try:
+        while written < len(content):
+            written += file.write(content[written:])
+    except OSError:
+        with contextlib.suppress(OSError):
+            if os.fstat(file.fileno()).st_size == size + written:  # nobody else has written since
+                file.truncate(size)
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -247,32 +299,76 @@ def append_log(folder: Path, record: dict[str, Any]) -> None:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """Read log.jsonl with this process's lines that wait for room, without those cut short."""
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        written = (folder / LOG).read_bytes().splitlines()
-        return _parse_lines([*written, *(line.encode() for line in _UNWRITTEN.get(folder, []))])
-    return []
+    """Read log.jsonl with this process's lines that wait for room."""
+    unwritten = [json.loads(line) for line in _UNWRITTEN.get(folder, [])]
+    return [*read_records(folder / LOG, _check_log_record), *unwritten]
 
 
 def read_log_tail(folder: Path, n_bytes: int = 8192) -> list[dict[str, Any]]:
     """Read the last whole lines of log.jsonl, of which there may be thousands."""
-    with contextlib.suppress(OSError), open(folder / LOG, "rb") as file:
-        start = max(0, file.seek(0, os.SEEK_END) - n_bytes)
-        file.seek(start)
-        return _parse_lines(file.read().splitlines()[1 if start else 0 :])
+    with contextlib.suppress(OSError):
+        return _parse(read_last_lines(folder / LOG, n_bytes), _check_log_record)
     return []
 
 
-def _parse_lines(lines: list[bytes]) -> list[dict[str, Any]]:
+def read_records(path: Path, check: Callable[[Any], T]) -> list[T]:
+    """Read a file of one JSON record a line; a line that is no record of ours counts as none.
+
+    A crash may have cut a line short, or somebody else wrote it. How many there are is said once.
+
+    Args:
+        path: of the file; a missing one has no records.
+        check: makes a record of plain data, or raises a LookupError, ValueError, TypeError or UserError.
+    """
+    records, trouble = list[T](), ""
+    try:
+        lines = read_last_lines(path, RECORD_BYTES)
+        records = _parse(lines, check)
+        if len(records) < len(lines):
+            trouble = f"{len(lines) - len(records)} of {len(lines)} lines are no records of ours"
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        trouble = f"cannot be read ({error.strerror})"
+    if trouble and path not in _TOLD:
+        _TOLD.add(path)
+        print(printable(f"{path}: {trouble}; they count as none"), file=sys.stderr)
+    return records
+
+
+def _parse(lines: Iterable[bytes], check: Callable[[Any], T]) -> list[T]:
     records = []
     for line in lines:
-        # A line may be cut short by a crash, or be no line of ours.
-        with contextlib.suppress(ValueError, RecursionError):
-            records.append(json.loads(line))
-    return [record for record in records if isinstance(record, dict)]
+        with contextlib.suppress(LookupError, ValueError, TypeError, RecursionError, UserError):
+            records.append(check(json.loads(line)))
+    return records
+
+
+def _check_log_record(record: Any) -> dict[str, Any]:
+    """Return a record of log.jsonl whose fields, where our code reads them, are of their type."""
+    if not isinstance(record, dict):
+        raise TypeError("no table")
+    texts = [*(record.get(name, "") for name in LOG_TEXTS), *record.get("errors", ())]
+    numbers = [record["time"], *(record.get(name, 0) for name in LOG_NUMBERS)]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("a text is none")
+    if not all(type(number) in (int, float) and 0 <= number < 1e12 for number in numbers):
+        raise ValueError("a number is none, or can never be")
+    return dict(record)
+
+
+def find_checkpoints(folder: Path) -> list[Path]:
+    """Return a run's checkpoints, the newest first."""
+    return sorted(_find(folder, CHECKPOINT), reverse=True)
 
 
 def remove_temporaries(folder: Path) -> None:
     """Remove what a killed writer left; only for the holder of the folder."""
-    for path in folder.glob(".*.tmp"):
+    for path in _find(folder, TEMPORARY):
         path.unlink(missing_ok=True)
+
+
+def _find(folder: Path, name: re.Pattern[str]) -> list[Path]:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return [path for path in folder.iterdir() if name.fullmatch(path.name)]
+    return []

@@ -12,6 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from hvae_hpc.runs.files import WEIGHT_BYTES, open_file
+
 
 def canonical_json(value: Any) -> str:
     """Serialise plain data so that equal values give equal text: sorted keys, no spaces, no NaN.
@@ -39,7 +41,7 @@ def make_run_id(
 
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, as 64 hexadecimal digits."""
-    with open(path, "rb") as file:
+    with open_file(path, WEIGHT_BYTES) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

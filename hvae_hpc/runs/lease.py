@@ -31,6 +31,7 @@ from typing import Literal, NamedTuple
 
 from hvae_hpc.config.loader import dump, load
 from hvae_hpc.errors import UserError
+from hvae_hpc.runs.files import SETTINGS_BYTES, open_file
 
 LEASE = ".lease-"
 HEARTBEAT_S = 20.0
@@ -159,7 +160,7 @@ _HELD: dict[Path, "Lease"] = {}
 def _read(path: Path) -> tuple[Holder, tuple[str, int]] | None:
     """Return a lease's holder and stamp; None where it is gone."""
     try:
-        with open(path, "rb") as file:  # opening a file makes NFS ask the server
+        with open_file(path, SETTINGS_BYTES) as file:  # opening makes NFS ask the server
             changed, content = os.fstat(file.fileno()).st_mtime_ns, file.read()
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from hvae_hpc.errors import UserError
-from hvae_hpc.runs.folder import append_log, write_atomic
+from hvae_hpc.runs.files import WEIGHT_BYTES, open_file, read_file
+from hvae_hpc.runs.folder import append_log, find_checkpoints, write_atomic
 from hvae_hpc.training.distributed import ALONE, Team
 
 KEPT = 2
@@ -35,11 +36,6 @@ def save_checkpoint(folder: Path, images_seen: int, state: dict[str, Any]) -> Pa
     return path
 
 
-def find_checkpoints(folder: Path) -> list[Path]:
-    """Return a run's checkpoints, the newest first."""
-    return sorted(folder.glob("checkpoint-*.pt"), reverse=True)
-
-
 def load_checkpoint(folder: Path, team: Team = ALONE) -> dict[str, Any] | None:
     """Return the newest undamaged checkpoint's state, or None where there is none.
 
@@ -56,7 +52,7 @@ def load_checkpoint(folder: Path, team: Team = ALONE) -> dict[str, Any] | None:
 
 def _read_newest(folder: Path) -> bytes | None:
     for path in find_checkpoints(folder):
-        content = path.read_bytes()
+        content = read_file(path, WEIGHT_BYTES)
         if hashlib.sha256(content).hexdigest()[:16] == path.stem.rsplit("-", 1)[1]:
             return content
         append_log(folder, {"event": "checkpoint_damaged", "file": path.name})
@@ -88,7 +84,8 @@ def load_snapshot(path: Path) -> dict[str, Any]:
         UserError: missing or damaged.
     """
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        with open_file(path, WEIGHT_BYTES) as file:
+            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged zip, pickle or storage each raise something else
         raise UserError(
             f"{path}: cannot be read ({type(error).__name__}); delete its folder to train it again"

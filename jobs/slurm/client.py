@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hvae_hpc.errors import UserError
+from hvae_hpc.runs.files import RECORD_BYTES, read_file
 from hvae_hpc.runs.folder import write_json
 from hvae_hpc.runs.identity import content_hash
 
@@ -164,7 +165,7 @@ def read_queue(
     path, now = _cache_file(), time.time()
     oldest = now - poll_s if not_before is None else not_before
     with contextlib.suppress(OSError, ValueError, TypeError):
-        asked_at, rows = json.loads(path.read_text())
+        asked_at, rows = json.loads(read_file(path, RECORD_BYTES))
         if oldest <= asked_at <= now:
             return Queue(asked_at, tuple(Queued(job, tuple(at), *rest) for job, at, *rest in rows))
 

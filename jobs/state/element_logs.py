@@ -1,9 +1,10 @@
 """The logs that the processes of elements and of local workers print into."""
 
-import os
+import contextlib
 from pathlib import Path
 
 from hvae_hpc.jobs.state.submissions import SUBMISSIONS
+from hvae_hpc.runs.files import read_last_lines
 
 
 def process_logs(runs_folder: Path, element: str, process: str = "*") -> list[Path]:
@@ -26,14 +27,9 @@ def read_tail(path: Path, n_bytes: int = 256_000, width: int = 1000) -> list[str
         n_bytes: no more is read, from its end.
         width: characters of a line that are kept.
     """
-    with open(path, "rb") as file:
-        start = max(0, file.seek(0, os.SEEK_END) - n_bytes)
-        file.seek(start)
-        text = file.read(n_bytes).decode(errors="replace").removesuffix("\n")
-    lines = text.split("\n") if text else []
-    # The first line may be cut in two.
-    if start > 0 and len(lines) > 1:
-        del lines[0]
+    lines = []
+    with contextlib.suppress(OSError):
+        lines = [line.decode(errors="replace") for line in read_last_lines(path, n_bytes)]
     # A progress bar overwrites its line after each "\r".
     return [line.rstrip("\r").rpartition("\r")[2][:width] for line in lines]
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from hvae_hpc.errors import NO_ROOM, UserError
 from hvae_hpc.jobs.sites.retry_policy import Failure
-from hvae_hpc.runs.folder import METRICS, append_log, read_log
+from hvae_hpc.runs.folder import METRICS, append_log, find_checkpoints, read_log
 from hvae_hpc.runs.lease import host, job_id
 
 LEFT_EARLY = 75
@@ -66,8 +66,8 @@ def announce() -> None:
 
 def checkpoint_at(folder: Path) -> int:
     """Return the images seen of the newest checkpoint, by its name; 0 where there is none."""
-    names = [path.name for path in folder.glob("checkpoint-*-*.pt")]
-    return max((int(name.split("-")[1]) for name in names), default=0)
+    newest = find_checkpoints(folder)[:1]
+    return int(newest[0].name.split("-")[1]) if newest else 0
 
 
 def how_far(folder: Path) -> float:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from hvae_hpc.config.loader import read_json
 from hvae_hpc.jobs.slurm.client import Queue, Queued
-from hvae_hpc.runs.files import append_line
+from hvae_hpc.runs.folder import append_line
 from hvae_hpc.runs.lease import locked
 
 SUBMISSIONS = "submissions"

@@ -31,6 +31,7 @@ from hvae_hpc.runs.folder import (
     RESULT_SCHEMA,
     RunResult,
     append_log,
+    find_checkpoints,
     read_log,
     read_result,
     remove_temporaries,
@@ -223,7 +224,7 @@ def _drop_stale_checkpoints(folder: Path, stamps: Mapping[str, str]) -> None:
     """Begin again where a parent was made again since the checkpoints were written."""
     path = folder / INPUTS
     if path.exists() and read_json(path) != stamps:
-        for checkpoint in folder.glob("checkpoint-*.pt"):
+        for checkpoint in find_checkpoints(folder):
             checkpoint.unlink(missing_ok=True)
         append_log(folder, {"event": "inputs_changed"})
     write_json(path, stamps)
@@ -231,7 +232,7 @@ def _drop_stale_checkpoints(folder: Path, stamps: Mapping[str, str]) -> None:
 
 def _tidy(folder: Path) -> None:
     """Remove what training kept to go on from, and what killed writers left."""
-    for path in folder.glob("checkpoint-*.pt"):
+    for path in find_checkpoints(folder):
         path.unlink(missing_ok=True)
     remove_temporaries(folder)
 

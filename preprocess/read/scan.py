@@ -22,6 +22,7 @@ from nibabel.orientations import (
 from numpy.typing import NDArray
 
 from hvae_hpc.errors import UserError
+from hvae_hpc.runs.files import IMAGE_BYTES, read_file
 
 MOST_VOXELS = 2**40
 _SMALLEST_MM, _LARGEST_MM = 0.01, 50.0
@@ -69,7 +70,7 @@ def read_bytes(path: Path) -> bytes:
         UserError: it cannot be read.
     """
     try:
-        return path.read_bytes()
+        return read_file(path, IMAGE_BYTES)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); check path and permission"

@@ -1,5 +1,6 @@
 """A disk that is really full, before any file that any stage writes: one line, nothing lost, and with room it goes on."""
 
+import io
 import json
 import os
 import re
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from hvae_hpc.errors import UserError
-from hvae_hpc.jobs.state.submissions import JOBS_FILE, Job, Submissions
+from hvae_hpc.jobs.state.submissions import Job, Submissions
 from tests import ROOT
 
 STAGES = {  # what must fail at each of them, at least
@@ -78,10 +79,13 @@ def test_a_full_disk_is_one_line_loses_nothing_and_with_room_all_ends_as_undistu
             assert not one[fault], one
 
 
-def test_a_job_that_cannot_be_noted_is_one_line(tmp_path: Path) -> None:
+def test_a_job_that_cannot_be_noted_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     submissions = Submissions(tmp_path)
     (submissions.folder / "a").mkdir(parents=True)
-    (submissions.folder / "a" / JOBS_FILE).symlink_to("/dev/full")
+    full = "hvae_hpc.runs.folder.open_to_append"
+    monkeypatch.setattr(full, lambda path: io.FileIO("/dev/full", "a+"))
     with pytest.raises(
         UserError, match=r"jobs.jsonl: cannot be written \(No space left on device\)"
     ):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hvae_hpc.errors import UserError
-from hvae_hpc.runs.files import append_line
+from hvae_hpc.runs.folder import append_line
 
 
 def test_a_line_that_was_cut_short_is_closed_off(tmp_path: Path) -> None:
@@ -23,7 +23,7 @@ def test_a_line_that_was_cut_short_is_closed_off(tmp_path: Path) -> None:
 def test_of_lines_that_do_not_fit_none_stays(tmp_path: Path) -> None:
     path = tmp_path / "lines"
     append_line(path, "one")
-    code = f"from pathlib import Path; from hvae_hpc.runs.files import append_line; append_line(Path({str(path)!r}), 'x' * 99)"
+    code = f"from pathlib import Path; from hvae_hpc.runs.folder import append_line; append_line(Path({str(path)!r}), 'x' * 99)"
     done = subprocess.run(
         [sys.executable, "-c", code],
         preexec_fn=lambda: resource.setrlimit(

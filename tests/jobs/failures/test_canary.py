@@ -257,7 +257,7 @@ def test_canaries_that_saved_something_before_they_failed_hold_nothing(
     for number in range(4):
         say(plan, number, "started", "failed")
     assert held(plan, path)
-    (plan.folder(list(plan.runs)[3]) / "checkpoint-000000000032-aa.pt").touch()
+    (plan.folder(list(plan.runs)[3]) / "checkpoint-000000000032-aaaaaaaaaaaaaaaa.pt").touch()
     assert not held(plan, path)
 
 

@@ -285,7 +285,7 @@ def ended(
             {"event": "started", "attempt": 1, "at": 0, "host": host, "job_id": element},
         )
         if kind == "slow":
-            (plan.folder(run_id) / "checkpoint-000000000032-aa.pt").touch()
+            (plan.folder(run_id) / "checkpoint-000000000032-aaaaaaaaaaaaaaaa.pt").touch()
     for kind in ("slow", "stuck"):
         slurm.client(
             "scontrol", "update", f"JobId={jobs[kind]}_0", "EndTime=now+3"

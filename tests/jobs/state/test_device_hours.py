@@ -119,7 +119,7 @@ def test_what_a_run_saved_is_not_useful_until_something_goes_on_from_it(plan: Pl
     run_id = next(iter(plan.runs))
     begin(plan, run_id, -4)
     log(plan, run_id, {"images_seen": 100}, {"event": "failed", "reason": "loss became nan"})
-    (plan.folder(run_id) / "checkpoint-000000000090-aa.pt").touch()
+    (plan.folder(run_id) / "checkpoint-000000000090-aaaaaaaaaaaaaaaa.pt").touch()
     assert hours(plan) == {"failed": 4.0}
     begin(plan, run_id, 0, "13_0", images=90)
     assert hours(plan) == {"useful": 4.0}
