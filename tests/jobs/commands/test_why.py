@@ -35,7 +35,7 @@ def test_a_run_that_failed_is_explained_in_ten_lines(
             {"event": "started", "attempt": attempt, "at": 0, "host": "n3", "job_id": "12_0"},
         )
     log(plan, run_id, {"images_seen": 160, "loss": 0.5})
-    (plan.folder(run_id) / "checkpoint-000000000160-aa.pt").touch()
+    (plan.folder(run_id) / "checkpoint-000000000160-aaaaaaaaaaaaaaaa.pt").touch()
     error = {"errors": ["UserError", "OSError"], "errno": 122, "host": "n3", "job_id": "12_0"}
     log(
         plan,
@@ -89,7 +89,7 @@ def test_whatever_stands_in_the_logs_it_says_ten_lines_that_a_terminal_shows(
         file.write(
             '7\n[]\n"text"\n'
             + "[" * 100_000
-            + '\n{"event": "died", "job_id": "12_0", "signal": "SIGKILL", '
+            + '\n{"time": 1, "event": "died", "job_id": "12_0", "signal": "SIGKILL", '
         )
         file.write('"reason": "a\\ud800\\f\\u001b' + "x" * 9000 + '"}\n{"event": "odd\\u0085"}\n')
     text = "1" * 300_000 + "\n" + "Error: \x1b[2J\x0c\x85 again\n" * 9 + "Error: " + "1" * 200_000
