@@ -304,3 +304,23 @@ def test_documentation_has_short_sentences_and_lines() -> None:
         bad += [f"{path}: {s}" for s in sentences(text) if len(s.split()) > MOST_WORDS]
         bad += [f"{path}: {line}" for line in prose_lines(text) if len(line) > LONGEST_LINE]
     assert not bad, "\n".join(bad)
+
+
+def test_nothing_that_a_file_or_a_peer_sends_is_executed() -> None:
+    modules_that_execute = {"pickle", "cPickle", "dill", "shelve", "marshal", "joblib", "runpy"}
+    calls_that_execute = {"eval", "exec", "read_pickle", "unsafe_load"}
+    bad = []
+    for name, path in modules().items():
+        bad += [f"{name}: {n}" for n, _ in imports(path) if n.split(".")[0] in modules_that_execute]
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            given = {word.arg: ast.unparse(word.value) for word in node.keywords}
+            short = called.rpartition(".")[2]
+            # torch.distributed's calls on objects send pickles.
+            if called in calls_that_execute or "_object" in short or given.get("allow_pickle"):
+                bad.append(f"{name}: {called}")
+            if called == "torch.load" and given.get("weights_only") != "True":
+                bad.append(f"{name}: {called} of anything")
+    assert not bad

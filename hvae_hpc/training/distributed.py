@@ -9,29 +9,43 @@ alone touches no part of torch.distributed.
 
 import contextlib
 import fcntl
+import json
 import os
+import secrets
 import socket
 import struct
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
-from hvae_hpc.config.loader import read_json
+from hvae_hpc.config.loader import dump, load, read_json
 from hvae_hpc.errors import UserError
 from hvae_hpc.models.blocks import Phase
-from hvae_hpc.runs.folder import write_json
+from hvae_hpc.runs.folder import write_atomic_by
 from hvae_hpc.runs.workplace import Workplace
 from hvae_hpc.training.device import move_only
 
 PATIENCE = timedelta(minutes=10)
 """How long a process waits for another."""
+HERE = "here"
+"""The key that says that the first process is in the store."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meeting:
+    """Where the first process listens, and under which random key the others meet it."""
+
+    host: str
+    port: int
+    key: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +80,19 @@ class Team:
 
     def hand_out(self, content: bytes | None) -> bytes | None:
         """Return the first process's content; what the others give is not looked at."""
-        box = [content]
-        if self.world > 1:
-            dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
-        return box[0]
+        if self.world == 1:
+            return content
+        size = torch.tensor([-1 if content is None or self.rank else len(content)])
+        dist.broadcast(size, src=0)
+        if size < 0:
+            return None
+
+        # As numbers: what torch sends as an object is a pickle, and whoever reads it runs it.
+        letters = torch.empty(int(size), dtype=torch.uint8)
+        if content and self.rank == 0:
+            letters = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        dist.broadcast(letters, src=0)
+        return letters.numpy().tobytes()
 
     def wrap(self, forward: nn.Module, phases: tuple[Phase, ...]) -> list[nn.Module]:
         """Return a forward per phase, whose backward gives the gradients of the whole batch."""
@@ -151,42 +174,66 @@ def join_team(workplace: Workplace, device: torch.device) -> Iterator[Team]:
             dist.destroy_process_group()
 
 
-def _meet(workplace: Workplace) -> TCPStore:
+def _meet(workplace: Workplace) -> PrefixStore:
     """Open the store by which the processes meet, or find the one that the first process opened.
 
-    The operating system chooses the port, and a file says which. A port that follows from the job's
-    id, as ``env://`` needs it, may be taken by another run of the node.
+    A file that this user alone can read says where the store is, and under which random key. So no
+    program that only reaches the port takes part by chance, and a file that a killed attempt left
+    leads nowhere. The operating system chooses the port: one that follows from the job's id, as
+    ``env://`` needs it, may be taken by another run of the node.
     """
     path = workplace.rendezvous
     assert path is not None, "several processes need a rendezvous"
     if workplace.rank == 0:
-        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=PATIENCE)
-        store.set(str(path), "")
-        host = os.environ.get("SLURM_LAUNCH_NODE_IPADDR") or socket.gethostname()
-        _choose_interface(host, store.port)
-        write_json(path, {"host": host, "port": store.port})
-        return store
+        return _open_store(path, workplace.resources.nodes)
     end = time.monotonic() + PATIENCE.total_seconds()
     while time.monotonic() < end:
-        # The file may be one that a killed attempt left, and its port be closed or
-        # another run's by now.
         with contextlib.suppress(UserError, dist.DistError):
-            meeting = read_json(path)
-            store = TCPStore(
-                meeting["host"],
-                meeting["port"],
-                wait_for_workers=False,
-                timeout=timedelta(seconds=5),
-            )
-            if store.check([str(path)]):
-                store.set_timeout(PATIENCE)
-                _choose_interface(meeting["host"], meeting["port"])
+            meeting = load(Meeting, read_json(path), str(path))
+            wait = timedelta(seconds=5)
+            server = TCPStore(meeting.host, meeting.port, wait_for_workers=False, timeout=wait)
+            store = PrefixStore(meeting.key, server)
+            if store.check([HERE]):
+                server.set_timeout(PATIENCE)
+                _choose_interface(meeting.host, meeting.port)
                 return store
         time.sleep(0.2)
     raise UserError(
         f"{path}: process {workplace.rank} found no first process by it within {PATIENCE}; "
         "see what process 0 printed, and whether the run's folder is on a disk that all nodes share"
     )
+
+
+def _open_store(path: Path, nodes: int) -> PrefixStore:
+    """Open the store on the one interface by which the others come, and write where it is.
+
+    Left to itself torch listens on all interfaces of the node.
+    """
+    host = "127.0.0.1"
+    if nodes > 1:
+        host = os.environ.get("SLURM_LAUNCH_NODE_IPADDR") or socket.gethostname()
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as listener:
+        port = listener.getsockname()[1]
+        server = TCPStore(
+            host,
+            port,
+            is_master=True,
+            wait_for_workers=False,
+            timeout=PATIENCE,
+            master_listen_fd=listener.detach(),
+        )
+    meeting = Meeting(host=host, port=port, key=secrets.token_hex(16))
+    store = PrefixStore(meeting.key, server)
+    store.set(HERE, "")
+    _choose_interface(host, port)
+
+    def write(temporary: Path) -> None:
+        temporary.touch(0o600)
+        temporary.write_text(json.dumps(dump(meeting)))
+
+    write_atomic_by(path, write)
+    return store
 
 
 def _choose_interface(host: str, port: int) -> None:

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hvae_hpc.config.loader import read_json
 from hvae_hpc.config.model import HVAEConfig, LSGANConfig, MovesConfig, NetworkConfig, OptimConfig
 from hvae_hpc.config.resources import Resources
 from hvae_hpc.config.stages import SplitConfig, TrainConfig
@@ -363,7 +364,7 @@ def test_the_first_process_writes_and_a_meeting_place_of_others_is_passed_over(
     data, meeting = make_data_set(tmp_path), tmp_path / "run" / "meeting.json"
     others = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     meeting.parent.mkdir()
-    write_json(meeting, {"host": "127.0.0.1", "port": others.port})
+    write_json(meeting, {"host": "127.0.0.1", "port": others.port, "key": "another attempt's"})
     first, second = crew.run(2, Job(folder=tmp_path / "run", data=data))
     assert first.outcome is not None, first.error
     assert first.outcome == second.outcome
@@ -371,6 +372,32 @@ def test_the_first_process_writes_and_a_meeting_place_of_others_is_passed_over(
     assert (tmp_path / "run" / SNAPSHOT).exists()
     assert not meeting.exists()
     assert len(windows(tmp_path / "run")) == 1
+
+
+def test_the_processes_meet_on_one_interface_under_a_key_that_only_their_user_reads(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "meeting.json"
+    place = Workplace(
+        folder=tmp_path, data=tmp_path, parents={}, resources=Resources(), world=2, rendezvous=path
+    )
+    first = distributed._meet(place)
+    second = distributed._meet(replace(place, rank=1))
+    assert path.stat().st_mode & 0o777 == 0o600
+    meeting = read_json(path)
+
+    # /proc/net/tcp: address and port in hexadecimal; 0A is a socket that listens.
+    tables = [Path(f"/proc/net/{name}").read_text().splitlines()[1:] for name in ("tcp", "tcp6")]
+    sockets = [row.split() for rows in tables for row in rows]
+    listening = [row[1].split(":") for row in sockets if row[3] == "0A"]
+    port = f"{meeting['port']:04X}"
+    assert [address for address, at in listening if at == port] == ["0100007F"]  # 127.0.0.1
+
+    stranger = dist.TCPStore("127.0.0.1", meeting["port"], wait_for_workers=False)
+    stranger.set("where", b"here")
+    assert not first.check(["where"])
+    first.set("where", b"there")
+    assert (second.get("where"), stranger.get("where")) == (b"there", b"here")
 
 
 def test_a_batch_that_cannot_be_shared_equally_is_refused(tmp_path: Path) -> None:
