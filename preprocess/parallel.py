@@ -20,12 +20,14 @@ R = TypeVar("R")
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """malloc.h"""
-_THREADS = (
+_SET_TO_ONE = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
     "MKL_NUM_THREADS",
     "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
+    "PYTHONSAFEPATH",
 )
+"""Environment of the workers, who are the parallelism, and find no modules where they work."""
 
 
 def map_in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
@@ -49,7 +51,7 @@ def map_in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -
     context = multiprocessing.get_context("spawn")
     waiting = iter(items)
     with (
-        _one_thread_each(),
+        _worker_environment(),
         ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool,
     ):
         try:
@@ -66,14 +68,14 @@ def map_in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -
 
 
 @contextlib.contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Let the processes started meanwhile use one thread each: the workers are the parallelism."""
+def _worker_environment() -> Iterator[None]:
+    """Let the processes started meanwhile use one thread each, and look for no modules here."""
     before = dict(os.environ)
-    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    os.environ.update(dict.fromkeys(_SET_TO_ONE, "1"))
     try:
         yield
     finally:
-        for name in _THREADS:
+        for name in _SET_TO_ONE:
             os.environ.pop(name)
             os.environ.update({name: before[name]} if name in before else {})
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import hvae_hpc
 from hvae_hpc.config.kinds import BUILT_IN
 from hvae_hpc.config.loader import dump, load
 from hvae_hpc.config.stages import AugmentConfig, StandardCopiesConfig, TrainConfig
@@ -194,3 +195,18 @@ def test_every_kind_that_is_listed_is_there() -> None:
             module, _, name = place.partition(":")
             config_class = getattr(__import__(module, fromlist=[name]), name)
             assert config_class.entry_points == group
+
+
+def test_the_working_folder_gives_no_modules_but_children_find_a_checkout(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["-m"])
+    monkeypatch.setattr(sys, "path", ["/somebody/elses", "/usr/lib"])
+    monkeypatch.setenv("PYTHONPATH", "/ours")
+    hvae_hpc._leave_working_folder()
+    assert sys.path == ["/usr/lib", str(ROOT)]
+    assert os.environ["PYTHONPATH"] == f"{ROOT}{os.pathsep}/ours"
+
+    monkeypatch.setattr(sys, "argv", ["hvae-hpc"])
+    hvae_hpc._leave_working_folder()
+    assert sys.path == ["/usr/lib", str(ROOT)]

@@ -11,16 +11,20 @@ from hvae_hpc.config.resources import Resources
 
 
 def python_command(resources: Resources) -> list[str]:
-    """Return how Python is called: in the container where there is one."""
+    """Return how Python is called: in the container where there is one.
+
+    By -P it looks for no modules in the working folder, which may be somebody else's.
+    """
     python = resources.python or ("python3" if resources.container else sys.executable)
     if not resources.container:
-        return [python, "-u"]
+        return [python, "-P", "-u"]
     return [
         "apptainer",
         "exec",
         *(["--nv"] if resources.gpus else []),
         resources.container,
         python,
+        "-P",
         "-u",
     ]
 

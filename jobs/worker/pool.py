@@ -54,7 +54,7 @@ class Worker:
 
     def __init__(self, plan_file: Path, log: IO[str], at_once: int = 1) -> None:
         module = "hvae_hpc.jobs.worker.pool"
-        command = [sys.executable, "-u", "-m", module, str(plan_file), str(at_once)]
+        command = [sys.executable, "-P", "-u", "-m", module, str(plan_file), str(at_once)]
         # In a process group of its own: Ctrl-C reaches the sweep alone, which then asks its
         # workers to save and leave.
         self.process = subprocess.Popen(

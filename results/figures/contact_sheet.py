@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import matplotlib.style
 import numpy as np
 
 from hvae_hpc.results.figures.panels import TRUTH, Panel, Row, draw_grid
@@ -57,7 +57,7 @@ def _write_page(path: Path, titles: Sequence[str], images: np.ndarray, masks: np
     lines: list[Row] = [("", panels[start : start + COLUMNS]) for start in starts]
     # parse_math off: a $ in a case id is a dollar sign.
     style: Any = {"font.size": 5, "axes.titlesize": 5, "axes.titlepad": 2, "text.parse_math": False}
-    with matplotlib.rc_context(style):
+    with matplotlib.style.context(style, after_reset=True):
         figure = draw_grid(lines, size=_SIZE_INCH, top=0.25, gap=0.25)
         content = io.BytesIO()
         figure.savefig(content, dpi=_DPI, format="png")

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import matplotlib.style
 from matplotlib.figure import Figure
 
 from hvae_hpc.config.stages import TrainConfig
@@ -76,7 +76,7 @@ def write_figures(
         for ending in PLOT:  # files of an earlier time
             (out / f"{name}.{ending}").unlink(missing_ok=True)
 
-        with matplotlib.rc_context(_SETTINGS):
+        with matplotlib.style.context(_SETTINGS, after_reset=True):
             try:
                 figure, left_out = draw()
             except UserError as error:

@@ -251,7 +251,9 @@ def test_a_worker_killed_by_the_system_is_told_and_a_bug_keeps_its_kind():
         list(map_in_order(fail, range(4), workers=2))
 
 
-def test_results_come_in_order_and_the_environment_is_left_alone(monkeypatch):
+def test_results_come_in_order_and_the_environment_is_left_alone(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pickle.py").write_text("raise SystemExit('a module of the working folder ran')")
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
     assert list(map_in_order(functools.partial(pow, 3), range(9), workers=2)) == [

@@ -123,10 +123,10 @@ def test_modules_are_loaded_and_a_container_is_entered(tmp_path: Path) -> None:
     done = subprocess.run(["bash", str(script)], capture_output=True, text=True, check=True)
     assert (
         done.stdout
-        == "loaded\napptainer: exec --nv /images/our own.sif python3 -u -m hvae_hpc.jobs.worker.element\n"
+        == "loaded\napptainer: exec --nv /images/our own.sif python3 -P -u -m hvae_hpc.jobs.worker.element\n"
     )
 
 
 def test_without_a_container_it_is_the_python_that_submits_or_the_one_that_is_named() -> None:
-    assert python_command(Resources()) == [sys.executable, "-u"]
-    assert python_command(Resources(python="/opt/python")) == ["/opt/python", "-u"]
+    assert python_command(Resources()) == [sys.executable, "-P", "-u"]
+    assert python_command(Resources(python="/opt/python")) == ["/opt/python", "-P", "-u"]

@@ -69,6 +69,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project whose sweep ran to the end, undisturbed."""
     project = make_project(tmp_path_factory.mktemp("finished"))
     change_sweep(project, ONE_DOSE, ONE_FACTOR)
+    # A folder that somebody else made may hold modules, and settings that start programs.
+    for name in ("torch", "h5py", "numpy", "multiprocessing", "matplotlib"):
+        (project / f"{name}.py").write_text("raise SystemExit('a module of the folder ran')")
+    (project / "matplotlibrc").write_text("text.usetex: True\n")
     done = sweep(project)
     assert done.returncode == 0, done.stdout + done.stderr
     (project / "out.txt").write_text(done.stdout)
