@@ -15,11 +15,12 @@ from typing import Any
 from hvae_hpc.config.loader import dump, load
 from hvae_hpc.errors import UserError
 from hvae_hpc.preprocess.read.find_cases import CaseFiles
+from hvae_hpc.preprocess.read.scan import hash_source, source_files
 from hvae_hpc.preprocess.read.volume import Facts
 from hvae_hpc.preprocess.recipes.recipe import Recipe
 from hvae_hpc.preprocess.store.manifest import CaseEntry, ShardEntry
 from hvae_hpc.runs.folder import append_line, write_atomic
-from hvae_hpc.runs.identity import content_hash, file_sha256
+from hvae_hpc.runs.identity import content_hash
 
 JOURNAL = "packing.jsonl"
 PACKING_VERSION = 1
@@ -35,7 +36,8 @@ class CaseRecord:
         facts: of its image.
         cut_px: tumour pixels of its slices that the crop cut off.
         stamps: role of a source file to [bytes, times of the last change of content and of
-            anything, ns], as they were when it was packed; no copy can fake the second time.
+            anything, ns], as they were when it was packed; no copy can fake the second time. The
+            numbers of a second file follow (.mhd).
     """
 
     entry: CaseEntry
@@ -98,13 +100,15 @@ def add_to_journal(folder: Path, shard: ShardRecords) -> None:
 
 def stamp_files(files: CaseFiles) -> dict[str, tuple[int, ...]]:
     """Return size and times of change of a case's files, by role; {} if one is out of reach."""
-    try:
-        stats = {role: path.stat() for role, path in files.paths.items()}
-    except OSError:
-        return {}
-    return {
-        role: (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for role, stat in stats.items()
-    }
+    stamps = {}
+    for role, path in files.paths.items():
+        try:
+            stats = [file.stat() for file in source_files(path)]
+        except OSError:
+            return {}
+        times = [(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats]
+        stamps[role] = tuple(number for stamp in times for number in stamp)
+    return stamps
 
 
 def is_unchanged(
@@ -118,11 +122,11 @@ def is_unchanged(
         return False
     if stamps == record.stamps:
         return True
-    if any(stamp[0] != record.stamps[role][0] for role, stamp in stamps.items()):
+    if any(stamp[::3] != record.stamps[role][::3] for role, stamp in stamps.items()):
         return False
     try:
-        hashes = {role: file_sha256(path) for role, path in files.paths.items()}
-    except OSError:
+        hashes = {role: hash_source(path) for role, path in files.paths.items()}
+    except UserError:
         return False
     return hashes == record.entry.sources
 

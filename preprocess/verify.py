@@ -7,10 +7,10 @@ from hvae_hpc.config.loader import load
 from hvae_hpc.errors import UserError
 from hvae_hpc.preprocess.parallel import map_in_order
 from hvae_hpc.preprocess.read.find_cases import find_cases
+from hvae_hpc.preprocess.read.scan import hash_source
 from hvae_hpc.preprocess.recipes.recipe import Recipe
 from hvae_hpc.preprocess.store.manifest import CaseEntry, Manifest, read_manifest
 from hvae_hpc.preprocess.store.shards import read_pairs
-from hvae_hpc.runs.identity import file_sha256
 
 
 def verify(folder: Path, raw: Path | None, workers: int, report: Callable[[str], None]) -> None:
@@ -86,10 +86,10 @@ def _check_sources(item: tuple[CaseEntry, dict[str, Path]]) -> str:
         return f"{case.case_id}: has {got}, expected {expected}"
     try:
         changed = [
-            str(path) for role, path in paths.items() if file_sha256(path) != case.sources[role]
+            str(path) for role, path in paths.items() if hash_source(path) != case.sources[role]
         ]
-    except OSError as error:
-        return f"{case.case_id}: {error.filename} cannot be read ({error.strerror})"
+    except UserError as error:
+        return f"{case.case_id}: {error}"
     return f"{case.case_id}: {', '.join(changed)} changed" if changed else ""
 
 

@@ -1,41 +1,48 @@
-"""A 2D picture (PNG, TIFF, BMP, JPEG) -> a scan of one slice, or one line about what is wrong."""
+"""A 2D picture (PNG, TIFF, BMP, GIF, JPEG) -> a scan of one slice, or one line on what is wrong."""
 
 import hashlib
 import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageChops, UnidentifiedImageError
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.preprocess.read.scan import Scan, read_bytes
+from hvae_hpc.preprocess.recipes.recipe import LabelConfig
 
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own bound, which warns; ours is an error
+_MOST_PX = 2**26
+_FORMATS = ("PNG", "TIFF", "BMP", "GIF", "JPEG")
+"""Pillow looks at the content alone: a file called a.png must not start one of its 40 readers."""
 _EXIF_ORIENTATION = 274
-_GREY = {"1", "L", "P", "I;16", "I;16B", "I", "F"}
-"""Pillow's modes of one number per pixel."""
+_GREY = ("1", "L", "I;16", "I;16B", "I", "F")
+"""Pillow's modes of one number per pixel; the entries of a palette ("P") are none."""
+_ALPHA = 3
+_JPEG_NOISE = 16
+"""JPEG keeps colours coarsely: grey values come back with channels this far apart."""
 
 
-def read_picture(path: Path, fit: tuple[int, ...] | None, *, is_label: bool) -> Scan:
+def read_picture(path: Path, fit: tuple[int, ...] | None, label: LabelConfig | None) -> Scan:
     """Read a picture as a scan of one slice.
 
-    Colours become grey (ITU-R 601: 0.299 R + 0.587 G + 0.114 B); a label's three channels must be
-    equal.
+    Colours become grey (ITU-R 601: 0.299 R + 0.587 G + 0.114 B).
 
     Args:
         path: the file.
         fit: rows and columns to scale it into, its sides in proportion; None keeps its own pixels.
-        is_label: scaling takes the nearest pixel, and palette entries count as label values.
+        label: how a label is to be read; its scaling takes the nearest pixel. None for an image.
 
     Raises:
-        UserError: missing, damaged, of several pages, or a label in colours.
+        UserError: missing, damaged, too large, of several pages, turned, or a label in colours.
     """
     content = read_bytes(path)
     try:
-        with Image.open(io.BytesIO(content)) as opened:
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as opened:
             _check_form(path, opened)
             opened.load()
-            picture = _to_grey(path, opened, is_label)
-    except UserError:
+            picture = _to_label(path, opened, label) if label else _to_grey(path, opened)
+    except (UserError, MemoryError):
         raise
     except Exception as error:  # Pillow has a dozen kinds for a damaged file
         why = (str(error) or type(error).__name__).splitlines()[0]
@@ -45,7 +52,7 @@ def read_picture(path: Path, fit: tuple[int, ...] | None, *, is_label: bool) -> 
 
     width, height = picture.size
     if fit is not None:
-        picture = _scale_into(picture, fit, is_label)
+        picture = _scale_into(picture, fit, is_label=label is not None)
     pixels = np.asarray(picture)
     return Scan(
         path=path,
@@ -59,17 +66,22 @@ def read_picture(path: Path, fit: tuple[int, ...] | None, *, is_label: bool) -> 
 
 
 def _check_form(path: Path, picture: Image.Image) -> None:
+    if picture.width * picture.height > _MOST_PX:
+        raise UserError(
+            f"{path}: {picture.width} x {picture.height} px, expected at most {_MOST_PX} in all; "
+            "scale it down, or cut it into tiles"
+        )
     pages = getattr(picture, "n_frames", 1)
     if pages != 1:
         raise UserError(f"{path}: holds {pages} pages, expected one picture; split it")
-    may_be_turned = picture.format in ("JPEG", "PNG")
+    may_be_turned = picture.format in ("JPEG", "PNG")  # Pillow itself turns a TIFF upright
     if may_be_turned and picture.getexif().get(_EXIF_ORIENTATION, 1) not in (0, 1):
         raise UserError(
             f"{path}: is turned by its EXIF orientation, expected none; save it upright"
         )
 
 
-def _scale_into(picture: Image.Image, fit: tuple[int, ...], is_label: bool) -> Image.Image:
+def _scale_into(picture: Image.Image, fit: tuple[int, ...], *, is_label: bool) -> Image.Image:
     """Scale a picture, its sides in proportion, to the largest that fits rows and columns."""
     scale = min(fit[0] / picture.height, fit[1] / picture.width)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
@@ -80,29 +92,82 @@ def _scale_into(picture: Image.Image, fit: tuple[int, ...], is_label: bool) -> I
     return picture.resize(size, Image.Resampling.BILINEAR)
 
 
-def _to_grey(path: Path, picture: Image.Image, is_label: bool) -> Image.Image:
-    if is_label and picture.mode == "P" and _is_background_bright(picture):
+def _to_grey(path: Path, picture: Image.Image) -> Image.Image:
+    if _has_alpha(picture):
         raise UserError(
-            f"{path}: its palette's entry 0 is not the darkest colour, expected background; "
-            "convert to grey"
+            f"{path}: is transparent in parts, expected an opaque image; "
+            "save it without its alpha channel"
         )
-    if picture.mode in _GREY and (is_label or picture.mode not in ("1", "P")):
-        return picture.convert("L") if picture.mode == "1" else picture.copy()
-    colours = picture.convert("RGB")
-    if is_label:
-        red, green, blue = (np.asarray(band) for band in colours.split())
-        if not (np.array_equal(red, green) and np.array_equal(red, blue)):
+    if picture.mode in _GREY and picture.mode != "1":
+        return picture.copy()
+    return picture.convert("RGB").convert("L")
+
+
+def _to_label(path: Path, picture: Image.Image, label: LabelConfig) -> Image.Image:
+    """Return a label's values as one number per pixel."""
+    has_alpha = _has_alpha(picture)
+    if label.channel == _ALPHA:
+        if not has_alpha:
+            raise UserError(f"{path}: has no alpha channel that says anything; see label.channel")
+        return picture.convert("RGBA").getchannel(_ALPHA)
+    if label.channel is not None and picture.mode not in _GREY:
+        return picture.convert("RGB").getchannel(label.channel)
+
+    if has_alpha and label.channel is None:
+        *bands, alpha = (np.asarray(band) > 0 for band in picture.convert("RGBA").split())
+        if not np.array_equal(np.logical_or.reduce(bands), alpha):
             raise UserError(
-                f"{path}: a label in colours, expected one number per pixel; "
-                "convert it to grey values"
+                f"{path}: its colours and its alpha channel are two masks, expected one; "
+                "say label.channel = 3 for alpha, or 0 for red"
             )
-        return colours.getchannel("R")
-    return colours.convert("L")
+    if picture.mode in _GREY:
+        return picture.convert("L") if picture.mode == "1" else picture.copy()
+    if picture.mode == "P" and label.tumour != "any":
+        return _to_entries(path, picture)
+
+    colours = picture.convert("RGB")
+    red, green, blue = colours.split()
+    apart = [np.asarray(ImageChops.difference(red, other)).max() for other in (green, blue)]
+    if max(apart) <= (0 if label.threshold is None else _JPEG_NOISE):
+        return colours.convert("L")
+    return _to_mask(path, picture, colours)
 
 
-def _is_background_bright(picture: Image.Image) -> bool:
-    """Say whether a palette paints entry 0, which should be background, brighter than another."""
-    bright = np.asarray(picture.convert("L")).reshape(-1)
-    entries = np.asarray(picture).reshape(-1)
-    background = bright[entries == 0]
-    return bool(background.size and bright.min() < background[0])
+def _has_alpha(picture: Image.Image) -> bool:
+    """Say whether some pixels are more transparent than others."""
+    if not picture.has_transparency_data:
+        return False
+    least, most = picture.convert("RGBA").getchannel("A").getextrema()
+    return least != most
+
+
+def _to_entries(path: Path, picture: Image.Image) -> Image.Image:
+    """Return the palette's entries as label values; black, if it occurs, must be entry 0."""
+    entries = np.asarray(picture)
+    black = (np.asarray(picture.convert("RGB")) == 0).all(axis=2)
+    if entries[black].any():
+        raise UserError(
+            f"{path}: its palette's entry {entries[black].max()} is black, expected background "
+            "to be entry 0; convert it to grey"
+        )
+    return Image.fromarray(entries)
+
+
+def _to_mask(path: Path, picture: Image.Image, colours: Image.Image) -> Image.Image:
+    """Return 255 where a picture of black and one colour is not black."""
+    counted = colours.getcolors(256) or []
+    shown = [f"#{np.array(colour, np.uint8).tobytes().hex()}" for _, colour in counted]
+    if len(shown) == 2 and "#000000" in shown:
+        painted = (np.asarray(colours) > 0).any(axis=2)
+        return Image.fromarray(painted.astype(np.uint8) * 255)
+
+    remedy = "say label.channel = 0 for its red, 1 for green or 2 for blue"
+    if picture.mode == "P":
+        entries = sorted({0, *np.unique(np.asarray(picture)).tolist()})
+        remedy = (
+            f"say which entries are tumour: label = {{tumour = {entries[1:2]}, known = {entries}}}"
+        )
+    raise UserError(
+        f"{path}: a label in colours ({', '.join(shown[:5]) or 'over 256'}), "
+        f"expected black and one colour; {remedy}"
+    )

@@ -13,13 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvae_hpc.errors import UserError
-from hvae_hpc.preprocess.read.scan import Scan
+from hvae_hpc.preprocess.read.scan import LPS_TO_RAS, Scan
 from hvae_hpc.preprocess.recipes.recipe import GridConfig
 
 _MARGIN = 12
 """Voxels kept around what interpolation needs: a cubic spline's reach fades by 0.27 a voxel."""
-_TO_LPS = np.diag([-1.0, -1.0, 1.0])
-"""NIfTI's world is RAS+, ITK's is LPS+."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,16 +148,16 @@ def _interpolate(
 
     source = sitk.GetImageFromArray(np.ascontiguousarray(voxels.T, dtype=np.float32))
     source.SetSpacing(image.spacing_mm.tolist())
-    source.SetDirection((_TO_LPS @ image.directions).ravel().tolist())
-    source.SetOrigin((_TO_LPS @ origin).tolist())
+    source.SetDirection((LPS_TO_RAS @ image.directions).ravel().tolist())
+    source.SetOrigin((LPS_TO_RAS @ origin).tolist())
     resampled = sitk.Resample(
         source,
         shape,
         sitk.Transform(),
         {"linear": sitk.sitkLinear, "bspline": sitk.sitkBSpline}[interpolation],
-        (_TO_LPS @ affine[:3, 3]).tolist(),
+        (LPS_TO_RAS @ affine[:3, 3]).tolist(),
         [target.step_mm] * 3,
-        (_TO_LPS @ target.affine[:3, :3] / target.step_mm).ravel().tolist(),
+        (LPS_TO_RAS @ target.affine[:3, :3] / target.step_mm).ravel().tolist(),
         outside,
     )
     return np.asarray(sitk.GetArrayFromImage(resampled)).T

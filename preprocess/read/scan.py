@@ -5,6 +5,7 @@ The formats of volumes share the checks of shape and place, and the turning of a
 A 2D picture is a scan of one slice whose place and spacing are unknown (NaN).
 """
 
+import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from numpy.typing import NDArray
 from hvae_hpc.errors import UserError
 from hvae_hpc.runs.files import IMAGE_BYTES, read_file
 
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
+"""NIfTI's world is RAS+, ITK's is LPS+; the same matrix turns either to the other."""
 MOST_VOXELS = 2**40
 _SMALLEST_MM, _LARGEST_MM = 0.01, 50.0
 """No scan that anybody segments tumours in has voxels beyond these: such a header is wrong."""
@@ -77,6 +80,18 @@ def read_bytes(path: Path) -> bytes:
         ) from error
 
 
+def source_files(path: Path) -> list[Path]:
+    """Return a scan's file and, where its name ends in .mhd, the file of its voxels."""
+    is_split = path.suffix.lower() == ".mhd"
+    beside = [path.with_suffix(ending) for ending in (".raw", ".zraw")] if is_split else []
+    return [path, *(file for file in beside if file.is_file())]
+
+
+def hash_source(path: Path) -> str:
+    """Return the SHA-256 of a scan's bytes, as :class:`Scan` has it."""
+    return hashlib.sha256(b"".join(read_bytes(file) for file in source_files(path))).hexdigest()
+
+
 def choose_volume(
     path: Path, shape: tuple[int, ...], channel: int | None
 ) -> tuple[tuple[int, int, int], int]:
@@ -99,12 +114,15 @@ def choose_volume(
     volumes = math.prod(shape[3:])
     if len(shape) < 3 or (channel is None and volumes != 1):
         remedy = (
-            "split it, or say layout.channel in the recipe" if len(shape) == 4 else "split it first"
+            "split it, or say layout.channel or, of a label, label.channel in the recipe"
+            if len(shape) == 4
+            else "split it first"
         )
         raise UserError(f"{path}: shape {shape}, expected one 3D volume; {remedy}")
     if channel is not None and (len(shape) > 4 or channel >= volumes):
         raise UserError(
-            f"{path}: shape {shape}, expected a 4D image with a channel {channel} (layout.channel)"
+            f"{path}: shape {shape}, expected 4D with a channel {channel} "
+            "(layout.channel or, of a label, label.channel)"
         )
     return (shape[0], shape[1], shape[2]), channel or 0
 

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.preprocess.read.find_cases import CaseFiles, by_role
+from hvae_hpc.preprocess.read.itk import ENDINGS, read_itk
+from hvae_hpc.preprocess.read.label import join_labels
 from hvae_hpc.preprocess.read.nifti import read_scan
 from hvae_hpc.preprocess.read.picture import read_picture
 from hvae_hpc.preprocess.read.resample import find_target, resample_image, resample_mask
@@ -110,19 +112,24 @@ def read_volume(recipe: Recipe, files: CaseFiles, known: tuple[int, ...]) -> Vol
 def _read_scans(
     recipe: Recipe, image_path: Path, label_paths: Sequence[Path]
 ) -> tuple[Scan, list[Scan]]:
-    image = read_scan(image_path, recipe.grid.orientation, recipe.layout.channel)
-    labels = [read_scan(path, recipe.grid.orientation) for path in label_paths]
+    image = _read_scan(image_path, recipe, recipe.layout.channel)
+    labels = [_read_scan(path, recipe, recipe.label.channel) for path in label_paths]
     for label in labels[1:]:
         _check_same_grid(labels[0], label)
     return image, labels
+
+
+def _read_scan(path: Path, recipe: Recipe, channel: int | None) -> Scan:
+    read = read_itk if path.suffix.lower() in ENDINGS else read_scan
+    return read(path, recipe.grid.orientation, channel)
 
 
 def _read_pictures(
     recipe: Recipe, image_path: Path, label_paths: Sequence[Path]
 ) -> tuple[Scan, list[Scan]]:
     fit = recipe.grid.size_px if recipe.grid.fit == "scale" else None
-    image = read_picture(image_path, fit, is_label=False)
-    labels = [read_picture(path, fit, is_label=True) for path in label_paths]
+    image = read_picture(image_path, fit, None)
+    labels = [read_picture(path, fit, recipe.label) for path in label_paths]
     for label in labels:
         if label.shape != image.shape:
             raise UserError(
@@ -193,54 +200,6 @@ def _describe(image: Scan, recipe: Recipe) -> Facts:
         highest=highest,
         window=find_window(image, recipe.intensity),
     )
-
-
-def join_labels(
-    labels: Sequence[Scan], recipe: Recipe, known: tuple[int, ...]
-) -> NDArray[np.bool_]:
-    """Join the tumour's label values, and several label files, to one mask (X, Y, Z).
-
-    Raises:
-        UserError: values that are not integers, or not known.
-    """
-    wanted = recipe.label.tumour
-    tumour = np.zeros_like(labels[0].data, dtype=bool)  # in the file's order, which is quick
-    for label in labels:
-        values = _find_values(label, recipe, known)
-        if wanted == "any" or set(values) <= set(wanted):
-            tumour |= label.data != 0
-        else:
-            for value in wanted:
-                tumour |= label.data == value
-    return tumour
-
-
-def _find_values(label: Scan, recipe: Recipe, known: tuple[int, ...]) -> list[int]:
-    """Return the values above 0 that occur in a label file, all of them known."""
-    inside = label.values[label.values != 0]  # most voxels are 0, and need no further look
-    values = _distinct(label.path, inside)
-    strange = [value for value in values if value < 0 or (known and value not in known)]
-    if strange:
-        shown = ", ".join(map(str, strange[:5]))
-        expected = ", ".join(map(str, known)) or "whole numbers from 0"
-        said_by_recipe = recipe.label.known or not recipe.layout.index
-        where = (
-            "label.known in the recipe" if said_by_recipe else f"labels in {recipe.layout.index}"
-        )
-        raise UserError(f"{label.path}: label value {shown}, expected {expected}; see {where}")
-    return values
-
-
-def _distinct(path: Path, values: NDArray[Any]) -> list[int]:
-    if values.dtype.kind == "f":
-        odd = values[~np.isfinite(values) | (np.rint(values) != values)]
-        if odd.size:
-            raise UserError(
-                f"{path}: label value {odd[0]:g}, expected integers; resample it with nearest"
-            )
-    if values.dtype in (np.uint8, np.uint16):  # counting is quicker than sorting
-        return [int(value) for value in np.flatnonzero(np.bincount(values))]
-    return [int(value) for value in np.unique(values)]
 
 
 def find_window(image: Scan, config: IntensityConfig) -> tuple[float, float]:

@@ -74,6 +74,10 @@ def _explain_label(label: LabelConfig, layout: LayoutConfig) -> str:
         known = _listed(label.known)
     elif layout.index:
         known = f"those of {layout.index}"
+    if label.threshold is not None:
+        tumour, known = f"every value from {label.threshold:g} on is", "all numbers"
+    if label.channel is not None:
+        tumour = f"of channel {label.channel} (counted from 0), {tumour}"
     return f"{tumour} tumour (1); values that may occur: {known}"
 
 

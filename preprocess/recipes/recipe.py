@@ -6,17 +6,17 @@ docs/RECIPES.md shows every field at work.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from hvae_hpc.config.loader import find_toml, load, read_toml
+from hvae_hpc.config.loader import ONLY_WHEN_SET, find_toml, load, read_toml
 
 LIBRARY = Path(__file__).resolve().parent
 CASE = "{case}"
-VOLUMES = (".nii", ".nii.gz", ".nii*")
-"""Endings of patterns for NIfTI files; ``.nii*`` takes .nii and .nii.gz."""
-PICTURES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
+VOLUMES = (".nii", ".nii.gz", ".nii*", ".mha", ".mhd", ".nrrd")
+"""Endings of patterns for volumes; ``.nii*`` takes .nii and .nii.gz."""
+PICTURES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".jpg", ".jpeg")
 """Endings of patterns for 2D files."""
 
 
@@ -62,14 +62,11 @@ class LayoutConfig:
                 )
         if _is_planar(self.image) != _is_planar(self.label):
             raise ValueError(
-                f"image {self.image!r}, label {self.label!r}, expected both NIfTI or both 2D files"
-            )
-        if self.label.lower().endswith((".jpg", ".jpeg")):
-            raise ValueError(
-                f"label {self.label!r}: JPEG changes label values; convert from the source to PNG"
+                f"image {self.image!r}, label {self.label!r}, "
+                "expected both volumes or both 2D files"
             )
         if self.channel is not None and (self.channel < 0 or self.planar):
-            raise ValueError(f"channel is {self.channel}, expected 0 or more, and NIfTI files")
+            raise ValueError(f"channel is {self.channel}, expected 0 or more, and volumes")
         _check_patient(self.patient)
 
     @property
@@ -102,12 +99,24 @@ class LabelConfig:
         known: all values that a label file may hold; any other one is an error that names it.
             Empty: those of dataset.json, or else 0 and ``tumour``, or with "any" every whole number
                 from 0.
+        threshold: of a mask in grey: values from here on are tumour, and no value is unknown. None:
+            every value is a class.
+        channel: which volume of a 4D label, from 0; of a picture its red (0), green, blue or alpha
+            (3). None: a 4D label is an error, and so is a picture whose channels differ.
     """
 
     tumour: tuple[int, ...] | Literal["any"]
     known: tuple[int, ...] = ()
+    threshold: float | None = field(default=None, metadata=ONLY_WHEN_SET)
+    channel: int | None = field(default=None, metadata=ONLY_WHEN_SET)
 
     def __post_init__(self) -> None:
+        if self.threshold is not None and (self.threshold <= 0 or self.tumour != "any"):
+            raise ValueError(
+                f'threshold is {self.threshold:g}, expected a value above 0, and tumour = "any"'
+            )
+        if self.channel is not None and self.channel < 0:
+            raise ValueError(f"channel is {self.channel}, expected 0 or more")
         if self.tumour != "any":
             if not self.tumour or min(self.tumour) < 1:
                 raise ValueError(
@@ -235,6 +244,15 @@ class Recipe:
         if self.layout.planar and self.grid.spacing_mm:
             raise ValueError(
                 "grid.spacing_mm asks to resample, which 2D files cannot be: they say no spacing"
+            )
+        if self.layout.planar and (self.label.channel or 0) > 3:
+            raise ValueError(
+                f"label.channel is {self.label.channel}, expected at most 3 (alpha) of 2D files"
+            )
+        if self.layout.label.lower().endswith((".jpg", ".jpeg")) and self.label.threshold is None:
+            raise ValueError(
+                "layout.label is JPEG, which blurs label values; "
+                'say label = {tumour = "any", threshold = 128}'
             )
         if self.grid.fit == "scale" and not self.layout.planar:
             raise ValueError(

@@ -76,11 +76,13 @@ def without(*files: str) -> Spoil:
     return lambda raw: [(raw / file).unlink() for file in files]
 
 
-def with_picture(file: str, change: Callable[[Image.Image], Image.Image]) -> Spoil:
+def with_picture(
+    file: str, change: Callable[[Image.Image], Image.Image], form: str | None = None
+) -> Spoil:
     def spoil(raw: Path) -> None:
         with Image.open(raw / file) as picture:
             changed = change(picture)
-        changed.save(raw / file)
+        changed.save(raw / file, form)
 
     return spoil
 

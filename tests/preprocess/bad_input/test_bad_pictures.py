@@ -1,5 +1,7 @@
 """2D pictures that cannot be packed."""
 
+import struct
+import zlib
 from functools import partial
 from pathlib import Path
 
@@ -35,8 +37,36 @@ def break_second_page(content: bytes) -> bytes:
     )
 
 
-def in_colour(mask: Image.Image) -> Image.Image:
-    return Image.merge("RGB", [mask, mask, mask.point(lambda value: value // 2)])
+def in_colours(mask: Image.Image) -> Image.Image:
+    left = Image.new("L", (mask.width // 2, mask.height))
+    half = mask.copy()
+    half.paste(left)
+    return Image.merge("RGB", [mask, half, half])
+
+
+def with_void(mask: Image.Image) -> Image.Image:
+    """Return a palette as Pascal VOC has it: 1 is the object, 255 its border."""
+    entries = np.asarray(mask) // 255
+    entries[0] = 255
+    picture = Image.fromarray(entries, "P")
+    picture.putpalette([0, 0, 0, 128, 0, 0, *[9] * 759, 224, 224, 192])
+    return picture
+
+
+def with_alpha(mask: Image.Image) -> Image.Image:
+    """Return white all over; the mask is what is opaque, as some tools draw it."""
+    white = Image.new("L", mask.size, 255)
+    return Image.merge("RGBA", [white, white, white, mask])
+
+
+def blurred(mask: Image.Image) -> Image.Image:
+    return mask.resize((6, 8)).resize(mask.size, Image.Resampling.BICUBIC)
+
+
+def promise_pixels(content: bytes) -> bytes:
+    """Let a PNG's header promise more than its pixels, checksum and all."""
+    header = b"IHDR" + struct.pack(">II", 60000, 60000) + content[24:29]
+    return content[:12] + header + struct.pack(">I", zlib.crc32(header)) + content[33:]
 
 
 def ask_for_jpeg_labels(raw: Path) -> None:
@@ -98,9 +128,49 @@ PICTURES: dict[str, list[Bad]] = {
         ),
         bad_picture(
             wrong="a label in colours",
-            spoil=with_picture(MASK, in_colour),
+            spoil=with_picture(MASK, in_colours),
             file=MASK,
-            line="<file>: a label in colours, expected one number per pixel; convert it to grey values",
+            line="<file>: a label in colours (...), expected black and one colour; "
+            "say label.channel = 0 for its red, 1 for green or 2 for blue",
+        ),
+        bad_picture(
+            wrong="a mask of a palette with a void border",
+            spoil=with_picture(MASK, with_void),
+            file=MASK,
+            line="<file>: a label in colours (...), expected black and one colour; "
+            "say which entries are tumour: label = {tumour = [1], known = [0, 1, 255]}",
+        ),
+        bad_picture(
+            wrong="a mask in the alpha channel alone",
+            spoil=with_picture(MASK, with_alpha),
+            file=MASK,
+            line="<file>: its colours and its alpha channel are two masks, expected one; "
+            "say label.channel = 3 for alpha, or 0 for red",
+        ),
+        bad_picture(
+            wrong="an image that is transparent in parts",
+            spoil=with_picture(PICTURE, lambda grey: Image.merge("LA", [grey, grey])),
+            line="<file>: is transparent in parts, expected an opaque image; "
+            "save it without its alpha channel",
+        ),
+        bad_picture(
+            wrong="a mask with grey levels",
+            spoil=with_picture(MASK, blurred),
+            file=MASK,
+            line="<file>: label values ... lie as close as grey levels, expected classes; "
+            'say label.tumour in the recipe, or for a mask in grey label = {tumour = "any", '
+            "threshold = ...}",
+        ),
+        bad_picture(
+            wrong="another format under the name .png",
+            spoil=with_picture(PICTURE, Image.Image.copy, "ppm"),
+            line="<file>: not a sound picture (cannot identify image file); copy it again",
+        ),
+        bad_picture(
+            wrong="more pixels than any picture has",
+            spoil=with_bytes(PICTURE, promise_pixels),
+            line="<file>: 60000 x 60000 px, expected at most 67108864 in all; "
+            "scale it down, or cut it into tiles",
         ),
         bad_picture(
             wrong="a mask of another size",
@@ -123,8 +193,8 @@ PICTURES: dict[str, list[Bad]] = {
             wrong="a recipe with JPEG labels",
             spoil=ask_for_jpeg_labels,
             whole=True,
-            line="pictures.toml.layout: label 'masks/{case}.jpg': JPEG changes label values; "
-            "convert from the source to PNG",
+            line="pictures.toml: layout.label is JPEG, which blurs label values; "
+            'say label = {tumour = "any", threshold = 128}',
         ),
     ],
 }

@@ -7,9 +7,10 @@ from PIL import Image
 from hvae_hpc.errors import UserError
 from hvae_hpc.preprocess.pack import pack
 from hvae_hpc.preprocess.read.picture import read_picture
-from hvae_hpc.preprocess.recipes.recipe import load_recipe
+from hvae_hpc.preprocess.recipes.recipe import LabelConfig, load_recipe
 from hvae_hpc.preprocess.store.reader import read_dataset
 
+ANY, ENTRIES = LabelConfig(tumour="any"), LabelConfig(tumour=(1,))
 GREY = np.random.default_rng(0).integers(0, 256, (30, 44)).astype(np.uint8)
 
 
@@ -32,7 +33,7 @@ def write(path, pixels, **options):
     ],
 )
 def test_pixels_come_as_they_are_columns_first(tmp_path, name, pixels):
-    picture = read_picture(write(tmp_path / name, pixels), None, is_label=False)
+    picture = read_picture(write(tmp_path / name, pixels), None, label=None)
     expected = pixels if pixels.ndim == 2 else pixels[:, :, 0]
     np.testing.assert_array_equal(picture.data[:, :, 0].T, expected)
     assert picture.shape == (44, 30, 1)
@@ -42,31 +43,130 @@ def test_pixels_come_as_they_are_columns_first(tmp_path, name, pixels):
 def test_colours_become_grey_by_their_brightness_to_the_eye(tmp_path):
     pixels = np.zeros((2, 3, 3), np.uint8)
     pixels[0, 0], pixels[0, 1], pixels[0, 2] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
-    grey = read_picture(write(tmp_path / "a.png", pixels), None, is_label=False).data[:, 0, 0]
+    grey = read_picture(write(tmp_path / "a.png", pixels), None, label=None).data[:, 0, 0]
     np.testing.assert_allclose(grey, [255 * 0.299, 255 * 0.587, 255 * 0.114], atol=1)
 
 
-def test_a_palettes_entries_are_label_values_and_one_bit_is_0_and_1(tmp_path):
+def with_palette(entries, colours, path):
+    picture = Image.fromarray(np.asarray(entries, np.uint8), mode="P")
+    picture.putpalette([level for colour in colours for level in colour])
+    picture.save(path)
+    return path
+
+
+def read_label(path, label=ANY):
+    return read_picture(path, None, label).data[:, :, 0].T
+
+
+BLACK, WHITE, RED, GREEN = (0, 0, 0), (255, 255, 255), (128, 0, 0), (10, 200, 10)
+MASK = GREY > 200
+
+
+@pytest.mark.parametrize(
+    ("entries", "colours"),
+    [
+        (MASK, [BLACK, RED]),
+        (MASK, [BLACK, WHITE]),
+        (1 + MASK, [GREEN, BLACK, WHITE]),  # entry 0 is not used
+        (~MASK, [WHITE, BLACK]),  # the order is turned round
+    ],
+)
+@pytest.mark.parametrize("ending", ["png", "gif"])
+def test_a_palettes_mask_is_what_one_sees(tmp_path, entries, colours, ending):
+    label = read_label(with_palette(entries, colours, tmp_path / f"p.{ending}"))
+    np.testing.assert_array_equal(label > 0, MASK)
+
+
+def test_a_palettes_entries_are_the_values_that_a_recipe_lists(tmp_path):
     values = (GREY % 4).astype(np.uint8)
-    palette = Image.fromarray(values, mode="P")
-    palette.putpalette([0, 0, 0, 250, 0, 0, 0, 250, 0, 0, 0, 250] + [0] * 756)
-    palette.save(tmp_path / "p.png")
-    label = read_picture(tmp_path / "p.png", None, is_label=True)
-    np.testing.assert_array_equal(label.data[:, :, 0].T, values)
-    Image.fromarray(GREY > 99).save(tmp_path / "b.png")
-    np.testing.assert_array_equal(
-        read_picture(tmp_path / "b.png", None, is_label=True).data[:, :, 0].T > 0, GREY > 99
-    )
+    path = with_palette(values, [BLACK, RED, GREEN, (0, 0, 250)], tmp_path / "p.png")
+    np.testing.assert_array_equal(read_label(path, ENTRIES), values)
+    with pytest.raises(UserError, match=r"tumour = \[1\], known = \[0, 1, 2, 3\]"):
+        read_label(path)
+    with_palette(~MASK, [WHITE, BLACK], path)
+    with pytest.raises(UserError, match="palette's entry 1 is black, expected background"):
+        read_label(path, ENTRIES)
+
+
+def test_one_bit_is_a_mask(tmp_path):
+    Image.fromarray(MASK).save(tmp_path / "b.png")
+    np.testing.assert_array_equal(read_label(tmp_path / "b.png") > 0, MASK)
+
+
+def test_a_mask_in_one_colour_is_read_and_of_several_the_channel_that_is_asked_for(tmp_path):
+    other = GREY < 50
+    pixels = np.stack([MASK * 200, other * 90, MASK * 0], axis=2).astype(np.uint8)
+    path = write(tmp_path / "a.png", pixels)
+    for channel, mask in enumerate((MASK, other)):
+        label = read_label(path, LabelConfig(tumour="any", channel=channel))
+        np.testing.assert_array_equal(label > 0, mask)
+    write(path, pixels * np.uint8([1, 0, 0]))
+    np.testing.assert_array_equal(read_label(path) > 0, MASK)
+
+
+WHOLE = np.full_like(GREY, 255)
+SEEN = MASK.astype(np.uint8) * 255
+
+
+@pytest.mark.parametrize(
+    "bands", [(SEEN, SEEN, SEEN, WHOLE), (SEEN, SEEN, SEEN, SEEN), (SEEN, WHOLE), (SEEN, SEEN // 2)]
+)
+def test_an_alpha_channel_that_says_the_same_or_nothing_is_left_out(tmp_path, bands):
+    path = write(tmp_path / "a.png", np.stack(bands, axis=2))
+    np.testing.assert_array_equal(read_label(path) > 0, MASK)
+
+
+@pytest.mark.parametrize("level", [0, 255])
+def test_a_mask_in_the_alpha_channel_alone_is_refused_until_asked_for(tmp_path, level):
+    flat = np.full_like(GREY, level)
+    path = write(tmp_path / "a.png", np.stack([flat, flat, flat, SEEN], axis=2))
+    with pytest.raises(UserError, match=r"say label\.channel = 3 for alpha"):
+        read_label(path)
+    alpha = LabelConfig(tumour="any", channel=3)
+    np.testing.assert_array_equal(read_label(path, alpha) > 0, MASK)
+    with pytest.raises(UserError, match="has no alpha channel"):  # not all of it is tumour
+        read_label(write(path, SEEN), alpha)
+
+
+def test_a_transparent_entry_of_a_palette_is_an_alpha_channel_too(tmp_path):
+    picture = Image.fromarray(MASK.astype(np.uint8), mode="P")
+    picture.putpalette([*WHITE, *WHITE])
+    picture.save(tmp_path / "p.png", transparency=0)
+    with pytest.raises(UserError, match="are two masks"):
+        read_label(tmp_path / "p.png")
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_jpeg_mask_is_read_with_a_threshold(tmp_path, mode):
+    rows, columns = np.indices(GREY.shape)
+    mask = (rows - 15) ** 2 + (columns - 20) ** 2 < 81
+    path = tmp_path / "m.jpg"
+    Image.fromarray(mask.astype(np.uint8) * 255).convert(mode).save(path, quality=60)
+    label = read_label(path, LabelConfig(tumour="any", threshold=128))
+    assert len(np.unique(label)) > 10
+    np.testing.assert_array_equal(label >= 128, mask)
+
+
+@pytest.mark.parametrize("ending", ["png", "tif", "jpg"])
+def test_no_orientation_is_passed_over(tmp_path, ending):
+    """Pillow turns a TIFF upright, and a picture that it leaves as it is, is refused."""
+    exif = Image.Exif()
+    exif[274] = 6  # to be turned by 90 degrees for looking at
+    path = tmp_path / f"a.{ending}"
+    Image.fromarray(GREY).save(path, exif=exif)
+    if ending == "tif":
+        np.testing.assert_array_equal(read_label(path, ENTRIES), np.rot90(GREY, -1))
+    else:
+        with pytest.raises(UserError, match="is turned by its EXIF orientation"):
+            read_label(path)
 
 
 def test_scaling_keeps_proportions_places_and_mean(tmp_path):
     row, column = np.indices((120, 200))
     disc = ((row - 40) ** 2 + (column - 150) ** 2 < 20**2).astype(np.uint8) * 255
     smooth = (60 + 100 * row / 120).astype(np.float32)
-    image = (
-        read_picture(write(tmp_path / "i.tif", smooth), (64, 64), is_label=False).data[:, :, 0].T
-    )
-    label = read_picture(write(tmp_path / "l.png", disc), (64, 64), is_label=True).data[:, :, 0].T
+    image = read_picture(write(tmp_path / "i.tif", smooth), (64, 64), label=None).data[:, :, 0].T
+    label = read_picture(write(tmp_path / "l.png", disc), (64, 64), label=ANY).data[:, :, 0].T
     assert image.shape == label.shape == (38, 64)  # 120 x 200 at 0.32
     assert image.mean() == pytest.approx(smooth.mean(), rel=0.01)
     np.testing.assert_allclose(np.argwhere(label).mean(axis=0), [40 * 0.32, 150 * 0.32], atol=0.7)
@@ -106,7 +206,7 @@ def test_two_pages_are_not_a_picture(tmp_path):
         tmp_path / "a.tif", save_all=True, append_images=[Image.fromarray(GREY)]
     )
     with pytest.raises(UserError, match="holds 2 pages"):
-        read_picture(tmp_path / "a.tif", None, is_label=False)
+        read_picture(tmp_path / "a.tif", None, label=None)
 
 
 def test_a_picture_that_viewers_turn_is_refused_and_an_upright_one_is_not(tmp_path):
@@ -114,15 +214,7 @@ def test_a_picture_that_viewers_turn_is_refused_and_an_upright_one_is_not(tmp_pa
         exif = Image.Exif()
         exif[274] = turned
         Image.fromarray(GREY).save(tmp_path / f"{turned}.jpg", exif=exif)
-    read_picture(tmp_path / "1.jpg", None, is_label=False)
+    read_picture(tmp_path / "1.jpg", None, label=None)
     for turned in (3, 6):
         with pytest.raises(UserError, match="is turned by its EXIF orientation"):
-            read_picture(tmp_path / f"{turned}.jpg", None, is_label=False)
-
-
-def test_a_palette_that_paints_entry_0_white_is_refused_as_a_label(tmp_path):
-    palette = Image.fromarray((GREY > 250).astype(np.uint8), mode="P")
-    palette.putpalette([255, 255, 255, 0, 0, 0] + [0] * 762)
-    palette.save(tmp_path / "p.png")
-    with pytest.raises(UserError, match="entry 0 is not the darkest"):
-        read_picture(tmp_path / "p.png", None, is_label=True)
+            read_picture(tmp_path / f"{turned}.jpg", None, label=None)

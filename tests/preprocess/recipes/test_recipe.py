@@ -39,7 +39,7 @@ def test_a_recipe_of_ones_own_changes_what_it_says_and_keeps_the_rest(tmp_path):
         ("[label]\ntumour = [0, 1]", "all above 0"),
         ('[layout]\nimage = "flair.nii.gz"', "expected a path below the raw folder with {case}"),
         ('[layout]\nimage = "../{case}.nii.gz"', "expected a path below the raw folder"),
-        ('[layout]\nlabel = "{case}.mha"', "expected an ending of .nii, .nii.gz, .nii\\*, .png"),
+        ('[layout]\nlabel = "{case}.mgz"', "expected an ending of .nii, .nii.gz, .nii\\*, .mha"),
         ("[intensity]\nhigh = 101.0", "expected percentiles from 0 to 100"),
         ("[intensity]\nlow = 99.9", "expected low < high"),
         ("[slices]\ncount = 0", "expected 1 or more slices"),
@@ -109,7 +109,7 @@ def test_the_recipe_on_the_page_loads(tmp_path):
 @pytest.mark.parametrize(
     ("base", "text", "message"),
     [
-        ("brats2021", '[layout]\nlabel = "{case}.png"', "expected both NIfTI or both 2D"),
+        ("brats2021", '[layout]\nlabel = "{case}.png"', "expected both volumes or both 2D"),
         ("brats2021", '[layout]\nimage = "{case}.dcm"', "is DICOM; convert with dcm2niix"),
         ("brats2021", "[layout]\nchannel = -1", "channel is -1"),
         ("brats2021", "[layout]\npatient = '('", "is no regular expression"),
@@ -118,7 +118,14 @@ def test_the_recipe_on_the_page_loads(tmp_path):
         ("brats2021", 'modality = ""', "modality is empty"),
         ("brats2021", '[label]\ntumour = "some"', "label.tumour: got 'some'"),
         ("hecktor2022", '[grid]\nspacing = "unknown"', "needs a spacing that is known"),
-        ("pictures", '[layout]\nlabel = "masks/{case}*.jpg"', "JPEG changes label values"),
+        ("pictures", '[layout]\nlabel = "masks/{case}*.jpg"', "JPEG, which blurs label values"),
+        ("pictures", "[label]\nthreshold = 0.0", "expected a value above 0"),
+        (
+            "brats2021",
+            "[label]\nthreshold = 0.5",
+            'threshold is 0.5, expected a value above 0, and tumour = "any"',
+        ),
+        ("pictures", "[label]\nchannel = 4", "expected at most 3 (alpha)"),
         ("pictures", "[layout]\nchannel = 0", "channel is 0"),
         ("pictures", '[grid]\ncentre = "tumour"', "cannot be centred on the tumour"),
         ("pictures", '[grid]\nspacing_mm = 1.0\nspacing = "header"', "2D files cannot be"),

@@ -1,0 +1,120 @@
+"""A MetaImage (.mha, .mhd) or NRRD (.nrrd) file -> a scan, or one line that says what is wrong.
+
+SimpleITK reads the voxels. What it would pass over in silence is checked before: a header without
+orientation, a scaling, damaged bytes of a MetaImage, and voxels in a file that we did not hash.
+"""
+
+import contextlib
+import hashlib
+import math
+import re
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from hvae_hpc.errors import UserError
+from hvae_hpc.preprocess.read.scan import (
+    LPS_TO_RAS,
+    Scan,
+    check_affine,
+    choose_volume,
+    read_bytes,
+    source_files,
+    turn_axes,
+)
+
+ENDINGS = (".mha", ".mhd", ".nrrd")
+_META = re.compile(rb"(?:.*\n){0,200}?ElementDataFile *= *(.*?)\r?\n")
+_NRRD = re.compile(rb"NRRD000.*\n(?:[^\r\n]+\r?\n)*\r?\n")
+_META_NEEDS = (rb"^(TransformMatrix|Rotation|Orientation) *=", rb"^Element(Spacing|Size) *=")
+_NRRD_NEEDS = (rb"^space: *(left-post|right-ant|left-ant|LPS|RAS|LAS)", rb"^space directions:")
+_NOT_READ = (
+    rb"^(ElementToIntensityFunction|BinaryData *= *F|data ?file:|encoding:(?! *(raw|gz))"
+    rb'|space units:(?! *("(mm)?" *)+\r?$)).*'
+)
+_ZIPPED = rb"^(CompressedData *= *T|encoding: *gz)"
+
+
+def read_itk(path: Path, orientation: str, channel: int | None = None) -> Scan:
+    """Read a MetaImage or NRRD file and turn its axes to an orientation.
+
+    Args:
+        path: the file.
+        orientation: of ``data``: "LPS".
+        channel: which volume of a 4D file, or which number of each voxel; None refuses several.
+
+    Raises:
+        UserError: missing, damaged, not 3D, or without a usable orientation.
+    """
+    import SimpleITK as sitk  # only data sets in these formats pay for it
+
+    contents = {file.name: read_bytes(file) for file in source_files(path)}
+    header, voxels = _split(path, contents)
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("NrrdImageIO" if header.startswith(b"NRRD") else "MetaImageIO")
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+        channels = reader.GetNumberOfComponents()
+        pixel = sitk.Image([1] * reader.GetDimension(), reader.GetPixelID(), channels)
+        count = math.prod(reader.GetSize()) * channels
+        _check_voxels(path, header, voxels, count * pixel.GetSizeOfPixelComponent())
+        image = reader.Execute()
+    except RuntimeError as error:
+        raise UserError(f"{path}: SimpleITK cannot read it; copy it again") from error
+
+    # Slices first, as they lie in the file; channels before them.
+    array = sitk.GetArrayFromImage(image)
+    array = np.moveaxis(array, -1, 0) if channels > 1 else array
+    shape, number = choose_volume(path, array.shape[::-1], channel)
+    values = np.ascontiguousarray(array.reshape(-1, *shape[::-1])[number]).reshape(-1)
+
+    affine, sides = np.eye(4), image.GetDimension()
+    steps = np.reshape(image.GetDirection(), (sides, sides)) * image.GetSpacing()
+    affine[:3, :3] = LPS_TO_RAS @ steps[:3, :3]
+    affine[:3, 3] = LPS_TO_RAS @ image.GetOrigin()[:3]
+    digest = hashlib.sha256(b"".join(contents.values()))
+    return turn_axes(
+        path, digest.hexdigest(), values, shape, check_affine(path, affine), orientation
+    )
+
+
+def _split(path: Path, contents: dict[str, bytes]) -> tuple[bytes, bytes]:
+    """Return the header, whose words are checked, and the bytes of the voxels."""
+    is_nrrd = path.suffix.lower() == ".nrrd"
+    match = (_NRRD if is_nrrd else _META).match(contents[path.name])
+    if match is None:
+        raise UserError(f"{path}: has no header of its format; copy it again")
+    header = match[0]
+    if not all(_search(field, header) for field in (_NRRD_NEEDS if is_nrrd else _META_NEEDS)):
+        raise UserError(f"{path}: the header says no orientation and spacing; set them")
+    if unread := _search(_NOT_READ, header):
+        line = unread[0].decode("latin-1").strip()
+        raise UserError(f"{path}: has {line!r}, which is not read; convert it to .nii.gz")
+
+    if is_nrrd or match[1].upper() == b"LOCAL":
+        return header, contents[path.name][match.end() :]
+    name = match[1].decode(errors="replace")
+    if name not in list(contents)[1:]:
+        raise UserError(
+            f"{path}: its voxels lie in {name!r}, expected {path.stem}.raw or .zraw; "
+            "save it as .mha"
+        )
+    return header, contents[name]
+
+
+def _check_voxels(path: Path, header: bytes, voxels: bytes, size: int) -> None:
+    """Refuse voxels that are damaged, or fewer or more than the header promises."""
+    is_whole = True
+    if _search(_ZIPPED, header):
+        stream = zlib.decompressobj(47)  # of zlib (MetaImage) and of gzip (NRRD)
+        with contextlib.suppress(zlib.error):
+            voxels = stream.decompress(voxels, size + 1)
+        is_whole = stream.eof
+    if not is_whole or len(voxels) != size:
+        raise UserError(f"{path}: its voxels are damaged or cut short; copy it again")
+
+
+def _search(pattern: bytes, header: bytes) -> re.Match[bytes] | None:
+    return re.search(pattern, header, re.MULTILINE | re.IGNORECASE)
