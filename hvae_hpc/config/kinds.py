@@ -20,6 +20,7 @@ BUILT_IN = {
     "hvae_hpc.generators": {
         "hvae": "hvae_hpc.config.model:HVAEConfig",
         "lsgan": "hvae_hpc.config.model:LSGANConfig",
+        "edm": "hvae_hpc.config.diffusion:EDMConfig",
     },
     "hvae_hpc.augmentations": {"": "hvae_hpc.config.model:MovesConfig"},
     "hvae_hpc.copies": {"": "hvae_hpc.config.stages:StandardCopiesConfig"},
@@ -45,6 +46,10 @@ class GeneratorConfig:
             ``decode(z)``, images and mask probabilities in [0, 1], (B, 1, H, W) each, of z (B, d).
             With an encoder it has ``encode(batch)``, the mean and standard deviation of z. The
             samplers "hmc" and "mask" ask for ``log_likelihood(z, batch)``, nats of image and mask.
+            It may have ``measure(images, masks)``, which sees the training pairs once before the
+            training; ``sees_moves = True``, and its batches tell ``maps``, how pairs were moved;
+            ``draw_latent(n, masks, generator)``, z (n, d) of its own making, from real masks where
+            its config's ``needs_pairs`` is true.
         label: the name in tables and figures.
         samplers: those that the network can draw by. All but "prior" need an encoder.
         pairs_apart: no pair of a batch knows of another, so a batch may be trained on in parts.
@@ -60,6 +65,11 @@ class GeneratorConfig:
     @property
     def has_density(self) -> bool:
         """Whether the likelihood stage can judge the generator."""
+        return False
+
+    @property
+    def needs_pairs(self) -> bool:
+        """Whether drawing from the prior starts from real pairs."""
         return False
 
     def check_image_size(self, name: str, image_size: tuple[int, int]) -> None:

@@ -50,7 +50,7 @@ def generate_pairs(config: GenerateConfig, workplace: Workplace) -> Outcome | No
     generator = load_generator(workplace.parents["generator"])
     model = generator.model.to(device)
     real = None
-    if config.sampler != "prior":
+    if config.sampler != "prior" or generator.config.model.needs_pairs:
         image_px = generator.config.image_px
         real = read_cases(workplace.data, generator.train_cases, image_px, device)
     sampler = make_sampler(config, generator.config.model, model, real, device)

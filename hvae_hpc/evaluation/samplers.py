@@ -75,8 +75,12 @@ class LatentSampler:
         return self._walk(n, first)
 
     def _draw_prior(self, n: int, first: int) -> Tensor:
-        """Draw from N(0, I)."""
+        """Draw from N(0, I), or as the model draws from real pairs."""
         generator = generator_for(self.config.seed, "draws", first)
+        if hasattr(self.model, "draw_latent"):  # it may draw images to real masks
+            masks = None if self.pairs is None else self.pairs.masks
+            z: Tensor = self.model.draw_latent(n, masks, generator)
+            return z.to(self.device)
         return torch.randn(n, self.model.latent_size, generator=generator).to(self.device)
 
     def _draw_between(self, n: int, first: int) -> Tensor:
@@ -155,7 +159,9 @@ def make_sampler(
             f"{config.generator} has no encoder that {config.sampler} could start from, "
             f"so its sampler must be {' or '.join(model_config.samplers)}, not {config.sampler}"
         )
-    encodings = None if pairs is None else encode_pairs(model, pairs)
+    encodings = None
+    if pairs is not None and config.sampler != "prior":
+        encodings = encode_pairs(model, pairs)
     return LatentSampler(config, model, device, pairs, encodings)
 
 

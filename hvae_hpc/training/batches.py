@@ -212,7 +212,7 @@ def make_batch(
 
     Returns:
         ``image``, ``mask`` and the noise, each (B, ...) but for scalars, on the data's device and
-        in its precision.
+        in its precision; ``maps`` too, for a model that ``sees_moves``.
     """
     n = optim.batch_size
     index = images_of_step(len(data), seed, images_seen, n, data.added, data.alone)[part]
@@ -223,12 +223,15 @@ def make_batch(
         cut = _cut(drawn, part).items()
         return {name: value.to(images, non_blocking=True) for name, value in cut}
 
+    told: dict[str, Tensor] = {}
     if moves is not None:
         augmentation = pkgutil.resolve_name(moves.augmentation_class)(moves)
         generator = generator_for(seed, "moves", images_seen)
         drawn = to_device(augmentation.draw(n, data.image_size, generator))
         images, masks = augmentation.apply(images, masks, drawn)
+        if getattr(model, "sees_moves", False) and "maps" in drawn:
+            told["maps"] = drawn["maps"]
 
     generator = generator_for(seed, "noise", images_seen)
     noise = model.draw(n, images_seen / optim.images, generator)  # type: ignore[operator]
-    return {"image": images, "mask": masks, **to_device(noise)}
+    return {"image": images, "mask": masks, **told, **to_device(noise)}

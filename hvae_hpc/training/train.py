@@ -55,6 +55,8 @@ def train_generator(config: TrainConfig, workplace: Workplace) -> Outcome | None
     model = build(lambda: make_network(config.model, data.image_size), config.seed, device)
     if hasattr(model, "recompute"):
         setattr(model, "recompute", workplace.resources.recompute)  # noqa: B010
+    if hasattr(model, "measure"):
+        model.measure(data.images, data.masks)  # type: ignore[operator]
     report = train(model, data, config.optim, config.seed, config.moves, workplace)
     if report.weights is None:
         return None

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from hvae_hpc.config.diffusion import EDMConfig
 from hvae_hpc.config.model import HVAEConfig, LSGANConfig, MovesConfig, NetworkConfig, UNetConfig
 from hvae_hpc.models.augmentations import apply_moves, draw_moves
 from hvae_hpc.models.blocks import Decoder, Encoder, ResidualBlock, SelfAttention, Upsample
+from hvae_hpc.models.edm import EDM
 from hvae_hpc.models.hvae import HVAE
 from hvae_hpc.models.lsgan import LSGAN, Discriminator
 from hvae_hpc.models.unet import UNet
@@ -76,8 +78,9 @@ class Elsewhere(TorchFunctionMode):
         lambda: HVAE(HVAEConfig(network=NETWORK, n_leapfrog=1, metropolis=True, **RAW), (8, 8)),
         lambda: LSGAN(LSGANConfig(network=NETWORK, discriminator_channels=(4, 8)), (8, 8)),
         lambda: UNet(UNetConfig(base_channels=4, depth=2)),
+        lambda: EDM(EDMConfig(channels=(4, 8), attention_heads=2), (8, 8)),
     ],
-    ids=["hvae", "nothing learned", "metropolis", "lsgan", "unet"],
+    ids=["hvae", "nothing learned", "metropolis", "lsgan", "unet", "edm"],
 )
 def test_inside_a_step_nothing_goes_to_another_device_or_comes_back(
     make: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch

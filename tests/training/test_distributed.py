@@ -22,12 +22,14 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hvae_hpc.config.diffusion import EDMConfig
 from hvae_hpc.config.loader import read_json
 from hvae_hpc.config.model import HVAEConfig, LSGANConfig, MovesConfig, NetworkConfig, OptimConfig
 from hvae_hpc.config.resources import Resources
 from hvae_hpc.config.stages import SplitConfig, TrainConfig
 from hvae_hpc.errors import UserError
 from hvae_hpc.models.blocks import Batch, Loss, Phase
+from hvae_hpc.models.edm import EDM
 from hvae_hpc.models.hvae import HVAE
 from hvae_hpc.models.lsgan import LSGAN
 from hvae_hpc.runs.folder import SNAPSHOT, read_log, write_json
@@ -67,6 +69,7 @@ MODELS = {
     "vae": lambda: HVAE(VAE, (16, 16)),
     "hvae": lambda: HVAE(HVAEConfig(network=NETWORK, n_leapfrog=2, flow_from=0.5), (16, 16)),
     "lsgan": lambda: LSGAN(LSGANConfig(network=NETWORK, discriminator_channels=(4, 8)), (16, 16)),
+    "edm": lambda: EDM(EDMConfig(channels=(4, 8), attention_heads=2), (16, 16)),
     "one-sided": OneSided,
 }
 
@@ -255,7 +258,7 @@ def assert_near(one: Result, other: Result) -> None:
 
 
 @pytest.mark.parametrize("precision", ["float64", "float32"])
-@pytest.mark.parametrize("kind", ["vae", "hvae", "lsgan"])
+@pytest.mark.parametrize("kind", ["vae", "hvae", "lsgan", "edm"])
 def test_the_number_of_processes_changes_the_weights_by_rounding_alone(
     kind: str, precision: str, crew: Crew, tmp_path: Path
 ) -> None:

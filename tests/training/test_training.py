@@ -18,6 +18,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
+from hvae_hpc.config.diffusion import EDMConfig
 from hvae_hpc.config.model import (
     HVAEConfig,
     LSGANConfig,
@@ -29,6 +30,7 @@ from hvae_hpc.config.model import (
 from hvae_hpc.config.resources import Resources
 from hvae_hpc.errors import UserError
 from hvae_hpc.models.blocks import Batch, Loss, Phase
+from hvae_hpc.models.edm import EDM
 from hvae_hpc.models.hvae import HVAE
 from hvae_hpc.models.lsgan import LSGAN
 from hvae_hpc.models.unet import UNet
@@ -56,6 +58,7 @@ MODELS = {
     "vae": lambda: HVAE(HVAEConfig(network=NETWORK, n_leapfrog=0), (16, 16)),
     "hvae": lambda: HVAE(HVAEConfig(network=NETWORK, n_leapfrog=2, flow_from=0.5), (16, 16)),
     "lsgan": lambda: LSGAN(LSGANConfig(network=NETWORK, discriminator_channels=(4, 8)), (16, 16)),
+    "edm": lambda: EDM(EDMConfig(channels=(4, 8), attention_heads=2), (16, 16)),
     "unet": lambda: UNet(UNetConfig(base_channels=4, depth=2)),
 }
 
@@ -91,7 +94,7 @@ def assert_same(one: TrainReport, other: TrainReport) -> None:
         assert torch.equal(value, other.weights[name]), name
 
 
-@pytest.mark.parametrize("kind", ["vae", "hvae"])
+@pytest.mark.parametrize("kind", ["vae", "hvae", "edm"])
 def test_batches_in_parts_give_the_weights_of_whole_ones(
     kind: str, data: PairTensors, tmp_path: Path
 ) -> None:

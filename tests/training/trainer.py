@@ -15,10 +15,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hvae_hpc.config.diffusion import EDMConfig
 from hvae_hpc.config.model import HVAEConfig, LSGANConfig, MovesConfig, NetworkConfig, OptimConfig
 from hvae_hpc.config.resources import Resources
 from hvae_hpc.jobs.worker import signals
 from hvae_hpc.models.blocks import Batch, Loss
+from hvae_hpc.models.edm import EDM
 from hvae_hpc.models.hvae import HVAE
 from hvae_hpc.models.lsgan import LSGAN
 from hvae_hpc.runs.folder import write_json
@@ -52,6 +54,7 @@ MODELS = {
     "hvae": lambda: HVAE(FLOW, (16, 16)),
     "hvae that goes back": lambda: Stumbling(FLOW, (16, 16)),
     "lsgan": lambda: LSGAN(LSGANConfig(network=NETWORK, discriminator_channels=(4, 8)), (16, 16)),
+    "edm": lambda: EDM(EDMConfig(channels=(4, 8), attention_heads=2), (16, 16)),
 }
 
 
