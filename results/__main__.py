@@ -42,7 +42,10 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("runs", type=Path, metavar="RUNS", help="the runs folder")
+    about = "the runs folder (default: ./runs)"
+    parser.add_argument(
+        "runs", type=Path, nargs="?", default=Path("runs"), metavar="RUNS", help=about
+    )
     parser.add_argument(
         "--sweep", metavar="NAME", help="only this sweep (default: every sweep in RUNS)"
     )

@@ -49,6 +49,7 @@ LONGEST = ("test_faults.py", "test_local_sweep.py", "test_prepare.py", "test_dis
 
 
 SLOW = {
+    "test_commands.py",
     "test_compile_cache.py",
     "test_disk_full.py",
     "test_distributed.py",

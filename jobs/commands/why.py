@@ -24,7 +24,7 @@ LOG_LINES = 2
 SAME_COMMAND = "the same sweep command"
 REMEDIES = {
     "bad input": f"correct what it names, then give {SAME_COMMAND} again",
-    "code error": "hvae-hpc logs {run} shows the traceback; correct the code, "
+    "code error": "hvae-hpc logs {run}; correct the code that its traceback shows, "
     f"then give {SAME_COMMAND} again",
     "out of memory (device)": "a GPU with more memory (--constraint), "
     "or fewer runs on it at a time (at_once)",
