@@ -25,15 +25,19 @@ from hvae_hpc.preprocess.read.scan import (
 )
 
 ENDINGS = (".mha", ".mhd", ".nrrd")
-_META = re.compile(rb"(?:.*\n){0,200}?ElementDataFile *= *(.*?)\r?\n")
+_META = re.compile(rb"(?i)(?:.*\n){0,200}?ElementDataFile *= *(.*?)\r?\n")
+_META_PLACE = re.compile(
+    rb"(?ims)(?=.*^(TransformMatrix|Rotation|Orientation) *=).*^Element(Spacing|Size) *="
+)
 _NRRD = re.compile(rb"NRRD000.*\n(?:[^\r\n]+\r?\n)*\r?\n")
-_META_NEEDS = (rb"^(TransformMatrix|Rotation|Orientation) *=", rb"^Element(Spacing|Size) *=")
-_NRRD_NEEDS = (rb"^space: *(left-post|right-ant|left-ant|LPS|RAS|LAS)", rb"^space directions:")
-_NOT_READ = (
-    rb"^(ElementToIntensityFunction|BinaryData *= *F|data ?file:|encoding:(?! *(raw|gz))"
+_NRRD_PLACE = re.compile(
+    rb"(?ims)(?=.*^space: *(left-post|right-ant|left-ant|LPS|RAS|LAS)).*^space directions:"
+)
+_NOT_READ = re.compile(
+    rb"(?im)^(ElementToIntensityFunction|BinaryData *= *F|data ?file:|encoding:(?! *(raw|gz))"
     rb'|space units:(?! *("(mm)?" *)+\r?$)).*'
 )
-_ZIPPED = rb"^(CompressedData *= *T|encoding: *gz)"
+_ZIPPED = re.compile(rb"(?im)^(CompressedData *= *T|encoding: *gz)")
 
 
 def read_itk(path: Path, orientation: str, channel: int | None = None) -> Scan:
@@ -87,15 +91,15 @@ def _split(path: Path, contents: dict[str, bytes]) -> tuple[bytes, bytes]:
     if match is None:
         raise UserError(f"{path}: has no header of its format; copy it again")
     header = match[0]
-    if not all(_search(field, header) for field in (_NRRD_NEEDS if is_nrrd else _META_NEEDS)):
+    if not (_NRRD_PLACE if is_nrrd else _META_PLACE).match(header):
         raise UserError(f"{path}: the header says no orientation and spacing; set them")
-    if unread := _search(_NOT_READ, header):
+    if unread := _NOT_READ.search(header):
         line = unread[0].decode("latin-1").strip()
         raise UserError(f"{path}: has {line!r}, which is not read; convert it to .nii.gz")
 
     if is_nrrd or match[1].upper() == b"LOCAL":
         return header, contents[path.name][match.end() :]
-    name = match[1].decode(errors="replace")
+    name = match[1].decode("latin-1")
     if name not in list(contents)[1:]:
         raise UserError(
             f"{path}: its voxels lie in {name!r}, expected {path.stem}.raw or .zraw; "
@@ -107,14 +111,10 @@ def _split(path: Path, contents: dict[str, bytes]) -> tuple[bytes, bytes]:
 def _check_voxels(path: Path, header: bytes, voxels: bytes, size: int) -> None:
     """Refuse voxels that are damaged, or fewer or more than the header promises."""
     is_whole = True
-    if _search(_ZIPPED, header):
+    if _ZIPPED.search(header):
         stream = zlib.decompressobj(47)  # of zlib (MetaImage) and of gzip (NRRD)
         with contextlib.suppress(zlib.error):
             voxels = stream.decompress(voxels, size + 1)
         is_whole = stream.eof
     if not is_whole or len(voxels) != size:
         raise UserError(f"{path}: its voxels are damaged or cut short; copy it again")
-
-
-def _search(pattern: bytes, header: bytes) -> re.Match[bytes] | None:
-    return re.search(pattern, header, re.MULTILINE | re.IGNORECASE)

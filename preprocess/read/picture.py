@@ -19,6 +19,7 @@ _EXIF_ORIENTATION = 274
 _GREY = ("1", "L", "I;16", "I;16B", "I", "F")
 """Pillow's modes of one number per pixel; the entries of a palette ("P") are none."""
 _ALPHA = 3
+_TRANSPARENT = "is transparent in parts, expected an opaque picture"
 _JPEG_NOISE = 16
 """JPEG keeps colours coarsely: grey values come back with channels this far apart."""
 
@@ -94,10 +95,7 @@ def _scale_into(picture: Image.Image, fit: tuple[int, ...], *, is_label: bool) -
 
 def _to_grey(path: Path, picture: Image.Image) -> Image.Image:
     if _has_alpha(picture):
-        raise UserError(
-            f"{path}: is transparent in parts, expected an opaque image; "
-            "save it without its alpha channel"
-        )
+        raise UserError(f"{path}: {_TRANSPARENT}; save it without its alpha channel")
     if picture.mode in _GREY and picture.mode != "1":
         return picture.copy()
     return picture.convert("RGB").convert("L")
@@ -106,25 +104,20 @@ def _to_grey(path: Path, picture: Image.Image) -> Image.Image:
 def _to_label(path: Path, picture: Image.Image, label: LabelConfig) -> Image.Image:
     """Return a label's values as one number per pixel."""
     has_alpha = _has_alpha(picture)
-    if label.channel == _ALPHA:
-        if not has_alpha:
-            raise UserError(f"{path}: has no alpha channel that says anything; see label.channel")
-        return picture.convert("RGBA").getchannel(_ALPHA)
-    if label.channel is not None and picture.mode not in _GREY:
-        return picture.convert("RGB").getchannel(label.channel)
+    if label.channel == _ALPHA and not has_alpha:
+        raise UserError(f"{path}: has no alpha channel that says anything; see label.channel")
+    if label.channel is not None:
+        return picture.convert("RGBA").getchannel(label.channel)
+    if has_alpha:
+        raise UserError(
+            f"{path}: {_TRANSPARENT}; say label.channel = 3 if its alpha is the mask, "
+            "or 0 if its red is"
+        )
 
-    if has_alpha and label.channel is None:
-        *bands, alpha = (np.asarray(band) > 0 for band in picture.convert("RGBA").split())
-        if not np.array_equal(np.logical_or.reduce(bands), alpha):
-            raise UserError(
-                f"{path}: its colours and its alpha channel are two masks, expected one; "
-                "say label.channel = 3 for alpha, or 0 for red"
-            )
     if picture.mode in _GREY:
         return picture.convert("L") if picture.mode == "1" else picture.copy()
     if picture.mode == "P" and label.tumour != "any":
         return _to_entries(path, picture)
-
     colours = picture.convert("RGB")
     red, green, blue = colours.split()
     apart = [np.asarray(ImageChops.difference(red, other)).max() for other in (green, blue)]

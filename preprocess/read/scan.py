@@ -114,7 +114,7 @@ def choose_volume(
     volumes = math.prod(shape[3:])
     if len(shape) < 3 or (channel is None and volumes != 1):
         remedy = (
-            "split it, or say layout.channel or, of a label, label.channel in the recipe"
+            "split it, or say layout.channel (of a label: label.channel) in the recipe"
             if len(shape) == 4
             else "split it first"
         )
@@ -122,7 +122,7 @@ def choose_volume(
     if channel is not None and (len(shape) > 4 or channel >= volumes):
         raise UserError(
             f"{path}: shape {shape}, expected 4D with a channel {channel} "
-            "(layout.channel or, of a label, label.channel)"
+            "(layout.channel, of a label: label.channel)"
         )
     return (shape[0], shape[1], shape[2]), channel or 0
 

@@ -144,13 +144,13 @@ PICTURES: dict[str, list[Bad]] = {
             wrong="a mask in the alpha channel alone",
             spoil=with_picture(MASK, with_alpha),
             file=MASK,
-            line="<file>: its colours and its alpha channel are two masks, expected one; "
-            "say label.channel = 3 for alpha, or 0 for red",
+            line="<file>: is transparent in parts, expected an opaque picture; "
+            "say label.channel = 3 if its alpha is the mask, or 0 if its red is",
         ),
         bad_picture(
             wrong="an image that is transparent in parts",
             spoil=with_picture(PICTURE, lambda grey: Image.merge("LA", [grey, grey])),
-            line="<file>: is transparent in parts, expected an opaque image; "
+            line="<file>: is transparent in parts, expected an opaque picture; "
             "save it without its alpha channel",
         ),
         bad_picture(

@@ -239,7 +239,7 @@ SCANS: dict[str, list[Bad]] = {
         Bad(
             wrong="a 4D image",
             spoil=with_voxels(IMAGE, lambda voxels: np.stack([voxels] * 2, axis=3)),
-            line="<file>: shape (20, 18, 6, 2), expected one 3D volume; split it, or say layout.channel in the recipe",
+            line="<file>: shape (20, 18, 6, 2), expected one 3D volume; split it, or say layout.channel (of a label: label.channel) in the recipe",
         ),
         Bad(
             wrong="a 2D NIfTI file",
@@ -331,12 +331,12 @@ SCANS: dict[str, list[Bad]] = {
         bad_label(
             wrong="a value of NaN",
             spoil=with_voxels(LABEL, put(np.nan)),
-            line="<file>: label value nan, expected integers; resample it with nearest",
+            line="<file>: label values are NaN or infinite; repair the file",
         ),
         bad_label(
             wrong="an infinite value",
             spoil=with_voxels(LABEL, put(np.inf)),
-            line="<file>: label value inf, expected integers; resample it with nearest",
+            line="<file>: label values are NaN or infinite; repair the file",
         ),
         bad_label(
             wrong="an unknown value",

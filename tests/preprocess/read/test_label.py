@@ -104,7 +104,7 @@ def test_a_border_that_nobody_judged_is_named_without_a_hint_that_makes_it_tumou
 def test_a_threshold_does_not_take_what_is_no_number(tmp_path):
     label = draw_case()[1].astype(np.float32)
     label[0, 0, 0] = np.nan
-    with pytest.raises(UserError, match="values that are no numbers"):
+    with pytest.raises(UserError, match="label values are NaN or infinite; repair the file"):
         find_tumour(tmp_path, label, LabelConfig(tumour="any", threshold=0.5))
 
 

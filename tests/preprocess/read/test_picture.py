@@ -81,7 +81,7 @@ def test_a_palettes_entries_are_the_values_that_a_recipe_lists(tmp_path):
     values = (GREY % 4).astype(np.uint8)
     path = with_palette(values, [BLACK, RED, GREEN, (0, 0, 250)], tmp_path / "p.png")
     np.testing.assert_array_equal(read_label(path, ENTRIES), values)
-    with pytest.raises(UserError, match=r"tumour = \[1\], known = \[0, 1, 2, 3\]"):
+    with pytest.raises(UserError, match=r"label = {tumour = \[1\], known = \[0, 1, 2, 3\]}"):
         read_label(path)
     with_palette(~MASK, [WHITE, BLACK], path)
     with pytest.raises(UserError, match="palette's entry 1 is black, expected background"):
@@ -109,9 +109,9 @@ SEEN = MASK.astype(np.uint8) * 255
 
 
 @pytest.mark.parametrize(
-    "bands", [(SEEN, SEEN, SEEN, WHOLE), (SEEN, SEEN, SEEN, SEEN), (SEEN, WHOLE), (SEEN, SEEN // 2)]
+    "bands", [(SEEN, SEEN, SEEN, WHOLE), (SEEN, SEEN, SEEN, 0 * SEEN), (SEEN, WHOLE)]
 )
-def test_an_alpha_channel_that_says_the_same_or_nothing_is_left_out(tmp_path, bands):
+def test_an_alpha_channel_that_says_nothing_is_left_out(tmp_path, bands):
     path = write(tmp_path / "a.png", np.stack(bands, axis=2))
     np.testing.assert_array_equal(read_label(path) > 0, MASK)
 
@@ -120,7 +120,7 @@ def test_an_alpha_channel_that_says_the_same_or_nothing_is_left_out(tmp_path, ba
 def test_a_mask_in_the_alpha_channel_alone_is_refused_until_asked_for(tmp_path, level):
     flat = np.full_like(GREY, level)
     path = write(tmp_path / "a.png", np.stack([flat, flat, flat, SEEN], axis=2))
-    with pytest.raises(UserError, match=r"say label\.channel = 3 for alpha"):
+    with pytest.raises(UserError, match=r"say label\.channel = 3 if its alpha is the mask"):
         read_label(path)
     alpha = LabelConfig(tumour="any", channel=3)
     np.testing.assert_array_equal(read_label(path, alpha) > 0, MASK)
@@ -132,7 +132,7 @@ def test_a_transparent_entry_of_a_palette_is_an_alpha_channel_too(tmp_path):
     picture = Image.fromarray(MASK.astype(np.uint8), mode="P")
     picture.putpalette([*WHITE, *WHITE])
     picture.save(tmp_path / "p.png", transparency=0)
-    with pytest.raises(UserError, match="are two masks"):
+    with pytest.raises(UserError, match="is transparent in parts"):
         read_label(tmp_path / "p.png")
 
 

@@ -91,7 +91,7 @@ def infinite_image(image, label):
     [
         (unknown_label, "l.nii", "label value 3, expected 0, 1, 2, 4"),
         (fraction_label, "l.nii", "label value 0.5, expected integers"),
-        (nan_label, "l.nii", "label value nan, expected integers"),
+        (nan_label, "l.nii", "label values are NaN or infinite"),
         (nan_image, "i.nii", "voxels that are NaN or infinite: 1"),
         (infinite_image, "i.nii", "voxels that are NaN or infinite: 1"),
         (lambda image, label: (image, label * 0), "l.nii", "no tumour voxel"),
