@@ -15,7 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hvae_hpc.config.model import NetworkConfig, require_halvings
-from hvae_hpc.models.vjp import Pullback, linearise_activation, pull_conv, widen
+from hvae_hpc.models.vjp import (
+    Pullback,
+    keep_inputs,
+    keeps_inputs_alone,
+    linearise_activation,
+    pull_conv,
+    widen,
+)
 
 Batch = Mapping[str, Tensor]
 """``image`` and ``mask`` (B, 1, H, W), in [0, 1] and {0, 1}, and what the model's ``draw`` made."""
@@ -105,20 +112,44 @@ class SelfAttention(nn.Module):
     def linearise(self, x: Tensor) -> tuple[Tensor, Pullback]:
         """Return the block's output and its pullback."""
         normed, pull_norm = linearise_activation(self.norm, x, silu=False)
-        query, key, value = self._split(self.query_key_value(normed))
-        weights = self._weights(query, key)
+        query, key, value = parts = self._split(self.query_key_value(normed))
+        alone = keeps_inputs_alone(x)
+        weights = None if alone else self._weights(query, key)
 
         def pull(gradient: Tensor) -> Tensor:
             by_gathered = pull_conv(self.out, gradient).reshape(value.shape)
-            by_weights = widen(by_gathered.transpose(-1, -2) @ value)
-            centred = by_weights - (weights * by_weights).sum(-1, keepdim=True)
-            by_score = weights * centred * query.shape[2] ** -0.5
-            parts = (key @ by_score.transpose(-1, -2), query @ by_score, by_gathered @ weights)
-            by_qkv = torch.cat([part.flatten(1, 2) for part in parts], dim=1)
+            if alone:
+                by_qkv = keep_inputs(self._pull_attention, by_gathered, query, key, value)
+            else:
+                by_qkv = self._pull_attention(by_gathered, query, key, value, weights)
             by_normed = pull_conv(self.query_key_value, by_qkv.unflatten(2, x.shape[2:]))
             return gradient + pull_norm(by_normed)
 
-        return x + self.out((value @ weights.transpose(-1, -2)).reshape(x.shape)), pull
+        if weights is None:  # the fused kernel has a first derivative, and no second is asked for
+            q, k, v = (part.transpose(-1, -2).contiguous() for part in parts)
+            gathered = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2)
+        else:
+            gathered = value @ weights.transpose(-1, -2)
+        return x + self.out(gathered.reshape(x.shape)), pull
+
+    def _pull_attention(
+        self,
+        by_gathered: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """Return the gradient by query, key and value, (B, 3 C, pixels), of that by the gathered.
+
+        ``weights`` is None where they are to be made again.
+        """
+        weights = self._weights(query, key) if weights is None else weights
+        by_weights = widen(by_gathered.transpose(-1, -2) @ value)
+        centred = by_weights - (weights * by_weights).sum(-1, keepdim=True)
+        by_score = weights * centred * query.shape[2] ** -0.5
+        parts = (key @ by_score.transpose(-1, -2), query @ by_score, by_gathered @ weights)
+        return torch.cat([part.flatten(1, 2) for part in parts], dim=1)
 
 
 class Upsample(nn.Module):

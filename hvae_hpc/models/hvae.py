@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from hvae_hpc.config.model import HVAEConfig
 from hvae_hpc.models.blocks import Batch, Decoder, Encoder, Loss, Phase
+from hvae_hpc.models.vjp import keep_inputs
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -166,9 +166,7 @@ class HVAE(nn.Module):
 
     def _spare(self, function: Callable[[Tensor], Any], x: Tensor) -> Any:
         """Call a function; with ``recompute`` keep only its argument for the backward pass."""
-        if not (self.recompute and torch.is_grad_enabled()):
-            return function(x)
-        return checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
+        return keep_inputs(function, x) if self.recompute else function(x)
 
     def log_likelihood(self, z: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return log p(x|z) and lambda_m log p(m|z), (B,) each, nats, constants included."""

@@ -6,12 +6,19 @@ kernels are as large as the image, and an autograd.Function inside torch.func.gr
 gradient, silently, when compiled (torch 2.13).
 """
 
+import inspect
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
+PIXELS = (2, 3)
+_checkpoint = inspect.unwrap(checkpoint)
+"""Without the wrapper that imports torch's compiler, which takes a process seconds."""
 Pullback = Callable[[Tensor], Tensor]
 """A vector-Jacobian product: a scalar's gradient by an output to its gradient by the input."""
 
@@ -26,28 +33,69 @@ def pull_conv(conv: nn.Conv2d, gradient: Tensor) -> Tensor:
     return F.conv_transpose2d(gradient, conv.weight, padding=conv.padding)  # type: ignore[arg-type]
 
 
+def keeps_inputs_alone(x: Tensor) -> bool:
+    """Tell whether layers of this input keep no more than their inputs for the backward pass.
+
+    They do so on a GPU, whose memory the float32 maps between would fill. The compiler has a choice
+    of its own.
+    """
+    return x.device.type == "cuda" and not torch.compiler.is_compiling()
+
+
+def keep_inputs(function: Callable[..., Any], *inputs: Tensor) -> Any:
+    """Call a function; for the backward pass keep its inputs alone, and call it there again."""
+    if not torch.is_grad_enabled():
+        return function(*inputs)
+    return _checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+
 def linearise_activation(
     norm: nn.GroupNorm, x: Tensor, silu: bool = True
 ) -> tuple[Tensor, Pullback]:
-    """Linearise a GroupNorm and, unless told otherwise, the SiLU behind it.
+    """Linearise a GroupNorm and, unless told otherwise, the SiLU behind it."""
+    if not keeps_inputs_alone(x):
+        x = widen(x)
+        return _linearise_activation(norm, silu, x, *_measure(norm, x))
+
+    def activate(*inputs: Tensor) -> Tensor:
+        return _linearise_activation(norm, silu, *inputs)[0].to(x.dtype)
+
+    def pull_inputs(gradient: Tensor, *inputs: Tensor) -> Tensor:
+        return _linearise_activation(norm, silu, *inputs)[1](gradient).to(x.dtype)
+
+    inputs = (x, *keep_inputs(partial(_measure, norm), x))
+    return (
+        keep_inputs(activate, *inputs),
+        lambda gradient: keep_inputs(pull_inputs, gradient, *inputs),
+    )
+
+
+def _over_group(norm: nn.GroupNorm, per_channel: Tensor) -> Tensor:
+    """Replace (B, C, 1, 1) by its mean over each group's channels."""
+    means = per_channel.unflatten(1, (norm.num_groups, -1)).mean(2, keepdim=True)
+    return means.expand(-1, -1, norm.num_channels // norm.num_groups, 1, 1).flatten(1, 2)
+
+
+def _measure(norm: nn.GroupNorm, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each group's mean and inverse standard deviation, (B, C, 1, 1) each.
 
     Sums run over each channel's pixels first and over a group's channels then: groups of few
     channels, innermost in memory, would leave vector units idle.
     """
     x = widen(x)
-    groups, pixels = norm.num_groups, (2, 3)
-
-    def over_group(per_channel: Tensor) -> Tensor:
-        """Replace (B, C, 1, 1) by its mean over each group's channels."""
-        means = per_channel.unflatten(1, (groups, -1)).mean(2, keepdim=True)
-        return means.expand(-1, -1, x.shape[1] // groups, 1, 1).flatten(1, 2)
-
-    of_channel = x.mean(pixels, keepdim=True)
-    mean = over_group(of_channel)
-    variance = over_group(
-        (x - of_channel).square().mean(pixels, keepdim=True) + (of_channel - mean).square()
+    of_channel = x.mean(PIXELS, keepdim=True)
+    mean = _over_group(norm, of_channel)
+    variance = _over_group(
+        norm, (x - of_channel).square().mean(PIXELS, keepdim=True) + (of_channel - mean).square()
     )
-    inverse = torch.rsqrt(variance + norm.eps)
+    return mean, torch.rsqrt(variance + norm.eps)
+
+
+def _linearise_activation(
+    norm: nn.GroupNorm, silu: bool, x: Tensor, mean: Tensor, inverse: Tensor
+) -> tuple[Tensor, Pullback]:
+    """Linearise a GroupNorm, by what it measured, and the SiLU behind it."""
+    x = widen(x)
     weight, bias = norm.weight[:, None, None], norm.bias[:, None, None]
     y = (x - mean) * (inverse * weight) + bias
     gate = torch.sigmoid(y) if silu else None
@@ -57,9 +105,9 @@ def linearise_activation(
         if gate is not None:
             g = g * (gate * (1 + y * (1 - gate)))
         hat = (x - mean) * inverse
-        along = over_group((g * hat).mean(pixels, keepdim=True) * weight)
+        along = _over_group(norm, (g * hat).mean(PIXELS, keepdim=True) * weight)
         return inverse * (
-            g * weight - over_group(g.mean(pixels, keepdim=True) * weight) - hat * along
+            g * weight - _over_group(norm, g.mean(PIXELS, keepdim=True) * weight) - hat * along
         )
 
     return (y if gate is None else y * gate), pull

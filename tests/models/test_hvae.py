@@ -18,6 +18,7 @@ from benchmarks.generator_sides import naive_loss
 from hvae_hpc.config.model import HVAEConfig, NetworkConfig, OptimConfig
 from hvae_hpc.config.resources import Resources
 from hvae_hpc.config.stages import SplitConfig, TrainConfig
+from hvae_hpc.models import blocks, vjp
 from hvae_hpc.models.hvae import HVAE
 from hvae_hpc.runs.workplace import Workplace
 from hvae_hpc.training.device import CompiledForward
@@ -354,25 +355,46 @@ def test_the_force_has_the_third_derivatives_that_finite_differences_see() -> No
     assert torch.autograd.gradgradcheck(lambda z: model.linearised_likelihood(z, batch)[1], (z,))
 
 
+def gradients_and_kept(model: HVAE) -> tuple[list[Tensor | None], int]:
+    """Return a step's gradients, and how many numbers its backward pass needed of the forward."""
+    sizes: list[int] = []
+
+    def note(x: Tensor) -> Tensor:
+        sizes.append(x.numel())
+        return x
+
+    batch = {
+        name: value.to(next(model.parameters()).dtype) for name, value in real_batch(model).items()
+    }
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        loss = model(batch)
+    loss.total.backward()
+    return [weight.grad for weight in model.parameters()], sum(sizes)
+
+
 def test_recomputed_decodings_give_the_same_gradients_and_keep_less() -> None:
     grads, kept = [], []
     for recompute in (False, True):
         model = real_model(n_leapfrog=3, sigma_x=0.5)
         model.recompute = recompute
-        sizes: list[int] = []
-
-        def note(x: Tensor, sizes: list[int] = sizes) -> Tensor:
-            sizes.append(x.numel())
-            return x
-
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
-            loss = model(real_batch(model))
-        kept.append(sum(sizes))
-        loss.total.backward()
-        grads.append([weight.grad for weight in model.parameters()])
+        of_model, kept_by_model = gradients_and_kept(model)
+        grads.append(of_model)
+        kept.append(kept_by_model)
     for one, other in zip(*grads, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
     assert kept[1] < kept[0] / 3
+
+
+def test_layers_that_keep_their_inputs_alone_as_on_a_gpu_give_the_same_gradients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    grads, kept = gradients_and_kept(real_model(n_leapfrog=3, sigma_x=0.5).double())
+    for module in (vjp, blocks):
+        monkeypatch.setattr(module, "keeps_inputs_alone", lambda x: True)
+    same_grads, fewer_kept = gradients_and_kept(real_model(n_leapfrog=3, sigma_x=0.5).double())
+    for one, other in zip(same_grads, grads, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+    assert fewer_kept < kept / 2
 
 
 def test_gradients_go_through_the_inner_gradient() -> None:
