@@ -27,7 +27,8 @@ from hvae_hpc.preprocess.read.scan import (
 ENDINGS = (".mha", ".mhd", ".nrrd")
 _META = re.compile(rb"(?i)(?:.*\n){0,200}?ElementDataFile *= *(.*?)\r?\n")
 _META_PLACE = re.compile(
-    rb"(?ims)(?=.*^(TransformMatrix|Rotation|Orientation) *=).*^Element(Spacing|Size) *="
+    rb"(?ims)(?=.*^NDims *=.*^(TransformMatrix|Rotation|Orientation) *=)(?=.*^DimSize *=)"
+    rb"(?=.*^ElementType *=).*^Element(Spacing|Size) *="
 )
 _NRRD = re.compile(rb"NRRD000.*\n(?:[^\r\n]+\r?\n)*\r?\n")
 _NRRD_PLACE = re.compile(
@@ -92,7 +93,7 @@ def _split(path: Path, contents: dict[str, bytes]) -> tuple[bytes, bytes]:
         raise UserError(f"{path}: has no header of its format; copy it again")
     header = match[0]
     if not (_NRRD_PLACE if is_nrrd else _META_PLACE).match(header):
-        raise UserError(f"{path}: the header says no orientation and spacing; set them")
+        raise UserError(f"{path}: the header lacks its size, type, orientation or spacing; set it")
     if unread := _NOT_READ.search(header):
         line = unread[0].decode("latin-1").strip()
         raise UserError(f"{path}: has {line!r}, which is not read; convert it to .nii.gz")

@@ -98,7 +98,7 @@ def _to_grey(path: Path, picture: Image.Image) -> Image.Image:
         raise UserError(f"{path}: {_TRANSPARENT}; save it without its alpha channel")
     if picture.mode in _GREY and picture.mode != "1":
         return picture.copy()
-    return picture.convert("RGB").convert("L")
+    return _to_colours(picture).convert("L")
 
 
 def _to_label(path: Path, picture: Image.Image, label: LabelConfig) -> Image.Image:
@@ -118,7 +118,7 @@ def _to_label(path: Path, picture: Image.Image, label: LabelConfig) -> Image.Ima
         return picture.convert("L") if picture.mode == "1" else picture.copy()
     if picture.mode == "P" and label.tumour != "any":
         return _to_entries(path, picture)
-    colours = picture.convert("RGB")
+    colours = _to_colours(picture)
     red, green, blue = colours.split()
     apart = [np.asarray(ImageChops.difference(red, other)).max() for other in (green, blue)]
     if max(apart) <= (0 if label.threshold is None else _JPEG_NOISE):
@@ -134,10 +134,16 @@ def _has_alpha(picture: Image.Image) -> bool:
     return least != most
 
 
+def _to_colours(picture: Image.Image) -> Image.Image:
+    # Without the step in between, Pillow warns of a palette's transparency.
+    whole = picture.convert("RGBA") if picture.has_transparency_data else picture
+    return whole.convert("RGB")
+
+
 def _to_entries(path: Path, picture: Image.Image) -> Image.Image:
     """Return the palette's entries as label values; black, if it occurs, must be entry 0."""
     entries = np.asarray(picture)
-    black = (np.asarray(picture.convert("RGB")) == 0).all(axis=2)
+    black = (np.asarray(_to_colours(picture)) == 0).all(axis=2)
     if entries[black].any():
         raise UserError(
             f"{path}: its palette's entry {entries[black].max()} is black, expected background "

@@ -121,7 +121,7 @@ def add(path, *_):
 
 
 DAMAGED = "its voxels are damaged or cut short; copy it again"
-NO_PLACE = "the header says no orientation and spacing; set them"
+NO_PLACE = "the header lacks its size, type, orientation or spacing; set it"
 
 
 @pytest.mark.parametrize(
@@ -140,6 +140,7 @@ NO_PLACE = "the header says no orientation and spacing; set them"
         ("mha", False, change, (b"ElementDataFile", b"Voxels"), "has no header of its format"),
         ("nrrd", False, change, (b"NRRD", b"HELO"), "has no header of its format"),
         ("mha", False, change, (b"TransformMatrix", b"Turned"), NO_PLACE),
+        ("mha", False, change, (b"NDims", b"Sides"), NO_PLACE),
         ("nrrd", False, change, (b"space: left-posterior", b"space: scanner"), NO_PLACE),
         ("nrrd", False, change, (b"space directions", b"spacings"), NO_PLACE),
         ("mha", False, change, (b"ElementSpacing = ", b"ElementSpacing = 99"), "expected 0.01"),

@@ -128,8 +128,12 @@ def test_a_mask_in_the_alpha_channel_alone_is_refused_until_asked_for(tmp_path, 
         read_label(write(path, SEEN), alpha)
 
 
-def test_a_transparent_entry_of_a_palette_is_an_alpha_channel_too(tmp_path):
+def test_a_transparent_entry_of_a_palette_is_an_alpha_channel_too(tmp_path, recwarn):
     picture = Image.fromarray(MASK.astype(np.uint8), mode="P")
+    picture.putpalette([*BLACK, *WHITE])
+    picture.save(tmp_path / "p.png", transparency=bytes([255, 255]))
+    np.testing.assert_array_equal(read_label(tmp_path / "p.png") > 0, MASK)
+    assert not recwarn.list
     picture.putpalette([*WHITE, *WHITE])
     picture.save(tmp_path / "p.png", transparency=0)
     with pytest.raises(UserError, match="is transparent in parts"):
