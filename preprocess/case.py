@@ -44,6 +44,9 @@ def pack_case(
         pairs, cut_px = cut_pairs(volume, recipe, files.case_id)
     except UserError as error:
         return SkippedEntry(case_id=files.case_id, reason=str(error))
+    except MemoryError:
+        reason = f"{files.images[0]}: the case does not fit into memory; use fewer --workers"
+        return SkippedEntry(case_id=files.case_id, reason=reason)
 
     spacing = pairs.spacing_mm[0]
     entry = CaseEntry(

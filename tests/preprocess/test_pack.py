@@ -19,6 +19,7 @@ from hvae_hpc.preprocess.journal import JOURNAL
 from hvae_hpc.preprocess.pack import pack
 from hvae_hpc.preprocess.parallel import map_in_order
 from hvae_hpc.preprocess.read.find_cases import find_cases
+from hvae_hpc.preprocess.read.volume import read_volume
 from hvae_hpc.preprocess.recipes.recipe import LayoutConfig, SlicesConfig, load_recipe
 from hvae_hpc.preprocess.store.manifest import read_manifest
 from hvae_hpc.preprocess.store.reader import read_dataset
@@ -158,6 +159,17 @@ def test_bad_cases_are_left_out_on_request_and_recorded(raw, tmp_path):
     assert "truncated" in read_manifest(tmp_path / "out").skipped[0].reason
     assert len(manifest.cases) == 4
     assert manifest.content_hash != good.content_hash
+
+
+def test_a_case_that_does_not_fit_into_memory_is_a_bad_case(raw, tmp_path, monkeypatch):
+    def read_or_fail(recipe, files, known):
+        if files.case_id == "case1":
+            raise MemoryError
+        return read_volume(recipe, files, known)
+
+    monkeypatch.setattr("hvae_hpc.preprocess.case.read_volume", read_or_fail)
+    with pytest.raises(UserError, match=r"bad cases: 1.*\n  case1: .*does not fit into memory"):
+        pack(tiny_recipe(), raw, tmp_path / "out", workers=1)
 
 
 def test_nothing_but_bad_cases_is_an_error_also_when_they_may_be_skipped(raw, tmp_path):
