@@ -104,9 +104,7 @@ def _to_grey(path: Path, picture: Image.Image) -> Image.Image:
 def _to_label(path: Path, picture: Image.Image, label: LabelConfig) -> Image.Image:
     """Return a label's values as one number per pixel."""
     has_alpha = _has_alpha(picture)
-    if label.channel == _ALPHA and not has_alpha:
-        raise UserError(f"{path}: has no alpha channel that says anything; see label.channel")
-    if label.channel is not None:
+    if label.channel is not None and (has_alpha or label.channel != _ALPHA):
         return picture.convert("RGBA").getchannel(label.channel)
     if has_alpha:
         raise UserError(

@@ -101,8 +101,9 @@ class LabelConfig:
                 from 0.
         threshold: of a mask in grey: values from here on are tumour, and no value is unknown. None:
             every value is a class.
-        channel: which volume of a 4D label, from 0; of a picture its red (0), green, blue or alpha
-            (3). None: a 4D label is an error, and so is a picture whose channels differ.
+        channel: which volume of a 4D label, from 0; of a picture its red (0), green, blue or, where
+            it is transparent in parts, alpha (3). None: a 4D label is an error, and so is a picture
+            in several colours, or transparent in parts.
     """
 
     tumour: tuple[int, ...] | Literal["any"]
