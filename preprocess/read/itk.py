@@ -35,7 +35,8 @@ _NRRD_PLACE = re.compile(
     rb"(?ims)(?=.*^space: *(left-post|right-ant|left-ant|LPS|RAS|LAS)).*^space directions:"
 )
 _NOT_READ = re.compile(
-    rb"(?im)^(ElementToIntensityFunction|BinaryData *= *F|data ?file:|encoding:(?! *(raw|gz))"
+    rb"(?im)^(ElementToIntensityFunction|BinaryData *= *F|HeaderSize *=(?! *0)|data ?file:"
+    rb"|encoding:(?! *(raw|gz))|(byte|line) ?skip:(?! *0)"
     rb'|space units:(?! *("(mm)?" *)+\r?$)).*'
 )
 _ZIPPED = re.compile(rb"(?im)^(CompressedData *= *T|encoding: *gz)")

@@ -166,6 +166,13 @@ NO_PLACE = "the header lacks its size, type, orientation or spacing; set it"
             (b"encoding", b'space units: "m" "m" "m"\nencoding'),
             "which is not read",
         ),
+        (
+            "mha",
+            False,
+            change,
+            (b"ElementDataFile", b"HeaderSize = 9\nElementDataFile"),
+            "has 'HeaderSize = 9', which is not read",
+        ),
         ("mhd", False, change, (b"a.raw", b"../a.raw"), "its voxels lie in '../a.raw', expected a"),
         ("mhd", False, change, (b"a.raw", b"a.mhd"), "its voxels lie in 'a.mhd', expected a.raw"),
         ("mhd", False, change, (b"a.raw", b"LIST"), "its voxels lie in 'LIST', expected a.raw"),
