@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from hvae_hpc.errors import UserError, run_command
+from hvae_hpc.errors import UserError, run_command, say
 
 COMMANDS = {
     "preprocess": ("hvae_hpc.preprocess.__main__", "pack scans or 2D pictures into shards"),
@@ -39,10 +39,10 @@ def main() -> int:
 
 def _dispatch(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
-        print("usage: hvae-hpc COMMAND ...\n")
+        say("usage: hvae-hpc COMMAND ...\n")
         for name, (_, about) in COMMANDS.items():
-            print(f"  {name:11} {about}")
-        print("\nexample: hvae-hpc sweep demo     (each command has its own --help)")
+            say(f"  {name:11} {about}")
+        say("\nexample: hvae-hpc sweep demo     (each command has its own --help)")
         return 0
     name, *rest = argv
     if name not in COMMANDS:

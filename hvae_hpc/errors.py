@@ -9,6 +9,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import TextIO
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """The system's errors where a file may not grow: a full disk, a quota, a limit of file size."""
@@ -33,6 +34,17 @@ def printable(text: str) -> str:
     )
 
 
+def say(*texts: object, to: TextIO | None = None) -> None:
+    """Print texts on lines of their own; what is printed may come from anybody's files.
+
+    Args:
+        texts: their line breaks stay; all else that a terminal would obey is escaped.
+        to: standard output where it is None.
+    """
+    lines = [line for text in texts for line in str(text).expandtabs().split("\n")]
+    print(*map(printable, lines), sep="\n", file=to, flush=True)
+
+
 def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
     """Run a command's main function and turn a user's fault into one line and exit code 2.
 
@@ -46,10 +58,10 @@ def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str] | N
     try:
         return command(sys.argv[1:] if argv is None else argv)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", to=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command continues from what is there", file=sys.stderr)
+        say("stopped; the same command continues from what is there", to=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of our output (less, head) went away.

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from hvae_hpc.config.loader import find_toml, load, merge, read_toml
 from hvae_hpc.config.stages import SegmentConfig
-from hvae_hpc.errors import UserError, run_command
+from hvae_hpc.errors import UserError, run_command, say
 from hvae_hpc.jobs.sites.site import Site, add_flags, fit_cluster, flags_of, place_of, read_site
 from hvae_hpc.jobs.slurm import client as slurm
 from hvae_hpc.jobs.slurm.limits import Cluster, read_cluster
@@ -76,10 +76,10 @@ def main(argv: Sequence[str]) -> int:
     if cluster and missing:
         return _submit(plan, site, cluster, options, argv)
     if cluster:
-        print("submitted nothing: every run is done")
-        print(f"tables: python -m hvae_hpc.results {shlex.quote(str(plan.runs_folder))}")
+        say("submitted nothing: every run is done")
+        say(f"tables: python -m hvae_hpc.results {shlex.quote(str(plan.runs_folder))}")
     if options.plan:
-        print("nothing was done (--plan)")
+        say("nothing was done (--plan)")
         return 0
     write_plan(plan, plan_path(plan.runs_folder, plan.sweep))
     return 0 if cluster else _run_here(plan, missing, options)
@@ -237,24 +237,24 @@ def _how_to_pack(sweep: SweepConfig, name: str, folder: Path, place: Sequence[st
 
 def _describe(sweep: SweepConfig, plan: Plan, results: Mapping[str, ResultSummary]) -> None:
     """Print what the sweep is: its data, arms that are left out, and its runs by stage."""
-    print(f"sweep {sweep.name}: {sweep.about}" if sweep.about else f"sweep {sweep.name}")
+    say(f"sweep {sweep.name}: {sweep.about}" if sweep.about else f"sweep {sweep.name}")
     if not sweep.generators:
-        print('  no generators: extends = "table1" in the sweep file takes those of the paper')
+        say('  no generators: extends = "table1" in the sweep file takes those of the paper')
     for name, data in plan.data.items():
-        print(f"  data {name}: {data['folder']} (content {data['content_hash'][:12]})")
+        say(f"  data {name}: {data['folder']} (content {data['content_hash'][:12]})")
         arms = {config.arm.name for config in plan.configs(SegmentConfig) if config.data == name}
         for arm in sorted(set(sweep.arms) - arms):
-            print(f"    goes without arm {arm}: too few cases beside the test cases")
+            say(f"    goes without arm {arm}: too few cases beside the test cases")
 
     runs = Counter(run.stage for run in plan.runs.values())
     done = Counter(plan.runs[run_id].stage for run_id, result in results.items() if result.done)
     for stage, n in runs.items():
-        print(f"  {stage:8} {n:5} runs, {done[stage]:5} done, {n - done[stage]:5} to make")
-    print(f"  runs folder: {plan.runs_folder}")
+        say(f"  {stage:8} {n:5} runs, {done[stage]:5} done, {n - done[stage]:5} to make")
+    say(f"  runs folder: {plan.runs_folder}")
     for run_id, result in results.items():
         if not result.done and result.reason:
             run = plan.runs[run_id]
-            print(f"  to be made again: {run.stage} {run.label}: {result.reason}")
+            say(f"  to be made again: {run.stage} {run.label}: {result.reason}")
 
 
 def _submit(
@@ -267,7 +267,7 @@ def _submit(
 ) -> int:
     """Submit what is neither done nor in the queue; with ``--plan`` only show it."""
     for note in site.notes:
-        print(f"  {note}")
+        say(f"  {note}")
     words = [word for word in argv if word not in ("--plan", "--finish", str(options.finish))]
     last_job = ["-m", "hvae_hpc.sweep", *words, "--finish"]
     retries = min(options.retries, site.caps.retries)
@@ -276,17 +276,17 @@ def _submit(
         prepared = prepare.prepare(plan, site, cluster, last_job, retries=retries)
         lines = [*preview.describe(prepared, prepare.check_space(prepared))]
         lines += preview.sbatch_texts(prepared.plan.arrays)
-        print(*lines, "nothing was done (--plan)", sep="\n")
+        say(*lines, "nothing was done (--plan)")
         return 0
 
     with submitting(plan.runs_folder / SUBMISSIONS):
         prepared = prepare.prepare(plan, site, cluster, last_job, scope=scope, retries=retries)
         for line in preview.describe(prepared, prepare.check_space(prepared)):
-            print(line)
+            say(line)
         write_plan(plan, plan_path(plan.runs_folder, plan.sweep))
         application = apply.Application(prepared)
         application.run()
-    print(*preview.tell(application, retries), sep="\n")
+    say(*preview.tell(application, retries))
     in_queue = any(status.kind in prepare.IN_QUEUE for status in prepared.statuses.values())
     return 0 if application.jobs or in_queue or not application.refused else 1
 
@@ -301,7 +301,7 @@ def _finish(options: argparse.Namespace, argv: Sequence[str]) -> int:
     try:
         _write_tables(plan, partial=True)
     except UserError as error:  # the rest is to be submitted all the same
-        print(f"no tables: {error}", file=sys.stderr)
+        say(f"no tables: {error}", to=sys.stderr)
 
     # Where none of its own runs is done, the same submission would most likely fail again.
     results, submitted = read_results(plan), Submissions(plan.runs_folder).last_elements()

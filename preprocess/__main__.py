@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hvae_hpc.errors import UserError, run_command
+from hvae_hpc.errors import UserError, run_command, say
 from hvae_hpc.jobs.sites.site import add_flags, fit_cluster, flags_of, place_of, read_site
 from hvae_hpc.preprocess.pack import pack
 from hvae_hpc.preprocess.phantoms.make import KINDS, write_phantoms
@@ -26,11 +26,11 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; see ``--help``."""
     options = _parse(argv)
     if options.verify:
-        verify(options.verify, options.raw, options.workers or _cores(), _say)
+        verify(options.verify, options.raw, options.workers or _cores(), say)
         return 0
     recipe = load_recipe(options.recipe)
     if options.explain:
-        print(explain(recipe))
+        say(explain(recipe))
         return 0
 
     raw = options.raw or Path("phantoms") / recipe.name
@@ -51,10 +51,10 @@ def main(argv: Sequence[str]) -> int:
     sweep = ["python", "-m", "hvae_hpc.sweep", "--data", f"{recipe.name}={out}", "--plan"]
     if options.partition:
         place = _submit(options, f"pack-{recipe.name}", raw, out)
-        print(f"when it is done: {shlex.join([*sweep, *place])}")
+        say(f"when it is done: {shlex.join([*sweep, *place])}")
     else:
         _pack_here(options, recipe, raw, out)
-        print(f"packed data: {out}\nnext:        {shlex.join([*sweep, *place_of(options)])}")
+        say(f"packed data: {out}\nnext:        {shlex.join([*sweep, *place_of(options)])}")
     return 0
 
 
@@ -131,10 +131,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def _say(line: str) -> None:
-    print(line, flush=True)
-
-
 def _cores() -> int:
     """Return the cores this process may use: on a cluster not all of the node's."""
     may = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
@@ -144,10 +140,10 @@ def _cores() -> int:
 def _pack_here(options: argparse.Namespace, recipe: Recipe, raw: Path, out: Path) -> None:
     workers = options.workers or _cores()
     if options.phantom:
-        made = write_phantoms(recipe.name, raw, options.phantom, options.seed, workers, _say)
-        _say(f"{made} phantom cases made in {raw}, {options.phantom - made} were there")
-    manifest = pack(recipe, raw, out, workers, options.skip_bad, _say, bar=True)
-    print(to_text(read_summary(out)))
+        made = write_phantoms(recipe.name, raw, options.phantom, options.seed, workers, say)
+        say(f"{made} phantom cases made in {raw}, {options.phantom - made} were there")
+    manifest = pack(recipe, raw, out, workers, options.skip_bad, say, bar=True)
+    say(to_text(read_summary(out)))
     _draw_sheets(manifest, out, options.sheet)
 
 
@@ -161,7 +157,7 @@ def _submit(options: argparse.Namespace, name: str, raw: Path, out: Path) -> lis
     site = fit_cluster(read_site(options.site, flags), options.partition, cluster)
     for note in site.notes:
         if note.startswith("pack:"):
-            print(note)
+            say(note)
     resources = site.resources["pack"]
     cluster.check_suits("pack", resources)
 
@@ -183,7 +179,7 @@ def _submit(options: argparse.Namespace, name: str, raw: Path, out: Path) -> lis
     logs, key = out.resolve() / "logs", str(out.resolve())
     job, queued = submit_command(name, command, resources, options.partition, logs, key=key)
     already = "is in the queue already and " if queued else ""
-    print(f"job {job} {already}packs {raw} into {out}; its log: {logs}")
+    say(f"job {job} {already}packs {raw} into {out}; its log: {logs}")
     # Nodes that pack may have no GPU.
     train = site.resources["train"]
     suited = cluster.find_suited(train) or [train.partition]
@@ -211,7 +207,7 @@ def _draw_sheets(manifest: Manifest, out: Path, at_most: int | None) -> None:
 
     pages = write_contact_sheets(out, titles, read, PER_PAGE if at_most is None else at_most)
     if pages:
-        print(f"look at:     {pages[0]}" + (f" to {pages[-1].name}" if len(pages) > 1 else ""))
+        say(f"look at:     {pages[0]}" + (f" to {pages[-1].name}" if len(pages) > 1 else ""))
 
 
 if __name__ == "__main__":

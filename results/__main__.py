@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hvae_hpc.errors import UserError, run_command
+from hvae_hpc.errors import UserError, run_command, say
 from hvae_hpc.runs.plan import find_plans
 
 _DESCRIPTION = """\
@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
         try:
             write_results(options.runs, path.stem, options.partial, options.out)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            say(f"error: {error}", to=sys.stderr)
             code = 2
     return code
 

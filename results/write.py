@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from hvae_hpc.errors import UserError, printable
+from hvae_hpc.errors import UserError, printable, say
 from hvae_hpc.jobs.state.device_hours import read_device_hours
 from hvae_hpc.jobs.state.run_status import read_run_status
 from hvae_hpc.jobs.state.submissions import Submissions
@@ -58,11 +58,11 @@ def write_results(
     paths += _write_verdicts(folder, verdicts)
     if collected.missing:
         count = f"{len(collected.missing)} of {len(plan.runs)}"
-        print(f"missing, {count} runs:\n{name_some(collected.missing)}")
+        say(f"missing, {count} runs:\n{name_some(collected.missing)}")
 
     figures, remarks = write_figures(plan, collected, scores, folder)
     for remark in remarks:
-        print(printable(remark))
+        say(remark)
     paths += [*figures, *missing, *write_rows(collected, folder)]
 
     paths += _write_text(folder / "spent.csv", device_hours.to_csv() if device_hours else "")
@@ -71,8 +71,8 @@ def write_results(
         folder / "report.html", plan, collected, built, verdicts, figures, remarks, device_hours
     )
     paths.append(report)
-    print(f"{len(paths)} files are in {folder}")
-    print(f"open {report}")
+    say(f"{len(paths)} files are in {folder}")
+    say(f"open {report}")
     return paths
 
 
@@ -106,7 +106,7 @@ def _write_tables(folder: Path, sweep: str, tables: Mapping[str, Table | None]) 
     for name, table in tables.items():
         texts = {"md": "", "csv": "", "tex": ""}
         if table:
-            print(table.to_text())
+            say(table.to_text())
             texts = {
                 "md": table.to_markdown(),
                 "csv": table.to_csv(),
@@ -120,7 +120,7 @@ def _write_tables(folder: Path, sweep: str, tables: Mapping[str, Table | None]) 
 def _write_verdicts(folder: Path, verdicts: Sequence[str]) -> list[Path]:
     """Print and write a sentence per data set."""
     if verdicts:
-        print("Verdict\n\n" + "\n".join(textwrap.fill(line, 100) for line in verdicts) + "\n")
+        say("Verdict\n\n" + "\n".join(textwrap.fill(line, 100) for line in verdicts) + "\n")
     return _write_text(folder / "verdict.txt", "".join(f"{line}\n" for line in verdicts))
 
 

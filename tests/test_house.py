@@ -328,3 +328,15 @@ def test_nothing_that_a_file_or_a_peer_sends_is_executed() -> None:
             if called == "torch.load" and given.get("weights_only") != "True":
                 bad.append(f"{name}: {called} of anything")
     assert not bad
+
+
+def test_one_function_prints() -> None:
+    bare = [
+        f"{name}:{node.lineno}"
+        for name, path in modules().items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) in ("print", "traceback.print_exc")
+        and name != "hvae_hpc.errors"
+    ]
+    assert not bare

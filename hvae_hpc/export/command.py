@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hvae_hpc.errors import UserError, run_command
+from hvae_hpc.errors import UserError, run_command, say
 from hvae_hpc.jobs.state.find_run import find_run
 
 
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
         synthetic_only=options.synthetic_only,
         dataset_id=501 if options.id is None else options.id,
     )
-    print("\n".join(lines))
+    say("\n".join(lines))
     return 0
 
 

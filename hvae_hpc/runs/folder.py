@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hvae_hpc.config.loader import dump, load, read_json
-from hvae_hpc.errors import NO_ROOM, NonFiniteError, UserError, printable
+from hvae_hpc.errors import NO_ROOM, NonFiniteError, UserError, say
 from hvae_hpc.runs.files import RECORD_BYTES, open_to_append, read_last_lines
 from hvae_hpc.runs.identity import canonical_json
 from hvae_hpc.runs.lease import check
@@ -295,7 +295,7 @@ def append_log(folder: Path, record: dict[str, Any]) -> None:
         _UNWRITTEN[folder] = lines[-KEPT_LINES:]
         if not kept:
             note = f"{error}; its next lines are kept in memory until there is room"
-            print(note, file=sys.stderr, flush=True)
+            say(note, to=sys.stderr)
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -332,7 +332,7 @@ def read_records(path: Path, check: Callable[[Any], T]) -> list[T]:
         trouble = f"cannot be read ({error.strerror})"
     if trouble and path not in _TOLD:
         _TOLD.add(path)
-        print(printable(f"{path}: {trouble}; they count as none"), file=sys.stderr)
+        say(f"{path}: {trouble}; they count as none", to=sys.stderr)
     return records
 
 

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from hvae_hpc.config.loader import dump, load
-from hvae_hpc.errors import UserError
+from hvae_hpc.errors import UserError, say
 from hvae_hpc.runs.files import SETTINGS_BYTES, open_file
 
 LEASE = ".lease-"
@@ -267,7 +267,7 @@ def locked(
             return
         if not is_told and time.monotonic() - began > TELL_AFTER_S:
             is_told = True
-            print(f"{folder}: waits for {taken or 'another process'}", file=sys.stderr, flush=True)
+            say(f"{folder}: waits for {taken or 'another process'}", to=sys.stderr)
         time.sleep(LOOK_EVERY_S)
     try:
         yield taken

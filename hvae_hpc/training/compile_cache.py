@@ -13,7 +13,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from hvae_hpc.errors import UserError
+from hvae_hpc.errors import UserError, say
 
 
 @cache
@@ -27,7 +27,7 @@ def use_private_cache() -> Path:
         # A disk that several machines share may hold code of another machine's processor.
         folder = private_folder(Path(tempfile.gettempdir())) / f"compiled-{platform.node()}"
     except UserError as error:
-        print(f"what torch compiles is not kept: {error}", flush=True)
+        say(f"what torch compiles is not kept: {error}")
         folder = Path(tempfile.mkdtemp(prefix="hvae_hpc-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)

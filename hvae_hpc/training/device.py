@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from hvae_hpc.errors import UserError
+from hvae_hpc.errors import UserError, say
 from hvae_hpc.models.blocks import Batch, Loss, Phase
 from hvae_hpc.runs.workplace import Workplace
 from hvae_hpc.training.batches import generator_for
@@ -124,7 +124,7 @@ class CompiledForward(nn.Module):
             self.notes.append(f"torch.compile failed, ran eager: {type(error).__name__}: {reason}")
             self.workplace.log({"event": "compile_failed", "reason": reason})
             if self.workplace.rank == 0:
-                print(f"{self.workplace.folder.name}: {self.notes[-1]}", flush=True)
+                say(f"{self.workplace.folder.name}: {self.notes[-1]}")
             self.close()
             self.parts, CompiledForward.graphs_of = (), None
         return self.model(batch, phase)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from hvae_hpc.errors import UserError
+from hvae_hpc.errors import UserError, say
 from hvae_hpc.jobs.sites.site import read_site
 from hvae_hpc.jobs.slurm import client as slurm
 from hvae_hpc.jobs.state.find_run import add_runs_folder, find_run
@@ -37,16 +37,16 @@ def cancel(argv: Sequence[str]) -> int:
 def _cancel_sweep(runs_folder: Path, sweep: str) -> None:
     rows = [row for row in _read_queue(runs_folder, sweep) if row.state != "COMPLETING"]
     if not rows:
-        print(f"sweep {sweep}: nothing of it is in the queue")
+        say(f"sweep {sweep}: nothing of it is in the queue")
         return
     jobs = sorted({row.job for row in rows}, key=int)
     _scancel(jobs)
     elements = sum(max(1, len(row.places)) for row in rows)
     waiting = sum(max(1, len(row.places)) for row in rows if row.state == "PENDING")
     counted = f"{waiting} waiting and {elements - waiting} running elements"
-    print(f"sweep {sweep}: cancelled {len(jobs)} jobs with {counted}")
-    print(f"  {' '.join(jobs)}")
-    print("running elements save before they end; the same sweep command continues from there")
+    say(f"sweep {sweep}: cancelled {len(jobs)} jobs with {counted}")
+    say(f"  {' '.join(jobs)}")
+    say("running elements save before they end; the same sweep command continues from there")
 
 
 def _cancel_run(runs_folder: Path, plan: Plan, run_id: str) -> None:
@@ -54,16 +54,16 @@ def _cancel_run(runs_folder: Path, plan: Plan, run_id: str) -> None:
     queue = slurm.read_queue(not_before=time.time(), patience_s=PATIENCE_S)
     elements = [each for each in submissions.queued_elements(queue) if run_id in each[2]]
     if not elements:
-        print(f"{run.stage} {run.label} ({run_id}) is not in the queue")
+        say(f"{run.stage} {run.label} ({run_id}) is not in the queue")
         return
     element, row, run_ids = elements[0]
     _scancel([element])
     state = row.state.lower()
-    print(f"cancelled element {element} ({state}), which makes {run.stage} {run.label}")
+    say(f"cancelled element {element} ({state}), which makes {run.stage} {run.label}")
 
     if len(run_ids) > 1:
-        print(f"the element's other runs, {len(run_ids) - 1}, are cancelled with it")
-    print("the same sweep command submits them again, and continues from what was saved")
+        say(f"the element's other runs, {len(run_ids) - 1}, are cancelled with it")
+    say("the same sweep command submits them again, and continues from what was saved")
 
 
 def throttle(argv: Sequence[str]) -> int:
@@ -81,7 +81,7 @@ def throttle(argv: Sequence[str]) -> int:
     if n < 0:
         raise UserError(f"N is {n}, expected 0 (as many as fit) or more")
     if cap and not 0 < n <= cap:
-        print(f"the administrator allows {cap} elements of an array at a time")
+        say(f"the administrator allows {cap} elements of an array at a time")
         n = cap
 
     # SLURM can change only arrays of which something waits.
@@ -91,11 +91,11 @@ def throttle(argv: Sequence[str]) -> int:
         update = ["scontrol", "update", f"JobId={','.join(jobs)}", f"ArrayTaskThrottle={n}"]
         slurm.ask(update, PATIENCE_S)
         at_a_time = f"at most {n}" if n else "as many as fit"
-        print(f"sweep {sweep}: {at_a_time} at a time in each of {len(jobs)} arrays")
-        print(f"  {' '.join(jobs)}")
+        say(f"sweep {sweep}: {at_a_time} at a time in each of {len(jobs)} arrays")
+        say(f"  {' '.join(jobs)}")
     else:
         later = "for later arrays, use --array-parallelism or the site file"
-        print(f"sweep {sweep}: none of its arrays waits; {later}")
+        say(f"sweep {sweep}: none of its arrays waits; {later}")
     return 0
 
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hvae_hpc.errors import say
 from hvae_hpc.jobs.state.element_logs import process_logs, read_end
 from hvae_hpc.jobs.state.find_run import add_run, find_run
 from hvae_hpc.jobs.state.run_log import split_attempts
@@ -25,22 +26,22 @@ def main(argv: Sequence[str]) -> int:
     submissions = Submissions(plan.runs_folder)
     statuses = make_sweep_status(plan, submissions, *read_our_queue(submissions)).statuses
     kind, element, reason = statuses[run_id]
-    print(f"{plan.runs[run_id].stage} {plan.runs[run_id].label} ({run_id})")
-    print(kind + (f" ({element})" if element else "") + (f": {reason}" if reason else ""))
+    say(f"{plan.runs[run_id].stage} {plan.runs[run_id].label} ({run_id})")
+    say(kind + (f" ({element})" if element else "") + (f": {reason}" if reason else ""))
 
     log = read_log(plan.folder(run_id))
-    print(f"\n{plan.folder(run_id)}" + ("/log.jsonl" if log else ": nothing yet"))
+    say(f"\n{plan.folder(run_id)}" + ("/log.jsonl" if log else ": nothing yet"))
     for record in log[-options.lines :]:
-        print(f"  {_describe(record)}")
+        say(f"  {_describe(record)}")
 
     # The last attempt's process, or that of the element that has it; that of local workers is "".
     attempts = split_attempts(log)
     name = str(attempts[-1][0].get("job_id", "")) if attempts else element
     paths = process_logs(plan.runs_folder, name, "0")[-1:] if attempts or element else []
     for path in paths:
-        print(f"\n{path}")
+        say(f"\n{path}")
         for line in read_end(path, run_id, options.lines) or ["nothing yet"]:
-            print(f"  {line}")
+            say(f"  {line}")
     return 0
 
 

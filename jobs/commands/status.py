@@ -16,6 +16,7 @@ from shlex import quote
 from typing import Any, NamedTuple
 
 from hvae_hpc.config.stages import CONFIGS, SegmentConfig
+from hvae_hpc.errors import say
 from hvae_hpc.jobs.failures.classify import classify, gather
 from hvae_hpc.jobs.state.device_hours import StageHours, read_device_hours
 from hvae_hpc.jobs.state.element_ends import read_ends
@@ -204,11 +205,11 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     if options.json:
         sweeps = read_sweep_statuses(options.runs, options.sweep)
-        print(json.dumps(_to_plain(sweeps, options.costs)))
+        say(json.dumps(_to_plain(sweeps, options.costs)))
     elif options.watch and sys.stdout.isatty():
         _watch(options)
     else:
-        print(_screen(options))
+        say(_screen(options))
     return 0
 
 
@@ -244,8 +245,10 @@ def _watch(options: argparse.Namespace) -> None:
     try:
         while True:
             began = time.monotonic()
-            print(f"\033[H\033[2J{_screen(options)}", flush=True)
+            screen = _screen(options)
+            sys.stdout.write("\033[H\033[2J")
+            say(screen)
             # At most a fifth of the time is spent on looking: a large sweep loads the disk.
             time.sleep(max(REFRESH_S, 4 * (time.monotonic() - began)))
     except KeyboardInterrupt:
-        print()
+        say()

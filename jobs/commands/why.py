@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hvae_hpc.config.stages import SegmentConfig, TrainConfig
-from hvae_hpc.errors import printable
+from hvae_hpc.errors import printable, say
 from hvae_hpc.jobs.failures.bad_nodes import gather_failures
 from hvae_hpc.jobs.failures.classify import Evidence, classify, gather
 from hvae_hpc.jobs.failures.retry import RunRetries, decide_retry, read_history, with_retry_changes
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
         evidence = gather_failures(plan, read_results(plan), statuses, submissions)[run_id]
     else:
         evidence = gather(plan, run_id, status, submissions, read_ends(submissions))
-    print(*explain(plan, run_id, evidence, read_site(options.site), note), sep="\n")
+    say(*explain(plan, run_id, evidence, read_site(options.site), note))
     return 0
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hvae_hpc.config.loader import dump, load, read_json
-from hvae_hpc.errors import UserError, printable
+from hvae_hpc.errors import UserError, say
 from hvae_hpc.jobs.failures.bad_nodes import gather_failures
 from hvae_hpc.jobs.failures.classify import Evidence, classify
 from hvae_hpc.jobs.sites.retry_policy import Failure, change, in_words
@@ -68,7 +68,7 @@ def read_history(runs_folder: Path) -> RetryHistory:
     try:
         return load(RetryHistory, read_json(path), str(path))
     except UserError as error:
-        print(printable(f"warning: {error}; earlier retries are forgotten"), file=sys.stderr)
+        say(f"warning: {error}; earlier retries are forgotten", to=sys.stderr)
         return RetryHistory()
 
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from hvae_hpc.errors import NO_ROOM, UserError
+from hvae_hpc.errors import NO_ROOM, UserError, say
 from hvae_hpc.jobs.sites.retry_policy import Failure
 from hvae_hpc.runs.folder import METRICS, append_log, find_checkpoints, read_log
 from hvae_hpc.runs.lease import host, job_id
@@ -61,7 +61,7 @@ def let_output_be_lost() -> None:
 def announce() -> None:
     """Print that this process of an element begins: what stands above is of earlier ones."""
     restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
-    print(f"element {job_id()} begins, after {restarts} restarts", flush=True)
+    say(f"element {job_id()} begins, after {restarts} restarts")
 
 
 def checkpoint_at(folder: Path) -> int:
@@ -194,5 +194,5 @@ def record(
         folder.mkdir(parents=True, exist_ok=True)
         append_log(folder, about | evidence)
     except (OSError, UserError):  # the failure may be that the disk takes nothing
-        print(f"{folder}: the failure could not be logged", file=sys.stderr)
+        say(f"{folder}: the failure could not be logged", to=sys.stderr)
     return line

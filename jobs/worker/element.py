@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from hvae_hpc.errors import UserError, run_command
+from hvae_hpc.errors import UserError, run_command, say
 from hvae_hpc.jobs.failures.canary import why_held
 from hvae_hpc.jobs.slurm.client import ask
 from hvae_hpc.jobs.state.run_log import (
@@ -60,7 +60,7 @@ def run_element(plan_file: Path, array: int) -> int:
     place = int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
     ids = plan.arrays[array].elements[place]
     if rank == 0 and (reason := why_held(plan_file, plan, array, place)):
-        print(reason, flush=True)
+        say(reason)
         for run_id in ids:
             record(plan.folder(run_id), "blocked", reason)
         return 1
@@ -141,7 +141,7 @@ def _make_all(plan: Plan, plan_file: Path, ids: Sequence[str]) -> dict[str, Repo
 def _tell(plan: Plan, report: Report) -> None:
     run = plan.runs[report.run_id]
     what = f"{report.state}: {run.stage} {run.label} ({report.run_id})"
-    print(f"{what}, {report.wall_s:.1f} s: {report.message}", flush=True)
+    say(f"{what}, {report.wall_s:.1f} s: {report.message}")
 
 
 def _leave(plan: Plan, array: int, before: Mapping[str, float], began: float) -> None:
@@ -170,7 +170,7 @@ def _leave(plan: Plan, array: int, before: Mapping[str, float], began: float) ->
         requeue(job_id(), min(resources.signal_lead_s / 3, 0.1 * len(of_array.elements)))
     elif at_limit:
         progress = "" if further else " and without progress"
-        print(f"at the time limit, after {restarts} restarts{progress}: not sent back", flush=True)
+        say(f"at the time limit, after {restarts} restarts{progress}: not sent back")
     elif of_array.grace_s:
         # SLURM does not requeue what ends by itself in the grace time before a preemption.
         _wait(of_array.grace_s + LATE_S, lambda: False)
@@ -202,9 +202,9 @@ def requeue(element: str, spread_s: float) -> None:
     try:
         ask(["scontrol", "requeue", element], patience_s=30.0)  # once more where SLURM is busy
     except UserError as error:
-        print(f"could not be sent back ({error}); give the sweep command again", flush=True)
+        say(f"could not be sent back ({error}); give the sweep command again")
         return
-    print("at the time limit: saved, sent back to the queue", flush=True)
+    say("at the time limit: saved, sent back to the queue")
     _wait(ENDED_S, _is_told_to_go)
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from hvae_hpc.config.loader import dump, load
-from hvae_hpc.errors import run_command
+from hvae_hpc.errors import run_command, say
 from hvae_hpc.jobs.state.run_log import (
     count_oom_kills,
     evidence_of_death,
@@ -251,7 +251,7 @@ def run_locally(
         took = f"{run.stage:8} {run.label:32} {report.wall_s:6.1f} s"
         bar.clear()
         count = f"[{next(number):{len(str(total))}}/{total}]"
-        print(f"{count} {took}  {state}{report.message}", flush=True)
+        say(f"{count} {took}  {state}{report.message}")
         bar.update()
 
     with bar, open(plan_file.with_suffix(".log"), "a") as log:
@@ -287,7 +287,7 @@ def serve(argv: Sequence[str]) -> int:
         if order is None:
             break
         report = execute_when_free(plan, order, int(argv[1]))
-        print(json.dumps(dump(report)), file=answers, flush=True)
+        say(json.dumps(dump(report)), to=answers)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hvae_hpc.config.loader import dump, read_json
-from hvae_hpc.errors import UserError
+from hvae_hpc.errors import UserError, say
 from hvae_hpc.jobs.state.run_log import (
     MACHINE_ERRORS,
     check_stall,
@@ -118,12 +119,12 @@ def execute(
                 return report("stopped", "saved and left")
             return report("done", _headline(outcome))
     except LostError as error:  # the log is the other process's now
-        print(error, flush=True)
+        say(error)
         return report("busy", str(error))
     except UserError as error:
         return report("failed", record(folder, "failed", str(error), **evidence_of(error)))
     except Exception as error:  # a bug in one run must not take the others of this process along
-        traceback.print_exc()
+        say(traceback.format_exc(), to=sys.stderr)
         kind, evidence = type(error).__name__, evidence_of(error)
         is_bug = evidence.get("errno") not in MACHINE_ERRORS and not kind.endswith("MemoryError")
         message = f"{kind}: {error}{' (a bug: traceback in the log)' if is_bug else ''}"
@@ -291,6 +292,6 @@ def follow(plan: Plan, run_id: str, rank: int) -> int:
     try:
         stage_function(run.stage)(run.config, _workplace(plan, run_id, signals.leave_asked, rank))
     except UserError as error:
-        print(f"process {rank}: {error}", flush=True)
+        say(f"process {rank}: {error}")
         return 1
     return 0
