@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hvae_hpc.results.collect import Collected
-from hvae_hpc.runs.folder import write_atomic_by
+from hvae_hpc.results.tables.table import to_csv
+from hvae_hpc.runs.folder import write_atomic, write_atomic_by
 
 
 def write_rows(collected: Collected, folder: Path) -> list[Path]:
@@ -28,7 +29,7 @@ def write_rows(collected: Collected, folder: Path) -> list[Path]:
         rows: pd.DataFrame = getattr(collected, name)
         if len(rows):
             paths += [rows_folder / f"{name}.csv", rows_folder / f"{name}.parquet"]
-            write_atomic_by(paths[-2], partial(rows.to_csv, index=False))
+            write_atomic(paths[-2], to_csv(rows))
             write_atomic_by(paths[-1], partial(rows.to_parquet, index=False))
     if len(collected.segment):
         paths.append(rows_folder / "cases.parquet")

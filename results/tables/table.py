@@ -30,6 +30,9 @@ _LATEX = str.maketrans(
     }
 )
 
+# A formula (but "+100" and "+16.5 %" are none), or a whole number such as the hash 12345e678901.
+_NOT_LIKE_TEXT = re.compile(r"[=@\t\r]|[-+](?![\d.]+( %)?$)|\d+(e\d+)?$", re.IGNORECASE)
+
 Cell = str | int | float | None
 
 
@@ -80,7 +83,7 @@ class Table:
 
     def to_csv(self) -> str:
         """Return the numbers; equal numbers give equal bytes."""
-        return pd.DataFrame(self.numbers, dtype=object).to_csv(index=False, lineterminator="\n")
+        return to_csv(pd.DataFrame(self.numbers, dtype=object))
 
     def to_latex(self, label: str) -> str:
         r"""Return a table environment, which needs ``\usepackage{booktabs}`` and nothing else.
@@ -166,6 +169,21 @@ class Table:
             ]
             for i, row in enumerate(self.rows)
         ]
+
+
+def to_csv(rows: pd.DataFrame) -> str:
+    """Return rows as CSV whose texts stay texts, in pandas and in a spreadsheet.
+
+    A text that would be read as a formula or as a whole number gets an apostrophe before it.
+    """
+    marked = rows.copy()
+    for name in rows.select_dtypes(exclude="number"):
+        cells = [
+            f"'{cell}" if isinstance(cell, str) and _NOT_LIKE_TEXT.match(cell) else cell
+            for cell in rows[name]
+        ]
+        marked[name] = pd.Series(cells, index=rows.index, dtype=object)
+    return marked.to_csv(index=False, lineterminator="\n")
 
 
 def paragraph(text: str) -> str:

@@ -1,10 +1,13 @@
 """Tables for papers and pages: their structure, and that no text of theirs is obeyed."""
 
+import io
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
-from hvae_hpc.results.tables.table import Table
+import pandas as pd
+
+from hvae_hpc.results.tables.table import Table, to_csv
 
 NASTY = r"50 % of $x_1$ & {a}\input{/etc/passwd} ~ ^ # <b>é±×↑↓—"
 TABLE = Table(
@@ -104,3 +107,12 @@ def test_a_number_of_thousands_is_a_whole_number() -> None:
     cells = ("1,234.5 hours", "12,345,678", "+1,000 x", "1, 2", "0.5,1", "1,2345")
     reader.feed(replace(TABLE, rows=(cells[:3], cells[3:]), bold=frozenset()).to_html())
     assert reader.numbers == ["1234.5", "12345678", "+1000", "1", "0.5", "1"]
+
+
+def test_a_text_in_a_csv_is_neither_a_formula_nor_a_number() -> None:
+    texts = ["12345e678901", "012345678901", "=cmd|' /C calc'!A0", "@SUM(A1)", "-1+HYPERLINK(A1)"]
+    plain = ["+100", "+16.5 %", "x2", "abc", "a=1"]
+    rows = pd.DataFrame({"text": [*texts, *plain], "number": [-1.5] * 9 + [None]})
+    read = pd.read_csv(io.StringIO(to_csv(rows)))
+    assert read["text"].tolist() == [*(f"'{text}" for text in texts), *plain]
+    assert read["number"].equals(rows["number"])
