@@ -55,6 +55,9 @@ def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str] | N
     Returns:
         The exit code: the command's own, 2 for a user's fault, 130 for Ctrl-C.
     """
+    # What it writes shows patients: the group may read at most, and others nothing.
+    umask = os.umask(0o077)
+    os.umask(umask | 0o027)
     try:
         return command(sys.argv[1:] if argv is None else argv)
     except UserError as error:
@@ -67,3 +70,5 @@ def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str] | N
         # The reader of our output (less, head) went away.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    finally:
+        os.umask(umask)
