@@ -1,5 +1,6 @@
 """One case: its files -> its pairs, or one line that says why not."""
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,7 +42,7 @@ def pack_case(
     stamps = stamp_files(files)  # before reading: a file changed meanwhile is read again next time
     try:
         volume = read_volume(recipe, files, known)
-        pairs, cut_px = cut_pairs(volume, recipe, files.case_id)
+        pairs, cut_px, accepted = cut_pairs(volume, recipe, files.case_id)
     except UserError as error:
         return SkippedEntry(case_id=files.case_id, reason=str(error))
     except MemoryError:
@@ -59,5 +60,12 @@ def pack_case(
         spacing_mm=tuple(round(float(side), 6) for side in spacing[~np.isnan(spacing)]),
         sources=volume.sources,
     )
-    record = CaseRecord(entry=entry, facts=volume.facts, cut_px=cut_px, stamps=stamps)
+    record = CaseRecord(
+        entry=entry,
+        facts=volume.facts,
+        cut_px=cut_px,
+        accepted=accepted,
+        images_sha256=hashlib.sha256(pairs.images.data).hexdigest(),
+        stamps=stamps,
+    )
     return PackedCase(record=record, pairs=pairs)

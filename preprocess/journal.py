@@ -23,8 +23,8 @@ from hvae_hpc.runs.folder import append_line, write_atomic
 from hvae_hpc.runs.identity import content_hash
 
 JOURNAL = "packing.jsonl"
-PACKING_VERSION = 1
-"""Raised when the same files and recipe give other pairs than before."""
+PACKING_VERSION = 2
+"""Raised when the same files and recipe give other pairs than before, or none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,8 @@ class CaseRecord:
         entry: where its pairs lie.
         facts: of its image.
         cut_px: tumour pixels of its slices that the crop cut off.
+        accepted: names of what is implausible about it, but accepted by the recipe.
+        images_sha256: of its pairs' images.
         stamps: role of a source file to [bytes, times of the last change of content and of
             anything, ns], as they were when it was packed; no copy can fake the second time. The
             numbers of a second file follow (.mhd).
@@ -43,6 +45,8 @@ class CaseRecord:
     entry: CaseEntry
     facts: Facts
     cut_px: int
+    accepted: tuple[str, ...]
+    images_sha256: str
     stamps: dict[str, tuple[int, ...]]
 
 

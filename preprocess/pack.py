@@ -142,7 +142,16 @@ class _Packing:
         most = max(1, min(PAIRS_PER_SHARD, BYTES_PER_SHARD // (5 * rows * columns)))
         skipped: list[SkippedEntry] = []
         held: list[PackedCase] = []
+        seen: dict[str, str] = {}
         for case in self._cases(bar):
+            if isinstance(case, PackedCase):
+                first = seen.setdefault(case.record.images_sha256, case.case_id)
+                if first != case.case_id and "repeated" not in self.recipe.accept:
+                    reason = (
+                        f"its images are those of {first}; remove one (no patient may train and "
+                        'test), or say accept = ["repeated"] at the head of the recipe'
+                    )
+                    case = SkippedEntry(case_id=case.case_id, reason=reason)
             if isinstance(case, SkippedEntry):
                 skipped.append(case)
                 continue

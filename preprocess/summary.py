@@ -40,6 +40,7 @@ class PackingSummary:
         tumour_px: tumour area of the pairs, px.
         tumour_mm2: the same in mm^2; None where the spacing is unknown.
         cut: cases whose tumour the crop cuts -> px cut off.
+        accepted: findings that the recipe accepts -> number of cases.
         orientations: of the files -> number of cases.
         shapes: columns x rows x slices of the images -> number of cases.
         spacings: of the images' files, or "spacing unknown" -> number of cases.
@@ -61,6 +62,7 @@ class PackingSummary:
     tumour_px: Spread
     tumour_mm2: Spread | None
     cut: dict[str, int]
+    accepted: dict[str, int]
     orientations: dict[str, int]
     shapes: dict[str, int]
     spacings: dict[str, int]
@@ -99,6 +101,7 @@ def summarise(
         tumour_px=_spread(area for entry in entries for area in entry.tumour_px),
         tumour_mm2=_spread(areas_mm2) if known else None,
         cut={record.entry.case_id: record.cut_px for record in records if record.cut_px},
+        accepted=_count(name for record in records for name in record.accepted),
         orientations=_count(fact.orientation or "2D" for fact in facts),
         shapes=_count(_times(fact.shape) for fact in facts),
         spacings=_count(
@@ -147,6 +150,10 @@ def to_text(summary: PackingSummary) -> str:
         named = ", ".join(f"{case_id} {count} px" for case_id, count in worst)
         more = ", ..." if len(summary.cut) > 3 else ""
         lines.append(f"  cut by the crop: {len(summary.cut)} cases ({named}{more})")
+
+    if summary.accepted:
+        named = ", ".join(f"{name} ({count} cases)" for name, count in summary.accepted.items())
+        lines.append(f"  implausible, but accepted: {named}")
 
     lines += [
         f"files:       {_listed(summary.orientations)}; {_listed(summary.shapes)} voxels; "

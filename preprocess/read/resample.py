@@ -112,7 +112,7 @@ def resample_mask(mask: Scan, target: Target) -> NDArray[np.bool_]:
 
 
 def resample_image(
-    image: Scan, target: Target, slices: Sequence[int], interpolation: str, outside: float
+    image: Scan, target: Target, slices: Sequence[int], interpolation: str
 ) -> NDArray[np.float32]:
     """Interpolate the image at some of the target's slices.
 
@@ -121,23 +121,22 @@ def resample_image(
         target: the grid.
         slices: indices of its slices.
         interpolation: "linear" or "bspline" (cubic).
-        outside: value where the image does not reach.
 
     Returns:
-        (columns, rows, len(slices)).
+        (columns, rows, len(slices)); NaN where the image does not reach.
     """
     made: dict[int, NDArray[np.float32]] = {}
     # Neighbouring slices, whose numbers rise as their places do, are made at once.
     numbered = enumerate(sorted(set(slices)))
     for _, group in groupby(numbered, key=lambda item: item[1] - item[0]):
         run = [index for _, index in group]
-        block = _interpolate(image, target, run[0], len(run), interpolation, outside)
+        block = _interpolate(image, target, run[0], len(run), interpolation)
         made.update({index: block[:, :, place] for place, index in enumerate(run)})
     return np.stack([made[index] for index in slices], axis=2)
 
 
 def _interpolate(
-    image: Scan, target: Target, first: int, count: int, interpolation: str, outside: float
+    image: Scan, target: Target, first: int, count: int, interpolation: str
 ) -> NDArray[np.float32]:
     import SimpleITK as sitk  # only recipes that resample pay for it
 
@@ -158,7 +157,7 @@ def _interpolate(
         (LPS_TO_RAS @ affine[:3, 3]).tolist(),
         [target.step_mm] * 3,
         (LPS_TO_RAS @ target.affine[:3, :3] / target.step_mm).ravel().tolist(),
-        outside,
+        np.nan,
     )
     return np.asarray(sitk.GetArrayFromImage(resampled)).T
 

@@ -8,6 +8,7 @@ A 2D picture is a scan of one slice whose place and spacing are unknown (NaN).
 import hashlib
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,11 @@ class Scan:
     affine: NDArray[np.float64]
     stored: str
     shape: tuple[int, ...]
+
+    @cached_property
+    def lowest(self) -> Any:
+        """The least of its voxels, in their own type; NaN where one is NaN."""
+        return self.values.min()
 
     @property
     def spacing_mm(self) -> NDArray[np.float64]:

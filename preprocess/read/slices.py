@@ -11,21 +11,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvae_hpc.errors import UserError
+from hvae_hpc.preprocess.read.plausible import judge_case
 from hvae_hpc.preprocess.read.volume import Volume
 from hvae_hpc.preprocess.recipes.recipe import Recipe, SlicesConfig
 from hvae_hpc.preprocess.store.pairs import Pairs
 from hvae_hpc.runs.identity import content_hash
 
 
-def cut_pairs(volume: Volume, recipe: Recipe, case_id: str) -> tuple[Pairs, int]:
+def cut_pairs(volume: Volume, recipe: Recipe, case_id: str) -> tuple[Pairs, int, tuple[str, ...]]:
     """Cut a case's volume into pairs.
 
     Returns:
-        The pairs, and how many tumour pixels of their slices the crop cut off.
+        The pairs, how many tumour pixels of their slices the crop cut off, and the names of what
+        is implausible but accepted.
 
     Raises:
-        UserError: no slice has enough tumour inside the crop, or the image there is flat after
-            scaling.
+        UserError: no slice has enough tumour inside the crop, or the pairs are implausible.
     """
     rows, columns = recipe.grid.size_px
     of, to = find_crop(volume.centre_px, columns, rows, volume.tumour.shape)
@@ -40,8 +41,9 @@ def cut_pairs(volume: Volume, recipe: Recipe, case_id: str) -> tuple[Pairs, int]
         )
 
     # Scaled before it is padded: 0 HU is not black.
-    seen = scale_intensity(volume.take(chosen), volume.facts.window)[of]
-    _check_contrast(seen, areas[chosen] > 0, volume.facts.window)
+    taken = volume.take(chosen)[of]
+    seen = scale_intensity(taken, volume.facts.window)
+    accepted = judge_case(taken, seen, inside[:, :, chosen], volume, recipe)
     count = len(chosen)
     images = np.zeros((columns, rows, count), np.float32)
     images[to] = seen
@@ -57,20 +59,7 @@ def cut_pairs(volume: Volume, recipe: Recipe, case_id: str) -> tuple[Pairs, int]
         source_sha256=(content_hash(volume.sources),) * count,
     )
     whole_area = np.count_nonzero(volume.tumour[:, :, chosen])
-    return pairs, int(whole_area) - int(areas[chosen].sum())
-
-
-def _check_contrast(
-    images: NDArray[np.float32], has_tumour: NDArray[np.bool_], window: tuple[float, float]
-) -> None:
-    """Refuse slices (X, Y, n) of one value: all of them, or one that has tumour."""
-    flat = images.min(axis=(0, 1)) == images.max(axis=(0, 1))
-    if flat.all() or (flat & has_tumour).any():
-        raise UserError(
-            f"every pixel of the image's slices becomes {float(images[0, 0, np.argmax(flat)]):g} "
-            f"in the intensity window {window[0]:g} to {window[1]:g}; "
-            "is the image in the recipe's unit?"
-        )
+    return pairs, int(whole_area) - int(areas[chosen].sum()), accepted
 
 
 def choose_slices(areas: NDArray[np.int_], config: SlicesConfig) -> list[int]:
@@ -111,13 +100,12 @@ def find_crop(
 def scale_intensity(image: NDArray[Any], window: tuple[float, float]) -> NDArray[np.float32]:
     """Map window[0] to 0 and window[1] to 1, clip to [0, 1].
 
-    A percentile's window lies above 0, so its background of 0 stays 0.
+    A percentile's window lies above the background, which becomes 0.
 
     Args:
-        image: any shape, in the unit of the window.
+        image: any shape, in the unit of the window; NaN, outside its field of view, becomes 0.
         window: low, high.
     """
     low, high = window
-    return np.asarray(
-        np.clip((image.astype(np.float32) - np.float32(low)) / np.float32(high - low), 0, 1)
-    )
+    scaled = (image.astype(np.float32) - np.float32(low)) / np.float32(high - low)
+    return np.asarray(np.clip(np.nan_to_num(scaled, copy=False), 0, 1))

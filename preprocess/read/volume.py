@@ -50,7 +50,8 @@ class Volume:
 
     Attributes:
         tumour: (X, Y, Z) bool, columns x rows x slices.
-        take: slice indices -> the image there, (X, Y, n), in the file's unit.
+        take: slice indices -> the image there, (X, Y, n), in the file's unit; NaN outside its
+            field of view.
         spacing_mm: (3,) along columns' index (x), rows' (y), slices' (z); NaN where unknown.
         centre_px: in-plane centre of the crop, x and y, in voxel indices.
         first_slice: index of slice 0 in the whole volume.
@@ -84,9 +85,11 @@ def read_volume(recipe: Recipe, files: CaseFiles, known: tuple[int, ...]) -> Vol
     slices = [read(recipe, *pair) for pair in zip(files.images, files.labels, strict=True)]
     image = _stack([image for image, _ in slices])
     labels = [label for _, labels in slices for label in labels]
+    if recipe.intensity.rule == "percentile":
+        image = sink_background(image)
     facts = _describe(image, recipe)
     tumour = _join([join_labels(labels, recipe, known) for _, labels in slices])
-    if not tumour.any():
+    if not tumour.any() and "empty" not in recipe.accept:
         wanted = recipe.label.tumour
         shown = "above 0" if wanted == "any" else ", ".join(map(str, wanted))
         raise UserError(
@@ -163,14 +166,10 @@ def _resample(volume: Volume, image: Scan, label: Scan, recipe: Recipe) -> Volum
     mask = replace(label, data=volume.tumour)
     whole = recipe.slices.choose == "all" and recipe.slices.min_px == 0
     target = find_target(image, mask, bounding_box(volume.tumour), recipe.grid, whole=whole)
-    # What lies outside the image's field of view becomes 0 in [0, 1].
-    outside = recipe.intensity.low if recipe.intensity.rule == "window" else 0.0
     return replace(
         volume,
         tumour=resample_mask(mask, target),
-        take=lambda slices: resample_image(
-            image, target, slices, recipe.grid.interpolation, outside
-        ),
+        take=lambda slices: resample_image(image, target, slices, recipe.grid.interpolation),
         spacing_mm=np.full(3, recipe.grid.spacing_mm),
         centre_px=((target.shape[0] - 1) / 2, (target.shape[1] - 1) / 2),
         first_slice=target.first_slice,
@@ -181,9 +180,9 @@ def _describe(image: Scan, recipe: Recipe) -> Facts:
     """Look at all of the image's voxels.
 
     Raises:
-        UserError: some are no numbers, or all are one number.
+        UserError: some are no numbers, or all are one number, or none is foreground.
     """
-    lowest, highest = float(image.values.min()), float(image.values.max())
+    lowest, highest = float(image.lowest), float(image.values.max())
     if not np.isfinite([lowest, highest]).all():  # a NaN makes both NaN
         bad = np.count_nonzero(~np.isfinite(image.values))
         raise UserError(
@@ -191,6 +190,8 @@ def _describe(image: Scan, recipe: Recipe) -> Facts:
         )
     if lowest == highest:
         raise UserError(f"{image.path}: every voxel is {lowest:g}; check that this is the image")
+    if highest <= 0 and recipe.intensity.rule == "percentile":
+        raise UserError(f"{image.path}: no voxel is above 0; check that this is the image")
     unknown = recipe.grid.spacing == "unknown" or recipe.layout.planar
     return Facts(
         shape=image.shape,
@@ -202,17 +203,29 @@ def _describe(image: Scan, recipe: Recipe) -> Facts:
     )
 
 
+def sink_background(image: Scan) -> Scan:
+    """Give the background of a signed image, such as a z-scored one, its lowest value.
+
+    A masked image has a background of exactly 0, which is a grey in the midst of others. Where at
+    most a tenth of the voxels are 0, they are tissue.
+    """
+    if not image.lowest < 0 or np.mean(image.values == 0) <= 0.1:
+        return image
+    values, data = (
+        np.where(voxels == 0, image.lowest, voxels) for voxels in (image.values, image.data)
+    )
+    return replace(image, values=values, data=data)
+
+
 def find_window(image: Scan, config: IntensityConfig) -> tuple[float, float]:
     """Find the intensities that become 0 and 1.
 
     Raises:
-        UserError: the image has no foreground, or it is flat.
+        UserError: all of the image's foreground is one value.
     """
     if config.rule == "window":
         return config.low, config.high
-    foreground = image.values[image.values > 0]
-    if not foreground.size:
-        raise UserError(f"{image.path}: no voxel is above 0; check that this is the image")
+    foreground = image.values[image.values > min(0, image.lowest)]
     low, high = find_percentiles(foreground, (config.low, config.high))
     if not low < high:
         raise UserError(f"{image.path}: all foreground is {low:g}; check that this is the image")
@@ -220,11 +233,11 @@ def find_window(image: Scan, config: IntensityConfig) -> tuple[float, float]:
 
 
 def find_percentiles(values: NDArray[Any], which: Sequence[float]) -> list[float]:
-    """Return ``numpy.percentile(values, which)`` of values > 0.
+    """Return ``numpy.percentile(values, which)``.
 
-    Small integers are counted, which is five times as fast.
+    Small integers from 0 are counted, which is five times as fast.
     """
-    if values.dtype.kind not in "iu" or values.dtype.itemsize > 2:
+    if values.dtype.kind not in "iu" or values.dtype.itemsize > 2 or values.min() < 0:
         return [float(value) for value in np.percentile(values, which)]
     below = np.cumsum(np.bincount(values))
     place = (len(values) - 1) * np.asarray(which) / 100
@@ -235,7 +248,9 @@ def find_percentiles(values: NDArray[Any], which: Sequence[float]) -> list[float
 
 
 def bounding_box(mask: NDArray[np.bool_]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the first and the last index that is True along each axis."""
+    """Return the first and the last index that is True along each axis; all where none is."""
+    if not mask.any():
+        mask = np.ones_like(mask)
     inside = [np.flatnonzero(mask.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
     return tuple(int(index[0]) for index in inside), tuple(int(index[-1]) for index in inside)
 

@@ -122,8 +122,8 @@ def _explain_intensity(intensity: IntensityConfig) -> str:
     low = f"the {intensity.low:g}th percentile" if intensity.low else "the least value"
     high = "the greatest" if intensity.high == 100 else f"the {intensity.high:g}th percentile"
     return (
-        f"{low} of all voxels above 0 becomes 0, {high} becomes 1; "
-        "clipped beyond, background stays 0"
+        f"{low} of all voxels above the background becomes 0, {high} becomes 1; "
+        "clipped beyond, background is 0"
     )
 
 
@@ -144,6 +144,9 @@ def _explain_refusals(recipe: Recipe) -> list[str]:
     )
     if not recipe.layout.planar and not recipe.grid.spacing_mm:
         refused += "; image and label on different grids"
+    refused += "; pairs that are implausible"
+    if recipe.accept:
+        refused += f" (but for {', '.join(recipe.accept)}, which the recipe accepts)"
     return [
         refused,
         "such a case is named; the others are packed, and --skip-bad accepts the set without it",

@@ -18,6 +18,10 @@ VOLUMES = (".nii", ".nii.gz", ".nii*", ".mha", ".mhd", ".nrrd")
 """Endings of patterns for volumes; ``.nii*`` takes .nii and .nii.gz."""
 PICTURES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".jpg", ".jpeg")
 """Endings of patterns for 2D files."""
+Finding = Literal[
+    "clipped", "faint", "hounsfield", "levels", "mask", "outside", "same", "repeated", "empty"
+]
+"""What a recipe may accept; see ``read/plausible.py``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,11 +232,13 @@ class Recipe:
         name: of the data set; its default folder is ``shards/<name>``.
         about: one sentence for people.
         modality: "FLAIR", "PET"; "" takes the channel's name from dataset.json.
+        accept: names of what would be refused as implausible (docs/RECIPES.md).
     """
 
     name: str
     about: str = ""
     modality: str = ""
+    accept: tuple[Finding, ...] = field(default=(), metadata=ONLY_WHEN_SET)
     layout: LayoutConfig
     label: LabelConfig
     grid: GridConfig

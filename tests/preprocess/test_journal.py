@@ -174,7 +174,7 @@ def test_without_a_sound_journal_all_is_packed_anew_to_the_same_bytes(
 
 def test_the_journal_holds_just_the_shards_of_the_data_set(raw, tmp_path, read):
     pack(tiny_recipe(), raw, tmp_path / "out", workers=1)
-    change_case(raw, 0, seed=5)
+    change_case(raw, 0, seed=77)
     manifest = pack(tiny_recipe(), raw, tmp_path / "out", workers=1)
     assert set(
         read_journal(tmp_path / "out", packing_key(tiny_recipe(), "FLAIR", (0, 1, 2, 4)))

@@ -50,6 +50,7 @@ RECIPES = {
     "msd": 'extends = "msd"\ngrid = {size_px = [16, 16]}',
     "second": 'extends = "msd.toml"\nlayout = {channel = 1}',
     "noise": 'extends = "scans.toml"\ngrid = {size_px = [256, 256]}\nslices = {choose = "all"}',
+    "repeated": 'accept = ["repeated"]\nextends = "scans.toml"',
     "wide": 'extends = "window.toml"\ngrid = {size_px = [32, 32]}',
 }
 

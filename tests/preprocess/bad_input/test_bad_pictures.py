@@ -109,8 +109,9 @@ PICTURES: dict[str, list[Bad]] = {
                     np.asarray(pixels).astype(np.uint16) * 200 + np.uint16(300)
                 ),
             ),
-            line="every pixel of the image's slices becomes 1 in the intensity window 0 to 255; "
-            "is the image in the recipe's unit?",
+            line="100% of the image lies above the intensity window 0 to 255: values reach 51300; say "
+            '[intensity] high = 65535 in the recipe; or say accept = ["clipped", "faint", "levels"] at '
+            "the head of the recipe",
         ),
         bad_picture(
             wrong="several pages in a TIFF",

@@ -288,15 +288,17 @@ SCANS: dict[str, list[Bad]] = {
             wrong="intensities above the recipe's window",
             spoil=with_voxels(IMAGE, lambda voxels: voxels + np.int16(2000)),
             recipe="window",
-            line="every pixel of the image's slices becomes 1 in the intensity window 0 to 1000; "
-            "is the image in the recipe's unit?",
+            line="100% of the image lies above the intensity window 0 to 1000: values are 2000 to 2999; "
+            'set [intensity] in the recipe; or say accept = ["clipped", "faint", "levels"] at the head '
+            "of the recipe",
         ),
         Bad(
             wrong="intensities above the window, in a plane smaller than the crop",
             spoil=with_voxels(IMAGE, lambda voxels: voxels + np.int16(2000)),
             recipe="wide",
-            line="every pixel of the image's slices becomes 1 in the intensity window 0 to 1000; "
-            "is the image in the recipe's unit?",
+            line="100% of the image lies above the intensity window 0 to 1000: values are 2000 to 2999; "
+            'set [intensity] in the recipe; or say accept = ["clipped", "faint", "levels"] at the head '
+            "of the recipe",
         ),
         Bad(
             wrong="image and label of two places, to be resampled",

@@ -169,7 +169,7 @@ def test_what_looks_odd_gives_the_pairs_of_the_plain_scan_bit_for_bit(write, her
     write_recipes(here)
     store()(here / "raw" / "plain" / "plain", *draw_case(5))
     write(here / "raw" / "odd" / "odd", *draw_case(5))
-    done = run(*arguments("scans"))
+    done = run(*arguments("repeated"))
     assert done.code == 0, done.err
     assert not done.lines
     assert [entry.case_id for entry in read_manifest(here / "out").cases] == ["odd", "plain"]

@@ -156,7 +156,7 @@ def test_a_gradient_in_mm_comes_through_resampling_exactly(tmp_path, interpolati
 
 
 def test_a_ball_keeps_its_size_in_mm_and_lies_in_the_middle(tmp_path):
-    paths = save_pet_case(tmp_path, lambda x, y, z: x * 1e-4 + 5, radius=12.0)
+    paths = save_pet_case(tmp_path, lambda x, y, z: x * 0.1 + 5, radius=12.0)
     recipe = pet_recipe()
     volume = read_case(recipe, *paths)
     assert abs(int(volume.tumour.sum()) / (4 / 3 * np.pi * 12**3) - 1) < 0.05  # voxels are mm^3

@@ -41,7 +41,7 @@ def test_each_field_is_told_with_its_value_and_unit(tmp_path):
         "columns run to the patient's right, rows to the front, slices to the head",
         "resampled to 0.5 mm along the label's axes: image by cubic B-splines, label by nearest voxel",
         "to 256 x 256 px (rows x columns) around the image's middle",
-        "the 2th percentile of all voxels above 0 becomes 0, the greatest becomes 1",
+        "the 2th percentile of all voxels above the background becomes 0, the greatest becomes 1",
         "the 3 slices with the largest tumour area, with at least 40 tumour px",
     ):
         assert words in text
