@@ -1,1 +1,1 @@
-"""Files of a raw folder to checked volumes and slices."""
+"""Files of a raw folder to checked volumes."""

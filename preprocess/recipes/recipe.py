@@ -21,7 +21,7 @@ PICTURES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".jpg", ".jpeg")
 Finding = Literal[
     "clipped", "faint", "hounsfield", "levels", "mask", "outside", "same", "repeated", "empty"
 ]
-"""What a recipe may accept; see ``read/plausible.py``."""
+"""What a recipe may accept; see ``preprocess/plausible.py``."""
 
 
 @dataclass(frozen=True, kw_only=True)

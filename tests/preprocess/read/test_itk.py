@@ -221,7 +221,7 @@ def test_metaimages_pack_as_nifti_does_and_a_change_of_their_voxels_is_seen(tmp_
     verify(tmp_path / "meta-out", tmp_path / "meta", 1, lambda line: None)
 
     voxels = tmp_path / "meta/case1/case1_flair.raw"
-    voxels.write_bytes(voxels.read_bytes()[::-1])
+    voxels.write_bytes(np.fromfile(voxels, np.int16)[::-1].tobytes())
     with pytest.raises(UserError, match=r"case1: .*case1_flair\.mhd changed"):
         verify(tmp_path / "meta-out", tmp_path / "meta", 1, lambda line: None)
     lines = []

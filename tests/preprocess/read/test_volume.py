@@ -6,7 +6,7 @@ import pytest
 import SimpleITK as sitk
 
 from hvae_hpc.errors import UserError
-from hvae_hpc.preprocess.read.slices import cut_pairs
+from hvae_hpc.preprocess.slices import cut_pairs
 from hvae_hpc.preprocess.recipes.recipe import (
     GridConfig,
     IntensityConfig,

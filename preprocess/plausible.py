@@ -132,7 +132,8 @@ def _find_range(scaled: NDArray[np.float32]) -> float:
 def _guess_reason(facts: Facts, recipe: Recipe) -> str:
     """Say what an image looks like where it does not suit its window, and what to do."""
     low, high = facts.window
-    if facts.lowest <= _AIR_HU < low:
+    by_window = recipe.intensity.rule == "window"
+    if facts.lowest <= _AIR_HU and (low > _AIR_HU or not by_window):
         remedy = 'rule = "window", low = -100, high = 300'
         return f"CT in HU? Say [intensity] {remedy} (soft tissue) in the recipe"
     if recipe.modality.upper() in ("PET", "PT"):

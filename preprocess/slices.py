@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvae_hpc.errors import UserError
-from hvae_hpc.preprocess.read.plausible import judge_case
+from hvae_hpc.preprocess.plausible import judge_case
 from hvae_hpc.preprocess.read.volume import Volume
 from hvae_hpc.preprocess.recipes.recipe import Recipe, SlicesConfig
 from hvae_hpc.preprocess.store.pairs import Pairs
