@@ -8,9 +8,9 @@ import numpy as np
 from hvae_hpc.errors import UserError
 from hvae_hpc.preprocess.journal import CaseRecord, stamp_files
 from hvae_hpc.preprocess.read.find_cases import CaseFiles
-from hvae_hpc.preprocess.slices import cut_pairs
 from hvae_hpc.preprocess.read.volume import read_volume
 from hvae_hpc.preprocess.recipes.recipe import Recipe
+from hvae_hpc.preprocess.slices import cut_pairs
 from hvae_hpc.preprocess.store.manifest import CaseEntry, SkippedEntry
 from hvae_hpc.preprocess.store.pairs import Pairs
 

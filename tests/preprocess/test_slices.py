@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from hvae_hpc.errors import UserError
-from hvae_hpc.preprocess.slices import choose_slices, cut_pairs, find_crop, scale_intensity
 from hvae_hpc.preprocess.read.volume import Facts, Volume
 from hvae_hpc.preprocess.recipes.recipe import GridConfig, IntensityConfig, SlicesConfig
+from hvae_hpc.preprocess.slices import choose_slices, cut_pairs, find_crop, scale_intensity
 from tests.preprocess.scans import LPS, draw_case, read_case, save, tiny_recipe
 
 AREAS = np.array([0, 5, 9, 9, 2, 0])

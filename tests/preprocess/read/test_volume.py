@@ -6,13 +6,13 @@ import pytest
 import SimpleITK as sitk
 
 from hvae_hpc.errors import UserError
-from hvae_hpc.preprocess.slices import cut_pairs
 from hvae_hpc.preprocess.recipes.recipe import (
     GridConfig,
     IntensityConfig,
     LabelConfig,
     SlicesConfig,
 )
+from hvae_hpc.preprocess.slices import cut_pairs
 from tests.preprocess.scans import LPS, draw_case, read_case, save, tiny_recipe, whole_image
 
 PET = np.array([[-4.0, 0, 0, 31.0], [0, -4.0, 0, 37.0], [0, 0, 3.0, -55.0], [0, 0, 0, 1]])
