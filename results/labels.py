@@ -4,6 +4,7 @@ import re
 from typing import get_args
 
 from hvae_hpc.config.arms import ArmConfig
+from hvae_hpc.config.augmentations import FREE
 from hvae_hpc.config.kinds import generator_labels
 from hvae_hpc.config.stages import GenerateConfig, QualityConfig, Sampler, SegmentConfig
 from hvae_hpc.runs.plan import Plan
@@ -86,6 +87,8 @@ def _label_part(arm: ArmConfig, part: str) -> str:
     if arm.generator and part.startswith(arm.generator):
         use = part.removeprefix(arm.generator)
         return USE_LABELS.get(use, "").format(generator_label(arm.generator))
+    if part in FREE:
+        return FREE[part].label
     return arm.moves.label if arm.moves else ""
 
 

@@ -4,14 +4,15 @@
 |---|---|
 | ``reference`` | the real training pairs |
 | ``standard-x5``, ``copies-x5`` | these, and moved or plain copies: 5 times as many in all |
-| ``moved``, or an augmentation of the sweep's | these, augmented at random in every step |
+| ``moved``, ``nnunet``, ``cutmix``, ``mixup``, ``carvemix``, ``tumorcp`` | these, augmented |
 | ``real-300`` | the pairs of 300 real cases: the training cases, and others that nobody tests on |
 | ``hvae+100``, ``hvae-aggregated+100`` | with the first 100 synthetic pairs of a source |
 | ``hvae-shuffled+100`` | with these, each under another one's mask |
 | ``hvae-only+100`` | on these alone |
 | ``hvae-first+100`` | on these alone in the first half of the training, then on the real ones |
 
-Names are joined by "+" (``standard-x5+hvae+100``). They end in ``@steps`` or ``@epochs`` where an
+Augmentations act in every step; one of the sweep's own is an arm as well. Names are joined by "+"
+(``standard-x5+hvae+100``, ``nnunet+cutmix``). They end in ``@steps`` or ``@epochs`` where an
 arm's budget is not the sweep's.
 """
 
@@ -20,6 +21,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
+from hvae_hpc.config.augmentations import join
 from hvae_hpc.config.kinds import AugmentationConfig
 from hvae_hpc.config.model import require
 from hvae_hpc.errors import UserError
@@ -102,6 +104,7 @@ def parse_arm(
         UserError: the name says nothing, names no source, or what it asks for contradicts itself.
     """
     fields: dict[str, Any] = {}
+    in_every_step: list[AugmentationConfig] = []
     parts = name.split("@")[0].split("+")
     while parts:
         part = parts.pop(0)
@@ -110,9 +113,10 @@ def parse_arm(
             new: dict[str, Any] = {f"n_{factor[1]}": (int(factor[2]) - 1) * n_real}
         elif cases := re.fullmatch(r"real-([1-9]\d*)", part):
             new = {"n_cases": int(cases[1])}
-        elif part in augmentations:
-            new = {"moves": augmentations[part]}
-        elif part == "reference" and not parts and not fields:
+        elif part in augmentations and augmentations[part] not in in_every_step:
+            in_every_step.append(augmentations[part])
+            continue
+        elif part == "reference" and not parts and not fields and not in_every_step:
             new = {}
         elif source and parts and re.fullmatch(r"[1-9]\d*", parts[0]):
             new = {"generator": source, "n_synthetic": int(parts.pop(0)), **USES.get(use, {})}
@@ -130,6 +134,8 @@ def parse_arm(
             )
         fields |= new
 
+    if in_every_step:
+        fields["moves"] = join(in_every_step)
     try:
         return ArmConfig(name=name, **fields)
     except ValueError as error:

@@ -22,7 +22,15 @@ BUILT_IN = {
         "lsgan": "hvae_hpc.config.model:LSGANConfig",
         "edm": "hvae_hpc.config.diffusion:EDMConfig",
     },
-    "hvae_hpc.augmentations": {"": "hvae_hpc.config.model:MovesConfig"},
+    "hvae_hpc.augmentations": {
+        "": "hvae_hpc.config.model:MovesConfig",
+        "nnunet": "hvae_hpc.config.augmentations:NNUNetConfig",
+        "cutmix": "hvae_hpc.config.augmentations:CutMixConfig",
+        "mixup": "hvae_hpc.config.augmentations:MixupConfig",
+        "carvemix": "hvae_hpc.config.augmentations:CarveMixConfig",
+        "tumorcp": "hvae_hpc.config.augmentations:TumorCPConfig",
+        "joined": "hvae_hpc.config.augmentations:JoinedConfig",
+    },
     "hvae_hpc.copies": {"": "hvae_hpc.config.stages:StandardCopiesConfig"},
 }
 """Group to kind to config class. The kind "" is meant where a config names none."""
@@ -95,11 +103,18 @@ class AugmentationConfig:
             CPU; and ``apply(images, masks, drawn)``, which augments images and masks
             (B, 1, H, W) by the B rows of what was drawn.
         label: the name in tables and figures.
+        needs_donors: what was drawn is joined by other real pairs, see
+            :mod:`hvae_hpc.models.mixing`.
     """
 
     entry_points: ClassVar[str] = "hvae_hpc.augmentations"
     augmentation_class: ClassVar[str]
     label: ClassVar[str]
+
+    @property
+    def needs_donors(self) -> bool:
+        """Whether pairs are mixed with other real pairs."""
+        return False
 
 
 def choose_class(cls: Any, kind: Any, where: str) -> Any:

@@ -6,12 +6,17 @@ The LSGAN moves real and generated pairs by the same functions, differentiably.
 """
 
 import math
+import pkgutil
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hvae_hpc.config.augmentations import JoinedConfig
 from hvae_hpc.config.model import MovesConfig
+
+Drawn = dict[str, Tensor]
+"""What an augmentation draws for n pairs: tensors (n, ...) by name."""
 
 
 class Moves:
@@ -20,9 +25,7 @@ class Moves:
     def __init__(self, config: MovesConfig) -> None:
         self.config = config
 
-    def draw(
-        self, n: int, image_size: tuple[int, int], generator: torch.Generator
-    ) -> dict[str, Tensor]:
+    def draw(self, n: int, image_size: tuple[int, int], generator: torch.Generator) -> Drawn:
         """Draw n affine maps, (n, 2, 3)."""
         height, width = image_size
         return {"maps": draw_moves(n, self.config, generator, height / width)}
@@ -33,6 +36,34 @@ class Moves:
         """Move the pairs; masks stay binary."""
         maps = drawn["maps"]
         return apply_moves(images, maps), apply_moves(masks, maps, mode="nearest")
+
+
+class Joined:
+    """Several augmentations, one after the other; what donors give is there for each."""
+
+    def __init__(self, config: JoinedConfig) -> None:
+        self.parts = [pkgutil.resolve_name(part.augmentation_class)(part) for part in config.parts]
+
+    def draw(self, n: int, image_size: tuple[int, int], generator: torch.Generator) -> Drawn:
+        """Draw what each of them needs, in their order."""
+        drawn = [part.draw(n, image_size, generator) for part in self.parts]
+        return {
+            f"{number}.{name}": value
+            for number, by_name in enumerate(drawn)
+            for name, value in by_name.items()
+        }
+
+    def apply(self, images: Tensor, masks: Tensor, drawn: Drawn) -> tuple[Tensor, Tensor]:
+        """Apply them in their order."""
+        shared = {name: value for name, value in drawn.items() if name.startswith("donor_")}
+        for number, part in enumerate(self.parts):
+            own = {
+                name.partition(".")[2]: value
+                for name, value in drawn.items()
+                if name.startswith(f"{number}.")
+            }
+            images, masks = part.apply(images, masks, {**shared, **own})
+        return images, masks
 
 
 def draw_moves(

@@ -9,10 +9,12 @@ import hashlib
 import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -103,6 +105,17 @@ class PairTensors:
         """Height and width, px."""
         return int(self.images.shape[2]), int(self.images.shape[3])
 
+    @cached_property
+    def distances(self) -> Tensor:
+        """How far each pixel is from the edge of the tumour, px, below 0 inside, (N, 1, H, W)."""
+        masks = self.masks[: len(self) - self.added, 0].cpu().numpy() > 0.5
+        nowhere = np.full(self.image_size, float(sum(self.image_size)))
+        signed = [
+            distance_transform_edt(~mask) - distance_transform_edt(mask) if mask.any() else nowhere
+            for mask in masks
+        ]
+        return torch.from_numpy(np.stack(signed))[:, None].to(self.masks)
+
     def to(self, device: torch.device) -> "PairTensors":
         """Return them on a device."""
         return replace(self, images=self.images.to(device), masks=self.masks.to(device))
@@ -188,6 +201,20 @@ def require_unseen(what: object, source_cases: Sequence[str], test_cases: Sequen
         )
 
 
+def _choose_donors(
+    data: PairTensors, n: int, seed: int, images_seen: int, part: slice
+) -> dict[str, Tensor]:
+    """Return the real pairs with which those of a step are mixed; added pairs are none."""
+    generator = generator_for(seed, "donors", images_seen)
+    rows = torch.randint(len(data) - data.added, (n,), generator=generator)[part]
+    rows = rows.to(data.images.device, non_blocking=True)
+    return {
+        "donor_images": data.images[rows],
+        "donor_masks": data.masks[rows],
+        "donor_distances": data.distances[rows],
+    }
+
+
 def make_batch(
     model: nn.Module,
     data: PairTensors,
@@ -228,6 +255,8 @@ def make_batch(
         augmentation = pkgutil.resolve_name(moves.augmentation_class)(moves)
         generator = generator_for(seed, "moves", images_seen)
         drawn = to_device(augmentation.draw(n, data.image_size, generator))
+        if moves.needs_donors:
+            drawn |= _choose_donors(data, n, seed, images_seen, part)
         images, masks = augmentation.apply(images, masks, drawn)
         if getattr(model, "sees_moves", False) and "maps" in drawn:
             told["maps"] = drawn["maps"]

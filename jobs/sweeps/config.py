@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hvae_hpc.config.arms import USES, Budget
+from hvae_hpc.config.augmentations import FREE
 from hvae_hpc.config.kinds import AugmentationConfig, GeneratorConfig
 from hvae_hpc.config.model import (
     MovesConfig,
@@ -17,7 +18,7 @@ from hvae_hpc.config.model import (
 )
 from hvae_hpc.config.stages import Sampler, SplitConfig, source_name
 
-TAKEN_NAMES = ("real", "mean", "standard", "copies", "moved", "reference")
+TAKEN_NAMES = ("real", "mean", "standard", "copies", "moved", "reference", *FREE)
 SET_BY_THE_PLANNER = {
     "likelihood": ("data", "split", "image_px", "generator", "seed"),
     "generate": ("data", "split", "image_px", "generator", "sampler", "seed"),

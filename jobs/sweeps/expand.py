@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hvae_hpc.config.arms import ArmConfig, budget_of, parse_arm
+from hvae_hpc.config.augmentations import FREE
 from hvae_hpc.config.loader import dump, load
 from hvae_hpc.config.model import OptimConfig, require_halvings
 from hvae_hpc.config.resources import Resources
@@ -240,7 +241,7 @@ def _arms(draw: _Draw, sources: Sequence[Source]) -> list[ArmConfig]:
             names.append(f"{source}+{dose}")
             names += [f"standard-x{factor}+{source}+{dose}" for factor in sweep.combined]
 
-    augmentations = {"moved": sweep.segment.moves, **sweep.segment.augmentations}
+    augmentations = {"moved": sweep.segment.moves, **FREE, **sweep.segment.augmentations}
     arms: list[ArmConfig] = []
     for name in dict.fromkeys([*names, *sweep.arms]):
         arm = parse_arm(name, known, draw.n_real(), augmentations)
