@@ -1,9 +1,12 @@
 """2D pictures: what their pixels become."""
 
+import tomllib
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from hvae_hpc.config.loader import load
 from hvae_hpc.errors import UserError
 from hvae_hpc.preprocess.pack import pack
 from hvae_hpc.preprocess.read.picture import read_picture
@@ -81,8 +84,12 @@ def test_a_palettes_entries_are_the_values_that_a_recipe_lists(tmp_path):
     values = (GREY % 4).astype(np.uint8)
     path = with_palette(values, [BLACK, RED, GREEN, (0, 0, 250)], tmp_path / "p.png")
     np.testing.assert_array_equal(read_label(path, ENTRIES), values)
-    with pytest.raises(UserError, match=r"label = {tumour = \[1\], known = \[0, 1, 2, 3\]}"):
+    with pytest.raises(UserError, match="a label in colours") as caught:
         read_label(path)
+    advice = tomllib.loads(str(caught.value).split("say which entries are tumour: ")[1])
+    printed = load(LabelConfig, advice["label"], "the printed remedy")
+    assert printed == LabelConfig(tumour=(1,), known=(0, 1, 2, 3))
+    np.testing.assert_array_equal(read_label(path, printed), values)
     with_palette(~MASK, [WHITE, BLACK], path)
     with pytest.raises(UserError, match="palette's entry 1 is black, expected background"):
         read_label(path, ENTRIES)
