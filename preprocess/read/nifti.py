@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvae_hpc.errors import UserError
-from hvae_hpc.preprocess.read.gunzip import gunzip
+from hvae_hpc.preprocess.read.gunzip import gunzip, gunzip_start
 from hvae_hpc.preprocess.read.scan import (
     MOST_VOXELS,
     Scan,
@@ -26,11 +26,14 @@ from hvae_hpc.preprocess.read.scan import (
     read_bytes,
     turn_axes,
 )
+from hvae_hpc.preprocess.store.reader import available_memory
 
 _MAGIC = {348: (344, b"n+1\0", nib.Nifti1Header), 540: (4, b"n+2\0", nib.Nifti2Header)}
 """Size of the header -> where its magic stands, what it is, who reads it (nifti1.h, nifti2.h)."""
 _UNITS = {1: "meter", 3: "micron"}
 """Lowest three bits of xyzt_units (nifti1.h)."""
+_SPARE_BYTES = 2**20
+"""A file may have so many more than its header says."""
 
 
 def read_scan(path: Path, orientation: str, channel: int | None = None) -> Scan:
@@ -45,19 +48,17 @@ def read_scan(path: Path, orientation: str, channel: int | None = None) -> Scan:
         UserError: missing, cut short, not NIfTI, not 3D, or without a usable orientation.
     """
     content = read_bytes(path)
-    unzipped = _unzip(path, content)
-    header = _parse(path, unzipped)
+    header = _parse(path, _unzip(path, content, max(_MAGIC), gunzip_start))
     dims = tuple(int(side) for side in header["dim"][1 : max(0, int(header["dim"][0])) + 1])
     shape, first = choose_volume(path, dims, channel)
     kind, start, (slope, intercept) = _read_layout(path, header)
     affine = _checked_affine(path, header)
 
     count = math.prod(shape)
+    whole = start + math.prod(dims) * kind.itemsize
     start += first * count * kind.itemsize
     end = start + count * kind.itemsize
-    if len(unzipped) < end and path.name.lower().endswith(".gz"):
-        # Perhaps only the first of several gzip members was read, as bgzip writes them.
-        unzipped = _unzip(path, content, gzip.decompress)
+    unzipped = _unzip_voxels(path, content, end, whole)
     if len(unzipped) < end:
         raise UserError(f"{path}: ends before its last voxel (truncated); copy it again")
 
@@ -98,10 +99,34 @@ def _read_layout(path: Path, header: Any) -> tuple[np.dtype[Any], int, tuple[flo
     return kind, int(start), (slope, intercept)
 
 
+def _unzip_voxels(path: Path, content: bytes, end: int, whole: int) -> bytes | bytearray:
+    """Unzip a file whose voxels end at a byte, and which has so many bytes by its header.
+
+    Raises:
+        UserError: it does not fit into memory, or holds far more than its header says.
+    """
+    if (free := available_memory()) < end:
+        raise UserError(
+            f"{path}: needs {end / 2**30:.1f} GiB of memory by its header, "
+            f"{free / 2**30:.1f} GiB are free; copy it again, or ask for more memory"
+        )
+    most, is_zipped = whole + _SPARE_BYTES, path.name.lower().endswith(".gz")
+    unzipped = _unzip(path, content, most)
+    if len(unzipped) < end and is_zipped:
+        # Perhaps only the first of several gzip members was read, as bgzip writes them.
+        unzipped = _unzip(path, content, most, gunzip_start)
+    if len(unzipped) >= most and is_zipped:
+        raise UserError(f"{path}: holds more than the {whole:,} bytes of its header; copy it again")
+    return unzipped
+
+
 def _unzip(
-    path: Path, content: bytes, unzip: Callable[[bytes], bytes | bytearray] = gunzip
+    path: Path,
+    content: bytes,
+    most: int,
+    unzip: Callable[[bytes, int], bytes | bytearray] = gunzip,
 ) -> bytes | bytearray:
-    """Unzip the whole file where its name says so: only then is gzip's checksum verified."""
+    """Unzip the file where its name says so: only at its end is gzip's checksum verified."""
     if not content:
         raise UserError(f"{path}: is empty; copy or download it again")
     if content[128:132] == b"DICM":
@@ -114,7 +139,7 @@ def _unzip(
     if not named:
         return content
     try:
-        return unzip(content)
+        return unzip(content, most)
     except EOFError as error:
         raise UserError(
             f"{path}: the gzip file ends early (truncated); copy or download it again"

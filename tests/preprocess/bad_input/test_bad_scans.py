@@ -74,7 +74,7 @@ SCANS: dict[str, list[Bad]] = {
         Bad(
             wrong="gzip's checksum with a flipped bit",
             spoil=with_bytes(IMAGE, partial(flip_bit, at=-6)),
-            line="<file>: not a sound gzip file (CRC check failed); copy or download it again",
+            line="<file>: not a sound gzip file (CRC check failed ...); copy or download it again",
         ),
         Bad(
             wrong="zipped voxels with a flipped bit",

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from hvae_hpc.preprocess.read import gunzip as module
-from hvae_hpc.preprocess.read.gunzip import gunzip
+from hvae_hpc.preprocess.read.gunzip import gunzip, gunzip_start
 
 DATA = np.random.default_rng(0).integers(0, 9, 200_000).astype(np.uint8).tobytes()
+MOST = 2**20
 
 
 @pytest.fixture(params=["libdeflate", "zlib"])
@@ -23,8 +24,8 @@ def either(request, monkeypatch):
 
 @pytest.mark.usefixtures("either")
 def test_what_was_zipped_comes_back():
-    assert gunzip(gzip.compress(DATA)) == DATA
-    assert gunzip(gzip.compress(b"")) == b""
+    assert gunzip(gzip.compress(DATA), MOST) == DATA
+    assert gunzip(gzip.compress(b""), MOST) == b""
 
 
 @pytest.mark.usefixtures("either")
@@ -34,7 +35,7 @@ def test_a_flipped_bit_is_seen_also_in_checksum_and_size():
     for place in [*places, len(file) - 6, len(file) - 2]:
         file[place] ^= 8
         with pytest.raises((EOFError, gzip.BadGzipFile, zlib.error)):
-            gunzip(bytes(file))
+            gunzip(bytes(file), MOST)
         file[place] ^= 8
 
 
@@ -42,13 +43,14 @@ def test_a_flipped_bit_is_seen_also_in_checksum_and_size():
 @pytest.mark.parametrize("cut", [1, 8, 100])
 def test_a_file_cut_short_ends_early(cut):
     with pytest.raises(EOFError):
-        gunzip(gzip.compress(DATA)[:-cut])
+        gunzip(gzip.compress(DATA)[:-cut], MOST)
 
 
 @pytest.mark.usefixtures("either")
 def test_members_of_unlike_sizes_are_all_read():
     assert (
-        gunzip(gzip.compress(DATA) + gzip.compress(b"more") + gzip.compress(b"")) == DATA + b"more"
+        gunzip(gzip.compress(DATA) + gzip.compress(b"more") + gzip.compress(b""), MOST)
+        == DATA + b"more"
     )
 
 
@@ -58,4 +60,10 @@ def test_a_size_that_no_compression_reaches_is_not_asked_of_memory(monkeypatch):
         module.deflate, "gzip_decompress", lambda _: pytest.fail("was asked for 4 GiB")
     )
     with pytest.raises(gzip.BadGzipFile):
-        gunzip(file)
+        gunzip(file, 2**33)
+
+
+@pytest.mark.usefixtures("either")
+def test_no_more_is_unzipped_than_is_asked_for():
+    assert gunzip(gzip.compress(DATA), 1000) == DATA[:1000]
+    assert gunzip_start(gzip.compress(DATA[:9]) * 3, 20) == (DATA[:9] * 3)[:20]

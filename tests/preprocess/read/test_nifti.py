@@ -1,12 +1,14 @@
 """Reading NIfTI files, good ones in any orientation and bad ones of any kind."""
 
 import gzip
+import tracemalloc
 
 import nibabel as nib
 import numpy as np
 import pytest
 
 from hvae_hpc.errors import UserError
+from hvae_hpc.preprocess.read import nifti
 from hvae_hpc.preprocess.read.nifti import read_scan
 from tests.preprocess.scans import LPS, save
 
@@ -165,3 +167,21 @@ def test_a_damaged_second_member_of_a_gzip_file_is_one_line(tmp_path):
     (tmp_path / "a.nii.gz").write_bytes(gzip.compress(content[:half]) + damaged)
     with pytest.raises(UserError, match="not a sound gzip file"):
         read_scan(tmp_path / "a.nii.gz", "LPS")
+
+
+def test_a_file_that_unzips_to_far_more_than_its_header_says_takes_no_memory(tmp_path):
+    path = save(tmp_path / "a.nii.gz", marked())
+    path.write_bytes(path.read_bytes() + gzip.compress(bytes(2**26)))
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"holds more than the 592 bytes of its header; copy it"):
+        read_scan(path, "LPS")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**23
+
+
+def test_a_header_that_asks_for_more_memory_than_there_is_is_refused(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.nii.gz", marked())
+    monkeypatch.setattr(nifti, "available_memory", lambda: 500.0)
+    with pytest.raises(UserError, match=r"needs 0.0 GiB of memory by its header, 0.0 GiB are free"):
+        read_scan(path, "LPS")
