@@ -49,7 +49,7 @@ def read_file(path: Path, most: int) -> bytes:
         OSError: as :func:`open_file`.
     """
     with open_file(path, most) as file:
-        return file.read(most)
+        return file.read(os.fstat(file.fileno()).st_size)  # Python makes room for as much as asked
 
 
 def read_last_lines(path: Path, most: int) -> list[bytes]:
