@@ -18,11 +18,12 @@ arm's budget is not the sweep's.
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, cast, get_args
 
 from hvae_hpc.config.augmentations import join
 from hvae_hpc.config.kinds import AugmentationConfig
+from hvae_hpc.config.loader import ONLY_WHEN_SET
 from hvae_hpc.config.model import require
 from hvae_hpc.errors import UserError
 
@@ -50,6 +51,7 @@ class ArmConfig:
         alone: the synthetic pairs are all there is.
         first_share: share of the training, from its start, in which the synthetic pairs are all
             there is, and after which they are gone; 0 for pairs that are there throughout.
+        synthetic_share: share of every batch that is synthetic; 0 shows every pair equally often.
         moves: augmentation of all pairs in every step; None for none.
         generator_seed: which training of the generator.
     """
@@ -65,9 +67,11 @@ class ArmConfig:
     first_share: float = 0.0
     moves: AugmentationConfig | None = None
     generator_seed: int = 0
+    synthetic_share: float = field(default=0.0, metadata=ONLY_WHEN_SET)
 
     def __post_init__(self) -> None:
         require("a share between 0 and 1", self, "first_share")
+        require("a number in [0, 1)", self, "synthetic_share")
         stands_alone = self.alone or self.first_share
         has_copies = self.n_standard or self.n_copies
         if (self.shuffled or stands_alone) and not self.n_synthetic:

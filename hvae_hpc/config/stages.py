@@ -288,6 +288,12 @@ class SegmentConfig:
 
     def __post_init__(self) -> None:
         require("a probability in (0, 1)", self, "threshold")
+        share, batch_size = self.arm.synthetic_share, self.optim.batch_size
+        if share and not 0 < round(share * batch_size) < batch_size:
+            raise ValueError(
+                f"arm.synthetic_share is {share}, expected at least one synthetic and one real "
+                f"pair in each batch of {batch_size}"
+            )
 
 
 StageConfig = (

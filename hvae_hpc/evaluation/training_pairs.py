@@ -48,6 +48,9 @@ def training_pairs(
         if arm.shuffled:
             synthetic = _shuffle_masks(synthetic, config.seed)
         data = synthetic if arm.alone else add(data, synthetic)
+        if arm.synthetic_share:
+            share = arm.synthetic_share
+            data = replace(data, synthetic=len(synthetic), synthetic_share=share)
     if arm.first_share:
         batches = round(arm.first_share * config.optim.images / config.optim.batch_size)
         data = replace(data, alone=batches * config.optim.batch_size)

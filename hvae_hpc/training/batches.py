@@ -81,6 +81,22 @@ def images_of_step(
     return first + torch.cat(parts)
 
 
+def shared_images_of_step(data: "PairTensors", seed: int, step: int, batch_size: int) -> Tensor:
+    """Return the indices (batch_size,) of a step of which a share is synthetic.
+
+    Real and synthetic pairs are two streams, each as :func:`images_of_step` has it. Their places in
+    the batch are random, so that every process gets some of both.
+    """
+    n_synthetic = round(data.synthetic_share * batch_size)
+    n_other, n_real = batch_size - n_synthetic, len(data) - data.synthetic
+    real = images_of_step(n_real, seed, step * n_other, n_other, data.added - data.synthetic)
+    synthetic = n_real + images_of_step(
+        data.synthetic, seed, step * n_synthetic, n_synthetic, data.synthetic
+    )
+    places = torch.randperm(batch_size, generator=generator_for(seed, "shared places", step))
+    return torch.cat([real, synthetic])[places]
+
+
 @dataclass(frozen=True, kw_only=True)
 class PairTensors:
     """Pairs in memory.
@@ -90,12 +106,16 @@ class PairTensors:
         added: how many of the last ones are not real.
         alone: images from the start of a training in which only the added ones are shown, and after
             which only the real ones are; 0 for all of them throughout.
+        synthetic: how many of the last ones are synthetic.
+        synthetic_share: share of every batch that is synthetic; 0 for all pairs equally often.
     """
 
     images: Tensor
     masks: Tensor
     added: int = 0
     alone: int = 0
+    synthetic: int = 0
+    synthetic_share: float = 0.0
 
     def __len__(self) -> int:
         return len(self.images)
@@ -242,8 +262,11 @@ def make_batch(
         in its precision; ``maps`` too, for a model that ``sees_moves``.
     """
     n = optim.batch_size
-    index = images_of_step(len(data), seed, images_seen, n, data.added, data.alone)[part]
-    index = index.to(data.images.device, non_blocking=True)
+    if data.synthetic_share:
+        index = shared_images_of_step(data, seed, images_seen // n, n)
+    else:
+        index = images_of_step(len(data), seed, images_seen, n, data.added, data.alone)
+    index = index[part].to(data.images.device, non_blocking=True)
     images, masks = data.images[index], data.masks[index]
 
     def to_device(drawn: Mapping[str, Tensor]) -> dict[str, Tensor]:

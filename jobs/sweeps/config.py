@@ -45,6 +45,8 @@ class SegmentSettings:
         budget: "epochs": every arm has its own pairs that often, so larger arms take more steps, as
             in the paper. "steps": every arm takes the steps of the largest.
         optim: fields of OptimConfig but ``images``.
+        synthetic_share: share of every batch that is synthetic, in arms that join real and
+            synthetic pairs; 0 shows every pair equally often, as in the paper.
         moves: the augmentation in every step of arms called "moved".
         augmentations: further ones by name; an arm of that name has it in every step.
     """
@@ -57,9 +59,11 @@ class SegmentSettings:
     augmentations: dict[str, AugmentationConfig] = field(default_factory=dict)
     loss: str = "dice+ce"
     threshold: float = 0.5
+    synthetic_share: float = 0.0
 
     def __post_init__(self) -> None:
         require("more than 0", self, "epochs")
+        require("a number in [0, 1)", self, "synthetic_share")
 
 
 @dataclass(frozen=True, kw_only=True)

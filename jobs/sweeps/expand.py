@@ -245,6 +245,8 @@ def _arms(draw: _Draw, sources: Sequence[Source]) -> list[ArmConfig]:
     arms: list[ArmConfig] = []
     for name in dict.fromkeys([*names, *sweep.arms]):
         arm = parse_arm(name, known, draw.n_real(), augmentations)
+        if arm.n_synthetic and not arm.alone and not arm.first_share:
+            arm = replace(arm, synthetic_share=sweep.segment.synthetic_share)
         if arm.n_cases <= len(cases.train) + len(cases.spare):
             seeds = [seed for source, seed in sources if source == arm.generator] or [0]
             arms += [replace(arm, generator_seed=seed) for seed in seeds]

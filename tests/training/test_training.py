@@ -38,7 +38,7 @@ from hvae_hpc.runs.folder import read_log
 from hvae_hpc.runs.workplace import Workplace
 from hvae_hpc.training import device, loop
 from hvae_hpc.training.averages import MovingAverage
-from hvae_hpc.training.batches import PairTensors, images_of_step, to_tensors
+from hvae_hpc.training.batches import PairTensors, images_of_step, shared_images_of_step, to_tensors
 from hvae_hpc.training.checkpoint import (
     find_checkpoints,
     load_checkpoint,
@@ -578,6 +578,20 @@ def test_added_pairs_alone_come_first_and_then_the_real_ones_alone() -> None:
     )
     assert torch.bincount(stream[:28], minlength=17).tolist() == [0] * 10 + [4] * 7
     assert torch.equal(stream[28:], images_of_step(10, 3, 0, 40))
+
+
+def test_a_share_of_every_batch_is_synthetic_and_both_kinds_are_seen_equally_often() -> None:
+    nothing = torch.zeros(17, 1, 2, 2)
+    shared = PairTensors(
+        images=nothing, masks=nothing, added=12, synthetic=8, synthetic_share=0.25
+    )  # 5 real pairs, 4 copies, 8 synthetic ones
+    steps = torch.stack([shared_images_of_step(shared, 3, step, 8) for step in range(12)])
+    assert ((steps >= 9).sum(1) == 2).all()
+    assert torch.bincount(steps.flatten(), minlength=17).tolist() == [8] * 9 + [3] * 8
+    assert torch.equal(steps[5], shared_images_of_step(shared, 3, 5, 8))
+    # The halves that two processes take have both kinds of pairs, now and then.
+    in_first_half = (steps[:, :4] >= 9).sum(1)
+    assert set(in_first_half.tolist()) == {0, 1, 2}
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])

@@ -172,6 +172,28 @@ def test_equal_steps_are_those_of_the_largest_arm() -> None:
     assert {config.optim.images for config in runs} == {80 * 600}
 
 
+def with_share(share: float, batch_size: int = 32) -> SweepConfig:
+    sweep = read_sweep("table1")
+    optim = {**sweep.segment.optim, "batch_size": batch_size}
+    segment = replace(sweep.segment, synthetic_share=share, optim=optim)
+    return replace(sweep, segment=segment, arms=("hvae-only+100", "nnunet+hvae+100"))
+
+
+def test_a_share_of_synthetic_pairs_is_asked_of_arms_that_join_both_kinds_alone() -> None:
+    plain, shared = (
+        segments(expand.expand(with_share(share), PAPER), "brats2021") for share in (0.0, 0.5)
+    )
+    for arm in {config.arm for config in shared}:
+        joins_both = "+" in arm.name and "only" not in arm.name
+        assert arm.synthetic_share == (0.5 if joins_both else 0.0), arm.name
+    assert all("synthetic_share" not in dump(config.arm) for config in plain)
+
+
+def test_a_batch_of_one_kind_is_refused() -> None:
+    with pytest.raises(UserError, match="at least one synthetic and one real"):
+        expand.expand(with_share(0.99, batch_size=16), PAPER)
+
+
 def test_combined_arms_add_moved_copies_and_generated_pairs() -> None:
     sweep = replace(read_sweep("table1"), combined=(5,), factors=(2,), doses=(100, 300))
     runs = {run.run_id: run for run in expand.expand(sweep, PAPER[:1])}
