@@ -23,6 +23,8 @@ from hvae_hpc.preprocess.read.resample import find_target, resample_image, resam
 from hvae_hpc.preprocess.read.scan import Scan
 from hvae_hpc.preprocess.recipes.recipe import IntensityConfig, Recipe
 
+_8_BITS, _16_BITS = 255.0, 65535.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
@@ -220,11 +222,15 @@ def sink_background(image: Scan) -> Scan:
 def find_window(image: Scan, config: IntensityConfig) -> tuple[float, float]:
     """Find the intensities that become 0 and 1.
 
+    A picture's window of 8 bits is one of 16 bits where the picture has grey values beyond.
+
     Raises:
         UserError: all of the image's foreground is one value.
     """
     if config.rule == "window":
-        return config.low, config.high
+        is_picture = not image.stored
+        wider = is_picture and config.high == _8_BITS and image.values.max() > _8_BITS
+        return config.low, _16_BITS if wider else config.high
     foreground = image.values[image.values > min(0, image.lowest)]
     low, high = find_percentiles(foreground, (config.low, config.high))
     if not low < high:

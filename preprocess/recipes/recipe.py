@@ -183,7 +183,7 @@ class IntensityConfig:
     Attributes:
         rule: "percentile": low and high are percentiles over the foreground (voxels > 0) of the
             whole volume, and background stays 0. "window": low and high are in the image's own unit
-            (SUV, HU).
+            (SUV, HU). Of 2D files that have values beyond 255 a high of 255 is 65535.
         low, high: become 0 and 1.
     """
 

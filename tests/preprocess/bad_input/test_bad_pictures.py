@@ -102,16 +102,15 @@ PICTURES: dict[str, list[Bad]] = {
             line="<file>: every voxel is 9; check that this is the image",
         ),
         bad_picture(
-            wrong="a picture of 16 bits for a window of 8",
+            wrong="a picture of 12 bits for a window of 8 or 16",
             spoil=with_picture(
                 PICTURE,
                 lambda pixels: Image.fromarray(
-                    np.asarray(pixels).astype(np.uint16) * 200 + np.uint16(300)
+                    np.asarray(pixels).astype(np.uint16) * 10 + np.uint16(300)
                 ),
             ),
-            line="100% of the image lies above the intensity window 0 to 255: values reach 51300; say "
-            '[intensity] high = 65535 in the recipe; or say accept = ["clipped", "faint", "levels"] at '
-            "the head of the recipe",
+            line="the image fills 3.9% of the intensity window 0 to 65535: values reach 2850; say "
+            '[intensity] high = 4095 in the recipe; or say accept = ["faint"] at the head of the recipe',
         ),
         bad_picture(
             wrong="several pages in a TIFF",

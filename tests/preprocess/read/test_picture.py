@@ -228,3 +228,17 @@ def test_a_picture_that_viewers_turn_is_refused_and_an_upright_one_is_not(tmp_pa
     for turned in (3, 6):
         with pytest.raises(UserError, match="is turned by its EXIF orientation"):
             read_picture(tmp_path / f"{turned}.jpg", None, label=None)
+
+
+def test_pictures_of_8_and_of_16_bits_pack_to_the_same_images(tmp_path):
+    mask = (GREY > 128).astype(np.uint8)
+    for name, pixels in (("a", GREY), ("b", GREY.astype(np.uint16) * 257)):
+        write(tmp_path / f"raw/images/{name}.png", pixels)
+        write(tmp_path / f"raw/masks/{name}.png", mask)
+    (tmp_path / "ours.toml").write_text(
+        'extends = "pictures"\naccept = ["repeated"]\ngrid = {size_px = [32, 48], fit = "crop"}\n'
+    )
+    pack(load_recipe(str(tmp_path / "ours.toml")), tmp_path / "raw", tmp_path / "out", workers=1)
+    pairs = read_dataset(tmp_path / "out", ["a", "b"])
+    np.testing.assert_allclose(pairs.images[0], pairs.images[1], atol=1e-6)
+    assert pairs.images.max() == 1
