@@ -5,7 +5,6 @@ soon as it is on the disk; a packing that is killed loses the pairs that were no
 is no part of the data set: without it everything is packed again, to the same content.
 """
 
-import contextlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from hvae_hpc.config.loader import dump, load
-from hvae_hpc.errors import UserError
 from hvae_hpc.preprocess.read.find_cases import CaseFiles
 from hvae_hpc.preprocess.read.scan import hash_source, source_files
 from hvae_hpc.preprocess.read.volume import Facts
 from hvae_hpc.preprocess.recipes.recipe import Recipe
 from hvae_hpc.preprocess.store.manifest import CaseEntry, ShardEntry
-from hvae_hpc.runs.folder import append_line, write_atomic
+from hvae_hpc.runs.folder import append_line, read_records, write_atomic
 from hvae_hpc.runs.identity import content_hash
 
 JOURNAL = "packing.jsonl"
@@ -72,19 +70,14 @@ def packing_key(recipe: Recipe, modality: str, known: Sequence[int]) -> str:
 
 def read_journal(folder: Path, key: str) -> dict[str, ShardRecords]:
     """Read what earlier packings with the same key left, by shard file."""
-    try:
-        first, *lines = (folder / JOURNAL).read_text(encoding="utf-8").split("\n")
-        if json.loads(first) != {"key": key}:
-            return {}
-    except (OSError, ValueError):
+
+    def check(record: Any) -> Any:
+        return record if record.keys() == {"key"} else load(ShardRecords, record, JOURNAL)
+
+    records = read_records(folder / JOURNAL, check)
+    if records[:1] != [{"key": key}]:
         return {}
-    shards = {}
-    for line in lines:
-        # A line is cut short where a packing was killed.
-        with contextlib.suppress(ValueError, UserError):
-            shard = load(ShardRecords, json.loads(line), JOURNAL)
-            shards[shard.shard.file] = shard
-    return shards
+    return {each.shard.file: each for each in records if isinstance(each, ShardRecords)}
 
 
 def write_journal(folder: Path, key: str, shards: Iterable[ShardRecords]) -> None:

@@ -8,6 +8,7 @@ any history.
 
 import contextlib
 import functools
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -45,6 +46,7 @@ from hvae_hpc.preprocess.store.manifest import (
 from hvae_hpc.preprocess.store.pairs import Pairs, concatenate
 from hvae_hpc.preprocess.store.shards import hash_pairs, read_pairs, write_pairs
 from hvae_hpc.preprocess.summary import summarise, write_summary
+from hvae_hpc.runs.files import RECORD_BYTES, read_file
 from hvae_hpc.runs.folder import remove_temporaries
 from hvae_hpc.runs.lease import LEASE, check, locked
 
@@ -288,9 +290,10 @@ def _clear(out: Path) -> None:
     for name in (JOURNAL, MANIFEST):
         # Searched as text: a manifest that is damaged names its shards all the same.
         with contextlib.suppress(FileNotFoundError):
-            texts.append((out / name).read_text(encoding="utf-8", errors="replace"))
+            texts.append(read_file(out / name, RECORD_BYTES))
     for path in out.glob("shard-*.h5"):
-        if not any(path.name in text for text in texts):
+        is_ours = re.fullmatch(r"shard-[0-9a-f]{16}\.h5", path.name)
+        if is_ours and not any(path.name.encode() in text for text in texts):
             path.unlink(missing_ok=True)
 
     names = {path.name for path in out.iterdir() if not path.name.startswith(LEASE)}

@@ -18,6 +18,7 @@ from hvae_hpc.config.stages import SegmentConfig, TrainConfig
 from hvae_hpc.results.collect import Collected
 from hvae_hpc.results.tables.build import sweep_remarks
 from hvae_hpc.results.tables.table import NOTHING, Table
+from hvae_hpc.runs.files import IMAGE_BYTES, read_file
 from hvae_hpc.runs.folder import write_atomic
 from hvae_hpc.runs.plan import Plan
 
@@ -139,7 +140,7 @@ def _show_figures(figures: Sequence[Path], figure_remarks: Sequence[str]) -> str
         files = [html.escape(other.name) for other in figures if other.stem == path.stem]
         links = ", ".join(f'<a href="{name}">{name}</a>' for name in files)
         alt = html.escape(f"{caption}: {path.stem}")
-        data = base64.b64encode(path.read_bytes()).decode()
+        data = base64.b64encode(read_file(path, IMAGE_BYTES)).decode()
         shown += (
             f'<figure><img loading="lazy" alt="{alt}" '
             f'src="data:image/png;base64,{data}">'

@@ -16,6 +16,9 @@ from hvae_hpc.results.collect import Collected
 from hvae_hpc.results.tables.table import to_csv
 from hvae_hpc.runs.folder import write_atomic, write_atomic_by
 
+KINDS = ("segment", "quality", "likelihood", "costs")
+ENDINGS = ("csv", "parquet")
+
 
 def write_rows(collected: Collected, folder: Path) -> list[Path]:
     """Write all rows to ``folder/rows``; a kind of run that the sweep does not have gets no file.
@@ -25,7 +28,7 @@ def write_rows(collected: Collected, folder: Path) -> list[Path]:
     """
     paths = []
     rows_folder = folder / "rows"
-    for name in ("segment", "quality", "likelihood", "costs"):
+    for name in KINDS:
         rows: pd.DataFrame = getattr(collected, name)
         if len(rows):
             paths += [rows_folder / f"{name}.csv", rows_folder / f"{name}.parquet"]
@@ -36,8 +39,9 @@ def write_rows(collected: Collected, folder: Path) -> list[Path]:
         write_atomic_by(paths[-1], partial(pq.write_table, _list_cases(collected)))
 
     # Files of an earlier time must not lie beside those of now.
-    for path in {*rows_folder.glob("*.csv"), *rows_folder.glob("*.parquet")}.difference(paths):
-        path.unlink()
+    ours = {rows_folder / f"{name}.{end}" for name in (*KINDS, "cases") for end in ENDINGS}
+    for path in ours.difference(paths):
+        path.unlink(missing_ok=True)
     return paths
 
 

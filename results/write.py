@@ -18,6 +18,7 @@ from hvae_hpc.results.tables.build import build_tables
 from hvae_hpc.results.tables.device_hours import build_device_hours
 from hvae_hpc.results.tables.table import Table
 from hvae_hpc.results.tables.verdict import judge
+from hvae_hpc.runs.files import refuse_links
 from hvae_hpc.runs.folder import write_atomic
 from hvae_hpc.runs.plan import Plan, plan_path, read_plan
 
@@ -42,6 +43,7 @@ def write_results(
     # The folder may have been moved since the plan was written.
     plan = replace(read_plan(plan_path(runs, sweep)), runs_folder=runs)
     folder = (out or runs / "results") / sweep
+    refuse_links(folder / "rows", out or runs)
 
     collected, device_hours = ask_jobs(plan, collect(plan, partial=True))
     missing = _write_text(

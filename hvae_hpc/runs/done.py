@@ -274,7 +274,7 @@ def _read_cache(path: Path) -> dict[str, _Entry]:
 
 def _write_cache(path: Path, entries: Mapping[str, _Entry]) -> None:
     """Keep what was read for the next time, where there is a place for it."""
-    if path.parent.is_dir():
+    if path.parent.is_dir() and not path.parent.is_symlink():
         body = json.dumps({run_id: vars(entry) for run_id, entry in entries.items()})
         with contextlib.suppress(UserError, OSError):
             write_atomic(path, f"{_title(body)}\n{body}")

@@ -21,8 +21,8 @@ from typing import Any, TypeVar
 
 from hvae_hpc.config.loader import dump, load, read_json
 from hvae_hpc.errors import NO_ROOM, NonFiniteError, UserError, say
-from hvae_hpc.runs.files import RECORD_BYTES, open_to_append, read_last_lines
-from hvae_hpc.runs.identity import canonical_json
+from hvae_hpc.runs.files import RECORD_BYTES, open_to_append, read_last_lines, refuse_links
+from hvae_hpc.runs.identity import JOB, canonical_json, require_form
 from hvae_hpc.runs.lease import check
 
 CONFIG = "config.json"
@@ -43,6 +43,8 @@ LOG_NUMBERS = ("images_seen", "at", "attempt", "at_once", "errno", "exit_code", 
 """Fields of log.jsonl's records that our code reads; beside these it has a "time"."""
 _UNWRITTEN: dict[Path, list[str]] = {}
 """By run folder: lines of its log for which the disk had no room yet."""
+NO_RECORD = (AttributeError, LookupError, ValueError, TypeError, RecursionError, UserError)
+"""What says that a line is no record."""
 _TOLD: set[Path] = set()
 """Files of which was said that some of their lines count as none."""
 T = TypeVar("T")
@@ -285,6 +287,7 @@ def append_log(folder: Path, record: dict[str, Any]) -> None:
     Where the disk is full, the line is kept and written with the next one that fits. No run ends
     for a line: what it makes needs room as well, and then it says so.
     """
+    refuse_links(folder, folder.parent.parent)
     kept = _UNWRITTEN.pop(folder, [])
     lines = [*kept, json.dumps({"time": round(time.time(), 3), **record}, allow_nan=True)]
     try:
@@ -318,7 +321,7 @@ def read_records(path: Path, check: Callable[[Any], T]) -> list[T]:
 
     Args:
         path: of the file; a missing one has no records.
-        check: makes a record of plain data, or raises a LookupError, ValueError, TypeError or UserError.
+        check: makes a record of plain data, or raises one of ``NO_RECORD``.
     """
     records, trouble = list[T](), ""
     try:
@@ -339,7 +342,7 @@ def read_records(path: Path, check: Callable[[Any], T]) -> list[T]:
 def _parse(lines: Iterable[bytes], check: Callable[[Any], T]) -> list[T]:
     records = []
     for line in lines:
-        with contextlib.suppress(LookupError, ValueError, TypeError, RecursionError, UserError):
+        with contextlib.suppress(*NO_RECORD):
             records.append(check(json.loads(line)))
     return records
 
@@ -354,6 +357,8 @@ def _check_log_record(record: Any) -> dict[str, Any]:
         raise ValueError("a text is none")
     if not all(type(number) in (int, float) and 0 <= number < 1e12 for number in numbers):
         raise ValueError("a number is none, or can never be")
+    if job_id := record.get("job_id"):
+        require_form("job_id", job_id, JOB)
     return dict(record)
 
 

@@ -7,12 +7,38 @@ its manifest's content hash. Paths, resources and machines never enter.
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hvae_hpc.runs.files import WEIGHT_BYTES, open_file
+
+
+class Form(NamedTuple):
+    """What an identifier must be, as a regular expression and in words."""
+
+    pattern: str
+    words: str
+
+
+NAME = Form(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}", "letters, digits, '.', '_', '+' and '-'")
+"""Of sweeps, data sets, arrays and shards: it leads to no other folder."""
+RUN_ID = Form(r"[0-9a-f]{12}", "12 hexadecimal digits")
+SHA256 = Form(r"[0-9a-f]{64}", "64 hexadecimal digits")
+JOB = Form(r"[0-9]{1,18}(_[0-9]{1,9})?", "the id of a SLURM job or of an array's element")
+
+
+def require_form(what: str, value: str, form: Form) -> None:
+    """Refuse an identifier that is not of its form, as it may become a path or a command.
+
+    Raises:
+        ValueError: it is not; the message names it by ``what``.
+    """
+    if not re.fullmatch(form.pattern, value):
+        shown = value if len(value) < 60 else f"{value[:57]}..."
+        raise ValueError(f"{what} is {shown!r}, expected {form.words}")
 
 
 def canonical_json(value: Any) -> str:

@@ -19,6 +19,7 @@ import errno
 import json
 import os
 import platform
+import re
 import secrets
 import sys
 import threading
@@ -34,8 +35,11 @@ from hvae_hpc.errors import UserError, say
 from hvae_hpc.runs.files import SETTINGS_BYTES, open_file
 
 LEASE = ".lease-"
+NUMBER = re.compile(r"[0-9]{1,9}")
 HEARTBEAT_S = 20.0
 """Seconds between two signs of life."""
+LONGEST_HEARTBEAT_S = 600.0
+"""A lease that says more is not believed."""
 MISSED = 6
 """Missed heartbeats after which a lease is dead; NFS may show old file attributes for 60 s."""
 LOOK_EVERY_S = 0.5
@@ -84,6 +88,10 @@ class Holder:
     began: str = ""
     job: str = ""
     every_s: float = HEARTBEAT_S
+
+    def __post_init__(self) -> None:
+        if not (0 < self.every_s <= LONGEST_HEARTBEAT_S and 0 <= self.pid < 2**31):
+            raise ValueError(f"every_s is {self.every_s}, pid {self.pid}; no lease has such")
 
     @classmethod
     def this_process(cls) -> "Holder":
@@ -176,7 +184,7 @@ def _look(folder: Path) -> dict[Path, Sight]:
     """Return the leases in a folder, each with how long this process has seen it unchanged."""
     before, now = _WATCHED.pop(folder, {}), dict[Path, Sight]()
     for path in folder.glob(f"{LEASE}*"):
-        lease = _read(path) if path.name.removeprefix(LEASE).isdigit() else None
+        lease = _read(path) if NUMBER.fullmatch(path.name.removeprefix(LEASE)) else None
         if lease is None:
             continue
         holder, stamp = lease
@@ -299,6 +307,8 @@ def _take_over(folder: Path) -> Lease | Holder | None:
             return None if alive or sight.has_changed else sight.holder
 
     number = 1 + max((int(path.name.removeprefix(LEASE)) for path in before), default=0)
+    if not NUMBER.fullmatch(str(number)):
+        raise OSError(errno.EINVAL, f"{LEASE}{number - 1} is none of ours, delete it")
     path, holder = folder / f"{LEASE}{number}", Holder.this_process()
     if not _create(path, json.dumps(dump(holder)) + "\n"):
         return None

@@ -4,7 +4,6 @@ The sweep command writes it before anything starts. Elements find their runs in 
 the tables learn from it what is missing.
 """
 
-import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,14 +12,25 @@ from hvae_hpc.config.loader import dump, load, read_json
 from hvae_hpc.config.resources import Resources
 from hvae_hpc.config.stages import CONFIGS, Stage
 from hvae_hpc.errors import UserError
+from hvae_hpc.runs.files import refuse_links
 from hvae_hpc.runs.folder import write_atomic
-from hvae_hpc.runs.identity import canonical_json, content_hash
+from hvae_hpc.runs.identity import (
+    JOB,
+    NAME,
+    RUN_ID,
+    SHA256,
+    canonical_json,
+    content_hash,
+    require_form,
+)
 from hvae_hpc.runs.run import Run
 
 C = TypeVar("C")
 
 PLAN_SCHEMA = 4
 PLANS = "plans"
+LONGEST_FOLDER = 200
+"""Letters of the name of a run's folder; most file systems take 255."""
 REPLAN = "give the sweep command again to write a new plan"
 
 
@@ -51,6 +61,11 @@ class Array:
     grace_s: int = 0
     canaries: int = 0
     script: str = ""
+
+    def __post_init__(self) -> None:
+        require_form("name", self.name, NAME)
+        for job in self.after_jobs:
+            require_form("after_jobs", job, JOB)
 
     @property
     def run_ids(self) -> tuple[str, ...]:
@@ -87,9 +102,18 @@ class Plan:
     requeues: int = 100
     changes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        require_form("sweep", self.sweep, NAME)
+        for name, data in self.data.items():
+            require_form("data", name, NAME)
+            require_form(f"data.{name}.content_hash", data.get("content_hash", ""), SHA256)
+            if "folder" not in data:
+                raise ValueError(f"data.{name} has no folder; {REPLAN}")
+
     def resources_of(self, run_id: str) -> Resources:
         """What a run may use."""
-        return replace(self.resources[self.runs[run_id].stage], **self.changes.get(run_id, {}))
+        resources = self.resources.get(self.runs[run_id].stage, Resources())
+        return replace(resources, **self.changes.get(run_id, {}))
 
     def folder(self, run_id: str) -> Path:
         """The run's folder."""
@@ -120,8 +144,7 @@ class _RunEntry:
     parents: dict[str, str]
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[0-9a-f]{12}", self.run_id):
-            raise ValueError(f"run_id is {self.run_id!r}, expected 12 hexadecimal digits; {REPLAN}")
+        require_form("run_id", self.run_id, RUN_ID)
 
 
 def plan_path(runs_folder: Path, sweep: str) -> Path:
@@ -149,7 +172,8 @@ def find_plans(runs_folder: Path, sweep: str | None = None) -> list[Path]:
 
 
 def write_plan(plan: Plan, path: Path) -> None:
-    """Write a plan, atomically."""
+    """Write a plan into its runs folder, atomically."""
+    refuse_links(path, plan.runs_folder)
     entries = [
         {"run_id": run_id, "stage": run.stage, "config": run.config, "parents": run.parents}
         for run_id, run in plan.runs.items()
@@ -181,12 +205,24 @@ def read_plan(path: Path) -> Plan:
         run = Run(stage=entry.stage, config=config, parents=entry.parents)
         _check_run(plan, entry.run_id, run, where)
         plan.runs[entry.run_id] = run
+    _check_arrays(plan, path)
     return plan
+
+
+def _check_arrays(plan: Plan, path: Path) -> None:
+    """Refuse arrays and changes of runs that the plan does not have, or of fields that none has."""
+    named = {run_id for array in plan.arrays for run_id in array.run_ids}
+    if strange := {*named, *plan.changes} - plan.runs.keys():
+        raise UserError(f"{path}: names a run {min(strange)!r} that it does not hold; {REPLAN}")
+    for run_id, changes in plan.changes.items():
+        load(Resources, {**changes}, f"{path}: changes.{run_id}")
 
 
 def _check_run(plan: Plan, run_id: str, run: Run, where: str) -> None:
     """Refuse a run that is in the plan already, reads other data, or comes before a parent."""
     data = run.config.data
+    if len(run.folder) > LONGEST_FOLDER:
+        raise UserError(f"{where} has a label too long for the name of a folder; {REPLAN}")
     if run_id in plan.runs:
         raise UserError(f"{where} is in the plan twice; {REPLAN}")
     if data not in plan.data:

@@ -1,7 +1,8 @@
 """``hvae-hpc cancel`` and ``throttle``: change a sweep's jobs in the queue, and nobody else's.
 
-A job is ours if its comment names a submission of the runs folder. The queue is asked just before
-the one call that changes something.
+A job is ours if its comment names a submission of the runs folder. Where a site replaces comments,
+its name and time of submission must be those of the record. The queue is asked just before the one
+call that changes something.
 """
 
 import argparse
@@ -51,8 +52,12 @@ def _cancel_sweep(runs_folder: Path, sweep: str) -> None:
 
 def _cancel_run(runs_folder: Path, plan: Plan, run_id: str) -> None:
     submissions, run = Submissions(runs_folder), plan.runs[run_id]
-    queue = slurm.read_queue(not_before=time.time(), patience_s=PATIENCE_S)
-    elements = [each for each in submissions.queued_elements(queue) if run_id in each[2]]
+    elements = [
+        (f"{row.job}_{place}", row, run_ids)
+        for row, submission, array in _find_proven(submissions)
+        for place in row.places
+        if run_id in (run_ids := submissions.run_ids(submission, array, place))
+    ]
     if not elements:
         say(f"{run.stage} {run.label} ({run_id}) is not in the queue")
         return
@@ -110,9 +115,18 @@ def _find_sweep(runs_folder: Path, name: str | None) -> str:
 def _read_queue(runs_folder: Path, sweep: str) -> list[slurm.Queued]:
     """Return the sweep's rows of the queue that were submitted from this runs folder."""
     submissions = Submissions(runs_folder)
+    rows = _find_proven(submissions)
+    return [row for row, submission, _ in rows if submissions.plan(submission).sweep == sweep]
+
+
+def _find_proven(submissions: Submissions) -> list[tuple[slurm.Queued, str, int]]:
+    """Return the queue's rows that are surely ours, and name the others that the record claims."""
     queue = slurm.read_queue(not_before=time.time(), patience_s=PATIENCE_S)
     rows = submissions.find_queued(queue)
-    return [row for row, submission, _ in rows if submissions.plan(submission).sweep == sweep]
+    proven = [each for each in rows if submissions.is_proven(*each)]
+    if others := sorted({each[0].job for each in rows if each not in proven}):
+        print(f"left alone: {' '.join(others)}, noted here under another name or time than SLURM's")
+    return proven
 
 
 def _scancel(names: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hvae_hpc.config.loader import dump, load, read_json
+from hvae_hpc.config.resources import Resources
 from hvae_hpc.errors import UserError, say
 from hvae_hpc.jobs.failures.bad_nodes import gather_failures
 from hvae_hpc.jobs.failures.classify import Evidence, classify
@@ -45,6 +46,11 @@ class RunRetries:
     counts: dict[str, int] = field(default_factory=dict)
     changes: dict[str, int | float] = field(default_factory=dict)
     answered: str = ""
+
+    def __post_init__(self) -> None:
+        for name in self.changes:
+            if not isinstance(getattr(Resources, name, None), int | float):
+                raise ValueError(f"changes {name!r}, expected a number of Resources")
 
 
 @dataclass(frozen=True, kw_only=True)

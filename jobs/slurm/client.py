@@ -134,6 +134,9 @@ class Queued(NamedTuple):
     """PENDING, RUNNING, SUSPENDED, COMPLETING, ..."""
     reason: str
     comment: str
+    submitted_at: float = 0.0
+    """in seconds since 1970; 0 where it is not known"""
+    name: str = ""
 
 
 class Queue(NamedTuple):
@@ -189,12 +192,17 @@ def _cache_file() -> Path:
 
 
 def _ask_queue(patience_s: float) -> Iterator[Queued]:
-    command = ["squeue", "--me", "--noheader", "--format=%F|%K|%T|%r|%k"]
+    command = ["squeue", "--me", "--noheader", "--format=%F|%K|%T|%r|%k|%V|%j"]
     for line in ask(command, patience_s).splitlines():
-        words = line.split("|", maxsplit=4)
-        if len(words) == 5:  # else it is the second line of somebody's comment
-            job, places, state, reason, comment = words
-            yield Queued(job, parse_places(places), state, reason, comment.strip())
+        words = line.split("|", maxsplit=6)
+        if len(words) >= 5:  # else it is the second line of somebody's comment
+            job, places, state, reason, comment = words[:5]
+            seen = Queued(job, parse_places(places), state, reason, comment.strip())
+            with contextlib.suppress(ValueError):  # a comment of several lines, or with a bar
+                at, name = words[5:]
+                submitted_at = time.mktime(time.strptime(at, "%Y-%m-%dT%H:%M:%S"))
+                seen = seen._replace(submitted_at=submitted_at, name=name)
+            yield seen
 
 
 def parse_places(text: str) -> tuple[int, ...]:

@@ -6,19 +6,29 @@ took. A job in the queue names its submission in its comment.
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hvae_hpc.config.loader import read_json
+from hvae_hpc.config.loader import load, read_json
+from hvae_hpc.config.stages import CONFIGS
+from hvae_hpc.errors import printable
 from hvae_hpc.jobs.slurm.client import Queue, Queued
-from hvae_hpc.runs.folder import append_line
+from hvae_hpc.runs.files import refuse_links
+from hvae_hpc.runs.folder import NO_RECORD, append_line, read_records
+from hvae_hpc.runs.identity import JOB, require_form
 from hvae_hpc.runs.lease import locked
 
 SUBMISSIONS = "submissions"
 PLAN_FILE = "plan.json"
 JOBS_FILE = "jobs.jsonl"
+SUBMITTING_S = 600.0
+"""An sbatch may take so long until its job is noted, with the difference of two clocks."""
+LATEST = 1e11
+"""No time in seconds since 1970 is later."""
 
 
 class Job(NamedTuple):
@@ -53,12 +63,38 @@ class Element(NamedTuple):
     submitted_at: float = 0.0
 
 
-class SubmittedPlan(NamedTuple):
-    """What counts of a submission's plan: its sweep, arrays as plain data, and runs folder."""
+@dataclass(frozen=True, kw_only=True)
+class SubmittedArray:
+    """What counts of a submission's array; see :class:`hvae_hpc.runs.plan.Array`."""
+
+    name: str = ""
+    stage: str = ""
+    elements: tuple[tuple[str, ...], ...] = ()
+    minutes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubmittedPlan:
+    """What counts of a submission's plan."""
 
     sweep: str
-    arrays: list[dict[str, Any]]
+    arrays: tuple[SubmittedArray, ...]
     runs_folder: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _JobEntry:
+    """A job as its line in the file has it; see :class:`Job`."""
+
+    array: int
+    job: str
+    places: tuple[int, ...]
+    time: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_form("job", self.job, JOB)
+        if min(self.array, *self.places, 0) < 0 or not 0 <= self.time < LATEST:
+            raise ValueError("a number is one that no job has")
 
 
 class Submissions:
@@ -71,16 +107,19 @@ class Submissions:
 
     def __init__(self, runs_folder: Path, name: str = "*") -> None:
         self.folder = runs_folder / SUBMISSIONS
-        self.names = {path.parent.name for path in self.folder.glob(f"{name}/{PLAN_FILE}")}
+        files = self.folder.glob(f"{name}/{PLAN_FILE}")
+        plans = {path.parent.name: _read_plan(path) for path in files}
+        self._plans = {name: plan for name, plan in plans.items() if plan}
+        self.names = set(self._plans)
 
     def plan(self, name: str) -> SubmittedPlan:
         """Return what counts of a submission's plan."""
-        return _read_plan(self.folder / name / PLAN_FILE)
+        return self._plans[name]
 
     def run_ids(self, name: str, array: int, place: int) -> tuple[str, ...]:
         """Return the runs of one element of a submission's array; none beyond the array's end."""
-        elements = self.plan(name).arrays[array]["elements"]
-        return tuple(elements[place]) if place < len(elements) else ()
+        elements = self.plan(name).arrays[array].elements
+        return elements[place] if place < len(elements) else ()
 
     @cached_property
     def jobs(self) -> list[Job]:
@@ -91,14 +130,12 @@ class Submissions:
         return [job for name in by_age for job in self._read_jobs(name)]
 
     def _read_jobs(self, name: str) -> Iterator[Job]:
-        path = self.folder / name / JOBS_FILE
-        lines = path.read_text().splitlines() if path.exists() else []
-        for line in lines:
-            # A crash may have cut a line short.
-            with contextlib.suppress(ValueError, LookupError, TypeError):
-                entry = json.loads(line)
-                places = tuple(entry["places"])
-                yield Job(name, entry["array"], entry["job"], places, entry.get("time", 0.0))
+        n_arrays = len(self.plan(name).arrays)
+        for entry in read_records(
+            self.folder / name / JOBS_FILE, lambda data: load(_JobEntry, data, JOBS_FILE)
+        ):
+            if entry.array < n_arrays:
+                yield Job(name, entry.array, entry.job, entry.places, entry.time)
 
     def note(self, job: Job) -> None:
         """Write a job's id beside its plan."""
@@ -120,7 +157,7 @@ class Submissions:
         """All elements that SLURM took, by ``<array>_<place>``, in order of submission."""
         elements = {}
         for job in self.jobs:
-            minutes = int(self.plan(job.submission).arrays[job.array].get("minutes", 0))
+            minutes = self.plan(job.submission).arrays[job.array].minutes
             for place in job.places:
                 run_ids = self.run_ids(job.submission, job.array, place)
                 elements[f"{job.job}_{place}"] = Element(run_ids, minutes, job.time)
@@ -140,9 +177,24 @@ class Submissions:
         for row in rows:
             submission, array = parse_comment(row.comment) or noted.get(row.job, ("", 0))
             here = str(self.folder.parent.resolve())
-            if submission in self.names and self.plan(submission).runs_folder == here:
+            plan = self._plans.get(submission)
+            if plan and plan.runs_folder == here and array < len(plan.arrays):
                 ours.append((row, submission, array))
         return ours
+
+    def is_proven(self, row: Queued, submission: str, array: int) -> bool:
+        """Tell whether a row of the queue is surely a job of ours, so that it may be cancelled.
+
+        Its comment says so, or both its name and its time of submission are those of the record.
+        The name begins as all of ours do, since others may have written the record.
+        """
+        if parse_comment(row.comment):
+            return True
+        plan, noted = self.plan(submission), [job for job in self.jobs if job.job == row.job]
+        is_named = row.name == plan.arrays[array].name
+        begins = tuple(f"{plan.sweep}-{stage}" for stage in (*CONFIGS, "tables"))
+        is_timely = any(abs(row.submitted_at - job.time) < SUBMITTING_S for job in noted)
+        return is_named and row.name.startswith(begins) and is_timely
 
     def queued_elements(self, queue: Queue | None) -> Iterator[tuple[str, Queued, tuple[str, ...]]]:
         """Yield each element in the queue that was submitted from here: its name, row and runs."""
@@ -161,15 +213,28 @@ class Submissions:
 
 
 @cache
-def _read_plan(path: Path) -> SubmittedPlan:
-    """Read a submission's plan, which never changes."""
-    plan = read_json(path)
-    return SubmittedPlan(str(plan["sweep"]), list(plan["arrays"]), str(plan["runs_folder"]))
+def _read_plan(path: Path) -> SubmittedPlan | None:
+    """Read what counts of a submission's plan, which never changes; None where it is none."""
+    try:
+        refuse_links(path, path.parents[2])
+        plan = read_json(path)
+        arrays = [_choose(SubmittedArray, array) for array in plan["arrays"]]
+        chosen = {**_choose(SubmittedPlan, plan), "arrays": arrays}
+        return load(SubmittedPlan, chosen, str(path))
+    except NO_RECORD as error:
+        print(printable(f"{path}: is no plan, so this submission counts as none: {error}"))
+    return None
+
+
+def _choose(cls: type, table: dict[str, Any]) -> dict[str, Any]:
+    """Return the entries of a table that a dataclass has: other versions have others beside."""
+    return {field.name: table[field.name] for field in fields(cls) if field.name in table}
 
 
 @contextlib.contextmanager
 def submitting(folder: Path) -> Iterator[None]:
     """Let one command at a time plan and submit in a folder of submissions."""
+    refuse_links(folder, folder.parent)
     with locked(folder, wait="always"):
         yield
 
@@ -183,4 +248,5 @@ def parse_comment(comment: str) -> tuple[str, int] | None:
     """Return submission and array number; None for a comment that is not ours."""
     mark, _, rest = comment.partition(":")
     submission, _, array = rest.rpartition(":")
-    return (submission, int(array)) if mark == "hvae_hpc" and array.isdigit() else None
+    is_ours = mark == "hvae_hpc" and re.fullmatch(r"[0-9]{1,9}", array)
+    return (submission, int(array)) if is_ours else None

@@ -222,7 +222,7 @@ def _last_job(plan: Plan, n_arrays: int, queued: Collection[str]) -> Array:
 def _last_job_waits(sweep: str, submissions: Submissions, queue: slurm.Queue) -> bool:
     for _, name, number in submissions.find_queued(queue):
         submitted = submissions.plan(name)
-        if submitted.sweep == sweep and submitted.arrays[number]["stage"] == TABLES:
+        if submitted.sweep == sweep and submitted.arrays[number].stage == TABLES:
             return True
     return False
 

@@ -148,7 +148,7 @@ class SweepConfig:
         """Refuse names that cannot be folders, or that the tables cannot tell apart."""
         augmentations = self.segment.augmentations
         for name in (self.name, *self.data, *self.generators, *augmentations):
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}", name):
                 raise ValueError(
                     f"{name!r} cannot be a name; use letters, digits, '.', '_' and '-'"
                 )

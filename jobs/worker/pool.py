@@ -33,6 +33,7 @@ from hvae_hpc.jobs.state.run_log import (
     record,
 )
 from hvae_hpc.jobs.worker.run import Report, execute_when_free
+from hvae_hpc.runs.files import open_to_append
 from hvae_hpc.runs.plan import Plan, read_plan
 
 STAGE_ORDER = {"train": 0, "augment": 1, "generate": 2, "segment": 3, "quality": 4, "likelihood": 5}
@@ -52,7 +53,7 @@ class Worker:
         death: evidence of why it died at its run; empty while it lives.
     """
 
-    def __init__(self, plan_file: Path, log: IO[str], at_once: int = 1) -> None:
+    def __init__(self, plan_file: Path, log: IO[Any], at_once: int = 1) -> None:
         module = "hvae_hpc.jobs.worker.pool"
         command = [sys.executable, "-P", "-u", "-m", module, str(plan_file), str(at_once)]
         # In a process group of its own: Ctrl-C reaches the sweep alone, which then asks its
@@ -254,7 +255,7 @@ def run_locally(
         say(f"{count} {took}  {state}{report.message}")
         bar.update()
 
-    with bar, open(plan_file.with_suffix(".log"), "a") as log:
+    with bar, open_to_append(plan_file.with_suffix(".log")) as log:
         return Pool(plan, n_workers, lambda: Worker(plan_file, log), tell).make(run_ids)
 
 

@@ -26,6 +26,7 @@ from hvae_hpc.jobs.worker.gpu_meter import read_energy_j
 from hvae_hpc.jobs.worker.provenance import make_provenance
 from hvae_hpc.preprocess.store.manifest import require_content
 from hvae_hpc.runs.done import read_summary
+from hvae_hpc.runs.files import refuse_links
 from hvae_hpc.runs.folder import (
     INPUTS,
     METRICS,
@@ -104,6 +105,7 @@ def execute(
         return Report(run_id=run_id, state=state, message=message, wall_s=time.time() - started)
 
     try:
+        refuse_links(folder, plan.runs_folder)
         with locked(folder) as lease:
             if not lease:
                 return report("busy", "another process is at it")

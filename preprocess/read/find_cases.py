@@ -14,6 +14,7 @@ from hvae_hpc.errors import UserError
 from hvae_hpc.preprocess.read.dataset_json import Index, read_index
 from hvae_hpc.preprocess.read.match_files import compile_pattern, match_files
 from hvae_hpc.preprocess.recipes.recipe import LayoutConfig, Recipe
+from hvae_hpc.runs.files import IMAGE_BYTES, open_file
 
 T = TypeVar("T")
 
@@ -249,7 +250,7 @@ def _is_dicom(path: Path) -> bool:
     if path.suffix.lower() in (".dcm", ".ima"):
         return True
     try:
-        with open(path, "rb") as file:
+        with open_file(path, IMAGE_BYTES) as file:
             return file.read(132)[128:] == b"DICM"
     except OSError:
         return False

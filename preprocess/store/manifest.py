@@ -14,7 +14,7 @@ from typing import Any
 from hvae_hpc.config.loader import dump, load, read_json
 from hvae_hpc.errors import UserError
 from hvae_hpc.runs.folder import write_json
-from hvae_hpc.runs.identity import content_hash
+from hvae_hpc.runs.identity import NAME, SHA256, content_hash, require_form
 
 MANIFEST = "manifest.json"
 MANIFEST_SCHEMA = 1
@@ -37,6 +37,10 @@ class ShardEntry:
     file: str
     pairs: int
     content_sha256: str
+
+    def __post_init__(self) -> None:
+        require_form("file", self.file, NAME)
+        require_form("content_sha256", self.content_sha256, SHA256)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +99,14 @@ class Manifest:
     cases: tuple[CaseEntry, ...]
     skipped: tuple[SkippedEntry, ...]
     content_hash: str
+
+    def __post_init__(self) -> None:
+        require_form("content_hash", self.content_hash, SHA256)
+        pairs_of = {shard.file: shard.pairs for shard in self.shards}
+        for case in self.cases:
+            end = case.first_row + case.pairs
+            if not 0 <= case.first_row < end <= pairs_of.get(case.shard, 0):
+                raise ValueError(f"case {case.case_id!r} has rows that its shard does not have")
 
 
 def compute_content_hash(

@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,8 @@ def write_contact_sheets(
     rows = [round(place * (len(titles) - 1) / max(1, count - 1)) for place in range(count)]
     pages = math.ceil(count / PER_PAGE)
     for old in folder.glob("contact*.png"):
-        old.unlink()
+        if re.fullmatch(r"contact(-[0-9]+)?\.png", old.name):
+            old.unlink()
 
     paths = []
     for page in range(pages):

@@ -28,12 +28,20 @@ from hvae_hpc.results.figures.panels import (
 )
 from hvae_hpc.results.figures.style import wrap_label
 from hvae_hpc.results.labels import REFERENCE, generator_label, generators_of, ordered_arms
+from hvae_hpc.runs.files import IMAGE_BYTES, open_file
 from hvae_hpc.runs.folder import SAMPLES
 from hvae_hpc.runs.plan import Plan
 
 N_COLUMNS = 6
 N_SHARED = 2
 PAIRS = ("images", "masks")
+LARGEST = 2**28
+"""Bytes of all arrays of a samples.npz, which has some dozens of images."""
+NO_SAMPLES = (
+    *(OSError, ValueError, KeyError, AttributeError, EOFError, RuntimeError, MemoryError),
+    *(NotImplementedError, zipfile.BadZipFile, zlib.error),
+)
+"""What numpy, zipfile and zlib raise for a file that is none."""
 CASES = (*PAIRS, "predictions", "dice", "case_ids")
 
 
@@ -126,9 +134,12 @@ def read_samples(runs: Path, folder: str | None, names: Sequence[str]) -> dict[s
         raise UserError("no run is done yet")
     where = f"{folder}/{SAMPLES}"
     try:
-        with np.load(runs / folder / SAMPLES, allow_pickle=False) as file:
+        with open_file(runs / folder / SAMPLES, IMAGE_BYTES) as content:
+            file = np.load(content, allow_pickle=False)
+            if sum(info.file_size for info in file.zip.infolist()) > LARGEST:
+                raise ValueError(f"its arrays have more than {LARGEST:,} bytes")
             samples = {name: file[name] for name in names}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except NO_SAMPLES as error:
         raise UserError(
             f"{where} cannot be read ({error}); delete the folder to make it again"
         ) from error

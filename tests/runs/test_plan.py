@@ -34,7 +34,7 @@ def test_a_missing_plan_is_refused(tmp_path: Path) -> None:
         ({"code": "abc"}, "unknown key 'code'"),
         ({"data": {}}, "reads 'brats2021', expected one of"),
         (
-            {"data": {"brats2021": {"content_hash": "e" * 64}}},
+            {"data": {"brats2021": {"folder": "", "content_hash": "e" * 64}}},
             "reads other data than the plan's brats2021",
         ),
     ],
