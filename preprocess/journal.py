@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hvae_hpc.config.loader import dump, load
+from hvae_hpc.errors import UserError
 from hvae_hpc.preprocess.read.find_cases import CaseFiles
 from hvae_hpc.preprocess.read.scan import hash_source, source_files
 from hvae_hpc.preprocess.read.volume import Facts

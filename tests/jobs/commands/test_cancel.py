@@ -1,8 +1,10 @@
 """``hvae-hpc cancel`` and ``throttle``: on a real SLURM nothing but what is meant is touched."""
 
+import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,8 @@ import pytest
 from hvae_hpc.errors import run_command
 from hvae_hpc.jobs.commands import cancel as control
 from hvae_hpc.jobs.commands import logs
+from hvae_hpc.jobs.slurm.client import Queued
+from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.runs.plan import Plan
 from hvae_hpc.runs.run import Run
 from tests.jobs.queues import make_plan, submit
@@ -203,3 +207,64 @@ def test_throttling_what_does_not_wait_changes_nothing(
         "throttle", "1", "--runs", str(plan.runs_folder), capsys=capsys
     )
     assert cluster.asked("scontrol update") == []
+
+
+CLIENT = """#!/bin/sh
+case $0 in *squeue) cat {queue} ;; *) echo "$(basename $0) $*" >> {calls} ;; esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("row", "is_ours"),
+    [
+        ("12|0-1|PENDING|Priority|(null)|{at}|small-segment-brats2021", True),
+        ("12|0-1|PENDING|Priority|hvae_hpc:small-abc:0|{at}|renamed", True),
+        ("12|0-1|PENDING|Priority|(null)|2020-02-02T02:02:02|small-segment-brats2021", False),
+        ("12|0-1|PENDING|Priority|(null)|{at}|thesis", False),
+        ("12|0-1|PENDING|Priority|a|b|{at}|small-segment-brats2021", False),
+    ],
+)
+def test_without_our_comment_a_job_is_ours_by_its_name_and_its_time_of_submission_alone(
+    row: str,
+    is_ours: bool,
+    plan: Plan,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    at = time.time()
+    name = submit(plan, [[run_id] for run_id in list(plan.runs)[:2]], at=at)
+    file = plan.runs_folder / "submissions" / name / "plan.json"
+    content = json.loads(file.read_text())
+    content["arrays"][0] |= {"name": "small-segment-brats2021", "stage": "segment"}
+    file.write_text(json.dumps(content))
+
+    calls, queue = tmp_path / "calls", tmp_path / "queue"
+    queue.write_text(row.format(at=time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(at))) + "\n")
+    for client in ("squeue", "scancel", "scontrol"):
+        (tmp_path / client).write_text(CLIENT.format(calls=calls, queue=queue))
+        (tmp_path / client).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for command, asked in (
+        (("cancel",), "scancel 12"),
+        (("cancel", next(iter(plan.runs))), "scancel 12_0"),
+        (("throttle", "3"), "scontrol update JobId=12 ArrayTaskThrottle=3"),
+    ):
+        calls.write_text("")
+        said = call(*command, "--runs", str(plan.runs_folder), capsys=capsys)
+        assert calls.read_text() == (f"{asked}\n" if is_ours else "")
+        assert ("left alone: 12, noted here" in said) != is_ours
+
+
+def test_no_job_is_ours_by_a_record_whose_names_are_not_as_ours_begin(
+    plan: Plan, tmp_path: Path
+) -> None:
+    at = time.time()
+    name = submit(plan, [[next(iter(plan.runs))]], at=at)
+    file = plan.runs_folder / "submissions" / name / "plan.json"
+    content = json.loads(file.read_text())
+    content["arrays"][0]["name"] = "thesis"  # as squeue shows it to all
+    file.write_text(json.dumps(content))
+    row = Queued("12", (0,), "PENDING", "Priority", "", at, "thesis")
+    submissions = Submissions(plan.runs_folder)
+    assert not submissions.is_proven(row, name, 0)

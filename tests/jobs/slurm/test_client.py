@@ -115,7 +115,13 @@ def test_the_queue_is_read_once_for_everybody_and_again_where_it_must_be_young(
     )
     queue = slurm.read_queue()
     assert queue.elements == 12
-    assert queue.rows[0] == ("41", tuple(range(10)), "PENDING", "Dependency", "hvae_hpc:tiny-abc:3")
+    assert queue.rows[0][:5] == (
+        "41",
+        tuple(range(10)),
+        "PENDING",
+        "Dependency",
+        "hvae_hpc:tiny-abc:3",
+    )
     assert queue.rows[2].comment == "a|b"
     assert slurm.read_queue() == queue
     assert (tmp_path / "count").read_text() == "x\n"
