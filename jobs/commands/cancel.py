@@ -125,7 +125,7 @@ def _find_proven(submissions: Submissions) -> list[tuple[slurm.Queued, str, int]
     rows = submissions.find_queued(queue)
     proven = [each for each in rows if submissions.is_proven(*each)]
     if others := sorted({each[0].job for each in rows if each not in proven}):
-        print(f"left alone: {' '.join(others)}, noted here under another name or time than SLURM's")
+        say(f"left alone: {' '.join(others)}, noted here under another name or time than SLURM's")
     return proven
 
 

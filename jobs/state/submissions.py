@@ -7,6 +7,7 @@ took. A job in the queue names its submission in its comment.
 import contextlib
 import json
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cache, cached_property
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 
 from hvae_hpc.config.loader import load, read_json
 from hvae_hpc.config.stages import CONFIGS
-from hvae_hpc.errors import printable
+from hvae_hpc.errors import say
 from hvae_hpc.jobs.slurm.client import Queue, Queued
 from hvae_hpc.runs.files import refuse_links
 from hvae_hpc.runs.folder import NO_RECORD, append_line, read_records
@@ -222,7 +223,7 @@ def _read_plan(path: Path) -> SubmittedPlan | None:
         chosen = {**_choose(SubmittedPlan, plan), "arrays": arrays}
         return load(SubmittedPlan, chosen, str(path))
     except NO_RECORD as error:
-        print(printable(f"{path}: is no plan, so this submission counts as none: {error}"))
+        say(f"{path}: is no plan, so this submission counts as none ({error})", to=sys.stderr)
     return None
 
 
