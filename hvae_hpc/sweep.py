@@ -187,13 +187,11 @@ def _make_phantoms(sweep: SweepConfig, folders: Mapping[str, Path], workers: int
     for name, folder in folders.items():
         if (folder / MANIFEST).is_file() or not _is_made_up(sweep, name, folder):
             continue
-        from hvae_hpc.preprocess.__main__ import main as preprocess
+        from hvae_hpc.preprocess.__main__ import pack_here, parse
+        from hvae_hpc.preprocess.recipes.recipe import load_recipe
 
-        raw = folder.parent.parent / "phantoms" / name
-        arguments = [name, "--raw", str(raw), "--out", str(folder), "--local"]
-        arguments += ["--phantom", str(sweep.phantoms), "--workers", str(workers)]
-        if preprocess(arguments):
-            raise UserError(f"data set {name}: the phantoms could not be packed; see above")
+        options = parse([name, "--phantom", str(sweep.phantoms), "--workers", str(workers)])
+        pack_here(options, load_recipe(name), folder.parent.parent / "phantoms" / name, folder)
 
 
 def find_data(

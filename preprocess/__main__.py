@@ -24,7 +24,7 @@ from hvae_hpc.preprocess.verify import verify
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; see ``--help``."""
-    options = _parse(argv)
+    options = parse(argv)
     if options.verify:
         verify(options.verify, options.raw, options.workers or _cores(), say)
         return 0
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
         place = _submit(options, f"pack-{recipe.name}", raw, out)
         say(f"when it is done: {shlex.join([*sweep, *place])}")
     else:
-        _pack_here(options, recipe, raw, out)
+        pack_here(options, recipe, raw, out)
         say(f"packed data: {out}\nnext:        {shlex.join([*sweep, *place_of(options)])}")
     return 0
 
@@ -115,7 +115,8 @@ def _make_parser(names: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Return the options of a command line that holds together."""
     names = ", ".join(sorted(path.stem for path in LIBRARY.glob("*.toml")))
     options = _make_parser(names).parse_args(argv)
     for name, least in (("workers", 1), ("phantom", 0), ("sheet", 0)):
@@ -137,7 +138,8 @@ def _cores() -> int:
     return min(len(may(0)), 16)  # beyond this the disk is the limit
 
 
-def _pack_here(options: argparse.Namespace, recipe: Recipe, raw: Path, out: Path) -> None:
+def pack_here(options: argparse.Namespace, recipe: Recipe, raw: Path, out: Path) -> None:
+    """Pack here, with the phantoms that are asked for, and tell of the packed data."""
     workers = options.workers or _cores()
     if options.phantom:
         made = write_phantoms(recipe.name, raw, options.phantom, options.seed, workers, say)
