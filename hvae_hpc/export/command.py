@@ -6,17 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hvae_hpc.errors import UserError, run_command, say
-from hvae_hpc.jobs.state.find_run import find_run
+from hvae_hpc.jobs.state.find_run import add_run, find_run
 
 
 def main(argv: Sequence[str]) -> int:
     """Write a generate run's pairs to a folder, without pairs that copy a training image."""
     parser = argparse.ArgumentParser(prog="hvae-hpc export", description=main.__doc__)
-    parser.add_argument(
-        "run",
-        metavar="RUN",
-        help="a generate run: its label, the beginning of its id, or its folder",
-    )
+    add_run(parser)
     form = parser.add_mutually_exclusive_group(required=True)
     form.add_argument(
         "--nnunet",
@@ -26,9 +22,6 @@ def main(argv: Sequence[str]) -> int:
     )
     form.add_argument(
         "--png", type=Path, metavar="DIR", help="write the synthetic pairs as 8-bit pictures"
-    )
-    parser.add_argument(
-        "--runs", type=Path, default=Path("runs"), help="the runs folder (default: ./runs)"
     )
     parser.add_argument(
         "--keep-copies", action="store_true", help="export copies too, marked in manifest.json"

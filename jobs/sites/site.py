@@ -88,9 +88,9 @@ class Site:
         if cluster:
             partition = cluster.check_partition(resources.partition)
             known = {"minutes": partition.minutes, "memory_gb": partition.memory_gb}
-            if node := partition.best_node(resources):
-                known["memory_gb"] = node.memory_gb
-                known["cpus"] = node.cpus // resources.tasks_per_node
+            if nodes := partition.find_best_nodes(resources):
+                _, known["memory_gb"], cpus = map(min, zip(*nodes, strict=True))
+                known["cpus"] = cpus // resources.tasks_per_node
             for name, most in known.items():
                 limits[name] = min(filter(None, (limits[name], most)), default=0)
 

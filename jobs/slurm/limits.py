@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import ge
 from typing import NamedTuple
 
 from hvae_hpc.config.resources import Resources
@@ -14,20 +15,16 @@ from hvae_hpc.jobs.slurm.client import ask
 
 
 class Node(NamedTuple):
-    """What a job may have of a node: cores, host memory in GB (inf if nobody set it), GPUs."""
+    """What a node has, or what a run asks of it: GPUs, memory in GB (inf if not known), cores."""
 
-    cpus: int
-    memory_gb: float
     gpus: int
+    memory_gb: float
+    cpus: int
 
-    def suits(self, asked: Resources) -> bool:
-        """Tell whether one node of a run fits on it."""
-        return self.gpus >= asked.gpus and self.share(asked) == 1
 
-    def share(self, asked: Resources) -> float:
-        """Return how much it has of the cores and the memory that a run asks for: 1 for all."""
-        cpus = asked.cpus * asked.tasks_per_node
-        return min(1, self.cpus / cpus) * min(1, self.memory_gb / asked.memory_gb)
+def of_each_node(asked: Resources) -> Node:
+    """Return what a run asks of each of its nodes."""
+    return Node(asked.gpus, asked.memory_gb, asked.cpus * asked.tasks_per_node)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,15 +43,19 @@ class Partition:
     memory_gb: float = 0.0
     nodes: Mapping[str, Node] = field(default_factory=dict)
 
-    def best_node(self, asked: Resources) -> Node | None:
-        """Return the least of the best nodes for a run; None where none is known to suit."""
-        nodes = [node for node in self.nodes.values() if node.gpus >= asked.gpus]
-        nodes.sort(key=lambda node: node.share(asked), reverse=True)
-        return nodes[min(asked.nodes, len(nodes)) - 1] if nodes else None
+    def find_best_nodes(self, asked: Resources) -> list[Node]:
+        """Return as many nodes as a run asks for, those that have most of what it asks.
 
-    def count_suited(self, asked: Resources) -> int:
-        """Count the nodes that one node of a run fits on."""
-        return sum(node.suits(asked) for node in self.nodes.values())
+        GPUs count first, then memory: with fewer cores a run is only slower.
+        """
+        wanted = of_each_node(asked)
+        nodes = sorted(self.nodes.values(), key=lambda node: tuple(map(min, node, wanted)))
+        return nodes[-asked.nodes :]
+
+    def suits(self, asked: Resources) -> bool:
+        """Tell whether it is known to have the nodes that a run asks for."""
+        nodes, wanted = self.find_best_nodes(asked), of_each_node(asked)
+        return len(nodes) == asked.nodes and all(all(map(ge, node, wanted)) for node in nodes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,12 +83,8 @@ class Cluster:
         return self.partitions[name]
 
     def find_suited(self, asked: Resources) -> list[str]:
-        """Return the partitions that have the nodes that a run asks for."""
-        return sorted(
-            name
-            for name, partition in self.partitions.items()
-            if partition.count_suited(asked) >= asked.nodes
-        )
+        """Return the partitions that are known to have the nodes that a run asks for."""
+        return [name for name, each in sorted(self.partitions.items()) if each.suits(asked)]
 
     def check_suits(self, stage: str, asked: Resources) -> None:
         """Refuse resources that their partition does not have: such a job might wait for ever.
@@ -95,17 +92,15 @@ class Cluster:
         Raises:
             UserError: it names the partitions that have them.
         """
-        partition = self.check_partition(asked.partition)
-        suited = partition.count_suited(asked)
-        if suited >= asked.nodes or not partition.nodes:
+        suited = self.find_suited(asked)
+        if asked.partition in suited or not self.check_partition(asked.partition).nodes:
             return
-        others = " or ".join(self.find_suited(asked))
+        gpus, memory_gb, cpus = of_each_node(asked)
+        others = f"give --partition {' or '.join(suited)}, or " if suited else ""
         raise UserError(
-            f"{stage}: partition {asked.partition} has {suited} nodes with gpus = {asked.gpus}, "
-            f"cpus = {asked.cpus * asked.tasks_per_node} and memory_gb = {asked.memory_gb:g}, "
-            f"expected {asked.nodes}; "
-            + (f"give --partition {others}, or " if others else "")
-            + f"lower them under [{stage}] in the site file (--site)"
+            f"{stage}: partition {asked.partition} has too few nodes with gpus = {gpus}, "
+            f"memory_gb = {memory_gb:g} and {cpus} cores, expected {asked.nodes}; {others}"
+            f"lower them under [{stage}] in the site file (--site)"
         )
 
 
@@ -116,13 +111,13 @@ def read_cluster() -> Cluster:
     for line in ask(["scontrol", "--all", "--oneliner", "show", "partition"]).splitlines():
         words = dict(re.findall(r"(\w+)=(\S+)", line))
         name = words["PartitionName"]
-        cap_gb = _limit(words, "MaxMemPerNode") / 1024
-        cap_cpus = _limit(words, "MaxCPUsPerNode")
+        cap_mb = re.sub(r"\D+", "", words.get("MaxMemPerNode", ""))  # "" for UNLIMITED
+        cap_gb = int(cap_mb or 0) / 1024 or math.inf
         capped = {
-            node: Node(int(min(cpus, cap_cpus)), min(memory_gb, cap_gb), gpus)
-            for node, (cpus, memory_gb, gpus) in nodes.get(name, {}).items()
+            node: has._replace(memory_gb=min(has.memory_gb, cap_gb))
+            for node, has in nodes.get(name, {}).items()
         }
-        memory_gb = max([node.memory_gb for node in capped.values()], default=cap_gb)
+        memory_gb = max([has.memory_gb for has in capped.values()], default=cap_gb)
         partitions[name] = Partition(
             minutes=_minutes(words.get("MaxTime", "0")),
             grace_s=int(words.get("GraceTime", "0")),
@@ -160,24 +155,15 @@ def _ask_nodes() -> dict[str, dict[str, Node]]:
         answer = ask(["sinfo", "--all", "--noheader", "--Node", "--format=%R|%N|%m|%c|%G"])
         for line in answer.splitlines():
             partition, node, memory, cpus, devices = line.strip().split("|")
-            memory_mb = int(memory.rstrip("+"))  # 1 where nobody has configured it
-            memory_gb = memory_mb / 1024 if memory_mb > 1 else math.inf
-            size = Node(int(cpus.rstrip("+")), memory_gb, _count_gpus(devices))
-            nodes.setdefault(partition, {})[node] = size
+            # "gpu:a100:4(S:0-1),gpu:2,shard:8"; "gpu" alone is one.
+            counts = re.findall(r"\bgpu(?::[^:,(]*[^:,(\d][^:,(]*)?(?::(\d+))?", devices)
+            size_gb = int(memory.rstrip("+")) / 1024
+            nodes.setdefault(partition, {})[node] = Node(
+                gpus=sum(int(count or 1) for count in counts),
+                memory_gb=size_gb if size_gb > 1 / 1024 else math.inf,  # 1 MB: nobody set it
+                cpus=int(cpus.rstrip("+")),
+            )
     return nodes
-
-
-def _count_gpus(devices: str) -> int:
-    """Count the GPUs of "gpu:a100:4(S:0-1),gpu:2,shard:8"; "gpu" alone is one."""
-    gpus = [each for each in devices.split(",") if each.startswith("gpu")]
-    counts = [re.search(r":(\d+)(\(|$)", each) for each in gpus]
-    return sum(int(count[1]) if count else 1 for count in counts)
-
-
-def _limit(words: Mapping[str, str], name: str) -> float:
-    """Return a limit of a partition; infinite for UNLIMITED, and for none."""
-    text = words.get(name, "")
-    return int(text) if text.isdigit() and int(text) > 0 else math.inf
 
 
 def _minutes(text: str) -> int:

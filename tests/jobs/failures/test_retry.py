@@ -41,7 +41,7 @@ from tests.jobs.worker.test_local_sweep import makings
 from tests.minislurm.minislurm import MiniSlurm
 from tests.results.made_up import SMALL_ARMS, finish, make_runs
 
-NODES = dict.fromkeys(("n1", "n2", "n3", "n4"), Node(64, 512.0, 8))
+NODES = dict.fromkeys(("n1", "n2", "n3", "n4"), Node(8, 512.0, 64))
 CLUSTER = Cluster(partitions={"gpu": Partition(minutes=1000, grace_s=0, nodes=NODES)}, name="one")
 NO_MEMORY = {"event": "failed", "reason": "MemoryError", "errors": ["MemoryError"]}
 

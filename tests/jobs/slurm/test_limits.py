@@ -13,7 +13,7 @@ from hvae_hpc.jobs.slurm.limits import Cluster, Node, Partition, read_cluster
 SCONTROL = """#!/bin/sh
 case "$*" in *partition*)
     echo "PartitionName=gpu MaxTime=1-00:00:00 MaxMemPerNode=UNLIMITED GraceTime=30"
-    echo "PartitionName=capped MaxTime=UNLIMITED MaxMemPerNode=4096 MaxCPUsPerNode=2"
+    echo "PartitionName=capped MaxTime=UNLIMITED MaxMemPerNode=4096"
     echo "PartitionName=unset MaxTime=01:00:00 MaxMemPerNode=UNLIMITED";;
 *) echo "ClusterName = one";; esac
 """
@@ -44,9 +44,9 @@ def test_a_partition_has_the_memory_of_its_largest_node_or_what_it_is_capped_at(
     }
     if answers:
         assert told == {
-            "gpu": (16.0, {"n1": Node(4, 8.0, 2), "n2": Node(16, 16.0, 5)}),
-            "capped": (4.0, {"n1": Node(2, 4.0, 0)}),
-            "unset": (0.0, {"n3": Node(8, float("inf"), 1)}),
+            "gpu": (16.0, {"n1": Node(2, 8.0, 4), "n2": Node(5, 16.0, 16)}),
+            "capped": (4.0, {"n1": Node(0, 4.0, 4)}),
+            "unset": (0.0, {"n3": Node(1, float("inf"), 8)}),
         }
     else:
         assert told == {"gpu": (0.0, {}), "capped": (4.0, {}), "unset": (0.0, {})}
@@ -70,7 +70,7 @@ def make_cluster(**nodes: list[Node]) -> Cluster:
 
 
 def test_cores_are_fitted_to_the_nodes_as_memory_is() -> None:
-    small, large, fast = Node(4, 8.0, 0), Node(6, 64.0, 0), Node(8, 64.0, 2)
+    small, large, fast = Node(0, 8.0, 4), Node(0, 64.0, 6), Node(2, 64.0, 8)
     cluster = make_cluster(cpu=[small, small, large], gpu=[fast])
     site = fit_cluster(read_site(None), "cpu", cluster)
     assert (site.resources["pack"].cpus, site.resources["pack"].memory_gb) == (6, 16)
@@ -93,26 +93,26 @@ def test_cores_are_fitted_to_the_nodes_as_memory_is() -> None:
     [
         (
             Resources(partition="cpu", gpus=1, cpus=4, memory_gb=32),
-            "train: partition cpu has 0 nodes with gpus = 1, cpus = 4 and memory_gb = 32, "
+            "train: partition cpu has too few nodes with gpus = 1, memory_gb = 32 and 4 cores, "
             "expected 1; give --partition big or gpu, or lower them under [train] in the site file",
         ),
         (
             Resources(partition="gpu", gpus=2, nodes=3),
-            "has 2 nodes with gpus = 2, cpus = 2 and memory_gb = 8, expected 3; lower them under",
+            "has too few nodes with gpus = 2, memory_gb = 8 and 2 cores, expected 3; lower them under",
         ),
         (  # one node has the cores, another one the memory
             Resources(partition="mixed", cpus=16, memory_gb=64),
-            "has 0 nodes with gpus = 0, cpus = 16 and memory_gb = 64, expected 1; give --partition",
+            "has too few nodes with gpus = 0, memory_gb = 64 and 16 cores, expected 1; give --partition",
         ),
     ],
 )
 def test_what_no_node_of_a_partition_has_is_refused(asked: Resources, message: str) -> None:
-    big = Node(64, 512.0, 4)
+    big = Node(4, 512.0, 64)
     cluster = make_cluster(
-        cpu=[Node(4, 64.0, 0)],
-        gpu=[Node(8, 64.0, 2)] * 2,
+        cpu=[Node(0, 64.0, 4)],
+        gpu=[Node(2, 64.0, 8)] * 2,
         big=[big],
-        mixed=[Node(64, 8.0, 0), Node(4, 512.0, 0)],
+        mixed=[Node(0, 8.0, 64), Node(0, 512.0, 4)],
     )
     with pytest.raises(UserError) as error:
         cluster.check_suits("train", asked)

@@ -185,7 +185,9 @@ def test_what_no_node_has_is_said_before_anything_is_submitted(
     flags = ["--partition", "gpu", "--gpus-per-node", "3"]
     done = call(project, minislurm, "hvae_hpc.sweep", *flags)
     assert done.returncode == 2
-    refused = "error: train: partition gpu has 0 nodes with gpus = 3, cpus = 12 and memory_gb = 1"
+    refused = (
+        "error: train: partition gpu has too few nodes with gpus = 3, memory_gb = 1 and 12 cores"
+    )
     assert done.stderr.startswith(f"{refused}, expected 1; lower them under [train]")
     assert not (project / "runs/plans").exists()
 
