@@ -265,7 +265,8 @@ def _submit(
 ) -> int:
     """Submit what is neither done nor in the queue; with ``--plan`` only show it."""
     for note in site.notes:
-        say(f"  {note}")
+        if not note.startswith("pack:"):
+            say(f"  {note}")
     words = [word for word in argv if word not in ("--plan", "--finish", str(options.finish))]
     last_job = ["-m", "hvae_hpc.sweep", *words, "--finish"]
     retries = min(options.retries, site.caps.retries)

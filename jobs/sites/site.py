@@ -87,7 +87,7 @@ class Site:
         limits = {name: getattr(self.caps, name) for name in CAPPED}
         if cluster:
             partition = cluster.check_partition(resources.partition)
-            known = {"minutes": partition.minutes, "memory_gb": partition.memory_gb}
+            known = {"minutes": partition.minutes}
             if nodes := partition.find_best_nodes(resources):
                 _, known["memory_gb"], cpus = map(min, zip(*nodes, strict=True))
                 known["cpus"] = cpus // resources.tasks_per_node

@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from operator import ge
 from typing import NamedTuple
 
 from hvae_hpc.config.resources import Resources
@@ -34,28 +33,25 @@ class Partition:
     Attributes:
         minutes: longest time limit.
         grace_s: seconds from SIGTERM to the end when SLURM preempts.
-        memory_gb: host memory of its largest node, or what a job may have there.
         nodes: its nodes by name; none where SLURM does not tell.
     """
 
     minutes: int
     grace_s: int
-    memory_gb: float = 0.0
     nodes: Mapping[str, Node] = field(default_factory=dict)
 
     def find_best_nodes(self, asked: Resources) -> list[Node]:
-        """Return as many nodes as a run asks for, those that have most of what it asks.
+        """Return what its best nodes have of what a run asks, for as many nodes as it asks for.
 
         GPUs count first, then memory: with fewer cores a run is only slower.
         """
         wanted = of_each_node(asked)
-        nodes = sorted(self.nodes.values(), key=lambda node: tuple(map(min, node, wanted)))
+        nodes = sorted(Node._make(map(min, node, wanted)) for node in self.nodes.values())
         return nodes[-asked.nodes :]
 
     def suits(self, asked: Resources) -> bool:
         """Tell whether it is known to have the nodes that a run asks for."""
-        nodes, wanted = self.find_best_nodes(asked), of_each_node(asked)
-        return len(nodes) == asked.nodes and all(all(map(ge, node, wanted)) for node in nodes)
+        return self.find_best_nodes(asked) == [of_each_node(asked)] * asked.nodes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,16 +109,13 @@ def read_cluster() -> Cluster:
         name = words["PartitionName"]
         cap_mb = re.sub(r"\D+", "", words.get("MaxMemPerNode", ""))  # "" for UNLIMITED
         cap_gb = int(cap_mb or 0) / 1024 or math.inf
-        capped = {
-            node: has._replace(memory_gb=min(has.memory_gb, cap_gb))
-            for node, has in nodes.get(name, {}).items()
-        }
-        memory_gb = max([has.memory_gb for has in capped.values()], default=cap_gb)
         partitions[name] = Partition(
             minutes=_minutes(words.get("MaxTime", "0")),
             grace_s=int(words.get("GraceTime", "0")),
-            memory_gb=memory_gb if memory_gb < math.inf else 0,
-            nodes=capped,
+            nodes={
+                node: has._replace(memory_gb=min(has.memory_gb, cap_gb))
+                for node, has in nodes.get(name, {}).items()
+            },
         )
 
     config = ask(["scontrol", "show", "config"])

@@ -10,7 +10,7 @@ import pytest
 from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.sites import site as site_module
 from hvae_hpc.jobs.sites.site import fit_cluster, read_site
-from hvae_hpc.jobs.slurm.limits import Cluster, Partition
+from hvae_hpc.jobs.slurm.limits import Cluster, Node, Partition
 from tests import ROOT
 
 CLUSTER = Cluster(
@@ -160,7 +160,9 @@ def test_a_partition_s_own_limit_cuts_and_unknown_or_forbidden_partitions_are_re
     assert any(
         "train: minutes 1440 to 600, all that its partition has" in note for note in site.notes
     )
-    little = replace(CLUSTER, partitions={"gpu": Partition(minutes=0, grace_s=0, memory_gb=4.0)})
+    little = replace(
+        CLUSTER, partitions={"gpu": Partition(minutes=0, grace_s=0, nodes={"n": Node(1, 4.0, 64)})}
+    )
     cut = fit_cluster(read_site(None), "gpu", little)
     assert {resources.memory_gb for resources in cut.resources.values()} == {4.0}
     assert any(

@@ -28,7 +28,7 @@ END
 
 
 @pytest.mark.parametrize("answers", [True, False])
-def test_a_partition_has_the_memory_of_its_largest_node_or_what_it_is_capped_at(
+def test_nodes_have_what_sinfo_says_up_to_their_partition_s_cap(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: bool
 ) -> None:
     for name, text in (
@@ -39,17 +39,15 @@ def test_a_partition_has_the_memory_of_its_largest_node_or_what_it_is_capped_at(
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     partitions = read_cluster().partitions
-    told = {
-        name: (partition.memory_gb, dict(partition.nodes)) for name, partition in partitions.items()
-    }
+    told = {name: partition.nodes for name, partition in partitions.items()}
     if answers:
         assert told == {
-            "gpu": (16.0, {"n1": Node(2, 8.0, 4), "n2": Node(5, 16.0, 16)}),
-            "capped": (4.0, {"n1": Node(0, 4.0, 4)}),
-            "unset": (0.0, {"n3": Node(1, float("inf"), 8)}),
+            "gpu": {"n1": Node(2, 8.0, 4), "n2": Node(5, 16.0, 16)},
+            "capped": {"n1": Node(0, 4.0, 4)},
+            "unset": {"n3": Node(1, float("inf"), 8)},
         }
     else:
-        assert told == {"gpu": (0.0, {}), "capped": (4.0, {}), "unset": (0.0, {})}
+        assert told == {"gpu": {}, "capped": {}, "unset": {}}
     assert (partitions["gpu"].minutes, partitions["gpu"].grace_s, partitions["capped"].minutes) == (
         1440,
         30,
