@@ -84,7 +84,8 @@ def _check_values(
     if not known and gap * _CLASSES < max(values, default=0):
         raise UserError(
             f"{label.path}: label values {_shown(values)} lie as close as grey levels, expected "
-            f"classes; say label.tumour in the recipe{_advise_threshold(values, 'any')}"
+            f"classes; say label.tumour in the recipe{_advise_threshold(values, 'any')} "
+            "(threshold = 1 takes every value)"
         )
 
 

@@ -93,7 +93,8 @@ def read_volume(recipe: Recipe, files: CaseFiles, known: tuple[int, ...]) -> Vol
     tumour = _join([join_labels(labels, recipe, known) for _, labels in slices])
     if not tumour.any() and "empty" not in recipe.accept:
         wanted = recipe.label.tumour
-        shown = "above 0" if wanted == "any" else ", ".join(map(str, wanted))
+        least = f"from {recipe.label.threshold or 1:g}"
+        shown = least if wanted == "any" else ", ".join(map(str, wanted))
         raise UserError(
             f"{labels[0].path}: no tumour voxel (label values {shown}); leave this case out"
         )

@@ -159,7 +159,7 @@ PICTURES: dict[str, list[Bad]] = {
             file=MASK,
             line="<file>: label values ... lie as close as grey levels, expected classes; "
             'say label.tumour in the recipe, or for a mask in grey label = {tumour = "any", '
-            "threshold = ...}",
+            "threshold = ...} (threshold = 1 takes every value)",
         ),
         bad_picture(
             wrong="another format under the name .png",

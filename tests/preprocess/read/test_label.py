@@ -71,7 +71,7 @@ def test_grey_levels_are_refused_and_the_printed_threshold_takes_them(tmp_path, 
     with pytest.raises(UserError) as caught:
         find_tumour(tmp_path, grey)
     assert "\n" not in str(caught.value)
-    advice = re.search(r"or for a mask in grey (label = {.*})$", str(caught.value))
+    advice = re.search(r"or for a mask in grey (label = {.*})", str(caught.value))
     config = load(LabelConfig, tomllib.loads(advice[1])["label"], "the printed remedy")
     np.testing.assert_array_equal(find_tumour(tmp_path, grey, config), label > 0)
 
@@ -84,6 +84,16 @@ def test_classes_are_no_grey_levels(tmp_path, values):
     inside = label > 0
     label[inside] = np.resize(values, inside.sum())
     np.testing.assert_array_equal(find_tumour(tmp_path, label), inside)
+
+
+def test_lesions_with_numbers_of_their_own_are_taken_by_a_threshold_of_1(tmp_path):
+    _, label = draw_case()
+    inside = label > 0
+    label[inside] = 1 + np.arange(inside.sum()) % 40
+    with pytest.raises(UserError, match=r"threshold = 20} \(threshold = 1 takes every value\)"):
+        find_tumour(tmp_path, label)
+    mask = find_tumour(tmp_path, label, LabelConfig(tumour="any", threshold=1))
+    np.testing.assert_array_equal(mask, inside)
 
 
 def test_values_as_close_as_grey_levels_pass_where_the_recipe_knows_them(tmp_path):
@@ -99,6 +109,11 @@ def test_a_border_that_nobody_judged_is_named_without_a_hint_that_makes_it_tumou
     label[0, 0, 0] = 255
     with pytest.raises(UserError, match=r"value 255, expected 0, 1, 2, 4; see label.known[^,]*$"):
         find_tumour(tmp_path, label, LabelConfig(tumour=(1, 2, 4)))
+
+
+def test_a_mask_below_its_threshold_is_named_with_it(tmp_path):
+    with pytest.raises(UserError, match=r"no tumour voxel \(label values from 128\)"):
+        find_tumour(tmp_path, draw_case()[1], LabelConfig(tumour="any", threshold=128))
 
 
 def test_a_threshold_does_not_take_what_is_no_number(tmp_path):
