@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
         return _finish(options, argv)
 
     # What is asked, and what the machine or the cluster allows.
-    sweep = read_sweep(options.sweep, [option.partition("=")[0] for option in options.data])
+    sweep = read_sweep(options.sweep, [name for name, _ in options.data])
     site = read_site(options.site, flags_of(options))
     cluster = read_cluster() if options.partition else None
     if cluster:
@@ -62,7 +62,8 @@ def main(argv: Sequence[str]) -> int:
         )
 
     # The data, the runs that follow, and which of them are missing.
-    folders = _data_folders(sweep, options)
+    folders = {name: Path(sweep.shards) / name for name in sweep.data}
+    folders |= {name: Path(folder) for name, folder in options.data if folder}
     if not options.plan:
         _make_phantoms(sweep, folders, options.workers)
     data_sets = find_data(sweep, folders, place_of(options))
@@ -98,6 +99,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--data",
+        type=lambda text: text.partition("=")[::2],
         nargs="+",
         action="extend",
         default=[],
@@ -166,13 +168,6 @@ def read_sweep(name: str | None, data: Sequence[str] = ()) -> SweepConfig:
 
     where = f"{path} with --data" if data else str(path)
     return load(SweepConfig, table | ({"data": data} if data else {}), where)
-
-
-def _data_folders(sweep: SweepConfig, options: argparse.Namespace) -> dict[str, Path]:
-    """Return where the shards of each data set lie, as ``--data`` says or else the sweep."""
-    folders = {name: Path(sweep.shards) / name for name in sweep.data}
-    given = [option.partition("=") for option in options.data]
-    return folders | {name: Path(folder) for name, sign, folder in given if sign}
 
 
 def _is_made_up(sweep: SweepConfig, name: str, folder: Path) -> bool:

@@ -59,8 +59,7 @@ def find_run(runs_folder: Path, text: str, stage: str = "") -> tuple[Plan, str]:
         close = difflib.get_close_matches(wanted.rpartition("/")[2], labels)
         hint = f"did you mean {' or '.join(close)}?"
         if not close:
-            dots = ", ..." if len(labels) > MOST_NAMED else ""
-            hint = f"give one of {', '.join(list(labels)[:MOST_NAMED])}{dots}"
+            hint = f"give a label, such as {', '.join([*labels][:MOST_NAMED])}"
         raise UserError(f"{runs_folder}: no run {text!r}; {hint}")
     of_stage = [name for name in matches if name.startswith(f"{stage}/")]
     names = of_stage or list(matches)

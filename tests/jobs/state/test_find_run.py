@@ -40,7 +40,7 @@ def test_a_run_is_found_by_label_id_stage_or_folder(tmp_path: Path) -> None:
     ):
         find_run(tmp_path, "brats2021-vae+100-s9")
     with pytest.raises(
-        UserError, match="no run 'zzz'; give one of brats2021-vae-s0, brats2021-ref"
+        UserError, match="no run 'zzz'; give a label, such as brats2021-vae-s0, brats2021-ref"
     ):
         find_run(tmp_path, "zzz")
 

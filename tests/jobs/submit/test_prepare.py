@@ -186,7 +186,7 @@ def test_what_no_node_has_is_said_before_anything_is_submitted(
     done = call(project, minislurm, "hvae_hpc.sweep", *flags)
     assert done.returncode == 2
     refused = (
-        "error: train: partition gpu has too few nodes with gpus = 3, memory_gb = 1 and 12 cores"
+        "error: train: partition gpu has too few nodes with gpus = 3, memory_gb = 1 and 3 cores"
     )
     assert done.stderr.startswith(f"{refused}, expected 1; lower them under [train]")
     assert not (project / "runs/plans").exists()
