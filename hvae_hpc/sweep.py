@@ -7,6 +7,7 @@ This module reads from top to bottom in the order of the command's steps: :func:
 """
 
 import argparse
+import contextlib
 import os
 import re
 import shlex
@@ -238,6 +239,10 @@ def _describe(sweep: SweepConfig, plan: Plan, results: Mapping[str, ResultSummar
         arms = {config.arm.name for config in plan.configs(SegmentConfig) if config.data == name}
         for arm in sorted(set(sweep.arms) - arms):
             say(f"    goes without arm {arm}: too few cases beside the test cases")
+    with contextlib.suppress(UserError):  # there is no plan yet, or it is damaged
+        before = read_plan(plan_path(plan.runs_folder, plan.sweep))
+        for name in sorted(before.data.keys() - plan.data.keys()):
+            say(f"  goes without data {name}, which it had: tables and status will not show that")
 
     runs = Counter(run.stage for run in plan.runs.values())
     done = Counter(plan.runs[run_id].stage for run_id, result in results.items() if result.done)
