@@ -6,11 +6,13 @@ classes live apart from the torch code that they configure, because planning a s
 torch.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from hvae_hpc.config.arms import ArmConfig
 from hvae_hpc.config.kinds import AugmentationConfig, GeneratorConfig
+from hvae_hpc.config.loader import ONLY_WHEN_SET
 from hvae_hpc.config.model import (
     MovesConfig,
     OptimConfig,
@@ -71,6 +73,16 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         self.model.check_training(self.optim)
+        if not self.learned_cases:
+            raise ValueError(
+                f"model.held_out keeps all {self.split.train} training cases back; lower it"
+            )
+
+    @property
+    def learned_cases(self) -> int:
+        """Training cases that are trained on: the first so many; the others are held out."""
+        held_out: float = getattr(self.model, "held_out", 0.0)
+        return self.split.train - math.ceil(held_out * self.split.train)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +152,7 @@ class GenerateConfig:
             proposals adapts it.
         threshold: mask probability above which a pixel is tumour.
         min_mask_px: smallest mask that is accepted, px.
+        steps: of a diffusion model's sampler; each but the last asks the network twice.
         max_draws_per_pair: the run fails when so many draws per wanted pair were not enough.
         seed: of the draws.
     """
@@ -159,9 +172,12 @@ class GenerateConfig:
     min_mask_px: int = 8
     max_draws_per_pair: int = 200
     seed: int = 0
+    steps: int = field(default=18, metadata=ONLY_WHEN_SET)
 
     def __post_init__(self) -> None:
         require("more than 0", self, "n_pairs", "max_draws_per_pair", "components")
+        if self.steps < 2:
+            raise ValueError(f"steps is {self.steps}, expected 2 or more")
         require("more than 0", self, "hmc_proposals", "hmc_leaps", "hmc_step_size")
         require("0 or more", self, "posterior_noise")
         require("a probability in (0, 1)", self, "threshold")

@@ -48,7 +48,9 @@ def generate_pairs(config: GenerateConfig, workplace: Workplace) -> Outcome | No
     """
     device = choose_device(workplace)
     generator = load_generator(workplace.parents["generator"])
-    model = generator.model.to(device)
+    model: Any = generator.model.to(device)
+    if hasattr(model, "steps"):
+        model.steps = config.steps
     real = None
     if config.sampler != "prior" or generator.config.model.needs_pairs:
         image_px = generator.config.image_px

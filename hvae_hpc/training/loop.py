@@ -34,6 +34,7 @@ from hvae_hpc.training.checkpoint import (
 )
 from hvae_hpc.training.device import CompiledForward, move_only
 from hvae_hpc.training.distributed import join_team, part_of_batch
+from hvae_hpc.training.held_out import BestWeights
 from hvae_hpc.training.optimizers import make_optimizer, take_step
 from hvae_hpc.training.tensorboard_log import TensorBoardLog
 
@@ -88,6 +89,7 @@ def train(
     seed: int,
     moves: AugmentationConfig | None,
     workplace: Workplace,
+    best: BestWeights | None = None,
 ) -> TrainReport:
     """Train a network for ``optim.images`` images, from the newest checkpoint if there is one.
 
@@ -101,6 +103,8 @@ def train(
         workplace: its folder takes checkpoints and log.jsonl; its ``stopped`` is asked between
             steps. With a ``world`` above 1, this is called in as many processes, and the first of
             them writes.
+        best: measures held-out pairs now and then, and keeps the weights to use; None for the last
+            weights.
 
     Returns:
         The report, the same in all processes.
@@ -110,7 +114,7 @@ def train(
             the processes cannot share a batch, meet, or stay together.
     """
     try:
-        return _Training(model, data, optim, seed, moves, workplace).run()
+        return _Training(model, data, optim, seed, moves, workplace, best).run()
     except (torch.OutOfMemoryError, RuntimeError) as error:
         if not isinstance(error, torch.OutOfMemoryError) and not NO_MEMORY.search(str(error)):
             raise
@@ -135,7 +139,9 @@ class _Training:
         seed: int,
         moves: AugmentationConfig | None,
         workplace: Workplace,
+        best: BestWeights | None,
     ) -> None:
+        self.best = best
         self.model, self.data, self.optim, self.seed = model, data, optim, seed
         self.moves, self.workplace = moves, workplace
         device = data.images.device
@@ -179,6 +185,8 @@ class _Training:
                 self.reader.add(self.images_seen, self.take_step())
                 self.images_seen += self.optim.batch_size
                 at_end = self.images_seen >= self.optim.images
+                if self.best and self.best.is_due(self.images_seen):
+                    self.check_held_out(self.best)
 
                 # All processes leave, and save, after the same step.
                 save_is_due = time.monotonic() - self.saved_at > checkpoint_every_s
@@ -201,9 +209,25 @@ class _Training:
                         return TrainReport(self.reader.means, None, tuple(self.notes))
 
         self.tensorboard.close()
-        state = self.average.state if self.average else self.model.state_dict()
+        state, terms = self.weights_to_use(), self.reader.means
+        if self.best and self.best.weights:
+            state = self.best.weights
+            terms = {
+                **terms,
+                "held_out_loss": self.best.loss,
+                "best_images_seen": float(self.best.images_seen),
+            }
         weights = {name: value.detach().cpu().clone() for name, value in state.items()}
-        return TrainReport(self.reader.means, weights, tuple(self.notes))
+        return TrainReport(terms, weights, tuple(self.notes))
+
+    def weights_to_use(self) -> dict[str, Tensor]:
+        """Return the averaged weights, or the live ones where none are averaged."""
+        return self.average.state if self.average else self.model.state_dict()
+
+    def check_held_out(self, best: BestWeights) -> None:
+        """Measure and log the loss of held-out pairs."""
+        loss = best.check(self.weights_to_use(), self.images_seen)
+        self.workplace.log({"event": "held_out", "images_seen": self.images_seen, "loss": loss})
 
     @property
     def device(self) -> torch.device:
@@ -336,6 +360,7 @@ class _Training:
             "average": {"steps": average.steps, "state": average.state} if average else None,
             "scaler": self.scaler.state_dict(),
             "window": self.reader.window,
+            "best": self.best.state() if self.best else None,
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -349,6 +374,8 @@ class _Training:
                 self.average.state[name].copy_(value)
         self.scaler.load_state_dict(state["scaler"])
         self.reader.forget(state["window"])
+        if self.best:
+            self.best.load(state["best"])
 
 
 def rows_at_once(model: nn.Module, workplace: Workplace) -> int:

@@ -17,6 +17,7 @@ from hvae_hpc.runs.workplace import Outcome, Workplace
 from hvae_hpc.training.batches import read_cases
 from hvae_hpc.training.checkpoint import load_snapshot, save_snapshot
 from hvae_hpc.training.device import build, choose_device, device_name
+from hvae_hpc.training.held_out import BestWeights
 from hvae_hpc.training.loop import train
 
 
@@ -51,13 +52,18 @@ def train_generator(config: TrainConfig, workplace: Workplace) -> Outcome | None
     # Make the network and train it.
     device = choose_device(workplace)
     split = read_split(workplace.data, config.split)
-    data = read_cases(workplace.data, split.train, config.image_px, device)
+    learned, held_out = split.train[: config.learned_cases], split.train[config.learned_cases :]
+    data = read_cases(workplace.data, learned, config.image_px, device)
     model = build(lambda: make_network(config.model, data.image_size), config.seed, device)
     if hasattr(model, "recompute"):
         setattr(model, "recompute", workplace.resources.recompute)  # noqa: B010
     if hasattr(model, "measure"):
         model.measure(data.images, data.masks)  # type: ignore[operator]
-    report = train(model, data, config.optim, config.seed, config.moves, workplace)
+    best = None
+    if held_out:
+        pairs = read_cases(workplace.data, held_out, config.image_px, device)
+        best = BestWeights(model, pairs, config.optim, getattr(config.model, "checks", 10))
+    report = train(model, data, config.optim, config.seed, config.moves, workplace, best)
     if report.weights is None:
         return None
 

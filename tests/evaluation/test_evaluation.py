@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from hvae_hpc.config.arms import ArmConfig
+from hvae_hpc.config.diffusion import EDMConfig
 from hvae_hpc.config.loader import dump
 from hvae_hpc.config.model import HVAEConfig, MovesConfig, NetworkConfig, OptimConfig, UNetConfig
 from hvae_hpc.config.resources import Resources
@@ -29,6 +30,7 @@ from hvae_hpc.evaluation.segment import score_cases, segment
 from hvae_hpc.evaluation.training_pairs import training_pairs
 from hvae_hpc.metrics.images import psnr
 from hvae_hpc.metrics.segmentation import dice as dice_of
+from hvae_hpc.models.edm import EDM
 from hvae_hpc.preprocess.store.pairs import Pairs
 from hvae_hpc.preprocess.store.shards import read_pairs, write_pairs
 from hvae_hpc.runs.folder import PAIRS, write_config
@@ -395,3 +397,31 @@ def test_pairs_around_real_ones_are_nearer_to_them_than_pairs_from_the_prior(
         return float(np.square(images[:, None] - real).mean((2, 3)).min(1).mean())
 
     assert distance(tmp_path / PAIRS) < distance(generated / PAIRS)
+
+
+@pytest.mark.parametrize("given_mask", [False, True])
+def test_a_diffusion_model_goes_from_training_cases_to_pairs(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given_mask: bool
+) -> None:
+    model = EDMConfig(channels=(8, 8), attention_heads=2, given_mask=given_mask)
+    config = replace(TRAIN, generator="edm", model=model, optim=replace(TRAIN.optim, images=40))
+    folder = tmp_path / "generator"
+    folder.mkdir()
+    write_config(folder, dump(config))
+    assert train_generator(config, place(folder, data)) is not None
+
+    calls = []
+    plain = EDM.denoise
+    monkeypatch.setattr(EDM, "denoise", lambda *a, **k: calls.append(1) or plain(*a, **k))
+    asked = replace(GENERATE, generator="edm", n_pairs=5, steps=3, min_mask_px=1)
+    where = place(tmp_path / "pairs", data, generator=folder)
+    assert generate_pairs(asked, where) is not None
+    draws = int(read_pairs(tmp_path / "pairs" / PAIRS)[1]["draws"])
+    assert len(calls) == draws // 64 * 5  # three steps, of which two ask twice
+    pairs, _ = read_pairs(tmp_path / "pairs" / PAIRS)
+    assert pairs.images.min() >= 0
+    assert pairs.images.max() <= 1
+    if given_mask:  # masks are as large as real ones, about
+        real = read_cases(data, read_split(data, SPLIT).train, 0).masks.sum((1, 2, 3))
+        areas = pairs.masks.sum((1, 2))
+        assert real.min() / 2 < areas.mean() < 2 * real.max()
