@@ -107,6 +107,8 @@ class Manifest:
             end = case.first_row + case.pairs
             if not 0 <= case.first_row < end <= pairs_of.get(case.shard, 0):
                 raise ValueError(f"case {case.case_id!r} has rows that its shard does not have")
+            if not case.pairs == len(case.slices) == len(case.tumour_px):
+                raise ValueError(f"case {case.case_id!r} has unlike numbers of pairs and slices")
 
 
 def compute_content_hash(

@@ -4,15 +4,16 @@ A reader holds no open file: it can be used at any time, forked, pickled and sen
 processes. Every row is verified whenever it is read.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from hvae_hpc.errors import UserError
-from hvae_hpc.preprocess.store.manifest import Manifest, read_manifest
+from hvae_hpc.preprocess.store.manifest import Manifest, ShardEntry, read_manifest
 from hvae_hpc.preprocess.store.pairs import Pairs
-from hvae_hpc.preprocess.store.shards import read_pairs
+from hvae_hpc.preprocess.store.shards import Shard
 
 _BYTES_PER_PIXEL = 5
 """float32 image and uint8 mask."""
@@ -57,7 +58,7 @@ class DatasetReader:
             (entry.shard, entry.first_row + row) for entry in chosen for row in range(entry.pairs)
         ]
         self.case_ids = tuple(entry.case_id for entry in chosen for _ in range(entry.pairs))
-        self._hashes = {shard.file: shard.content_sha256 for shard in manifest.shards}
+        self._shards = {shard.file: shard for shard in manifest.shards}
         self.image_size = manifest.size_px
 
     def __len__(self) -> int:
@@ -70,13 +71,21 @@ class DatasetReader:
             rows: at least one index from 0 to len(self) - 1; numpy's negative ones are refused.
 
         Raises:
-            UserError: a shard is missing, damaged, or is not the manifest's.
+            UserError: a shard is missing, damaged, or is not the manifest's, or the pairs do not
+                fit into memory.
         """
         if not len(rows) or min(rows) < 0 or max(rows) >= len(self):
             raise IndexError(
                 f"rows {list(rows)[:5]} ..., expected at least one from 0 to {len(self) - 1}"
             )
         shape = (len(rows), *self.image_size)
+        needed, free = math.prod(shape) * _BYTES_PER_PIXEL, available_memory()
+        if needed > free:
+            raise UserError(
+                f"{self.folder}: {len(rows)} pairs need {needed / 2**30:.1f} GiB, "
+                f"{free / 2**30:.1f} GiB are free; ask for more memory (memory_gb), "
+                "or pack fewer slices per case"
+            )
         images, masks = np.empty(shape, np.float32), np.empty(shape, np.uint8)
         slices, spacing = np.empty(len(rows), np.int32), np.empty((len(rows), 2))
         sources = np.empty(len(rows), object)
@@ -86,7 +95,7 @@ class DatasetReader:
             positions.setdefault(self._places[row][0], []).append(position)
         for name, to in positions.items():
             asked = [self._places[rows[position]][1] for position in to]
-            part, _ = read_pairs(self.folder / name, asked, self._hashes[name])
+            part = self._read_shard(self._shards[name], asked)
             images[to], masks[to] = part.images, part.masks
             slices[to], spacing[to] = part.slice_index, part.spacing_mm
             sources[to] = part.source_sha256
@@ -104,17 +113,19 @@ class DatasetReader:
         """Read everything to memory.
 
         Raises:
-            UserError: it does not fit, or as :meth:`read`.
+            UserError: as :meth:`read`.
         """
-        pixels = len(self) * self.image_size[0] * self.image_size[1]
-        needed, free = pixels * _BYTES_PER_PIXEL, available_memory()
-        if needed > free:
-            raise UserError(
-                f"{self.folder}: {len(self)} pairs need {needed / 2**30:.1f} GiB, "
-                f"{free / 2**30:.1f} GiB are free; ask for more memory (memory_gb), "
-                "or pack fewer slices per case"
-            )
         return self.read(range(len(self)))
+
+    def _read_shard(self, entry: ShardEntry, rows: Sequence[int]) -> Pairs:
+        path, expected = self.folder / entry.file, (entry.pairs, *self.image_size)
+        with Shard(path, entry.content_sha256) as shard:
+            if (len(shard), *shard.image_size) != expected:
+                raise UserError(
+                    f"{path}: has {len(shard)} pairs of {shard.image_size} px, "
+                    f"the manifest says {expected[0]} of {expected[1:]}; pack the data again"
+                )
+            return shard.read(rows)
 
 
 def read_dataset(folder: Path, case_ids: Sequence[str]) -> Pairs:

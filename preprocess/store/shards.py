@@ -6,10 +6,12 @@ whole chain up to the manifest. Equal pairs give equal bytes: no times, no libra
 """
 
 import contextlib
+import hashlib
 import io
 import json
 import zlib
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,28 @@ from numpy.typing import NDArray
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.preprocess.store.pairs import Pairs, hash_rows
+from hvae_hpc.runs.files import IMAGE_BYTES, read_file
 from hvae_hpc.runs.folder import write_atomic
 from hvae_hpc.runs.identity import canonical_json, content_hash
 
 SHARD_SCHEMA = 1
+SEAL_BYTES = 512
+"""Size of the user block, which HDF5 leaves to us: it holds the hash of the rest of the file."""
+
+_HIGHEST_RATIO = 1032
+"""Deflate shrinks nothing by more."""
+_HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_KINDS = {
+    "images": "f",
+    "masks": "u",
+    "case_ids": "S",
+    "slice_index": "i",
+    "spacing_mm": "f",
+    "source_sha256": "S",
+    "row_sha256": "S",
+    "attributes": "S",
+}
+"""Dataset to the kind of its values; S is bytes of a fixed length."""
 
 _REMEDY = "delete it, and pack the data or run the stage again"
 _DAMAGE = (
@@ -91,10 +111,12 @@ class Shard:
         if not path.is_file():
             raise UserError(f"{path}: no such shard; pack the data or run the stage again")
         try:
+            state = path.stat()
+            _check_bytes(path, state.st_size, state.st_mtime_ns)
             # No file locks: shards are never changed in place, and network file systems often
             # refuse locks.
             self._file = h5py.File(path, "r", locking=False)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             if "locking flag" in str(error):
                 raise UserError(
                     f"{path}: is open in this process by h5py's defaults; give h5py locking=False"
@@ -102,7 +124,7 @@ class Shard:
             raise self._damaged(error) from error
 
         try:
-            self.content_sha256 = self._open()
+            self.content_sha256 = self._open(state.st_size)
             if content_sha256 not in (None, self.content_sha256):
                 raise UserError(
                     f"{path}: has content {self.content_sha256[:12]}, "
@@ -114,15 +136,16 @@ class Shard:
                 raise self._damaged(error) from error
             raise
 
-    def _open(self) -> str:
-        """Read everything but the pixels; return the content's hash."""
+    def _open(self, file_bytes: int) -> str:
+        """Read everything but the pixels of a file of a size; return the content's hash."""
         schema = self._file.attrs.get("schema")
         if schema != SHARD_SCHEMA:
             raise UserError(
                 f"{self.path}: shard schema {schema}, expected {SHARD_SCHEMA}; {_REMEDY}"
             )
 
-        self._images, self._masks = self._file["images"], self._file["masks"]
+        values = {name: _own_values(self._file, name, file_bytes) for name in _KINDS}
+        self._images, self._masks = values.pop("images"), values.pop("masks")
         shape = self._images.shape
         for dataset, kind in ((self._images, "<f4"), (self._masks, "|u1")):
             form = (dataset.dtype.str, dataset.shape, dataset.chunks)
@@ -132,15 +155,12 @@ class Shard:
                 raise ValueError(f"{dataset.name} is not compressed by gzip alone")
         self.image_size: tuple[int, int] = (int(shape[1]), int(shape[2]))
 
-        self._hashes = [value.decode() for value in self._file["row_sha256"][()]]
-        self._words = {
-            name: self._file[name][()]
-            for name in ("case_ids", "slice_index", "spacing_mm", "source_sha256")
-        }
+        self._words = {name: dataset[()] for name, dataset in values.items()}
+        text = self._words.pop("attributes").decode()
+        self._hashes = [value.decode() for value in self._words.pop("row_sha256")]
         if {len(self._hashes), *map(len, self._words.values())} != {shape[0]}:
             raise ValueError("its arrays have unlike lengths")
 
-        text = self._file["attributes"][()].decode()
         digest = str(self._file.attrs["content_sha256"])
         if digest != content_hash([SHARD_SCHEMA, list(shape), self._hashes, text]):
             raise ValueError("its content does not match its hash")
@@ -226,6 +246,51 @@ def _read_chunk(dataset: h5py.Dataset, row: int, into: NDArray[Any]) -> None:
     into.reshape(-1)[:] = np.frombuffer(values, into.dtype)
 
 
+@lru_cache(maxsize=256)
+def _check_bytes(path: Path, n_bytes: int, changed_ns: int) -> None:
+    """Compare a file's bytes with its seal: of damaged ones libhdf5 may crash or never return.
+
+    A file is read for this once in a process, unless its size or time of change differs. Files of
+    earlier versions have no seal.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: its bytes are not those that were written.
+    """
+    content = memoryview(read_file(path, IMAGE_BYTES))
+    if content[:8] != _HDF5_SIGNATURE and content[:SEAL_BYTES] != _seal(content[SEAL_BYTES:]):
+        raise ValueError("its bytes do not match their hash")
+
+
+def _seal(content: bytes | memoryview) -> bytes:
+    """Return what stands before the HDF5 content in a file, in the user block of the format."""
+    line = f"hvae_hpc shard; SHA-256 of the bytes from {SEAL_BYTES} on: "
+    return f"{line}{hashlib.sha256(content).hexdigest()}\n".encode().ljust(SEAL_BYTES, b"\0")
+
+
+def _own_values(file: h5py.File, name: str, file_bytes: int) -> h5py.Dataset:
+    """Return a dataset whose values lie in this very file, and need no more memory than they can.
+
+    Raises:
+        KeyError, ValueError: there is no such dataset.
+    """
+    # A soft or external link leads elsewhere, and so does a dataset in other files' bytes.
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+        raise ValueError(f"{name} is no dataset of this file")
+    dataset = file[name]
+    if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
+        raise ValueError(f"{name} is no dataset of this file")
+    if dataset.dtype.kind != _KINDS[name]:
+        raise ValueError(f"{name} has values of type {dataset.dtype}")
+    is_zipped = name in ("images", "masks")
+    most = file_bytes * (_HIGHEST_RATIO if is_zipped else 1)
+    if dataset.nbytes > most or dataset.id.get_storage_size() > file_bytes:
+        raise ValueError(
+            f"{name} needs {dataset.nbytes:,} bytes, more than a file of this size holds"
+        )
+    return dataset
+
+
 def _check(pairs: Pairs) -> None:
     arrays = (pairs.images, pairs.masks, pairs.slice_index, pairs.spacing_mm)
     dtypes = [str(array.dtype) for array in arrays]
@@ -250,7 +315,7 @@ def _combine(pairs: Pairs, row_hashes: Sequence[str], text: str) -> str:
 def _to_hdf5(pairs: Pairs, row_hashes: Sequence[str], text: str, digest: str) -> bytes:
     """Return the file's bytes: made in memory, because HDF5 can crash where a disk is full."""
     content = io.BytesIO()
-    with h5py.File(content, "w") as file:
+    with h5py.File(content, "w", userblock_size=SEAL_BYTES) as file:
         file.attrs["schema"] = SHARD_SCHEMA
         file.attrs["content_sha256"] = digest
         for name, values in (("images", pairs.images.astype("<f4")), ("masks", pairs.masks)):
@@ -271,7 +336,9 @@ def _to_hdf5(pairs: Pairs, row_hashes: Sequence[str], text: str, digest: str) ->
         file["source_sha256"] = _to_bytes(pairs.source_sha256)
         file["row_sha256"] = _to_bytes(row_hashes)
         file["attributes"] = np.bytes_(text.encode())
-    return content.getvalue()
+    whole = content.getbuffer()
+    whole[:SEAL_BYTES] = _seal(whole[SEAL_BYTES:])
+    return bytes(whole)
 
 
 def _to_bytes(texts: Sequence[str]) -> NDArray[np.bytes_]:

@@ -1,5 +1,6 @@
 """Reading a packed data set: in any order, from any process, within memory."""
 
+import dataclasses
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 
@@ -11,10 +12,10 @@ from hvae_hpc.errors import UserError
 from hvae_hpc.preprocess.pack import pack
 from hvae_hpc.preprocess.recipes.recipe import SlicesConfig
 from hvae_hpc.preprocess.store import reader as reader_module
-from hvae_hpc.preprocess.store.manifest import read_manifest
+from hvae_hpc.preprocess.store.manifest import read_manifest, write_manifest
 from hvae_hpc.preprocess.store.pairs import take
 from hvae_hpc.preprocess.store.reader import DatasetReader, available_memory, read_dataset
-from tests.preprocess.scans import save_cases, tiny_recipe
+from tests.preprocess.scans import reseal, save_cases, tiny_recipe
 
 
 @pytest.fixture
@@ -74,9 +75,23 @@ def test_every_row_is_verified_whenever_it_is_read(packed):
     reader.read([2])
     with h5py.File(packed / read_manifest(packed).shards[0].file, "r+") as file:
         file["masks"][2, 0, 0] ^= 1
+    reseal(packed / read_manifest(packed).shards[0].file)
     with pytest.raises(UserError, match="shard is damaged"):
         reader.read([2])
     assert len(reader.read([0, 1])) == 2  # rows beside a damaged one can still be read
+
+
+def test_a_manifest_that_says_another_size_than_its_shards_is_refused(packed):
+    manifest = read_manifest(packed)
+    write_manifest(packed, dataclasses.replace(manifest, size_px=(8, 8)))
+    with pytest.raises(UserError, match=r"has 6 pairs of \(16, 16\) px, the manifest says 6 of"):
+        read_dataset(packed, ["case0"])
+    write_manifest(packed, dataclasses.replace(manifest, size_px=(10**6, 10**6)))
+    with pytest.raises(UserError, match="GiB are free"):
+        DatasetReader(packed).read([0])
+    case = dataclasses.replace(manifest.cases[0], slices=(1,))
+    with pytest.raises(ValueError, match="unlike numbers of pairs and slices"):
+        dataclasses.replace(manifest, cases=(case, *manifest.cases[1:]))
 
 
 def test_what_does_not_fit_into_memory_is_refused_before_it_is_read(packed, monkeypatch):
