@@ -99,13 +99,16 @@ def add_to_journal(folder: Path, shard: ShardRecords) -> None:
 def stamp_files(files: CaseFiles) -> dict[str, tuple[int, ...]]:
     """Return size and times of change of a case's files, by role; {} if one is out of reach."""
     stamps = {}
-    for role, path in files.paths.items():
-        try:
+    try:
+        for role, path in files.paths.items():
             stats = [file.stat() for file in source_files(path)]
-        except OSError:
-            return {}
-        times = [(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats]
-        stamps[role] = tuple(number for stamp in times for number in stamp)
+            stamps[role] = tuple(
+                number
+                for stat in stats
+                for number in (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+            )
+    except OSError:
+        return {}
     return stamps
 
 

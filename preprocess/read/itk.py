@@ -112,11 +112,10 @@ def _split(path: Path, contents: dict[str, bytes]) -> tuple[bytes, bytes]:
 
 def _check_voxels(path: Path, header: bytes, voxels: bytes, size: int) -> None:
     """Refuse voxels that are damaged, or fewer or more than the header promises."""
-    is_whole = True
     if _ZIPPED.search(header):
         stream = zlib.decompressobj(47)  # of zlib (MetaImage) and of gzip (NRRD)
         with contextlib.suppress(zlib.error):
             voxels = stream.decompress(voxels, size + 1)
-        is_whole = stream.eof
-    if not is_whole or len(voxels) != size:
+        voxels = voxels if stream.eof else b""
+    if len(voxels) != size:
         raise UserError(f"{path}: its voxels are damaged or cut short; copy it again")

@@ -48,7 +48,7 @@ def _find_tumour(label: Scan, recipe: Recipe, known: tuple[int, ...]) -> NDArray
                 f"resample it with nearest{_advise_threshold(inside, wanted)}"
             )
         data, inside = np.rint(data), whole[whole != 0]
-    values = _distinct(inside)
+    values = [int(value) for value in np.unique(inside)]
     _check_values(label, values, recipe, known)
 
     if wanted == "any" or set(values) <= set(wanted):
@@ -57,12 +57,6 @@ def _find_tumour(label: Scan, recipe: Recipe, known: tuple[int, ...]) -> NDArray
     for value in wanted[1:]:
         tumour |= data == value
     return np.asarray(tumour)
-
-
-def _distinct(values: NDArray[Any]) -> list[int]:
-    if values.dtype in (np.uint8, np.uint16):  # counting is quicker than sorting
-        return [int(value) for value in np.flatnonzero(np.bincount(values))]
-    return [int(value) for value in np.unique(values)]
 
 
 def _check_values(

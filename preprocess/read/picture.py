@@ -114,9 +114,15 @@ def _to_label(path: Path, picture: Image.Image, label: LabelConfig) -> Image.Ima
 
     if picture.mode in _GREY:
         return picture.convert("L") if picture.mode == "1" else picture.copy()
-    if picture.mode == "P" and label.tumour != "any":
-        return _to_entries(path, picture)
     colours = _to_colours(picture)
+    if picture.mode == "P" and label.tumour != "any":
+        black = np.asarray(colours.convert("L")) == 0
+        if np.asarray(picture)[black].any():
+            raise UserError(
+                f"{path}: its palette has black elsewhere than at entry 0, expected background "
+                "there; convert it to grey"
+            )
+        return picture.copy()  # its entries
     red, green, blue = colours.split()
     apart = [np.asarray(ImageChops.difference(red, other)).max() for other in (green, blue)]
     if max(apart) <= (0 if label.threshold is None else _JPEG_NOISE):
@@ -138,25 +144,11 @@ def _to_colours(picture: Image.Image) -> Image.Image:
     return whole.convert("RGB")
 
 
-def _to_entries(path: Path, picture: Image.Image) -> Image.Image:
-    """Return the palette's entries as label values; black, if it occurs, must be entry 0."""
-    entries = np.asarray(picture)
-    black = (np.asarray(_to_colours(picture)) == 0).all(axis=2)
-    if entries[black].any():
-        raise UserError(
-            f"{path}: its palette's entry {entries[black].max()} is black, expected background "
-            "to be entry 0; convert it to grey"
-        )
-    return Image.fromarray(entries)
-
-
 def _to_mask(path: Path, picture: Image.Image, colours: Image.Image) -> Image.Image:
     """Return 255 where a picture of black and one colour is not black."""
-    counted = colours.getcolors(256) or []
-    shown = [f"#{np.array(colour, np.uint8).tobytes().hex()}" for _, colour in counted]
-    if len(shown) == 2 and "#000000" in shown:
-        painted = (np.asarray(colours) > 0).any(axis=2)
-        return Image.fromarray(painted.astype(np.uint8) * 255)
+    shown = [colour for _, colour in colours.getcolors(256) or []]
+    if len(shown) == 2 and (0, 0, 0) in shown:
+        return Image.fromarray(np.asarray(colours).any(axis=2) * np.uint8(255))
 
     remedy = "say label.channel = 0 for its red, 1 for green or 2 for blue"
     if picture.mode == "P":
@@ -165,6 +157,6 @@ def _to_mask(path: Path, picture: Image.Image, colours: Image.Image) -> Image.Im
             f"say which entries are tumour: label = {{tumour = {entries[1:2]}, known = {entries}}}"
         )
     raise UserError(
-        f"{path}: a label in colours ({', '.join(shown[:5]) or 'over 256'}), "
+        f"{path}: a label in colours {shown[:5] or 'of over 256'}, "
         f"expected black and one colour; {remedy}"
     )

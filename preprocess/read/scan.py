@@ -88,9 +88,8 @@ def read_bytes(path: Path) -> bytes:
 
 def source_files(path: Path) -> list[Path]:
     """Return a scan's file and, where its name ends in .mhd, the file of its voxels."""
-    is_split = path.suffix.lower() == ".mhd"
-    beside = [path.with_suffix(ending) for ending in (".raw", ".zraw")] if is_split else []
-    return [path, *(file for file in beside if file.is_file())]
+    endings = (".raw", ".zraw") if path.suffix.lower() == ".mhd" else ()
+    return [path, *filter(Path.is_file, map(path.with_suffix, endings))]
 
 
 def hash_source(path: Path) -> str:

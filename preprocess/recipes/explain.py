@@ -34,7 +34,7 @@ def explain(recipe: Recipe) -> str:
         "files": _explain_layout(recipe.layout),
         "label": [_explain_label(recipe.label, recipe.layout)],
         "grid": [*explain_grid(recipe.grid), _explain_crop(recipe.grid)],
-        "intensity": [_explain_intensity(recipe.intensity, recipe.layout.planar)],
+        "intensity": [_explain_intensity(recipe.intensity)],
         "slices": [_explain_slices(recipe.slices, recipe.layout.planar)],
         "refused": _explain_refusals(recipe),
     }
@@ -99,7 +99,9 @@ def _explain_volume(grid: GridConfig) -> list[str]:
 
 
 def _explain_picture(grid: GridConfig) -> list[str]:
-    lines = ["colours become grey; spacing is unknown"]
+    lines = [
+        "colours become grey; spacing is unknown; 255 is 65535 in pictures with values beyond 255"
+    ]
     if grid.fit == "scale":
         lines.append(
             f"scaled in proportion to fit {grid.size_px[0]} x {grid.size_px[1]} px whole, "
@@ -113,13 +115,10 @@ def _explain_crop(grid: GridConfig) -> str:
     return f"cropped, or padded with black, to {size} around {_CENTRE[grid.centre]}"
 
 
-def _explain_intensity(intensity: IntensityConfig, planar: bool) -> str:
+def _explain_intensity(intensity: IntensityConfig) -> str:
     if intensity.rule == "window":
-        high = f"{intensity.high:g}"
-        if planar and intensity.high == 255:
-            high += " (65535 where there are values beyond 255)"
         return (
-            f"{intensity.low:g} becomes 0 and {high} becomes 1, "
+            f"{intensity.low:g} becomes 0 and {intensity.high:g} becomes 1, "
             "in the file's own unit; clipped beyond"
         )
     low = f"the {intensity.low:g}th percentile" if intensity.low else "the least value"

@@ -120,8 +120,6 @@ class LabelConfig:
             raise ValueError(
                 f'threshold is {self.threshold:g}, expected a value above 0, and tumour = "any"'
             )
-        if self.channel is not None and self.channel < 0:
-            raise ValueError(f"channel is {self.channel}, expected 0 or more")
         if self.tumour != "any":
             if not self.tumour or min(self.tumour) < 1:
                 raise ValueError(
@@ -252,10 +250,9 @@ class Recipe:
             raise ValueError(
                 "grid.spacing_mm asks to resample, which 2D files cannot be: they say no spacing"
             )
-        if self.layout.planar and (self.label.channel or 0) > 3:
-            raise ValueError(
-                f"label.channel is {self.label.channel}, expected at most 3 (alpha) of 2D files"
-            )
+        most = 3 if self.layout.planar else 999
+        if not 0 <= (self.label.channel or 0) <= most:
+            raise ValueError(f"label.channel is {self.label.channel}, expected 0 to {most}")
         if self.layout.label.lower().endswith((".jpg", ".jpeg")) and self.label.threshold is None:
             raise ValueError(
                 "layout.label is JPEG, which blurs label values; "

@@ -130,14 +130,14 @@ PICTURES: dict[str, list[Bad]] = {
             wrong="a label in colours",
             spoil=with_picture(MASK, in_colours),
             file=MASK,
-            line="<file>: a label in colours (...), expected black and one colour; "
+            line="<file>: a label in colours [...], expected black and one colour; "
             "say label.channel = 0 for its red, 1 for green or 2 for blue",
         ),
         bad_picture(
             wrong="a mask of a palette with a void border",
             spoil=with_picture(MASK, with_void),
             file=MASK,
-            line="<file>: a label in colours (...), expected black and one colour; "
+            line="<file>: a label in colours [...], expected black and one colour; "
             "say which entries are tumour: label = {tumour = [1], known = [0, 1, 255]}",
         ),
         bad_picture(

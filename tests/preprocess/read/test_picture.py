@@ -91,7 +91,7 @@ def test_a_palettes_entries_are_the_values_that_a_recipe_lists(tmp_path):
     assert printed == LabelConfig(tumour=(1,), known=(0, 1, 2, 3))
     np.testing.assert_array_equal(read_label(path, printed), values)
     with_palette(~MASK, [WHITE, BLACK], path)
-    with pytest.raises(UserError, match="palette's entry 1 is black, expected background"):
+    with pytest.raises(UserError, match="has black elsewhere than at entry 0"):
         read_label(path, ENTRIES)
 
 

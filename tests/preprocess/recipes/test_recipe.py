@@ -125,7 +125,7 @@ def test_the_recipe_on_the_page_loads(tmp_path):
             "[label]\nthreshold = 0.5",
             'threshold is 0.5, expected a value above 0, and tumour = "any"',
         ),
-        ("pictures", "[label]\nchannel = 4", "expected at most 3 (alpha)"),
+        ("pictures", "[label]\nchannel = 4", "label.channel is 4, expected 0 to 3"),
         ("pictures", "[layout]\nchannel = 0", "channel is 0"),
         ("pictures", '[grid]\ncentre = "tumour"', "cannot be centred on the tumour"),
         ("pictures", '[grid]\nspacing_mm = 1.0\nspacing = "header"', "2D files cannot be"),
