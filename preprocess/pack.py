@@ -89,9 +89,7 @@ def pack(
             )
         remove_temporaries(out)
         try:
-            packing = _Packing(recipe, folder, out, workers)
-            report(f"{len(packing.known)} of them are packed already")
-            skipped = packing.pack_cases(bar)
+            packing, skipped = _pack_folder(folder, out, workers, skip_bad, report, bar)
             _refuse_bad(skipped, len(packing.records), skip_bad)
             manifest = packing.make_manifest(skipped)
 
@@ -99,11 +97,30 @@ def pack(
                 report(f"{out} is up to date")
             else:
                 write_manifest(out, manifest)
-            write_summary(out, summarise(folder, manifest, packing.records))
+            write_summary(out, summarise(packing.folder, manifest, packing.records))
             write_journal(out, packing.key, packing.closed)
         finally:
             _clear(out)
     return manifest
+
+
+def _pack_folder(
+    folder: RawFolder,
+    out: Path,
+    workers: int,
+    skip_bad: bool,
+    report: Callable[[str], None],
+    bar: bool,
+) -> tuple["_Packing", list[SkippedEntry]]:
+    """Pack what is not packed yet; in the place of a bad scan take the patient's next one."""
+    packing = _Packing(folder, out, workers)
+    report(f"{len(packing.known)} of them are packed already")
+    skipped = packing.pack_cases(bar)
+    following = folder.mark_bad({entry.case_id: entry.reason for entry in skipped})
+    if skip_bad and following.further != folder.further:
+        report(f"{len(folder.further) - len(following.further)} bad scans: their patients' next")
+        return _pack_folder(following, out, workers, skip_bad, report, bar)
+    return packing, skipped
 
 
 class _Packing:
@@ -115,7 +132,8 @@ class _Packing:
         closed: the shards of this packing so far.
     """
 
-    def __init__(self, recipe: Recipe, folder: RawFolder, out: Path, workers: int) -> None:
+    def __init__(self, folder: RawFolder, out: Path, workers: int) -> None:
+        recipe = folder.recipe
         self.recipe, self.folder, self.out, self.workers = recipe, folder, out, workers
         self.modality = recipe.modality or _name_channel(recipe, folder)
         self.labels = known_labels(recipe, folder.index)
@@ -240,10 +258,15 @@ class _Packing:
 
 
 def _name_channel(recipe: Recipe, folder: RawFolder) -> str:
-    names = folder.index.channels if folder.index else ()
-    if not names:
-        raise UserError(f"{recipe.layout.index} names no channels; say the recipe's modality")
-    return names[min(recipe.layout.channel or 0, len(names) - 1)]
+    names = {**folder.index.modality, **folder.index.channel_names} if folder.index else {}
+    in_name = re.search(r"_(\d{4})\.", recipe.layout.image)
+    number = recipe.layout.channel or int(in_name[1] if in_name else 0)
+    if str(number) not in names:
+        raise UserError(
+            f"{recipe.layout.index} names no channel {number} ({', '.join(names)}); "
+            "say the recipe's modality"
+        )
+    return names[str(number)]
 
 
 def _sound_shards(

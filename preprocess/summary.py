@@ -36,6 +36,7 @@ class PackingSummary:
         packed: cases in the data set.
         skipped: cases left out on request, and why.
         further: scans that are not among these, and why (a patient's second scan).
+        notes: of the raw folder, such as files that fit nothing.
         pairs: in the data set; ``pairs_per_case`` maps their number to the number of such cases.
         tumour_px: tumour area of the pairs, px.
         tumour_mm2: the same in mm^2; None where the spacing is unknown.
@@ -70,6 +71,7 @@ class PackingSummary:
     highest: Spread
     window_low: Spread
     window_high: Spread
+    notes: tuple[str, ...] = ()
 
 
 def summarise(
@@ -112,6 +114,7 @@ def summarise(
         highest=_spread(fact.highest for fact in facts),
         window_low=_spread(fact.window[0] for fact in facts),
         window_high=_spread(fact.window[1] for fact in facts),
+        notes=folder.notes,
     )
 
 
@@ -138,6 +141,7 @@ def to_text(summary: PackingSummary) -> str:
     lines += [f"  skipped {printable(case.case_id)}: {case.reason}" for case in summary.skipped]
     if summary.further:
         lines.append(f"  not taken: {len(summary.further)} further scans of the same patients")
+    lines += [f"  {printable(note)}" for note in summary.notes]
 
     mm2 = f", {_shown(summary.tumour_mm2)} mm2" if summary.tumour_mm2 else " (spacing unknown)"
     lines += [

@@ -73,7 +73,7 @@ def _check_shard(item: tuple[Path, str, list[CaseEntry]]) -> str:
 
 def _verify_sources(raw: Path, manifest: Manifest, workers: int) -> list[str]:
     recipe = load(Recipe, manifest.recipe, "the manifest's recipe")
-    paths = {files.case_id: files.paths for files in find_cases(recipe, raw).cases}
+    paths = {files.case_id: files.paths for files in find_cases(recipe, raw).scans}
     work = [(case, paths.get(case.case_id, {})) for case in manifest.cases]
     faults = map_in_order(_check_sources, work, min(workers, len(work) // 8))
     return [fault for fault in faults if fault]

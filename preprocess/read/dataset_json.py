@@ -1,39 +1,61 @@
 """dataset.json, as nnU-Net (versions 1 and 2) and the Medical Segmentation Decathlon write it."""
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from hvae_hpc.config.loader import read_json
+from hvae_hpc.config.loader import load, read_json
 from hvae_hpc.errors import UserError
+from hvae_hpc.preprocess.read.match_files import compile_pattern
+from hvae_hpc.preprocess.recipes.recipe import Recipe
+
+_EXAMPLE = (
+    '"labels": {"background": 0, "tumour": 1}, "channel_names": {"0": "FLAIR"}, '
+    '"training": [{"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}], "numTraining": 1'
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingFiles:
+    """A training case's files, relative to the folder."""
+
+    image: str
+    label: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Index:
-    """What a dataset.json says.
+    """What a dataset.json says, under its own names.
 
     Attributes:
         path: the file.
-        labels: all values that a label file may hold; () where it does not say.
-        ignore: nnU-Net's label of voxels that nobody judged, or None.
-        channels: names of the image's channels, in their order.
-        label_files: of the training cases, relative to the folder; () where none are listed.
-        count: how many training cases there are, or None.
+        labels: name to the values that a label file may hold: one, or for a region several.
+        channel_names, modality: the image's channels by number, in version 2 and before.
+        training: the training cases; () where none are listed.
+        numTraining: how many there are, or None.
+        file_ending: of all files, or "".
     """
 
-    path: Path
-    labels: tuple[int, ...]
-    ignore: int | None
-    channels: tuple[str, ...]
-    label_files: tuple[str, ...]
-    count: int | None
+    path: str
+    labels: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    channel_names: dict[str, str] = field(default_factory=dict)
+    modality: dict[str, str] = field(default_factory=dict)
+    training: tuple[TrainingFiles, ...] = ()
+    numTraining: int | None = None
+    file_ending: str = ""
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """All values that a label file may hold; () where it does not say."""
+        return tuple(sorted({value for values in self.labels.values() for value in values}))
 
 
 def read_index(path: Path) -> Index:
     """Read a dataset.json.
 
     Raises:
-        UserError: it is missing, or makes no sense.
+        UserError: it is missing, or a field in it is not what nnU-Net or the Decathlon writes.
     """
     if not path.is_file():
         raise UserError(f"{path}: is missing; give the folder that holds it as --raw")
@@ -42,47 +64,84 @@ def read_index(path: Path) -> Index:
         raise UserError(
             f"{path}: got {type(data).__name__}, expected a table with labels; check the file"
         )
-    ending = data.get("file_ending", ".nii.gz")
-    if ending not in (".nii", ".nii.gz"):
-        raise UserError(
-            f"{path}: file_ending is {ending!r}, expected .nii.gz; "
-            "convert, or write a recipe of your own"
-        )
-    count = data.get("numTraining")
-    if type(count) not in (int, type(None)):  # True is an int too
-        raise UserError(f"{path}: numTraining is {count!r}, expected a whole number; correct it")
+    known = {field.name: data[field.name] for field in fields(Index) if field.name in data}
 
+    labels = known.get("labels")
+    if isinstance(labels, dict):
+        known["labels"] = {name: _list_values(name, value) for name, value in labels.items()}
+    for name in ("channel_names", "modality"):
+        if isinstance(known.get(name), list):
+            known[name] = dict(enumerate(known[name]))
     try:
-        labels = data.get("labels", {})
-        ignore = labels.get("ignore")
-        training = [entry for entry in data.get("training", []) if isinstance(entry, dict)]
-        return Index(
-            path=path,
-            labels=tuple(sorted(_label_values(labels))),
-            ignore=ignore if isinstance(ignore, int) else None,
-            channels=_channels(data.get("channel_names", data.get("modality", {}))),
-            label_files=tuple(PurePosixPath(entry["label"]).as_posix() for entry in training),
-            count=count,
-        )
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        return load(Index, {**known, "path": str(path)}, str(path))
+    except UserError as error:
+        raise UserError(f"{error}; write it as {_EXAMPLE}") from error
+
+
+def _list_values(name: str, value: Any) -> Any:
+    """Return a label's values: version 1 has {"1": "tumour"}, version 2 {"tumour": 1 or [1, 2]}."""
+    if isinstance(value, str) and name.isdecimal():
+        return [int(name)]
+    return value if isinstance(value, list) else [value]
+
+
+def follow_ending(recipe: Recipe, index: Index) -> Recipe:
+    """Let a recipe's ``.nii*`` stand for dataset.json's file ending.
+
+    Raises:
+        UserError: such files are not read, or the recipe's patterns end otherwise.
+    """
+    if not index.file_ending:
+        return recipe
+    layout, ending = recipe.layout, index.file_ending
+    image, label = (re.sub(r"\.nii\*$", ending, role) for role in (layout.image, layout.label))
+    for pattern in (image, label):
+        if not pattern.lower().endswith(ending.lower()):
+            raise _refuse(index, "file_ending", ending, f"that of the recipe's {pattern!r}")
+    try:
+        return replace(recipe, layout=replace(layout, image=image, label=label))
+    except ValueError as error:
         raise UserError(
-            f"{path}: labels, channels or training make no sense ({error}); check the file"
+            f"{index.path}.file_ending: got {ending!r}, which does not suit the recipe "
+            f"({error}); convert the files, or write a recipe of your own"
         ) from error
 
 
-def _label_values(labels: dict[str, Any]) -> set[int]:
-    """Return all values that labels may have.
+def find_listed(index: Index, recipe: Recipe, n_images: int) -> set[str]:
+    """Return the ids of the training cases that dataset.json lists; none where it has no list.
 
-    Version 1 and the Decathlon map "1" to a name. Version 2 maps a name to 1 or, for a region, to
-    [1, 2].
+    Raises:
+        UserError: it counts other cases than there are, or lists files that the recipe's patterns
+            do not fit, or has a label that is no tumour.
     """
-    if all(isinstance(value, str) for value in labels.values()):
-        return {int(value) for value in labels}
-    lists = [value if isinstance(value, list) else [value] for value in labels.values()]
-    return {int(value) for values in lists for value in values}
+    if "ignore" in index.labels and recipe.label.tumour == "any":
+        raise UserError(
+            f"{index.path}: has an ignore label, which is no tumour; say label.tumour in the recipe"
+        )
+    layout = recipe.layout
+    without_channel = re.sub(r"_\d{4}(?=\.)", "", layout.image)  # version 1 lists images without it
+    listed = set()
+    for files in index.training:
+        image, label = (PurePosixPath(path).as_posix() for path in (files.image, files.label))
+        match = compile_pattern(layout.label).fullmatch(label)
+        if match is None:
+            raise _refuse(
+                index, "training.label", label, f"a file of layout.label {layout.label!r}"
+            )
+        either = re.escape(match["case"]) + r"(_\d{4})?"
+        if not compile_pattern(without_channel, either).fullmatch(image):
+            raise _refuse(index, "training.image", image, f"that of {label}")
+        listed.add(match["case"])
+
+    got = len(listed) or n_images
+    if index.numTraining is not None and index.numTraining != got:
+        what = "cases in training" if listed else "images fit"
+        raise UserError(
+            f"{index.path}: numTraining is {index.numTraining}, {got} {what}; "
+            "copy the rest, or correct it"
+        )
+    return listed
 
 
-def _channels(names: Any) -> tuple[str, ...]:
-    if isinstance(names, list):
-        return tuple(map(str, names))
-    return tuple(str(names[key]) for key in sorted(names, key=int))
+def _refuse(index: Index, name: str, got: str, expected: str) -> UserError:
+    return UserError(f"{index.path}.{name}: got {got!r}, expected {expected}; correct it")

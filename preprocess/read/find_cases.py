@@ -1,19 +1,21 @@
 """A raw folder and a recipe's layout -> its cases: which files belong to which patient's scan."""
 
+import difflib
 import os
 import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
-from pathlib import Path
+from functools import cached_property
+from itertools import chain, islice
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from hvae_hpc.errors import UserError
-from hvae_hpc.preprocess.read.dataset_json import Index, read_index
+from hvae_hpc.preprocess.read.dataset_json import Index, find_listed, follow_ending, read_index
 from hvae_hpc.preprocess.read.match_files import compile_pattern, match_files
-from hvae_hpc.preprocess.recipes.recipe import LayoutConfig, Recipe
+from hvae_hpc.preprocess.recipes.recipe import CASE, SLICE, LayoutConfig, Recipe
 from hvae_hpc.runs.files import IMAGE_BYTES, open_file
 
 T = TypeVar("T")
@@ -25,12 +27,14 @@ class CaseFiles:
 
     Attributes:
         case_id: NFC-normalised.
+        patient: whose scan it is.
         images: one, or one per slice where slices are files of their own.
         labels: of each image: one, or several where the layout allows.
         fault: why the case cannot be packed, in one line, or "".
     """
 
     case_id: str
+    patient: str
     images: tuple[Path, ...]
     labels: tuple[tuple[Path, ...], ...]
     fault: str = ""
@@ -46,14 +50,41 @@ class RawFolder:
     """What lies in a raw folder.
 
     Attributes:
-        cases: sorted by id; those that cannot be packed have a ``fault``.
-        further: case id -> why it is not among them though nothing is wrong with it.
-        index: what dataset.json says, where the layout has one.
+        recipe: with the file ending of dataset.json, where the layout has one.
+        index: what that file says.
+        scans: all of them, sorted by id; those that cannot be packed have a ``fault``.
+        notes: what looks odd, a line each.
     """
 
-    cases: tuple[CaseFiles, ...]
-    further: dict[str, str]
+    recipe: Recipe
     index: Index | None
+    scans: tuple[CaseFiles, ...]
+    notes: tuple[str, ...]
+
+    @cached_property
+    def cases(self) -> tuple[CaseFiles, ...]:
+        """Each patient's first scan without a fault, and all scans with one."""
+        return tuple(scan for scan in self.scans if scan.case_id not in self.further)
+
+    @cached_property
+    def further(self) -> dict[str, str]:
+        """Case id -> why it is not among the cases though nothing is wrong with it."""
+        first: dict[str, str] = {}
+        further = {}
+        for scan in self.scans:
+            if scan.fault:
+                continue
+            taken = first.setdefault(scan.patient, scan.case_id)
+            if taken != scan.case_id:
+                further[scan.case_id] = f"a further scan of {taken}'s patient (layout.patient)"
+        return further
+
+    def mark_bad(self, reasons: Mapping[str, str]) -> "RawFolder":
+        """Mark scans as bad, by id: the patients' next scans become cases."""
+        scans = (
+            replace(scan, fault=scan.fault or reasons.get(scan.case_id, "")) for scan in self.scans
+        )
+        return replace(self, scans=tuple(scans))
 
 
 def by_role(images: Sequence[T], labels: Sequence[T]) -> dict[str, T]:
@@ -69,37 +100,46 @@ def find_cases(recipe: Recipe, raw: Path) -> RawFolder:
     """Find all cases by the recipe's patterns.
 
     Raises:
-        UserError: raw is no folder, or a folder in it cannot be listed, or nothing in it fits.
+        UserError: raw is no folder, or a folder in it cannot be listed, or nothing in it fits, or
+            dataset.json does not fit what is there.
     """
     if not raw.is_dir():
         what = "is a file, expected a folder" if raw.is_file() else "no such folder"
         raise UserError(f"{raw}: {what}; give the folder with the image files as --raw")
+    index = read_index(raw / recipe.layout.index) if recipe.layout.index else None
+    recipe = follow_ending(recipe, index) if index else recipe
     layout = recipe.layout
-    index = read_index(raw / layout.index) if layout.index else None
 
-    labels = match_files(raw, layout.label)
-    images = match_files(raw, layout.image)
+    labels, beside_labels = match_files(raw, layout.label, layout.label_says)
+    images, beside_images = match_files(raw, layout.image)
+    fit = {path.relative_to(raw).as_posix() for path in chain(*labels.values(), *images.values())}
+    unfit = _find_unfit(fit, (beside_labels | beside_images) - {layout.index})
     if layout.planar:
         images = _without_labels(images, labels)
     if not images:
         raise UserError(_explain_no_fit(raw, layout))
     labels = _assign_labels(labels, images, layout, raw)
 
-    listed = _find_listed(index, recipe, len(images)) if index else set()
-    cases = [
-        _make_case(case_id, images.get(case_id, []), labels.get(case_id, []), layout)
+    listed = find_listed(index, recipe, len(images)) if index else set()
+    scans = [
+        _make_case(case_id, images.get(case_id, []), labels.get(case_id, []), layout, unfit)
         for case_id in sorted({*images, *labels, *listed})
     ]
-    kept, further = _keep_first_scans(_join_twins(cases), layout.patient)
-    return RawFolder(cases=tuple(kept), further=further, index=index)
+    if listed:
+        scans = [_refuse_unlisted(scan, listed) for scan in scans]
+    scans = _name_scans(scans, layout.patient)
+    if layout.planar:
+        scans = _join_slices(scans, layout.sliced)
+    notes = tuple(filter(None, (_note_unfit(unfit), _note_slices(scans, layout))))
+    return RawFolder(recipe=recipe, index=index, scans=tuple(scans), notes=notes)
 
 
 def known_labels(recipe: Recipe, index: Index | None) -> tuple[int, ...]:
     """Return the values that a label file may hold; () for any whole number from 0."""
     if recipe.label.known:
         return recipe.label.known
-    if index and index.labels:
-        return index.labels
+    if index and index.values:
+        return index.values
     return () if recipe.label.tumour == "any" else (0, *recipe.label.tumour)
 
 
@@ -142,45 +182,57 @@ def _assign_labels(
     return dict(assigned)
 
 
-def _find_listed(index: Index, recipe: Recipe, n_images: int) -> set[str]:
-    """Return the ids of the cases that dataset.json lists, after checking that it fits the recipe.
-
-    Raises:
-        UserError: it counts other cases than there are, or has a label that is no tumour.
-    """
-    if index.ignore is not None and recipe.label.tumour == "any":
-        raise UserError(
-            f"{index.path}: has an ignore label ({index.ignore}), which is no tumour; "
-            "say label.tumour in the recipe"
-        )
-    regex = compile_pattern(recipe.layout.label)
-    matches = (regex.fullmatch(name) for name in index.label_files)
-    listed = {match["case"] for match in matches if match}
-    if index.count is not None and not listed and index.count != n_images:
-        raise UserError(
-            f"{index.path}: numTraining is {index.count}, {n_images} images fit; "
-            "copy the rest, or correct it"
-        )
-    return listed
+def _find_unfit(fit: set[str], beside: set[str]) -> list[str]:
+    """Leave out of what does not fit what another pattern takes, and folders that were entered."""
+    entered = {f"{folder}/" for path in fit | beside for folder in PurePosixPath(path).parents}
+    return sorted(beside - fit - entered)
 
 
 def _make_case(
-    case_id: str, images: list[Path], labels: list[Path], layout: LayoutConfig
+    case_id: str,
+    images: list[Path],
+    labels: list[Path],
+    layout: LayoutConfig,
+    unfit: Sequence[str],
 ) -> CaseFiles:
     fault = ""
+    if not (images and labels):
+        says = " and layout.label_says" if images and layout.label_says else ""
+        pattern = layout.label if images else layout.image
+        missing = f"({pattern}{says}{_find_near(case_id, pattern, unfit)})"
     if not images and labels:
-        fault = f"{labels[0]} has no image ({layout.image}); add it or remove the label"
+        fault = f"{labels[0]} has no image {missing}; add it or remove the label"
     elif not images:
-        fault = f"{layout.index} lists it, but it has no image ({layout.image}); add it"
+        fault = f"{layout.index} lists it, but it has no image {missing}; add it"
     elif not labels:
-        fault = f"{images[0]} has no label ({layout.label}); add it or remove the image"
+        fault = f"{images[0]} has no label {missing}; add it or remove the image"
     elif len(images) > 1:
         fault = _too_many("image", images)
     elif len(labels) > 1 and not layout.several_labels:
         fault = _too_many("label", labels) + ", or set layout.several_labels to join them"
     return CaseFiles(
-        case_id=case_id, images=tuple(images[:1]), labels=(tuple(labels),), fault=fault
+        case_id=case_id,
+        patient=case_id,
+        images=tuple(images[:1]),
+        labels=(tuple(labels),),
+        fault=fault,
     )
+
+
+def _find_near(case_id: str, pattern: str, unfit: Sequence[str]) -> str:
+    """Name the file of a case that is nearest to the pattern without fitting it."""
+    name, _, number = case_id.partition("/")
+    expected = pattern.replace(CASE, name).replace(SLICE, number)
+    of_case = [path for path in unfit if name in path]
+    near = difflib.get_close_matches(expected, of_case, 1, cutoff=0)
+    return f"; there is {near[0]}" if near else ""
+
+
+def _refuse_unlisted(case: CaseFiles, listed: Collection[str]) -> CaseFiles:
+    if case.fault or case.case_id in listed:
+        return case
+    fault = f"{case.images[0]} is not in dataset.json's training; add it there, or remove its files"
+    return replace(case, fault=fault)
 
 
 def _too_many(role: str, paths: list[Path]) -> str:
@@ -191,8 +243,8 @@ def _too_many(role: str, paths: list[Path]) -> str:
     )
 
 
-def _join_twins(cases: list[CaseFiles]) -> list[CaseFiles]:
-    """Normalise case ids, and mark those that differ in their Unicode alone.
+def _name_scans(cases: list[CaseFiles], patient: str) -> list[CaseFiles]:
+    """Normalise case ids, name their patients, and mark ids that differ in their Unicode alone.
 
     On some disks the files of two such ids are the same.
     """
@@ -203,31 +255,63 @@ def _join_twins(cases: list[CaseFiles]) -> list[CaseFiles]:
     joined = []
     for case_id, (first, *others) in sorted(twins.items()):
         fault = first.fault
+        match = re.match(patient or "(.*)", case_id.split("/")[0], re.DOTALL)
+        name = match[1] if match else ""
         if others:
             path = next(iter(first.paths.values()))
             fault = f"{path}: case id is there twice, written in two ways of Unicode; rename one"
         elif any(unicodedata.category(letter).startswith("C") for letter in case_id):
             fault = f"case id {case_id!r} has control characters; rename its files"
-        joined.append(replace(first, case_id=case_id, fault=fault))
+        elif not name:
+            fault = f"case id does not fit layout.patient ({patient}); correct it in the recipe"
+        joined.append(replace(first, case_id=case_id, patient=name or case_id, fault=fault))
     return joined
 
 
-def _keep_first_scans(
-    cases: list[CaseFiles], pattern: str
-) -> tuple[list[CaseFiles], dict[str, str]]:
-    """Keep each patient's first scan that has its files; return the further ones beside them."""
-    if not pattern:
-        return cases, {}
-    first: dict[str, str] = {}
-    kept, further = [], {}
-    for case in cases:
-        match = re.match(pattern, case.case_id)
-        patient = (match and match[1]) or case.case_id
-        if case.fault or first.setdefault(patient, case.case_id) == case.case_id:
-            kept.append(case)
-        else:
-            further[case.case_id] = f"a further scan of {first[patient]}'s patient (layout.patient)"
-    return kept, further
+def _join_slices(pictures: list[CaseFiles], sliced: bool) -> list[CaseFiles]:
+    """Make one case of a scan's numbered slices, or else of a patient's pictures, in order."""
+    cases: defaultdict[str, list[CaseFiles]] = defaultdict(list)
+    for picture in sorted(pictures, key=lambda picture: _split_numbers(picture.case_id)):
+        cases[picture.case_id.split("/")[0] if sliced else picture.patient].append(picture)
+    return [
+        CaseFiles(
+            case_id=case_id,
+            patient=slices[0].patient,
+            images=tuple(chain.from_iterable(piece.images for piece in slices)),
+            labels=tuple(chain.from_iterable(piece.labels for piece in slices)),
+            fault=next((piece.fault for piece in slices if piece.fault), ""),
+        )
+        for case_id, slices in sorted(cases.items())
+    ]
+
+
+def _split_numbers(name: str) -> list[str | int]:
+    """Return what sorts "a2" before "a10"."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+
+
+def _note_unfit(unfit: Sequence[str]) -> str:
+    """Count what fits nothing, and name the rarest kinds first: they are the likely oversights."""
+    kinds = {path: re.sub(r"\d+", "#", path.rstrip("/").rsplit("/")[-1]) for path in unfit}
+    counts = Counter(kinds.values())
+    rarest = sorted(unfit, key=lambda path: (counts[kinds[path]], path))
+    return f"{len(unfit)} files fit nothing: {_name_first(rarest)}" if unfit else ""
+
+
+def _note_slices(scans: Sequence[CaseFiles], layout: LayoutConfig) -> str:
+    """Say so where pictures look like slices of patients: many names, each with several numbers."""
+    case_ids = [scan.case_id for scan in scans]
+    names = {re.sub(r"\W*_?\d+$", "", case_id) for case_id in case_ids}
+    if not layout.planar or layout.stacked or len(names) < 3 or len(case_ids) < 2 * len(names):
+        return ""
+    return (
+        f"{len(names)} names with numbers count as {len(case_ids)} cases: {_name_first(case_ids)}; "
+        f"if the number is a slice of a patient, write {SLICE} for it in the recipe's patterns"
+    )
+
+
+def _name_first(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
 
 
 def _explain_no_fit(raw: Path, layout: LayoutConfig) -> str:

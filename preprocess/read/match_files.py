@@ -12,21 +12,35 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 
 from hvae_hpc.errors import UserError
-from hvae_hpc.preprocess.recipes.recipe import CASE
+from hvae_hpc.preprocess.recipes.recipe import CASE, SLICE
 
 _CASE_ID = r"[^/.][^/]*"
 """No case id begins with a dot: some systems leave ``._x.nii.gz`` beside x.nii.gz."""
 _DEEPEST = 12
 
 
-def match_files(raw: Path, pattern: str) -> dict[str, list[Path]]:
-    """Map case ids to the files that fit a pattern, in the order of their names."""
+def match_files(raw: Path, pattern: str, says: str = "") -> tuple[dict[str, list[Path]], set[str]]:
+    """Find the files that fit a pattern.
+
+    Args:
+        raw: folder that the pattern starts from.
+        pattern: of a recipe's layout.
+        says: regular expression that a path must fit somewhere, too.
+
+    Returns:
+        Case id, or "case/slice" where the pattern has a slice, to the files that fit, in the order
+        of their names. And what was seen and does not fit: files, and folders as "name/".
+    """
     regex = compile_pattern(pattern)  # of several ids that fit a name, it finds the longest
     files: defaultdict[str, list[Path]] = defaultdict(list)
-    for relative in sorted(_walk(raw, PurePosixPath(pattern).parts)):
-        if match := regex.fullmatch(relative):
-            files[match["case"]].append(raw / relative)
-    return dict(files)
+    beside = set()
+    for relative, fits in sorted(set(_walk(raw, PurePosixPath(pattern).parts))):
+        match = regex.fullmatch(relative) if fits else None
+        if match and re.search(says, relative):
+            files["/".join(match.groupdict().values())].append(raw / relative)
+        else:
+            beside.add(relative)
+    return dict(files), beside
 
 
 @cache
@@ -37,19 +51,24 @@ def compile_pattern(pattern: str, case_id: str = _CASE_ID) -> re.Pattern[str]:
         pattern: of a recipe's layout.
         case_id: regular expression of the ids that fit.
     """
-    marker = re.escape(CASE)
-    regex = _translate(pattern).replace(marker, f"(?P<case>{case_id})", 1)
-    return re.compile(regex.replace(marker, "(?P=case)"))
+    regex = _translate(pattern)
+    for name, marker, text in (("case", CASE, case_id), ("slice", SLICE, r"\d+")):
+        regex = regex.replace(re.escape(marker), f"(?P<{name}>{text})", 1)
+        regex = regex.replace(re.escape(marker), f"(?P={name})")
+    return re.compile(regex)
 
 
 def _translate(pattern: str) -> str:
-    stem = pattern.removesuffix(".nii*")
+    """Translate all but the markers; an ending may be written in any case."""
+    stem = re.sub(r"(\.nii)?\.\w+\*?$", "", pattern, flags=re.IGNORECASE)
+    ending = pattern[len(stem) :]
     regex = re.escape(stem).replace(r"\*\*/", "(?:[^/]+/)*").replace(r"\*", "[^/]*")
-    return regex + (r"\.nii(\.gz)?" if stem != pattern else "")
+    any_zip = ending.lower() == ".nii*"
+    return regex + "(?i:" + (r"\.nii(\.gz)?" if any_zip else re.escape(ending)) + ")"
 
 
-def _walk(folder: Path, parts: tuple[str, ...], depth: int = 0) -> Iterator[str]:
-    """Yield the paths below a folder whose names fit the pattern's parts one by one."""
+def _walk(folder: Path, parts: tuple[str, ...], depth: int = 0) -> Iterator[tuple[str, bool]]:
+    """Yield the paths below a folder, and whether their names fit the pattern's parts."""
     if depth > _DEEPEST:  # a link that leads back up
         return
     part, rest = parts[0], parts[1:]
@@ -57,14 +76,20 @@ def _walk(folder: Path, parts: tuple[str, ...], depth: int = 0) -> Iterator[str]
         yield from _walk(folder, rest, depth)
 
     below = parts if part == "**" else rest
-    fits = re.compile(_translate(part).replace(re.escape(CASE), "[^/]*"))
+    wanted = _translate(part)
+    for marker in (CASE, SLICE):
+        wanted = wanted.replace(re.escape(marker), "[^/]*")
+    regex = re.compile(wanted)
     for name, is_folder in _list(folder):
-        if name.startswith(".") or not fits.fullmatch(name):
+        if name.startswith("."):
             continue
-        if below and is_folder:
-            yield from (f"{name}/{path}" for path in _walk(folder / name, below, depth + 1))
-        elif not below and not is_folder:
-            yield name
+        if not regex.fullmatch(name) or is_folder != bool(below):
+            yield name + "/" * is_folder, False
+        elif is_folder:
+            for path, fits in _walk(folder / name, below, depth + 1):
+                yield f"{name}/{path}", fits
+        else:
+            yield name, True
 
 
 def _list(folder: Path) -> list[tuple[str, bool]]:

@@ -4,16 +4,19 @@ The whole file is read once: its SHA-256, gzip's own checksum and the voxels com
 bytes.
 """
 
+import contextlib
 import gzip
 import hashlib
 import math
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from hvae_hpc.errors import UserError
@@ -30,6 +33,8 @@ from hvae_hpc.preprocess.store.reader import available_memory
 
 _MAGIC = {348: (344, b"n+1\0", nib.Nifti1Header), 540: (4, b"n+2\0", nib.Nifti2Header)}
 """Size of the header -> where its magic stands, what it is, who reads it (nifti1.h, nifti2.h)."""
+_LONGEST_QUATERNION = 1.001
+"""A rotation's quaternion has length 1; one that is longer than this is damaged, not rounded."""
 _UNITS = {1: "meter", 3: "micron"}
 """Lowest three bits of xyzt_units (nifti1.h)."""
 _SPARE_BYTES = 2**20
@@ -69,7 +74,8 @@ def read_scan(path: Path, orientation: str, channel: int | None = None) -> Scan:
         values = values * np.float64(slope) + np.float64(intercept)
 
     digest = hashlib.sha256(content).hexdigest()
-    return turn_axes(path, digest, values, shape, affine, orientation)
+    scan = turn_axes(path, digest, values, shape, affine, orientation)
+    return replace(scan, to_qform=_find_to_qform(header, affine))
 
 
 def _read_layout(path: Path, header: Any) -> tuple[np.dtype[Any], int, tuple[float, float]]:
@@ -168,10 +174,35 @@ def _parse(path: Path, content: bytes | bytearray) -> Any:
     try:
         # Unchecked: nibabel's checks repair in silence (spacing 0 becomes 1). We refuse instead.
         header = reader(bytes(content[: reader.sizeof_hdr]), check=False)
+        _round_qform(header)
         header.get_best_affine()  # a quaternion that is none says so only here
     except Exception as error:  # nibabel has a dozen kinds for a header that makes no sense
         raise UserError(f"{path}: NIfTI header is damaged ({error}); copy it again") from error
     return header
+
+
+def _round_qform(header: Any) -> None:
+    """Read a qform as the standard's own code does: pixdim[0] = 0 is 1, rotations are of length 1.
+
+    Source: nifti1.h, nifti1_io.c (nifti_quatern_to_mat44).
+    """
+    if header["pixdim"][0] == 0:
+        header["pixdim"][0] = 1
+    names = ("quatern_b", "quatern_c", "quatern_d")
+    length = math.hypot(*(float(header[name]) for name in names))
+    if 1 < length < _LONGEST_QUATERNION:
+        for name in names:
+            header[name] = header[name] / length
+
+
+def _find_to_qform(header: Any, affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return :attr:`Scan.to_qform`, given the affine of the sform."""
+    if header["sform_code"] and header["qform_code"]:
+        with contextlib.suppress(HeaderDataError):  # the qform makes no sense
+            qform = header.get_qform()
+            if abs(np.linalg.det(qform)) > 0:  # neither NaN nor a spacing of 0
+                return np.asarray(qform @ np.linalg.inv(affine))
+    return np.eye(4)
 
 
 def _checked_affine(path: Path, header: Any) -> NDArray[np.float64]:

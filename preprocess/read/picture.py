@@ -24,7 +24,12 @@ _JPEG_NOISE = 16
 """JPEG keeps colours coarsely: grey values come back with channels this far apart."""
 
 
-def read_picture(path: Path, fit: tuple[int, ...] | None, label: LabelConfig | None) -> Scan:
+def read_picture(
+    path: Path,
+    fit: tuple[int, ...] | None,
+    label: LabelConfig | None,
+    channel: int | None = None,
+) -> Scan:
     """Read a picture as a scan of one slice.
 
     Colours become grey (ITU-R 601: 0.299 R + 0.587 G + 0.114 B).
@@ -33,6 +38,7 @@ def read_picture(path: Path, fit: tuple[int, ...] | None, label: LabelConfig | N
         path: the file.
         fit: rows and columns to scale it into, its sides in proportion; None keeps its own pixels.
         label: how a label is to be read; its scaling takes the nearest pixel. None for an image.
+        channel: red (0), green or blue of an image; None makes colours grey.
 
     Raises:
         UserError: missing, damaged, too large, of several pages, turned, or a label in colours.
@@ -42,7 +48,7 @@ def read_picture(path: Path, fit: tuple[int, ...] | None, label: LabelConfig | N
         with Image.open(io.BytesIO(content), formats=_FORMATS) as opened:
             _check_form(path, opened)
             opened.load()
-            picture = _to_label(path, opened, label) if label else _to_grey(path, opened)
+            picture = _to_label(path, opened, label) if label else _to_grey(path, opened, channel)
     except (UserError, MemoryError):
         raise
     except Exception as error:  # Pillow has a dozen kinds for a damaged file
@@ -93,12 +99,13 @@ def _scale_into(picture: Image.Image, fit: tuple[int, ...], *, is_label: bool) -
     return picture.resize(size, Image.Resampling.BILINEAR)
 
 
-def _to_grey(path: Path, picture: Image.Image) -> Image.Image:
+def _to_grey(path: Path, picture: Image.Image, channel: int | None) -> Image.Image:
     if _has_alpha(picture):
         raise UserError(f"{path}: {_TRANSPARENT}; save it without its alpha channel")
     if picture.mode in _GREY and picture.mode != "1":
         return picture.copy()
-    return _to_colours(picture).convert("L")
+    colours = _to_colours(picture)
+    return colours.convert("L") if channel is None else colours.getchannel(channel)
 
 
 def _to_label(path: Path, picture: Image.Image, label: LabelConfig) -> Image.Image:

@@ -7,7 +7,7 @@ A 2D picture is a scan of one slice whose place and spacing are unknown (NaN).
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,8 @@ class Scan:
         affine: (4, 4) from voxel index to world (RAS+), mm; NaN for a picture.
         stored: the file's own orientation, as "LPS"; "" for a picture.
         shape: columns, rows, slices of the file, before a picture is scaled.
+        to_qform: (4, 4) from a voxel's place in the world by a NIfTI header's sform, which counts,
+            to its place by the qform, mm; the identity where only one of them is there.
     """
 
     path: Path
@@ -55,6 +57,7 @@ class Scan:
     affine: NDArray[np.float64]
     stored: str
     shape: tuple[int, ...]
+    to_qform: NDArray[np.float64] = field(default_factory=lambda: np.eye(4))
 
     @cached_property
     def lowest(self) -> Any:
@@ -70,6 +73,15 @@ class Scan:
     def directions(self) -> NDArray[np.float64]:
         """(3, 3), orthonormal: columns are the axes' directions in the world."""
         return np.asarray(self.affine[:3, :3] / self.spacing_mm)
+
+    def lies_off(self, affine: NDArray[np.float64]) -> float:
+        """Return how far off another affine places a corner of this volume, mm.
+
+        0 where that is less than a tenth of a voxel: headers of one grid differ by rounding.
+        """
+        corners = np.array([[*index, 1] for index in np.ndindex(2, 2, 2)]) * [*self.data.shape, 1]
+        gap = float(np.abs((self.affine - affine) @ corners.T).max())
+        return gap if gap > 0.1 * float(self.spacing_mm.min()) else 0.0
 
 
 def read_bytes(path: Path) -> bytes:

@@ -134,7 +134,7 @@ def _read_pictures(
     recipe: Recipe, image_path: Path, label_paths: Sequence[Path]
 ) -> tuple[Scan, list[Scan]]:
     fit = recipe.grid.size_px if recipe.grid.fit == "scale" else None
-    image = read_picture(image_path, fit, None)
+    image = read_picture(image_path, fit, None, recipe.layout.channel)
     labels = [read_picture(path, fit, recipe.label) for path in label_paths]
     for label in labels:
         if label.shape != image.shape:
@@ -166,6 +166,7 @@ def _join(slices: Sequence[NDArray[Any]]) -> NDArray[Any]:
 
 def _resample(volume: Volume, image: Scan, label: Scan, recipe: Recipe) -> Volume:
     """Bring a volume to cubic voxels along the label's axes, cropped around the tumour's slices."""
+    _check_forms(image, label)
     mask = replace(label, data=volume.tumour)
     whole = recipe.slices.choose == "all" and recipe.slices.min_px == 0
     target = find_target(image, mask, bounding_box(volume.tumour), recipe.grid, whole=whole)
@@ -276,9 +277,25 @@ def _check_same_grid(image: Scan, label: Scan) -> None:
             f"{label.path}: shape {label.data.shape}, "
             f"{image.path.name} has {image.data.shape}; {remedy}"
         )
-    corners = np.array([[*index, 1] for index in np.ndindex(2, 2, 2)]) * [*image.data.shape, 1]
-    gap = float(np.abs((image.affine - label.affine) @ corners.T).max())
-    if gap > 0.1 * float(image.spacing_mm.min()):  # headers of one grid differ by rounding only
+    _check_forms(image, label)
+    if gap := image.lies_off(label.affine):
         raise UserError(
             f"{label.path}: lies {gap:.2f} mm off {image.path.name} by the headers; {remedy}"
         )
+
+
+def _check_forms(image: Scan, label: Scan) -> None:
+    """Refuse a pair on two grids that lies otherwise by the qforms than by the sforms.
+
+    Nobody knows by which of them the label was drawn. On one grid its voxels are the image's.
+    """
+    if not image.lies_off(label.affine):
+        return
+    for scan, other in ((image, label), (label, image)):
+        gap = scan.lies_off(scan.to_qform @ scan.affine)
+        if gap and scan.lies_off(scan.affine + (scan.to_qform - other.to_qform) @ scan.affine):
+            raise UserError(
+                f"{scan.path}: its sform and qform lie {gap:.2f} mm apart, "
+                f"unlike those of {other.path.name}; "
+                "write the right one over the other (nibabel: set_sform, set_qform)"
+            )

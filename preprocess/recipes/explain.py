@@ -2,6 +2,7 @@
 
 from hvae_hpc.preprocess.recipes.recipe import (
     CASE,
+    SLICE,
     GridConfig,
     IntensityConfig,
     LabelConfig,
@@ -35,7 +36,7 @@ def explain(recipe: Recipe) -> str:
         "label": [_explain_label(recipe.label, recipe.layout)],
         "grid": [*explain_grid(recipe.grid), _explain_crop(recipe.grid)],
         "intensity": [_explain_intensity(recipe.intensity)],
-        "slices": [_explain_slices(recipe.slices, recipe.layout.planar)],
+        "slices": [_explain_slices(recipe.slices, recipe.layout)],
         "refused": _explain_refusals(recipe),
     }
     lines = [f"{recipe.name}: {recipe.about}" if recipe.about else recipe.name]
@@ -47,20 +48,36 @@ def explain(recipe: Recipe) -> str:
 def _explain_layout(layout: LayoutConfig) -> list[str]:
     lines = []
     for role, pattern in (("image", layout.image), ("label", layout.label)):
-        name = pattern.replace(CASE, "<case>").replace(".nii*", ".nii or .nii.gz")
+        name = (
+            pattern.replace(CASE, "<case>")
+            .replace(SLICE, "<slice>")
+            .replace(".nii*", ".nii or .nii.gz")
+        )
         lines.append(f"{role} of a case: RAW/{name}")
+    if layout.sliced:
+        lines.append("the slices of a case are files of their own, in the order of <slice>")
+    if layout.label_says:
+        lines.append(f"a label's path must fit {layout.label_says}")
     if layout.several_labels:
         lines.append("several label files of a case are joined")
     if layout.channel is not None:
-        lines.append(f"of a 4D image, volume {layout.channel} (counted from 0)")
+        part = "picture, channel" if layout.planar else "4D image, volume"
+        lines.append(f"of a {part} {layout.channel} (counted from 0)")
+    elif layout.planar:
+        lines.append("colours become grey")
     if layout.index:
         lines.append(
             f"{layout.index} lists the cases that must be there, "
             "and the label values that may occur"
         )
-    if layout.patient:
+    if layout.stacked and not layout.sliced:
         lines.append(
-            f"of several scans of one patient, the first by name (patient: {layout.patient})"
+            f"the pictures of one patient are the slices of one case (patient: {layout.patient})"
+        )
+    elif layout.patient:
+        lines.append(
+            f"of several scans of one patient, the first by name (patient: {layout.patient}); "
+            "with --skip-bad the first good one"
         )
     return lines
 
@@ -99,9 +116,7 @@ def _explain_volume(grid: GridConfig) -> list[str]:
 
 
 def _explain_picture(grid: GridConfig) -> list[str]:
-    lines = [
-        "colours become grey; spacing is unknown; 255 is 65535 in pictures with values beyond 255"
-    ]
+    lines = ["spacing is unknown; 255 is 65535 in pictures with values beyond 255"]
     if grid.fit == "scale":
         lines.append(
             f"scaled in proportion to fit {grid.size_px[0]} x {grid.size_px[1]} px whole, "
@@ -129,9 +144,9 @@ def _explain_intensity(intensity: IntensityConfig) -> str:
     )
 
 
-def _explain_slices(slices: SlicesConfig, planar: bool) -> str:
+def _explain_slices(slices: SlicesConfig, layout: LayoutConfig) -> str:
     least = f"with at least {slices.min_px} tumour px inside the crop"
-    if planar:
+    if layout.planar and not layout.stacked:
         return f"a picture {least} is a pair" if slices.min_px else "every picture is a pair"
     if slices.choose == "all":
         return f"every slice {least}, in order" if slices.min_px else "every slice, in order"

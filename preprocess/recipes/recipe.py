@@ -13,7 +13,7 @@ from typing import Literal
 from hvae_hpc.config.loader import ONLY_WHEN_SET, find_toml, load, read_toml
 
 LIBRARY = Path(__file__).resolve().parent
-CASE = "{case}"
+CASE, SLICE = "{case}", "{slice}"
 VOLUMES = (".nii", ".nii.gz", ".nii*", ".mha", ".mhd", ".nrrd")
 """Endings of patterns for volumes; ``.nii*`` takes .nii and .nii.gz."""
 PICTURES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".jpg", ".jpeg")
@@ -29,23 +29,27 @@ class LayoutConfig:
     """Where a case's files lie below the raw folder.
 
     In a pattern ``{case}`` stands for the case id (the same text wherever it stands), ``*`` for any
-    text within a name, ``**`` for any number of folders.
+    text within a name, ``**`` for any number of folders. ``{slice}`` stands for a number: each
+    slice of a case is a 2D file of its own. Endings fit in upper and lower case.
 
     Attributes:
         image: "{case}/{case}_flair.nii*", "images/{case}.png"
         label: "{case}/{case}_seg.nii*", "masks/{case}*.png"
         several_labels: a case may have several label files, which are joined; without it a second
             one is an error.
-        channel: which volume of a 4D image to take, from 0; none: a 4D image is an error.
+        channel: which volume of a 4D image to take, from 0; of a picture its red (0), green or
+            blue. None: a 4D image is an error, and colours become grey.
+        label_says: regular expression that a label's path must fit somewhere; "": any label.
         patient: regular expression whose first group in the case id names the patient; of several
-            scans of a patient the first by id is packed, so that no patient trains and tests. "":
-            every case is a patient.
+            scans of a patient the first good one by id is packed, so that no patient trains and
+            tests. Pictures of a patient are the slices of one case. "": every case is a patient.
         index: "dataset.json": the raw folder has one (nnU-Net, Medical Segmentation Decathlon). The
             cases that it lists must be there, and its labels are the known ones.
     """
 
     image: str
     label: str
+    label_says: str = field(default="", metadata=ONLY_WHEN_SET)
     several_labels: bool = False
     channel: int | None = None
     patient: str = ""
@@ -69,29 +73,43 @@ class LayoutConfig:
                 f"image {self.image!r}, label {self.label!r}, "
                 "expected both volumes or both 2D files"
             )
-        if self.channel is not None and (self.channel < 0 or self.planar):
-            raise ValueError(f"channel is {self.channel}, expected 0 or more, and volumes")
-        _check_patient(self.patient)
+        if (SLICE in self.image) != (SLICE in self.label) or (self.sliced and not self.planar):
+            raise ValueError(f"{SLICE} is for 2D files, and in both of image and label or in none")
+        if self.channel is not None and (self.channel < 0 or (self.planar and self.channel > 2)):
+            raise ValueError(f"channel is {self.channel}, expected 0 or more, of a picture 0 to 2")
+        _check_expression("patient", self.patient)
+        _check_expression("label_says", self.label_says)
+        if self.patient and not re.compile(self.patient).groups:
+            raise ValueError(
+                f"patient {self.patient!r}, "
+                "expected a group in round brackets around the patient's part"
+            )
 
     @property
     def planar(self) -> bool:
         """Whether the files are 2D pictures."""
         return _is_planar(self.image)
 
+    @property
+    def sliced(self) -> bool:
+        """Whether the patterns number a case's slices."""
+        return SLICE in self.image
+
+    @property
+    def stacked(self) -> bool:
+        """Whether a case's slices are files of their own: numbered, or a patient's pictures."""
+        return self.planar and bool(self.sliced or self.patient)
+
 
 def _is_planar(pattern: str) -> bool:
     return pattern.lower().endswith(PICTURES)
 
 
-def _check_patient(pattern: str) -> None:
+def _check_expression(name: str, expression: str) -> None:
     try:
-        groups = re.compile(pattern).groups
+        re.compile(expression)
     except re.error as error:
-        raise ValueError(f"patient {pattern!r} is no regular expression ({error})") from error
-    if pattern and not groups:
-        raise ValueError(
-            f"patient {pattern!r}, expected a group in round brackets around the patient's part"
-        )
+        raise ValueError(f"{name} {expression!r} is no regular expression ({error})") from error
 
 
 @dataclass(frozen=True, kw_only=True)

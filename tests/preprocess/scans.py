@@ -73,7 +73,7 @@ def tiny_recipe(**changes: Any) -> Recipe:
 
 def read_case(recipe: Recipe, image: Path, *labels: Path) -> Volume:
     """Read one case as packing does."""
-    files = CaseFiles(case_id="c", images=(image,), labels=(labels,))
+    files = CaseFiles(case_id="c", patient="c", images=(image,), labels=(labels,))
     return read_volume(recipe, files, known_labels(recipe, None))
 
 

@@ -23,6 +23,8 @@ from hvae_hpc.preprocess.read.volume import read_volume
 from hvae_hpc.preprocess.recipes.recipe import LayoutConfig, SlicesConfig, load_recipe
 from hvae_hpc.preprocess.store.manifest import read_manifest
 from hvae_hpc.preprocess.store.reader import read_dataset
+from hvae_hpc.preprocess.summary import read_summary
+from hvae_hpc.preprocess.verify import verify
 from hvae_hpc.runs.lease import LostError, check, locked
 from tests import ROOT
 from tests.preprocess.scans import draw_case, save, save_cases, tiny_recipe
@@ -244,6 +246,39 @@ def test_cases_are_found_by_patterns_in_which_every_case_is_the_same(tmp_path):
     (tmp_path / "x" / "y_flair.nii.gz").touch()
     with pytest.raises(UserError, match="nothing fits"):
         find_cases(tiny_recipe(), tmp_path)
+
+
+def test_of_a_patients_scans_the_first_good_one_is_packed(tmp_path):
+    """The first is empty for patient 1, the first two are cut short for patient 2; 3 has no good one."""
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    recipe = tiny_recipe(
+        layout=LayoutConfig(
+            image="{case}/{case}_flair.nii.gz",
+            label="{case}/{case}_seg.nii.gz",
+            patient=r"(case\d)\d",
+        )
+    )
+    save_cases(raw, 4, first=10)
+    save_cases(raw, 3, first=20)
+    save_cases(raw, 1, first=30)
+    save(raw / "case10" / "case10_seg.nii.gz", draw_case()[1] * 0)
+    for name in ("case20", "case21", "case30"):
+        truncate(raw / name / f"{name}_flair.nii.gz")
+    with pytest.raises(UserError, match=r"none of the cases can be packed"):
+        pack(recipe, raw, out, workers=1)
+
+    for _ in range(2):  # and again, to the same
+        manifest = pack(recipe, raw, out, workers=1, skip_bad=True)
+        assert [case.case_id for case in manifest.cases] == ["case11", "case22"]
+        assert [case.case_id for case in manifest.skipped] == [
+            "case10",
+            "case20",
+            "case21",
+            "case30",
+        ]
+        assert list(read_summary(out).further) == ["case12", "case13"]
+    verify(out, raw, 1, lambda line: None)
+    assert len(list(out.glob("shard-*.h5"))) == 1
 
 
 def die(number):

@@ -95,7 +95,8 @@ FOLDERS: dict[str, list[Bad]] = {
         bad_label(
             wrong="a folder in the image's place",
             spoil=replace_by_folder,
-            line="<file> has no image ({case}/{case}_flair.nii*); add it or remove the label",
+            line="<file> has no image ({case}/{case}_flair.nii*; there is case1/case1_flair.nii.gz/); "
+            "add it or remove the label",
         ),
         Bad(
             wrong="x.nii and x.nii.gz are both there",
@@ -153,12 +154,13 @@ FOLDERS: dict[str, list[Bad]] = {
         bad_index(
             wrong="labels without values",
             spoil=with_index(labels=["background", "tumour"]),
-            line="<file>: labels, channels or training make no sense (...); check the file",
+            line="<file>.labels: got ['background', 'tumour'], expected dict[str, tuple[int, ...]]; "
+            "write it as ...",
         ),
         bad_index(
             wrong="no names of channels, no modality in the recipe",
             spoil=with_index(channel_names={}),
-            line="dataset.json names no channels; say the recipe's modality",
+            line="dataset.json names no channel 0 (); say the recipe's modality",
         ),
         bad_index(
             wrong="numTraining above what is there",
@@ -168,12 +170,13 @@ FOLDERS: dict[str, list[Bad]] = {
         bad_index(
             wrong="numTraining is a text",
             spoil=with_index(numTraining="4"),
-            line="<file>: numTraining is '4', expected a whole number; correct it",
+            line="<file>.numTraining: got '4', expected int; write it as ...",
         ),
         bad_index(
             wrong="another file_ending",
-            spoil=with_index(file_ending=".mha"),
-            line="<file>: file_ending is '.mha', expected .nii.gz; convert, or write a recipe of your own",
+            spoil=with_index(file_ending=".mnc"),
+            line="<file>.file_ending: got '.mnc', which does not suit the recipe (...); "
+            "convert the files, or write a recipe of your own",
         ),
         bad_index(
             wrong="a listed case that is not there",
@@ -196,7 +199,7 @@ FOLDERS: dict[str, list[Bad]] = {
             file="imagesTr/case1.nii.gz",
             recipe="second",
             whole=False,
-            line="<file>: shape (20, 18, 6), expected a 4D image with a channel 1 (layout.channel)",
+            line="<file>: shape (20, 18, 6), expected 4D with a channel 1 (layout.channel, of a label: label.channel)",
         ),
         bad_index(
             wrong="a value that is not in its labels",

@@ -94,6 +94,11 @@ def like_bgzip(content: bytes) -> bytes:
     return b"".join(blocks)
 
 
+def renamed_in_capitals(folder: Path) -> None:
+    for path in list(folder.iterdir()):
+        path.rename(path.with_name(path.name.replace(".nii.gz", ".NII.GZ")))
+
+
 def with_extension(stem: Path, image: np.ndarray, label: np.ndarray) -> None:
     for ending, voxels in (("flair", image), ("seg", label)):
         scan = nib.Nifti1Image(voxels, LPS)
@@ -134,6 +139,16 @@ ODD: dict[str, Store] = {
     "orientation by the qform alone": changed_after(
         *(with_header(name, sform_code=0, qform_code=1) for name in (ODD_IMAGE, ODD_LABEL))
     ),
+    "a qform with pixdim[0] = 0": changed_after(
+        *(
+            with_header(name, sform_code=0, qform_code=1, pixdim=[0, *[1] * 7])
+            for name in (ODD_IMAGE, ODD_LABEL)
+        )
+    ),
+    "a quaternion longer than 1 by rounding": changed_after(
+        with_header(ODD_IMAGE, sform_code=0, qform_code=1, quatern_d=1.0001)
+    ),
+    "names in capitals (.NII.GZ)": changed_after(renamed_in_capitals),
     "words in the header's extension": with_extension,
     "no unit of length": changed_after(with_header(ODD_IMAGE, xyzt_units=0)),
     "gzip of two members": changed_after(with_bytes(ODD_IMAGE, partial(in_members, size=3000))),

@@ -1,16 +1,22 @@
 """A case on disk -> one canonical volume, resampled or not."""
 
+from dataclasses import replace
+
 import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from PIL import Image
 
 from hvae_hpc.errors import UserError
+from hvae_hpc.preprocess.read.find_cases import CaseFiles
+from hvae_hpc.preprocess.read.volume import read_volume
 from hvae_hpc.preprocess.recipes.recipe import (
     GridConfig,
     IntensityConfig,
     LabelConfig,
     SlicesConfig,
+    load_recipe,
 )
 from hvae_hpc.preprocess.slices import cut_pairs
 from tests.preprocess.scans import LPS, draw_case, read_case, save, tiny_recipe, whole_image
@@ -126,6 +132,68 @@ def test_a_label_that_lies_elsewhere_is_refused_and_rounding_is_not(tmp_path):
     read_case(tiny_recipe(), path, save(tmp_path / "l.nii", label, rounded))
     with pytest.raises(UserError, match=r"lies 2.00 mm off i.nii"):
         read_case(tiny_recipe(), path, save(tmp_path / "l.nii", label, shifted))
+
+
+@pytest.mark.parametrize("spacing_mm", [0.0, 1.0])
+def test_a_pair_with_two_places_is_refused_until_one_is_written_over_the_other(
+    tmp_path, spacing_mm
+):
+    image, label = draw_case()
+    recipe = tiny_recipe(grid=GridConfig(size_px=(16, 16), centre="image", spacing_mm=spacing_mm))
+    atlas = LPS.copy()
+    atlas[:3, 3] = [10, -6, 0]
+    paths = tmp_path / "i.nii", save(tmp_path / "l.nii", label)
+    scan = nib.Nifti1Image(image, LPS)
+    scan.set_qform(LPS, 1)
+    scan.set_sform(atlas, 4)
+    nib.save(scan, paths[0])
+    with pytest.raises(
+        UserError, match=r"i.nii: its sform and qform lie 10.00 mm apart, unlike those of l.nii"
+    ):
+        read_case(recipe, *paths)
+
+    scan.set_sform(scan.get_qform())  # the label was drawn by the qform
+    nib.save(scan, paths[0])
+    volume = read_case(recipe, *paths)
+    inside = whole_image(volume)[volume.tumour]
+    np.testing.assert_allclose(np.sort(inside), np.sort(image[label > 0]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("spacing_mm", [0.0, 1.0])
+def test_two_places_of_an_image_and_its_label_alike_are_no_fault(tmp_path, spacing_mm):
+    recipe = tiny_recipe(grid=GridConfig(size_px=(16, 16), centre="image", spacing_mm=spacing_mm))
+    atlas = LPS.copy()
+    atlas[:3, 3] = [10, -6, 0]
+    paths = tmp_path / "i.nii", tmp_path / "l.nii"
+    for path, voxels in zip(paths, draw_case(), strict=True):
+        scan = nib.Nifti1Image(voxels, LPS)
+        scan.set_qform(LPS, 1)
+        scan.set_sform(atlas, 4)
+        nib.save(scan, path)
+    assert read_case(recipe, *paths).tumour.any()
+
+
+def test_slices_of_unlike_sizes_are_refused_and_a_slice_without_tumour_is_not(tmp_path):
+    recipe = load_recipe("lgg_kaggle")
+    for number, shape in enumerate(((8, 6), (8, 6), (6, 8))):
+        pixels = np.arange(48, dtype=np.uint8).reshape(shape)
+        Image.fromarray(pixels).save(tmp_path / f"p_{number}.tif")
+        Image.fromarray(255 * (pixels > 40 * number).astype(np.uint8)).save(
+            tmp_path / f"p_{number}_mask.tif"
+        )
+    paths = [(tmp_path / f"p_{n}.tif", (tmp_path / f"p_{n}_mask.tif",)) for n in range(3)]
+
+    def read(numbers):
+        images, labels = zip(*(paths[number] for number in numbers), strict=True)
+        files = CaseFiles(case_id="p", patient="p", images=images, labels=labels)
+        return read_volume(own, files, ())
+
+    own = replace(recipe, grid=replace(recipe.grid, fit="crop"))
+    volume = read([0, 1])
+    assert volume.tumour.sum(axis=(0, 1)).tolist() == [47, 7]
+    assert volume.facts.shape == (6, 8, 2)
+    with pytest.raises(UserError, match=r"p_2.tif: 6 x 8 px, the case's first slice p_0.tif has 8"):
+        read([0, 1, 2])
 
 
 def test_image_and_label_of_unlike_orientation_meet(tmp_path):

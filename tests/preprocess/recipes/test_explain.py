@@ -56,6 +56,6 @@ def test_every_recipe_of_the_library_is_told_and_nothing_is_done(
     out = capsys.readouterr().out
     recipe = load_recipe(name)
     assert out.startswith(f"{name}: {recipe.about}\n")
-    assert recipe.layout.image.replace("{case}", "<case>").removesuffix("*") in out
+    assert recipe.layout.image.replace("{", "<").replace("}", ">").removesuffix("*") in out
     assert f"{recipe.grid.size_px[0]} x {recipe.grid.size_px[1]} px" in out
     assert not list(tmp_path.iterdir())

@@ -92,14 +92,14 @@ def test_the_page_names_every_recipe_of_the_library_and_its_labels():
     rows = {line.split("`")[1]: line for line in table.splitlines() if line.startswith("| `")}
     assert set(rows) == {path.stem for path in LIBRARY.glob("*.toml")}
     for name, row in rows.items():
-        tumour = load_recipe(name).label.tumour
-        assert row.endswith(
-            f"| {'any above 0' if tumour == 'any' else ', '.join(map(str, tumour))} |"
-        )
+        label = load_recipe(name).label
+        above = f"{label.threshold:g} and more" if label.threshold else "any above 0"
+        values = above if label.tumour == "any" else ", ".join(map(str, label.tumour))
+        assert row.endswith(f"| {values} |")
 
 
 def test_the_recipe_on_the_page_loads(tmp_path):
-    block = PAGE.split("## A recipe of your own")[1].split("Some 2D data sets")[0]
+    block = PAGE.split("## A recipe of your own")[1].split("Some data sets keep")[0]
     (tmp_path / "own.toml").write_text(textwrap.dedent(block))
     recipe = load_recipe(str(tmp_path / "own.toml"))
     assert (recipe.label.tumour, recipe.intensity.low, recipe.slices.count) == ((2,), -100.0, 3)
@@ -126,7 +126,7 @@ def test_the_recipe_on_the_page_loads(tmp_path):
             'threshold is 0.5, expected a value above 0, and tumour = "any"',
         ),
         ("pictures", "[label]\nchannel = 4", "label.channel is 4, expected 0 to 3"),
-        ("pictures", "[layout]\nchannel = 0", "channel is 0"),
+        ("pictures", "[layout]\nchannel = 3", "channel is 3"),
         ("pictures", '[grid]\ncentre = "tumour"', "cannot be centred on the tumour"),
         ("pictures", '[grid]\nspacing_mm = 1.0\nspacing = "header"', "2D files cannot be"),
     ],
