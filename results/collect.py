@@ -42,7 +42,7 @@ COLUMNS = {
     "segment": (
         *("data", "arm", "generator", "n_synthetic", "n_standard", "seed", "split_seed"),
         *("dice", "precision", "recall", "hausdorff_95", "hausdorff_95_unit", "median_dice"),
-        *("n_cases", "generator_seed", "wall_s", "run_id", "folder"),
+        *("n_cases", "dice_with_tumour", "generator_seed", "wall_s", "run_id", "folder"),
     ),
     "quality": (
         *("data", "source", "seed", "split_seed", "n"),
@@ -65,7 +65,10 @@ SHARES = ("precision", "recall", "coverage", "duplicates", "agreement", "copies"
 LARGE = (-1e12, 1e12)
 """No measure of ours comes near it; the square of a larger one may leave the numbers."""
 BOUNDS: Mapping[str, Mapping[str, tuple[float, float]]] = {
-    "segment": {**dict.fromkeys(("dice", "precision", "recall"), (0, 1)), "hausdorff_95": (0, 1e6)},
+    "segment": {
+        **dict.fromkeys(("dice", "dice_with_tumour", "precision", "recall"), (0, 1)),
+        "hausdorff_95": (0, 1e6),
+    },
     "quality": {
         **dict.fromkeys(("psnr_mean", *SET_COLUMNS), LARGE),
         **dict.fromkeys((*SHARES, "ssim_sd"), (0, 1)),
@@ -77,7 +80,7 @@ BOUNDS: Mapping[str, Mapping[str, tuple[float, float]]] = {
 }
 """Stage to its metrics that stand in tables, and what they can be."""
 REQUIRED: Mapping[str, Sequence[str]] = {
-    "segment": tuple(BOUNDS["segment"]),
+    "segment": ("dice", "precision", "recall", "hausdorff_95"),
     "quality": ("n", "psnr_mean", "ssim_mean"),
     "likelihood": LIKELIHOOD_METRICS,
 }
@@ -93,7 +96,8 @@ class Collected:
     """What the runs of a plan have given so far.
 
     Attributes:
-        segment: one row per done segment run; columns COLUMNS["segment"].
+        segment: one row per done segment run; columns COLUMNS["segment"]; dice_with_tumour is NaN
+            where every test case has a tumour.
         quality: one row per done quality run; columns COLUMNS["quality"]; an sd over one draw is
             NaN, and so is a set measure that the source does not have.
         likelihood: one row per done likelihood run; columns COLUMNS["likelihood"]; elbo_flow is NaN
@@ -117,9 +121,9 @@ class Collected:
     done: frozenset[str]
     missing: tuple[str, ...]
 
-    def dice(self, data: str, arm: str) -> Summary | None:
+    def dice(self, data: str, arm: str, column: str = "dice") -> Summary | None:
         """Return the summary of an arm's Dice over its done runs; None where there is none."""
-        values = rows_of(self.segment, data=data, arm=arm)["dice"]
+        values = rows_of(self.segment, data=data, arm=arm)[column].dropna()
         return summarise(values) if len(values) else None
 
 

@@ -30,6 +30,8 @@ def write_rows(collected: Collected, folder: Path) -> list[Path]:
     rows_folder = folder / "rows"
     for name in KINDS:
         rows: pd.DataFrame = getattr(collected, name)
+        if name == "segment" and rows["dice_with_tumour"].isna().all():
+            rows = rows.drop(columns="dice_with_tumour")
         if len(rows):
             paths += [rows_folder / f"{name}.csv", rows_folder / f"{name}.parquet"]
             write_atomic(paths[-2], to_csv(rows))

@@ -5,6 +5,7 @@ refused, by case id, where its added pairs were made from one of its test cases.
 """
 
 from dataclasses import asdict, fields
+from itertools import compress
 
 import numpy as np
 import torch
@@ -32,7 +33,8 @@ def segment(config: SegmentConfig, workplace: Workplace) -> Outcome | None:
     """Train a U-Net on an arm's pairs and score its masks per test case.
 
     Returns:
-        Means over the test cases, and the scores per case; None where it was asked to leave.
+        Means over the test cases, and the scores per case; None where it was asked to leave. Where
+        some test cases have no tumour, the mean Dice of the others is among the means.
     """
     # Train.
     device = choose_device(workplace)
@@ -50,13 +52,18 @@ def segment(config: SegmentConfig, workplace: Workplace) -> Outcome | None:
     test = read_dataset(workplace.data, split.test)
     tensors = to_tensors(test, config.image_px)
     predictions = predict(model, tensors, config.threshold, config.optim.batch_size, device)
-    scores, unit = score_cases(predictions, tensors.masks[:, 0].numpy() > 0.5, test)
+    truths = tensors.masks[:, 0].numpy() > 0.5
+    scores, unit = score_cases(predictions, truths, test)
     _keep_samples(workplace, test, tensors, predictions, scores)
 
     per_case = {case: asdict(of_case) for case, of_case in scores.items()}
     means = {
         name: float(np.mean([of_case[name] for of_case in per_case.values()])) for name in METRICS
     }
+    with_tumour = set(compress(test.case_ids, map(np.any, truths)))
+    if 0 < len(with_tumour) < len(per_case):  # where nothing is there, nothing found scores 1
+        dice = [of_case.dice for case, of_case in scores.items() if case in with_tumour]
+        means["dice_with_tumour"] = float(np.mean(dice))
     return Outcome(
         metrics={
             **means,

@@ -10,6 +10,7 @@ import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -153,7 +154,8 @@ def to_tensors(pairs: Pairs, image_px: int) -> PairTensors:
         image_px: side of the shrunk images; 0 for as packed.
 
     Raises:
-        UserError: the packed images are not square, or smaller than asked.
+        UserError: the packed images are not square, or smaller than asked, or shrinking empties
+            all masks of a case.
     """
     images = torch.from_numpy(pairs.images)[:, None].float()
     masks = torch.from_numpy(pairs.masks)[:, None].float()
@@ -165,8 +167,21 @@ def to_tensors(pairs: Pairs, image_px: int) -> PairTensors:
                 "only square, larger images are shrunk"
             )
         images = F.interpolate(images, (image_px, image_px), mode="area")
-        masks = (F.interpolate(masks, (image_px, image_px), mode="area") >= 0.5).float()
+        shrunk = (F.interpolate(masks, (image_px, image_px), mode="area") >= 0.5).float()
+        emptied = _find_tumours(pairs, masks) - _find_tumours(pairs, shrunk)
+        if emptied:
+            raise UserError(
+                f"image_px is {image_px}, which empties the masks of {len(emptied)} of "
+                f"{len(set(pairs.case_ids))} cases ({', '.join(sorted(emptied)[:3])}); "
+                "raise it, or pack no small tumours (slices.min_px in the recipe)"
+            )
+        masks = shrunk
     return PairTensors(images=images.contiguous(), masks=masks.contiguous())
+
+
+def _find_tumours(pairs: Pairs, masks: Tensor) -> set[str]:
+    """Return the cases whose masks (N, 1, H, W) have tumour."""
+    return set(compress(pairs.case_ids, masks.flatten(1).any(dim=1)))
 
 
 def read_cases(

@@ -62,14 +62,16 @@ def sweep_remarks(plan: Plan, collected: Collected) -> list[str]:
             f"Mixed code: {len(code)} versions of the code made the runs: {', '.join(code)}."
         )
 
-    failed = collected.segment[collected.segment["dice"] == 0]
+    with_tumour = collected.segment["dice_with_tumour"]
+    failed = collected.segment[with_tumour.fillna(collected.segment["dice"]) == 0]
     if len(failed):
         shown = failed[["data", "arm", "seed"]].head(_MOST_NAMED).itertuples(index=False)
         named = ", ".join(f"{data} {arm} seed {seed}" for data, arm, seed in shown)
         if len(failed) > _MOST_NAMED:
             named += f" and {len(failed) - _MOST_NAMED} more"
+        cases = "case with a tumour" if with_tumour.notna().any() else "case"
         remarks.append(
-            f"Dice 0 on every test case: {named}. Such a training failed; it counts in means,"
+            f"Dice 0 on every test {cases}: {named}. Such a training failed; it counts in means,"
             " intervals and p as it is."
         )
     return remarks

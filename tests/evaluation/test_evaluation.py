@@ -1,6 +1,7 @@
 """The stages after training: what they make of tiny data, and what they refuse."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from hvae_hpc.metrics.images import psnr
 from hvae_hpc.metrics.segmentation import dice as dice_of
 from hvae_hpc.models.edm import EDM
 from hvae_hpc.preprocess.store.pairs import Pairs
+from hvae_hpc.preprocess.store.reader import read_dataset
 from hvae_hpc.preprocess.store.shards import read_pairs, write_pairs
 from hvae_hpc.runs.folder import PAIRS, write_config
 from hvae_hpc.runs.workplace import Workplace
@@ -184,6 +186,7 @@ def test_a_unet_learns_discs_and_reports_dice_per_case(data: Path, tmp_path: Pat
     outcome = segment(SEGMENT, place(tmp_path, data))
     assert outcome is not None
     assert outcome.metrics["dice"] > 0.85
+    assert "dice_with_tumour" not in outcome.metrics
     assert set(outcome.per_case) == set(read_split(data, SPLIT).test)
     assert outcome.metrics["dice"] == pytest.approx(
         np.mean([case["dice"] for case in outcome.per_case.values()])
@@ -199,6 +202,22 @@ def test_a_unet_learns_discs_and_reports_dice_per_case(data: Path, tmp_path: Pat
         assert all(
             dice_of(predicted, mask) == pytest.approx(dice) for predicted, mask, dice in shown
         )
+
+
+def test_the_mean_of_cases_with_a_tumour_stands_beside_the_mean_of_all_where_some_have_none(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_without_two(folder: Path, cases: Sequence[str]) -> Pairs:
+        pairs = read_dataset(folder, cases)
+        pairs.masks[:2] = 0
+        return pairs
+
+    monkeypatch.setattr("hvae_hpc.evaluation.segment.read_dataset", read_without_two)
+    outcome = segment(SEGMENT, place(tmp_path, data))
+    assert outcome is not None
+    dice = [of_case["dice"] for of_case in outcome.per_case.values()]
+    assert outcome.metrics["dice_with_tumour"] == pytest.approx(np.mean(dice[2:]))
+    assert outcome.metrics["dice"] == pytest.approx(np.mean(dice))
 
 
 def test_added_pairs_are_trained_on(data: Path, generated: Path, tmp_path: Path) -> None:

@@ -706,6 +706,21 @@ def test_images_are_shrunk_by_area_and_masks_stay_binary() -> None:
         to_tensors(pairs, 32)
 
 
+def test_a_case_that_loses_all_its_masks_by_shrinking_is_refused_and_a_slice_is_not() -> None:
+    pairs = make_pairs(4, 16)
+    pairs.masks[1:] = 0
+    pairs.masks[1:, 5, 5] = 1  # a quarter of a pixel of 8 x 8
+    one = replace(pairs, case_ids=("a", "a", "a", "a"))
+    assert to_tensors(one, 8).masks.flatten(1).any(dim=1).tolist() == [True, False, False, False]
+    two = replace(pairs, case_ids=("a", "a", "b", "b"))
+    with pytest.raises(
+        UserError, match=r"image_px is 8, which empties the masks of 1 of 2 .* \(b\)"
+    ):
+        to_tensors(two, 8)
+    pairs.masks[2] = pairs.masks[3] = 0
+    to_tensors(two, 8)  # a case without tumour has none to lose
+
+
 @pytest.mark.parametrize(
     ("kind", "precision"),
     [

@@ -76,6 +76,18 @@ def test_u_nets_that_found_nothing_are_named(tmp_path: Path) -> None:
     )
 
 
+def test_u_nets_that_find_nothing_are_named_whatever_cases_without_a_tumour_score(
+    tmp_path: Path,
+) -> None:
+    for run in segments(write_sweep(tmp_path), "hvae+300"):
+        is_empty = run.config.seed == 1
+        finish(tmp_path, run, {**fake_metrics(run), "dice_with_tumour": 0.5 * (not is_empty)})
+    (note,) = [note for note in table_of(tmp_path).remarks if "Dice 0" in note]
+    assert note.startswith(
+        "Dice 0 on every test case with a tumour: brats2021 hvae+300 seed 1. Such"
+    )
+
+
 def test_runs_are_paired_by_seed_whatever_is_missing(tmp_path: Path) -> None:
     def lost(run: Run) -> bool:
         return run in [
