@@ -100,7 +100,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--data",
-        type=lambda text: text.partition("=")[::2],
+        type=lambda text: text.partition("=")[::2],  # name and folder, "" where there is none
         nargs="+",
         action="extend",
         default=[],

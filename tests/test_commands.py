@@ -369,10 +369,16 @@ def test_what_a_command_says_next_works_from_packing_to_the_tables(
     assert "ours.toml --out 'our shards/ours' --local --raw DIR" in pack_again
     assert run(f"{pack_again.replace('DIR', 'raw/ours')} --sheet 0", folder)[0] == 0
 
+    # The nodes that pack have no GPU, so the sweep goes elsewhere.
+    _, said = run(f"{pack.replace('our shards', 'new shards')} --partition cpu", folder)
+    (elsewhere,) = COMMAND.findall(said)
+    elsewhere = elsewhere.replace("new shards", "our shards")
+    assert elsewhere.endswith("--data 'ours=our shards/ours' --plan --partition gpu")
+
     # The sweep: planned as it is said, then submitted, and looked at.
     make_data_set(folder / "our shards", "ours", n=200, side=32)
-    assert run(following, folder)[0] == 0
-    submit = following.replace("--plan --local", "--partition gpu")
+    assert [run(command, folder)[0] for command in (following, elsewhere)] == [0, 0]
+    submit = elsewhere.replace("--plan ", "")
     code, said = run(submit, folder)
     (status,) = COMMAND.findall(said)
     assert status == f"hvae-hpc status '{folder}/runs'"

@@ -248,13 +248,11 @@ def test_memory_that_a_partition_does_not_have_is_not_asked_for_also_where_it_wa
     plan: Plan,
 ) -> None:
     train = next(iter(plan.runs))
-    nodes = {"small": Node(1, 4.0, 64), "large": Node(1, 40.0, 64)}
+    nodes = {"small": Node(1, 4.0, 64), "large": Node(1, 40.0, 2)}
     small = replace(CLUSTER, partitions={"gpu": Partition(minutes=0, grace_s=0, nodes=nodes)})
     history = RetryHistory(runs={train: RunRetries(changes={"memory_gb": 480.0})})
-    assert (
-        with_retry_changes(plan, history, read_site(None), small).resources_of(train).memory_gb
-        == 40.0
-    )
+    fitted = with_retry_changes(plan, history, read_site(None), small).resources_of(train)
+    assert (fitted.memory_gb, fitted.cpus) == (40.0, 2)  # both are of the node with most memory
     by_hand = RetryHistory(runs={train: RunRetries(changes={"minutes": 1})})  # too short to work in
     assert with_retry_changes(plan, by_hand, read_site(None), small).changes == {}
 

@@ -97,6 +97,8 @@ def test_where_sbatch_is_the_command_asks_where_to_run(
     monkeypatch.setenv("PATH", f"{tmp_path}/bin{os.pathsep}{os.environ['PATH']}")
     assert call(monkeypatch, tmp_path) == 2
     assert "give --partition P to submit, or --local to run here" in capsys.readouterr().err
+    assert call(monkeypatch, tmp_path, "--plan", "--data", "new") == 2
+    assert "new.toml --out shards/new --partition P --raw DIR" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
 
