@@ -1,11 +1,12 @@
 # make demo: the whole path on made-up cases.     make test: all tests.     Both set up ./.venv by themselves.
 # make check: lint, and the tests that need no SLURM, no compiler and no browser.
 # make drill: faults on purpose, at length.        make slurm: a private SLURM of four nodes on this machine.
+# make gpu-kernels: compile all Triton kernels of table1's training steps, without a GPU.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test check lint drill slurm slurm-packages
+.PHONY: demo test check lint drill slurm slurm-packages gpu-kernels
 
 demo: $(VENV)/ready
 	$(RUN) -m hvae_hpc.sweep demo --local
@@ -28,6 +29,14 @@ drill: $(VENV)/ready
 
 slurm: $(VENV)/ready
 	$(RUN) -m tests.minislurm up
+
+# Triton is 0.6 GB and of no use on a CPU, so it has a folder of its own.
+gpu-kernels: $(VENV)/ready build/triton/triton
+	PYTHONPATH=build/triton $(RUN) -W ignore -m tests.gpu_without_gpu unet lsgan vae hvae \
+	--compile on --kernels sm_80 sm_90
+
+build/triton/triton:
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --target build/triton triton==3.7.1
 
 # INSTALL_SLURM=1 installs the Debian packages for the tests on a real SLURM and in a real browser. It starts no service.
 slurm-packages:

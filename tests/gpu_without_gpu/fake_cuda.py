@@ -50,6 +50,8 @@ def reason_to_skip() -> str:
     version = importlib.metadata.version("torch")
     if not version.startswith(f"{TORCH}."):
         return f"the fake CUDA device is for torch {TORCH}, this is {version}"
+    if (_folder_of_torch() / "lib" / "libtorch_cuda.so").exists():
+        return "the fake CUDA device needs torch's build for CPUs; this one has a CUDA of its own"
     if shutil.which("g++") is None:
         return "the fake CUDA device needs g++"
     return ""
@@ -61,12 +63,17 @@ def install() -> None:
     _replace_runtime()
 
 
-def _build() -> Path:
-    """Compile the device's library for this torch, once a machine and user."""
+def _folder_of_torch() -> Path:
+    """Find torch without importing it."""
     spec = importlib.util.find_spec("torch")
     assert spec is not None
     assert spec.origin is not None
-    torch = Path(spec.origin).parent
+    return Path(spec.origin).parent
+
+
+def _build() -> Path:
+    """Compile the device's library for this torch, once a machine and user."""
+    torch = _folder_of_torch()
     key = f"{torch}{importlib.metadata.version('torch')}{SOURCE.read_text()}"
     name = hashlib.sha256(key.encode()).hexdigest()[:16]
     folder = Path(tempfile.gettempdir()) / f"hvae_hpc-fake-cuda-{os.getuid()}"

@@ -46,8 +46,9 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default and _on_device(args[0]):
-            self.wait()
+        if func is torch.ops.aten._local_scalar_dense.default:
+            if _on_device(args[0]):
+                self.wait()
             return 0.5 if args[0].is_floating_point() else 1
         result = func(*args, **(kwargs or {}))
         copied = func is torch.ops.aten._to_copy.default and _on_device(args[0])

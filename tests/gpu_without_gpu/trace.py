@@ -1,56 +1,92 @@
-"""Train one of table1's networks on the fake device for a few steps, by the product's own loop."""
+"""Train networks on the fake device for a few steps, by the product's own loop, and say what was seen."""
 
 import argparse
+import itertools
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from hvae_hpc.config.model import HVAEConfig, LSGANConfig, MovesConfig, OptimConfig, UNetConfig
+from hvae_hpc.config.model import (
+    HVAEConfig,
+    LSGANConfig,
+    MovesConfig,
+    NetworkConfig,
+    OptimConfig,
+    UNetConfig,
+)
 from hvae_hpc.config.resources import Resources
+from hvae_hpc.models.hvae import HVAE
+from hvae_hpc.models.lsgan import LSGAN
 from hvae_hpc.models.unet import UNet
 from hvae_hpc.runs.workplace import Workplace
 from hvae_hpc.training import loop
 from hvae_hpc.training.batches import PairTensors
 from hvae_hpc.training.device import build, choose_device
-from hvae_hpc.training.train import make_network
 from tests.gpu_without_gpu.fake_cuda import move_to_device
 from tests.gpu_without_gpu.recorder import Recorder
 
 PAIRS = 100
 """Of a table1 split."""
-NETWORKS = ("unet", "lsgan", "vae", "hvae")
 GIB = 2**30
+MODE = FakeTensorMode()
+"""One for the process: the product keeps orders of images from one training to the next."""
+SMALL = NetworkConfig(channels=(8, 16), attention_levels=(1,), latent_size=8)
 
 
-def make_model(network: str, px: int) -> nn.Module:
-    """Make one of table1's networks; an HVAE's flow is on from the first step."""
-    if network == "unet":
-        return UNet(UNetConfig())
-    config = {
-        "lsgan": LSGANConfig(),
-        "vae": HVAEConfig(n_leapfrog=0),
-        "hvae": HVAEConfig(kl_warm_up=0.0, flow_from=0.0),
-    }[network]
-    return make_network(config, (px, px))
+def _hvae(**fields: Any) -> Callable[[int], nn.Module]:
+    return lambda px: HVAE(HVAEConfig(**fields), (px, px))
+
+
+def _small_hvae(**fields: Any) -> Callable[[int], nn.Module]:
+    return _hvae(network=SMALL, n_leapfrog=2, kl_warm_up=0.25, flow_from=0.5, **fields)
+
+
+NETWORKS: dict[str, Callable[[int], nn.Module]] = {
+    # table1's; the flow is on from the first step
+    "unet": lambda px: UNet(UNetConfig()),
+    "lsgan": lambda px: LSGAN(LSGANConfig(), (px, px)),
+    "vae": _hvae(n_leapfrog=0),
+    "hvae": _hvae(kl_warm_up=0.0, flow_from=0.0),
+    # small ones, of every kind; the flow comes on half-way
+    "small_unet": lambda px: UNet(UNetConfig(base_channels=8, depth=2)),
+    "small_lsgan": lambda px: LSGAN(
+        LSGANConfig(network=SMALL, discriminator_channels=(8, 16)), (px, px)
+    ),
+    "small_vae": _hvae(network=SMALL, n_leapfrog=0),
+    "small_hvae": _small_hvae(),
+    "small_fixed": _small_hvae(
+        tempering="fixed", image_likelihood="bernoulli", inner_gradient="detached"
+    ),
+    "small_metropolis": _small_hvae(
+        tempering="none",
+        metropolis=True,
+        mass="identity",
+        learn_step_size=False,
+        learn_sigma_x=False,
+    ),
+}
 
 
 def trace(
     model: nn.Module, px: int, optim: OptimConfig, resources: Resources, capacity: float
 ) -> dict[str, Any]:
-    """Train a network on the fake device; return what was seen.
+    """Train a network on the fake device; return what was seen, as plain data.
 
     Args:
         model: on the CPU.
         px: side of the images.
-        optim, resources: as in a site's and a sweep's file.
+        optim, resources: as in a sweep's and a site's file.
         capacity: bytes of the device.
     """
-    with FakeTensorMode(), tempfile.TemporaryDirectory() as folder, Recorder(capacity) as recorder:
+    counters.clear()
+    with MODE, tempfile.TemporaryDirectory() as folder, Recorder(capacity) as recorder:
         workplace = Workplace(folder=Path(folder), data=Path(), parents={}, resources=resources)
         device = choose_device(workplace)
         images, masks = (torch.empty(PAIRS, 1, px, px, device=device) for _ in range(2))
@@ -59,45 +95,68 @@ def trace(
         if hasattr(model, "recompute"):
             model.recompute = resources.recompute
         report = loop.train(model, data, optim, 0, MovesConfig(), workplace)
+
+    gave_up = sum("torch.compile failed" in note for note in report.notes)
     return {
         "peak_gib": round(recorder.peak / GIB, 2),
+        "graphs": counters["stats"]["unique_graphs"],
+        "graph_breaks": sum(counters["graph_break"].values()) + gave_up,
         "step_waits": recorder.step_waits,
         "waits": recorder.waits,
         "notes": report.notes,
     }
 
 
-def main(words: list[str]) -> None:
-    """Trace what the command line asks for and print a line of JSON."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("network", choices=NETWORKS)
+def read_words(words: list[str]) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.gpu_without_gpu")
+    parser.add_argument("networks", nargs="+", choices=NETWORKS)
+    parser.add_argument("--precision", nargs="+", default=["bf16"])
     parser.add_argument("--px", type=int, default=240)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--precision", default="bf16")
-    parser.add_argument("--compile", default="off")
+    parser.add_argument("--compile", choices=("off", "graphs", "on"), default="off")
     parser.add_argument("--recompute", action="store_true")
     parser.add_argument("--micro-batch", type=int, default=0)
     parser.add_argument("--card-gib", type=float, default=float("inf"))
-    asked = parser.parse_args(words)
+    parser.add_argument(
+        "--kernels", nargs="*", default=[], help="such as sm_80 sm_90; needs triton"
+    )
+    return parser.parse_args(words)
 
-    optim = OptimConfig(
-        images=asked.steps * asked.batch,
-        batch_size=asked.batch,
-        precision=asked.precision,
-        ema_decay=0.0 if asked.network == "unet" else 0.999,
-    )
-    resources = Resources(
-        gpus=1,
-        compile=asked.compile,
-        recompute=asked.recompute,
-        micro_batch=asked.micro_batch,
-        checkpoint_every_s=1e9,  # a tensor without numbers cannot be saved
-    )
+
+def main(words: list[str]) -> None:
+    """Trace what the command line asks for, and print a line of JSON for each network."""
+    asked = read_words(words)
+    kernels: list[Any] = []
     if asked.compile != "off":
         # Only here: its import takes longer than that of the rest of torch.
         from tests.gpu_without_gpu import fake_inductor
 
-        fake_inductor.install([])
-    model = build(lambda: make_model(asked.network, asked.px), 0, torch.device("cpu"))
-    print(json.dumps(trace(model, asked.px, optim, resources, asked.card_gib * GIB)))
+        fake_inductor.install(kernels, graphs_only=asked.compile == "graphs")
+
+    resources = Resources(
+        gpus=1,
+        compile="off" if asked.compile == "off" else "on",
+        recompute=asked.recompute,
+        micro_batch=asked.micro_batch,
+        checkpoint_every_s=1e9,  # a tensor without numbers cannot be saved
+    )
+    for name, precision in itertools.product(asked.networks, asked.precision):
+        optim = OptimConfig(
+            images=asked.steps * asked.batch,
+            batch_size=asked.batch,
+            precision=precision,
+            ema_decay=0.0 if name.endswith("unet") else 0.999,
+        )
+        model = build(lambda name=name: NETWORKS[name](asked.px), 0, torch.device("cpu"))
+        seen = trace(model, asked.px, optim, resources, asked.card_gib * GIB)
+        print(json.dumps({"network": name, "precision": precision, **seen}), flush=True)
+
+    if asked.kernels:
+        from tests.gpu_without_gpu import compile_kernels
+
+        result = compile_kernels.compile_all(kernels, asked.kernels)
+        print(json.dumps(result), flush=True)
+        if result["failed"]:
+            raise SystemExit(f"{len(result['failed'])} kernels failed")
