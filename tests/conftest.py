@@ -44,7 +44,13 @@ def all_formats() -> Iterator[None]:
         yield
 
 
-LONGEST = ("test_faults.py", "test_local_sweep.py", "test_prepare.py", "test_distributed.py")
+LONGEST = (
+    "test_faults.py",
+    "test_gpu_without_gpu.py",
+    "test_local_sweep.py",
+    "test_prepare.py",
+    "test_distributed.py",
+)
 """These files begin first: what takes longest is not to be waited for at the end."""
 
 
@@ -54,6 +60,7 @@ SLOW = {
     "test_disk_full.py",
     "test_distributed.py",
     "test_drill.py",
+    "test_gpu_without_gpu.py",
     "test_kills.py",
     "test_local_sweep.py",
     "test_multinode.py",

@@ -61,6 +61,7 @@ def install() -> None:
     """Give this process the device; nothing may have imported torch before."""
     ctypes.CDLL(str(_build()))
     _replace_runtime()
+    _use_fused_attention()
 
 
 def _folder_of_torch() -> Path:
@@ -90,6 +91,40 @@ def _build() -> Path:
     subprocess.run([*command, "-Wl,--no-as-needed", "-lc10", "-ltorch_cpu"], check=True)
     Path(unfinished.name).replace(library)
     return library
+
+
+ATTENTION: list[object] = []
+"""Keeps what was registered with torch, which else goes away again."""
+
+
+def _use_fused_attention() -> None:
+    """Choose attention's kernel as torch does on a GPU; on a build for CPUs it takes none that is fused."""
+    import torch
+
+    def attend(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        *,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> torch.Tensor:
+        assert attn_mask is None, "the fake device knows attention without a mask only"
+        assert not enable_gqa, "the fake device knows attention with as many keys as queries only"
+        if query.dtype is torch.float32:
+            return torch.ops.aten._scaled_dot_product_efficient_attention(
+                query, key, value, None, True, dropout_p, is_causal, scale=scale
+            )[0]
+        return torch.ops.aten._scaled_dot_product_flash_attention(
+            query, key, value, dropout_p, is_causal, scale=scale
+        )[0]
+
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("scaled_dot_product_attention", attend, "AutogradCUDA")
+    ATTENTION.append(library)
 
 
 def _replace_runtime() -> None:

@@ -7,13 +7,15 @@ cuDNN's workspaces and fragmentation come on top.
 import traceback
 import weakref
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-PACKAGE = "/hvae_hpc/"
+from tests import ROOT
+
 BLOCK = 512
 """The caching allocator rounds up to so many bytes."""
 
@@ -62,9 +64,9 @@ class Recorder(TorchDispatchMode):
 
     def wait(self) -> None:
         """Count the line of the product that waits."""
-        frames = [frame for frame in traceback.extract_stack() if PACKAGE in frame.filename]
+        frames = [frame for frame in traceback.extract_stack() if _is_ours(frame.filename)]
         place = frames[-1]
-        line = f"{place.filename.rpartition(PACKAGE)[2]}:{place.lineno}: {place.line}"
+        line = f"{Path(place.filename).relative_to(ROOT)}:{place.lineno}: {place.line}"
         self.waits[line] += 1
         if any(frame.name == "take_step" for frame in frames):
             self.step_waits[line] += 1
@@ -94,3 +96,8 @@ class Recorder(TorchDispatchMode):
 
 def _on_device(value: object) -> bool:
     return isinstance(value, torch.Tensor) and value.device.type == "cuda"
+
+
+def _is_ours(file: str) -> bool:
+    path = Path(file)
+    return path.is_relative_to(ROOT) and ".venv" not in path.parts and path != Path(__file__)
