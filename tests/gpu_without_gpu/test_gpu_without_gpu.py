@@ -92,5 +92,5 @@ def test_a_wait_in_a_step_and_a_full_device_are_seen() -> None:
         run_trace([*SMALL[-6:], "small_unet", "--card-gib", "0.001"])
     [line] = run_trace([*SMALL[-6:], "waiting"])
     [(place, times)] = line["step_waits"].items()
-    assert "trace.py" in place
+    assert "networks.py" in place
     assert times == 8

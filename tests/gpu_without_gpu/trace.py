@@ -4,7 +4,6 @@ import argparse
 import itertools
 import json
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +12,14 @@ from torch import nn
 from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from hvae_hpc.config.diffusion import EDMConfig
-from hvae_hpc.config.model import (
-    HVAEConfig,
-    LSGANConfig,
-    MovesConfig,
-    NetworkConfig,
-    OptimConfig,
-    UNetConfig,
-)
+from hvae_hpc.config.model import MovesConfig, OptimConfig
 from hvae_hpc.config.resources import Resources
-from hvae_hpc.models.blocks import Batch, Loss
-from hvae_hpc.models.edm import EDM
-from hvae_hpc.models.hvae import HVAE
-from hvae_hpc.models.lsgan import LSGAN
-from hvae_hpc.models.unet import UNet
 from hvae_hpc.runs.workplace import Workplace
 from hvae_hpc.training import loop
 from hvae_hpc.training.batches import PairTensors
 from hvae_hpc.training.device import build, choose_device
 from tests.gpu_without_gpu.fake_cuda import move_to_device
+from tests.gpu_without_gpu.networks import NETWORKS
 from tests.gpu_without_gpu.recorder import Recorder
 
 PAIRS = 100
@@ -40,57 +27,6 @@ PAIRS = 100
 GIB = 2**30
 MODE = FakeTensorMode()
 """One for the process: the product keeps orders of images from one training to the next."""
-SMALL = NetworkConfig(channels=(8, 16), attention_levels=(1,), latent_size=8)
-
-
-def _hvae(**fields: Any) -> Callable[[int], nn.Module]:
-    return lambda px: HVAE(HVAEConfig(**fields), (px, px))
-
-
-def _small_hvae(**fields: Any) -> Callable[[int], nn.Module]:
-    return _hvae(network=SMALL, n_leapfrog=2, kl_warm_up=0.25, flow_from=0.5, **fields)
-
-
-class WaitingUNet(UNet):
-    """Waits for the device in every step, as no network of the product may."""
-
-    def forward(self, batch: Batch, phase: str = "segmentation") -> Loss:
-        """Return a loss that the host has looked at."""
-        loss = super().forward(batch, phase)
-        float(loss.total)
-        return loss
-
-
-NETWORKS: dict[str, Callable[[int], nn.Module]] = {
-    # table1's; the flow is on from the first step
-    "unet": lambda px: UNet(UNetConfig()),
-    "lsgan": lambda px: LSGAN(LSGANConfig(), (px, px)),
-    "vae": _hvae(n_leapfrog=0),
-    "hvae": _hvae(kl_warm_up=0.0, flow_from=0.0),
-    "edm": lambda px: EDM(EDMConfig(), (px, px)),
-    # small ones, of every kind; the flow comes on half-way
-    "small_unet": lambda px: UNet(UNetConfig(base_channels=8, depth=2)),
-    "waiting": lambda px: WaitingUNet(UNetConfig(base_channels=8, depth=2)),
-    "small_lsgan": lambda px: LSGAN(
-        LSGANConfig(network=SMALL, discriminator_channels=(8, 16)), (px, px)
-    ),
-    "small_edm": lambda px: EDM(EDMConfig(channels=(8, 16), attention_levels=1), (px, px)),
-    "small_edm_given_mask": lambda px: EDM(
-        EDMConfig(channels=(8, 16), attention_levels=1, given_mask=True), (px, px)
-    ),
-    "small_vae": _hvae(network=SMALL, n_leapfrog=0),
-    "small_hvae": _small_hvae(),
-    "small_fixed": _small_hvae(
-        tempering="fixed", image_likelihood="bernoulli", inner_gradient="detached"
-    ),
-    "small_metropolis": _small_hvae(
-        tempering="none",
-        metropolis=True,
-        mass="identity",
-        learn_step_size=False,
-        learn_sigma_x=False,
-    ),
-}
 
 
 def trace(

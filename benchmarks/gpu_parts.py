@@ -1,0 +1,378 @@
+"""The parts of gpu.py, each in a process of its own: ``python gpu_parts.py PART [--device cpu]``.
+
+A part prints a line of JSON for each figure as soon as it is known: {"name": ..., "value": ...}.
+What a part printed before it was stopped or failed is kept.
+"""
+
+import argparse
+import importlib.util
+import json
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from peak_memory import peak_memory
+from table1_cost import plan_table_1, project_table_1
+from torch.utils.flop_counter import FlopCounterMode
+from turns import name_device, peak_of, ratio
+from unet_steps import in_the_loop, make_pairs
+
+from hvae_hpc.config.model import MovesConfig, OptimConfig, UNetConfig
+from hvae_hpc.config.resources import Resources
+from hvae_hpc.models.unet import UNet
+from hvae_hpc.runs.workplace import Workplace
+from hvae_hpc.training.batches import make_batch
+from hvae_hpc.training.device import build
+from hvae_hpc.training.loop import train
+from tests import ROOT
+from tests.gpu_without_gpu.networks import NETWORKS
+
+MIB_PER_GIB = 1024
+TRACES = Path(__file__).parent / "measured" / "gpu" / "traces.json"
+
+
+class Setting(NamedTuple):
+    """How large everything is; the small one tries every line on a CPU.
+
+    Attributes:
+        device: where to train.
+        small: small networks and images.
+        results: what gpu.py has so far.
+    """
+
+    device: torch.device
+    small: bool
+    results: Path
+
+    @property
+    def px(self) -> int:
+        """Side of the images."""
+        return 32 if self.small else 240
+
+    @property
+    def batch(self) -> int:
+        """Pairs a step."""
+        return 4 if self.small else 32
+
+    @property
+    def steps(self) -> int:
+        """Steps that are timed."""
+        return 2 if self.small else 20
+
+    def network(self, name: str) -> str:
+        """Return the name of a network of this size."""
+        return f"small_{name}" if self.small else name
+
+    def optim(self, precision: str, images: int = 0) -> OptimConfig:
+        """Return a training of so many images, or of one step."""
+        images = images or self.batch
+        return OptimConfig(images=images, batch_size=self.batch, lr=1e-4, precision=precision)  # type: ignore[arg-type]
+
+
+def tell(name: str, value: Any) -> None:
+    """Print a figure for gpu.py."""
+    print(json.dumps({"name": name, "value": value}), flush=True)
+
+
+def check(setting: Setting) -> None:
+    """Run the tests that need a GPU."""
+    if importlib.util.find_spec("pytest") is None:
+        raise SystemExit("pytest is not installed; carry its wheel")
+    command = [sys.executable, "-m", "pytest", "-q", "-rf", "-o", "addopts=", "tests/gpu"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    for number, outcome in re.findall(r"(\d+) (passed|failed|skipped|error)", done.stdout[-2000:]):
+        tell(outcome, int(number))
+    tell("failures", re.findall(r"^FAILED (.*)$", done.stdout, re.MULTILINE))
+
+
+def measure_steps(setting: Setting) -> None:
+    """Measure the step of each network, eager and compiled, in bfloat16 and float32."""
+    traces = json.loads(TRACES.read_text()) if TRACES.exists() else {}
+    for precision in ("bf16", "fp32"):
+        for name in ("unet", "hvae", "vae", "lsgan", "edm"):
+            operations = count_operations(setting, name)
+            for compiled in (False, True):
+                mode = "compiled" if compiled else "eager"
+                try:
+                    figures = measure_step(setting, name, precision, compiled)
+                except Exception as error:
+                    figures = {"not_run": " ".join(str(error).split())[:300]}
+                    tell(f"{name} {precision} {mode}", figures)
+                    continue
+
+                figures["tflop"] = operations / 1e12
+                peak = peak_of(name_device()) if precision == "bf16" else None
+                if peak:
+                    figures["share_of_peak"] = operations / figures["s"] / peak
+                if precision == "bf16":
+                    figures["traced_gib"] = traces.get(f"{name}_{setting.px}_{mode}_gib")
+                tell(f"{name} {precision} {mode}", figures)
+
+
+def measure_step(setting: Setting, name: str, precision: str, compiled: bool) -> dict[str, Any]:
+    """Return the seconds of one step in the product's loop, and the most memory, GiB."""
+    data = make_pairs(2 * setting.batch, setting.px, setting.device)
+    make = NETWORKS[setting.network(name)]
+    moves = None if name == "unet" else MovesConfig()
+    turn = in_the_loop(lambda: make(setting.px), data, setting.optim(precision), compiled, moves)
+    started = time.perf_counter()
+    turn(1)
+    first_s = time.perf_counter() - started
+    with peak_memory(setting.device) as peak_mib:
+        seconds = statistics.median(turn(setting.steps))
+    return {
+        "s": seconds,
+        "images_per_s": setting.batch / seconds,
+        "peak_gib": peak_mib[0] / MIB_PER_GIB,
+        "first_s": first_s,
+    }
+
+
+def count_operations(setting: Setting, name: str) -> float:
+    """Return the operations of a training step, by torch's counter on tensors without numbers."""
+    model = NETWORKS[setting.network(name)](setting.px)
+    data = make_pairs(setting.batch, setting.px, torch.device("cpu"))
+    part = slice(0, setting.batch)
+    batch = make_batch(model, data, setting.optim("fp32"), 0, None, 0, part)
+    model.to("meta")
+    on_meta = {key: value.to("meta") for key, value in batch.items()}
+    counter = FlopCounterMode(display=False)
+    with counter:
+        for phase in model.phases():  # type: ignore[operator]
+            model(on_meta, phase.name).total.backward()
+    return float(counter.get_total_flops())
+
+
+def compare_with_peers(setting: Setting) -> None:
+    """Measure our U-Net's step against MONAI's and nnU-Net's, eager and compiled, in turns."""
+    from segmentation import measure_steps as measure_in_turns
+
+    size = UNetConfig(base_channels=8, depth=2) if setting.small else UNetConfig()
+    options = SimpleNamespace(
+        batch=setting.batch,
+        precision="fp32" if setting.small else "bf16",
+        quick=True,
+        compile=not setting.small,
+        turns=2 if setting.small else 7,
+    )
+    data = make_pairs(4 * setting.batch, setting.px, setting.device)
+    seconds = measure_in_turns(options, size, data)
+    for name, times in seconds.items():
+        tell(f"{name} s", statistics.median(times))
+    for peer in ("monai", "nnunet"):
+        for ending in ("", "_compiled"):
+            value = ratio(seconds, f"{peer}{ending}", f"ours{ending}")
+            tell(f"unet vs {peer}{ending}", value or {"not_run": f"{peer} is not installed"})
+
+
+def compare_with_naive(setting: Setting) -> None:
+    """Measure the HVAE's step against the bound as one writes it down, by generators.py."""
+    script = Path(__file__).with_name("generators.py")
+    small = ["--quick", "--px", "16", "--batch", "2", "--repeats", "1", "--no-compile"]
+    command = [sys.executable, str(script), *(small if setting.small else ["--repeats", "5"])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit((done.stderr or done.stdout).strip().splitlines()[-1])
+    for name, value in json.loads(done.stdout.strip().splitlines()[-1]).items():
+        if isinstance(value, float):
+            tell(name, value)
+
+
+def train_unets(setting: Setting, number: int) -> None:
+    """Train so many U-Nets, one after the other, as a segment run's stage does."""
+    data = make_pairs(100, setting.px, setting.device)
+    steps = 3 if setting.small else 100
+    optim = setting.optim("bf16", steps * setting.batch)
+    size = UNetConfig(base_channels=8, depth=2) if setting.small else UNetConfig()
+    for seed in range(number):
+        with tempfile.TemporaryDirectory() as folder:
+            place = Workplace(
+                folder=Path(folder), data=Path(), parents={}, resources=Resources(compile="off")
+            )
+            train(build(lambda: UNet(size), seed, setting.device), data, optim, seed, None, place)
+
+
+def again(setting: Setting, *words: str) -> subprocess.Popen[bytes]:
+    """Start this script once more, for another part."""
+    small = ["--small"] if setting.small else []
+    command = [sys.executable, __file__, *words, "--device", setting.device.type, *small]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+
+
+def compare_at_once(setting: Setting) -> None:
+    """Train five U-Nets in a row in one process, and at once in five."""
+    for name, numbers in {"in a row": (5,), "at once": (1, 1, 1, 1, 1)}.items():
+        started = time.perf_counter()
+        processes = [again(setting, "unets", "--number", str(number)) for number in numbers]
+        if any(process.wait() for process in processes):
+            raise SystemExit(f"five U-Nets {name}: one failed")
+        tell(f"five U-Nets {name} s", time.perf_counter() - started)
+
+
+def train_to_end(setting: Setting, folder: Path) -> None:
+    """Train a small HVAE in a folder, or go on there, and leave its weights."""
+    data = make_pairs(40, setting.px, setting.device)
+    optim = replace(setting.optim("fp32", 240 * setting.batch), ema_decay=0.9)
+    place = Workplace(
+        folder=folder,
+        data=Path(),
+        parents={},
+        resources=Resources(compile="off", checkpoint_every_s=0.2),
+    )
+    model = build(lambda: NETWORKS["small_hvae"](setting.px), 0, setting.device)
+    report = train(model, data, optim, 0, MovesConfig(), place)
+    torch.save(report.weights, folder / "weights.pt")
+
+
+def compare_resumed(setting: Setting) -> None:
+    """Kill a training after a checkpoint, resume it, and compare it with two undisturbed ones."""
+    with tempfile.TemporaryDirectory() as place:
+        folders = {name: Path(place) / name for name in ("first", "second", "killed")}
+        for folder in folders.values():
+            folder.mkdir()
+        for name in ("first", "second"):
+            if again(setting, "train", "--folder", str(folders[name])).wait():
+                raise SystemExit("an undisturbed training failed")
+
+        killed = again(setting, "train", "--folder", str(folders["killed"]))
+        while killed.poll() is None and not list(folders["killed"].glob("checkpoint-*.pt")):
+            time.sleep(0.05)
+        killed.send_signal(signal.SIGKILL)
+        tell("killed", killed.wait() == -signal.SIGKILL)
+        if again(setting, "train", "--folder", str(folders["killed"])).wait():
+            raise SystemExit("the resumed training failed")
+
+        weights = {
+            name: torch.load(folder / "weights.pt", weights_only=True)
+            for name, folder in folders.items()
+        }
+        for other in ("second", "killed"):
+            tell(f"first against {other}", differ(weights["first"], weights[other]))
+
+
+def differ(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """Return the norm of the difference of all weights, as a share of their norm."""
+    a, b = (torch.cat([w.double().flatten() for w in side.values()]) for side in (one, other))
+    return float((a - b).norm() / a.norm())
+
+
+SMALL_TABLE_1 = """
+extends = "table1"
+name = "gpu"
+seeds = 2
+doses = [20, 40]
+factors = [2]
+likelihoods = false
+[split]
+train = 20
+test = 20
+[generate]
+n_pairs = 40
+max_draws_per_pair = 1000
+min_mask_px = 1
+[quality]
+n_images = 20
+draws = 2
+[generators.lsgan.optim]
+images = 640
+[generators.vae.optim]
+images = 640
+[generators.hvae.optim]
+images = 640
+"""
+
+
+def make_table_1(setting: Setting) -> None:
+    """Make a small Table 1 on made-up pairs, from shards to tables, by the product's command."""
+    from tests.tiny import make_data_set
+
+    sweep = SMALL_TABLE_1
+    if setting.small:
+        sweep = (ROOT / "jobs" / "sweeps" / "demo.toml").read_text()
+        sweep = re.sub("name = .*", 'name = "gpu"', sweep, count=1)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        shards = make_data_set(folder, "brats2021", 40, setting.px)
+        (folder / "gpu.toml").write_text(sweep)
+        command = [sys.executable, "-m", "hvae_hpc.sweep", "gpu.toml", "--local"]
+        command += ["--data", f"brats2021={shards}", "--runs", "runs"]
+        started = time.perf_counter()
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        tell("s", time.perf_counter() - started)
+        tell("runs", len(list(folder.glob("runs/*/*/metrics.json"))))
+        if done.returncode:
+            raise SystemExit((done.stderr or done.stdout).strip().splitlines()[-1])
+
+
+def project(setting: Setting) -> None:
+    """Project the GPU-hours of the whole Table 1 from the steps that were measured before."""
+    measured = json.loads(setting.results.read_text())["parts"]["steps"]["figures"]
+    images_per_s = {
+        name: max(
+            figures["images_per_s"]
+            for mode in (["eager"] if name == "unet" else ["eager", "compiled"])
+            if "images_per_s" in (figures := measured.get(f"{name} bf16 {mode}", {}))
+        )
+        for name in ("unet", "hvae", "vae", "lsgan")
+    }
+
+    def seconds(config: Any, px: int) -> float:
+        size = (px / setting.px) ** 2
+        kind = getattr(config, "generator", "unet")
+        if kind != "hvae":
+            return size / images_per_s[kind]
+        share = config.model.flow_from  # until then its step is the VAE's
+        return size * (share / images_per_s["vae"] + (1 - share) / images_per_s["hvae"])
+
+    # A U-Net's run takes seconds beside its steps; segmentation.py measures those.
+    for name, value in project_table_1(plan_table_1(), seconds, beside=0.0).items():
+        tell(name, value)
+
+
+PARTS = {
+    "tests": check,
+    "steps": measure_steps,
+    "peers": compare_with_peers,
+    "naive": compare_with_naive,
+    "at_once": compare_at_once,
+    "resume": compare_resumed,
+    "table1": make_table_1,
+    "projection": project,
+}
+
+
+def main() -> None:
+    """Run a part."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=(*PARTS, "unets", "train"))
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--results", type=Path, default=Path("gpu.json"))
+    parser.add_argument("--number", type=int, default=1)
+    parser.add_argument("--folder", type=Path)
+    options = parser.parse_args()
+
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = True
+    setting = Setting(torch.device(options.device), options.small, options.results)
+    if options.part == "unets":
+        train_unets(setting, options.number)
+    elif options.part == "train":
+        train_to_end(setting, options.folder)
+    else:
+        PARTS[options.part](setting)
+
+
+if __name__ == "__main__":
+    main()

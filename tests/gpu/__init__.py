@@ -1,0 +1,1 @@
+"""Tests on a real GPU; skipped where there is none."""
