@@ -225,7 +225,8 @@ def compare_at_once(setting: Setting) -> None:
 def train_to_end(setting: Setting, folder: Path) -> None:
     """Train a small HVAE in a folder, or go on there, and leave its weights."""
     data = make_pairs(40, setting.px, setting.device)
-    optim = replace(setting.optim("fp32", 240 * setting.batch), ema_decay=0.9)
+    steps = 16 if setting.small else 240
+    optim = replace(setting.optim("fp32", steps * setting.batch), ema_decay=0.9)
     place = Workplace(
         folder=folder,
         data=Path(),
@@ -297,18 +298,17 @@ images = 640
 
 def make_table_1(setting: Setting) -> None:
     """Make a small Table 1 on made-up pairs, from shards to tables, by the product's command."""
-    from tests.tiny import make_data_set
+    from tests.tiny import SWEEP, make_data_set
 
-    sweep = SMALL_TABLE_1
+    sweep, name, cases, px = SMALL_TABLE_1, "brats2021", 40, setting.px
     if setting.small:
-        sweep = (ROOT / "jobs" / "sweeps" / "demo.toml").read_text()
-        sweep = re.sub("name = .*", 'name = "gpu"', sweep, count=1)
+        sweep, name, cases, px = SWEEP, "tiny", 12, 16
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        shards = make_data_set(folder, "brats2021", 40, setting.px)
+        shards = make_data_set(folder, name, cases, px)
         (folder / "gpu.toml").write_text(sweep)
         command = [sys.executable, "-m", "hvae_hpc.sweep", "gpu.toml", "--local"]
-        command += ["--data", f"brats2021={shards}", "--runs", "runs"]
+        command += ["--data", f"{name}={shards}", "--runs", "runs"]
         started = time.perf_counter()
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         tell("s", time.perf_counter() - started)

@@ -10,7 +10,7 @@ Without --quick the script also prints, for each network and card, whether a ste
 which fallback. It needs torch's build for CPUs, of the version that the device is written for, and
 g++.
 
-    python benchmarks/traces.py [--quick] [--at-once 2]
+    python benchmarks/traces.py [--quick] [--keep] [--at-once 2]
 """
 
 import argparse
@@ -29,6 +29,8 @@ CARDS_GIB = {24: 22.0, 40: 39.0, 48: 44.0, 80: 79.0, 141: 139.5}
 """By the size on the label in GB: what a process can have. The drivers of an A10, A100, L40S, H100
 and H200 report 22.5, 39.6, 45.0, 79.6 and 140.4 GiB; the CUDA context takes 0.5."""
 QUICK = (("hvae", 256, "on"), ("hvae", 256, "off"), ("unet", 240, "off"))
+KEPT = Path(__file__).parent / "measured" / "gpu" / "traces.json"
+"""What gpu.py compares its memory with."""
 MODES = {"on": "compiled", "off": "eager"}
 
 Step = tuple[str, int, str]
@@ -80,6 +82,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="three steps, under two minutes")
+    parser.add_argument("--keep", action="store_true", help="write measured/gpu/traces.json")
     parser.add_argument("--at-once", type=int, default=2, help="(default: %(default)s)")
     options = parser.parse_args()
     if reason := reason_to_skip():
@@ -95,6 +98,9 @@ def main() -> None:
     figures: dict[str, object] = {name_of(step): line["peak_gib"] for step, line in traces.items()}
     figures["graph_breaks"] = sum(line["graph_breaks"] for line in traces.values())
     figures["step_waits"] = sum(sum(line["step_waits"].values()) for line in traces.values())
+    if options.keep:
+        KEPT.parent.mkdir(parents=True, exist_ok=True)
+        KEPT.write_text(json.dumps(figures, indent=1) + "\n")
     print(json.dumps({**figures, "torch": version("torch"), "is": "a trace, not a measurement"}))
 
 
