@@ -15,6 +15,7 @@ from typing import TypeVar
 from hvae_hpc.errors import UserError
 from hvae_hpc.preprocess.read.dataset_json import Index, find_listed, follow_ending, read_index
 from hvae_hpc.preprocess.read.match_files import compile_pattern, match_files
+from hvae_hpc.preprocess.read.scan import source_files
 from hvae_hpc.preprocess.recipes.recipe import CASE, SLICE, LayoutConfig, Recipe
 from hvae_hpc.runs.files import IMAGE_BYTES, open_file
 
@@ -112,7 +113,11 @@ def find_cases(recipe: Recipe, raw: Path) -> RawFolder:
 
     labels, beside_labels = match_files(raw, layout.label, layout.label_says)
     images, beside_images = match_files(raw, layout.image)
-    fit = {path.relative_to(raw).as_posix() for path in chain(*labels.values(), *images.values())}
+    fit = {
+        file.relative_to(raw).as_posix()
+        for path in chain(*labels.values(), *images.values())
+        for file in source_files(path)
+    }
     unfit = _find_unfit(fit, (beside_labels | beside_images) - {layout.index})
     if layout.planar:
         images = _without_labels(images, labels)
