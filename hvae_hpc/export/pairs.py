@@ -44,14 +44,18 @@ class ExportedRun(NamedTuple):
         synthetic: their spacing is the median of the real ones', NaN where one of those is unknown.
         real, test: of the cases that the generator was trained on, and of those that it must not
             have seen.
-        attributes: of pairs.h5.
+        train_cases: what the generator was trained on.
+        counts: of draws, accepted and rejected ones.
+        draw_numbers: of each pair; earlier versions' pairs.h5 has none.
         manifest: of the real data.
     """
 
     synthetic: Pairs
     real: Pairs
     test: Pairs
-    attributes: dict[str, str]
+    train_cases: list[str]
+    counts: dict[str, int]
+    draw_numbers: list[int] | None
     manifest: Manifest
 
 
@@ -167,7 +171,22 @@ def _read_source(plan: Plan, run_id: str) -> ExportedRun:
     manifest = require_content(data, run.parents["data"])
     pairs, attributes = read_pairs(path)
     split = read_split(data, config.split)
-    train_cases = json.loads(attributes["source_cases"])
+    try:
+        train_cases = [str(case) for case in json.loads(attributes["source_cases"])]
+        counts = {name: int(attributes[name]) for name in ("draws", "accepted", "rejected")}
+        draw_numbers = json.loads(attributes.get("draw_numbers", "null"))
+        if draw_numbers is not None and len(draw_numbers) != len(pairs):
+            raise ValueError(f"{len(draw_numbers)} numbers of draws for {len(pairs)} pairs")
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path}: lacks what made its pairs, or it is damaged ({error}); "
+            "delete its folder, and give the sweep command again"
+        ) from error
+    if len(set(map(_plain, pairs.case_ids))) < len(pairs):
+        raise UserError(
+            f"{path}: two pairs would get one file name; "
+            "delete its folder, and give the sweep command again"
+        )
     require_unseen(path, train_cases, split.test)
     real = _shrink(read_dataset(data, train_cases), config.image_px)
     spacing = np.repeat(np.median(real.spacing_mm, 0, keepdims=True), len(pairs), 0)
@@ -175,7 +194,9 @@ def _read_source(plan: Plan, run_id: str) -> ExportedRun:
         synthetic=replace(pairs, spacing_mm=spacing),
         real=real,
         test=_shrink(read_dataset(data, split.test), config.image_px),
-        attributes=attributes,
+        train_cases=train_cases,
+        counts=counts,
+        draw_numbers=draw_numbers,
         manifest=manifest,
     )
 
@@ -190,8 +211,7 @@ def _shrink(pairs: Pairs, image_px: int) -> Pairs:
 
 def _describe_synthetic(source: ExportedRun, copies: Copies) -> list[Record]:
     """Return what the manifest says of each synthetic pair."""
-    # Earlier versions' pairs.h5 has no numbers of draws.
-    draws = json.loads(source.attributes.get("draw_numbers", "null"))
+    draws = source.draw_numbers
     return [
         {
             "kind": "synthetic",
@@ -227,20 +247,20 @@ def _plain(text: str) -> str:
 
 def _describe_origin(plan: Plan, run_id: str, source: ExportedRun, copies: Copies) -> Record:
     run, train_id = plan.runs[run_id], plan.parents(run_id)["generator"]
-    snapshot, attributes = plan.folder(train_id) / SNAPSHOT, source.attributes
+    snapshot = plan.folder(train_id) / SNAPSHOT
     return {
         "generate": {
             "run_id": run_id,
             "label": run.label,
             "config": dump(run.config),  # its sampler, seed and split
             "pairs_sha256": file_sha256(plan.folder(run_id) / PAIRS),
-            "counts": {name: int(attributes[name]) for name in ("draws", "accepted", "rejected")},
+            "counts": source.counts,
         },
         "train": {
             "run_id": train_id,
             "label": plan.runs[train_id].label,
             "snapshot_sha256": file_sha256(snapshot) if snapshot.is_file() else None,
-            "source_cases": json.loads(attributes["source_cases"]),
+            "source_cases": source.train_cases,
         },
         "data": {"name": source.manifest.name, "content_hash": source.manifest.content_hash},
         "copies": {

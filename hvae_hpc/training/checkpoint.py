@@ -5,10 +5,12 @@ before it is loaded, and the one before it is taken. Two are kept. A snapshot is
 the weights to use, without what trained them.
 """
 
+import contextlib
 import hashlib
 import io
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -46,8 +48,8 @@ def load_checkpoint(folder: Path, team: Team = ALONE) -> dict[str, Any] | None:
     content = team.hand_out(_read_newest(folder) if team.rank == 0 else None)
     if content is None:
         return None
-    state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    return state
+    with _loading(f"{folder}: its checkpoint"):
+        return _load(io.BytesIO(content))
 
 
 def _read_newest(folder: Path) -> bytes | None:
@@ -83,11 +85,21 @@ def load_snapshot(path: Path) -> dict[str, Any]:
     Raises:
         UserError: missing or damaged.
     """
+    with _loading(path), open_file(path, WEIGHT_BYTES) as file:
+        return _load(file)
+
+
+@contextlib.contextmanager
+def _loading(what: object) -> Iterator[None]:
+    """Tell in a line that a file cannot be loaded."""
     try:
-        with open_file(path, WEIGHT_BYTES) as file:
-            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        yield
     except Exception as error:  # a damaged zip, pickle or storage each raise something else
         raise UserError(
-            f"{path}: cannot be read ({type(error).__name__}); delete its folder to train it again"
+            f"{what}: cannot be read ({type(error).__name__}); delete its folder to train it again"
         ) from error
+
+
+def _load(file: IO[bytes]) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     return state

@@ -502,3 +502,32 @@ def test_data_that_is_not_what_the_run_read_is_refused(project: Project, command
     make_data_set(project.folder / "shards", side=SIDE, n=14, seed=5)
     assert "was repacked" in command(project.run_id, "--png", project.out, code=2)
     assert not project.out.exists()
+
+
+@pytest.mark.parametrize(
+    ("attributes", "case_ids", "line"),
+    [
+        (
+            {"source_cases": None},
+            (),
+            "lacks what made its pairs, or it is damaged ('source_cases')",
+        ),
+        ({"source_cases": "7"}, (), "lacks what made its pairs"),
+        ({"draws": "x"}, (), "lacks what made its pairs"),
+        ({"draw_numbers": "[1]"}, (), "1 numbers of draws for"),
+        ({}, ("a/b", "a b"), "two pairs would get one file name"),
+    ],
+)
+def test_pairs_that_somebody_changed_are_refused_in_a_line(
+    attributes: dict[str, str | None],
+    case_ids: tuple[str, ...],
+    line: str,
+    project: Project,
+    command: Command,
+) -> None:
+    pairs, written = read_pairs(project.generate / PAIRS)
+    changed = {k: v for k, v in {**written, **attributes}.items() if v is not None}
+    names = (*case_ids, *pairs.case_ids[len(case_ids) :])
+    write_pairs(project.generate / PAIRS, replace(pairs, case_ids=names), changed)
+    assert line in command(LABEL, "--png", project.out, code=2)
+    assert not project.out.exists()

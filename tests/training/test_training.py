@@ -1,6 +1,8 @@
 """The loop: a function of its seed, resumed bit for bit, and honest about what went wrong."""
 
 import gc
+import hashlib
+import io
 import json
 import math
 import subprocess
@@ -175,6 +177,15 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
     events = {record["event"]: record for record in read_log(folder) if "event" in record}
     assert events["checkpoint_damaged"]["file"] == newest.name
     assert f"{events['resumed']['images_seen']:012d}" in older.name
+
+
+def test_a_checkpoint_that_would_run_code_is_refused_in_a_line(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    torch.save({"images_seen": Path("a class that is no tensor")}, buffer)
+    digest = hashlib.sha256(buffer.getvalue()).hexdigest()[:16]
+    (tmp_path / f"checkpoint-{40:012d}-{digest}.pt").write_bytes(buffer.getvalue())
+    with pytest.raises(UserError, match=r"its checkpoint: cannot be read \(UnpicklingError\)"):
+        load_checkpoint(tmp_path)
 
 
 def test_two_checkpoints_are_kept(tmp_path: Path) -> None:
