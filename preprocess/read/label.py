@@ -92,4 +92,4 @@ def _advise_threshold(values: Sequence[int] | NDArray[Any], wanted: object) -> s
     half = np.max(values) / 2
     if wanted != "any" or half <= 0:
         return ""
-    return f', or for a mask in grey label = {{tumour = "any", threshold = {half:g}}}'
+    return f', or for a mask in grey [label] tumour = "any", threshold = {half:g}'

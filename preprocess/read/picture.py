@@ -115,7 +115,7 @@ def _to_label(path: Path, picture: Image.Image, label: LabelConfig) -> Image.Ima
         return picture.convert("RGBA").getchannel(label.channel)
     if has_alpha:
         raise UserError(
-            f"{path}: {_TRANSPARENT}; say label.channel = 3 if its alpha is the mask, "
+            f"{path}: {_TRANSPARENT}; say [label] channel = 3 if its alpha is the mask, "
             "or 0 if its red is"
         )
 
@@ -157,12 +157,10 @@ def _to_mask(path: Path, picture: Image.Image, colours: Image.Image) -> Image.Im
     if len(shown) == 2 and (0, 0, 0) in shown:
         return Image.fromarray(np.asarray(colours).any(axis=2) * np.uint8(255))
 
-    remedy = "say label.channel = 0 for its red, 1 for green or 2 for blue"
+    remedy = "say [label] channel = 0 for its red, 1 for green or 2 for blue"
     if picture.mode == "P":
         entries = sorted({0, *np.unique(np.asarray(picture)).tolist()})
-        remedy = (
-            f"say which entries are tumour: label = {{tumour = {entries[1:2]}, known = {entries}}}"
-        )
+        remedy = f"say which entries are tumour: [label] tumour = {entries[1:2]}, known = {entries}"
     raise UserError(
         f"{path}: a label in colours {shown[:5] or 'of over 256'}, "
         f"expected black and one colour; {remedy}"

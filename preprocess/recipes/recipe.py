@@ -274,7 +274,7 @@ class Recipe:
         if self.layout.label.lower().endswith((".jpg", ".jpeg")) and self.label.threshold is None:
             raise ValueError(
                 "layout.label is JPEG, which blurs label values; "
-                'say label = {tumour = "any", threshold = 128}'
+                'say [label] tumour = "any", threshold = 128'
             )
         if self.grid.fit == "scale" and not self.layout.planar:
             raise ValueError(

@@ -1,5 +1,7 @@
 """Tiny NIfTI files and recipes for the tests of packing."""
 
+import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
+from hvae_hpc.config.loader import load
 from hvae_hpc.preprocess.read.find_cases import CaseFiles, known_labels
 from hvae_hpc.preprocess.read.volume import Volume, read_volume
 from hvae_hpc.preprocess.recipes.recipe import (
@@ -75,6 +78,12 @@ def read_case(recipe: Recipe, image: Path, *labels: Path) -> Volume:
     """Read one case as packing does."""
     files = CaseFiles(case_id="c", patient="c", images=(image,), labels=(labels,))
     return read_volume(recipe, files, known_labels(recipe, None))
+
+
+def read_remedy(fields: str) -> LabelConfig:
+    """Read what a message says of [label]: fields with commas between them."""
+    table = tomllib.loads(re.sub(r", (?=\w+ = )", "\n", fields))
+    return load(LabelConfig, table, "the printed remedy")
 
 
 def whole_image(volume: Volume) -> NDArray[Any]:

@@ -131,21 +131,21 @@ PICTURES: dict[str, list[Bad]] = {
             spoil=with_picture(MASK, in_colours),
             file=MASK,
             line="<file>: a label in colours [...], expected black and one colour; "
-            "say label.channel = 0 for its red, 1 for green or 2 for blue",
+            "say [label] channel = 0 for its red, 1 for green or 2 for blue",
         ),
         bad_picture(
             wrong="a mask of a palette with a void border",
             spoil=with_picture(MASK, with_void),
             file=MASK,
             line="<file>: a label in colours [...], expected black and one colour; "
-            "say which entries are tumour: label = {tumour = [1], known = [0, 1, 255]}",
+            "say which entries are tumour: [label] tumour = [1], known = [0, 1, 255]",
         ),
         bad_picture(
             wrong="a mask in the alpha channel alone",
             spoil=with_picture(MASK, with_alpha),
             file=MASK,
             line="<file>: is transparent in parts, expected an opaque picture; "
-            "say label.channel = 3 if its alpha is the mask, or 0 if its red is",
+            "say [label] channel = 3 if its alpha is the mask, or 0 if its red is",
         ),
         bad_picture(
             wrong="an image that is transparent in parts",
@@ -158,8 +158,8 @@ PICTURES: dict[str, list[Bad]] = {
             spoil=with_picture(MASK, blurred),
             file=MASK,
             line="<file>: label values ... lie as close as grey levels, expected classes; "
-            'say label.tumour in the recipe, or for a mask in grey label = {tumour = "any", '
-            "threshold = ...} (threshold = 1 takes every value)",
+            'say label.tumour in the recipe, or for a mask in grey [label] tumour = "any", '
+            "threshold = ... (threshold = 1 takes every value)",
         ),
         bad_picture(
             wrong="another format under the name .png",
@@ -194,7 +194,7 @@ PICTURES: dict[str, list[Bad]] = {
             spoil=ask_for_jpeg_labels,
             whole=True,
             line="pictures.toml: layout.label is JPEG, which blurs label values; "
-            'say label = {tumour = "any", threshold = 128}',
+            'say [label] tumour = "any", threshold = 128',
         ),
     ],
 }

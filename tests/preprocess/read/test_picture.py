@@ -1,17 +1,15 @@
 """2D pictures: what their pixels become."""
 
-import tomllib
-
 import numpy as np
 import pytest
 from PIL import Image
 
-from hvae_hpc.config.loader import load
 from hvae_hpc.errors import UserError
 from hvae_hpc.preprocess.pack import pack
 from hvae_hpc.preprocess.read.picture import read_picture
 from hvae_hpc.preprocess.recipes.recipe import LabelConfig, load_recipe
 from hvae_hpc.preprocess.store.reader import read_dataset
+from tests.preprocess.scans import read_remedy
 
 ANY, ENTRIES = LabelConfig(tumour="any"), LabelConfig(tumour=(1,))
 GREY = np.random.default_rng(0).integers(0, 256, (30, 44)).astype(np.uint8)
@@ -86,8 +84,7 @@ def test_a_palettes_entries_are_the_values_that_a_recipe_lists(tmp_path):
     np.testing.assert_array_equal(read_label(path, ENTRIES), values)
     with pytest.raises(UserError, match="a label in colours") as caught:
         read_label(path)
-    advice = tomllib.loads(str(caught.value).split("say which entries are tumour: ")[1])
-    printed = load(LabelConfig, advice["label"], "the printed remedy")
+    printed = read_remedy(str(caught.value).split("say which entries are tumour: [label] ")[1])
     assert printed == LabelConfig(tumour=(1,), known=(0, 1, 2, 3))
     np.testing.assert_array_equal(read_label(path, printed), values)
     with_palette(~MASK, [WHITE, BLACK], path)
@@ -127,7 +124,7 @@ def test_an_alpha_channel_that_says_nothing_is_left_out(tmp_path, bands):
 def test_a_mask_in_the_alpha_channel_alone_is_refused_until_asked_for(tmp_path, level):
     flat = np.full_like(GREY, level)
     path = write(tmp_path / "a.png", np.stack([flat, flat, flat, SEEN], axis=2))
-    with pytest.raises(UserError, match=r"say label\.channel = 3 if its alpha is the mask"):
+    with pytest.raises(UserError, match=r"say \[label\] channel = 3 if its alpha is the mask"):
         read_label(path)
     alpha = LabelConfig(tumour="any", channel=3)
     np.testing.assert_array_equal(read_label(path, alpha) > 0, MASK)
