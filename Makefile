@@ -25,6 +25,7 @@ lint: $(VENV)/ready
 drill: $(VENV)/ready
 	$(RUN) -m tests.drill --folder drill
 	DRILL_SEEDS=13 $(RUN) -m pytest tests/drill/test_faults.py
+	HOSTILE_FILES=3000 $(RUN) -m pytest tests/jobs/commands/test_hostile_folder.py
 	KILLS=50 $(RUN) -m pytest tests/training/test_kills.py
 
 slurm: $(VENV)/ready

@@ -43,7 +43,10 @@ LOG_NUMBERS = ("images_seen", "at", "attempt", "at_once", "errno", "exit_code", 
 """Fields of log.jsonl's records that our code reads; beside these it has a "time"."""
 _UNWRITTEN: dict[Path, list[str]] = {}
 """By run folder: lines of its log for which the disk had no room yet."""
-NO_RECORD = (AttributeError, LookupError, ValueError, TypeError, RecursionError, UserError)
+NO_RECORD = (
+    *(ArithmeticError, AttributeError, LookupError, ValueError, TypeError, RecursionError),
+    UserError,
+)
 """What says that a line is no record."""
 _TOLD: set[Path] = set()
 """Files of which was said that some of their lines count as none."""

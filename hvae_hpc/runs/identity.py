@@ -37,8 +37,7 @@ def require_form(what: str, value: str, form: Form) -> None:
         ValueError: it is not; the message names it by ``what``.
     """
     if not re.fullmatch(form.pattern, value):
-        shown = value if len(value) < 60 else f"{value[:57]}..."
-        raise ValueError(f"{what} is {shown!r}, expected {form.words}")
+        raise ValueError(f"{what} is {value[:60]!r}, expected {form.words}")
 
 
 def canonical_json(value: Any) -> str:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hvae_hpc.config.loader import dump, load, read_json
-from hvae_hpc.config.resources import Resources
 from hvae_hpc.errors import UserError, say
 from hvae_hpc.jobs.failures.bad_nodes import gather_failures
 from hvae_hpc.jobs.failures.classify import Evidence, classify
@@ -46,11 +45,6 @@ class RunRetries:
     counts: dict[str, int] = field(default_factory=dict)
     changes: dict[str, int | float] = field(default_factory=dict)
     answered: str = ""
-
-    def __post_init__(self) -> None:
-        for name in self.changes:
-            if not isinstance(getattr(Resources, name, None), int | float):
-                raise ValueError(f"changes {name!r}, expected a number of Resources")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +91,9 @@ def with_retry_changes(
         if wanted.get("memory_gb", had.memory_gb + 1) <= had.memory_gb:
             del wanted["memory_gb"]
         if wanted:
-            # A limit that leaves no time to work by what the site file says now is refused.
-            with contextlib.suppress(ValueError):
+            # A limit that leaves no time to work by what the site file says now is refused, and so
+            # is what no command of ours has written.
+            with contextlib.suppress(ValueError, TypeError):
                 fitted, _ = site.fit(replace(had, **wanted), cluster)
                 names = [*wanted, *["cpus"] * (fitted.cpus < had.cpus)]  # large nodes have fewer
                 changes[run_id] = {name: getattr(fitted, name) for name in names}

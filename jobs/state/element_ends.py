@@ -7,28 +7,19 @@ submissions keeps what it said, so nobody asks twice for an element that ended.
 import contextlib
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-from hvae_hpc.config.loader import load, read_json
+from hvae_hpc.config.loader import read_json
 from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.slurm.accounting import ask_accounting, is_final
 from hvae_hpc.jobs.slurm.client import POLL_S
 from hvae_hpc.jobs.state.run_status import RunStatus
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.runs.files import refuse_links
-from hvae_hpc.runs.folder import write_json
+from hvae_hpc.runs.folder import NO_RECORD, write_json
 
 ENDS_FILE = "ends.json"
 BEHIND_S = 600.0
 """Accounting may know an element only so long after it was submitted."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Ends:
-    """What the file holds."""
-
-    asked_at: float
-    ends: dict[str, str]
 
 
 def explain_lost(
@@ -88,8 +79,8 @@ def read_ends(submissions: Submissions) -> dict[str, str]:
 
 def _read_file(submissions: Submissions) -> tuple[float, dict[str, str]]:
     """Return when SLURM was asked (seconds since 1970) and the ends; a damaged file holds none."""
-    path = submissions.folder / ENDS_FILE
-    with contextlib.suppress(UserError):
-        content = load(_Ends, read_json(path), str(path))
-        return content.asked_at, content.ends
+    with contextlib.suppress(*NO_RECORD):
+        content = read_json(submissions.folder / ENDS_FILE)
+        ends = {name: str(end) for name, end in content["ends"].items()}
+        return float(content["asked_at"]), ends
     return 0.0, {}

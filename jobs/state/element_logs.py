@@ -16,7 +16,7 @@ def process_logs(runs_folder: Path, element: str, process: str = "*") -> list[Pa
         process: number of the process in the element; "*" for all.
     """
     pattern = f"{SUBMISSIONS}/*/{element}_{process}_log.out" if element else "local/*.log"
-    return sorted(runs_folder.glob(pattern), key=lambda path: path.stat().st_mtime)
+    return sorted(runs_folder.glob(pattern), key=lambda path: path.lstat().st_mtime)
 
 
 def read_tail(path: Path, n_bytes: int = 256_000, width: int = 1000) -> list[str]:

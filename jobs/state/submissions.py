@@ -8,8 +8,8 @@ import contextlib
 import json
 import re
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from hvae_hpc.runs.files import refuse_links
 from hvae_hpc.runs.folder import NO_RECORD, append_line, read_records
 from hvae_hpc.runs.identity import JOB, require_form
 from hvae_hpc.runs.lease import locked
+from hvae_hpc.runs.plan import Array
 
 SUBMISSIONS = "submissions"
 PLAN_FILE = "plan.json"
@@ -32,7 +33,8 @@ LATEST = 1e11
 """No time in seconds since 1970 is later."""
 
 
-class Job(NamedTuple):
+@dataclass(frozen=True)
+class Job:
     """One sbatch that SLURM took.
 
     Attributes:
@@ -47,7 +49,12 @@ class Job(NamedTuple):
     array: int
     job: str
     places: tuple[int, ...]
-    time: float
+    time: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_form("job", self.job, JOB)
+        if min(self.array, *self.places, 0) < 0 or not 0 <= self.time < LATEST:
+            raise ValueError("a number is one that no job has")
 
 
 class Element(NamedTuple):
@@ -64,38 +71,12 @@ class Element(NamedTuple):
     submitted_at: float = 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class SubmittedArray:
-    """What counts of a submission's array; see :class:`hvae_hpc.runs.plan.Array`."""
-
-    name: str = ""
-    stage: str = ""
-    elements: tuple[tuple[str, ...], ...] = ()
-    minutes: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class SubmittedPlan:
+class SubmittedPlan(NamedTuple):
     """What counts of a submission's plan."""
 
     sweep: str
-    arrays: tuple[SubmittedArray, ...]
+    arrays: Sequence[Array]
     runs_folder: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class _JobEntry:
-    """A job as its line in the file has it; see :class:`Job`."""
-
-    array: int
-    job: str
-    places: tuple[int, ...]
-    time: float = 0.0
-
-    def __post_init__(self) -> None:
-        require_form("job", self.job, JOB)
-        if min(self.array, *self.places, 0) < 0 or not 0 <= self.time < LATEST:
-            raise ValueError("a number is one that no job has")
 
 
 class Submissions:
@@ -131,12 +112,11 @@ class Submissions:
         return [job for name in by_age for job in self._read_jobs(name)]
 
     def _read_jobs(self, name: str) -> Iterator[Job]:
-        n_arrays = len(self.plan(name).arrays)
-        for entry in read_records(
-            self.folder / name / JOBS_FILE, lambda data: load(_JobEntry, data, JOBS_FILE)
-        ):
-            if entry.array < n_arrays:
-                yield Job(name, entry.array, entry.job, entry.places, entry.time)
+        def check(entry: Any) -> Job:
+            return load(Job, {**entry, "submission": name}, JOBS_FILE)
+
+        jobs = read_records(self.folder / name / JOBS_FILE, check)
+        yield from (job for job in jobs if job.array < len(self.plan(name).arrays))
 
     def note(self, job: Job) -> None:
         """Write a job's id beside its plan."""
@@ -219,17 +199,11 @@ def _read_plan(path: Path) -> SubmittedPlan | None:
     try:
         refuse_links(path, path.parents[2])
         plan = read_json(path)
-        arrays = [_choose(SubmittedArray, array) for array in plan["arrays"]]
-        chosen = {**_choose(SubmittedPlan, plan), "arrays": arrays}
-        return load(SubmittedPlan, chosen, str(path))
+        arrays = [load(Array, array, str(path)) for array in plan["arrays"]]
+        return SubmittedPlan(str(plan["sweep"]), arrays, str(plan["runs_folder"]))
     except NO_RECORD as error:
         say(f"{path}: is no plan, so this submission counts as none ({error})", to=sys.stderr)
     return None
-
-
-def _choose(cls: type, table: dict[str, Any]) -> dict[str, Any]:
-    """Return the entries of a table that a dataclass has: other versions have others beside."""
-    return {field.name: table[field.name] for field in fields(cls) if field.name in table}
 
 
 @contextlib.contextmanager

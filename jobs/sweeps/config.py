@@ -18,6 +18,7 @@ from hvae_hpc.config.model import (
 )
 from hvae_hpc.config.stages import Sampler, SplitConfig, source_name
 
+MOST_SEEDS = 1000
 TAKEN_NAMES = ("real", "mean", "standard", "copies", "moved", "reference", *FREE)
 SET_BY_THE_PLANNER = {
     "likelihood": ("data", "split", "image_px", "generator", "seed"),
@@ -127,8 +128,8 @@ class SweepConfig:
                 if key in set_here:
                     raise ValueError(f"{table}.{key} follows from the rest of the sweep; remove it")
         for name in ("seeds", "splits", "generator_seeds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more")
+            if not 1 <= getattr(self, name) <= MOST_SEEDS:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 1 to {MOST_SEEDS}")
         if self.image_px < 0 or self.phantoms < 0:
             raise ValueError(
                 f"image_px is {self.image_px}, phantoms {self.phantoms}; expected 0 or more"

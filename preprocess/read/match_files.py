@@ -92,11 +92,19 @@ def _walk(folder: Path, parts: tuple[str, ...], depth: int = 0) -> Iterator[tupl
             yield name, True
 
 
+def _leads_up(entry: os.DirEntry[str]) -> bool:
+    """Tell whether a name is a link to the folder in which it lies, or to one above that."""
+    if not entry.is_symlink():
+        return False
+    target = os.path.realpath(entry.path)  # Path.resolve raises for a circle of links
+    return Path(entry.path).parent.resolve().is_relative_to(target)
+
+
 def _list(folder: Path) -> list[tuple[str, bool]]:
     """Return the names in a folder, and whether they are folders."""
     try:
         with os.scandir(folder) as entries:
-            return [(entry.name, entry.is_dir()) for entry in entries]
+            return [(entry.name, entry.is_dir()) for entry in entries if not _leads_up(entry)]
     except OSError as error:
         raise UserError(
             f"{folder}: cannot be listed ({error.strerror}); give yourself access, or move it"

@@ -36,7 +36,7 @@ def submit(
             {
                 "sweep": plan.sweep,
                 "runs_folder": str(plan.runs_folder),
-                "arrays": [{"elements": elements}],
+                "arrays": [{"name": f"{plan.sweep}-x", "stage": "segment", "elements": elements}],
             }
         )
     )

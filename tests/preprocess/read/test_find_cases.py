@@ -134,7 +134,9 @@ def test_names_of_two_ways_of_unicode_are_one_case_id_and_both_at_once_are_refus
 
 def test_a_link_that_leads_back_up_does_not_hold_the_search(tmp_path):
     touch(tmp_path, "sub-1/anat/sub-1_FLAIR.nii", "derivatives/d/sub-1/anat/sub-1_tumour_mask.nii")
-    (tmp_path / "sub-1" / "loop").symlink_to(tmp_path / "sub-1")
+    for number in range(6):
+        (tmp_path / "sub-1" / f"loop{number}").symlink_to(tmp_path / "sub-1")
+    (tmp_path / "sub-1" / "up").symlink_to("..")
     recipe = load_recipe("bids")
     assert "files fit as its image" in find_cases(recipe, tmp_path).cases[0].fault
 
