@@ -8,9 +8,10 @@ import numpy as np
 
 from hvae_hpc.config.loader import dump
 from hvae_hpc.jobs.sweeps.expand import DataSet
-from hvae_hpc.preprocess.store.manifest import MANIFEST_SCHEMA, CaseEntry, Manifest
+from hvae_hpc.preprocess.store.manifest import MANIFEST_SCHEMA, CaseEntry, Manifest, ShardEntry
 from hvae_hpc.results.collect import BOUNDS
 from hvae_hpc.runs.folder import Provenance, RunResult, read_result, result_stamp
+from hvae_hpc.runs.identity import content_hash
 from hvae_hpc.runs.plan import Plan
 from hvae_hpc.runs.run import Run
 
@@ -39,10 +40,10 @@ def make_data_set(name: str, cases: int = 200, px: int = 240) -> DataSet:
         modality="T2",
         recipe={},
         size_px=(px, px),
-        shards=(),
+        shards=(ShardEntry(file="a.h5", pairs=cases, content_sha256="0" * 64),),
         cases=entries,
         skipped=(),
-        content_hash=name[0] * 64,
+        content_hash=content_hash(name),
     )
     return DataSet(name=name, folder=Path(name), manifest=manifest)
 

@@ -36,7 +36,14 @@ def submit(
             {
                 "sweep": plan.sweep,
                 "runs_folder": str(plan.runs_folder),
-                "arrays": [{"name": f"{plan.sweep}-x", "stage": "segment", "elements": elements}],
+                "arrays": [
+                    {
+                        "name": f"{plan.sweep}-x",
+                        "stage": "segment",
+                        "minutes": 0,
+                        "elements": elements,
+                    }
+                ],
             }
         )
     )
