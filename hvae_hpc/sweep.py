@@ -242,7 +242,7 @@ def _describe(sweep: SweepConfig, plan: Plan, results: Mapping[str, ResultSummar
     with contextlib.suppress(UserError):  # there is no plan yet, or it is damaged
         before = read_plan(plan_path(plan.runs_folder, plan.sweep))
         for name in sorted(before.data.keys() - plan.data.keys()):
-            say(f"  goes without data {name}, which it had: tables and status will not show that")
+            say(f"  goes without data {name}, which it had; name it too to see it in the tables")
 
     runs = Counter(run.stage for run in plan.runs.values())
     done = Counter(plan.runs[run_id].stage for run_id, result in results.items() if result.done)

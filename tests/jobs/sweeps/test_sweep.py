@@ -218,7 +218,7 @@ def test_data_takes_these_data_sets_alone_and_any_name(
     assert call(monkeypatch, tmp_path, "--local") == 0
     assert "goes without" not in capsys.readouterr().out
     assert call(monkeypatch, tmp_path, "--plan", "--data", "tiny2") == 0
-    assert "goes without data tiny, which it had: tables and" in capsys.readouterr().out
+    assert "goes without data tiny, which it had; name it too" in capsys.readouterr().out
     assert "segment     36 runs" in both
     assert "segment     18 runs" in one
 
