@@ -8,13 +8,14 @@ import ctypes
 import hashlib
 import importlib.metadata
 import importlib.util
-import os
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
+
+from hvae_hpc.training.compile_cache import private_folder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -77,12 +78,11 @@ def _build() -> Path:
     torch = _folder_of_torch()
     key = f"{torch}{importlib.metadata.version('torch')}{SOURCE.read_text()}"
     name = hashlib.sha256(key.encode()).hexdigest()[:16]
-    folder = Path(tempfile.gettempdir()) / f"hvae_hpc-fake-cuda-{os.getuid()}"
-    library = folder / f"{name}.so"
-    if library.exists() and library.stat().st_uid == os.getuid():
+    folder = private_folder(Path(tempfile.gettempdir()))
+    library = folder / f"fake-cuda-{name}.so"
+    if library.exists():
         return library
 
-    folder.mkdir(mode=0o700, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=folder, suffix=".so", delete=False) as unfinished:
         pass
     lib = torch / "lib"
@@ -158,6 +158,12 @@ def _replace_runtime() -> None:
     # Else what torch.tensor(1.0) made is computed with for real, on the device.
     fake_tensor.CONSTANT_NUMEL_LIMIT = 0
     fake_tensor.FakeTensorMode.avoid_device_init = property(lambda self: True)
+
+    def to_list(tensor: torch.Tensor) -> list[float]:
+        assert tensor.dim() == 1, "the fake device reads vectors only"
+        return [0.5] * len(tensor.cpu())  # the copy is a wait, which is counted
+
+    fake_tensor.FakeTensor.tolist = to_list
 
 
 def move_to_device(model: "nn.Module") -> None:

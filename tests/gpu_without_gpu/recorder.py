@@ -53,9 +53,7 @@ class Recorder(TorchDispatchMode):
                 self.wait()
             return 0.5 if args[0].is_floating_point() else 1
         result = func(*args, **(kwargs or {}))
-        copied = func is torch.ops.aten._to_copy.default and _on_device(args[0])
-        # A copy to the host is waited for also where it says non_blocking: what it holds is read then.
-        if copied and not _on_device(result):
+        if _is_waited_for(func, args, kwargs or {}, result):
             self.wait()
         for tensor in tree_iter(result):
             if _on_device(tensor):
@@ -96,6 +94,21 @@ class Recorder(TorchDispatchMode):
 
 def _on_device(value: object) -> bool:
     return isinstance(value, torch.Tensor) and value.device.type == "cuda"
+
+
+def _is_waited_for(func: Any, args: Any, kwargs: dict[str, Any], result: Any) -> bool:
+    """Tell whether an operation is a copy between host and device that the host waits for."""
+    if func is torch.ops.aten._to_copy.default:
+        source, target = args[0], result
+    elif func is torch.ops.aten.copy_.default:
+        target, source = args[:2]
+    else:
+        return False
+    if _on_device(source) == _on_device(target):
+        return False
+    # A copy to the host is waited for also where it says non_blocking: its numbers are read then.
+    asked = kwargs.get("non_blocking", args[2] if len(args) > 2 else False)
+    return _on_device(source) or not asked
 
 
 def _is_ours(file: str) -> bool:
