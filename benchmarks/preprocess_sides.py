@@ -168,7 +168,7 @@ SIDES: dict[str, Callable[[Work], Callable[[CaseFiles], Any] | None]] = {
     TORCHIO: partial(make_torchio, join="remap"),
     LAMBDA: partial(make_torchio, join="lambda"),
     GZIP: lambda work: make_unzip(gzip.decompress),
-    LIBDEFLATE: lambda work: make_unzip(gunzip.gunzip) if gunzip.deflate else None,
+    LIBDEFLATE: lambda work: make_unzip(gunzip.deflate.gzip_decompress) if gunzip.deflate else None,
 }
 
 
