@@ -104,7 +104,7 @@ def _to_grey(path: Path, picture: Image.Image, channel: int | None) -> Image.Ima
         raise UserError(f"{path}: {_TRANSPARENT}; save it without its alpha channel")
     if picture.mode in _GREY and picture.mode != "1":
         return picture.copy()
-    colours = _to_colours(picture)
+    colours = picture.convert("RGB")
     return colours.convert("L") if channel is None else colours.getchannel(channel)
 
 
@@ -121,7 +121,7 @@ def _to_label(path: Path, picture: Image.Image, label: LabelConfig) -> Image.Ima
 
     if picture.mode in _GREY:
         return picture.convert("L") if picture.mode == "1" else picture.copy()
-    colours = _to_colours(picture)
+    colours = picture.convert("RGB")
     if picture.mode == "P" and label.tumour != "any":
         black = np.asarray(colours.convert("L")) == 0
         if np.asarray(picture)[black].any():
@@ -142,13 +142,9 @@ def _has_alpha(picture: Image.Image) -> bool:
     if not picture.has_transparency_data:
         return False
     least, most = picture.convert("RGBA").getchannel("A").getextrema()
+    if least == most:
+        picture.info.pop("transparency", None)  # of a palette's Pillow warns when it is converted
     return least != most
-
-
-def _to_colours(picture: Image.Image) -> Image.Image:
-    # Without the step in between, Pillow warns of a palette's transparency.
-    whole = picture.convert("RGBA") if picture.has_transparency_data else picture
-    return whole.convert("RGB")
 
 
 def _to_mask(path: Path, picture: Image.Image, colours: Image.Image) -> Image.Image:
