@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from hvae_hpc.errors import NO_ROOM, UserError, say
 from hvae_hpc.jobs.sites.retry_policy import Failure
+from hvae_hpc.runs.files import refuse_links
 from hvae_hpc.runs.folder import METRICS, append_log, find_checkpoints, read_log
 from hvae_hpc.runs.lease import host, job_id
 
@@ -191,6 +192,7 @@ def record(
     line = " ".join(message.split())
     about = {"event": event, "reason": line, "job_id": job_id(), "host": host()}
     try:
+        refuse_links(folder, folder.parent.parent)
         folder.mkdir(parents=True, exist_ok=True)
         append_log(folder, about | evidence)
     except (OSError, UserError):  # the failure may be that the disk takes nothing
