@@ -33,7 +33,7 @@ slurm: $(VENV)/ready
 
 # Triton is 0.6 GB and of no use on a CPU, so it has a folder of its own.
 gpu-kernels: $(VENV)/ready build/triton/triton
-	PYTHONPATH=build/triton $(RUN) -W ignore -m tests.gpu_without_gpu unet lsgan vae hvae \
+	PYTHONPATH=build/triton $(RUN) -W ignore -m tests.gpu_without_gpu unet lsgan vae hvae edm \
 	--compile on --kernels sm_80 sm_90
 
 build/triton/triton:

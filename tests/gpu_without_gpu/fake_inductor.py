@@ -1,5 +1,8 @@
 """torch.compile for the fake device: inductor plans the memory and writes the kernels, and none is launched."""
 
+import atexit
+import shutil
+import tempfile
 from typing import Any
 
 import torch
@@ -49,6 +52,10 @@ def install(kernels: list[Kernel], graphs_only: bool = False) -> None:
         kernels: takes those that inductor writes.
         graphs_only: run Dynamo's graphs as they are, without inductor: seconds instead of a minute.
     """
+    # What is compiled here is of no use to anybody else, so it goes with this process.
+    tempfile.tempdir = tempfile.mkdtemp(prefix="hvae_hpc-")
+    atexit.register(shutil.rmtree, tempfile.tempdir, ignore_errors=True)
+
     if graphs_only:
         torch._TorchCompileInductorWrapper.__call__ = lambda self, graph, inputs: graph.forward
         return
