@@ -69,9 +69,6 @@ def read_index(path: Path) -> Index:
     labels = known.get("labels")
     if isinstance(labels, dict):
         known["labels"] = {name: _list_values(name, value) for name, value in labels.items()}
-    for name in ("channel_names", "modality"):
-        if isinstance(known.get(name), list):
-            known[name] = dict(enumerate(known[name]))
     try:
         return load(Index, {**known, "path": str(path)}, str(path))
     except UserError as error:
@@ -124,13 +121,10 @@ def find_listed(index: Index, recipe: Recipe, n_images: int) -> set[str]:
     for files in index.training:
         image, label = (PurePosixPath(path).as_posix() for path in (files.image, files.label))
         match = compile_pattern(layout.label).fullmatch(label)
-        if match is None:
-            raise _refuse(
-                index, "training.label", label, f"a file of layout.label {layout.label!r}"
-            )
-        either = re.escape(match["case"]) + r"(_\d{4})?"
-        if not compile_pattern(without_channel, either).fullmatch(image):
-            raise _refuse(index, "training.image", image, f"that of {label}")
+        either = re.escape(match["case"] if match else "") + r"(_\d{4})?"
+        if not (match and compile_pattern(without_channel, either).fullmatch(image)):
+            expected = f"a pair of {layout.image} and {layout.label}"
+            raise _refuse(index, "training", f"{image} and {label}", expected)
         listed.add(match["case"])
 
     got = len(listed) or n_images

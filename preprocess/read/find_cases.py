@@ -16,7 +16,7 @@ from hvae_hpc.errors import UserError
 from hvae_hpc.preprocess.read.dataset_json import Index, find_listed, follow_ending, read_index
 from hvae_hpc.preprocess.read.match_files import compile_pattern, match_files
 from hvae_hpc.preprocess.read.scan import source_files
-from hvae_hpc.preprocess.recipes.recipe import CASE, SLICE, LayoutConfig, Recipe
+from hvae_hpc.preprocess.recipes.recipe import SLICE, LayoutConfig, Recipe
 from hvae_hpc.runs.files import IMAGE_BYTES, open_file
 
 T = TypeVar("T")
@@ -127,11 +127,9 @@ def find_cases(recipe: Recipe, raw: Path) -> RawFolder:
 
     listed = find_listed(index, recipe, len(images)) if index else set()
     scans = [
-        _make_case(case_id, images.get(case_id, []), labels.get(case_id, []), layout, unfit)
+        _make_case(case_id, images.get(case_id, []), labels.get(case_id, []), layout, unfit, listed)
         for case_id in sorted({*images, *labels, *listed})
     ]
-    if listed:
-        scans = [_refuse_unlisted(scan, listed) for scan in scans]
     scans = _name_scans(scans, layout.patient)
     if layout.planar:
         scans = _join_slices(scans, layout.sliced)
@@ -152,11 +150,12 @@ def _without_labels(
     images: Mapping[str, list[Path]], labels: Mapping[str, list[Path]]
 ) -> dict[str, list[Path]]:
     """Leave out masks that lie beside the pictures: they fit the pictures' pattern too."""
-    masks = {path for paths in labels.values() for path in paths}
-    pictures = {
-        case_id: [path for path in paths if path not in masks] for case_id, paths in images.items()
+    masks = set(chain(*labels.values()))
+    return {
+        case_id: pictures
+        for case_id, paths in images.items()
+        if (pictures := [path for path in paths if path not in masks])
     }
-    return {case_id: paths for case_id, paths in pictures.items() if paths}
 
 
 def _assign_labels(
@@ -170,18 +169,15 @@ def _assign_labels(
         return labels
     assigned: defaultdict[str, list[Path]] = defaultdict(list)
     for longest, paths in labels.items():
-        # An id never ends within a number or a word: a10.png is no mask of a1, even without a10.
-        ids = [
-            longest[:end]
-            for end in range(len(longest), 0, -1)
-            if longest[:end] in images and not longest[end : end + 1].isalnum()
-        ]
         for path in paths:
             relative = path.relative_to(raw).as_posix()
+            # An id never ends within a number or a word: a10.png is no mask of a1.
             fitting = (
-                case_id
-                for case_id in ids
-                if compile_pattern(layout.label, re.escape(case_id)).fullmatch(relative)
+                longest[:end]
+                for end in range(len(longest), 0, -1)
+                if longest[:end] in images
+                and not longest[end : end + 1].isalnum()
+                and compile_pattern(layout.label, re.escape(longest[:end])).fullmatch(relative)
             )
             assigned[next(fitting, longest)].append(path)
     return dict(assigned)
@@ -199,6 +195,7 @@ def _make_case(
     labels: list[Path],
     layout: LayoutConfig,
     unfit: Sequence[str],
+    listed: Collection[str],
 ) -> CaseFiles:
     fault = ""
     if not (images and labels):
@@ -215,6 +212,8 @@ def _make_case(
         fault = _too_many("image", images)
     elif len(labels) > 1 and not layout.several_labels:
         fault = _too_many("label", labels) + ", or set layout.several_labels to join them"
+    elif listed and case_id not in listed:
+        fault = f"{images[0]} is not in {layout.index}'s training; add it, or remove its files"
     return CaseFiles(
         case_id=case_id,
         patient=case_id,
@@ -226,18 +225,9 @@ def _make_case(
 
 def _find_near(case_id: str, pattern: str, unfit: Sequence[str]) -> str:
     """Name the file of a case that is nearest to the pattern without fitting it."""
-    name, _, number = case_id.partition("/")
-    expected = pattern.replace(CASE, name).replace(SLICE, number)
-    of_case = [path for path in unfit if name in path]
-    near = difflib.get_close_matches(expected, of_case, 1, cutoff=0)
+    of_case = [path for path in unfit if case_id.split("/")[0] in path]
+    near = difflib.get_close_matches(pattern, of_case, 1, cutoff=0)
     return f"; there is {near[0]}" if near else ""
-
-
-def _refuse_unlisted(case: CaseFiles, listed: Collection[str]) -> CaseFiles:
-    if case.fault or case.case_id in listed:
-        return case
-    fault = f"{case.images[0]} is not in dataset.json's training; add it there, or remove its files"
-    return replace(case, fault=fault)
 
 
 def _too_many(role: str, paths: list[Path]) -> str:
@@ -279,9 +269,9 @@ def _join_slices(pictures: list[CaseFiles], sliced: bool) -> list[CaseFiles]:
     for picture in sorted(pictures, key=lambda picture: _split_numbers(picture.case_id)):
         cases[picture.case_id.split("/")[0] if sliced else picture.patient].append(picture)
     return [
-        CaseFiles(
+        replace(
+            slices[0],
             case_id=case_id,
-            patient=slices[0].patient,
             images=tuple(chain.from_iterable(piece.images for piece in slices)),
             labels=tuple(chain.from_iterable(piece.labels for piece in slices)),
             fault=next((piece.fault for piece in slices if piece.fault), ""),

@@ -76,10 +76,7 @@ def _walk(folder: Path, parts: tuple[str, ...], depth: int = 0) -> Iterator[tupl
         yield from _walk(folder, rest, depth)
 
     below = parts if part == "**" else rest
-    wanted = _translate(part)
-    for marker in (CASE, SLICE):
-        wanted = wanted.replace(re.escape(marker), "[^/]*")
-    regex = re.compile(wanted)
+    regex = compile_pattern(part)
     for name, is_folder in _list(folder):
         if name.startswith("."):
             continue

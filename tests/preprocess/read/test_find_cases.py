@@ -355,11 +355,11 @@ def test_a_case_that_dataset_json_lists_must_be_there(tmp_path):
         ({"training": ["./imagesTr/c0.nii.gz"]}, r"training\[0\]: got './imagesTr/c0.nii.gz'"),
         (
             {"training": [{"image": "imagesTr/c0.nii.gz", "label": "labelsTr2/c0.nii.gz"}]},
-            r"training.label: got 'labelsTr2/c0.nii.gz', expected a file of layout.label",
+            r"training: got 'imagesTr/c0.nii.gz and labelsTr2/c0.nii.gz', expected a pair of imagesTr/",
         ),
         (
             {"training": [{"image": "imagesTr/c1.nii.gz", "label": "labelsTr/c0.nii.gz"}]},
-            r"training.image: got 'imagesTr/c1.nii.gz', expected that of labelsTr/c0.nii.gz",
+            r"training: got 'imagesTr/c1.nii.gz and labelsTr/c0.nii.gz', expected a pair of imagesTr/",
         ),
         (
             {"training": [{"image": "imagesTr/c0.nii.gz", "label": "labelsTr/c0.nii.gz"}]},
@@ -382,7 +382,7 @@ def test_a_case_that_dataset_json_does_not_list_is_a_bad_case(tmp_path):
         "",
         "",
         f"{tmp_path}/raw/imagesTr/c2_0000.nii.gz is not in dataset.json's training; "
-        "add it there, or remove its files",
+        "add it, or remove its files",
     ]
 
 
