@@ -15,6 +15,9 @@ from hvae_hpc.errors import UserError
 from hvae_hpc.preprocess.read.volume import Facts, Volume
 from hvae_hpc.preprocess.recipes.recipe import Recipe
 
+Image = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
 _MOST_OUTSIDE = 0.05
 _MOST_CLIPPED = 0.5
 _MOST_COVERED = 0.95
@@ -28,18 +31,20 @@ _WINDOWS = (1, 255, 1023, 4095, 16383, 65535)
 
 
 def judge_case(
-    image: NDArray[np.float32],
-    scaled: NDArray[np.float32],
-    tumour: NDArray[np.bool_],
+    images: Image,
+    scaled: Image,
+    tumour: Mask,
+    areas: NDArray[np.int_],
     volume: Volume,
     recipe: Recipe,
 ) -> tuple[str, ...]:
-    """Look at a case's slices inside the crop.
+    """Look at a case's slices inside the crop; the one with the largest tumour stands for all.
 
     Args:
-        image: (X, Y, n) in its own unit; NaN outside its field of view.
+        images: (X, Y, n) in their own unit; NaN outside the field of view.
         scaled: the same in [0, 1].
-        tumour: the mask there.
+        tumour: the masks there.
+        areas: (n,) of the masks, px.
         volume: where they come from.
         recipe: says what is expected, and what is accepted.
 
@@ -49,9 +54,13 @@ def judge_case(
     Raises:
         UserError: something is implausible, and the recipe does not accept it.
     """
+    has_flat = ((scaled.min(axis=(0, 1)) == scaled.max(axis=(0, 1))) & (areas > 0)).any()
+    outside = _share(np.isnan(images[tumour]))
+    largest = areas.argmax()
+    image, shown, mask = images[:, :, largest], scaled[:, :, largest], tumour[:, :, largest]
     looked = (
-        *_look_at_intensity(image, scaled, tumour, volume.facts, recipe),
-        *_look_at_mask(image, scaled, tumour, volume),
+        *_look_at_intensity(image, shown, mask, bool(has_flat), volume.facts, recipe),
+        *_look_at_mask(image, shown, mask, outside, volume),
     )
     findings = {name: line for name, holds, line in looked if holds}
     for name, line in findings.items():
@@ -62,11 +71,7 @@ def judge_case(
 
 
 def _look_at_intensity(
-    image: NDArray[np.float32],
-    scaled: NDArray[np.float32],
-    tumour: NDArray[np.bool_],
-    facts: Facts,
-    recipe: Recipe,
+    image: Image, scaled: Image, mask: Mask, has_flat: bool, facts: Facts, recipe: Recipe
 ) -> Iterator[tuple[str, bool, str]]:
     """Yield the findings about unit and window: name, whether it holds, and what to say."""
     low, high = facts.window
@@ -76,7 +81,7 @@ def _look_at_intensity(
     line = f"the image's lowest value is {facts.lowest:g}: {reason}"
     yield "hounsfield", by_percentiles and facts.lowest <= _AIR_HU, line
 
-    above, below = _share(image[image > low] > high), _share(image[tumour] < low)
+    above, below = _share(image[image > low] > high), _share(image[mask] < low)
     clipped = f"{above:.0%} of the image lies above {window}: {reason}"
     if below > above:
         clipped = f"{below:.0%} of the tumour lies below {window}: {reason}"
@@ -85,44 +90,31 @@ def _look_at_intensity(
     filled = _find_range(scaled)
     yield "faint", filled < _LEAST_RANGE, f"the image fills {filled:.1%} of {window}: {reason}"
 
-    # No slice with tumour may be flat.
-    flat = scaled.min(axis=(0, 1)) == scaled.max(axis=(0, 1))
-    has_flat = (flat & tumour.any(axis=(0, 1))).any()
-    levels = 1 if has_flat else len(np.unique(scaled[:, :, _find_largest(tumour)]))
+    levels = 1 if has_flat else len(np.unique(scaled))
     line = f"a slice with tumour has {levels} grey value(s) in {window}; is it a label?"
     yield "levels", levels < _FEWEST_LEVELS, line
 
 
 def _look_at_mask(
-    image: NDArray[np.float32],
-    scaled: NDArray[np.float32],
-    tumour: NDArray[np.bool_],
-    volume: Volume,
+    image: Image, scaled: Image, mask: Mask, outside: float, volume: Volume
 ) -> Iterator[tuple[str, bool, str]]:
     """Yield the findings about the mask and its image, as above."""
-    largest = _find_largest(tumour)
     with np.errstate(invalid="ignore", divide="ignore"):  # of a flat one, which is no copy
-        alike = np.corrcoef(scaled[:, :, largest].ravel(), tumour[:, :, largest].ravel())[0, 1]
+        alike = np.corrcoef(scaled.ravel(), mask.ravel())[0, 1]
     same = alike > _MOST_ALIKE or volume.sources["image"] == volume.sources["label"]
     yield "same", same, "image and label are the same picture; check the recipe's patterns"
 
-    covered = _share(tumour[(image > volume.facts.window[0]) | tumour])
+    covered = _share(mask[(image > volume.facts.window[0]) | mask])
     corners = bool(volume.tumour[[0, 0, -1, -1], [0, -1, 0, -1]].all(axis=0).any())
     covers = "all four corners" if corners else f"{covered:.0%}"
     line = f"the mask covers {covers} of the image; is it inverted, or of the whole body?"
     yield "mask", corners or covered > _MOST_COVERED, line
 
-    outside = _share(np.isnan(image[tumour]))
     line = f"{outside:.0%} of the tumour lies outside the image's field of view"
     yield "outside", outside > _MOST_OUTSIDE, f"{line}; are both of one patient?"
 
 
-def _find_largest(tumour: NDArray[np.bool_]) -> int:
-    """Return the slice with the largest tumour, which stands for the others."""
-    return int(tumour.sum(axis=(0, 1)).argmax())
-
-
-def _find_range(scaled: NDArray[np.float32]) -> float:
+def _find_range(scaled: Image) -> float:
     """Return which share of [0, 1] an image fills, but for a thousandth of it at either end."""
     shares = np.cumsum(np.bincount((scaled * 255).astype(np.uint8).reshape(-1))) / scaled.size
     darkest, brightest = np.searchsorted(shares, [0.001, 0.999])
@@ -139,16 +131,11 @@ def _guess_reason(facts: Facts, recipe: Recipe) -> str:
     if recipe.modality.upper() in ("PET", "PT"):
         looks = "like Bq/ml" if facts.highest > high else "normalised"
         return f"PET looks {looks}, SUV expected; convert it to SUV"
-    fitting = [value for value in _WINDOWS if value >= facts.highest]
-    if (
-        recipe.layout.planar
-        and recipe.intensity.rule == "window"
-        and fitting
-        and fitting[0] != high
-    ):
-        return f"values reach {facts.highest:g}; say [intensity] high = {fitting[0]} in the recipe"
+    fitting = next((value for value in _WINDOWS if value >= facts.highest), high)
+    if recipe.layout.planar and by_window and fitting != high:
+        return f"values reach {facts.highest:g}; say [intensity] high = {fitting} in the recipe"
     return f"values are {facts.lowest:g} to {facts.highest:g}; set [intensity] in the recipe"
 
 
-def _share(chosen: NDArray[np.bool_]) -> float:
+def _share(chosen: Mask) -> float:
     return float(chosen.mean()) if chosen.size else 0.0

@@ -43,7 +43,7 @@ def cut_pairs(volume: Volume, recipe: Recipe, case_id: str) -> tuple[Pairs, int,
     # Scaled before it is padded: 0 HU is not black.
     taken = volume.take(chosen)[of]
     seen = scale_intensity(taken, volume.facts.window)
-    accepted = judge_case(taken, seen, inside[:, :, chosen], volume, recipe)
+    accepted = judge_case(taken, seen, inside[:, :, chosen], areas[chosen], volume, recipe)
     count = len(chosen)
     images = np.zeros((columns, rows, count), np.float32)
     images[to] = seen

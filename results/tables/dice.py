@@ -42,8 +42,6 @@ def build_table1(plan: Plan, collected: Collected, scores: Sequence[ArmScores]) 
                 numbers.append({**key, **summary_numbers(dice, n), **paper})
             others = collected.dice(data, arm.name, "dice_with_tumour")
             with_tumour.append(format_summary(others, n))
-            if n and others:
-                numbers[-1]["mean_with_tumour"] = others.mean
         columns[data] = ours
         if rows_of(collected.segment, data=data)["dice_with_tumour"].notna().any():
             columns[f"{data}, cases with a tumour"] = with_tumour

@@ -728,6 +728,7 @@ def test_a_case_that_loses_all_its_masks_by_shrinking_is_refused_and_a_slice_is_
         UserError, match=r"image_px is 8, which empties the masks of 1 of 2 .* \(b\)"
     ):
         to_tensors(two, 8)
+    assert len(to_tensors(two, 0)) == 4
     pairs.masks[2] = pairs.masks[3] = 0
     to_tensors(two, 8)  # a case without tumour has none to lose
 
