@@ -95,7 +95,11 @@ def _label_part(arm: ArmConfig, part: str) -> str:
 def generator_label(name: str) -> str:
     """Return a generator's name as printed: LSGAN, VAE, HVAE aggregated, or as the sweep has it."""
     generator, dash, sampler = name.partition("-")
-    labels = {**generator_labels(), **{name: name.upper() for name in KNOWN_GENERATORS}}
+    labels = {
+        **generator_labels(),
+        **{name: kind.label for name, kind in FREE.items()},
+        **{name: name.upper() for name in KNOWN_GENERATORS},
+    }
     known = generator in labels and (not dash or sampler in get_args(Sampler))
     return f"{labels[generator]} {sampler}".strip() if known else name
 

@@ -117,13 +117,13 @@ def parse_arm(
             new: dict[str, Any] = {f"n_{factor[1]}": (int(factor[2]) - 1) * n_real}
         elif cases := re.fullmatch(r"real-([1-9]\d*)", part):
             new = {"n_cases": int(cases[1])}
-        elif part in augmentations and augmentations[part] not in in_every_step:
-            in_every_step.append(augmentations[part])
-            continue
         elif part == "reference" and not parts and not fields and not in_every_step:
             new = {}
         elif source and parts and re.fullmatch(r"[1-9]\d*", parts[0]):
             new = {"generator": source, "n_synthetic": int(parts.pop(0)), **USES.get(use, {})}
+        elif part in augmentations and augmentations[part] not in in_every_step:
+            in_every_step.append(augmentations[part])
+            continue
         else:
             raise UserError(
                 f"arm {name!r}: {part!r} is not reference, {', '.join(augmentations)}, "

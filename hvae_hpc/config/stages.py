@@ -153,6 +153,7 @@ class GenerateConfig:
         threshold: mask probability above which a pixel is tumour.
         min_mask_px: smallest mask that is accepted, px.
         steps: of a diffusion model's sampler; each but the last asks the network twice.
+        mixing: pairs are real training pairs, mixed by this; None for a trained generator's.
         max_draws_per_pair: the run fails when so many draws per wanted pair were not enough.
         seed: of the draws.
     """
@@ -173,6 +174,7 @@ class GenerateConfig:
     max_draws_per_pair: int = 200
     seed: int = 0
     steps: int = field(default=18, metadata=ONLY_WHEN_SET)
+    mixing: AugmentationConfig | None = field(default=None, metadata=ONLY_WHEN_SET)
 
     def __post_init__(self) -> None:
         require("more than 0", self, "n_pairs", "max_draws_per_pair", "components")

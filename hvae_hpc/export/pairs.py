@@ -246,8 +246,15 @@ def _plain(text: str) -> str:
 
 
 def _describe_origin(plan: Plan, run_id: str, source: ExportedRun, copies: Copies) -> Record:
-    run, train_id = plan.runs[run_id], plan.parents(run_id)["generator"]
-    snapshot = plan.folder(train_id) / SNAPSHOT
+    run, train_id = plan.runs[run_id], plan.parents(run_id).get("generator")
+    train: Record = {"source_cases": source.train_cases}
+    if train_id:  # mixed pairs have none
+        snapshot = plan.folder(train_id) / SNAPSHOT
+        train |= {
+            "run_id": train_id,
+            "label": plan.runs[train_id].label,
+            "snapshot_sha256": file_sha256(snapshot) if snapshot.is_file() else None,
+        }
     return {
         "generate": {
             "run_id": run_id,
@@ -256,12 +263,7 @@ def _describe_origin(plan: Plan, run_id: str, source: ExportedRun, copies: Copie
             "pairs_sha256": file_sha256(plan.folder(run_id) / PAIRS),
             "counts": source.counts,
         },
-        "train": {
-            "run_id": train_id,
-            "label": plan.runs[train_id].label,
-            "snapshot_sha256": file_sha256(snapshot) if snapshot.is_file() else None,
-            "source_cases": source.train_cases,
-        },
+        "train": train,
         "data": {"name": source.manifest.name, "content_hash": source.manifest.content_hash},
         "copies": {
             "flagged": int(copies.flagged.sum()),

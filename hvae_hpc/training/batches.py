@@ -236,18 +236,44 @@ def require_unseen(what: object, source_cases: Sequence[str], test_cases: Sequen
         )
 
 
-def _choose_donors(
-    data: PairTensors, n: int, seed: int, images_seen: int, part: slice
-) -> dict[str, Tensor]:
-    """Return the real pairs with which those of a step are mixed; added pairs are none."""
-    generator = generator_for(seed, "donors", images_seen)
-    rows = torch.randint(len(data) - data.added, (n,), generator=generator)[part]
-    rows = rows.to(data.images.device, non_blocking=True)
-    return {
-        "donor_images": data.images[rows],
-        "donor_masks": data.masks[rows],
-        "donor_distances": data.distances[rows],
-    }
+def augment(
+    rows: Tensor,
+    data: PairTensors,
+    moves: AugmentationConfig,
+    seed: int,
+    index: int,
+    part: slice = slice(None),
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Augment some pairs; all is drawn for the whole batch and then cut.
+
+    Args:
+        rows: of the batch's pairs, on the data's device.
+        data: all pairs. The real ones are those that others are mixed with.
+        moves: how.
+        seed, index: what is drawn is a function of these.
+        part: of the batch, which is made.
+
+    Returns:
+        Images, masks, and what was drawn for them.
+    """
+    augmentation = pkgutil.resolve_name(moves.augmentation_class)(moves)
+    generator = generator_for(seed, "moves", index)
+    drawn = augmentation.draw(len(rows), data.image_size, generator)
+    drawn = _to_device(_cut(drawn, part), data.images)
+    if moves.needs_donors:
+        generator = generator_for(seed, "donors", index)
+        donors = torch.randint(len(data) - data.added, (len(rows),), generator=generator)[part]
+        donors = donors.to(data.images.device, non_blocking=True)
+        drawn["donor_images"], drawn["donor_masks"] = data.images[donors], data.masks[donors]
+        drawn["donor_distances"] = data.distances[donors]
+
+    rows = rows[part]
+    return *augmentation.apply(data.images[rows], data.masks[rows], drawn), drawn
+
+
+def _to_device(drawn: Mapping[str, Tensor], like: Tensor) -> dict[str, Tensor]:
+    """Return tensors on the device of another one, and in its precision."""
+    return {name: value.to(like, non_blocking=True) for name, value in drawn.items()}
 
 
 def make_batch(
@@ -281,24 +307,17 @@ def make_batch(
         index = shared_images_of_step(data, seed, images_seen // n, n)
     else:
         index = images_of_step(len(data), seed, images_seen, n, data.added, data.alone)
-    index = index[part].to(data.images.device, non_blocking=True)
-    images, masks = data.images[index], data.masks[index]
+    index = index.to(data.images.device, non_blocking=True)
 
-    def to_device(drawn: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        cut = _cut(drawn, part).items()
-        return {name: value.to(images, non_blocking=True) for name, value in cut}
-
-    told: dict[str, Tensor] = {}
-    if moves is not None:
-        augmentation = pkgutil.resolve_name(moves.augmentation_class)(moves)
-        generator = generator_for(seed, "moves", images_seen)
-        drawn = to_device(augmentation.draw(n, data.image_size, generator))
-        if moves.needs_donors:
-            drawn |= _choose_donors(data, n, seed, images_seen, part)
-        images, masks = augmentation.apply(images, masks, drawn)
+    batch: dict[str, Tensor] = {}
+    if moves is None:
+        batch["image"], batch["mask"] = data.images[index[part]], data.masks[index[part]]
+    else:
+        images, masks, drawn = augment(index, data, moves, seed, images_seen, part)
+        batch |= {"image": images, "mask": masks}
         if getattr(model, "sees_moves", False) and "maps" in drawn:
-            told["maps"] = drawn["maps"]
+            batch["maps"] = drawn["maps"]
 
     generator = generator_for(seed, "noise", images_seen)
     noise = model.draw(n, images_seen / optim.images, generator)  # type: ignore[operator]
-    return {"image": images, "mask": masks, **told, **to_device(noise)}
+    return batch | _to_device(_cut(noise, part), data.images)

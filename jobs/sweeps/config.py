@@ -22,7 +22,7 @@ MOST_SEEDS = 1000
 TAKEN_NAMES = ("real", "mean", "standard", "copies", "moved", "reference", *FREE)
 SET_BY_THE_PLANNER = {
     "likelihood": ("data", "split", "image_px", "generator", "seed"),
-    "generate": ("data", "split", "image_px", "generator", "sampler", "seed"),
+    "generate": ("data", "split", "image_px", "generator", "sampler", "mixing", "seed"),
     "augment": ("data", "split", "image_px", "n_pairs", "seed"),
     "quality": ("data", "split", "image_px", "source", "seed"),
 }
@@ -88,6 +88,7 @@ class SweepConfig:
         combined: factors whose moved copies are added to each dose as well, as arms of their own.
         arms: further ones by name (:mod:`hvae_hpc.config.arms`); where a data set has too few cases
             for a "real-N", it goes without, and the plan says so.
+        mixed: augmentations that mix pairs; each is a source of stored pairs, as generators are.
         generators: name to settings.
         samplers: each makes pairs of every generator with an encoder, and arms of their own; an
             LSGAN has its prior.
@@ -112,6 +113,7 @@ class SweepConfig:
     doses: tuple[int, ...] = (100, 200, 300, 500)
     combined: tuple[int, ...] = ()
     arms: tuple[str, ...] = ()
+    mixed: tuple[str, ...] = ()
     generators: dict[str, GeneratorSettings] = field(default_factory=dict)
     samplers: tuple[Sampler, ...] = ("prior",)
     likelihoods: bool = False
@@ -153,6 +155,9 @@ class SweepConfig:
                 raise ValueError(
                     f"{name!r} cannot be a name; use letters, digits, '.', '_' and '-'"
                 )
+        mixing = [name for name, kind in {**FREE, **augmentations}.items() if kind.needs_donors]
+        if unknown := set(self.mixed) - set(mixing):
+            raise ValueError(f"mixed has {min(unknown)!r}, expected some of {', '.join(mixing)}")
         for name in (*self.generators, *augmentations):
             what = "a generator" if name in self.generators else "an augmentation"
             refused = f"{what} cannot be called {name!r}"

@@ -119,7 +119,7 @@ def _draw_cases(sweep: SweepConfig, data: DataSet, split: SplitConfig) -> _Draw:
 
 def _expand_draw(draw: _Draw) -> list[Run]:
     """Return the runs of one draw: generators and their pairs, U-Nets of every arm, quality."""
-    generator_runs = list(_generator_runs(draw))
+    generator_runs = [*_generator_runs(draw), *_mixing_runs(draw)]
     pairs = {
         (run.config.source, run.config.seed): run.run_id
         for run in generator_runs
@@ -148,6 +148,18 @@ def _generator_runs(draw: _Draw) -> Iterator[Run]:
             samplers = [name for name in sweep.samplers if name in settings.model.samplers]
             for sampler in samplers or ["prior"]:
                 yield draw.run("generate", parents, **sweep.generate, **fields, sampler=sampler)
+
+
+def _mixing_runs(draw: _Draw) -> Iterator[Run]:
+    """Yield the runs that store mixed pairs; every pair is mixed."""
+    sweep = draw.sweep
+    known = {**FREE, **sweep.segment.augmentations}
+    for name in sweep.mixed:
+        mixing = {**dump(known[name]), "share": 1.0}
+        for seed in range(sweep.generator_seeds):
+            yield draw.run(
+                "generate", {}, **sweep.generate, generator=name, seed=seed, mixing=mixing
+            )
 
 
 def _segment_runs(

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from hvae_hpc.config.arms import ArmConfig
+from hvae_hpc.config.augmentations import CarveMixConfig
 from hvae_hpc.config.diffusion import EDMConfig
 from hvae_hpc.config.loader import dump
 from hvae_hpc.config.model import HVAEConfig, MovesConfig, NetworkConfig, OptimConfig, UNetConfig
@@ -444,3 +445,26 @@ def test_a_diffusion_model_goes_from_training_cases_to_pairs(
         real = read_cases(data, read_split(data, SPLIT).train, 0).masks.sum((1, 2, 3))
         areas = pairs.masks.sum((1, 2))
         assert real.min() / 2 < areas.mean() < 2 * real.max()
+
+
+def test_mixed_pairs_are_stored_like_a_generators(data: Path, tmp_path: Path) -> None:
+    asked = replace(GENERATE, generator="carvemix", n_pairs=9, mixing=CarveMixConfig(share=1.0))
+    outcome = generate_pairs(asked, place(tmp_path / "a", data))
+    assert outcome is not None
+    pairs, attributes = read_pairs(tmp_path / "a" / PAIRS)
+    split = read_split(data, SPLIT)
+    assert json.loads(attributes["source_cases"]) == list(split.train)
+
+    # Pair i is the real pair i mod 6, but for a part of another one.
+    real = read_cases(data, split.train, 0)
+    base = real.take(torch.arange(9) % 6)
+    changed = torch.from_numpy(pairs.images) != base.images[:, 0]
+    assert changed.any((1, 2)).sum() >= 6
+    assert changed.float().mean() < 0.5
+    kept = ~changed
+    assert torch.equal(torch.from_numpy(pairs.masks)[kept].float(), base.masks[:, 0][kept])
+
+    again = replace(asked, n_pairs=5)
+    assert generate_pairs(again, place(tmp_path / "b", data)) is not None
+    first = read_pairs(tmp_path / "b" / PAIRS)[0]
+    np.testing.assert_array_equal(first.images, pairs.images[:5])

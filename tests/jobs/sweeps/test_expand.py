@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from hvae_hpc.config.arms import ArmConfig
+from hvae_hpc.config.augmentations import CarveMixConfig
 from hvae_hpc.config.loader import dump, load, read_toml
 from hvae_hpc.config.model import OptimConfig
 from hvae_hpc.config.stages import (
@@ -27,6 +28,7 @@ from hvae_hpc.preprocess.store.manifest import (
     compute_content_hash,
     read_manifest,
 )
+from hvae_hpc.results.labels import arm_label
 from hvae_hpc.runs.plan import Array, Plan, read_plan, write_plan
 from hvae_hpc.sweep import SWEEPS, read_site, read_sweep
 from tests.tiny import make_project
@@ -194,6 +196,22 @@ def test_a_share_of_synthetic_pairs_is_asked_of_arms_that_join_both_kinds_alone(
 def test_a_batch_of_one_kind_is_refused() -> None:
     with pytest.raises(UserError, match="at least one synthetic and one real"):
         expand.expand(with_share(0.99, batch_size=16), PAPER)
+
+
+def test_stored_mixed_pairs_are_a_source_of_arms_without_a_training() -> None:
+    sweep = replace(read_sweep("table1"), mixed=("carvemix",), arms=("carvemix",), generators={})
+    runs = expand.expand(sweep, PAPER[:1])
+    (stored,) = [run for run in runs if run.stage == "generate"]
+    assert set(stored.parents) == {"data"}
+    assert stored.config.mixing == CarveMixConfig(share=1.0)
+    arms = {config.arm.name: config.arm for config in segments(runs, "brats2021")}
+    assert arms["carvemix+300"].n_synthetic == 300
+    assert arms["carvemix+300"].moves is None
+    assert arms["carvemix"].moves == CarveMixConfig()
+    assert arm_label(arms["carvemix+300"]) == "CarveMix + 300"
+    assert arm_label(arms["carvemix"]) == "CarveMix"
+    with pytest.raises(ValueError, match="mixed has 'nnunet', expected some of cutmix"):
+        replace(sweep, mixed=("nnunet",))
 
 
 def test_combined_arms_add_moved_copies_and_generated_pairs() -> None:
