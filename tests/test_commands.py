@@ -295,7 +295,9 @@ def test_the_commands_of_the_documents_run(run: Runner) -> None:
     for path in documents():
         text = path.read_text()
         shown = commands_of_blocks(text)
-        shown += [code for code in inline_code(text) if code.startswith(("python ", "hvae-hpc "))]
+        shown += [
+            code for code in inline_code(text) if code.startswith(("python -m ", "hvae-hpc "))
+        ]
         unknown += [f"{path.name}: {command}" for command in shown if not is_known(command)]
         commands += [command for command in shown if not command.startswith(tuple(NOT_RUN))]
     assert not unknown, "\n".join(unknown)
@@ -340,7 +342,7 @@ def test_flags_targets_and_files_that_the_documents_name_are_there(
                 flag for flag in re.findall(r"--[a-z][a-z-]+", command) if flag not in known
             ]
             missing += [
-                command for word in re.findall(r"^make (\w+)", command) if word not in targets
+                command for word in re.findall(r"^make ([\w-]+)", command) if word not in targets
             ]
             if re.match(
                 r"(?!.*NAME)(jobs|hvae_hpc|preprocess|results|tests|benchmarks|docs)/[\w/.-]+$",
