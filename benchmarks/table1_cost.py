@@ -9,6 +9,7 @@ import torch
 from made_up_data import make_data_set
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from turns import name_device
 from unet_steps import in_the_loop, make_pairs
 
 from hvae_hpc.config.model import MovesConfig, UNetConfig
@@ -86,7 +87,7 @@ def project_table_1(
     hours = unets | (generator_hours(runs, steps) if generators else {})
     for name, value in hours.items():
         print(f"{name:24}{value:8.3f} h")
-    print(f"{'sum':24}{sum(hours.values()):8.3f} h on one {torch.cuda.get_device_name()}")
+    print(f"{'sum':24}{sum(hours.values()):8.3f} h on one {name_device()}")
     return {
         **figures,
         "table1_unet_gpu_hours": sum(unets.values()),
