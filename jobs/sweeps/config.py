@@ -18,7 +18,7 @@ from hvae_hpc.config.model import (
 )
 from hvae_hpc.config.stages import Sampler, SplitConfig, source_name
 
-MOST_SEEDS = 1000
+MOST_SEEDS = 100_000
 TAKEN_NAMES = ("real", "mean", "standard", "copies", "moved", "reference", *FREE)
 SET_BY_THE_PLANNER = {
     "likelihood": ("data", "split", "image_px", "generator", "seed"),
