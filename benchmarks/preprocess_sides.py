@@ -135,7 +135,7 @@ def make_torchio(work: Work, join: str) -> Cut | None:
 
     def cut(files: CaseFiles) -> Slice:
         subject = transform(
-            tio.Subject(image=tio.ScalarImage(files.images[0]), label=tio.LabelMap(files.labels[0]))
+            tio.Subject(image=tio.ScalarImage(files.images[0]), label=tio.LabelMap(files.labels[0][0]))
         )
         mask = subject["label"].data[0].numpy()
         index = int(np.count_nonzero(mask, axis=(0, 1)).argmax())
