@@ -41,7 +41,9 @@ def pack_cohort(work: Work, scratch: Path, n: int, workers: int) -> dict[str, An
     """
     raw, out = scratch / "linked", scratch / "packed"
     link_cases(work, raw, n)
-    command = [sys.executable, "-m", "hvae_hpc.preprocess", work.recipe.name]
+    recipe = scratch / "linked.toml"
+    recipe.write_text(f'extends = "{work.recipe.name}"\naccept = ["repeated"]\n')
+    command = [sys.executable, "-m", "hvae_hpc.preprocess", str(recipe)]
     command += ["--raw", str(raw), "--out", str(out)]
     command += ["--workers", str(workers), "--sheet", "0", "--local"]
 

@@ -7,7 +7,7 @@ import importlib.metadata
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,8 @@ def find_work(name: str, raw: Path, at_most: int) -> Work:
     Raises:
         SystemExit: the torchio pipeline below does not do what the recipe says.
     """
-    recipe = load_recipe(name)
+    # A cohort is made of links to few cases.
+    recipe = replace(load_recipe(name), accept=("repeated",))
     simple = (
         not recipe.layout.planar
         and not recipe.layout.index
@@ -135,7 +136,9 @@ def make_torchio(work: Work, join: str) -> Cut | None:
 
     def cut(files: CaseFiles) -> Slice:
         subject = transform(
-            tio.Subject(image=tio.ScalarImage(files.images[0]), label=tio.LabelMap(files.labels[0][0]))
+            tio.Subject(
+                image=tio.ScalarImage(files.images[0]), label=tio.LabelMap(files.labels[0][0])
+            )
         )
         mask = subject["label"].data[0].numpy()
         index = int(np.count_nonzero(mask, axis=(0, 1)).argmax())
