@@ -135,11 +135,8 @@ def make_torchio(work: Work, join: str) -> Cut | None:
     )
 
     def cut(files: CaseFiles) -> Slice:
-        subject = transform(
-            tio.Subject(
-                image=tio.ScalarImage(files.images[0]), label=tio.LabelMap(files.labels[0][0])
-            )
-        )
+        image, label = tio.ScalarImage(files.images[0]), tio.LabelMap(files.labels[0][0])
+        subject = transform(tio.Subject(image=image, label=label))
         mask = subject["label"].data[0].numpy()
         index = int(np.count_nonzero(mask, axis=(0, 1)).argmax())
         image = subject["image"].data[0, :, :, index].numpy()

@@ -24,6 +24,7 @@ PART_LABELS = {
 USE_LABELS = {
     "": "{}",
     "-shuffled": "{}, masks shuffled",
+    "-nearest": "{}, nearest real pairs",
     "-only": "only {}",
     "-first": "first {}",
 }

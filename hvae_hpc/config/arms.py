@@ -8,6 +8,7 @@
 | ``real-300`` | the pairs of 300 real cases: the training cases, and others that nobody tests on |
 | ``hvae+100``, ``hvae-aggregated+100`` | with the first 100 synthetic pairs of a source |
 | ``hvae-shuffled+100`` | with these, each under another one's mask |
+| ``hvae-nearest+100`` | with the real training pairs that are nearest to these |
 | ``hvae-only+100`` | on these alone |
 | ``hvae-first+100`` | on these alone in the first half of the training, then on the real ones |
 
@@ -30,6 +31,7 @@ from hvae_hpc.errors import UserError
 Budget = Literal["epochs", "steps"]
 USES: dict[str, dict[str, Any]] = {
     "shuffled": {"shuffled": True},
+    "nearest": {"nearest": True},
     "only": {"alone": True},
     "first": {"first_share": 0.5},
 }
@@ -48,6 +50,7 @@ class ArmConfig:
         n_copies: plain copies added to the real ones, copy i of real pair i modulo their number.
         n_cases: real cases; 0 for the split's training cases.
         shuffled: every synthetic image has another one's mask.
+        nearest: the real training pair with the nearest image stands for every synthetic pair.
         alone: the synthetic pairs are all there is.
         first_share: share of the training, from its start, in which the synthetic pairs are all
             there is, and after which they are gone; 0 for pairs that are there throughout.
@@ -68,14 +71,17 @@ class ArmConfig:
     moves: AugmentationConfig | None = None
     generator_seed: int = 0
     synthetic_share: float = field(default=0.0, metadata=ONLY_WHEN_SET)
+    nearest: bool = field(default=False, metadata=ONLY_WHEN_SET)
 
     def __post_init__(self) -> None:
         require("a share between 0 and 1", self, "first_share")
         require("a number in [0, 1)", self, "synthetic_share")
         stands_alone = self.alone or self.first_share
         has_copies = self.n_standard or self.n_copies
-        if (self.shuffled or stands_alone) and not self.n_synthetic:
-            raise ValueError("shuffled, alone and first_share are about synthetic pairs; add some")
+        if (self.shuffled or self.nearest or stands_alone) and not self.n_synthetic:
+            raise ValueError(
+                "shuffled, nearest, alone and first_share are about synthetic pairs; add some"
+            )
         if stands_alone and has_copies:
             raise ValueError("its synthetic pairs stand alone, so no copies are added to them")
         if self.n_cases and (has_copies or stands_alone):
@@ -128,7 +134,7 @@ def parse_arm(
             raise UserError(
                 f"arm {name!r}: {part!r} is not reference, {', '.join(augmentations)}, "
                 "standard-xF, copies-xF, real-N or SOURCE+N, with a SOURCE of "
-                f"{', '.join(sources) or 'none'}, or SOURCE-shuffled, SOURCE-only, SOURCE-first"
+                f"{', '.join(sources) or 'none'}, or SOURCE-{', SOURCE-'.join(USES)}"
             )
 
         if set(new) & set(fields) or 0 in new.values():

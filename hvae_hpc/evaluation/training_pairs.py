@@ -47,6 +47,9 @@ def training_pairs(
         synthetic = _added_pairs(workplace, "pairs", arm.n_synthetic, split.test, real)
         if arm.shuffled:
             synthetic = _shuffle_masks(synthetic, config.seed)
+        if arm.nearest:
+            distances = torch.cdist(synthetic.images.flatten(1), real.images.flatten(1))
+            synthetic = real.take(distances.argmin(1))
         data = synthetic if arm.alone else add(data, synthetic)
         if arm.synthetic_share:
             share = arm.synthetic_share

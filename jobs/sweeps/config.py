@@ -86,6 +86,7 @@ class SweepConfig:
         factors: standard arms; xF is F times the real pairs in total.
         doses: synthetic arms of every generator; +n adds the first n accepted pairs.
         combined: factors whose moved copies are added to each dose as well, as arms of their own.
+        on_top: augmentations in every step; each dose comes on top of each of them as well.
         arms: further ones by name (:mod:`hvae_hpc.config.arms`); where a data set has too few cases
             for a "real-N", it goes without, and the plan says so.
         mixed: augmentations that mix pairs; each is a source of stored pairs, as generators are.
@@ -112,6 +113,7 @@ class SweepConfig:
     factors: tuple[int, ...] = (2, 3, 5)
     doses: tuple[int, ...] = (100, 200, 300, 500)
     combined: tuple[int, ...] = ()
+    on_top: tuple[str, ...] = ()
     arms: tuple[str, ...] = ()
     mixed: tuple[str, ...] = ()
     generators: dict[str, GeneratorSettings] = field(default_factory=dict)
@@ -136,7 +138,7 @@ class SweepConfig:
             raise ValueError(
                 f"image_px is {self.image_px}, phantoms {self.phantoms}; expected 0 or more"
             )
-        for name in ("factors", "doses", "combined", "arms"):
+        for name in ("factors", "doses", "combined", "on_top", "arms"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise ValueError(f"{name} is {list(getattr(self, name))}, expected each once")
         if min((*self.factors, *self.combined), default=2) < 2:

@@ -252,6 +252,7 @@ def _arms(draw: _Draw, sources: Sequence[Source]) -> list[ArmConfig]:
         for dose in sweep.doses:
             names.append(f"{source}+{dose}")
             names += [f"standard-x{factor}+{source}+{dose}" for factor in sweep.combined]
+            names += [f"{name}+{source}+{dose}" for name in sweep.on_top]
 
     augmentations = {"moved": sweep.segment.moves, **FREE, **sweep.segment.augmentations}
     arms: list[ArmConfig] = []

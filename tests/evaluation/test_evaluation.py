@@ -302,6 +302,9 @@ def test_every_arm_is_trained_on_what_its_name_says(
     assert pairs(n_synthetic=7).added == 7
     shared = pairs(n_synthetic=7, n_copies=9, synthetic_share=0.5)
     assert (shared.added, shared.synthetic, shared.synthetic_share) == (16, 7, 0.5)
+    nearest = pairs(n_synthetic=7, nearest=True)
+    assert set(rows(nearest)) == set(rows(real))
+    assert len(nearest) == len(real) + 7
     alone = pairs(n_synthetic=7, alone=True)
     assert (rows(alone), alone.added) == (rows(synthetic)[:7], 0)
     first = pairs(n_synthetic=7, first_share=0.5)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hvae_hpc.config.arms import ArmConfig
-from hvae_hpc.config.augmentations import CarveMixConfig
+from hvae_hpc.config.augmentations import FREE, CarveMixConfig
 from hvae_hpc.config.loader import dump, load, read_toml
 from hvae_hpc.config.model import OptimConfig
 from hvae_hpc.config.stages import (
@@ -271,19 +271,16 @@ def test_the_controls_take_equal_steps_and_those_of_the_paper_its_epochs() -> No
     )
     for data in sizes:
         arms = {config.arm.name: config for config in segments(runs, data)}
-        assert {
-            "copies-x5",
-            "moved",
-            "real-300",
-            "hvae-aggregated-shuffled+300",
-            "hvae-aggregated-only+300",
-        } < set(arms)
-        assert {
-            "hvae-aggregated-first+300",
-            "standard-x5+hvae-aggregated+300",
-            "hvae+300",
-            "reference@epochs",
-        } < set(arms)
+        free = {"moved", "nnunet", "cutmix", "carvemix", "tumorcp", "nnunet+cutmix", "copies-x5"}
+        controls = {"real-300", "edm-shuffled+300", "edm-nearest+300", "edm-only+300"}
+        assert free | controls < set(arms)
+        sources = ("lsgan", "vae-aggregated", "hvae-aggregated", "edm", "edm-given")
+        for source in (*sources, "carvemix", "tumorcp"):
+            for dose in (100, 300, 500):
+                alone, on_top = arms[f"{source}+{dose}"].arm, arms[f"nnunet+{source}+{dose}"].arm
+                assert (alone.moves, on_top.moves) == (None, FREE["nnunet"])
+                assert (on_top.generator, on_top.synthetic_share) == (source, 0.5)
+        assert arms["edm-nearest+300"].arm.nearest
         assert ("real-500" in arms) == (data == "brats2021")
         steps = {name: config.optim.images for name, config in arms.items()}
         assert {images for name, images in steps.items() if "@" not in name} == {
