@@ -14,8 +14,18 @@ from typing import TextIO
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """The system's errors where a file may not grow: a full disk, a quota, a limit of file size."""
 
-DEVICE_MEMORY = r"CUDA (driver )?error: out of memory|(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED"
-"""Messages of the CUDA driver and its libraries on memory; torch has no class for these errors."""
+DEVICE_MEMORY = "|".join(
+    (
+        r"CUDA out of memory",
+        r"CUDA (driver )?error: out of memory",
+        r"CUDA_ERROR_OUT_OF_MEMORY",
+        r"Triton Error \[CUDA\]: out of memory",
+        r"Cuda failure (\d+ )?'out of memory'",
+        r"CU\w+_STATUS_\w*ALLOC\w*_FAILED",
+        r"Unable to find a valid cuDNN algorithm",
+    )
+)
+"""What torch, the CUDA driver, Triton, NCCL and cuDNN say where a GPU's memory is not enough."""
 
 
 class UserError(Exception):
@@ -24,6 +34,18 @@ class UserError(Exception):
 
 class NonFiniteError(UserError):
     """A loss, a gradient or a metric became nan or infinite; the message says when."""
+
+
+def is_gpu_lost() -> bool:
+    """Tell whether the GPU does nothing more in this process: after some faults each call fails."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
 
 
 def printable(text: str) -> str:

@@ -47,6 +47,10 @@ class Resources:
             weights by rounding alone.
         recompute: saves memory where an (H)VAE does not fit (256 px, large batches): its decodings
             are made again in the backward pass, not kept.
+        activation_memory_budget: share of its activations that a compiled step keeps for the
+            backward pass; the others are made again there, where that costs little.
+        deterministic: whether a GPU uses only algorithms that add up in one order, so that runs on
+            GPUs of one kind are equal bit for bit; slower.
         tensorboard: whether the training's log is also written as TensorBoard event files, into
             ``tensorboard/`` of the run's folder.
         checkpoint_every_s: seconds of training between checkpoints.
@@ -77,6 +81,8 @@ class Resources:
     compile: Literal["auto", "on", "off"] = "auto"
     micro_batch: int = 0
     recompute: bool = False
+    activation_memory_budget: float = 1.0
+    deterministic: bool = False
     tensorboard: bool = False
     checkpoint_every_s: float = 120.0
 

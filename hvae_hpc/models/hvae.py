@@ -61,12 +61,15 @@ class HVAE(nn.Module):
     Attributes:
         compiled_parts: the methods that cost time; the leaps between them are a few small
             operations.
+        activation_memory_budget: share of its activations that a compiled step keeps. With this one
+            it computes no product again, by a trace, and needs a third of the memory.
         recompute: keep no activation of the decoder for the backward pass, but decode again there:
             a flow of K leaps then needs about the memory of one decoding, not of K + 1.
     """
 
     pairs_apart = HVAEConfig.pairs_apart
     step_share: Tensor
+    activation_memory_budget = 0.5
     recompute = False
     compiled_parts = ("encode", "log_likelihood", "linearised_likelihood")
 

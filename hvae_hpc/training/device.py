@@ -1,16 +1,23 @@
 """Where and how a network runs: device, threads, initial weights, and the compiled forward."""
 
+import os
+import re
+import shutil
+import sysconfig
 from collections.abc import Callable, Hashable
+from pathlib import Path
 from typing import ClassVar
 
 import torch
 from torch import nn
 
-from hvae_hpc.errors import UserError, say
+from hvae_hpc.errors import DEVICE_MEMORY, UserError, is_gpu_lost, say
 from hvae_hpc.models.blocks import Batch, Loss, Phase
 from hvae_hpc.runs.workplace import Workplace
 from hvae_hpc.training.batches import generator_for
 from hvae_hpc.training.compile_cache import use_private_cache
+
+NO_MEMORY = re.compile(f"can't allocate memory|{DEVICE_MEMORY}")
 
 
 def choose_device(workplace: Workplace) -> torch.device:
@@ -25,7 +32,7 @@ def choose_device(workplace: Workplace) -> torch.device:
     """
     torch.set_num_threads(workplace.resources.threads)
     torch.backends.cudnn.allow_tf32 = False  # precision "fp32" means float32
-    torch.backends.cudnn.benchmark = True
+    _choose_algorithms(workplace.resources.deterministic)
     gpus = workplace.resources.gpus
     if gpus == 0 or workplace.resources.device == "cpu":
         return torch.device("cpu")
@@ -41,9 +48,26 @@ def choose_device(workplace: Workplace) -> torch.device:
             f"torch sees {visible} GPUs on this node, the site file says gpus = {gpus}; "
             f"give gpus = {visible}"
         )
+    # Steps of several sizes would else leave gaps that nothing fits into.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     device = torch.device("cuda", workplace.local_rank if visible > 1 else 0)
     torch.cuda.set_device(device)
     return device
+
+
+def _choose_algorithms(deterministic: bool) -> None:
+    """Let a GPU use what is fastest, or only what adds up in one order, in every run alike."""
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # torch warns where an operation has no such algorithm.
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark = not deterministic
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an exception says that memory was not enough, the host's or the device's."""
+    return isinstance(error, torch.OutOfMemoryError) or bool(NO_MEMORY.search(str(error)))
 
 
 def device_name(device: torch.device) -> str:
@@ -79,6 +103,7 @@ class CompiledForward(nn.Module):
         compiled: whether to compile at all.
         workplace: whose log is told of a failure.
         shapes: what else the graphs depend on: sizes of the batch, and precision.
+        budget: share of the activations that are kept for the backward pass.
 
     Attributes:
         graphs_of: the networks whose graphs torch holds in this process.
@@ -87,7 +112,12 @@ class CompiledForward(nn.Module):
     graphs_of: ClassVar[Hashable] = None
 
     def __init__(
-        self, model: nn.Module, compiled: bool, workplace: Workplace, shapes: Hashable = None
+        self,
+        model: nn.Module,
+        compiled: bool,
+        workplace: Workplace,
+        shapes: Hashable = None,
+        budget: float = 1.0,
     ) -> None:
         super().__init__()
         self.model = model
@@ -96,8 +126,12 @@ class CompiledForward(nn.Module):
         self.parts: tuple[str, ...] = ()
         if not compiled:
             return
+        if next(model.parameters()).device.type == "cuda" and (missing := find_missing_tools()):
+            self._note(f"{missing} is missing on this node (see docs/CLUSTER.md)")
+            return
 
-        self._drop_graphs_of_others(shapes)
+        self._drop_graphs_of_others((shapes, budget))
+        torch._functorch.config.activation_memory_budget = budget
         # By itself torch compiles the backward pass in it, where a failure would end the training.
         torch._functorch.config.force_non_lazy_backward_lowering = True
         self.parts = getattr(model, "compiled_parts", ("forward",))
@@ -117,17 +151,28 @@ class CompiledForward(nn.Module):
         try:
             return self.model(batch, phase)
         except Exception as error:
-            if not self.parts or not _is_of_compiler(error):
+            if not self.fall_back(error):
                 raise
-
-            reason = " ".join(str(error).split())[:200]
-            self.notes.append(f"torch.compile failed, ran eager: {type(error).__name__}: {reason}")
-            self.workplace.log({"event": "compile_failed", "reason": reason})
-            if self.workplace.rank == 0:
-                say(f"{self.workplace.folder.name}: {self.notes[-1]}")
-            self.close()
-            self.parts, CompiledForward.graphs_of = (), None
         return self.model(batch, phase)
+
+    def fall_back(self, error: Exception) -> bool:
+        """Run eager from now on where an exception may be of the compiler; tell whether it may.
+
+        Compilers, autotuners and launches raise exceptions of many kinds. So any may be, but for
+        too little memory and a lost GPU. The network's own faults come again where it runs eager.
+        """
+        if not self.parts or is_out_of_memory(error) or is_gpu_lost():
+            return False
+        self.close()
+        self.parts, CompiledForward.graphs_of = (), None
+        self._note(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        return True
+
+    def _note(self, reason: str) -> None:
+        self.notes.append(f"torch.compile failed, ran eager: {reason}")
+        self.workplace.log({"event": "compile_failed", "reason": reason})
+        if self.workplace.rank == 0:
+            say(f"{self.workplace.folder.name}: {self.notes[-1]}")
 
     def _drop_graphs_of_others(self, shapes: Hashable) -> None:
         """Make room: torch's limit of graphs is per process, and a worker trains many networks."""
@@ -140,8 +185,10 @@ class CompiledForward(nn.Module):
         CompiledForward.graphs_of = network
 
 
-def _is_of_compiler(error: Exception) -> bool:
-    # Only here: its import takes longer than that of the rest of torch, on a CPU for nothing.
-    from torch._dynamo import exc
-
-    return isinstance(error, (exc.TorchDynamoException, exc.FailOnRecompileLimitHit))
+def find_missing_tools() -> str:
+    """Return what torch's compiler needs for a GPU and this node has not; "" for nothing."""
+    compilers = (os.environ.get("CC", "gcc"), "gcc", "clang")
+    if not any(map(shutil.which, compilers)):
+        return "a C compiler (gcc)"
+    header = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    return "" if header.is_file() else f"{header} (package python3-dev)"

@@ -13,7 +13,6 @@ Several processes take the same steps, and ask each other after each whether one
 import contextlib
 import copy
 import math
-import re
 import time
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from hvae_hpc.config.kinds import AugmentationConfig
 from hvae_hpc.config.model import OptimConfig
-from hvae_hpc.errors import DEVICE_MEMORY, NonFiniteError, UserError
+from hvae_hpc.errors import NonFiniteError, UserError
 from hvae_hpc.models.blocks import Batch, Loss, Phase
 from hvae_hpc.runs.workplace import Workplace
 from hvae_hpc.training.averages import MovingAverage, TermReader
@@ -32,16 +31,16 @@ from hvae_hpc.training.checkpoint import (
     remove_checkpoints,
     save_checkpoint,
 )
-from hvae_hpc.training.device import CompiledForward, move_only
-from hvae_hpc.training.distributed import join_team, part_of_batch
+from hvae_hpc.training.device import CompiledForward, is_out_of_memory, move_only
+from hvae_hpc.training.distributed import Team, join_team, part_of_batch
 from hvae_hpc.training.held_out import BestWeights
-from hvae_hpc.training.optimizers import make_optimizer, take_step
+from hvae_hpc.training.optimizers import learning_rate, make_optimizer, take_step
+from hvae_hpc.training.rehearsal import MemoryChoice
 from hvae_hpc.training.tensorboard_log import TensorBoardLog
 
 READ_EVERY = 50
 MOST_ROLLBACKS = 3
 """More hardly help: the step is then an eighth, and what is wrong is something else."""
-NO_MEMORY = re.compile(f"can't allocate memory|{DEVICE_MEMORY}")
 AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -63,23 +62,6 @@ class TrainReport(NamedTuple):
     def finished(self) -> bool:
         """False where the training was asked to leave."""
         return self.weights is not None
-
-
-def learning_rate(optim: OptimConfig, images_seen: int) -> float:
-    """Return the learning rate of the step that starts at images_seen.
-
-    It rises linearly during the warm-up, and then does what the schedule says.
-    """
-    if images_seen / optim.images < optim.warm_up:
-        warm_up_images = optim.warm_up * optim.images
-        # Written so that the first step's rate is not 0.
-        return optim.lr * (images_seen + optim.batch_size) / (warm_up_images + optim.batch_size)
-    if optim.schedule == "constant":
-        return optim.lr
-    gone = (images_seen / optim.images - optim.warm_up) / (1 - optim.warm_up)
-    if optim.schedule == "poly":
-        return optim.lr * (1 - gone) ** 0.9
-    return optim.lr * (0.5 * (1 + math.cos(math.pi * gone)))
 
 
 def train(
@@ -113,19 +95,24 @@ def train(
         UserError: a loss or gradient became non-finite again and again; the memory was not enough;
             the processes cannot share a batch, meet, or stay together.
     """
+    memory = MemoryChoice(model, optim.batch_size, workplace, data.images.device)
+
+    def start(model: nn.Module, best: BestWeights | None) -> _Training:
+        return _Training(model, data, optim, seed, moves, memory, best)
+
+    def rehearse() -> list[str]:
+        return start(copy.deepcopy(model), None).rehearse(saved.get("images_seen", 0))
+
     try:
-        return _Training(model, data, optim, seed, moves, workplace, best).run()
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if not isinstance(error, torch.OutOfMemoryError) and not NO_MEMORY.search(str(error)):
+        with join_team(workplace, memory.device) as team:
+            saved = load_checkpoint(workplace.folder, team) or {}
+            memory.change(**saved.get("memory", {}))
+            memory.find_fitting(rehearse, team)
+            return start(model, best).run(team, saved)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
             raise
-        share, (height, width) = optim.batch_size // workplace.resources.tasks, data.image_size
-        at_once = min(share, rows_at_once(model, workplace) or share)
-        raise UserError(
-            f"out of memory with {at_once} pairs of {height}x{width} px at once "
-            f"on {data.images.device}; lower optim.batch_size, set recompute = true or "
-            f"micro_batch = {max(1, at_once // 2)} (for a VAE or HVAE), share the batch among more "
-            "processes (gpus, nodes), or ask for more memory (memory_gb)"
-        ) from error
+        raise UserError(memory.explain(data.image_size)) from error
 
 
 class _Training:
@@ -138,22 +125,20 @@ class _Training:
         optim: OptimConfig,
         seed: int,
         moves: AugmentationConfig | None,
-        workplace: Workplace,
+        memory: MemoryChoice,
         best: BestWeights | None,
     ) -> None:
-        self.best = best
-        self.model, self.data, self.optim, self.seed = model, data, optim, seed
-        self.moves, self.workplace = moves, workplace
-        device = data.images.device
-        self.part = part_of_batch(optim.batch_size, workplace)
-        share = self.part.stop - self.part.start
+        self.model, self.best, self.data, self.optim, self.seed = model, best, data, optim, seed
+        self.moves, self.memory, self.workplace = moves, memory, memory.workplace
+        self.device = data.images.device
+        self.part = part_of_batch(optim.batch_size, self.workplace)
 
         # What a step moves.
         self.images_seen = 0
         self.phases: tuple[Phase, ...] = model.phases()  # type: ignore[operator]
         self.optimizers = [make_optimizer(phase, optim) for phase in self.phases]
         self.average = MovingAverage(model, optim.ema_decay) if optim.ema_decay > 0 else None
-        self.scaler = torch.amp.GradScaler(device.type, enabled=optim.precision == "fp16")
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=optim.precision == "fp16")
         self.rate = 0.0
 
         # Where it can go back to, and how often it did so: each time halves the step from then on.
@@ -161,28 +146,57 @@ class _Training:
         self.rollbacks = 0
 
         # How the network is called.
-        wish = workplace.resources.compile
-        compiled = wish == "on" or (wish == "auto" and device.type == "cuda")
-        shapes = (data.image_size, share, optim.precision)
-        self.forward = CompiledForward(model, compiled, workplace, shapes)
-        self.rows = rows_at_once(model, workplace)
-        self.notes = self.forward.notes
-        if 0 < self.rows < share:
-            self.notes.append(f"batches in parts of {self.rows} pairs")
+        resources = memory.resources
+        if hasattr(model, "recompute"):
+            setattr(model, "recompute", resources.recompute)  # noqa: B010
+        shapes = (data.image_size, memory.rows, optim.precision, resources.recompute)
+        self.forward = CompiledForward(
+            model, memory.compiled, self.workplace, shapes, memory.budget
+        )
+        self.forwards: list[nn.Module] = [self.forward for _ in self.phases]
+        self.notes = list(memory.notes)
+        if memory.rows < memory.share:
+            self.notes.append(f"batches in parts of {memory.rows} pairs")
 
-    def run(self) -> TrainReport:
-        """Train to the end, or until one of the processes is asked to leave."""
+    def rehearse(self, images_seen: int) -> list[str]:
+        """Take the steps that will cost most, for what they need; the weights are of no use then.
+
+        They are a training's last, as what comes on late stays on, and, where that one is of
+        another kind, the next one.
+
+        Returns:
+            What was said where compiling failed; empty where it did not.
+        """
+        kinds = set[frozenset[str]]()
+        with contextlib.closing(self.forward):
+            for at in (self.optim.images - self.optim.batch_size, images_seen):
+                self.images_seen = at
+                batch = self.make_batch()
+                if (kind := frozenset(batch)) not in kinds:
+                    self.take_step(batch)
+                    kinds.add(kind)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)  # what went wrong is told here
+        return self.forward.notes
+
+    def run(self, team: Team, saved: dict[str, Any]) -> TrainReport:
+        """Train to the end, or until one of the processes is asked to leave.
+
+        Args:
+            team: the processes of the run.
+            saved: the newest checkpoint; empty for none.
+        """
         checkpoint_every_s = self.workplace.resources.checkpoint_every_s
-        with contextlib.closing(self.forward), join_team(self.workplace, self.device) as team:
+        with contextlib.closing(self.forward):
             self.team, self.reader = team, TermReader(team)
             self.saved_at = time.monotonic()
-            self.restore()
+            self.restore(saved)
             self.tensorboard = TensorBoardLog(self.workplace, self.images_seen)
             self.forwards = team.wrap(self.forward, self.phases)
             self.workplace.log({"event": "training", "images_seen": self.images_seen})
 
             while self.images_seen < self.optim.images:
-                self.reader.add(self.images_seen, self.take_step())
+                self.reader.add(self.images_seen, self.take_step(self.make_batch()))
                 self.images_seen += self.optim.batch_size
                 at_end = self.images_seen >= self.optim.images
                 if self.best and self.best.is_due(self.images_seen):
@@ -206,19 +220,17 @@ class _Training:
                 if (leave or save) and not at_end:
                     self.save(in_window=not window_ends)
                     if leave:
-                        return TrainReport(self.reader.means, None, tuple(self.notes))
+                        return TrainReport(
+                            self.reader.means, None, tuple(self.notes + self.forward.notes)
+                        )
 
         self.tensorboard.close()
         state, terms = self.weights_to_use(), self.reader.means
         if self.best and self.best.weights:
-            state = self.best.weights
-            terms = {
-                **terms,
-                "held_out_loss": self.best.loss,
-                "best_images_seen": float(self.best.images_seen),
-            }
+            state, seen = self.best.weights, float(self.best.images_seen)
+            terms = {**terms, "held_out_loss": self.best.loss, "best_images_seen": seen}
         weights = {name: value.detach().cpu().clone() for name, value in state.items()}
-        return TrainReport(terms, weights, tuple(self.notes))
+        return TrainReport(terms, weights, tuple(self.notes + self.forward.notes))
 
     def weights_to_use(self) -> dict[str, Tensor]:
         """Return the averaged weights, or the live ones where none are averaged."""
@@ -229,15 +241,9 @@ class _Training:
         loss = best.check(self.weights_to_use(), self.images_seen)
         self.workplace.log({"event": "held_out", "images_seen": self.images_seen, "loss": loss})
 
-    @property
-    def device(self) -> torch.device:
-        """Where the data and the network are."""
-        return self.data.images.device
-
-    def restore(self) -> None:
-        """Go on from the newest checkpoint, if there is one, and keep a copy to go back to."""
-        saved = load_checkpoint(self.workplace.folder, self.team)
-        if saved is None:
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Go on from a checkpoint, if there is one, and keep a copy to go back to."""
+        if not saved:
             self.keep_good(0, self.state())
             return
         self.images_seen = int(saved["images_seen"])
@@ -246,11 +252,14 @@ class _Training:
         self.keep_good(saved["good_images_seen"], saved["good"] or self.state())
         self.workplace.log({"event": "resumed", "images_seen": self.images_seen})
 
-    def take_step(self) -> dict[str, Tensor]:
-        """Move the weights by one batch, phase by phase; returns terms, on the device."""
-        batch = make_batch(
+    def make_batch(self) -> dict[str, Tensor]:
+        """Return this process's part of the next step's pairs and noise."""
+        return make_batch(
             self.model, self.data, self.optim, self.seed, self.moves, self.images_seen, self.part
         )
+
+    def take_step(self, batch: Batch) -> dict[str, Tensor]:
+        """Move the weights by one batch, phase by phase; returns terms, on the device."""
         self.rate = 0.5**self.rollbacks * learning_rate(self.optim, self.images_seen)
 
         terms: dict[str, Tensor] = {}
@@ -258,8 +267,7 @@ class _Training:
             self.phases, self.optimizers, self.forwards, strict=True
         ):
             move_only(phase, self.phases)
-            optimizer.zero_grad(set_to_none=True)
-            loss = self.pull_back(forward, phase.name, batch)
+            loss = self.pull_back(forward, phase, batch)
 
             # From here on the gradients are the same in all processes.
             self.scaler.unscale_(optimizer)
@@ -277,14 +285,25 @@ class _Training:
             self.average.update()
         return terms
 
-    def pull_back(self, forward: nn.Module, phase: str, batch: Batch) -> Loss:
+    def pull_back(self, forward: nn.Module, phase: Phase, batch: Batch) -> Loss:
+        """Compute the gradients of a batch; returns its loss and terms."""
+        try:
+            return self.pull_back_parts(forward, phase, batch)
+        except Exception as error:
+            # Other processes count on this one's gradients: there it cannot begin again.
+            if forward is not self.forward or not self.forward.fall_back(error):
+                raise
+        return self.pull_back_parts(forward, phase, batch)
+
+    def pull_back_parts(self, forward: nn.Module, phase: Phase, batch: Batch) -> Loss:
         """Compute the gradients of a batch, part by part; returns its loss and terms."""
+        phase.network.zero_grad(set_to_none=True)
         precision = self.optim.precision
-        parts = split_batch(batch, self.rows)
+        parts = split_batch(batch, self.memory.rows)
         total, terms = torch.zeros(()), dict[str, Tensor]()
         for share, part in parts:
             with torch.autocast(self.device.type, AUTOCAST[precision], enabled=precision != "fp32"):
-                loss: Loss = forward(part, phase)
+                loss: Loss = forward(part, phase.name)
             self.scaler.scale(share * loss.total).backward()
             if len(parts) == 1:
                 return loss
@@ -347,6 +366,7 @@ class _Training:
             "good": self.good_state if in_window else None,
             "good_images_seen": self.good_images_seen,
             "rollbacks": self.rollbacks,
+            "memory": self.memory.changes,
         }
         save_checkpoint(self.workplace.folder, self.images_seen, {**self.state(), **good})
         self.saved_at = time.monotonic()
@@ -376,10 +396,3 @@ class _Training:
         self.reader.forget(state["window"])
         if self.best:
             self.best.load(state["best"])
-
-
-def rows_at_once(model: nn.Module, workplace: Workplace) -> int:
-    """Return how many pairs go through the network at once; 0 for a process's whole share."""
-    # A U-Net's BatchNorm and an LSGAN's spectral norm would give other numbers in parts:
-    # these ask for more memory.
-    return workplace.resources.micro_batch if getattr(model, "pairs_apart", False) else 0

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 from typing import Any
 
 import torch
@@ -26,6 +27,23 @@ def make_optimizer(phase: Phase, optim: OptimConfig) -> torch.optim.Optimizer:
     for weight in weights:
         sgd.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
     return sgd
+
+
+def learning_rate(optim: OptimConfig, images_seen: int) -> float:
+    """Return the learning rate of the step that starts at images_seen.
+
+    It rises linearly during the warm-up, and then does what the schedule says.
+    """
+    if images_seen / optim.images < optim.warm_up:
+        warm_up_images = optim.warm_up * optim.images
+        # Written so that the first step's rate is not 0.
+        return optim.lr * (images_seen + optim.batch_size) / (warm_up_images + optim.batch_size)
+    if optim.schedule == "constant":
+        return optim.lr
+    gone = (images_seen / optim.images - optim.warm_up) / (1 - optim.warm_up)
+    if optim.schedule == "poly":
+        return optim.lr * (1 - gone) ** 0.9
+    return optim.lr * (0.5 * (1 + math.cos(math.pi * gone)))
 
 
 def take_step(

@@ -55,8 +55,6 @@ def train_generator(config: TrainConfig, workplace: Workplace) -> Outcome | None
     learned, held_out = split.train[: config.learned_cases], split.train[config.learned_cases :]
     data = read_cases(workplace.data, learned, config.image_px, device)
     model = build(lambda: make_network(config.model, data.image_size), config.seed, device)
-    if hasattr(model, "recompute"):
-        setattr(model, "recompute", workplace.resources.recompute)  # noqa: B010
     if hasattr(model, "measure"):
         model.measure(data.images, data.masks)  # type: ignore[operator]
     best = None

@@ -3,6 +3,7 @@
 import gc
 import hashlib
 import io
+import itertools
 import json
 import math
 import subprocess
@@ -47,8 +48,8 @@ from hvae_hpc.training.checkpoint import (
     save_checkpoint,
 )
 from hvae_hpc.training.device import build
-from hvae_hpc.training.loop import TrainReport, learning_rate, train
-from hvae_hpc.training.optimizers import make_optimizer, take_step
+from hvae_hpc.training.loop import TrainReport, train
+from hvae_hpc.training.optimizers import learning_rate, make_optimizer, take_step
 from hvae_hpc.training.tensorboard_log import FOLDER
 from tests import ROOT
 from tests.tiny import make_pairs
@@ -110,8 +111,8 @@ def test_batches_in_parts_give_the_weights_of_whole_ones(
         return train(build(MODELS[kind], 3, CPU).double(), doubled, gentle, 3, MovesConfig(), where)
 
     whole = train_in(0)
-    for rows in (3, 1):  # the last part of a batch of four is smaller, or all are one pair
-        parts = train_in(rows)
+    for most, rows in ((3, 2), (1, 1)):  # all parts of a batch of four have one size
+        parts = train_in(most)
         assert parts.notes == (f"batches in parts of {rows} pairs",)
         assert parts.terms == pytest.approx(whole.terms, rel=1e-6)
         for name, value in (whole.weights or {}).items():
@@ -310,16 +311,21 @@ def test_too_little_memory_is_one_line_with_what_to_change(
         def forward(self, batch: Batch, phase: str) -> Loss:
             return Loss(torch.zeros(2**62, dtype=torch.uint8).sum() * self.weight.sum(), {})
 
-    what = r"pairs of \d+x\d+ px at once on cpu; lower optim.batch_size, set recompute = true or micro_batch ="
-    with pytest.raises(UserError, match=rf"out of memory with 4 {what} 2"):
+    out = "out of memory with {} pairs of 16x16 px at once on cpu; lower optim.batch_size, {}share"
+    with pytest.raises(UserError, match=out.format(4, "")):
         train(Hungry(), data, OPTIM, 0, None, place(tmp_path / "run"))
     # Where a batch is taken in parts it is a part that did not fit, if the network may be
     # given parts.
-    with pytest.raises(UserError, match=rf"out of memory with 4 {what} 2"):
+    with pytest.raises(UserError, match=out.format(4, "")):
         train(Hungry(), data, OPTIM, 0, None, place(tmp_path / "whole", micro_batch=2))
     Hungry.pairs_apart = True
-    with pytest.raises(UserError, match=rf"out of memory with 2 {what} 1"):
+    with pytest.raises(UserError, match=out.format(2, "set micro_batch = 1, ")):
         train(Hungry(), data, OPTIM, 0, None, place(tmp_path / "parts", micro_batch=2))
+    Hungry.recompute = False
+    with pytest.raises(
+        UserError, match=out.format(4, "set recompute = true, set micro_batch = 2, ")
+    ):
+        train(Hungry(), data, OPTIM, 0, None, place(tmp_path / "keeping"))
 
 
 @pytest.mark.parametrize(
@@ -329,6 +335,9 @@ def test_too_little_memory_is_one_line_with_what_to_change(
         "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call",
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
         "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        "NCCL error in: x.cpp:94, unhandled cuda error\nLast error:\nCuda failure 2 'out of memory'",
+        "Triton Error [CUDA]: out of memory",
     ],
 )
 def test_what_libraries_say_of_memory_is_told_as_too_little_of_it(
@@ -425,6 +434,34 @@ def test_a_compilation_that_fails_runs_eager_and_says_so(
     assert report.notes
     assert "no C++ compiler here" in " ".join(report.notes)
     assert "ran eager" in capsys.readouterr().out
+    assert_same(report, run("vae", data, place(tmp_path / "eager")))
+
+
+@pytest.mark.parametrize("graph", ["forward", "backward"])
+def test_a_kernel_that_fails_in_a_later_step_runs_eager_from_there_on(
+    graph: str, data: PairTensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = itertools.count()
+
+    def refuse(*of: object) -> None:
+        raise RuntimeError("Triton Error [CUDA]: invalid argument")
+
+    def compile_badly(part: Callable[..., Any], **how: object) -> Callable[..., Any]:
+        def call(*of: Any) -> Any:
+            is_last = next(calls) == 9  # after the rehearsal
+            if is_last and graph == "forward":
+                refuse()
+            result = part(*of)
+            if is_last:
+                result[0].register_hook(refuse)
+            return result
+
+        return call
+
+    monkeypatch.setattr(device.torch, "compile", compile_badly)
+    monkeypatch.setattr(device.CompiledForward, "graphs_of", None)
+    report = run("vae", data, place(tmp_path / "compiled", compile="on"))
+    assert "ran eager: RuntimeError: Triton Error [CUDA]: invalid argument" in report.notes[0]
     assert_same(report, run("vae", data, place(tmp_path / "eager")))
 
 

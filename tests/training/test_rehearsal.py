@@ -1,0 +1,128 @@
+"""The rehearsal changes nothing where memory suffices, and chooses a sparer way where it does not."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hvae_hpc.errors import UserError
+from hvae_hpc.models.blocks import Loss
+from hvae_hpc.models.hvae import HVAE
+from hvae_hpc.runs.folder import read_log
+from hvae_hpc.runs.workplace import Workplace
+from hvae_hpc.training import rehearsal
+from hvae_hpc.training.batches import PairTensors, to_tensors
+from hvae_hpc.training.loop import TrainReport
+from tests.tiny import make_pairs
+from tests.training import test_training
+from tests.training.test_training import MODELS, OPTIM, assert_same, place
+
+FORWARD = HVAE.forward
+SHORT = replace(OPTIM, images=16)
+ALL_AT_ONCE = 4
+"""Pairs of a batch."""
+
+
+@pytest.fixture
+def data() -> PairTensors:
+    return to_tensors(make_pairs(6, 16), 0)
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rehearse on the CPU too."""
+    monkeypatch.setattr(rehearsal, "needs_rehearsal", lambda device, compiled: True)
+
+
+def fill_memory(monkeypatch: pytest.MonkeyPatch, needs: Callable[[HVAE, int], float]) -> None:
+    """Let a step with the flow fail where it needs more than 1, in the middle of its backward pass.
+
+    Args:
+        monkeypatch: pytest's.
+        needs: of a network and the pairs that go through it at once.
+    """
+
+    def refuse(gradient: torch.Tensor) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    def forward_in_little_memory(self: HVAE, batch: Any, phase: str = "elbo") -> Loss:
+        loss = FORWARD(self, batch, phase)
+        if "momentum" in batch and needs(self, len(batch["image"])) > 1:
+            loss.total.register_hook(refuse)
+        return loss
+
+    monkeypatch.setattr(HVAE, "forward", forward_in_little_memory)
+
+
+def run(kind: str, data: PairTensors, where: Workplace) -> TrainReport:
+    return test_training.run(kind, data, where, SHORT)
+
+
+def needs_by(size: float) -> Callable[[HVAE, int], float]:
+    """Memory of a step whose whole batch needs this much, and a quarter of it with ``recompute``."""
+    return lambda model, pairs: size * pairs / ALL_AT_ONCE * (0.25 if model.recompute else 1)
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_rehearsal_changes_no_weight_and_no_number(
+    kind: str, data: PairTensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rehearsed = run(kind, data, place(tmp_path / "rehearsed"))
+    monkeypatch.setattr(rehearsal, "needs_rehearsal", lambda device, compiled: False)
+    plain = run(kind, data, place(tmp_path / "plain"))
+    assert_same(rehearsed, plain)
+    assert rehearsed.terms == plain.terms
+    assert rehearsed.notes == plain.notes == ()
+
+
+CHOICES = [
+    (1.5, {"recompute": True}),
+    (4.5, {"recompute": True, "micro_batch": 2}),
+    (9.0, {"recompute": True, "micro_batch": 1}),
+]
+"""What a whole batch needs of the memory, and what is chosen then."""
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+@pytest.mark.parametrize(("size", "choice"), CHOICES)
+def test_too_little_memory_for_the_flow_is_met_before_the_first_step(
+    size: float,
+    choice: dict[str, Any],
+    data: PairTensors,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    as_asked = run("hvae", data, place(tmp_path / "asked", **choice))
+    fill_memory(monkeypatch, needs_by(size))
+    chosen = run("hvae", data, place(tmp_path / "chosen"))
+
+    # The weights are those of the choice from the start, and the choice is told.
+    assert_same(chosen, as_asked)
+    spared = [
+        line for line in read_log(tmp_path / "chosen") if line.get("event") == "memory_spared"
+    ]
+    assert {name: spared[-1][name] for name in choice} == choice
+    assert "CUDA out of memory" in spared[0]["reason"]
+    assert chosen.notes[0].startswith("chosen for too little memory: recompute = True")
+
+    # Killed and gone on with, on a machine of any memory, it keeps to its choice.
+    pieces = tmp_path / "pieces"
+    assert not run("hvae", data, place(pieces, stop_after=3)).finished
+    fill_memory(monkeypatch, lambda model, pairs: 0.0)
+    assert_same(run("hvae", data, place(pieces)), as_asked)
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_memory_that_suffices_for_no_choice_is_one_line_before_the_first_step(
+    data: PairTensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill_memory(monkeypatch, needs_by(100.0))
+    with pytest.raises(
+        UserError, match=r"with 1 pairs of 16x16 px .*; lower optim.batch_size, share"
+    ):
+        run("hvae", data, place(tmp_path / "run"))
+    assert not [line for line in read_log(tmp_path / "run") if line.get("event") == "training"]
