@@ -49,6 +49,7 @@ SENTENCES: Mapping[Failure, str] = {
         BAD_NODE + r"|uncorrectable|CUDA-capable devices? (is|are) (busy|detected)"
         r"|CUDA error: (unspecified launch failure|unknown error|hardware)"
     ),
+    "device error": r"AcceleratorError|CUDA error: ",
     "out of memory (host)": (
         r"oom[-_ ]kill|[Oo]ut-of-memory handler|[Ee]xceeded (job |step )?memory limit|Out Of Memory"
         r"|(can't|[Cc]annot) allocate memory|MemoryError|bad_alloc|out of memory with"
@@ -116,7 +117,7 @@ class Evidence(NamedTuple):
         """Whether it ended by a fault of its node, which others would meet there as well."""
         said = "\n".join([str(self.ended.get("reason", "")), *self.lines])
         is_named = STATES.get(self.slurm_word) == "node failure" or re.search(BAD_NODE, said)
-        return self.node_looks_bad or bool(is_named)
+        return self.node_looks_bad or bool(is_named or self.ended.get("gpu_lost"))
 
     @property
     def got_further(self) -> bool:
@@ -250,6 +251,8 @@ def _classify_record(evidence: Evidence) -> Failure:
     # Of several processes one died, and the others' exceptions say nothing: the logs may.
     lost_another = "lost touch with another" in reason
     lines = evidence.lines if lost_another or not errors else ()
+    if record.get("gpu_lost"):
+        return _find_sentence([reason]) or "device error"
     if failure := _find_sentence([reason]) or _find_sentence(lines):
         return failure
     if lost_another or record.get("signal") in ("SIGKILL", "SIGTERM"):

@@ -25,6 +25,7 @@ Failure = Literal[
     "time limit without progress",
     "preempted",
     "node failure",
+    "device error",
     "disk full or quota",
     "non-finite loss",
     "bad input",

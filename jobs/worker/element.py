@@ -118,23 +118,26 @@ def _make_all(plan: Plan, plan_file: Path, ids: Sequence[str]) -> dict[str, Repo
         if last_event_in(plan.folder(run_id), job_id()) not in ("failed", "died")
     ]
 
+    def make_in_workers(at_once: int) -> dict[str, Report]:
+        start = partial(Worker, plan_file, sys.stderr, at_once)
+        return Pool(plan, at_once, start, partial(_tell, plan), signals.leave_asked).make(todo)
+
     resources = plan.resources_of(ids[0])
     at_once = min(resources.at_once, len(todo))
     if at_once > 1 and resources.tasks == 1:
-        tell = partial(_tell, plan)
-        start = partial(Worker, plan_file, sys.stderr, at_once)
-        reports = Pool(plan, at_once, start, tell, signals.leave_asked).make(todo)
+        reports = make_in_workers(at_once)
 
         # A failure beside others may be theirs (memory): such a run is retried alone.
         todo = [i for i in todo if i in reports and reports[i].state == "failed"]
         for run_id in todo:
             record(plan.folder(run_id), "again", reports[run_id].message)
 
-    for run_id in todo:
-        if signals.leave_asked():
-            break
-        reports[run_id] = execute_when_free(plan, run_id)
-        _tell(plan, reports[run_id])
+    while todo and not signals.leave_asked():
+        report = execute_when_free(plan, todo.pop(0))
+        reports[report.run_id] = report
+        _tell(plan, report)
+        if report.gpu_lost:  # the others go on in a process of their own
+            return reports | make_in_workers(1)
     return reports
 
 

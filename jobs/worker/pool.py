@@ -206,8 +206,11 @@ class Pool:
         for output in select.select(list(outputs), [], [], 0.5)[0]:
             worker = outputs[output]
             report = worker.read()
-            if report is None or worker.death:
+            is_lost = report is not None and report.gpu_lost
+            if report is None or worker.death or is_lost:
                 self.workers.remove(worker)
+            if is_lost:  # another worker begins with a GPU that works
+                worker.leave()
             if report is None:
                 continue
             if worker.death and not self._is_stopped():

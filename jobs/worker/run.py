@@ -6,13 +6,13 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 from hvae_hpc.config.loader import dump, read_json
-from hvae_hpc.errors import UserError, say
+from hvae_hpc.errors import UserError, is_gpu_lost, say
 from hvae_hpc.jobs.state.run_log import (
     MACHINE_ERRORS,
     check_stall,
@@ -85,6 +85,7 @@ class Report:
     state: End
     message: str
     wall_s: float
+    gpu_lost: bool = False
 
 
 def execute(
@@ -128,6 +129,9 @@ def execute(
     except Exception as error:  # a bug in one run must not take the others of this process along
         say(traceback.format_exc(), to=sys.stderr)
         kind, evidence = type(error).__name__, evidence_of(error)
+        if is_gpu_lost():
+            message = record(folder, "failed", f"{kind}: {error}", gpu_lost=True, **evidence)
+            return replace(report("failed", message), gpu_lost=True)
         is_bug = evidence.get("errno") not in MACHINE_ERRORS and not kind.endswith("MemoryError")
         message = f"{kind}: {error}{' (a bug: traceback in the log)' if is_bug else ''}"
         return report("failed", record(folder, "failed", message, **evidence))

@@ -17,6 +17,7 @@ from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.state import run_log
 from hvae_hpc.jobs.state.run_log import BEGINS
 from hvae_hpc.jobs.worker import element, signals
+from hvae_hpc.jobs.worker.run import Report
 from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.folder import METRICS, read_log
 from hvae_hpc.runs.plan import Array, Plan, write_plan
@@ -73,6 +74,22 @@ def test_a_run_that_fails_does_not_stop_the_others_of_its_bundle(plan: Plan) -> 
     assert results[good].done
     assert events(plan, blocked) == ["blocked"]
     assert read_log(plan.folder(blocked))[-1]["job_id"] == "7_0"
+
+
+def test_after_a_gpu_that_was_lost_the_other_runs_go_on_in_a_process_of_their_own(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[str]()
+
+    def lose(plan: Plan, run_id: str) -> Report:
+        asked.append(run_id)
+        return Report(run_id=run_id, state="failed", message="CUDA", wall_s=0.0, gpu_lost=True)
+
+    monkeypatch.setattr(element, "execute_when_free", lose)
+    lost, good = run_named(plan, "segment", "vae+4"), run_named(plan, "segment", "reference")
+    assert element.run_element(submitted(plan, lost, good), 0) == 1
+    assert asked == [lost]
+    assert read_results(plan)[good].done
 
 
 def test_runs_of_a_package_that_changed_since_are_refused_unless_allowed(

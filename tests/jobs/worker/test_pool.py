@@ -50,7 +50,8 @@ for line in sys.stdin:
     state = {states}.get(run_id, "done")
     if state == "dies":
         os.kill(os.getpid(), signal.SIGKILL)
-    print(json.dumps(dict(run_id=run_id, state=state, message="", wall_s=1.0)), flush=True)
+    report = dict(run_id=run_id, state="failed" if state == "loses" else state, message="")
+    print(json.dumps(report | dict(wall_s=1.0, gpu_lost=state == "loses")), flush=True)
 """
 
 
@@ -118,6 +119,15 @@ def test_a_worker_that_dies_is_replaced_and_its_run_reported_with_the_cause(
     assert [[entry["event"] for entry in log] for log in logged] == [[], ["died"], [], [], []]
     assert "its process died (SIGKILL)" in logged[1][0]["reason"]
     assert logged[1][0]["signal"] == "SIGKILL"
+
+
+def test_a_worker_that_lost_its_gpu_gets_no_other_run(plan: Plan, tmp_path: Path) -> None:
+    plan, ids = made_up(plan, 4)
+    reports, _ = make_up_answers(plan, ids, 1, tmp_path / "notes", {ids[0]: "loses"})
+    assert [reports[run_id].state for run_id in ids] == ["failed", "done", "done", "done"]
+    workers = [line.split()[1] for line in (tmp_path / "notes").read_text().splitlines()]
+    assert workers[0] not in workers[1:]
+    assert len(set(workers)) == 2
 
 
 def test_runs_beside_each_other_are_those_made_alone_also_where_one_is_killed(

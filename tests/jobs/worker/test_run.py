@@ -4,10 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from hvae_hpc.config.resources import Resources
 from hvae_hpc.config.stages import CONFIGS
+from hvae_hpc.jobs.failures.classify import Evidence, classify
+from hvae_hpc.jobs.state.run_status import RunStatus
 from hvae_hpc.jobs.sweeps import expand
+from hvae_hpc.jobs.worker import run
 from hvae_hpc.jobs.worker.run import execute
 from hvae_hpc.preprocess.store.manifest import read_manifest
 from hvae_hpc.runs.done import read_results
@@ -110,3 +114,27 @@ def test_a_damaged_shard_fails_one_run_with_one_line(plan: Plan) -> None:
     assert "\n" not in report.message
     assert read_log(plan.folder(quality))[-1]["reason"] == report.message
     assert not (plan.folder(quality) / "metrics.json").exists()
+
+
+def test_a_gpu_that_does_nothing_more_is_told_apart_from_a_bug(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*of: object) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(run, "stage_function", lambda stage: fail)
+    run_id = run_named(plan, "train", "vae")
+    # A launch with wrong numbers leaves the GPU as it was.
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    report = execute(plan, run_id)
+    assert "a bug" in report.message
+    assert not report.gpu_lost
+
+    monkeypatch.setattr(torch.cuda, "synchronize", fail)
+    report = execute(plan, run_id)
+    assert "a bug" not in report.message
+    assert report.gpu_lost
+    evidence = Evidence(RunStatus("failed", "", ""), ended=read_log(plan.folder(run_id))[-1])
+    assert classify(evidence) == "device error"
+    assert evidence.node_failed
