@@ -11,6 +11,7 @@ The generator's mask is thresholded before the discriminator sees it, with the s
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from hvae_hpc.config.model import LSGANConfig, MovesConfig
@@ -35,11 +36,20 @@ class Discriminator(nn.Module):
             layers += [wrap(nn.Conv2d(before, channels, 4, stride=2, padding=1)), nn.LeakyReLU(0.2)]
             before, height, width = channels, height // 2, width // 2
         self.layers = nn.Sequential(*layers)
-        self.score = wrap(nn.Linear(before * height * width, 1))
+        self.score = nn.Linear(before * height * width, 1)
+        wrap(self.score)
 
     def forward(self, pair: Tensor) -> Tensor:
         """Return one score per pair, float32."""
-        return widen(self.score(self.layers(pair).flatten(1)))[:, 0]
+        convolutions = [layer for layer in self.layers if isinstance(layer, nn.Conv2d)]
+        # Autocast would have a GPU, but not a CPU, normalise the weights in bfloat16.
+        with torch.autocast(pair.device.type, enabled=False):
+            weights = [layer.weight for layer in convolutions]
+            by_score = self.score.weight
+        h = pair
+        for layer, weight in zip(convolutions, weights, strict=True):
+            h = F.leaky_relu(F.conv2d(h, weight, layer.bias, stride=2, padding=1), 0.2)
+        return widen(F.linear(h.flatten(1), by_score, self.score.bias))[:, 0]
 
 
 class LSGAN(nn.Module):

@@ -63,7 +63,10 @@ class TermReader:
             NonFiniteError: a term was not finite, in all processes if in one; it names the term and
                 the images seen.
         """
-        own = [float(term) for _, terms in self.pending for term in terms.values()]
+        scalars = [term for _, terms in self.pending for term in terms.values()]
+        # The device is waited for once, however many numbers there are.
+        device = next((term.device for term in scalars if term.device.type != "cpu"), None)
+        own = torch.stack([term.to(device) for term in scalars]).tolist() if scalars else []
         numbers = iter(self.team.mean(own))
         for images_seen, terms in self.pending:
             for name in terms:

@@ -252,3 +252,4 @@ def _choose_interface(host: str, port: int) -> None:
                 )  # SIOCGIFADDR
                 if answer[20:24] == own:
                     os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+                    os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")

@@ -170,10 +170,10 @@ class _Training:
         kinds = set[frozenset[str]]()
         with contextlib.closing(self.forward):
             for at in (self.optim.images - self.optim.batch_size, images_seen):
-                self.images_seen = at
-                batch = self.make_batch()
-                if (kind := frozenset(batch)) not in kinds:
-                    self.take_step(batch)
+                self.images_seen, share = at, at / self.optim.images
+                kind = frozenset(self.model.draw(1, share, torch.Generator()))  # type: ignore[operator]
+                if kind not in kinds:
+                    self.take_step()
                     kinds.add(kind)
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)  # what went wrong is told here
@@ -196,7 +196,7 @@ class _Training:
             self.workplace.log({"event": "training", "images_seen": self.images_seen})
 
             while self.images_seen < self.optim.images:
-                self.reader.add(self.images_seen, self.take_step(self.make_batch()))
+                self.reader.add(self.images_seen, self.take_step())
                 self.images_seen += self.optim.batch_size
                 at_end = self.images_seen >= self.optim.images
                 if self.best and self.best.is_due(self.images_seen):
@@ -252,14 +252,11 @@ class _Training:
         self.keep_good(saved["good_images_seen"], saved["good"] or self.state())
         self.workplace.log({"event": "resumed", "images_seen": self.images_seen})
 
-    def make_batch(self) -> dict[str, Tensor]:
-        """Return this process's part of the next step's pairs and noise."""
-        return make_batch(
+    def take_step(self) -> dict[str, Tensor]:
+        """Move the weights by one batch, phase by phase; returns terms, on the device."""
+        batch = make_batch(
             self.model, self.data, self.optim, self.seed, self.moves, self.images_seen, self.part
         )
-
-    def take_step(self, batch: Batch) -> dict[str, Tensor]:
-        """Move the weights by one batch, phase by phase; returns terms, on the device."""
         self.rate = 0.5**self.rollbacks * learning_rate(self.optim, self.images_seen)
 
         terms: dict[str, Tensor] = {}

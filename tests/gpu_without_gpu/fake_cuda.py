@@ -158,6 +158,8 @@ def _replace_runtime() -> None:
     # Else what torch.tensor(1.0) made is computed with for real, on the device.
     fake_tensor.CONSTANT_NUMEL_LIMIT = 0
     fake_tensor.FakeTensorMode.avoid_device_init = property(lambda self: True)
+    # A copy of a network, as a rehearsal makes, stays on the same device.
+    fake_tensor.FakeTensorMode.__deepcopy__ = lambda self, memo: self
 
     def to_list(tensor: torch.Tensor) -> list[float]:
         assert tensor.dim() == 1, "the fake device reads vectors only"

@@ -40,7 +40,7 @@ COMMANDS = {
 """What takes longest comes first."""
 
 MOST_GIB = {
-    ("hvae compiled", "hvae"): 45.0,  # until the flow keeps less: then 20
+    ("hvae compiled", "hvae"): 20.0,
     ("hvae", "hvae"): 40.0,
     ("unet compiled", "unet"): 5.0,
     ("table1", "unet"): 6.0,

@@ -187,6 +187,18 @@ def test_spectral_normalisation_bounds_the_discriminator() -> None:
     )
 
 
+def test_autocast_does_not_reach_spectral_normalisation() -> None:
+    discriminator = Discriminator(LSGANConfig(discriminator_channels=(4, 8)), (8, 8))
+    reached = list[bool]()
+    for layer in (discriminator.layers[0], discriminator.score):
+        layer.parametrizations.weight[0].register_forward_hook(
+            lambda *of: reached.append(torch.is_autocast_enabled("cpu"))
+        )
+    with torch.autocast("cpu", torch.bfloat16):
+        discriminator(torch.rand(2, 2, 8, 8))
+    assert reached == [False, False]
+
+
 def test_the_same_decoder_serves_hvae_and_lsgan() -> None:
     hvae, lsgan = HVAE(HVAEConfig(network=NETWORK), (8, 8)), plain_lsgan()
     lsgan.decoder.load_state_dict(hvae.decoder.state_dict())
