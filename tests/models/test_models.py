@@ -187,6 +187,22 @@ def test_spectral_normalisation_bounds_the_discriminator() -> None:
     )
 
 
+@pytest.mark.parametrize("mode", ["bilinear", "nearest"])
+def test_moves_by_algorithms_that_add_up_in_one_order_are_the_same_moves(mode: str) -> None:
+    generator = torch.Generator().manual_seed(3)
+    pair = torch.rand(3, 2, 12, 8, generator=generator).requires_grad_()
+    moves = draw_moves(3, MovesConfig(), generator, 1.5)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        moved = apply_moves(pair, moves, mode)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    usual = apply_moves(pair, moves, mode)
+    torch.testing.assert_close(moved, usual)
+    one, other = (torch.autograd.grad(x.square().sum(), pair)[0] for x in (moved, usual))
+    torch.testing.assert_close(one, other)
+
+
 def test_autocast_does_not_reach_spectral_normalisation() -> None:
     discriminator = Discriminator(LSGANConfig(discriminator_channels=(4, 8)), (8, 8))
     reached = list[bool]()
