@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -129,6 +128,9 @@ class PairTensors:
     @cached_property
     def distances(self) -> Tensor:
         """How far each pixel is from the edge of the tumour, px, below 0 inside, (N, 1, H, W)."""
+        # Only here: a training without CarveMix need not wait for scipy.
+        from scipy.ndimage import distance_transform_edt
+
         masks = self.masks[: len(self) - self.added, 0].cpu().numpy() > 0.5
         nowhere = np.full(self.image_size, float(sum(self.image_size)))
         signed = [

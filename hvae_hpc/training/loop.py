@@ -297,7 +297,7 @@ class _Training:
         phase.network.zero_grad(set_to_none=True)
         precision = self.optim.precision
         parts = split_batch(batch, self.memory.rows)
-        total, terms = torch.zeros(()), dict[str, Tensor]()
+        total, terms = torch.zeros((), device=self.device), dict[str, Tensor]()
         for share, part in parts:
             with torch.autocast(self.device.type, AUTOCAST[precision], enabled=precision != "fp32"):
                 loss: Loss = forward(part, phase.name)
@@ -305,7 +305,7 @@ class _Training:
             if len(parts) == 1:
                 return loss
 
-            total = total.to(loss.total.device) + share * loss.total.detach()
+            total = total + share * loss.total.detach()
             for name, term in loss.terms.items():
                 terms[name] = share * term.float().mean() + terms.get(name, 0.0)
         return Loss(total, terms)
