@@ -16,17 +16,16 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from peak_memory import peak_memory
-from table1_cost import plan_table_1, project_table_1
 from torch.utils.flop_counter import FlopCounterMode
 from turns import name_device, peak_of, ratio
-from unet_steps import in_the_loop, make_pairs
+from unet_peers import make_peers
+from unet_steps import as_users_do, in_the_loop, make_pairs, take_turns
 
 from hvae_hpc.config.model import MovesConfig, OptimConfig, UNetConfig
 from hvae_hpc.config.resources import Resources
@@ -163,18 +162,19 @@ def count_operations(setting: Setting, name: str) -> float:
 
 def compare_with_peers(setting: Setting) -> None:
     """Measure our U-Net's step against MONAI's and nnU-Net's, eager and compiled, in turns."""
-    from segmentation import measure_steps as measure_in_turns
-
     size = UNetConfig(base_channels=8 if setting.small else 64)  # the peers need a depth of 4
-    options = SimpleNamespace(
-        batch=setting.batch,
-        precision="fp32" if setting.small else "bf16",
-        quick=True,
-        compile=not setting.small,
-        turns=2 if setting.small else 7,
-    )
+    optim = setting.optim("fp32" if setting.small else "bf16")
     data = make_pairs(4 * setting.batch, setting.px, setting.device)
-    seconds = measure_in_turns(options, size, data)
+    peers = {name: peer for name, peer in make_peers(size).items() if "_" not in name}
+
+    sides = {}
+    for compiled in (False,) if setting.small else (False, True):
+        ending = "_compiled" if compiled else ""
+        sides[f"ours{ending}"] = in_the_loop(lambda: UNet(size), data, optim, compiled)
+        for name, peer in peers.items():
+            sides[f"{name}{ending}"] = as_users_do(peer, data, optim, compiled)
+    seconds = take_turns(sides, 2 if setting.small else 7, setting.steps)
+
     for name, times in seconds.items():
         tell(f"{name} s", statistics.median(times))
     for peer in ("monai", "nnunet"):
@@ -326,6 +326,8 @@ def make_table_1(setting: Setting) -> None:
 
 def project(setting: Setting) -> None:
     """Project the GPU-hours of the whole Table 1 from the steps that were measured before."""
+    from table1_cost import plan_table_1, project_table_1  # pandas: not every machine has it
+
     measured = json.loads(setting.results.read_text())["parts"]["steps"]["figures"]
     images_per_s: dict[str, float] = {}
     for name in ("unet", "hvae", "vae", "lsgan"):
