@@ -21,7 +21,7 @@ from typing import NamedTuple
 from hvae_hpc.errors import UserError
 from hvae_hpc.runs.files import RECORD_BYTES, read_file
 from hvae_hpc.runs.folder import write_json
-from hvae_hpc.runs.identity import content_hash
+from hvae_hpc.runs.identity import JOB, content_hash
 
 POLL_S = 60.0
 PATIENCE_S = 180.0
@@ -101,8 +101,24 @@ def ask_once(command: Sequence[str], limit_s: float = 60.0) -> str:
 
 
 def sbatch(arguments: Sequence[str]) -> str:
-    """Submit a job; returns its id."""
-    return ask_once(["sbatch", "--parsable", *arguments]).strip().partition(";")[0]
+    """Submit a job; returns what sbatch prints, for :func:`parse_job_id`."""
+    return ask_once(["sbatch", "--parsable", *arguments])
+
+
+def parse_job_id(printed: str) -> str:
+    """Return the job's id from what ``sbatch --parsable`` prints: the id, or ``<id>;<cluster>``.
+
+    Raises:
+        UserError: there is more than an id, as from a wrapper of sbatch that greets, or less.
+    """
+    job_id = printed.strip().partition(";")[0]
+    if not re.fullmatch(JOB.pattern, job_id):
+        said = " ".join(printed.split())[:200]
+        raise UserError(
+            f"sbatch --parsable printed {said!r}, expected the job's id alone; the job may be "
+            "queued: look with squeue --me, and cancel it before you submit again"
+        )
+    return job_id
 
 
 def patiently(question: Callable[[], str], patience_s: float = PATIENCE_S) -> str:

@@ -158,7 +158,8 @@ class Application:
 
         Raises:
             LimitError: SLURM takes no more of the user's elements.
-            UserError: SLURM refuses for another reason, or another command submits by now.
+            UserError: SLURM refuses for another reason, its answer is no id, or another command
+                submits by now.
         """
         check(self.prepared.folder.parent)
         uncertain = False
@@ -174,11 +175,12 @@ class Application:
                 raise
 
         try:
-            return slurm.patiently(attempt)
+            printed = slurm.patiently(attempt)
         except UserError as error:
             kind = LimitError if slurm.is_submit_limit(str(error)) else UserError
             reason = str(error).partition("sbatch: error: ")[2] or error
             raise kind(f"sbatch refused {self.plan.arrays[number].name}: {reason}") from error
+        return slurm.parse_job_id(printed)
 
     def _find_in_queue(self, number: int, places: Sequence[int]) -> str:
         """Return the id of the job that carries a part of an array; "" where there is none."""

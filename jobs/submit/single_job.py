@@ -47,4 +47,4 @@ def submit_command(
         resources = replace(resources, partition=resources.partition or partition)
         argv = [*python_command(resources), *command]
         write_atomic(script, sbatch_text(folder, name, resources, argv, comment=comment))
-        return slurm.sbatch([str(script)]), False
+        return slurm.parse_job_id(slurm.sbatch([str(script)])), False
