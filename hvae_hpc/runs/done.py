@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import json
 import os
-import stat
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -150,9 +149,7 @@ def _read_entry(plan: Plan, run_id: str, cached: _Entry | None) -> _Entry | str 
     folder = plan.folder(run_id)
     try:
         # The mark is taken before the reading: a change in between is seen the next time.
-        file = look_at(f"{folder}/{METRICS}")
-        if file is None:
-            return None
+        file = os.stat(f"{folder}/{METRICS}")  # noqa: PTH116 (10,000 Path objects take longer)
         mark = [file.st_mtime_ns, file.st_ctime_ns, file.st_size, file.st_ino]
         if cached and cached.mark == mark:
             return cached
@@ -161,6 +158,10 @@ def _read_entry(plan: Plan, run_id: str, cached: _Entry | None) -> _Entry | str 
             return None
         _check(plan.runs[run_id], result)
         return _Entry(mark=mark, summary=vars(_summarise(result)))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        reason = f"{METRICS}: cannot be read ({error.strerror}); check path and permission"
     except UserError as error:
         reason = str(error).removeprefix(f"{folder}/")
     except (ArithmeticError, RecursionError) as error:  # of hostile numbers and nesting
@@ -223,25 +224,6 @@ def _summarise(result: RunResult) -> ResultSummary:
 def _clean(text: str) -> str:
     """Return what may stand in a table: control characters escaped, and not without end."""
     return (text if text.isprintable() else printable(text))[:LONGEST_TEXT]
-
-
-def look_at(path: str) -> os.stat_result | None:
-    """Return what the file system says of a file; None where there is none.
-
-    Raises:
-        UserError: it is no file, or its place cannot be looked at.
-    """
-    try:
-        status = os.stat(path)  # noqa: PTH116 (10,000 Path objects cost more than the calls)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}); check path and permission"
-        ) from error
-    if not stat.S_ISREG(status.st_mode):
-        raise UserError(f"{path}: is no file; move it away to make it again")
-    return status
 
 
 def list_folders(runs_folder: Path, stages: Iterable[str]) -> dict[str, set[str]]:

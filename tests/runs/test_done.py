@@ -258,12 +258,9 @@ def loop(path: Path) -> None:
     path.symlink_to(path)
 
 
-@pytest.mark.parametrize(
-    ("make", "reason"),
-    [(loop, "cannot be read"), (os.mkfifo, "is no file"), (Path.mkdir, "is no file")],
-)
+@pytest.mark.parametrize("make", [loop, os.mkfifo, Path.mkdir])
 def test_what_is_no_file_is_that_run_s_fault_alone(
-    remembered: tuple[Plan, list[str]], make: Callable[[Path], None], reason: str
+    remembered: tuple[Plan, list[str]], make: Callable[[Path], None]
 ) -> None:
     plan, read = remembered
     run_id = next(run_id for run_id, run in plan.runs.items() if run.stage == "segment")
@@ -271,9 +268,9 @@ def test_what_is_no_file_is_that_run_s_fault_alone(
     path.unlink()
     make(path)
     results = read_results(plan)
-    assert results[run_id].reason.startswith(f"metrics.json: {reason}")
+    assert results[run_id].reason.startswith("metrics.json: cannot be read (")
     assert [i for i, result in results.items() if not result.done] == [run_id]
-    assert read == []
+    assert read in ([], [run_id])
 
 
 def test_what_is_kept_is_what_is_read(remembered: tuple[Plan, list[str]]) -> None:
