@@ -189,12 +189,9 @@ def _look(folder: Path) -> dict[Path, Sight]:
             continue
         holder, stamp = lease
         last = before.get(path)
-        if last is None:
-            now[path] = Sight(holder, stamp, time.monotonic(), False)
-        elif last.stamp != stamp:
-            now[path] = Sight(holder, stamp, time.monotonic(), True)
-        else:
-            now[path] = last
+        if last is None or last.stamp != stamp:
+            last = Sight(holder, stamp, time.monotonic(), has_changed=last is not None)
+        now[path] = last
     if now:
         _WATCHED[folder] = now
     return now
