@@ -6,7 +6,6 @@ disk and renamed, so nobody sees one that is half written.
 """
 
 import contextlib
-import hashlib
 import io
 import json
 import os
@@ -22,7 +21,7 @@ from typing import Any, TypeVar
 from hvae_hpc.config.loader import dump, load, read_json
 from hvae_hpc.errors import NO_ROOM, NonFiniteError, UserError, say
 from hvae_hpc.runs.files import RECORD_BYTES, open_to_append, read_last_lines, refuse_links
-from hvae_hpc.runs.identity import JOB, canonical_json, require_form
+from hvae_hpc.runs.identity import JOB, content_hash, require_form
 from hvae_hpc.runs.lease import check
 
 CONFIG = "config.json"
@@ -245,7 +244,7 @@ def read_result(folder: Path, run_id: str) -> RunResult | None:
     if result.run_id != run_id:
         raise UserError(f"{path}: is run {result.run_id}, expected {run_id}; {REMAKE}")
     # The stamp is of what the file says, without the defaults of fields that it does not have.
-    object.__setattr__(result, "_stamp", _stamp_of(data))
+    object.__setattr__(result, "_stamp", content_hash(data)[:12])
     return result
 
 
@@ -255,12 +254,8 @@ def result_stamp(result: RunResult) -> str:
     It follows from metrics.json as it was written: a later version of the package, whose RunResult
     has more fields, finds the same stamp.
     """
-    stamp: str = getattr(result, "_stamp", "") or _stamp_of(dump(result))
+    stamp: str = getattr(result, "_stamp", "") or content_hash(dump(result))[:12]
     return stamp
-
-
-def _stamp_of(data: Any) -> str:
-    return hashlib.sha256(canonical_json(data).encode()).hexdigest()[:12]
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:
@@ -272,16 +267,8 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
     path = folder / CONFIG
     if not path.exists():
         write_json(path, config)
-        return
-    written = read_json(path)
-    if not isinstance(written, dict):
-        raise UserError(f"{path}: does not hold a run's config; {REMAKE}")
-    for key in sorted({*written, *config}):
-        if written.get(key) != config.get(key):
-            raise UserError(
-                f"{path}: has {key} = {written.get(key)!r}, this run asks {config.get(key)!r}; "
-                "delete the folder or use a new one"
-            )
+    elif read_json(path) != config:
+        raise UserError(f"{path}: is not the config of this run; {REMAKE}")
 
 
 def append_log(folder: Path, record: dict[str, Any]) -> None:
@@ -292,7 +279,7 @@ def append_log(folder: Path, record: dict[str, Any]) -> None:
     """
     refuse_links(folder, folder.parent.parent)
     kept = _UNWRITTEN.pop(folder, [])
-    lines = [*kept, json.dumps({"time": round(time.time(), 3), **record}, allow_nan=True)]
+    lines = [*kept, json.dumps({"time": round(time.time(), 3), **record})]
     try:
         append_line(folder / LOG, "\n".join(lines))
     except UserError as error:

@@ -47,9 +47,7 @@ def canonical_json(value: Any) -> str:
         ValueError: value holds a NaN or an infinity, which JSON cannot say.
         TypeError: value is not plain data.
     """
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
-    )
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def content_hash(value: Any) -> str:

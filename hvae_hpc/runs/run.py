@@ -8,7 +8,6 @@ from functools import cached_property
 from hvae_hpc.config.loader import dump
 from hvae_hpc.config.stages import (
     STAGE_VERSIONS,
-    AugmentConfig,
     GenerateConfig,
     QualityConfig,
     SegmentConfig,
@@ -46,12 +45,8 @@ class Run:
         config = self.config
         if isinstance(config, SegmentConfig):
             what = config.arm.name
-        elif isinstance(config, AugmentConfig):
-            what = "standard"
-        elif isinstance(config, QualityConfig | GenerateConfig):
-            what = config.source
         else:
-            what = config.generator
+            what = self.source or "standard"
         split = f"-d{config.split.seed}" if config.split.seed else ""
         return _UNFIT.sub("_", f"{config.data}-{what}{split}-s{config.seed}")
 
