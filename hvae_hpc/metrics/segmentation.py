@@ -39,8 +39,8 @@ def score_masks(prediction: Mask, truth: Mask, spacing: tuple[float, float]) -> 
     both, predicted, true = _count(prediction, truth)
     return MaskScores(
         dice=_share(2 * both, predicted + true),
-        precision=_share(both, predicted) if predicted else _share(0, true),
-        recall=_share(both, true) if true else _share(0, predicted),
+        precision=_share(both, predicted or true),
+        recall=_share(both, true or predicted),
         hausdorff_95=hausdorff_95(prediction, truth, spacing),
     )
 
