@@ -14,7 +14,6 @@ import pandas as pd
 
 from hvae_hpc.config.arms import ArmConfig
 from hvae_hpc.config.stages import QualityConfig
-from hvae_hpc.errors import UserError
 from hvae_hpc.results.statistics import Summary, summarise
 from hvae_hpc.runs.done import REMADE, ResultSummary, read_results
 from hvae_hpc.runs.plan import Plan
@@ -107,7 +106,6 @@ class Collected:
         costs: one row per done run: where it was made and what it took; columns COST_COLUMNS.
         case_dice: id of a segment run to its Dice by case id.
         results: what is known of each run of the plan; a result that is not believed is none.
-        done: ids of all runs that are done.
         missing: "folder: reason" of every other expected run.
     """
 
@@ -118,13 +116,11 @@ class Collected:
     costs: pd.DataFrame
     case_dice: Mapping[str, Mapping[str, float]]
     results: Mapping[str, ResultSummary]
-    done: frozenset[str]
     missing: tuple[str, ...]
 
     def dice(self, data: str, arm: str, column: str = "dice") -> Summary | None:
         """Return the summary of an arm's Dice over its done runs; None where there is none."""
-        values = rows_of(self.segment, data=data, arm=arm)[column].dropna()
-        return summarise(values) if len(values) else None
+        return summarise(rows_of(self.segment, data=data, arm=arm)[column].dropna())
 
 
 def rows_of(frame: pd.DataFrame, **values: str) -> pd.DataFrame:
@@ -134,16 +130,8 @@ def rows_of(frame: pd.DataFrame, **values: str) -> pd.DataFrame:
     return frame
 
 
-def collect(plan: Plan, partial: bool = False) -> Collected:
-    """Collect the results of all runs of a plan.
-
-    Args:
-        plan: what is expected in its runs folder.
-        partial: go on where runs are missing; they are listed in the answer.
-
-    Raises:
-        UserError: runs are missing, unless partial.
-    """
+def collect(plan: Plan) -> Collected:
+    """Collect the results of all runs that a plan expects in its runs folder."""
     results = read_results(plan)
     results = _refuse(plan, results, _find_impossible_numbers(plan, results))
     results = _refuse(plan, results, _find_other_cases(plan, results))
@@ -152,8 +140,6 @@ def collect(plan: Plan, partial: bool = False) -> Collected:
         for run_id, result in results.items()
         if not result.done
     )
-    if missing and not partial:
-        raise UserError(refusal(plan, missing))
 
     # Stages in the order of the plan, and in each stage its runs.
     rows: dict[str, list[dict[str, Any]]] = {run.stage: [] for run in plan.runs.values()}
@@ -170,16 +156,7 @@ def collect(plan: Plan, partial: bool = False) -> Collected:
         costs=costs,
         case_dice={run_id: results[run_id].case_dice for run_id in frames["segment"]["run_id"]},
         results=results,
-        done=frozenset(run_id for run_id, result in results.items() if result.done),
         missing=missing,
-    )
-
-
-def refusal(plan: Plan, missing: Sequence[str]) -> str:
-    """Return what a user is told whose sweep is not done."""
-    return (
-        f"sweep {plan.sweep}: {len(missing)} of {len(plan.runs)} runs have no valid metrics.json; "
-        f"run the sweep command again, or add --partial\n{name_some(missing)}"
     )
 
 

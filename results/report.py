@@ -102,7 +102,7 @@ def _join(element: str, texts: Iterable[str]) -> str:
 
 def _describe_progress(plan: Plan, collected: Collected) -> str:
     """Say how many runs are done, and what they took."""
-    done = f"{len(collected.done)} of {len(plan.runs)} runs are done"
+    done = f"{len(collected.costs)} of {len(plan.runs)} runs are done"
     missing = f"; {len(collected.missing)} are missing, listed below" if collected.missing else ""
     costs = collected.costs
     spent = (costs["spent_s"] * costs["processes"]).groupby(costs["device"]).sum()

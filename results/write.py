@@ -9,7 +9,7 @@ from hvae_hpc.errors import UserError, printable, say
 from hvae_hpc.jobs.state.device_hours import read_device_hours
 from hvae_hpc.jobs.state.run_status import read_run_status
 from hvae_hpc.jobs.state.submissions import Submissions
-from hvae_hpc.results.collect import NOT_YET, Collected, collect, name_some, refusal
+from hvae_hpc.results.collect import NOT_YET, Collected, collect, name_some
 from hvae_hpc.results.figures.write import write_figures
 from hvae_hpc.results.report import write_report
 from hvae_hpc.results.rows import write_rows
@@ -45,22 +45,25 @@ def write_results(
     folder = (out or runs / "results") / sweep
     refuse_links(folder / "rows", out or runs)
 
-    collected, device_hours = ask_jobs(plan, collect(plan, partial=True))
+    collected, device_hours = ask_jobs(plan, collect(plan))
     missing = _write_text(
         folder / "missing.txt", "".join(f"{line}\n" for line in collected.missing)
     )
+    some = f"{len(collected.missing)} of {len(plan.runs)} runs"
     if collected.missing and not partial:
-        listed = f"all of them are listed in {missing[0]}"
-        raise UserError(f"{refusal(plan, collected.missing)}\n{listed}")
+        raise UserError(
+            f"sweep {plan.sweep}: {some} have no valid metrics.json; "
+            f"run the sweep command again, or add --partial\n{name_some(collected.missing)}\n"
+            f"all of them are listed in {missing[0]}"
+        )
 
     scores = score_arms(plan, collected)
     tables = build_tables(plan, collected, scores)
     paths = _write_tables(folder, sweep, tables)
-    verdicts = [printable(verdict.sentence) for verdict in judge(collected, scores)]
+    verdicts = [*map(printable, judge(collected, scores))]
     paths += _write_verdicts(folder, verdicts)
     if collected.missing:
-        count = f"{len(collected.missing)} of {len(plan.runs)}"
-        say(f"missing, {count} runs:\n{name_some(collected.missing)}")
+        say(f"missing, {some}:\n{name_some(collected.missing)}")
 
     figures, remarks = write_figures(plan, collected, scores, folder)
     for remark in remarks:

@@ -116,7 +116,7 @@ def _list_figures(
             f"cases-{ending}": (IMAGES, partial(draw_cases, plan, collected, data)),
         }
     for run_id, run in plan.runs.items():
-        if isinstance(run.config, TrainConfig) and run_id in collected.done:
+        if isinstance(run.config, TrainConfig) and collected.results[run_id].done:
             draw = partial(draw_progress, plan.folder(run_id), run.label)
             figures[f"progress-{_file_name(run.label)}"] = PROGRESS, draw
     return figures

@@ -7,7 +7,6 @@ the real ones, and nothing else, are chosen among: another arm may gain by its c
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -32,34 +31,13 @@ FEWEST_SEEDS = 4
 """Of fewer, halves are one seed each, and the interval covers the truth in 2 of 3 cases at most."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class PairsVerdict:
-    """Whether synthetic pairs help on one data set.
-
-    Attributes:
-        best: the arm with the highest mean gain over the reference; "" where none is done.
-        gain: of the arms that halves of the data chose, on the other halves; None with too few
-            seeds or cases.
-        chosen: these arms, one per half.
-        helps: the best arm is above the reference, beyond chance (Holm over all arms).
-        sentence: all of it for people.
-    """
-
-    data: str
-    best: str = ""
-    gain: Estimate | None = None
-    chosen: tuple[str, ...] = ()
-    helps: bool = False
-    sentence: str
-
-
-def judge(collected: Collected, scores: Sequence[ArmScores]) -> list[PairsVerdict]:
-    """Return the verdict on every data set, given the scores of all arms."""
+def judge(collected: Collected, scores: Sequence[ArmScores]) -> list[str]:
+    """Return a sentence on every data set, given the scores of all arms."""
     names = dict.fromkeys(s.data for s in scores)
     return [_judge(collected, data, [s for s in scores if s.data == data]) for data in names]
 
 
-def _judge(collected: Collected, data: str, scores: Sequence[ArmScores]) -> PairsVerdict:
+def _judge(collected: Collected, data: str, scores: Sequence[ArmScores]) -> str:
     candidates = [
         s for s in scores if _only_adds_pairs(s.arm) and s.versus == REFERENCE and s.difference
     ]
@@ -67,8 +45,7 @@ def _judge(collected: Collected, data: str, scores: Sequence[ArmScores]) -> Pair
     most = max((s.paired for s in candidates), default=0)
     candidates = [s for s in candidates if s.paired == most]
     if not candidates:
-        sentence = f"{data}: no arm with synthetic pairs can be compared with the reference yet."
-        return PairsVerdict(data=data, sentence=sentence)
+        return f"{data}: no arm with synthetic pairs can be compared with the reference yet."
 
     best = max(candidates, key=lambda s: s.mean_gain)
     reference = dice_of(collected, data, REFERENCE)
@@ -82,14 +59,7 @@ def _judge(collected: Collected, data: str, scores: Sequence[ArmScores]) -> Pair
         _compare_with_standard(collected, data, scores, candidates),
         *_compare_combinations(collected, data, scores),
     ]
-    return PairsVerdict(
-        data=data,
-        best=best.arm.name,
-        gain=gain,
-        chosen=chosen,
-        helps=best.is_significant and best.mean_gain > 0,
-        sentence="; ".join(part for part in parts if part) + ".",
-    )
+    return "; ".join(filter(None, parts)) + "."
 
 
 def _only_adds_pairs(arm: ArmConfig) -> bool:

@@ -129,7 +129,7 @@ def test_a_run_that_was_killed_without_a_word_is_lost_and_its_time_does_not_grow
     submit(plan, [[killed], [waiting]])
     log(plan, killed, {"event": "started", "job_id": "12_0", "at": 0, "time": -36000.0})
     log(plan, killed, {"images_seen": 10, "time": -32400.0})
-    collected, spent = ask_jobs(plan, collect(plan, partial=True))
+    collected, spent = ask_jobs(plan, collect(plan))
     assert collected.missing == (
         f"{plan.folder_name(killed)}: lost: ended without a result",
         f"{plan.folder_name(waiting)}: no metrics.json yet",

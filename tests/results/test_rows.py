@@ -17,7 +17,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Collected, Path]:
     folder = tmp_path_factory.mktemp("runs")
     lost = segments(make_runs(), "vae+100")[1]
     write_sweep(folder, likelihoods=True, skip=lambda run: run.run_id == lost.run_id)
-    collected = collect(read_plan(folder / "plans/small.json"), partial=True)
+    collected = collect(read_plan(folder / "plans/small.json"))
     write_rows(collected, folder)
     return collected, folder / "rows"
 
@@ -65,6 +65,6 @@ def test_rows_of_an_earlier_time_do_not_lie_beside_those_of_now(tmp_path: Path) 
     for run in runs:
         if run.stage == "quality":
             (tmp_path / run.folder / METRICS).unlink()
-    paths = write_rows(collect(plan, partial=True), tmp_path)
+    paths = write_rows(collect(plan), tmp_path)
     assert sorted((tmp_path / "rows").iterdir()) == sorted(paths)
     assert not (tmp_path / "rows/quality.csv").exists()

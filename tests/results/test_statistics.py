@@ -30,8 +30,7 @@ def test_a_single_value_has_no_sd() -> None:
 
 
 def test_nothing_or_a_nan_has_no_summary() -> None:
-    with pytest.raises(AssertionError):
-        summarise([])
+    assert summarise([]) is None
     with pytest.raises(AssertionError):
         summarise([0.5, float("nan")])
 

@@ -29,9 +29,9 @@ from tests.results.made_up import fake_dice, segments, write_samples, write_swee
 PX = 32
 
 
-def read_all(folder: Path, partial: bool = False) -> tuple[Plan, Collected, str]:
+def read_all(folder: Path) -> tuple[Plan, Collected, str]:
     plan = read_plan(folder / "plans/small.json")
-    return plan, collect(plan, partial), "brats2021"
+    return plan, collect(plan), "brats2021"
 
 
 def generated(runs: list[Run], generator: str) -> Run:
@@ -80,7 +80,7 @@ def test_a_generator_without_samples_is_left_out_with_a_line(sweep: tuple[Path, 
 def test_samples_of_a_run_that_is_not_done_are_not_shown(sweep: tuple[Path, list[Run]]) -> None:
     folder, runs = sweep
     (folder / generated(runs, "lsgan").folder / "metrics.json").unlink()
-    figure, (line,) = draw_figure2(*read_all(folder, partial=True))
+    figure, (line,) = draw_figure2(*read_all(folder))
     assert "LSGAN" not in row_labels(figure)
     assert line == "without LSGAN: no run is done yet"
 

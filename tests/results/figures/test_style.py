@@ -66,5 +66,5 @@ def test_it_is_said_what_intervals_are_over(tmp_path: Path, lost: object, said: 
 
     write_sweep(tmp_path, skip=skip)
     plan = read_plan(tmp_path / "plans/small.json")
-    collected = collect(plan, partial=True)
+    collected = collect(plan)
     assert describe_interval(score_arms(plan, collected)).endswith(said)

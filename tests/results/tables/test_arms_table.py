@@ -31,9 +31,9 @@ from tests.results.made_up import (
 )
 
 
-def table_of(folder: Path, partial: bool = False) -> Table:
+def table_of(folder: Path) -> Table:
     plan = read_plan(folder / "plans/small.json")
-    collected = collect(plan, partial)
+    collected = collect(plan)
     table = build_arms(plan, score_arms(plan, collected))
     assert table is not None
     return replace(table, remarks=tuple(sweep_remarks(plan, collected)))
@@ -96,7 +96,7 @@ def test_runs_are_paired_by_seed_whatever_is_missing(tmp_path: Path) -> None:
         ] and run.config.seed == (0 if segments([run], "reference") else 2)
 
     runs = write_sweep(tmp_path, skip=lost)
-    row = rows_of(table_of(tmp_path, partial=True))["vae+300"]
+    row = rows_of(table_of(tmp_path))["vae+300"]
     left = [fake_dice(segments(runs, arm)[1]) for arm in ("vae+300", "reference")]
     assert (row["n"], row["n_expected"], row["paired"]) == ("2", "3", "1")
     assert float(row["difference"]) == pytest.approx(left[0] - left[1])
@@ -184,7 +184,7 @@ def test_p_values_are_adjusted_for_all_arms_of_a_data_set(tmp_path: Path) -> Non
 
 def test_an_arm_without_runs_has_dashes(tmp_path: Path) -> None:
     write_sweep(tmp_path, skip=lambda run: bool(segments([run], "vae+100")))
-    table = table_of(tmp_path, partial=True)
+    table = table_of(tmp_path)
     (row,) = [row for row in table.rows if row[1] == "VAE + 100"]
     assert row == ("brats2021", "VAE + 100", "0/3", "—", "—", "", "—", "—", "—", "—")
 

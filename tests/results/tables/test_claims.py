@@ -23,13 +23,13 @@ from tests.results.made_up import (
 )
 
 
-def table_of(folder: Path, partial: bool = False) -> Table | None:
+def table_of(folder: Path) -> Table | None:
     plan = read_plan(folder / "plans/small.json")
-    return build_claims(plan, collect(plan, partial))
+    return build_claims(plan, collect(plan))
 
 
-def rows_of(folder: Path, partial: bool = False) -> dict[tuple[str, str], tuple[str, ...]]:
-    table = table_of(folder, partial)
+def rows_of(folder: Path) -> dict[tuple[str, str], tuple[str, ...]]:
+    table = table_of(folder)
     assert table is not None
     return {(row[0], row[1]): row[2:] for row in table.rows}
 
@@ -104,7 +104,7 @@ def test_what_has_no_run_was_not_tested_and_other_data_has_no_claims(tmp_path: P
         return bool(segments([run], "standard-x5"))
 
     write_sweep(tmp_path, skip=lost)
-    rows = rows_of(tmp_path, partial=True)
+    rows = rows_of(tmp_path)
     assert rows["brats2021", "the best HVAE arm is above standard augmentation ×5"][1:] == (
         "—",
         "not tested",

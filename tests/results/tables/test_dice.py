@@ -35,11 +35,9 @@ from tests.results.made_up import (
 )
 
 
-def tables_of(
-    folder: Path, sweep: str = "small", partial: bool = False
-) -> tuple[Table | None, Table | None]:
+def tables_of(folder: Path, sweep: str = "small") -> tuple[Table | None, Table | None]:
     plan = read_plan(folder / f"plans/{sweep}.json")
-    collected = collect(plan, partial)
+    collected = collect(plan)
     tables = (
         build_table1(plan, collected, score_arms(plan, collected)),
         build_table2(plan, collected),
@@ -49,8 +47,8 @@ def tables_of(
     return first, second
 
 
-def table1_of(folder: Path, partial: bool = False) -> Table:
-    table, _ = tables_of(folder, partial=partial)
+def table1_of(folder: Path) -> Table:
+    table, _ = tables_of(folder)
     assert table is not None
     return table
 
@@ -158,7 +156,7 @@ def test_missing_seeds_are_counted_in_the_cell(tmp_path: Path) -> None:
 
     gaps = {"vae+100": 7, "vae+300": 0}
     runs = write_sweep(tmp_path, seeds=10, skip=lost)
-    table = table1_of(tmp_path, partial=True)
+    table = table1_of(tmp_path)
     dice = [fake_dice(run) for run in segments(runs, "vae+100")[:7]]
     expected = f"{np.mean(dice):.3f} ± {np.std(dice, ddof=1):.3f} (7/10)"
     assert cell(table, "VAE + 100", "brats2021") == expected
@@ -176,7 +174,7 @@ def test_nan_is_never_printed(tmp_path: Path) -> None:
     for run in runs[::3]:
         if run.stage == "quality":
             finish(tmp_path, run, one_draw)
-    for table in tables_of(tmp_path, partial=True):
+    for table in tables_of(tmp_path):
         assert table is not None
         for text in (table.to_text(), table.to_markdown(), table.to_csv()):
             assert "nan" not in text.lower()
@@ -256,7 +254,7 @@ def test_missing_draws_are_counted_in_the_cell(tmp_path: Path) -> None:
     for cells, done in (("— (0/20)", None), ("13.429 ± 0.040 (10/20)", run)):
         if done:
             finish(tmp_path, done, fake_metrics(done))
-        _, table = tables_of(tmp_path, partial=True)
+        _, table = tables_of(tmp_path)
         assert table is not None
         assert table.rows[0][2] == cells
 
@@ -387,7 +385,7 @@ def test_likelihoods_that_are_missing_are_shown_as_such(tmp_path: Path) -> None:
         likelihoods=True,
     )
     plan = read_plan(tmp_path / "plans/small.json")
-    collected = collect(plan, partial=True)
+    collected = collect(plan)
     table = build_tables(plan, collected, [])["likelihoods"]
     assert table is not None
     assert table.rows[1][1] == "— (0/1)"

@@ -24,9 +24,9 @@ from tests.results.made_up import (
 )
 
 
-def table_of(folder: Path, partial: bool = False) -> Table:
+def table_of(folder: Path) -> Table:
     plan = read_plan(folder / "plans/small.json")
-    collected = collect(plan, partial)
+    collected = collect(plan)
     table = build_quality(plan, collected)
     assert table is not None
     return dataclasses.replace(table, remarks=tuple(sweep_remarks(plan, collected)))
@@ -135,7 +135,7 @@ def test_missing_runs_are_counted_and_nan_is_never_printed(tmp_path: Path) -> No
         return isinstance(run.config, QualityConfig) and run.config.source == "hvae"
 
     write_sweep(tmp_path, skip=lost)
-    table = table_of(tmp_path, partial=True)
+    table = table_of(tmp_path)
     assert cell(table, "KID ↓", "HVAE") == "— (0/1)"
     assert any(note.startswith("Partial: 1 of") for note in table.remarks)
     for text in (table.to_text(), table.to_markdown(), table.to_csv()):
@@ -146,4 +146,4 @@ def test_a_sweep_whose_quality_runs_have_no_features_has_no_such_table(tmp_path:
     (run,) = make_runs(arms=(), sources=("real",))
     run = dataclasses.replace(run, config=dataclasses.replace(run.config, features=False))
     plan = read_plan(write_plan(tmp_path, [run]))
-    assert build_quality(plan, collect(plan, partial=True)) is None
+    assert build_quality(plan, collect(plan)) is None
