@@ -36,9 +36,8 @@ def generators_of(plan: Plan) -> tuple[str, ...]:
 
     LSGAN, VAE and HVAE come first, others in the plan's order.
     """
-    configs = [run.config for run in plan.runs.values()]
-    named = dict.fromkeys(c.source for c in configs if isinstance(c, GenerateConfig))
-    named |= dict.fromkeys(c.arm.generator for c in configs if isinstance(c, SegmentConfig))
+    named = dict.fromkeys(config.source for config in plan.configs(GenerateConfig))
+    named |= dict.fromkeys(config.arm.generator for config in plan.configs(SegmentConfig))
     known = [name for name in KNOWN_GENERATORS if name in named]
     return (*known, *(name for name in named if name and name not in known))
 
@@ -87,29 +86,28 @@ def _label_part(arm: ArmConfig, part: str) -> str:
             return label.format(*match.groups())
     if arm.generator and part.startswith(arm.generator):
         use = part.removeprefix(arm.generator)
-        return USE_LABELS.get(use, "").format(generator_label(arm.generator))
+        return USE_LABELS.get(use, "").format(name_label(arm.generator))
     if part in FREE:
         return FREE[part].label
     return arm.moves.label if arm.moves else ""
 
 
-def generator_label(name: str) -> str:
-    """Return a generator's name as printed: LSGAN, VAE, HVAE aggregated, or as the sweep has it."""
+def name_label(name: str) -> str:
+    """Return what a generator, a method or an image source is called.
+
+    It is LSGAN, HVAE aggregated, "Standard aug.", or as the sweep has it.
+    """
     generator, dash, sampler = name.partition("-")
     labels = {
         **generator_labels(),
         **{name: kind.label for name, kind in FREE.items()},
         **{name: name.upper() for name in KNOWN_GENERATORS},
+        **IMAGE_SOURCES,
+        REFERENCE: "Reference",
+        "standard": "Standard aug.",
     }
     known = generator in labels and (not dash or sampler in get_args(Sampler))
     return f"{labels[generator]} {sampler}".strip() if known else name
-
-
-def method_label(method: str) -> str:
-    """Return what a method is called, without its amount: "Standard aug.", HVAE."""
-    return {REFERENCE: "Reference", "standard": "Standard aug."}.get(method) or generator_label(
-        method
-    )
 
 
 def ordered_sources(plan: Plan, data: str) -> list[str]:
@@ -121,8 +119,3 @@ def ordered_sources(plan: Plan, data: str) -> list[str]:
         *IMAGE_SOURCES,
     ]
     return sorted(planned, key=order.index)
-
-
-def source_label(source: str) -> str:
-    """Return the name of a row of Table 2."""
-    return IMAGE_SOURCES.get(source) or generator_label(source)

@@ -85,7 +85,7 @@ def supported_best(scores: Sequence[ArmScores]) -> dict[str, str]:
     """
     best = {}
     for data in dict.fromkeys(s.data for s in scores):
-        done = [s for s in scores if s.data == data and s.dice and "@" not in s.arm.name]
+        done = [s for s in scores if s.data == data and "@" not in s.arm.name]
         highest = max(done, key=lambda s: s.mean_dice, default=None)
         if highest and highest.is_significant:
             best[data] = highest.arm.name

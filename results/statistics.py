@@ -26,10 +26,11 @@ class Summary:
     sd: float | None
 
 
-def summarise(values: Iterable[float]) -> Summary:
-    """Return size, mean and standard deviation (ddof 1) of at least one finite number."""
+def summarise(values: Iterable[float]) -> Summary | None:
+    """Return size, mean and standard deviation (ddof 1) of finite numbers; None of none."""
     array = np.asarray(list(values), dtype=float)
-    assert array.size > 0, "a summary of nothing"
+    if not array.size:
+        return None
     assert np.isfinite(array).all(), "collect() lets only finite values through"
     sd = float(array.std(ddof=1)) if array.size > 1 else None
     return Summary(n=array.size, mean=float(array.mean()), sd=sd)

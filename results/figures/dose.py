@@ -17,7 +17,7 @@ from hvae_hpc.results.figures.style import (
     split_ends,
     style_of,
 )
-from hvae_hpc.results.labels import REFERENCE, method_label, method_of
+from hvae_hpc.results.labels import REFERENCE, method_of, name_label
 from hvae_hpc.results.scores import ArmScores
 from hvae_hpc.runs.plan import Plan
 
@@ -94,7 +94,7 @@ def _draw_lines(
             [ticks.index(_name_tick(s.arm)) + shift for s in known],
             [estimate.mean for estimate in estimates],
             yerr=split_ends(estimates),
-            label=method_label(method),
+            label=name_label(method),
             markersize=4.5,
             linewidth=1.4,
             capsize=2,

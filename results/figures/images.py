@@ -25,7 +25,7 @@ from hvae_hpc.results.figures.panels import (
     draw_outline_legend,
 )
 from hvae_hpc.results.figures.style import wrap_label
-from hvae_hpc.results.labels import REFERENCE, generator_label, generators_of, ordered_arms
+from hvae_hpc.results.labels import REFERENCE, generators_of, name_label, ordered_arms
 from hvae_hpc.runs.files import IMAGE_BYTES, open_file
 from hvae_hpc.runs.folder import SAMPLES
 from hvae_hpc.runs.plan import Plan
@@ -56,7 +56,7 @@ def draw_figure2(plan: Plan, collected: Collected, data: str) -> tuple[Figure, l
     for name in generators_of(plan):
         if name in makers:
             made = first_folder(collected.draws, data=data, source=name)
-            folders[generator_label(name)] = made
+            folders[name_label(name)] = made
 
     rows: list[Row] = []
     left_out = []

@@ -7,7 +7,7 @@ import pandas as pd
 
 from hvae_hpc.config.stages import GenerateConfig
 from hvae_hpc.results.collect import Collected, rows_of
-from hvae_hpc.results.labels import generator_label, generators_of
+from hvae_hpc.results.labels import generators_of, name_label
 from hvae_hpc.results.tables.table import NOTHING, Cell, Table, paragraph
 from hvae_hpc.runs.plan import Plan
 
@@ -29,7 +29,7 @@ def build_draws(plan: Plan, collected: Collected) -> Table | None:
         for source in generators_of(plan):
             runs = rows_of(counted, data=data, source=source)
             if len(runs):
-                rows.append((data, generator_label(source), *_format_draws(runs)))
+                rows.append((data, name_label(source), *_format_draws(runs)))
             numbers += [_numbers_of(plan, row) for row in runs.to_dict("records")]
 
     config = plan.runs[counted["run_id"].iloc[0]].config

@@ -4,7 +4,7 @@ from collections import Counter
 
 from hvae_hpc.config.stages import LikelihoodConfig
 from hvae_hpc.results.collect import Collected, rows_of
-from hvae_hpc.results.labels import generator_label
+from hvae_hpc.results.labels import name_label
 from hvae_hpc.results.statistics import summarise
 from hvae_hpc.results.tables.table import Cell, Table, format_summary, paragraph, summary_numbers
 from hvae_hpc.runs.plan import Plan
@@ -34,10 +34,9 @@ def build_likelihoods(plan: Plan, collected: Collected) -> Table | None:
     numbers: list[dict[str, Cell]] = []
     for (data, generator), n in Counter((c.data, c.generator) for c in configs).items():
         runs = rows_of(collected.likelihood, data=data, generator=generator)
-        cells = [data, generator_label(generator)]
+        cells = [data, name_label(generator)]
         for metric, (_, digits) in COLUMNS.items():
-            values = runs[metric].dropna()
-            summary = summarise(values) if len(values) else None
+            summary = summarise(runs[metric].dropna())
             # A VAE has no flow: nothing is missing where its runs have no such bound.
             has_none = metric == "elbo_flow" and summary is None and not runs.empty
             expected = 0 if has_none else n

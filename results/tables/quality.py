@@ -9,7 +9,7 @@ import pandas as pd
 
 from hvae_hpc.config.stages import QualityConfig
 from hvae_hpc.results.collect import MASK_MEDIANS, SET_MEASURES, Collected, rows_of
-from hvae_hpc.results.labels import IMAGE_SOURCES, ordered_sources, source_label
+from hvae_hpc.results.labels import IMAGE_SOURCES, name_label, ordered_sources
 from hvae_hpc.results.statistics import Summary, pool, summarise
 from hvae_hpc.results.tables.published import SOURCE, format_published, read_published
 from hvae_hpc.results.tables.table import (
@@ -68,7 +68,7 @@ def build_table2(plan: Plan, collected: Collected) -> Table | None:
             draws = sum(c.draws for c in configs if (c.data, c.source) == (data, source))
             runs = rows_of(collected.quality, data=data, source=source)
             in_paper = published.get((data, source, ""), {})
-            cells = [data, source_label(source)]
+            cells = [data, name_label(source)]
             for metric in ("psnr", "ssim"):
                 ours = _pool_draws(runs, metric)
                 cells.append(format_summary(ours, draws))
@@ -125,7 +125,7 @@ def build_quality(plan: Plan, collected: Collected) -> Table | None:
 
     return Table(
         title=f"Quality ({plan.sweep}): sets of images against the test images",
-        columns=("data", "measure", *map(source_label, sources)),
+        columns=("data", "measure", *map(name_label, sources)),
         rows=tuple(rows),
         notes=(*_describe_faults(all_runs), *_captions(configs[0])),
         numbers=numbers,
@@ -149,7 +149,7 @@ def _format_measure(runs: pd.DataFrame, expected: int, name: str, digits: int) -
             f"{runs[name + end].iloc[0]:.{digits}f}" for end in ("", "_low", "_high")
         )
         return f"{value} [{low}, {high}]"
-    return format_summary(summarise(values) if len(values) else None, expected, digits)
+    return format_summary(summarise(values), expected, digits)
 
 
 def _format_medians(runs: pd.DataFrame, name: str, digits: int) -> str:
@@ -162,7 +162,7 @@ def _format_medians(runs: pd.DataFrame, name: str, digits: int) -> str:
 
 def _measure_numbers(runs: pd.DataFrame, expected: int, name: str) -> dict[str, Cell]:
     values = runs[name].dropna()
-    numbers = summary_numbers(summarise(values) if len(values) else None, expected)
+    numbers = summary_numbers(summarise(values), expected)
     has_interval = len(values) == 1 and f"{name}_low" in runs
     for end in ("low", "high"):
         numbers[end] = float(runs.loc[values.index[0], f"{name}_{end}"]) if has_interval else None
@@ -185,7 +185,7 @@ def _describe_faults(runs: Mapping[str, Mapping[str, pd.DataFrame]]) -> list[str
                 continue
             for run in of_source.dropna(subset="duplicates_low").to_dict("records"):
                 n_sets += 1
-                name = f"{data}, {source_label(source)}"
+                name = f"{data}, {name_label(source)}"
                 if len(of_source) > 1:
                     name += f" (split {run['split_seed']}, generator seed {run['seed']})"
                 faults += _describe_faults_of_run(name, run, limit)
