@@ -97,13 +97,15 @@ class Worker:
         wall_s = time.time() - self.started
         return Report(run_id=run_id, state="failed", message=message, wall_s=wall_s)
 
-    def leave(self) -> None:
-        """Ask it to save and leave, and wait for that."""
+    def ask_to_leave(self) -> None:
+        """Ask it to save and leave: it does so when its input ends."""
         assert self.process.stdin is not None
-        if self.process.poll() is None:
-            self.process.terminate()
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
+
+    def leave(self) -> None:
+        """Ask it to save and leave, and wait for that."""
+        self.ask_to_leave()
         try:
             self.process.wait(timeout=60)
         except subprocess.TimeoutExpired:
@@ -149,7 +151,6 @@ class Pool:
         self._waiting = sorted(run_ids, key=lambda run_id: STAGE_ORDER[self._stage(run_id)])
         try:
             while not self._is_stopped() and (self._waiting or self.running):
-                self._report_blocked()
                 self._give_out()
                 self._read_answers()
         finally:
@@ -168,19 +169,11 @@ class Pool:
         self.reports[report.run_id] = report
         self._tell(report)
 
-    def _report_blocked(self) -> None:
-        """Report what waits for a run that ended without a result."""
-        for run_id in list(self._waiting):
-            for parent in self._plan.parents(run_id).values():
-                if parent in self.reports and self.reports[parent].state != "done":
-                    self._waiting.remove(run_id)
-                    run = self._plan.runs[parent]
-                    message = f"needs {run.stage} {run.label} ({parent})"
-                    self._end(Report(run_id=run_id, state="blocked", message=message, wall_s=0.0))
-                    break
-
     def _give_out(self) -> None:
-        """Give each free worker the first run that may begin."""
+        """Give each free worker the first run whose parents have ended.
+
+        A run says itself that it is blocked where a parent ended without a result.
+        """
         unfinished = {*self._waiting, *self.running}
         for run_id in list(self._waiting):
             if unfinished & set(self._plan.parents(run_id).values()):
@@ -220,7 +213,7 @@ class Pool:
     def _leave(self) -> None:
         """Let all workers save and leave, and take their last answers."""
         for worker in self.workers:  # all at once, as each takes its time to save
-            worker.process.terminate()
+            worker.ask_to_leave()
         for worker in self.workers:
             worker.leave()
             if worker.run_id is not None:
