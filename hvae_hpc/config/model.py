@@ -13,12 +13,17 @@ from hvae_hpc.config.kinds import AugmentationConfig, GeneratorConfig
 RULES: dict[str, Callable[[Any], bool]] = {
     "more than 0": lambda value: value > 0,
     "0 or more": lambda value: value >= 0,
+    "1 or more": lambda value: value >= 1,
     "a share between 0 and 1": lambda value: 0 <= value <= 1,
     "a number in [0, 1)": lambda value: 0 <= value < 1,
     "a number in (0, 1]": lambda value: 0 < value <= 1,
     "a probability in (0, 1)": lambda value: 0 < value < 1,
     "degrees between 0 and 180": lambda value: 0 <= value <= 180,
     "one positive number per level": lambda values: values and min(values) > 0,
+    "one or more names": bool,
+    "each once": lambda values: len(set(values)) == len(values),
+    "numbers of 1 or more": lambda values: min(values, default=1) >= 1,
+    "numbers of 2 or more": lambda values: min(values, default=2) >= 2,
 }
 """What a field may be asked to be, in the words of the message, and the test for it."""
 

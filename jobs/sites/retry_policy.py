@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from hvae_hpc.config.loader import load, merge, read_toml
+from hvae_hpc.config.model import require
 from hvae_hpc.config.resources import Resources
 from hvae_hpc.config.stages import TrainConfig
 from hvae_hpc.errors import UserError
@@ -55,11 +56,9 @@ class Rule:
     exclude_hours: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, least in (("times", 0), ("exclude_hours", 0), ("memory", 1), ("minutes", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected {least} or more")
-        if not 0 < self.micro_batch <= 1:
-            raise ValueError(f"micro_batch is {self.micro_batch}, expected more than 0, up to 1")
+        require("0 or more", self, "times", "exclude_hours")
+        require("1 or more", self, "memory", "minutes")
+        require("a number in (0, 1]", self, "micro_batch")
 
     @property
     def asks_for_more(self) -> bool:

@@ -65,6 +65,8 @@ class SegmentSettings:
     def __post_init__(self) -> None:
         require("more than 0", self, "epochs")
         require("a number in [0, 1)", self, "synthetic_share")
+        if "images" in self.optim:
+            raise ValueError("optim.images follows from epochs; remove it")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +128,7 @@ class SweepConfig:
     segment: SegmentSettings = field(default_factory=SegmentSettings)
 
     def __post_init__(self) -> None:
-        self._check_names()
+        require("0 or more", self, "image_px", "phantoms")
         for table, set_here in SET_BY_THE_PLANNER.items():
             for key in getattr(self, table):
                 if key in set_here:
@@ -134,20 +136,12 @@ class SweepConfig:
         for name in ("seeds", "splits", "generator_seeds"):
             if not 1 <= getattr(self, name) <= MOST_SEEDS:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 1 to {MOST_SEEDS}")
-        if self.image_px < 0 or self.phantoms < 0:
-            raise ValueError(
-                f"image_px is {self.image_px}, phantoms {self.phantoms}; expected 0 or more"
-            )
-        for name in ("factors", "doses", "combined", "on_top", "arms"):
-            if len(set(getattr(self, name))) < len(getattr(self, name)):
-                raise ValueError(f"{name} is {list(getattr(self, name))}, expected each once")
-        if min((*self.factors, *self.combined), default=2) < 2:
-            raise ValueError(
-                f"factors is {self.factors}, combined {self.combined}; "
-                "expected numbers of 2 or more (x2 doubles the real pairs)"
-            )
-        if min(self.doses, default=1) < 1:
-            raise ValueError(f"doses is {self.doses}, expected numbers of 1 or more")
+        require("one or more names", self, "data", "samplers")
+        require("each once", self, "data", "samplers", "factors", "doses", "combined", "arms")
+        require("each once", self, "on_top", "mixed")
+        require("numbers of 2 or more", self, "factors", "combined")
+        require("numbers of 1 or more", self, "doses")
+        self._check_names()
 
     def _check_names(self) -> None:
         """Refuse names that cannot be folders, or that the tables cannot tell apart."""
@@ -161,20 +155,16 @@ class SweepConfig:
         if unknown := set(self.mixed) - set(mixing):
             raise ValueError(f"mixed has {min(unknown)!r}, expected some of {', '.join(mixing)}")
         for name in (*self.generators, *augmentations):
-            what = "a generator" if name in self.generators else "an augmentation"
-            refused = f"{what} cannot be called {name!r}"
-            if name in TAKEN_NAMES:
-                raise ValueError(f"{refused}, which the tables use; give it another name")
-            if name.rpartition("-")[2] in USES:
-                raise ValueError(f"{refused}: an arm's name may end so; give it another name")
-            if name in self.generators and name in augmentations:
-                raise ValueError(f"{name!r} is a generator and an augmentation; rename one of them")
+            if name in TAKEN_NAMES or name.rpartition("-")[2] in USES:
+                raise ValueError(
+                    f"no generator or augmentation can be called {name!r}, "
+                    "as the names of arms need that word; give it another name"
+                )
+        if both := self.generators.keys() & augmentations.keys():
+            raise ValueError(
+                f"{min(both)!r} is a generator and an augmentation; rename one of them"
+            )
 
         sources = [source_name(name, s) for name in self.generators for s in self.samplers]
-        if not self.samplers or len(set(sources)) < len(sources):
-            raise ValueError(
-                f"samplers is {list(self.samplers)}, expected one or more, each once, "
-                "and no name twice"
-            )
-        if not self.data or len(set(self.data)) < len(self.data):
-            raise ValueError(f"data is {list(self.data)}, expected one or more names, each once")
+        if len(set(sources)) < len(sources):
+            raise ValueError(f"the names of pairs are {sources}, expected each once")

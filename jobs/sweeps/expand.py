@@ -295,10 +295,6 @@ def _lengths(draw: _Draw, arms: Sequence[ArmConfig]) -> list[int]:
     Epochs over all of an arm's pairs are rounded up to whole batches; nothing is dropped.
     """
     sweep, settings = draw.sweep, draw.sweep.segment
-    if "images" in settings.optim:
-        raise UserError(
-            f"sweep {sweep.name}: segment.optim.images follows from segment.epochs; remove it"
-        )
     batch = settings.optim.get("batch_size", OptimConfig.batch_size)
     if not isinstance(batch, int) or batch < 1:
         raise UserError(

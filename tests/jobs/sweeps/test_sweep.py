@@ -41,10 +41,7 @@ def assert_refused(message: str, project: Path, capsys: pytest.CaptureFixture[st
             " tiny3.toml --out x --local --raw DIR; or take what is packed: --data tiny tiny2",
         ),
         (["--data", "a/b", "--plan"], "sweep.toml with --data: 'a/b' cannot be a name"),
-        (
-            ["--data", "tiny", "tiny=x"],
-            "data is ['tiny', 'tiny'], expected one or more names, each once",
-        ),
+        (["--data", "tiny", "tiny=x"], "data is ('tiny', 'tiny'), expected each once"),
         (
             ["--data", "tiny=nowhere", "--plan"],
             "data set tiny: no manifest.json in nowhere; pack yours with",
@@ -133,14 +130,14 @@ def test_the_console_script_knows_its_commands(
     ("change", "message"),
     [
         (('name = "tiny"', 'name = "../out"'), "'../out' cannot be a name"),
-        (('data = ["tiny", "tiny2"]', "data = []"), "data is [], expected one or more names"),
-        (
-            ('data = ["tiny", "tiny2"]', 'data = ["tiny", "tiny"]'),
-            "expected one or more names, each once",
-        ),
+        (('data = ["tiny", "tiny2"]', "data = []"), "data is (), expected one or more names"),
+        (('data = ["tiny", "tiny2"]', 'data = ["tiny", "tiny"]'), "expected each once"),
         (("image_px = 0", "image_px = -8"), "image_px is -8"),
-        (("doses = [4, 8]", "doses = [4, 4]"), "doses is [4, 4], expected each once"),
-        (("[generators.vae]", "[generators.real]"), "a generator cannot be called 'real'"),
+        (("doses = [4, 8]", "doses = [4, 4]"), "doses is (4, 4), expected each once"),
+        (
+            ("[generators.vae]", "[generators.real]"),
+            "no generator or augmentation can be called 'real'",
+        ),
         (("[quality]", "[quality]\nseed = 3"), "quality.seed follows from the rest of the sweep"),
         (
             ("[generate]", "[generate]\nsplit = {train = 3}"),
