@@ -20,7 +20,7 @@ from hvae_hpc.jobs.state.element_ends import explain_lost
 from hvae_hpc.jobs.state.run_log import split_attempts
 from hvae_hpc.jobs.state.run_status import KINDS, RunStatus, read_run_status
 from hvae_hpc.jobs.state.submissions import Submissions
-from hvae_hpc.jobs.sweeps.costs import Seconds, expected_seconds
+from hvae_hpc.jobs.sweeps.costs import Seconds, add_up, expected_seconds
 from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.folder import read_log
 from hvae_hpc.runs.plan import Plan, find_plans, read_plan
@@ -140,20 +140,17 @@ def _add_up(
 ) -> dict[str, float]:
     """Return the totals of a sweep, given the expected seconds of the runs that are left."""
     kinds = Counter(status.kind for status in statuses.values())
-    measured = sum(expected.high is not None for expected in seconds.values())
-    gpu_hours = cpu_hours = 0.0
-    for run_id, expected in seconds.items():
-        needs = plan.resources[plan.runs[run_id].stage]
-        made = progress[run_id].progress if run_id in progress else None
-        hours = expected.expected * (1 - (made or 0.0)) / 3600
-        gpu_hours += hours * needs.nodes * needs.gpus
-        cpu_hours += hours * needs.tasks * needs.cpus
+    left = dict(seconds)
+    for run_id, far in progress.items():
+        expected = seconds[run_id].expected * (1 - (far.progress or 0.0))
+        left[run_id] = seconds[run_id]._replace(expected=expected)
+    costs = add_up(plan, left)
     return {
         "runs": len(statuses),
         **{kind: kinds[kind] for kind in KINDS},
-        "measured": measured / max(1, len(seconds)),
-        "gpu_hours_left": gpu_hours,
-        "cpu_hours_left": cpu_hours,
+        "measured": costs["measured"],
+        "gpu_hours_left": costs["gpu_hours"],
+        "cpu_hours_left": costs["cpu_hours"],
     }
 
 

@@ -8,9 +8,7 @@ its checkpoint and its result, and fails alone.
 import math
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 
-from hvae_hpc.config.resources import Resources
 from hvae_hpc.config.stages import CONFIGS
 from hvae_hpc.jobs.sweeps.costs import Seconds, minutes_for
 from hvae_hpc.runs.plan import Array, Plan
@@ -39,82 +37,69 @@ def make_arrays(
     Returns:
         Arrays without sbatch text, parents' arrays first.
     """
-    builder = _Builder(plan, seconds, queued)
     arrays: list[Array] = []
     place_of: dict[str, Place] = {}
-    for ids in builder.group(run_ids):  # parents' stages first
-        elements = bundle(ids, seconds, builder.capacity_s(ids[0]))
+    for ids in _group(plan, run_ids):
+        elements = bundle(ids, seconds, _capacity_s(plan, ids[0]))
         for start in range(0, len(elements), max_array_size):
             part = elements[start : start + max_array_size]
             for place, element in enumerate(part):
                 place_of |= dict.fromkeys(element, (len(arrays), place))
-            arrays.append(builder.make_array(part, place_of))
+            arrays.append(_make_array(plan, part, seconds, place_of, queued))
     return arrays
 
 
-@dataclass(frozen=True)
-class _Builder:
-    """What is known of the runs while arrays are built."""
+def _group(plan: Plan, run_ids: Sequence[str]) -> list[list[str]]:
+    """Sort runs by what those of an array share, parents' stages first.
 
-    plan: Plan
-    seconds: Mapping[str, Seconds]
-    queued: Mapping[str, str]
+    Runs of several draws, or of several trainings of a generator, share an array: it waits for all
+    of them.
+    """
+    stages = list(CONFIGS)
+    groups = defaultdict[Hashable, list[str]](list)
+    for run_id in sorted(run_ids, key=lambda run_id: stages.index(plan.runs[run_id].stage)):
+        run, waits_for = plan.runs[run_id], frozenset(plan.parents(run_id))
+        changes = tuple(plan.changes.get(run_id, {}).items())
+        groups[run.stage, run.config.data, run.source, changes, waits_for].append(run_id)
+    return list(groups.values())
 
-    def group(self, run_ids: Sequence[str]) -> list[list[str]]:
-        """Sort runs by what those of an array share, parents' stages first.
 
-        Runs of several draws, or of several trainings of a generator, share an array: it waits for
-        all of them.
-        """
-        groups = defaultdict[Hashable, list[str]](list)
-        for run_id in sorted(run_ids, key=self._stage_number):
-            run, parents = self.plan.runs[run_id], self.plan.parents(run_id)
-            changes = tuple(self.plan.changes.get(run_id, {}).items())
-            waits_for = frozenset(parents)
-            groups[run.stage, run.config.data, run.source, changes, waits_for].append(run_id)
-        return list(groups.values())
+def _capacity_s(plan: Plan, run_id: str) -> float:
+    """Return the seconds of a full element; 0 where a run has an element for itself.
 
-    def _stage_number(self, run_id: str) -> int:
-        return list(CONFIGS).index(self.plan.runs[run_id].stage)
+    These are runs of several processes, and runs that got a longer time limit after a failure.
+    """
+    resources = plan.resources[plan.runs[run_id].stage]
+    alone = resources.tasks > 1 or plan.changes.get(run_id, {}).get("minutes")
+    return 0.0 if alone else 60 * resources.element_minutes
 
-    def capacity_s(self, run_id: str) -> float:
-        """Return the seconds of a full element; 0 where a run has an element for itself.
 
-        These are runs of several processes, and runs that got a longer time limit after a failure.
-        """
-        resources = self.plan.resources[self.plan.runs[run_id].stage]
-        alone = resources.tasks > 1 or self.plan.changes.get(run_id, {}).get("minutes")
-        return 0.0 if alone else 60 * resources.element_minutes
+def _make_array(
+    plan: Plan,
+    elements: Sequence[tuple[str, ...]],
+    seconds: Mapping[str, Seconds],
+    place_of: Mapping[str, Place],
+    queued: Mapping[str, str],
+) -> Array:
+    """Return an array of elements, with the places of their parents, which are in arrays before it.
 
-    def make_array(
-        self, elements: Sequence[tuple[str, ...]], place_of: Mapping[str, Place]
-    ) -> Array:
-        run_ids = [run_id for element in elements for run_id in element]
-        plan, run = self.plan, self.plan.runs[run_ids[0]]
-        parents = {parent for run_id in run_ids for parent in plan.parents(run_id).values()}
-        minutes = self._time_limit(elements, plan.resources[run.stage])
-        return Array(
-            name="-".join(filter(None, (plan.sweep, run.stage, run.config.data, run.source))),
-            stage=run.stage,
-            elements=tuple(elements),
-            after=tuple(sorted({place_of[p] for p in parents & place_of.keys()})),
-            after_jobs=tuple(sorted({self.queued[p] for p in parents & self.queued.keys()})),
-            minutes=max(minutes, plan.changes.get(run_ids[0], {}).get("minutes", 0)),
-            seconds=sum(self.seconds[run_id].expected for run_id in run_ids),
-        )
-
-    def _time_limit(self, elements: Sequence[Sequence[str]], resources: Resources) -> int:
-        """Return the elements' time limit in minutes, close to what was measured.
-
-        A short limit lets them fit into gaps. Where nothing was measured, it is the stage's own.
-        """
-        longest = 0.0
-        for element in elements:
-            highs = [self.seconds[run_id].high for run_id in element]
-            if None in highs:
-                return resources.minutes
-            longest = max(longest, sum(high or 0.0 for high in highs))
-        return minutes_for(longest, resources)
+    Its time limit is close to what was measured: short elements fit into gaps. Where nothing was
+    measured, it is the stage's own.
+    """
+    run_ids = [run_id for element in elements for run_id in element]
+    run = plan.runs[run_ids[0]]
+    parents = {parent for run_id in run_ids for parent in plan.parents(run_id).values()}
+    longest_s = max(sum(seconds[run_id].high for run_id in element) for element in elements)
+    minutes = minutes_for(longest_s, plan.resources[run.stage])
+    return Array(
+        name="-".join(filter(None, (plan.sweep, run.stage, run.config.data, run.source))),
+        stage=run.stage,
+        elements=tuple(elements),
+        after=tuple(sorted({place_of[p] for p in parents & place_of.keys()})),
+        after_jobs=tuple(sorted({queued[p] for p in parents & queued.keys()})),
+        minutes=max(minutes, plan.changes.get(run_ids[0], {}).get("minutes", 0)),
+        seconds=sum(seconds[run_id].expected for run_id in run_ids),
+    )
 
 
 def bundle(

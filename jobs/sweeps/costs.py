@@ -8,7 +8,7 @@ elements and give a first idea of GPU-hours; they promise nothing.
 
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping
 from statistics import median
 from typing import NamedTuple
 
@@ -36,11 +36,11 @@ HEADROOM = 1.3
 class Seconds(NamedTuple):
     """What a run is expected to take, and a time that it hardly exceeds.
 
-    ``high`` is None where no run of its kind was measured.
+    ``high`` is infinite where no run of its kind was measured.
     """
 
     expected: float
-    high: float | None
+    high: float = math.inf
 
 
 def minutes_for(seconds: float, resources: Resources) -> int:
@@ -48,7 +48,8 @@ def minutes_for(seconds: float, resources: Resources) -> int:
 
     It is at most the stage's longest.
     """
-    return min(resources.minutes, math.ceil((seconds + START_S + resources.signal_lead_s) / 60) + 2)
+    whole_s = seconds + START_S + resources.signal_lead_s
+    return math.ceil(min(resources.minutes, whole_s / 60 + 2))
 
 
 def expected_seconds(
@@ -69,7 +70,7 @@ def expected_seconds(
             high = measured[math.ceil(0.95 * len(measured)) - 1] * images * HEADROOM
             seconds[run_id] = Seconds(median(measured) * images, high)
         else:
-            seconds[run_id] = Seconds(_estimate(run, plan.resources[run.stage]), None)
+            seconds[run_id] = Seconds(_estimate(run, plan.resources[run.stage]))
     return seconds
 
 
@@ -125,33 +126,36 @@ def expected_bytes(run: Run) -> tuple[float, float]:
     return SMALL_BYTES + 5.0 * getattr(config, "n_pairs", 0) * _pixels(run), 0.0
 
 
-def add_up(plan: Plan, run_ids: Sequence[str], seconds: Mapping[str, Seconds]) -> dict[str, float]:
-    """Return what a submission costs.
+def add_up(plan: Plan, seconds: Mapping[str, Seconds]) -> dict[str, float]:
+    """Return what runs cost.
 
     Args:
-        plan: with the submission's arrays.
-        run_ids: what it makes.
+        plan: of their sweep; that of a submission has arrays.
         seconds: by run.
 
     Returns:
-        ``runs``, ``elements``, ``gpu_hours``, ``cpu_hours``, ``measured`` (share of the runs),
-        ``files`` and ``bytes`` that are kept, and ``bytes_peak`` with the checkpoints of all
-        elements at once.
+        ``elements``, ``gpu_hours``, ``cpu_hours``, ``measured`` (share of the runs), ``files`` and
+        ``bytes`` that are kept, and ``bytes_peak`` with the checkpoints of all elements at once.
     """
-    hours = {run_id: seconds[run_id].expected / 3600 for run_id in run_ids}
-    needs = {run_id: plan.resources[plan.runs[run_id].stage] for run_id in run_ids}
-    kept = sum(expected_bytes(plan.runs[run_id])[0] for run_id in run_ids)
+    gpu_hours = cpu_hours = kept = 0.0
+    for run_id, (expected, _) in seconds.items():
+        run = plan.runs[run_id]
+        needs = plan.resources[run.stage]
+        gpu_hours += expected / 3600 * needs.nodes * needs.gpus
+        cpu_hours += expected / 3600 * needs.tasks * needs.cpus
+        kept += expected_bytes(run)[0]
+
     elements = [element for array in plan.arrays for element in array.elements]
     working = sum(
         max(expected_bytes(plan.runs[run_id])[1] for run_id in element) for element in elements
     )
+    measured = sum(high < math.inf for _, high in seconds.values())
     return {
-        "runs": float(len(run_ids)),
         "elements": float(len(elements)),
-        "gpu_hours": sum(hours[i] * needs[i].nodes * needs[i].gpus for i in run_ids),
-        "cpu_hours": sum(hours[i] * needs[i].tasks * needs[i].cpus for i in run_ids),
-        "measured": sum(seconds[i].high is not None for i in run_ids) / max(1, len(run_ids)),
-        "files": float(FILES_PER_RUN * len(run_ids) + len(elements) + len(plan.arrays) + 2),
+        "gpu_hours": gpu_hours,
+        "cpu_hours": cpu_hours,
+        "measured": measured / max(1, len(seconds)),
+        "files": float(FILES_PER_RUN * len(seconds) + len(elements) + len(plan.arrays) + 2),
         "bytes": kept,
         "bytes_peak": kept + working,
     }

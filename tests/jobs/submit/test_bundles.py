@@ -1,5 +1,6 @@
 """Runs to elements and arrays: how many runs an element carries, what waits for what, what fits."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -21,7 +22,7 @@ def plan(tmp_path: Path) -> Plan:
     return expand.make_plan(read_sweep("table1"), PAPER, tmp_path, read_site(None).resources)
 
 
-def seconds_of(plan: Plan, expected: float, high: float | None = None) -> dict[str, Seconds]:
+def seconds_of(plan: Plan, expected: float, high: float = math.inf) -> dict[str, Seconds]:
     return {run_id: Seconds(expected, high) for run_id in plan.runs}
 
 
@@ -46,7 +47,7 @@ def test_whatever_part_is_missing_every_run_waits_for_its_parents(plan: Plan) ->
             run_id for run_id in plan.runs if random.random() < random.choice([0.1, 0.5, 0.9])
         ]
         random.shuffle(wanted)
-        seconds = {run_id: Seconds(random.uniform(1, 2000), None) for run_id in plan.runs}
+        seconds = {run_id: Seconds(random.uniform(1, 2000)) for run_id in plan.runs}
         arrays = make_arrays(
             plan, wanted, seconds, queued={}, max_array_size=random.choice([3, 1001])
         )
@@ -77,11 +78,11 @@ def test_what_waits_for_an_element_in_the_queue_names_it(plan: Plan) -> None:
 
 def test_a_bundle_is_as_full_as_asked_and_no_run_is_lost_or_moved() -> None:
     ids = [f"r{i}" for i in range(100)]
-    seconds = {run_id: Seconds(60.0, None) for run_id in ids}
+    seconds = {run_id: Seconds(60.0) for run_id in ids}
     elements = bundle(ids, seconds, 25 * 60)
     assert [run_id for element in elements for run_id in element] == ids
     assert [len(element) for element in elements] == [25] * 4
-    seconds["r0"] = Seconds(7200.0, None)
+    seconds["r0"] = Seconds(7200.0)
     elements = bundle(ids, seconds, 25 * 60)
     assert elements[0] == ("r0",)
     assert (
@@ -93,8 +94,7 @@ def test_a_bundle_is_as_full_as_asked_and_no_run_is_lost_or_moved() -> None:
 
 def test_ten_short_seeds_are_one_element_and_a_training_of_hours_has_its_own(plan: Plan) -> None:
     seconds = {
-        i: Seconds(120.0 if run.stage == "segment" else 4 * 3600.0, None)
-        for i, run in plan.runs.items()
+        i: Seconds(120.0 if run.stage == "segment" else 4 * 3600.0) for i, run in plan.runs.items()
     }
     arrays = {array.name: array for array in make_arrays(plan, list(plan.runs), seconds, queued={})}
     assert len(arrays["table1-segment-brats2021-reference"].elements) == 1
@@ -134,7 +134,7 @@ def test_estimates_grow_with_pixels_images_and_the_flow(plan: Plan) -> None:
     named = {(run.stage, run.label): of[run_id].expected for run_id, run in plan.runs.items()}
     assert named["train", "brats2021-vae-s0"] < named["train", "brats2021-hvae-s0"]
     assert named["segment", "brats2021-reference-s0"] < named["segment", "brats2021-standard-x5-s0"]
-    assert all(seconds.high is None for seconds in of.values())
+    assert all(seconds.high == math.inf for seconds in of.values())
 
 
 def test_runs_that_ask_for_more_have_arrays_of_their_own_and_with_a_longer_limit_elements_too(
