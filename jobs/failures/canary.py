@@ -19,7 +19,7 @@ from hvae_hpc.jobs.state.run_log import last_event_in
 from hvae_hpc.jobs.state.run_status import HELD, RunStatus
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.runs.folder import METRICS
-from hvae_hpc.runs.plan import Array, Plan
+from hvae_hpc.runs.plan import Plan
 
 GATE_MINUTES = 5
 """Minutes between the beginning of the canaries and that of the rest."""
@@ -44,16 +44,16 @@ def canaries_of(elements: int, wanted: int) -> int:
     return wanted if elements >= 2 * wanted else 0
 
 
-def canaries_alone(array: Array, throttle: int) -> int:
-    """Return how many elements of an array are submitted as a job of their own.
+def canaries_ahead(plan: Plan) -> list[int]:
+    """Return how many elements of each array are submitted as a job of their own.
 
     Where a throttle lets only few elements run at a time, there is none: the array is one job.
-
-    Args:
-        array: of a submission.
-        throttle: elements of it that run at a time; 0 for as many as fit.
     """
-    return 0 if 0 < throttle < len(array.elements) else array.canaries
+    ahead = []
+    for array in plan.arrays:
+        throttle = plan.resources[array.stage].array_parallelism
+        ahead.append(0 if 0 < throttle < len(array.elements) else array.canaries)
+    return ahead
 
 
 def why_held(plan_file: Path, plan: Plan, array: int, place: int) -> str:

@@ -7,11 +7,10 @@ submits the rest.
 
 import contextlib
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from hvae_hpc.errors import UserError
-from hvae_hpc.jobs.failures.canary import GATE_MINUTES, canaries_alone
+from hvae_hpc.jobs.failures.canary import GATE_MINUTES, canaries_ahead
 from hvae_hpc.jobs.failures.retry import write_history
 from hvae_hpc.jobs.slurm import client as slurm
 from hvae_hpc.jobs.state.submissions import PLAN_FILE, Job, Submissions, parse_comment
@@ -39,6 +38,7 @@ class Application:
     def __init__(self, prepared: Prepared) -> None:
         self.prepared, self.plan = prepared, prepared.plan
         self.jobs: list[Job] = []
+        self._ahead = canaries_ahead(self.plan)
         self.refused = ""
         self._room, self._refusal = prepared.room, ""
         self._submissions = Submissions(prepared.plan.runs_folder)
@@ -80,7 +80,7 @@ class Application:
     def _submit_array(self, number: int) -> None:
         """Submit an array: its canaries first, and in parts where SLURM does not take it whole."""
         array = self.plan.arrays[number]
-        alone, first, end = self._canaries_alone(array), 0, len(array.elements)
+        alone, first, end = self._ahead[number], 0, len(array.elements)
         while first < end:
             size = (alone if first < alone else end) - first
             if self._room is not None:
@@ -117,7 +117,7 @@ class Application:
         waits = []
         if before := self._jobs_before(array):
             waits.append(f"afterany:{':'.join(before)}")
-        alone = self._canaries_alone(array)
+        alone = self._ahead[number]
         if places and places[0] >= alone:
             canaries = [job for job in self.jobs if job.array == number and min(job.places) < alone]
             waits += [f"after:{job.job}+{GATE_MINUTES}" for job in canaries]
@@ -132,22 +132,13 @@ class Application:
             # The last job submits the rest: not before there may be room.
             yield f"--begin=now+{self.prepared.again_s}seconds"
 
-    def _canaries_alone(self, array: Array) -> int:
-        return canaries_alone(array, self.plan.resources[array.stage].array_parallelism)
-
     def _jobs_before(self, array: Array) -> list[str]:
         """Return the SLURM ids that an array waits for: whole jobs, or single elements."""
-        wanted_in = defaultdict[int, set[int]](set)
-        for number, *places in array.after:  # no place: the whole array
-            wanted_in[number].update(places)
-
-        ids = list(array.after_jobs)
+        ids, after = list(array.after_jobs), set(array.after)
         for job in self.jobs:
-            if job.array in wanted_in:
-                wanted = wanted_in[job.array]
-                places = [place for place in job.places if not wanted or place in wanted]
-                whole = len(places) == len(job.places)
-                ids += [job.job] if whole else [f"{job.job}_{place}" for place in places]
+            places = [place for place in job.places if (job.array, place) in after]
+            is_whole = len(places) == len(job.places)
+            ids += [job.job] if is_whole else [f"{job.job}_{place}" for place in places]
         return ids
 
     def _sbatch(self, arguments: Sequence[str], number: int, places: Sequence[int]) -> str:

@@ -17,7 +17,7 @@ from typing import Literal
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.failures.bad_nodes import without_bad_nodes
-from hvae_hpc.jobs.failures.canary import canaries_alone, canaries_of
+from hvae_hpc.jobs.failures.canary import canaries_of
 from hvae_hpc.jobs.failures.retry import (
     Choice,
     RetryHistory,
@@ -128,7 +128,7 @@ def prepare(
     arrays = [_fit_array(array, plan, site, cluster) for array in arrays]
     cluster.check_suits(TABLES, plan.resources[TABLES])
     if arrays or (queued and not _last_job_waits(plan.sweep, submissions, queue)):
-        arrays.append(_last_job(plan, len(arrays), queued.values()))
+        arrays.append(_last_job(plan, arrays, queued.values()))
 
     plan = replace(plan, arrays=tuple(arrays), requeues=site.caps.requeues)
     name = f"{plan.sweep}-{plan_id(plan)}"
@@ -137,7 +137,7 @@ def prepare(
     return Prepared(
         plan=plan,
         name=name,
-        totals=add_up(plan, wanted, seconds),
+        totals=add_up(plan, seconds),
         statuses=statuses,
         room=room,
         adopted=tuple(submissions.find_unnoted(queue)),
@@ -199,21 +199,16 @@ def _fit_array(array: Array, plan: Plan, site: Site, cluster: Cluster) -> Array:
     )
 
 
-def canaries_ahead(plan: Plan) -> list[int]:
-    """Return how many elements go ahead of each array whose canaries are a job of their own."""
-    ahead = (
-        canaries_alone(array, plan.resources[array.stage].array_parallelism)
-        for array in plan.arrays
-    )
-    return [canaries for canaries in ahead if canaries]
-
-
-def _last_job(plan: Plan, n_arrays: int, queued: Collection[str]) -> Array:
+def _last_job(plan: Plan, arrays: Sequence[Array], queued: Collection[str]) -> Array:
     """Return the job that makes the tables, after all arrays and all jobs in the queue."""
     return Array(
         name=f"{plan.sweep}-{TABLES}",
         stage=TABLES,
-        after=tuple((number,) for number in range(n_arrays)),
+        after=tuple(
+            (number, place)
+            for number, array in enumerate(arrays)
+            for place in range(len(array.elements))
+        ),
         after_jobs=tuple(sorted({element.partition("_")[0] for element in queued})),
         minutes=plan.resources[TABLES].minutes,
     )

@@ -4,9 +4,9 @@ import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from hvae_hpc.jobs.failures.canary import GATE_MINUTES
+from hvae_hpc.jobs.failures.canary import GATE_MINUTES, canaries_ahead
 from hvae_hpc.jobs.submit.apply import Application
-from hvae_hpc.jobs.submit.prepare import IN_QUEUE, TABLES, Prepared, canaries_ahead
+from hvae_hpc.jobs.submit.prepare import IN_QUEUE, TABLES, Prepared
 from hvae_hpc.runs.plan import Array, Plan
 
 
@@ -18,7 +18,7 @@ def describe(prepared: Prepared, free_bytes: float) -> Iterator[str]:
         return
 
     yield from _describe_stages(plan)
-    ahead = canaries_ahead(plan)
+    ahead = list(filter(None, canaries_ahead(plan)))
     if ahead:
         yield (
             f"  canaries:   {max(ahead)} elements of {len(ahead)} array{'s' * (len(ahead) > 1)} go "
@@ -70,7 +70,7 @@ def sbatch_texts(arrays: Sequence[Array]) -> Iterator[str]:
     for stage in counts:
         array, others = firsts[stage], counts[stage] - 1
         more = f" ({others} more differ in name, number of elements and time)" if others else ""
-        waits = list(dict.fromkeys(arrays[number].name for number, *_ in array.after))
+        waits = list(dict.fromkeys(arrays[number].name for number, _ in array.after))
         dots = " ..." if len(waits) > 3 else ""
         after = f", after {', '.join(waits[:3])}{dots}" if waits else ""
         title = "the last job" if stage == TABLES else array.name

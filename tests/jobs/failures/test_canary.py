@@ -7,10 +7,12 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from hvae_hpc.jobs.failures.canary import canaries_alone, canaries_of, why_held
+from hvae_hpc.config.resources import Resources
+from hvae_hpc.jobs.failures.canary import canaries_ahead, canaries_of, why_held
 from hvae_hpc.jobs.sites.site import read_site
 from hvae_hpc.jobs.slurm.client import Queued
 from hvae_hpc.jobs.state.run_status import read_run_status
@@ -44,7 +46,14 @@ def test_small_arrays_have_no_canaries_and_a_throttle_needs_no_gate() -> None:
     assert [canaries_of(n, 3) for n in (1, 5, 6, 40)] == [0, 0, 3, 3]
     assert canaries_of(40, 0) == 0
     array = Array(name="a", stage="segment", elements=(("a",),) * 6, canaries=3)
-    assert [canaries_alone(array, throttle) for throttle in (0, 2, 5, 6)] == [3, 0, 0, 3]
+    ahead = []
+    for throttle in (0, 2, 5, 6):
+        resources = {"segment": Resources(array_parallelism=throttle)}
+        names: dict[str, Any] = {"sweep": "a", "runs_folder": Path(), "code_sha": ""}
+        ahead += canaries_ahead(
+            Plan(**names, data={}, resources=resources, runs={}, arrays=(array,))
+        )
+    assert ahead == [3, 0, 0, 3]
 
 
 def begin_rest(slurm: MiniSlurm, project: Path) -> None:
