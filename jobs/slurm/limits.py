@@ -162,7 +162,7 @@ def _ask_nodes() -> dict[str, dict[str, Node]]:
 def _minutes(text: str) -> int:
     """Turn "2-03:04:05" into minutes; 0 for UNLIMITED."""
     match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", text)
-    days, hours, minutes, seconds = (
-        (int(part or 0) for part in match.groups()) if match else (0, 0, 0, 0)
-    )
+    if not match:
+        return 0
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
     return (days * 24 + hours) * 60 + minutes + (seconds > 0)

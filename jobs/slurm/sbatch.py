@@ -16,17 +16,11 @@ def python_command(resources: Resources) -> list[str]:
     By -P it looks for no modules in the working folder, which may be somebody else's.
     """
     python = resources.python or ("python3" if resources.container else sys.executable)
-    if not resources.container:
-        return [python, "-P", "-u"]
-    return [
-        "apptainer",
-        "exec",
-        *(["--nv"] if resources.gpus else []),
-        resources.container,
-        python,
-        "-P",
-        "-u",
-    ]
+    command = [python, "-P", "-u"]
+    if resources.container:
+        gpus = ["--nv"] if resources.gpus else []
+        command = ["apptainer", "exec", *gpus, resources.container, *command]
+    return command
 
 
 def sbatch_text(
@@ -78,9 +72,8 @@ def sbatch_text(
         "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={resources.cpus}"],
     }
     executor = SlurmExecutor(folder)
-    executor.parameters = {key: value for key, value in parameters.items() if value} | {
-        "wckey": None
-    }
+    executor.parameters = {key: value for key, value in parameters.items() if value}
+    executor.parameters["wckey"] = None
     # The shell makes the step ignore the signals until Python has its handlers: what is
     # ignored stays so over exec. A single command has no handlers: it has nothing to save,
     # and ends when it is told to.

@@ -38,7 +38,7 @@ def find_run(runs_folder: Path, text: str, stage: str = "") -> tuple[Plan, str]:
     Args:
         runs_folder: of one or more sweeps.
         text: the beginning of a run id, a label, ``<stage>/<label>``, or the run's folder.
-        stage: whose run is meant where runs of several stages have the label.
+        stage: of the run; "" for any.
 
     Raises:
         UserError: none is meant, or several are; they are named.
@@ -48,9 +48,10 @@ def find_run(runs_folder: Path, text: str, stage: str = "") -> tuple[Plan, str]:
     labels: dict[str, None] = {}  # in the plan's order
     for plan in read_plans(runs_folder):
         for run_id, run in plan.runs.items():
+            if stage not in ("", run.stage):
+                continue
             folder = plan.folder_name(run_id)
-            if run.stage.startswith(stage):
-                labels[run.label] = None
+            labels[run.label] = None
             called = (run.label, f"{run.stage}/{run.label}", folder, folder.partition("/")[2])
             if wanted in called or run_id.startswith(wanted):
                 matches[folder] = (plan, run_id)
@@ -61,8 +62,7 @@ def find_run(runs_folder: Path, text: str, stage: str = "") -> tuple[Plan, str]:
         if not close:
             hint = f"give a label, such as {', '.join([*labels][:MOST_NAMED])}"
         raise UserError(f"{runs_folder}: no run {text!r}; {hint}")
-    of_stage = [name for name in matches if name.startswith(f"{stage}/")]
-    names = of_stage or list(matches)
+    names = list(matches)
     if len(names) > 1:
         more = [f"... ({len(names)} in all)"] if len(names) > MOST_NAMED else []
         ask = f"{text!r} may be any of these; give one of them"

@@ -188,7 +188,8 @@ def _make(
 
     log = read_log(folder)
     attempt = 1 + sum(entry.get("event") == "started" for entry in log)
-    _log_start(folder, attempt, at_once)
+    begins = {"event": "started", "attempt": attempt, "host": host(), "job_id": job_id()}
+    append_log(folder, {**begins, "at": checkpoint_at(folder), "at_once": at_once})
     check_stall(folder, log)
     require_content(Path(plan.data[run.config.data]["folder"]), run.parents["data"])
 
@@ -219,12 +220,6 @@ def _make(
     write_result(folder, result)
     _tidy(folder)
     return outcome
-
-
-def _log_start(folder: Path, attempt: int, at_once: int) -> None:
-    started = {"event": "started", "attempt": attempt, "host": host(), "job_id": job_id()}
-    beside = {"at_once": at_once} if at_once > 1 else {}
-    append_log(folder, {**started, "at": checkpoint_at(folder), **beside})
 
 
 def _drop_stale_checkpoints(folder: Path, stamps: Mapping[str, str]) -> None:

@@ -38,7 +38,6 @@ class FakeNVML(ModuleType):
 def nvml(monkeypatch: pytest.MonkeyPatch) -> FakeNVML:
     fake = FakeNVML()
     monkeypatch.setitem(sys.modules, "pynvml", fake)
-    monkeypatch.setattr(gpu.Path, "glob", lambda path, pattern: iter(["nvidia0"]))
     return fake
 
 
