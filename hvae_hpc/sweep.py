@@ -271,17 +271,14 @@ def _submit(
     last_job = ["-m", "hvae_hpc.sweep", *words, "--finish"]
     retries = min(options.retries, site.caps.retries)
 
-    if options.plan:
-        prepared = prepare.prepare(plan, site, cluster, last_job, retries=retries)
-        lines = [*preview.describe(prepared, prepare.check_space(prepared))]
-        lines += preview.sbatch_texts(prepared.plan.arrays)
-        say(*lines, "nothing was done (--plan)")
-        return 0
-
-    with submitting(plan.runs_folder / SUBMISSIONS):
+    submissions = plan.runs_folder / SUBMISSIONS
+    with contextlib.nullcontext() if options.plan else submitting(submissions):
         prepared = prepare.prepare(plan, site, cluster, last_job, scope=scope, retries=retries)
         for line in preview.describe(prepared, prepare.check_space(prepared)):
             say(line)
+        if options.plan:
+            say(*preview.sbatch_texts(prepared.plan.arrays), "nothing was done (--plan)")
+            return 0
         write_plan(plan, plan_path(plan.runs_folder, plan.sweep))
         application = apply.Application(prepared)
         application.run()

@@ -42,8 +42,8 @@ def _cancel_sweep(runs_folder: Path, sweep: str) -> None:
         return
     jobs = sorted({row.job for row in rows}, key=int)
     _scancel(jobs)
-    elements = sum(max(1, len(row.places)) for row in rows)
-    waiting = sum(max(1, len(row.places)) for row in rows if row.state == "PENDING")
+    elements = sum(row.elements for row in rows)
+    waiting = sum(row.elements for row in rows if row.state == "PENDING")
     counted = f"{waiting} waiting and {elements - waiting} running elements"
     say(f"sweep {sweep}: cancelled {len(jobs)} jobs with {counted}")
     say(f"  {' '.join(jobs)}")
@@ -116,7 +116,7 @@ def _read_queue(runs_folder: Path, sweep: str) -> list[slurm.Queued]:
     """Return the sweep's rows of the queue that were submitted from this runs folder."""
     submissions = Submissions(runs_folder)
     rows = _find_proven(submissions)
-    return [row for row, submission, _ in rows if submissions.plan(submission).sweep == sweep]
+    return [row for row, submission, _ in rows if submissions.plans[submission].sweep == sweep]
 
 
 def _find_proven(submissions: Submissions) -> list[tuple[slurm.Queued, str, int]]:

@@ -154,6 +154,11 @@ class Queued(NamedTuple):
     """in seconds since 1970; 0 where it is not known"""
     name: str = ""
 
+    @property
+    def elements(self) -> int:
+        """Number of elements; 1 for a job that is no array."""
+        return max(1, len(self.places))
+
 
 class Queue(NamedTuple):
     """What of the user's jobs waits or runs, and when SLURM said so (seconds since 1970)."""
@@ -164,25 +169,22 @@ class Queue(NamedTuple):
     @property
     def elements(self) -> int:
         """Number of elements and single jobs."""
-        return sum(max(1, len(row.places)) for row in self.rows)
+        return sum(row.elements for row in self.rows)
 
 
-def read_queue(
-    *, not_before: float | None = None, poll_s: float = POLL_S, patience_s: float = PATIENCE_S
-) -> Queue:
+def read_queue(*, not_before: float | None = None, patience_s: float = PATIENCE_S) -> Queue:
     """Return the user's queue as any of the user's processes got it lately, or ask for it.
 
     Args:
         not_before: an answer must be as young as this, in seconds since 1970; None for no older
-            than ``poll_s``.
-        poll_s: seconds for which an answer serves everybody.
+            than ``POLL_S``.
         patience_s: how long to try.
 
     Raises:
         BusyError: SLURM does not answer.
     """
     path, now = _cache_file(), time.time()
-    oldest = now - poll_s if not_before is None else not_before
+    oldest = now - POLL_S if not_before is None else not_before
     with contextlib.suppress(OSError, ValueError, TypeError):
         asked_at, rows = json.loads(read_file(path, RECORD_BYTES))
         if oldest <= asked_at <= now:
@@ -208,17 +210,13 @@ def _cache_file() -> Path:
 
 
 def _ask_queue(patience_s: float) -> Iterator[Queued]:
-    command = ["squeue", "--me", "--noheader", "--format=%F|%K|%T|%r|%k|%V|%j"]
+    command = ["squeue", "--me", "--noheader", "--format=%F|%K|%T|%r|%V|%j|%k"]
     for line in ask(command, patience_s).splitlines():
-        words = line.split("|", maxsplit=6)
-        if len(words) >= 5:  # else it is the second line of somebody's comment
-            job, places, state, reason, comment = words[:5]
-            seen = Queued(job, parse_places(places), state, reason, comment.strip())
-            with contextlib.suppress(ValueError):  # a comment of several lines, or with a bar
-                at, name = words[5:]
-                submitted_at = time.mktime(time.strptime(at, "%Y-%m-%dT%H:%M:%S"))
-                seen = seen._replace(submitted_at=submitted_at, name=name)
-            yield seen
+        with contextlib.suppress(ValueError):  # it is the second line of somebody's comment
+            job, places, state, reason, at, name, comment = line.split("|", maxsplit=6)
+            submitted_at = time.mktime(time.strptime(at, "%Y-%m-%dT%H:%M:%S"))
+            seen = (parse_places(places), state, reason, comment.strip(), submitted_at, name)
+            yield Queued(job, *seen)
 
 
 def parse_places(text: str) -> tuple[int, ...]:

@@ -85,29 +85,28 @@ class Submissions:
     Args:
         runs_folder: where they were submitted from.
         name: of one submission.
+
+    Attributes:
+        folder: of all submissions.
+        plans: submission to what counts of its plan.
     """
 
     def __init__(self, runs_folder: Path, name: str = "*") -> None:
         self.folder = runs_folder / SUBMISSIONS
         files = self.folder.glob(f"{name}/{PLAN_FILE}")
         plans = {path.parent.name: _read_plan(path) for path in files}
-        self._plans = {name: plan for name, plan in plans.items() if plan}
-        self.names = set(self._plans)
-
-    def plan(self, name: str) -> SubmittedPlan:
-        """Return what counts of a submission's plan."""
-        return self._plans[name]
+        self.plans = {name: plan for name, plan in plans.items() if plan}
 
     def run_ids(self, name: str, array: int, place: int) -> tuple[str, ...]:
         """Return the runs of one element of a submission's array; none beyond the array's end."""
-        elements = self.plan(name).arrays[array].elements
+        elements = self.plans[name].arrays[array].elements
         return elements[place] if place < len(elements) else ()
 
     @cached_property
     def jobs(self) -> list[Job]:
         """All jobs that were noted, in the order of their submissions."""
         by_age = sorted(
-            self.names, key=lambda name: (self.folder / name / PLAN_FILE).stat().st_mtime
+            self.plans, key=lambda name: (self.folder / name / PLAN_FILE).stat().st_mtime
         )
         return [job for name in by_age for job in self._read_jobs(name)]
 
@@ -116,7 +115,7 @@ class Submissions:
             return load(Job, {**entry, "submission": name}, JOBS_FILE)
 
         jobs = read_records(self.folder / name / JOBS_FILE, check)
-        yield from (job for job in jobs if job.array < len(self.plan(name).arrays))
+        yield from (job for job in jobs if job.array < len(self.plans[name].arrays))
 
     def note(self, job: Job) -> None:
         """Write a job's id beside its plan."""
@@ -138,7 +137,7 @@ class Submissions:
         """All elements that SLURM took, by ``<array>_<place>``, in order of submission."""
         elements = {}
         for job in self.jobs:
-            minutes = self.plan(job.submission).arrays[job.array].minutes
+            minutes = self.plans[job.submission].arrays[job.array].minutes
             for place in job.places:
                 run_ids = self.run_ids(job.submission, job.array, place)
                 elements[f"{job.job}_{place}"] = Element(run_ids, minutes, job.time)
@@ -158,7 +157,7 @@ class Submissions:
         for row in rows:
             submission, array = parse_comment(row.comment) or noted.get(row.job, ("", 0))
             here = str(self.folder.parent.resolve())
-            plan = self._plans.get(submission)
+            plan = self.plans.get(submission)
             if plan and plan.runs_folder == here and array < len(plan.arrays):
                 ours.append((row, submission, array))
         return ours
@@ -171,7 +170,7 @@ class Submissions:
         """
         if parse_comment(row.comment):
             return True
-        plan, noted = self.plan(submission), [job for job in self.jobs if job.job == row.job]
+        plan, noted = self.plans[submission], [job for job in self.jobs if job.job == row.job]
         is_named = row.name == plan.arrays[array].name
         begins = tuple(f"{plan.sweep}-{stage}" for stage in (*CONFIGS, "tables"))
         is_timely = any(abs(row.submitted_at - job.time) < SUBMITTING_S for job in noted)

@@ -90,17 +90,17 @@ def read_plans(runs_folder: Path, sweep: str | None = None) -> list[Plan]:
 
 def read_our_queue(submissions: Submissions) -> tuple[slurm.Queue | None, str]:
     """Return the user's queue, and why it is not known where something was submitted from here."""
-    if not submissions.names:
+    if not submissions.plans:
         return None, ""
     if not slurm.is_available():
         return None, "there is no SLURM here"
-    poll_s, now = read_site(None).caps.poll_s, time.time()
+    now = time.time()
     # An answer from before the last sbatch does not know its jobs. The clock of the machine that
     # submitted may be ahead of ours.
     submitted_at = [job.time for job in submissions.jobs if job.time <= now]
-    oldest = max([now - poll_s, *submitted_at])
+    oldest = max([now - read_site(None).caps.poll_s, *submitted_at])
     try:
-        return slurm.read_queue(not_before=oldest, poll_s=poll_s, patience_s=PATIENCE_S), ""
+        return slurm.read_queue(not_before=oldest, patience_s=PATIENCE_S), ""
     except UserError as error:
         return None, str(error)
 

@@ -110,8 +110,8 @@ def prepare(
     limits = [limit for limit in (cluster.submit_limit, site.caps.elements) if limit]
 
     # What was submitted from here must be in the answer; without submissions an older one will do.
-    not_before = time.time() if submissions.names or limits else None
-    queue = slurm.read_queue(not_before=not_before, poll_s=site.caps.poll_s)
+    may_be_s_old = 0.0 if submissions.plans or limits else site.caps.poll_s
+    queue = slurm.read_queue(not_before=time.time() - may_be_s_old)
     room = max(0, min(limits) - queue.elements) if limits else None
     results = read_results(plan)  # after the queue: what ends in between would seem lost
     statuses = read_run_status(plan, results, submissions, queue)
@@ -216,7 +216,7 @@ def _last_job(plan: Plan, arrays: Sequence[Array], queued: Collection[str]) -> A
 
 def _last_job_waits(sweep: str, submissions: Submissions, queue: slurm.Queue) -> bool:
     for _, name, number in submissions.find_queued(queue):
-        submitted = submissions.plan(name)
+        submitted = submissions.plans[name]
         if submitted.sweep == sweep and submitted.arrays[number].stage == TABLES:
             return True
     return False

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from hvae_hpc.config.resources import Resources
@@ -18,7 +17,6 @@ def submit_command(
     name: str,
     command: Sequence[str],
     resources: Resources,
-    partition: str,
     folder: Path,
     *,
     key: str,
@@ -28,8 +26,7 @@ def submit_command(
     Args:
         name: of the job.
         command: argv after Python.
-        resources: of its stage.
-        partition: where it goes, unless the stage has its own.
+        resources: of its stage, with a partition.
         folder: for the sbatch text and the log.
         key: names what the command makes; of two jobs with one key only one is in the queue.
 
@@ -44,7 +41,6 @@ def submit_command(
             if row.comment == comment:
                 return row.job, True
 
-        resources = replace(resources, partition=resources.partition or partition)
         argv = [*python_command(resources), *command]
         write_atomic(script, sbatch_text(folder, name, resources, argv, comment=comment))
         return slurm.parse_job_id(slurm.sbatch([str(script)])), False

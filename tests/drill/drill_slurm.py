@@ -165,7 +165,7 @@ class Trouble:
 
     def running(self) -> list[Element]:
         """Return the elements that run and that were submitted from the drill's runs folder."""
-        names = Submissions(self.runs).names
+        names = Submissions(self.runs).plans
         found = []
         for line in self.slurm.client(
             "squeue", "-h", "-r", "-t", "RUNNING", "-o", "%F_%K|%N|%k"

@@ -217,11 +217,11 @@ case $0 in *squeue) cat {queue} ;; *) echo "$(basename $0) $*" >> {calls} ;; esa
 @pytest.mark.parametrize(
     ("row", "is_ours"),
     [
-        ("12|0-1|PENDING|Priority|(null)|{at}|small-segment-brats2021", True),
-        ("12|0-1|PENDING|Priority|hvae_hpc:small-abc:0|{at}|renamed", True),
-        ("12|0-1|PENDING|Priority|(null)|2020-02-02T02:02:02|small-segment-brats2021", False),
-        ("12|0-1|PENDING|Priority|(null)|{at}|thesis", False),
-        ("12|0-1|PENDING|Priority|a|b|{at}|small-segment-brats2021", False),
+        ("12|0-1|PENDING|Priority|{at}|small-segment-brats2021|(null)", True),
+        ("12|0-1|PENDING|Priority|{at}|renamed|hvae_hpc:small-abc:0", True),
+        ("12|0-1|PENDING|Priority|2020-02-02T02:02:02|small-segment-brats2021|(null)", False),
+        ("12|0-1|PENDING|Priority|{at}|thesis|(null)", False),
+        ("12|0-1|PENDING|Priority|{at}|a|hvae_hpc:small-abc:0|(null)", False),
     ],
 )
 def test_without_our_comment_a_job_is_ours_by_its_name_and_its_time_of_submission_alone(

@@ -115,9 +115,9 @@ def test_time_limits_are_minutes(text: str, minutes: int) -> None:
     assert _minutes(text) == minutes
 
 
-QUEUE = """41|0-9%4|PENDING|Dependency|hvae_hpc:tiny-abc:3
-40|2|RUNNING|None|hvae_hpc:tiny-abc:2
-39|N/A|PENDING|Priority|a|b
+QUEUE = """41|0-9%4|PENDING|Dependency|2026-01-02T03:04:05|tiny|hvae_hpc:tiny-abc:3
+40|2|RUNNING|None|2026-01-02T03:04:05|tiny|hvae_hpc:tiny-abc:2
+39|N/A|PENDING|Priority|2026-01-02T03:04:05|other|a|b
 second line of that comment
 """
 

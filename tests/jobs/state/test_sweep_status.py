@@ -99,7 +99,7 @@ def test_an_answer_from_before_the_last_sbatch_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = make_plan(tmp_path, make_runs(arms=SMALL_ARMS[:1], seeds=1, sources=()))
-    row = "12|0|PENDING|Priority|hvae_hpc:small-abc:0"
+    row = "12|0|PENDING|Priority|2026-01-02T03:04:05|small|hvae_hpc:small-abc:0"
     fake_clients(
         tmp_path / "bin",
         monkeypatch,
