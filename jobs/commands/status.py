@@ -24,6 +24,7 @@ from hvae_hpc.jobs.state.find_run import name_run
 from hvae_hpc.jobs.state.run_status import KINDS, UNASKED, Kind
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.jobs.state.sweep_status import Progress, SweepStatus, read_sweep_statuses
+from hvae_hpc.jobs.sweeps.costs import duration
 from hvae_hpc.runs.done import read_results
 
 SCHEMA = 1
@@ -180,17 +181,6 @@ def _costs(sweep: SweepStatus) -> Iterator[str]:
 def _read_costs(sweep: SweepStatus) -> list[StageHours]:
     submissions = Submissions(sweep.plan.runs_folder)
     return read_device_hours(sweep.plan, read_results(sweep.plan), sweep.statuses, submissions)
-
-
-def duration(seconds: float) -> str:
-    """Return a time for people: "40 s", "12 min", "1 h 12 min", "2 d 3 h"."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if minutes < 60:
-        return f"{minutes} min"
-    hours = minutes // 60
-    return f"{hours} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
 def main(argv: Sequence[str]) -> int:

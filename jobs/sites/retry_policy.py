@@ -6,7 +6,7 @@ before (:mod:`hvae_hpc.jobs.failures.retry`).
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -66,6 +66,15 @@ class Rule:
         return self.memory > 1 or self.minutes > 1 or self.micro_batch < 1
 
 
+def check_tables(tables: Mapping[str, Any], known: Collection[str], where: str) -> None:
+    """Refuse tables that are none, or have no known name; ``where`` says whose they are."""
+    for name, table in tables.items():
+        if name not in known:
+            raise UserError(f"{where}: unknown table {name!r}; expected one of {', '.join(known)}")
+        if not isinstance(table, dict):
+            raise UserError(f"{where}: {name}: got {table!r}, expected a table [{name}]")
+
+
 def read_rules(layers: Mapping[str, Any]) -> dict[Failure, Rule]:
     """Return the rule of each class: the library's table, and over it those of site files.
 
@@ -77,11 +86,7 @@ def read_rules(layers: Mapping[str, Any]) -> dict[Failure, Rule]:
     """
     rules, last = read_toml(POLICY, POLICY.parent), str(POLICY)
     for where, layer in layers.items():
-        entries = layer.items() if isinstance(layer, Mapping) else [(layer, None)]
-        for name, rule in entries:
-            if name not in FAILURES or not isinstance(rule, Mapping):
-                known = ", ".join(f'[retry."{failure}"]' for failure in FAILURES)
-                raise UserError(f"{where}: retry: got {name!r}, expected tables {known}")
+        check_tables(layer, FAILURES, f"{where}: retry")
         rules, last = merge(rules, layer), where
     return {name: load(Rule, rules[name], f'{last}: retry."{name}"') for name in FAILURES}
 

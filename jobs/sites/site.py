@@ -10,7 +10,7 @@ there. Only this one may hold ``[caps]``.
 
 import argparse
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 from hvae_hpc.config.loader import load, read_toml
 from hvae_hpc.config.resources import Resources
 from hvae_hpc.errors import UserError
-from hvae_hpc.jobs.sites.retry_policy import Failure, Rule, read_rules
+from hvae_hpc.jobs.sites.retry_policy import Failure, Rule, check_tables, read_rules
 from hvae_hpc.jobs.slurm.client import POLL_S, is_available
 from hvae_hpc.jobs.slurm.limits import Cluster
 
@@ -125,8 +125,8 @@ def read_site(path: Path | None, flags: Mapping[str, Any] | None = None) -> Site
         if "caps" in tables and file != admin_file:
             expected = f"the administrator's file ({SYSTEM_SITE} or $HVAE_HPC_SITE)"
             raise UserError(f"{file}: [caps] stand only in {expected}")
+        check_tables(tables, [EVERY_STAGE, *library, "caps", "retry"], str(file))
         retry_rules[str(file)] = tables.pop("retry", {})
-        _check_tables(tables, [EVERY_STAGE, *library, "caps"], file)
         limits |= tables.pop("caps", {})
         layers.append(tables)
     caps, rules = load(Caps, limits, f"{admin_file}: caps"), read_rules(retry_rules)
@@ -154,14 +154,6 @@ def _find_admin_file() -> Path | None:
     if SYSTEM_SITE.is_file():
         return SYSTEM_SITE
     return Path(chosen) if (chosen := os.environ.get("HVAE_HPC_SITE")) else None
-
-
-def _check_tables(tables: Mapping[str, Any], known: Collection[str], where: Path) -> None:
-    for name, table in tables.items():
-        if name not in known:
-            raise UserError(f"{where}: unknown stage {name!r}; expected {', '.join(known)}")
-        if not isinstance(table, dict):
-            raise UserError(f"{where}: {name}: got {table!r}, expected a table [{name}]")
 
 
 def _load_stage(

@@ -18,7 +18,7 @@ from hvae_hpc.jobs.state.element_ends import read_ends
 from hvae_hpc.jobs.state.run_log import duration_s, split_attempts
 from hvae_hpc.jobs.state.run_status import RunStatus
 from hvae_hpc.jobs.state.submissions import Submissions
-from hvae_hpc.jobs.sweeps.costs import HEADROOM, minutes_for
+from hvae_hpc.jobs.sweeps.costs import HEADROOM, minutes_for, percentile_95
 from hvae_hpc.runs.done import ResultSummary
 from hvae_hpc.runs.folder import read_log
 from hvae_hpc.runs.plan import Plan
@@ -138,12 +138,12 @@ def _advise(plan: Plan, stage: str, made: Sequence[ResultSummary], submissions: 
     if len(elements) < ENOUGH_ELEMENTS:
         return ""
 
-    needs, place = plan.resources[stage], math.ceil(0.95 * len(elements)) - 1
-    seconds = sorted(sum(result.wall_s for result in results) for results in elements.values())
-    mib = sorted(max(result.peak_memory_mib for result in made) for made in elements.values())
+    needs, all_made = plan.resources[stage], elements.values()
+    seconds = percentile_95(sum(result.wall_s for result in made) for made in all_made)
+    mib = percentile_95(max(result.peak_memory_mib for result in made) for made in all_made)
     enough = {
-        "minutes": minutes_for(seconds[place] * HEADROOM, needs),
-        "memory_gb": max(1, math.ceil(mib[place] * needs.tasks_per_node / 1024 * HEADROOM)),
+        "minutes": minutes_for(seconds * HEADROOM, needs),
+        "memory_gb": max(1, math.ceil(mib * needs.tasks_per_node / 1024 * HEADROOM)),
     }
     asked = {
         "minutes": max(submissions.elements[name].minutes for name in elements),

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from hvae_hpc.jobs.failures.canary import GATE_MINUTES, canaries_ahead
 from hvae_hpc.jobs.submit.apply import Application
 from hvae_hpc.jobs.submit.prepare import IN_QUEUE, TABLES, Prepared
+from hvae_hpc.jobs.sweeps.costs import duration
 from hvae_hpc.runs.plan import Array, Plan
 
 
@@ -48,17 +49,17 @@ def describe(prepared: Prepared, free_bytes: float) -> Iterator[str]:
 def _describe_stages(plan: Plan) -> Iterator[str]:
     """Yield a table of what is submitted, a line per stage."""
     yield (
-        f"  to submit:  {'stage':9}{'runs':>6}{'arrays':>8}{'elements':>10}{'each':>9}{'limit':>9}"
-        "  partition"
+        f"  to submit:  {'stage':9}{'runs':>6}{'arrays':>8}{'elements':>10}"
+        f"{'each':>12}{'limit':>12}  partition"
     )
     for stage in dict.fromkeys(array.stage for array in plan.arrays):
         arrays = [array for array in plan.arrays if array.stage == stage]
         runs = sum(len(array.run_ids) for array in arrays)
         elements = sum(len(array.elements) for array in arrays)
-        each = _span(sum(array.seconds for array in arrays) / elements) if elements else ""
-        limit = _span(60 * max(array.minutes for array in arrays))
+        each = duration(sum(array.seconds for array in arrays) / elements) if elements else ""
+        limit = duration(60 * max(array.minutes for array in arrays))
         yield (
-            f"{'':14}{stage:9}{runs:6}{len(arrays):8}{elements or 1:10}{each:>9}{limit:>9}"
+            f"{'':14}{stage:9}{runs:6}{len(arrays):8}{elements or 1:10}{each:>12}{limit:>12}"
             f"  {plan.resources[stage].partition}"
         )
 
@@ -109,12 +110,6 @@ def tell(application: Application, retries: int) -> Iterator[str]:
         )
     yield f"logs:       {prepared.folder}"
     yield f"status:     hvae-hpc status {shlex.quote(str(prepared.plan.runs_folder))}"
-
-
-def _span(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _size(n_bytes: float) -> str:

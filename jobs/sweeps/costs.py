@@ -52,6 +52,23 @@ def minutes_for(seconds: float, resources: Resources) -> int:
     return math.ceil(min(resources.minutes, whole_s / 60 + 2))
 
 
+def duration(seconds: float) -> str:
+    """Return a time for people: "40 s", "12 min", "1 h 12 min", "2 d 3 h"."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    hours = minutes // 60
+    return f"{hours} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def percentile_95(values: Iterable[float]) -> float:
+    """Return the least of some values that 95 % of them do not exceed."""
+    ordered = sorted(values)
+    return ordered[math.ceil(0.95 * len(ordered)) - 1]
+
+
 def expected_seconds(
     plan: Plan, results: Mapping[str, ResultSummary], run_ids: Iterable[str]
 ) -> dict[str, Seconds]:
@@ -65,9 +82,9 @@ def expected_seconds(
     seconds = {}
     for run_id in run_ids:
         run = plan.runs[run_id]
-        images, measured = _images(run), sorted(rates[_kind(run)])
+        images, measured = _images(run), rates[_kind(run)]
         if measured:
-            high = measured[math.ceil(0.95 * len(measured)) - 1] * images * HEADROOM
+            high = percentile_95(measured) * images * HEADROOM
             seconds[run_id] = Seconds(median(measured) * images, high)
         else:
             seconds[run_id] = Seconds(_estimate(run, plan.resources[run.stage]))

@@ -22,6 +22,7 @@ from hvae_hpc.jobs.state.sweep_status import (
     read_our_queue,
     read_sweep_statuses,
 )
+from hvae_hpc.jobs.sweeps.costs import duration
 from hvae_hpc.runs.plan import Plan
 from tests.jobs.queues import Queue, in_queue, log, make_plan, queue_of, submit
 from tests.minislurm.minislurm import MiniSlurm
@@ -222,7 +223,7 @@ def test_json_holds_everything_under_stable_names(
     ],
 )
 def test_times_are_for_people(seconds: float, said: str) -> None:
-    assert status.duration(seconds) == said
+    assert duration(seconds) == said
 
 
 def test_several_sweeps_are_shown_or_the_one_that_is_named(

@@ -84,9 +84,12 @@ def test_site_files_lay_their_rules_over_the_library_s(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('[retry."lots"]\ntimes = 1', "retry: got 'lots', expected tables"),
-        ("[retry]\nlost = 3", "retry: got 'lost', expected tables"),
-        ("retry = 3", "retry: got 3, expected tables"),
+        (
+            '[retry."lots"]\ntimes = 1',
+            "retry: unknown table 'lots'; expected one of out of memory (host), ",
+        ),
+        ("[retry]\nlost = 3", "retry: lost: got 3, expected a table [lost]"),
+        ("retry = 3", "site.toml: retry: got 3, expected a table [retry]"),
         ("[retry.lost]\ntime = 3", "unknown key 'time'; did you mean 'times'?"),
         ("[retry.lost]\nmemory = 0.5", "expected 1 or more"),
     ],

@@ -101,7 +101,7 @@ def test_no_cpu_stage_holds_a_gpu() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[segmnt]\nminutes = 5\n", "unknown stage 'segmnt'"),
+        ("[segmnt]\nminutes = 5\n", "unknown table 'segmnt'"),
         ("segment = 3\n", r"segment: got 3, expected a table \[segment\]"),
         (
             "[segment]\nnodes = 2\n",
