@@ -77,14 +77,15 @@ def main(argv: Sequence[str]) -> int:
     # The runs, and in the end the tables.
     if cluster and missing:
         return _submit(plan, site, cluster, options, argv)
-    if cluster:
-        say("submitted nothing: every run is done")
-        say(f"tables: python -m hvae_hpc.results {shlex.quote(str(plan.runs_folder))}")
     if options.plan:
         say("nothing was done (--plan)")
         return 0
     write_plan(plan, plan_path(plan.runs_folder, plan.sweep))
-    return 0 if cluster else _run_here(plan, missing, options)
+    if not cluster:
+        return _run_here(plan, missing, options)
+    say("submitted nothing: every run is done")
+    say(f"tables: python -m hvae_hpc.results {shlex.quote(str(plan.runs_folder))}")
+    return 0
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -8,7 +8,6 @@ it ends at once and writes the reason into the logs of its runs. The same sweep 
 again, submits held runs again.
 """
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from hvae_hpc.jobs.state.run_log import last_event_in
 from hvae_hpc.jobs.state.run_status import HELD, RunStatus
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.runs.folder import METRICS
+from hvae_hpc.runs.lease import restart_count
 from hvae_hpc.runs.plan import Plan
 
 GATE_MINUTES = 5
@@ -70,8 +70,7 @@ def why_held(plan_file: Path, plan: Plan, array: int, place: int) -> str:
         and all elements that SLURM requeued.
     """
     canaries, elements = plan.arrays[array].canaries, len(plan.arrays[array].elements)
-    was_requeued = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
-    if canaries == 0 or place < canaries or was_requeued:
+    if canaries == 0 or place < canaries or restart_count():
         return ""
 
     failures = [

@@ -18,7 +18,7 @@ from hvae_hpc.jobs.state.element_ends import read_ends
 from hvae_hpc.jobs.state.run_log import duration_s, split_attempts
 from hvae_hpc.jobs.state.run_status import RunStatus
 from hvae_hpc.jobs.state.submissions import Submissions
-from hvae_hpc.jobs.sweeps.costs import HEADROOM, minutes_for, percentile_95
+from hvae_hpc.jobs.sweeps.costs import HEADROOM, percentile_95
 from hvae_hpc.runs.done import ResultSummary
 from hvae_hpc.runs.folder import read_log
 from hvae_hpc.runs.plan import Plan
@@ -40,7 +40,7 @@ class StageHours(NamedTuple):
         unit: "gpu", of which a run has ``nodes x gpus``, or "cpu", of which it has ``tasks x cpus``
             (its threads where it ran without SLURM).
         hours: of devices, by outcome.
-        advice: a line on what less to ask for; "" for none.
+        advice: a line on how much less memory to ask for; "" for none.
     """
 
     stage: str
@@ -60,7 +60,8 @@ def read_device_hours(
     stages = []
     for stage in [stage for stage in CONFIGS if stage in plan.resources]:
         run_ids = [run_id for run_id, run in plan.runs.items() if run.stage == stage]
-        made_on = {results[run_id].device for run_id in run_ids if results[run_id].done}
+        made = [results[run_id] for run_id in run_ids if results[run_id].done]
+        made_on = {result.device for result in made}
         unit = "gpu" if plan.resources[stage].gpus and made_on != {"cpu"} else "cpu"
 
         hours = dict.fromkeys(OUTCOMES, 0.0)
@@ -73,7 +74,6 @@ def read_device_hours(
                 hours[outcome] += devices * seconds / 3600
 
         if any(hours.values()):
-            made = [results[run_id] for run_id in run_ids if results[run_id].done]
             stages.append(StageHours(stage, unit, hours, _advise(plan, stage, made, submissions)))
     return stages
 
@@ -122,39 +122,28 @@ def _outcome(
 
 
 def _advise(plan: Plan, stage: str, made: Sequence[ResultSummary], submissions: Submissions) -> str:
-    """Return a line on what less to ask for; "" where that is not known, or not much less.
+    """Return a line on how much less memory would do; "" where that is not known, or not much less.
 
     It looks at the elements that made all their runs at the first attempt. 95 % of them must have
-    used less, and some headroom is added.
+    used less, and some headroom is added. Time limits follow measured times by themselves.
     """
     by_element = defaultdict[str, list[ResultSummary]](list)
     for result in made:
         by_element[result.job].append(result)
-    elements = {
-        name: results
+    elements = [
+        results
         for name, results in by_element.items()
         if name in submissions.elements and all(result.attempt == 1 for result in results)
-    }
+    ]
     if len(elements) < ENOUGH_ELEMENTS:
         return ""
 
-    needs, all_made = plan.resources[stage], elements.values()
-    seconds = percentile_95(sum(result.wall_s for result in made) for made in all_made)
-    mib = percentile_95(max(result.peak_memory_mib for result in made) for made in all_made)
-    enough = {
-        "minutes": minutes_for(seconds * HEADROOM, needs),
-        "memory_gb": max(1, math.ceil(mib * needs.tasks_per_node / 1024 * HEADROOM)),
-    }
-    asked = {
-        "minutes": max(submissions.elements[name].minutes for name in elements),
-        "memory_gb": needs.memory_gb,
-    }
-    less = [
-        f"{name} = {value}" for name, value in enough.items() if value <= WORTH_IT * asked[name]
-    ]
-    if not less:
+    needs = plan.resources[stage]
+    mib = percentile_95(max(result.peak_memory_mib for result in results) for results in elements)
+    enough_gb = max(1, math.ceil(mib * needs.tasks_per_node / 1024 * HEADROOM))
+    if enough_gb > WORTH_IT * needs.memory_gb:
         return ""
     return (
-        f"{stage}: for 95 % of {len(elements)} elements less would do; "
-        f"in the site file [{stage}] {' and '.join(less)}"
+        f"{stage}: for 95 % of {len(elements)} elements less memory would do; "
+        f"in the site file [{stage}] memory_gb = {enough_gb}"
     )

@@ -7,7 +7,6 @@ system's error number, the signal, what the kernel counted. So nobody guesses it
 import contextlib
 import errno
 import io
-import os
 import re
 import signal
 import sys
@@ -19,7 +18,7 @@ from hvae_hpc.errors import NO_ROOM, UserError, say
 from hvae_hpc.jobs.sites.retry_policy import Failure
 from hvae_hpc.runs.files import refuse_links
 from hvae_hpc.runs.folder import METRICS, append_log, find_checkpoints, read_log
-from hvae_hpc.runs.lease import host, job_id
+from hvae_hpc.runs.lease import host, job_id, restart_count
 
 LEFT_EARLY = 75
 """Exit code of an element that saved and left, to continue later (sysexits: temporary failure)."""
@@ -61,8 +60,7 @@ def let_output_be_lost() -> None:
 
 def announce() -> None:
     """Print that this process of an element begins: what stands above is of earlier ones."""
-    restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
-    say(f"element {job_id()} begins, after {restarts} restarts")
+    say(f"element {job_id()} begins, after {restart_count()} restarts")
 
 
 def checkpoint_at(folder: Path) -> int:

@@ -21,11 +21,12 @@ from hvae_hpc.config.stages import Sampler, SplitConfig, source_name
 MOST_SEEDS = 100_000
 TAKEN_NAMES = ("real", "mean", "standard", "copies", "moved", "reference", *FREE)
 SET_BY_THE_PLANNER = {
-    "likelihood": ("data", "split", "image_px", "generator", "seed"),
-    "generate": ("data", "split", "image_px", "generator", "sampler", "mixing", "seed"),
-    "augment": ("data", "split", "image_px", "n_pairs", "seed"),
-    "quality": ("data", "split", "image_px", "source", "seed"),
+    "likelihood": ("generator",),
+    "generate": ("generator", "sampler", "mixing"),
+    "augment": ("n_pairs",),
+    "quality": ("source",),
 }
+"""Fields of a stage's config that follow from the rest of the sweep, beside those of all stages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +132,7 @@ class SweepConfig:
         require("0 or more", self, "image_px", "phantoms")
         for table, set_here in SET_BY_THE_PLANNER.items():
             for key in getattr(self, table):
-                if key in set_here:
+                if key in (*set_here, "data", "split", "image_px", "seed"):
                     raise ValueError(f"{table}.{key} follows from the rest of the sweep; remove it")
         for name in ("seeds", "splits", "generator_seeds"):
             if not 1 <= getattr(self, name) <= MOST_SEEDS:

@@ -120,7 +120,7 @@ def _make_all(plan: Plan, plan_file: Path, ids: Sequence[str]) -> dict[str, Repo
 
     def make_in_workers(at_once: int) -> dict[str, Report]:
         start = partial(Worker, plan_file, sys.stderr, at_once)
-        return Pool(plan, at_once, start, partial(_tell, plan), signals.leave_asked).make(todo)
+        return Pool(plan, at_once, start, partial(_tell, plan)).make(todo)
 
     resources = plan.resources_of(ids[0])
     at_once = min(resources.at_once, len(todo))

@@ -121,7 +121,6 @@ class Pool:
         size: workers at a time.
         start: starts a worker.
         tell: is told of each run that ended.
-        is_stopped: asked now and then; True means that all save and leave.
 
     Attributes:
         workers: those that live.
@@ -134,10 +133,8 @@ class Pool:
         size: int,
         start: Callable[[], Worker],
         tell: Callable[[Report], None],
-        is_stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         self._plan, self._size, self._start, self._tell = plan, size, start, tell
-        self._is_stopped = is_stopped
         self._waiting: list[str] = []
         self.workers: list[Worker] = []
         self.reports: dict[str, Report] = {}
@@ -150,7 +147,7 @@ class Pool:
         """
         self._waiting = sorted(run_ids, key=lambda run_id: STAGE_ORDER[self._stage(run_id)])
         try:
-            while not self._is_stopped() and (self._waiting or self.running):
+            while not signals.leave_asked() and (self._waiting or self.running):
                 self._give_out()
                 self._read_answers()
         finally:
@@ -206,7 +203,7 @@ class Pool:
                 worker.leave()
             if report is None:
                 continue
-            if worker.death and not self._is_stopped():
+            if worker.death and not signals.leave_asked():
                 record(self._plan.folder(report.run_id), "died", report.message, **worker.death)
             self._end(report)
 
