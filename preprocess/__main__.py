@@ -178,8 +178,8 @@ def _submit(options: argparse.Namespace, name: str, raw: Path, out: Path) -> lis
     for flag, value in values.items():
         command += [f"--{flag}", str(value)] if value is not None else []
 
-    logs, key = out.resolve() / "logs", str(out.resolve())
-    job, queued = submit_command(name, command, resources, logs, key=key)
+    logs = out.resolve() / "logs"
+    job, queued = submit_command(name, command, resources, logs)
     already = "is in the queue already and " if queued else ""
     say(f"job {job} {already}packs {raw} into {out}; its log: {logs}")
     # Nodes that pack may have no GPU.

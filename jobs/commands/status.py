@@ -211,18 +211,26 @@ def _to_plain(sweeps: Sequence[SweepStatus], costs: bool) -> dict[str, Any]:
 
 
 def _sweep_to_plain(sweep: SweepStatus, costs: bool) -> dict[str, Any]:
-    plan, runs = sweep.plan, []
+    plan = sweep.plan
     failures = {run_id: each.failure for each in _find_troubles(sweep) for run_id in each.run_ids}
-    for run_id, status in sweep.statuses.items():
-        run, progress = plan.runs[run_id], sweep.progress.get(run_id, Progress())
-        names: dict[str, Any] = {"run_id": run_id, "stage": run.stage, "label": run.label}
-        names |= status._asdict() | progress._asdict()
-        runs.append({**names, "failure": failures.get(run_id, "")})
-    plain: dict[str, Any] = {"sweep": plan.sweep, "runs_folder": str(plan.runs_folder)}
-    plain |= {"totals": sweep.totals, "runs": runs}
-    if costs:
-        plain["costs"] = [stage._asdict() for stage in _read_costs(sweep)]
-    return plain
+    runs = [
+        {
+            "run_id": run_id,
+            "stage": plan.runs[run_id].stage,
+            "label": plan.runs[run_id].label,
+            **status._asdict(),
+            **sweep.progress.get(run_id, Progress())._asdict(),
+            "failure": failures.get(run_id, ""),
+        }
+        for run_id, status in sweep.statuses.items()
+    ]
+    plain = {
+        "sweep": plan.sweep,
+        "runs_folder": str(plan.runs_folder),
+        "totals": sweep.totals,
+        "runs": runs,
+    }
+    return plain | ({"costs": [stage._asdict() for stage in _read_costs(sweep)]} if costs else {})
 
 
 def _screen(options: argparse.Namespace) -> str:

@@ -58,10 +58,8 @@ def find_run(runs_folder: Path, text: str, stage: str = "") -> tuple[Plan, str]:
 
     if not matches:
         close = difflib.get_close_matches(wanted.rpartition("/")[2], labels)
-        hint = f"did you mean {' or '.join(close)}?"
-        if not close:
-            hint = f"give a label, such as {', '.join([*labels][:MOST_NAMED])}"
-        raise UserError(f"{runs_folder}: no run {text!r}; {hint}")
+        labels_shown = ", ".join(close or [*labels][:MOST_NAMED])
+        raise UserError(f"{runs_folder}: no run {text!r}; give a label, such as {labels_shown}")
     names = list(matches)
     if len(names) > 1:
         more = [f"... ({len(names)} in all)"] if len(names) > MOST_NAMED else []

@@ -18,8 +18,6 @@ def submit_command(
     command: Sequence[str],
     resources: Resources,
     folder: Path,
-    *,
-    key: str,
 ) -> tuple[str, bool]:
     """Submit one command as one job, unless it is in the queue already.
 
@@ -27,14 +25,14 @@ def submit_command(
         name: of the job.
         command: argv after Python.
         resources: of its stage, with a partition.
-        folder: for the sbatch text and the log.
-        key: names what the command makes; of two jobs with one key only one is in the queue.
+        folder: for the sbatch text and the log; of two jobs with one folder only one is in the
+            queue.
 
     Returns:
         The job's id, and whether it was in the queue already.
     """
     check_path(folder)
-    comment = comment_of(f"command-{content_hash(key)[:12]}", 0)
+    comment = comment_of(f"command-{content_hash(str(folder))[:12]}", 0)
     script = folder / f"{name}.sh"
     with submitting(folder):
         for row in slurm.read_queue(not_before=time.time()).rows:

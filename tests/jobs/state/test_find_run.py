@@ -36,7 +36,8 @@ def test_a_run_is_found_by_label_id_stage_or_folder(tmp_path: Path) -> None:
         ),
     ]
     with pytest.raises(
-        UserError, match=r"no run 'brats2021-vae\+100-s9'; did you mean brats2021-vae\+100-s"
+        UserError,
+        match=r"no run 'brats2021-vae\+100-s9'; give a label, such as brats2021-vae\+100-s",
     ):
         find_run(tmp_path, "brats2021-vae+100-s9")
     with pytest.raises(
