@@ -233,8 +233,6 @@ def _how_to_pack(sweep: SweepConfig, name: str, folder: Path, place: Sequence[st
 def _describe(sweep: SweepConfig, plan: Plan, results: Mapping[str, ResultSummary]) -> None:
     """Print what the sweep is: its data, arms that are left out, and its runs by stage."""
     say(f"sweep {sweep.name}: {sweep.about}" if sweep.about else f"sweep {sweep.name}")
-    if not sweep.generators:
-        say('  no generators: extends = "table1" in the sweep file takes those of the paper')
     for name, data in plan.data.items():
         say(f"  data {name}: {data['folder']} (content {data['content_hash'][:12]})")
         arms = {config.arm.name for config in plan.configs(SegmentConfig) if config.data == name}

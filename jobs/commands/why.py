@@ -47,12 +47,11 @@ def main(argv: Sequence[str]) -> int:
     submissions = Submissions(plan.runs_folder)
     queue, note = read_our_queue(submissions)
     statuses = make_sweep_status(plan, submissions, queue).statuses
-    status = statuses[run_id]
-    if status.kind in ("failed", "lost") and status.element:
-        # The failures of other runs may speak against its node.
-        evidence = gather_failures(plan, read_results(plan), statuses, submissions)[run_id]
-    else:
-        evidence = gather(plan, run_id, status, submissions, read_ends(submissions))
+    # The failures of other runs may speak against its node.
+    failures = gather_failures(plan, read_results(plan), statuses, submissions)
+    evidence = failures.get(run_id) or gather(
+        plan, run_id, statuses[run_id], submissions, read_ends(submissions)
+    )
     say(*explain(plan, run_id, evidence, read_site(options.site), note))
     return 0
 

@@ -172,8 +172,7 @@ def _leave(plan: Plan, array: int, before: Mapping[str, float], began: float) ->
     if goes_back:
         requeue(job_id(), min(resources.signal_lead_s / 3, 0.1 * len(of_array.elements)))
     elif at_limit:
-        progress = "" if further else " and without progress"
-        say(f"at the time limit, after {restarts} restarts{progress}: not sent back")
+        say(f"at the time limit, after {restarts} restarts: not sent back")
     elif of_array.grace_s:
         # SLURM does not requeue what ends by itself in the grace time before a preemption.
         _wait(of_array.grace_s + LATE_S, lambda: False)
