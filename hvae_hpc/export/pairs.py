@@ -177,16 +177,13 @@ def _read_source(plan: Plan, run_id: str) -> ExportedRun:
         draw_numbers = json.loads(attributes.get("draw_numbers", "null"))
         if draw_numbers is not None and len(draw_numbers) != len(pairs):
             raise ValueError(f"{len(draw_numbers)} numbers of draws for {len(pairs)} pairs")
+        if len(set(map(_plain, pairs.case_ids))) < len(pairs):
+            raise ValueError("two pairs would get one file name")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path}: lacks what made its pairs, or it is damaged ({error}); "
             "delete its folder, and give the sweep command again"
         ) from error
-    if len(set(map(_plain, pairs.case_ids))) < len(pairs):
-        raise UserError(
-            f"{path}: two pairs would get one file name; "
-            "delete its folder, and give the sweep command again"
-        )
     require_unseen(path, train_cases, split.test)
     real = _shrink(read_dataset(data, train_cases), config.image_px)
     spacing = np.repeat(np.median(real.spacing_mm, 0, keepdims=True), len(pairs), 0)
