@@ -133,7 +133,9 @@ def rows_of(frame: pd.DataFrame, **values: str) -> pd.DataFrame:
 def collect(plan: Plan) -> Collected:
     """Collect the results of all runs that a plan expects in its runs folder."""
     results = read_results(plan)
-    results = _refuse(plan, results, _find_impossible_numbers(plan, results))
+    done = {run_id: result for run_id, result in results.items() if result.done}
+    impossible = {run_id: _check_numbers(plan.runs[run_id], done[run_id]) for run_id in done}
+    results = _refuse(plan, results, impossible)
     results = _refuse(plan, results, _find_other_cases(plan, results))
     missing = tuple(
         f"{plan.folder_name(run_id)}: {result.reason or NOT_YET}"
@@ -169,29 +171,22 @@ def name_some(lines: Sequence[str]) -> str:
 
 
 def _refuse(
-    plan: Plan, results: Mapping[str, ResultSummary], reasons: Mapping[str, str]
+    plan: Plan, results: Mapping[str, ResultSummary], faults: Mapping[str, str]
 ) -> dict[str, ResultSummary]:
-    """Return the results; one with a reason against it, or made from such a one, does not count."""
+    """Return the results; one with a fault, or made from such a one, does not count."""
     believed: dict[str, ResultSummary] = {}
     for run_id, result in results.items():
-        reason = reasons.get(run_id, "")
-        if not all(believed[parent].done for parent in plan.parents(run_id).values()):
-            reason = reason or REMADE
+        reason = ""
+        if fault := faults.get(run_id):
+            reason = f"metrics.json: {fault}; delete the folder"
+        elif not all(believed[parent].done for parent in plan.parents(run_id).values()):
+            reason = REMADE
         believed[run_id] = ResultSummary(reason=reason) if result.done and reason else result
     return believed
 
 
-def _find_impossible_numbers(plan: Plan, results: Mapping[str, ResultSummary]) -> dict[str, str]:
-    """Return the done runs with a number that is missing or cannot be, and which one that is."""
-    wrong = {}
-    for run_id, result in results.items():
-        if result.done and (what := _find_impossible_number(plan.runs[run_id], result)):
-            wrong[run_id] = f"metrics.json: {what}; delete the folder"
-    return wrong
-
-
-def _find_impossible_number(run: Run, result: ResultSummary) -> str:
-    """Return what is wrong with a result's numbers; "" where nothing is."""
+def _check_numbers(run: Run, result: ResultSummary) -> str:
+    """Return which number is missing or cannot be; "" where all are well."""
     metrics = result.metrics
     required = list(REQUIRED.get(run.stage, ()))
     if isinstance(run.config, QualityConfig):
@@ -225,15 +220,13 @@ def _find_other_cases(plan: Plan, results: Mapping[str, ResultSummary]) -> dict[
             config: Any = plan.runs[run_id].config
             likes[config.data, config.split.seed][run_id] = tuple(result.case_dice)
 
-    reasons: dict[str, str] = {}
+    faults: dict[str, str] = {}
     for like in likes.values():
         usual, _ = Counter(like.values()).most_common(1)[0]
         for run_id, cases in like.items():
             if odd := set(cases) ^ set(usual) if cases != usual else set():
-                reasons[run_id] = (
-                    f"metrics.json: other test cases than its like ({min(odd)}); delete the folder"
-                )
-    return reasons
+                faults[run_id] = f"other test cases than its like ({min(odd)})"
+    return faults
 
 
 def _frame(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:

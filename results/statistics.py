@@ -88,12 +88,11 @@ def bootstrap_mean(blocks: Sequence[Block]) -> Estimate:
             are not drawn again.
     """
     random = np.random.default_rng(0)
-    places = _places(blocks)
+    places, n_cases = _places(blocks)
 
     # How often each run of each split, and each case, is drawn: (resamples, runs or cases).
     counts = [len(block.scores) for block in blocks]
     of_runs = [random.multinomial(n, np.full(n, 1 / n), RESAMPLES) / n for n in counts]
-    n_cases = _count_cases(places)
     of_cases = random.multinomial(n_cases, np.full(n_cases, 1 / n_cases), RESAMPLES)
 
     means = np.zeros(RESAMPLES)
@@ -114,23 +113,20 @@ def _mean(blocks: Sequence[Block]) -> float:
     return float(np.mean([block.scores.mean() for block in blocks]))
 
 
-def _places(blocks: Sequence[Block]) -> list[NDArray[np.int64]]:
-    """Return for each split which of all different cases its cases are."""
+def _places(blocks: Sequence[Block]) -> tuple[list[NDArray[np.int64]], int]:
+    """Return for each split which of all different cases its cases are, and their number."""
     numbers: dict[str, int] = {}
-    return [
+    places = [
         np.array([numbers.setdefault(case, len(numbers)) for case in block.cases])
         for block in blocks
     ]
-
-
-def _count_cases(places: Sequence[NDArray[np.int64]]) -> int:
-    return 1 + max(int(index.max()) for index in places)
+    return places, len(numbers)
 
 
 def _shares(blocks: Sequence[Block]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return what each run, and each different case, adds to the mean; either sums up to it."""
-    places = _places(blocks)
-    of_cases = np.zeros(_count_cases(places))
+    places, n_cases = _places(blocks)
+    of_cases = np.zeros(n_cases)
     for block, index in zip(blocks, places, strict=True):
         of_cases[index] += block.scores.mean(0) / (len(block.cases) * len(blocks))
     of_runs = [block.scores.mean(1) / (len(block.scores) * len(blocks)) for block in blocks]
@@ -209,7 +205,7 @@ def crossed_t_test(blocks: Sequence[Block]) -> float:
     # Cases around the mean of their split; what neither run nor case explains, and its freedom.
     centred = np.zeros(n_cases)
     rest, rest_freedom = 0.0, 0
-    for block, index in zip(blocks, _places(blocks), strict=True):
+    for block, index in zip(blocks, _places(blocks)[0], strict=True):
         scores = block.scores - block.scores.mean()
         runs, cases = scores.shape
         centred[index] += scores.mean(0) / (cases * len(blocks))
