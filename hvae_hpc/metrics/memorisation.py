@@ -59,8 +59,8 @@ def find_copies(
     images: NDArray[np.float32],
     train: NDArray[np.float32],
     held_out: NDArray[np.float32],
-    train_cases: Sequence[str] | None = None,
-    held_out_cases: Sequence[str] | None = None,
+    train_cases: Sequence[str],
+    held_out_cases: Sequence[str],
 ) -> Copies:
     """Compare images with the training images, and the outcome with that of held-out real images.
 
@@ -74,9 +74,9 @@ def find_copies(
         images: (N, H, W) in [0, 1], of a generator.
         train: (T, H, W), all that it was trained on.
         held_out: (R, H, W), of cases that are not in train.
-        train_cases, held_out_cases: T and R case ids; None where each image is of a case of its
-            own. Of a held-out case with several images the lowest score counts, so that R above is
-            the number of cases: images of one patient are not as many observations.
+        train_cases, held_out_cases: T and R case ids. Of a held-out case with several images the
+            lowest score counts, so that R above is the number of cases: images of one patient are
+            not as many observations.
 
     Raises:
         UserError: images of another size, too small ones, or less than two training cases or one
@@ -86,8 +86,7 @@ def find_copies(
         Such ratios: Carlini et al. 2023, Yoon et al. 2023. The threshold: split conformal
         prediction, Vovk et al. 2005.
     """
-    case_of_row = list(train_cases or map(str, range(len(train))))
-    names, cases = np.unique(case_of_row, return_inverse=True)
+    names, cases = np.unique(train_cases, return_inverse=True)
     _require_enough(images, train, held_out, len(names))
 
     # Score all images: distance to the nearest case over that to the next nearest ones.
@@ -99,9 +98,8 @@ def find_copies(
     ours, real = scores[: len(images)], scores[len(images) :]
 
     # The threshold is an order statistic of the held-out cases' scores.
-    if held_out_cases is not None:
-        case_ids = np.array(held_out_cases)
-        real = np.array([real[case_ids == case].min() for case in np.unique(case_ids)])
+    case_ids = np.array(held_out_cases)
+    real = np.array([real[case_ids == case].min() for case in np.unique(case_ids)])
     real.sort()
     k = max(1, int(FALSE_ALARMS * (len(real) + 1)))
     threshold = min(HALF, float(real[k - 1]))

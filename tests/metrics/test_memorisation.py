@@ -8,7 +8,8 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from hvae_hpc.errors import UserError
-from hvae_hpc.metrics.memorisation import FALSE_ALARMS, HALF, SHIFT_PX, find_copies
+from hvae_hpc.metrics import memorisation
+from hvae_hpc.metrics.memorisation import FALSE_ALARMS, HALF, SHIFT_PX, Copies
 
 SIDE = 64
 Images = np.ndarray[Any, np.dtype[np.float32]]
@@ -33,6 +34,23 @@ def draw_heads(n: int, seed: int, side: int = SIDE) -> Images:
             + random.normal(0, 0.01, y.shape)
         )
     return np.clip(images, 0, 1).astype(np.float32)
+
+
+def find_copies(
+    images: Images,
+    train: Images,
+    held_out: Images,
+    train_cases: list[str] | None = None,
+    held_out_cases: list[str] | None = None,
+) -> Copies:
+    """Find copies; where no cases are given, each image is of a case of its own."""
+    return memorisation.find_copies(
+        images,
+        train,
+        held_out,
+        train_cases or [f"case{i}" for i in range(len(train))],
+        held_out_cases or [f"case{i}" for i in range(len(held_out))],
+    )
 
 
 TRAIN, HELD_OUT = draw_heads(20, seed=1), draw_heads(20, seed=2)
