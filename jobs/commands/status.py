@@ -191,7 +191,7 @@ def main(argv: Sequence[str]) -> int:
     add("--sweep", metavar="NAME", help="only this sweep (default: all sweeps of the folder)")
     add("--watch", action="store_true", help="refresh every few seconds, until Ctrl-C")
     add("--json", action="store_true", help="print one JSON object")
-    add("--costs", action="store_true", help="also show device hours, and advice on resources")
+    add("--costs", action="store_true", help="also show device hours, and advice on memory")
     options = parser.parse_args(argv)
     if options.json:
         sweeps = read_sweep_statuses(options.runs, options.sweep)

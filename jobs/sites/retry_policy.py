@@ -60,11 +60,6 @@ class Rule:
         require("1 or more", self, "memory", "minutes")
         require("a number in (0, 1]", self, "micro_batch")
 
-    @property
-    def asks_for_more(self) -> bool:
-        """Whether a retry ought to have other resources than the run had."""
-        return self.memory > 1 or self.minutes > 1 or self.micro_batch < 1
-
 
 def check_tables(tables: Mapping[str, Any], known: Collection[str], where: str) -> None:
     """Refuse tables that are none, or have no known name; ``where`` says whose they are."""
@@ -115,8 +110,9 @@ def change(
 
     fitted = vars(fit(replace(had, **asked)))
     changes = {name: fitted[name] for name in asked if fitted[name] != before[name]}
-    changes_enough = bool(changes) or not rule.asks_for_more
-    return changes if rule.times > 0 and changes_enough else None
+    # A rule that changes resources is of no use where nothing can be changed.
+    is_change_due = rule.memory > 1 or rule.minutes > 1 or rule.micro_batch < 1
+    return changes if rule.times > 0 and (changes or not is_change_due) else None
 
 
 def _pairs_at_once(run: Run, had: Resources) -> int:
