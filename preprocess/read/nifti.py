@@ -35,8 +35,6 @@ _MAGIC = {348: (344, b"n+1\0", nib.Nifti1Header), 540: (4, b"n+2\0", nib.Nifti2H
 """Size of the header -> where its magic stands, what it is, who reads it (nifti1.h, nifti2.h)."""
 _LONGEST_QUATERNION = 1.001
 """A rotation's quaternion has length 1; one that is longer than this is damaged, not rounded."""
-_UNITS = {1: "meter", 3: "micron"}
-"""Lowest three bits of xyzt_units (nifti1.h)."""
 _SPARE_BYTES = 2**20
 """A file may have so many more than its header says."""
 
@@ -56,7 +54,7 @@ def read_scan(path: Path, orientation: str, channel: int | None = None) -> Scan:
     header = _parse(path, _unzip(path, content, max(_MAGIC), gunzip_start))
     dims = tuple(int(side) for side in header["dim"][1 : max(0, int(header["dim"][0])) + 1])
     shape, first = choose_volume(path, dims, channel)
-    kind, start, (slope, intercept) = _read_layout(path, header)
+    kind, start = _find_voxels(path, header)
     affine = _checked_affine(path, header)
 
     count = math.prod(shape)
@@ -70,7 +68,8 @@ def read_scan(path: Path, orientation: str, channel: int | None = None) -> Scan:
     values = np.frombuffer(unzipped, kind, count, start)
     if not kind.isnative:
         values = values.astype(kind.newbyteorder("="))
-    if (slope, intercept) != (1, 0):
+    slope, intercept = header.get_slope_inter()
+    if slope is not None and (slope, intercept) != (1, 0):
         values = values * np.float64(slope) + np.float64(intercept)
 
     digest = hashlib.sha256(content).hexdigest()
@@ -78,15 +77,9 @@ def read_scan(path: Path, orientation: str, channel: int | None = None) -> Scan:
     return replace(scan, to_qform=_find_to_qform(header, affine))
 
 
-def _read_layout(path: Path, header: Any) -> tuple[np.dtype[Any], int, tuple[float, float]]:
-    """Return the voxels' type, the byte at which they start, and their slope and intercept."""
-    try:
-        kind = header.get_data_dtype()
-    except Exception as error:
-        code = int(header["datatype"])
-        raise UserError(
-            f"{path}: NIfTI header is damaged (data type {code} is unknown); copy it again"
-        ) from error
+def _find_voxels(path: Path, header: Any) -> tuple[np.dtype[Any], int]:
+    """Return the voxels' type, and the byte at which they start."""
+    kind = header.get_data_dtype()
     if kind.kind not in "iufb":
         raise UserError(f"{path}: voxels are {kind}, expected plain numbers; convert it")
     size, start = int(header["sizeof_hdr"]), float(header["vox_offset"])
@@ -94,15 +87,7 @@ def _read_layout(path: Path, header: Any) -> tuple[np.dtype[Any], int, tuple[flo
         raise UserError(
             f"{path}: NIfTI header is damaged (voxels start at byte {start:g}); copy it again"
         )
-    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
-    if slope == 0 or not math.isfinite(slope):  # 0 means no scaling; so does NaN, by custom
-        return kind, int(start), (1.0, 0.0)
-    if not math.isfinite(intercept):
-        raise UserError(
-            f"{path}: NIfTI header is damaged (scaled by {slope:g} and {intercept:g}); "
-            "copy it again"
-        )
-    return kind, int(start), (slope, intercept)
+    return kind, int(start)
 
 
 def _unzip_voxels(path: Path, content: bytes, end: int, whole: int) -> bytes | bytearray:
@@ -116,12 +101,12 @@ def _unzip_voxels(path: Path, content: bytes, end: int, whole: int) -> bytes | b
             f"{path}: needs {end / 2**30:.1f} GiB of memory by its header, "
             f"{free / 2**30:.1f} GiB are free; copy it again, or ask for more memory"
         )
-    most, is_zipped = whole + _SPARE_BYTES, path.name.lower().endswith(".gz")
+    most = whole + _SPARE_BYTES
     unzipped = _unzip(path, content, most)
-    if len(unzipped) < end and is_zipped:
+    if len(unzipped) < end:
         # Perhaps only the first of several gzip members was read, as bgzip writes them.
         unzipped = _unzip(path, content, most, gunzip_start)
-    if len(unzipped) >= most and is_zipped:
+    if len(unzipped) >= most:
         raise UserError(f"{path}: holds more than the {whole:,} bytes of its header; copy it again")
     return unzipped
 
@@ -132,17 +117,8 @@ def _unzip(
     most: int,
     unzip: Callable[[bytes, int], bytes | bytearray] = gunzip,
 ) -> bytes | bytearray:
-    """Unzip the file where its name says so: only at its end is gzip's checksum verified."""
-    if not content:
-        raise UserError(f"{path}: is empty; copy or download it again")
-    if content[128:132] == b"DICM":
-        raise UserError(f"{path}: is DICOM, expected NIfTI; convert with dcm2niix")
-    zipped, named = content[:2] == b"\x1f\x8b", path.name.lower().endswith(".gz")
-    if zipped and not named:
-        raise UserError(f"{path}: is gzip though its name does not say so; rename it to .nii.gz")
-    if named and not zipped and _find_reader(content):
-        raise UserError(f"{path}: is not zipped though its name says so; rename it to .nii")
-    if not named:
+    """Unzip the file if it is zipped: only at its end is gzip's checksum verified."""
+    if content[:2] != b"\x1f\x8b":
         return content
     try:
         return unzip(content, most)
@@ -169,15 +145,19 @@ def _parse(path: Path, content: bytes | bytearray) -> Any:
     reader = _find_reader(content)
     if reader is None:
         raise UserError(
-            f"{path}: not a NIfTI file (no n+1 or n+2 in its header); convert it to .nii.gz"
+            f"{path}: not a NIfTI file (no n+1 or n+2 in its header); copy it again, "
+            "or convert it (DICOM: dcm2niix)"
         )
     try:
         # Unchecked: nibabel's checks repair in silence (spacing 0 becomes 1). We refuse instead.
         header = reader(bytes(content[: reader.sizeof_hdr]), check=False)
         _round_qform(header)
-        header.get_best_affine()  # a quaternion that is none says so only here
+        for read in (header.get_best_affine, header.get_data_dtype, header.get_slope_inter):
+            read()  # what is damaged says so only here
     except Exception as error:  # nibabel has a dozen kinds for a header that makes no sense
-        raise UserError(f"{path}: NIfTI header is damaged ({error}); copy it again") from error
+        raise UserError(
+            f"{path}: NIfTI header is damaged ({type(error).__name__}: {error}); copy it again"
+        ) from error
     return header
 
 
@@ -212,9 +192,9 @@ def _checked_affine(path: Path, header: Any) -> NDArray[np.float64]:
             f"{path}: the header says no orientation (sform_code and qform_code are 0); set one"
         )
 
-    unit = int(header["xyzt_units"]) & 7  # the other bits are of time
+    unit = int(header["xyzt_units"]) & 7  # nifti1.h; the other bits are of time
     if unit not in (0, 2):  # unknown, mm
         raise UserError(
-            f"{path}: header counts in {_UNITS.get(unit, f'unit {unit}')}, expected mm; repair it"
+            f"{path}: header counts in unit {unit} (1 is metre), expected 2 (mm); repair it"
         )
     return check_affine(path, header.get_best_affine())

