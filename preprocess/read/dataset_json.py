@@ -1,6 +1,7 @@
 """dataset.json, as nnU-Net (versions 1 and 2) and the Medical Segmentation Decathlon write it."""
 
 import re
+import unicodedata
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -92,10 +93,10 @@ def follow_ending(recipe: Recipe, index: Index) -> Recipe:
         return recipe
     layout, ending = recipe.layout, index.file_ending
     image, label = (re.sub(r"\.nii\*$", ending, role) for role in (layout.image, layout.label))
-    for pattern in (image, label):
-        if not pattern.lower().endswith(ending.lower()):
-            raise _refuse(index, "file_ending", ending, f"that of the recipe's {pattern!r}")
     try:
+        for pattern in (image, label):
+            if not pattern.lower().endswith(ending.lower()):
+                raise ValueError(f"its pattern is {pattern!r}")
         return replace(recipe, layout=replace(layout, image=image, label=label))
     except ValueError as error:
         raise UserError(
@@ -119,23 +120,23 @@ def find_listed(index: Index, recipe: Recipe, n_images: int) -> set[str]:
     without_channel = re.sub(r"_\d{4}(?=\.)", "", layout.image)  # version 1 lists images without it
     listed = set()
     for files in index.training:
-        image, label = (PurePosixPath(path).as_posix() for path in (files.image, files.label))
+        image, label = (
+            unicodedata.normalize("NFC", PurePosixPath(path).as_posix())
+            for path in (files.image, files.label)
+        )
         match = compile_pattern(layout.label).fullmatch(label)
         either = re.escape(match["case"] if match else "") + r"(_\d{4})?"
         if not (match and compile_pattern(without_channel, either).fullmatch(image)):
             expected = f"a pair of {layout.image} and {layout.label}"
-            raise _refuse(index, "training", f"{image} and {label}", expected)
+            raise UserError(
+                f"{index.path}.training: got {image} and {label}, expected {expected}; correct it"
+            )
         listed.add(match["case"])
 
     got = len(listed) or n_images
     if index.numTraining is not None and index.numTraining != got:
-        what = "cases in training" if listed else "images fit"
         raise UserError(
-            f"{index.path}: numTraining is {index.numTraining}, {got} {what}; "
+            f"{index.path}: numTraining is {index.numTraining}, but there are {got} cases; "
             "copy the rest, or correct it"
         )
     return listed
-
-
-def _refuse(index: Index, name: str, got: str, expected: str) -> UserError:
-    return UserError(f"{index.path}.{name}: got {got!r}, expected {expected}; correct it")

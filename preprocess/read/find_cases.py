@@ -1,7 +1,6 @@
 """A raw folder and a recipe's layout -> its cases: which files belong to which patient's scan."""
 
 import difflib
-import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -119,8 +118,7 @@ def find_cases(recipe: Recipe, raw: Path) -> RawFolder:
         for file in source_files(path)
     }
     unfit = _find_unfit(fit, (beside_labels | beside_images) - {layout.index})
-    if layout.planar:
-        images = _without_labels(images, labels)
+    images = _without_labels(images, labels)
     if not images:
         raise UserError(_explain_no_fit(raw, layout))
     labels = _assign_labels(labels, images, layout, raw)
@@ -130,7 +128,6 @@ def find_cases(recipe: Recipe, raw: Path) -> RawFolder:
         _make_case(case_id, images.get(case_id, []), labels.get(case_id, []), layout, unfit, listed)
         for case_id in sorted({*images, *labels, *listed})
     ]
-    scans = _name_scans(scans, layout.patient)
     if layout.planar:
         scans = _join_slices(scans, layout.sliced)
     notes = tuple(filter(None, (_note_unfit(unfit), _note_slices(scans, layout))))
@@ -149,12 +146,12 @@ def known_labels(recipe: Recipe, index: Index | None) -> tuple[int, ...]:
 def _without_labels(
     images: Mapping[str, list[Path]], labels: Mapping[str, list[Path]]
 ) -> dict[str, list[Path]]:
-    """Leave out masks that lie beside the pictures: they fit the pictures' pattern too."""
+    """Leave out masks that lie beside the images where they fit the images' pattern too."""
     masks = set(chain(*labels.values()))
     return {
-        case_id: pictures
+        case_id: others
         for case_id, paths in images.items()
-        if (pictures := [path for path in paths if path not in masks])
+        if (others := [path for path in paths if path not in masks])
     }
 
 
@@ -170,7 +167,7 @@ def _assign_labels(
     assigned: defaultdict[str, list[Path]] = defaultdict(list)
     for longest, paths in labels.items():
         for path in paths:
-            relative = path.relative_to(raw).as_posix()
+            relative = unicodedata.normalize("NFC", path.relative_to(raw).as_posix())
             # An id never ends within a number or a word: a10.png is no mask of a1.
             fitting = (
                 longest[:end]
@@ -197,17 +194,19 @@ def _make_case(
     unfit: Sequence[str],
     listed: Collection[str],
 ) -> CaseFiles:
+    match = re.match(layout.patient or "(.*)", case_id.split("/")[0], re.DOTALL)
+    patient = match[1] if match else ""
     fault = ""
-    if not (images and labels):
+    if any(unicodedata.category(letter).startswith("C") for letter in case_id):
+        fault = f"case id {case_id!r} has control characters; rename its files"
+    elif not patient:
+        fault = f"case id does not fit layout.patient ({layout.patient}); correct it in the recipe"
+    elif not (images and labels):
+        role, pattern = ("label", layout.label) if images else ("image", layout.image)
         says = " and layout.label_says" if images and layout.label_says else ""
-        pattern = layout.label if images else layout.image
-        missing = f"({pattern}{says}{_find_near(case_id, pattern, unfit)})"
-    if not images and labels:
-        fault = f"{labels[0]} has no image {missing}; add it or remove the label"
-    elif not images:
-        fault = f"{layout.index} lists it, but it has no image {missing}; add it"
-    elif not labels:
-        fault = f"{images[0]} has no label {missing}; add it or remove the image"
+        near = _find_near(case_id, pattern, unfit)
+        known = [*images, *labels, f"the entry in {layout.index}"][0]
+        fault = f"{known} has no {role} ({pattern}{says}{near}); add it, or remove the case"
     elif len(images) > 1:
         fault = _too_many("image", images)
     elif len(labels) > 1 and not layout.several_labels:
@@ -216,7 +215,7 @@ def _make_case(
         fault = f"{images[0]} is not in {layout.index}'s training; add it, or remove its files"
     return CaseFiles(
         case_id=case_id,
-        patient=case_id,
+        patient=patient or case_id,
         images=tuple(images[:1]),
         labels=(tuple(labels),),
         fault=fault,
@@ -234,33 +233,8 @@ def _too_many(role: str, paths: list[Path]) -> str:
     names = ", ".join(path.name for path in paths[:3])
     return (
         f"{paths[0].parent}: {len(paths)} files fit as its {role} ({names}), expected one; "
-        "narrow the recipe's pattern"
+        "remove the others, or narrow the recipe's pattern"
     )
-
-
-def _name_scans(cases: list[CaseFiles], patient: str) -> list[CaseFiles]:
-    """Normalise case ids, name their patients, and mark ids that differ in their Unicode alone.
-
-    On some disks the files of two such ids are the same.
-    """
-    twins: defaultdict[str, list[CaseFiles]] = defaultdict(list)
-    for case in cases:
-        twins[unicodedata.normalize("NFC", case.case_id)].append(case)
-
-    joined = []
-    for case_id, (first, *others) in sorted(twins.items()):
-        fault = first.fault
-        match = re.match(patient or "(.*)", case_id.split("/")[0], re.DOTALL)
-        name = match[1] if match else ""
-        if others:
-            path = next(iter(first.paths.values()))
-            fault = f"{path}: case id is there twice, written in two ways of Unicode; rename one"
-        elif any(unicodedata.category(letter).startswith("C") for letter in case_id):
-            fault = f"case id {case_id!r} has control characters; rename its files"
-        elif not name:
-            fault = f"case id does not fit layout.patient ({patient}); correct it in the recipe"
-        joined.append(replace(first, case_id=case_id, patient=name or case_id, fault=fault))
-    return joined
 
 
 def _join_slices(pictures: list[CaseFiles], sliced: bool) -> list[CaseFiles]:
@@ -310,12 +284,7 @@ def _name_first(names: Sequence[str]) -> str:
 
 
 def _explain_no_fit(raw: Path, layout: LayoutConfig) -> str:
-    every = (
-        Path(folder, name)
-        for folder, _, names in os.walk(raw)
-        for name in names
-        if not name.startswith(".")
-    )
+    every = (path for path in raw.rglob("[!.]*") if path.is_file())
     files = sorted(islice(every, 50))  # enough to see what lies there
     dicom = next((path for path in files if _is_dicom(path)), None)
     if dicom is not None:
@@ -326,8 +295,6 @@ def _explain_no_fit(raw: Path, layout: LayoutConfig) -> str:
 
 
 def _is_dicom(path: Path) -> bool:
-    if path.suffix.lower() in (".dcm", ".ima"):
-        return True
     try:
         with open_file(path, IMAGE_BYTES) as file:
             return file.read(132)[128:] == b"DICM"

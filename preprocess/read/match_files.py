@@ -1,11 +1,13 @@
 """A pattern such as ``{case}/{case}_flair.nii*`` -> the files of a raw folder that fit it, by case.
 
 Folders are walked by the pattern, one name at a time, so a huge tree costs only what the pattern
-can reach. A folder that cannot be listed is an error, and never a data set with fewer cases.
+can reach. ``**`` follows no links, which may lead in a circle. A folder that cannot be listed is an
+error, and never a data set with fewer cases.
 """
 
 import os
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
@@ -16,7 +18,6 @@ from hvae_hpc.preprocess.recipes.recipe import CASE, SLICE
 
 _CASE_ID = r"[^/.][^/]*"
 """No case id begins with a dot: some systems leave ``._x.nii.gz`` beside x.nii.gz."""
-_DEEPEST = 12
 
 
 def match_files(raw: Path, pattern: str, says: str = "") -> tuple[dict[str, list[Path]], set[str]]:
@@ -28,14 +29,15 @@ def match_files(raw: Path, pattern: str, says: str = "") -> tuple[dict[str, list
         says: regular expression that a path must fit somewhere, too.
 
     Returns:
-        Case id, or "case/slice" where the pattern has a slice, to the files that fit, in the order
-        of their names. And what was seen and does not fit: files, and folders as "name/".
+        Case id (in Unicode's form NFC), or "case/slice" where the pattern has a slice, to the files
+        that fit, in the order of their names. And what was seen and does not fit: files, and
+        folders as "name/".
     """
     regex = compile_pattern(pattern)  # of several ids that fit a name, it finds the longest
     files: defaultdict[str, list[Path]] = defaultdict(list)
     beside = set()
     for relative, fits in sorted(set(_walk(raw, PurePosixPath(pattern).parts))):
-        match = regex.fullmatch(relative) if fits else None
+        match = regex.fullmatch(unicodedata.normalize("NFC", relative)) if fits else None
         if match and re.search(says, relative):
             files["/".join(match.groupdict().values())].append(raw / relative)
         else:
@@ -67,41 +69,31 @@ def _translate(pattern: str) -> str:
     return regex + "(?i:" + (r"\.nii(\.gz)?" if any_zip else re.escape(ending)) + ")"
 
 
-def _walk(folder: Path, parts: tuple[str, ...], depth: int = 0) -> Iterator[tuple[str, bool]]:
+def _walk(folder: Path, parts: tuple[str, ...]) -> Iterator[tuple[str, bool]]:
     """Yield the paths below a folder, and whether their names fit the pattern's parts."""
-    if depth > _DEEPEST:  # a link that leads back up
-        return
     part, rest = parts[0], parts[1:]
     if part == "**":  # no folder at all
-        yield from _walk(folder, rest, depth)
+        yield from _walk(folder, rest)
 
     below = parts if part == "**" else rest
     regex = compile_pattern(part)
-    for name, is_folder in _list(folder):
+    for name, is_folder in _list(folder, follow_links=part != "**"):
         if name.startswith("."):
             continue
         if not regex.fullmatch(name) or is_folder != bool(below):
             yield name + "/" * is_folder, False
         elif is_folder:
-            for path, fits in _walk(folder / name, below, depth + 1):
+            for path, fits in _walk(folder / name, below):
                 yield f"{name}/{path}", fits
         else:
             yield name, True
 
 
-def _leads_up(entry: os.DirEntry[str]) -> bool:
-    """Tell whether a name is a link to the folder in which it lies, or to one above that."""
-    if not entry.is_symlink():
-        return False
-    target = os.path.realpath(entry.path)  # Path.resolve raises for a circle of links
-    return Path(entry.path).parent.resolve().is_relative_to(target)
-
-
-def _list(folder: Path) -> list[tuple[str, bool]]:
+def _list(folder: Path, *, follow_links: bool) -> list[tuple[str, bool]]:
     """Return the names in a folder, and whether they are folders."""
     try:
         with os.scandir(folder) as entries:
-            return [(entry.name, entry.is_dir()) for entry in entries if not _leads_up(entry)]
+            return [(entry.name, entry.is_dir(follow_symlinks=follow_links)) for entry in entries]
     except OSError as error:
         raise UserError(
             f"{folder}: cannot be listed ({error.strerror}); give yourself access, or move it"

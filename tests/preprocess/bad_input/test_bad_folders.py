@@ -85,32 +85,32 @@ FOLDERS: dict[str, list[Bad]] = {
         Bad(
             wrong="the label is missing",
             spoil=without(LABEL),
-            line="<file> has no label ({case}/{case}_seg.nii*); add it or remove the image",
+            line="<file> has no label ({case}/{case}_seg.nii*); add it, or remove the case",
         ),
         bad_label(
             wrong="the image is missing",
             spoil=without(IMAGE),
-            line="<file> has no image ({case}/{case}_flair.nii*); add it or remove the label",
+            line="<file> has no image ({case}/{case}_flair.nii*); add it, or remove the case",
         ),
         bad_label(
             wrong="a folder in the image's place",
             spoil=replace_by_folder,
             line="<file> has no image ({case}/{case}_flair.nii*; there is case1/case1_flair.nii.gz/); "
-            "add it or remove the label",
+            "add it, or remove the case",
         ),
         Bad(
             wrong="x.nii and x.nii.gz are both there",
             spoil=add_zipped_and_plain,
             file="case1",
             line="<file>: 2 files fit as its image (case1_flair.nii, case1_flair.nii.gz), expected one; "
-            "narrow the recipe's pattern",
+            "remove the others, or narrow the recipe's pattern",
         ),
         Bad(
             wrong="two case ids that look the same (é is one letter, or e and an accent)",
             spoil=add_twin,
             case=ZOE,
             file=f"{TWIN}/{TWIN}_flair.nii.gz",
-            line="<file>: case id is there twice, written in two ways of Unicode; rename one",
+            line="...: 2 files fit as its image (...), expected one; remove the others, or narrow the recipe's pattern",
         ),
         Bad(
             wrong="a line break in a case id",
@@ -165,7 +165,7 @@ FOLDERS: dict[str, list[Bad]] = {
         bad_index(
             wrong="numTraining above what is there",
             spoil=with_index(numTraining=5),
-            line="<file>: numTraining is 5, 4 images fit; copy the rest, or correct it",
+            line="<file>: numTraining is 5, but there are 4 cases; copy the rest, or correct it",
         ),
         bad_index(
             wrong="numTraining is a text",
@@ -183,7 +183,7 @@ FOLDERS: dict[str, list[Bad]] = {
             spoil=without("imagesTr/case1.nii.gz", "labelsTr/case1.nii.gz"),
             recipe="msd",
             whole=False,
-            line="dataset.json lists it, but it has no image (imagesTr/{case}.nii*); add it",
+            line="the entry in dataset.json has no image (imagesTr/{case}.nii*); add it, or remove the case",
         ),
         bad_index(
             wrong="a listed case without its image",
@@ -191,7 +191,7 @@ FOLDERS: dict[str, list[Bad]] = {
             file="labelsTr/case1.nii.gz",
             recipe="msd",
             whole=False,
-            line="<file> has no image (imagesTr/{case}.nii*); add it or remove the label",
+            line="<file> has no image (imagesTr/{case}.nii*); add it, or remove the case",
         ),
         bad_index(
             wrong="an image without the recipe's channel",
@@ -206,7 +206,7 @@ FOLDERS: dict[str, list[Bad]] = {
             spoil=with_voxels("labelsTr/case1.nii.gz", put(2, kind=np.uint8)),
             file="labelsTr/case1.nii.gz",
             whole=False,
-            line="<file>: label value 2, expected 0, 1; see labels in dataset.json",
+            line="<file>: label value 2, expected 0, 1; see label.known in the recipe, or the labels in dataset.json",
         ),
     ],
     "The raw folder": [

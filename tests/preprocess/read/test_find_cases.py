@@ -129,7 +129,7 @@ def test_names_of_two_ways_of_unicode_are_one_case_id_and_both_at_once_are_refus
     assert list(files_of(recipe, tmp_path)) == ["\u00e4"]
     touch(tmp_path, "\u00e4_i.nii", "\u00e4_l.nii")
     (case,) = find_cases(recipe, tmp_path).cases
-    assert "two ways of Unicode" in case.fault
+    assert "2 files fit as its image" in case.fault
 
 
 def test_a_link_that_leads_back_up_does_not_hold_the_search(tmp_path):
@@ -333,14 +333,14 @@ def test_a_case_that_dataset_json_lists_must_be_there(tmp_path):
     write_dataset(tmp_path / "raw", VERSION_1)
     for name in ("imagesTr/c1_0000.nii.gz", "labelsTr/c1.nii.gz"):
         (tmp_path / "raw" / name).unlink()
-    with pytest.raises(UserError, match=r"c1: dataset.json lists it, but it has no image"):
+    with pytest.raises(UserError, match=r"c1: the entry in dataset.json has no image"):
         pack(load_recipe("nnunet"), tmp_path / "raw", tmp_path / "out", workers=1)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"numTraining": 5}, "numTraining is 5, 2 images fit"),
+        ({"numTraining": 5}, "numTraining is 5, but there are 2 cases"),
         ({"file_ending": ".mnc"}, r"file_ending: got '.mnc', which does not suit the recipe"),
         (
             {"labels": {"tumour": "many"}},
@@ -355,15 +355,15 @@ def test_a_case_that_dataset_json_lists_must_be_there(tmp_path):
         ({"training": ["./imagesTr/c0.nii.gz"]}, r"training\[0\]: got './imagesTr/c0.nii.gz'"),
         (
             {"training": [{"image": "imagesTr/c0.nii.gz", "label": "labelsTr2/c0.nii.gz"}]},
-            r"training: got 'imagesTr/c0.nii.gz and labelsTr2/c0.nii.gz', expected a pair of imagesTr/",
+            r"training: got imagesTr/c0.nii.gz and labelsTr2/c0.nii.gz, expected a pair of imagesTr/",
         ),
         (
             {"training": [{"image": "imagesTr/c1.nii.gz", "label": "labelsTr/c0.nii.gz"}]},
-            r"training: got 'imagesTr/c1.nii.gz and labelsTr/c0.nii.gz', expected a pair of imagesTr/",
+            r"training: got imagesTr/c1.nii.gz and labelsTr/c0.nii.gz, expected a pair of imagesTr/",
         ),
         (
             {"training": [{"image": "imagesTr/c0.nii.gz", "label": "labelsTr/c0.nii.gz"}]},
-            r"numTraining is 2, 1 cases in training",
+            r"numTraining is 2, but there are 1 cases",
         ),
         ({"labels": [0, 1]}, r"labels: got \[0, 1\], expected"),
     ],
@@ -429,9 +429,9 @@ def _recording(listed):
 
     list_folder = match_files._list
 
-    def record(folder):
+    def record(folder, **options):
         listed.append(folder)
-        return list_folder(folder)
+        return list_folder(folder, **options)
 
     return record
 
