@@ -55,8 +55,8 @@ def read_itk(path: Path, orientation: str, channel: int | None = None) -> Scan:
     """
     import SimpleITK as sitk  # only data sets in these formats pay for it
 
-    contents = {file.name: read_bytes(file) for file in source_files(path)}
-    header, voxels = _split(path, contents)
+    content = read_bytes(path)
+    header, voxels = _split(path, content)
     reader = sitk.ImageFileReader()
     reader.SetImageIO("NrrdImageIO" if header.startswith(b"NRRD") else "MetaImageIO")
     reader.SetFileName(str(path))
@@ -80,34 +80,30 @@ def read_itk(path: Path, orientation: str, channel: int | None = None) -> Scan:
     steps = np.reshape(image.GetDirection(), (sides, sides)) * image.GetSpacing()
     affine[:3, :3] = LPS_TO_RAS @ steps[:3, :3]
     affine[:3, 3] = LPS_TO_RAS @ image.GetOrigin()[:3]
-    digest = hashlib.sha256(b"".join(contents.values()))
-    return turn_axes(
-        path, digest.hexdigest(), values, shape, check_affine(path, affine), orientation
-    )
+    digest = hashlib.sha256(content).hexdigest()
+    return turn_axes(path, digest, values, shape, check_affine(path, affine), orientation)
 
 
-def _split(path: Path, contents: dict[str, bytes]) -> tuple[bytes, bytes]:
+def _split(path: Path, content: bytes) -> tuple[bytes, bytes]:
     """Return the header, whose words are checked, and the bytes of the voxels."""
     is_nrrd = path.suffix.lower() == ".nrrd"
-    match = (_NRRD if is_nrrd else _META).match(contents[path.name])
-    if match is None:
-        raise UserError(f"{path}: has no header of its format; copy it again")
-    header = match[0]
-    if not (_NRRD_PLACE if is_nrrd else _META_PLACE).match(header):
+    match = (_NRRD if is_nrrd else _META).match(content)
+    header = match[0] if match else b""
+    if not (match and (_NRRD_PLACE if is_nrrd else _META_PLACE).match(header)):
         raise UserError(f"{path}: the header lacks its size, type, orientation or spacing; set it")
     if unread := _NOT_READ.search(header):
         line = unread[0].decode("latin-1").strip()
         raise UserError(f"{path}: has {line!r}, which is not read; convert it to .nii.gz")
 
     if is_nrrd or match[1].upper() == b"LOCAL":
-        return header, contents[path.name][match.end() :]
+        return header, content[match.end() :]
     name = match[1].decode("latin-1")
-    if name not in list(contents)[1:]:
+    if name not in [file.name for file in source_files(path)[1:]]:
         raise UserError(
             f"{path}: its voxels lie in {name!r}, expected {path.stem}.raw or .zraw; "
             "save it as .mha"
         )
-    return header, contents[name]
+    return header, content[path.stat().st_size :]
 
 
 def _check_voxels(path: Path, header: bytes, voxels: bytes, size: int) -> None:
@@ -118,4 +114,6 @@ def _check_voxels(path: Path, header: bytes, voxels: bytes, size: int) -> None:
             voxels = stream.decompress(voxels, size + 1)
         voxels = voxels if stream.eof else b""
     if len(voxels) != size:
-        raise UserError(f"{path}: its voxels are damaged or cut short; copy it again")
+        raise UserError(
+            f"{path}: its voxels are damaged, or fewer or more than it says; copy it again"
+        )

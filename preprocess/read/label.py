@@ -66,12 +66,9 @@ def _check_values(
     strange = [value for value in values if value < 0 or (known and value not in known)]
     if strange:
         expected = ", ".join(map(str, known)) or "whole numbers from 0"
-        said_by_recipe = recipe.label.known or not recipe.layout.index
-        where = (
-            "label.known in the recipe" if said_by_recipe else f"labels in {recipe.layout.index}"
-        )
         raise UserError(
-            f"{label.path}: label value {_shown(strange)}, expected {expected}; see {where}"
+            f"{label.path}: label value {_shown(strange)}, expected {expected}; "
+            "see label.known in the recipe, or the labels in dataset.json"
         )
 
     gap = min((high - low for low, high in pairwise([0, *values])), default=1)

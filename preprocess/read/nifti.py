@@ -31,8 +31,7 @@ from hvae_hpc.preprocess.read.scan import (
 )
 from hvae_hpc.preprocess.store.reader import available_memory
 
-_MAGIC = {348: (344, b"n+1\0", nib.Nifti1Header), 540: (4, b"n+2\0", nib.Nifti2Header)}
-"""Size of the header -> where its magic stands, what it is, who reads it (nifti1.h, nifti2.h)."""
+_READERS = (nib.Nifti1Header, nib.Nifti2Header)
 _LONGEST_QUATERNION = 1.001
 """A rotation's quaternion has length 1; one that is longer than this is damaged, not rounded."""
 _SPARE_BYTES = 2**20
@@ -51,7 +50,7 @@ def read_scan(path: Path, orientation: str, channel: int | None = None) -> Scan:
         UserError: missing, cut short, not NIfTI, not 3D, or without a usable orientation.
     """
     content = read_bytes(path)
-    header = _parse(path, _unzip(path, content, max(_MAGIC), gunzip_start))
+    header = _parse(path, _unzip(path, content, nib.Nifti2Header.sizeof_hdr, gunzip_start))
     dims = tuple(int(side) for side in header["dim"][1 : max(0, int(header["dim"][0])) + 1])
     shape, first = choose_volume(path, dims, channel)
     kind, start = _find_voxels(path, header)
@@ -83,9 +82,10 @@ def _find_voxels(path: Path, header: Any) -> tuple[np.dtype[Any], int]:
     if kind.kind not in "iufb":
         raise UserError(f"{path}: voxels are {kind}, expected plain numbers; convert it")
     size, start = int(header["sizeof_hdr"]), float(header["vox_offset"])
-    if not (math.isfinite(start) and size <= start < MOST_VOXELS):
+    if size != header.sizeof_hdr or not size <= start < MOST_VOXELS:  # NaN fails it too
         raise UserError(
-            f"{path}: NIfTI header is damaged (voxels start at byte {start:g}); copy it again"
+            f"{path}: NIfTI header is damaged (size {size}, voxels start at byte {start:g}); "
+            "copy it again"
         )
     return kind, int(start)
 
@@ -122,27 +122,14 @@ def _unzip(
         return content
     try:
         return unzip(content, most)
-    except EOFError as error:
-        raise UserError(
-            f"{path}: the gzip file ends early (truncated); copy or download it again"
-        ) from error
-    except (gzip.BadGzipFile, zlib.error) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(
             f"{path}: not a sound gzip file ({error}); copy or download it again"
         ) from error
 
 
-def _find_reader(content: bytes | bytearray) -> Any:
-    """Return nibabel's class for the header that a file begins with, or None."""
-    for size in (content[:4], content[3::-1]):  # of either byte order
-        place, magic, reader = _MAGIC.get(int.from_bytes(size, "little"), (0, b"", None))
-        if reader and content[place : place + 4] == magic:
-            return reader
-    return None
-
-
 def _parse(path: Path, content: bytes | bytearray) -> Any:
-    reader = _find_reader(content)
+    reader = next((each for each in _READERS if each.may_contain_header(content)), None)
     if reader is None:
         raise UserError(
             f"{path}: not a NIfTI file (no n+1 or n+2 in its header); copy it again, "

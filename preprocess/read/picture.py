@@ -5,7 +5,7 @@ import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageChops, UnidentifiedImageError
+from PIL import Image, ImageChops
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.preprocess.read.scan import Scan, read_bytes
@@ -19,7 +19,10 @@ _EXIF_ORIENTATION = 274
 _GREY = ("1", "L", "I;16", "I;16B", "I", "F")
 """Pillow's modes of one number per pixel; the entries of a palette ("P") are none."""
 _ALPHA = 3
-_TRANSPARENT = "is transparent in parts, expected an opaque picture"
+_TRANSPARENT = (
+    "is transparent in parts, expected an opaque picture; save it without its alpha channel, "
+    "or of a mask say [label] channel = 3 if its alpha is the mask, or 0 if its red is"
+)
 _JPEG_NOISE = 16
 """JPEG keeps colours coarsely: grey values come back with channels this far apart."""
 
@@ -52,10 +55,9 @@ def read_picture(
     except (UserError, MemoryError):
         raise
     except Exception as error:  # Pillow has a dozen kinds for a damaged file
-        why = (str(error) or type(error).__name__).splitlines()[0]
-        if isinstance(error, UnidentifiedImageError):  # its words hold an address in memory
-            why = "cannot identify image file"
-        raise UserError(f"{path}: not a sound picture ({why}); copy it again") from error
+        raise UserError(
+            f"{path}: not a sound picture ({', '.join(_FORMATS)}); copy it again"
+        ) from error
 
     width, height = picture.size
     if fit is not None:
@@ -101,7 +103,7 @@ def _scale_into(picture: Image.Image, fit: tuple[int, ...], *, is_label: bool) -
 
 def _to_grey(path: Path, picture: Image.Image, channel: int | None) -> Image.Image:
     if _has_alpha(picture):
-        raise UserError(f"{path}: {_TRANSPARENT}; save it without its alpha channel")
+        raise UserError(f"{path}: {_TRANSPARENT}")
     if picture.mode in _GREY and picture.mode != "1":
         return picture.copy()
     colours = picture.convert("RGB")
@@ -114,10 +116,7 @@ def _to_label(path: Path, picture: Image.Image, label: LabelConfig) -> Image.Ima
     if label.channel is not None and (has_alpha or label.channel != _ALPHA):
         return picture.convert("RGBA").getchannel(label.channel)
     if has_alpha:
-        raise UserError(
-            f"{path}: {_TRANSPARENT}; say [label] channel = 3 if its alpha is the mask, "
-            "or 0 if its red is"
-        )
+        raise UserError(f"{path}: {_TRANSPARENT}")
 
     if picture.mode in _GREY:
         return picture.convert("L") if picture.mode == "1" else picture.copy()

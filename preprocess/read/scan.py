@@ -85,13 +85,13 @@ class Scan:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read a file whole: its hash and its voxels come from the same bytes.
+    """Read a scan's files whole: its hash and its voxels come from the same bytes.
 
     Raises:
         UserError: it cannot be read.
     """
     try:
-        return read_file(path, IMAGE_BYTES)
+        return b"".join(read_file(file, IMAGE_BYTES) for file in source_files(path))
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); check path and permission"
@@ -106,7 +106,7 @@ def source_files(path: Path) -> list[Path]:
 
 def hash_source(path: Path) -> str:
     """Return the SHA-256 of a scan's bytes, as :class:`Scan` has it."""
-    return hashlib.sha256(b"".join(read_bytes(file) for file in source_files(path))).hexdigest()
+    return hashlib.sha256(read_bytes(path)).hexdigest()
 
 
 def choose_volume(

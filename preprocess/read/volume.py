@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hvae_hpc.config.loader import dump
 from hvae_hpc.errors import UserError
 from hvae_hpc.preprocess.read.find_cases import CaseFiles, by_role
 from hvae_hpc.preprocess.read.itk import ENDINGS, read_itk
@@ -24,6 +25,7 @@ from hvae_hpc.preprocess.read.scan import Scan
 from hvae_hpc.preprocess.recipes.recipe import IntensityConfig, Recipe
 
 _8_BITS, _16_BITS = 255.0, 65535.0
+_ONE_GRID = "give them one grid, or of volumes set grid.spacing_mm in the recipe to resample"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,12 +94,8 @@ def read_volume(recipe: Recipe, files: CaseFiles, known: tuple[int, ...]) -> Vol
     facts = _describe(image, recipe)
     tumour = _join([join_labels(labels, recipe, known) for _, labels in slices])
     if not tumour.any() and "empty" not in recipe.accept:
-        wanted = recipe.label.tumour
-        least = f"from {recipe.label.threshold or 1:g}"
-        shown = least if wanted == "any" else ", ".join(map(str, wanted))
-        raise UserError(
-            f"{labels[0].path}: no tumour voxel (label values {shown}); leave this case out"
-        )
+        rule = dump(recipe.label)
+        raise UserError(f"{labels[0].path}: no tumour voxel by {rule}; leave this case out")
     if not recipe.layout.planar and recipe.grid.spacing_mm == 0:
         _check_same_grid(image, labels[0])
 
@@ -137,11 +135,7 @@ def _read_pictures(
     image = read_picture(image_path, fit, None, recipe.layout.channel)
     labels = [read_picture(path, fit, recipe.label) for path in label_paths]
     for label in labels:
-        if label.shape != image.shape:
-            raise UserError(
-                f"{label.path}: {label.shape[1]} x {label.shape[0]} px, its image has "
-                f"{image.shape[1]} x {image.shape[0]}; give the pair one size"
-            )
+        _check_same_shape(image, label)
     return image, labels
 
 
@@ -149,11 +143,7 @@ def _stack(images: Sequence[Scan]) -> Scan:
     """Make one scan of a case's slices; a volume is one already."""
     first = images[0]
     for image in images:
-        if image.data.shape != first.data.shape:
-            raise UserError(
-                f"{image.path}: {image.shape[1]} x {image.shape[0]} px, the case's first slice "
-                f"{first.path.name} has {first.shape[1]} x {first.shape[0]}; give them one size"
-            )
+        _check_same_shape(first, image)
     if len(images) == 1:
         return first
     data = _join([image.data for image in images])
@@ -271,16 +261,18 @@ def _find_centre(tumour: NDArray[np.bool_], centre: str) -> tuple[float, float]:
 
 
 def _check_same_grid(image: Scan, label: Scan) -> None:
-    remedy = "give the pair one grid, or set grid.spacing_mm in the recipe to resample"
-    if image.data.shape != label.data.shape:
-        raise UserError(
-            f"{label.path}: shape {label.data.shape}, "
-            f"{image.path.name} has {image.data.shape}; {remedy}"
-        )
+    _check_same_shape(image, label)
     _check_forms(image, label)
     if gap := image.lies_off(label.affine):
         raise UserError(
-            f"{label.path}: lies {gap:.2f} mm off {image.path.name} by the headers; {remedy}"
+            f"{label.path}: lies {gap:.2f} mm off {image.path.name} by the headers; {_ONE_GRID}"
+        )
+
+
+def _check_same_shape(first: Scan, other: Scan) -> None:
+    if other.shape != first.shape:
+        raise UserError(
+            f"{other.path}: shape {other.shape}, {first.path.name} has {first.shape}; {_ONE_GRID}"
         )
 
 

@@ -84,17 +84,17 @@ PICTURES: dict[str, list[Bad]] = {
         bad_picture(
             wrong="a PNG cut short",
             spoil=with_bytes(PICTURE, lambda content: content[:100]),
-            line="<file>: not a sound picture (image file is truncated); copy it again",
+            line="<file>: not a sound picture (PNG, TIFF, BMP, GIF, JPEG); copy it again",
         ),
         bad_picture(
             wrong="not an image",
             spoil=with_bytes(PICTURE, lambda _: b"hello"),
-            line="<file>: not a sound picture (cannot identify image file); copy it again",
+            line="<file>: not a sound picture (PNG, TIFF, BMP, GIF, JPEG); copy it again",
         ),
         bad_picture(
             wrong="a picture of 0 bytes",
             spoil=with_bytes(PICTURE, lambda _: b""),
-            line="<file>: not a sound picture (cannot identify image file); copy it again",
+            line="<file>: not a sound picture (PNG, TIFF, BMP, GIF, JPEG); copy it again",
         ),
         bad_picture(
             wrong="a picture of one colour",
@@ -145,13 +145,13 @@ PICTURES: dict[str, list[Bad]] = {
             spoil=with_picture(MASK, with_alpha),
             file=MASK,
             line="<file>: is transparent in parts, expected an opaque picture; "
-            "say [label] channel = 3 if its alpha is the mask, or 0 if its red is",
+            "save it without its alpha channel, or of a mask say [label] channel = 3 if its alpha is the mask, or 0 if its red is",
         ),
         bad_picture(
             wrong="an image that is transparent in parts",
             spoil=with_picture(PICTURE, lambda grey: Image.merge("LA", [grey, grey])),
             line="<file>: is transparent in parts, expected an opaque picture; "
-            "save it without its alpha channel",
+            "save it without its alpha channel, or of a mask say [label] channel = 3 if its alpha is the mask, or 0 if its red is",
         ),
         bad_picture(
             wrong="a mask with grey levels",
@@ -164,7 +164,7 @@ PICTURES: dict[str, list[Bad]] = {
         bad_picture(
             wrong="another format under the name .png",
             spoil=with_picture(PICTURE, Image.Image.copy, "ppm"),
-            line="<file>: not a sound picture (cannot identify image file); copy it again",
+            line="<file>: not a sound picture (PNG, TIFF, BMP, GIF, JPEG); copy it again",
         ),
         bad_picture(
             wrong="more pixels than any picture has",
@@ -176,18 +176,18 @@ PICTURES: dict[str, list[Bad]] = {
             wrong="a mask of another size",
             spoil=with_picture(MASK, lambda mask: mask.resize((24, 32))),
             file=MASK,
-            line="<file>: 32 x 24 px, its image has 16 x 12; give the pair one size",
+            line="<file>: shape (32, 24, 1), case1.png has (16, 12, 1); give them one grid, or of volumes set grid.spacing_mm in the recipe to resample",
         ),
         bad_picture(
             wrong="the mask is missing",
             spoil=without(MASK),
-            line="<file> has no label (masks/{case}*.png); add it or remove the image",
+            line="<file> has no label (masks/{case}*.png); add it, or remove the case",
         ),
         bad_picture(
             wrong="a mask's picture is missing",
             spoil=without(PICTURE),
             file=MASK,
-            line="<file> has no image (images/{case}.png); add it or remove the label",
+            line="<file> has no image (images/{case}.png); add it, or remove the case",
         ),
         bad_picture(
             wrong="a recipe with JPEG labels",

@@ -47,12 +47,12 @@ SCANS: dict[str, list[Bad]] = {
         Bad(
             wrong="a .nii.gz cut short",
             spoil=with_bytes(IMAGE, lambda content: content[:-60]),
-            line="<file>: the gzip file ends early (truncated); copy or download it again",
+            line="<file>: not a sound gzip file (Compressed file ended ...); copy or download it again",
         ),
         bad_label(
             wrong="a .nii.gz label cut short",
             spoil=with_bytes(LABEL, lambda content: content[:-20]),
-            line="<file>: the gzip file ends early (truncated); copy or download it again",
+            line="<file>: not a sound gzip file (Compressed file ended ...); copy or download it again",
         ),
         Bad(
             wrong="a web page with the name .nii.gz",
@@ -140,7 +140,7 @@ SCANS: dict[str, list[Bad]] = {
         Bad(
             wrong="voxels that begin at NaN",
             spoil=with_header(IMAGE, vox_offset=np.nan),
-            line="<file>: NIfTI header is damaged (voxels start at byte nan); copy it again",
+            line="<file>: NIfTI header is damaged (size 348, voxels start at byte nan); copy it again",
         ),
         Bad(
             wrong="voxels that begin at infinity",
@@ -276,7 +276,7 @@ SCANS: dict[str, list[Bad]] = {
             wrong="intensities above the recipe's window",
             spoil=with_voxels(IMAGE, lambda voxels: voxels + np.int16(2000)),
             recipe="window",
-            line="100% of the image lies above the intensity window 0 to 1000: values are 2000 to 2999; "
+            line="100% of the image lies above the intensity window 0 to 1000, 0% of the tumour below: values are 2000 to 2999; "
             'set [intensity] in the recipe; or say accept = ["clipped", "faint", "levels"] at the head '
             "of the recipe",
         ),
@@ -284,7 +284,7 @@ SCANS: dict[str, list[Bad]] = {
             wrong="intensities above the window, in a plane smaller than the crop",
             spoil=with_voxels(IMAGE, lambda voxels: voxels + np.int16(2000)),
             recipe="wide",
-            line="100% of the image lies above the intensity window 0 to 1000: values are 2000 to 2999; "
+            line="100% of the image lies above the intensity window 0 to 1000, 0% of the tumour below: values are 2000 to 2999; "
             'set [intensity] in the recipe; or say accept = ["clipped", "faint", "levels"] at the head '
             "of the recipe",
         ),
@@ -299,19 +299,19 @@ SCANS: dict[str, list[Bad]] = {
         bad_label(
             wrong="no tumour",
             spoil=with_voxels(LABEL, lambda voxels: voxels * 0),
-            line="<file>: no tumour voxel (label values 1, 2, 4); leave this case out",
+            line="<file>: no tumour voxel by {'tumour': [1, 2, 4], 'known': []}; leave this case out",
         ),
         bad_label(
             wrong="another shape than the image's",
             spoil=with_voxels(LABEL, lambda voxels: voxels[:-1]),
-            line="<file>: shape (19, 18, 6), case1_flair.nii.gz has (20, 18, 6); give the pair one grid, "
-            "or set grid.spacing_mm in the recipe to resample",
+            line="<file>: shape (19, 18, 6), case1_flair.nii.gz has (20, 18, 6); give them one grid, "
+            "or of volumes set grid.spacing_mm in the recipe to resample",
         ),
         bad_label(
             wrong="the label lies 2 mm off",
             spoil=with_voxels(LABEL, lambda voxels: voxels, moved(x=2)),
-            line="<file>: lies 2.00 mm off case1_flair.nii.gz by the headers; give the pair one grid, "
-            "or set grid.spacing_mm in the recipe to resample",
+            line="<file>: lies 2.00 mm off case1_flair.nii.gz by the headers; give them one grid, "
+            "or of volumes set grid.spacing_mm in the recipe to resample",
         ),
         bad_label(
             wrong="a value of 0.5",
@@ -331,18 +331,18 @@ SCANS: dict[str, list[Bad]] = {
         bad_label(
             wrong="an unknown value",
             spoil=with_voxels(LABEL, put(3, kind=np.uint8)),
-            line="<file>: label value 3, expected 0, 1, 2, 4; see label.known in the recipe",
+            line="<file>: label value 3, expected 0, 1, 2, 4; see label.known in the recipe, or the labels in dataset.json",
         ),
         bad_label(
             wrong="a negative value",
             spoil=with_voxels(LABEL, put(-1, kind=np.int16)),
-            line="<file>: label value -1, expected 0, 1, 2, 4; see label.known in the recipe",
+            line="<file>: label value -1, expected 0, 1, 2, 4; see label.known in the recipe, or the labels in dataset.json",
         ),
         bad_label(
             wrong="a negative value where any is tumour",
             spoil=with_voxels(LABEL, put(-1, kind=np.int16)),
             recipe="any",
-            line="<file>: label value -1, expected whole numbers from 0; see label.known in the recipe",
+            line="<file>: label value -1, expected whole numbers from 0; see label.known in the recipe, or the labels in dataset.json",
         ),
         bad_label(
             wrong="the tumour outside the crop",

@@ -121,7 +121,7 @@ def add(path, *_):
     path.write_bytes(path.read_bytes() + bytes(9))
 
 
-DAMAGED = "its voxels are damaged or cut short; copy it again"
+DAMAGED = "its voxels are damaged, or fewer or more than it says; copy it again"
 NO_PLACE = "the header lacks its size, type, orientation or spacing; set it"
 
 
@@ -138,8 +138,20 @@ NO_PLACE = "the header lacks its size, type, orientation or spacing; set it"
         ("mha", False, change, (b"DimSize = ", b"DimSize = 9"), DAMAGED),
         ("nrrd", False, change, (b"sizes: ", b"sizes: 99999999"), "copy it again"),
         ("mha", False, change, (b"DimSize = ", b"DimSize = -"), "copy it again"),
-        ("mha", False, change, (b"ElementDataFile", b"Voxels"), "has no header of its format"),
-        ("nrrd", False, change, (b"NRRD", b"HELO"), "has no header of its format"),
+        (
+            "mha",
+            False,
+            change,
+            (b"ElementDataFile", b"Voxels"),
+            "the header lacks its size, type, orientation or spacing",
+        ),
+        (
+            "nrrd",
+            False,
+            change,
+            (b"NRRD", b"HELO"),
+            "the header lacks its size, type, orientation or spacing",
+        ),
         ("mha", False, change, (b"TransformMatrix", b"Turned"), NO_PLACE),
         ("mha", False, change, (b"NDims", b"Sides"), NO_PLACE),
         ("nrrd", False, change, (b"space: left-posterior", b"space: scanner"), NO_PLACE),

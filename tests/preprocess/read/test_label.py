@@ -104,12 +104,12 @@ def test_values_as_close_as_grey_levels_pass_where_the_recipe_knows_them(tmp_pat
 def test_a_border_that_nobody_judged_is_named_without_a_hint_that_makes_it_tumour(tmp_path):
     _, label = draw_case()
     label[0, 0, 0] = 255
-    with pytest.raises(UserError, match=r"value 255, expected 0, 1, 2, 4; see label.known[^,]*$"):
+    with pytest.raises(UserError, match=r"value 255, expected 0, 1, 2, 4; see label.known"):
         find_tumour(tmp_path, label, LabelConfig(tumour=(1, 2, 4)))
 
 
 def test_a_mask_below_its_threshold_is_named_with_it(tmp_path):
-    with pytest.raises(UserError, match=r"no tumour voxel \(label values from 128\)"):
+    with pytest.raises(UserError, match=r"no tumour voxel by .*'threshold': 128"):
         find_tumour(tmp_path, draw_case()[1], LabelConfig(tumour="any", threshold=128))
 
 

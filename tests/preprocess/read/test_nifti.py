@@ -129,12 +129,12 @@ def text_voxels(content):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (cut_gzip, "ends early"),
+        (cut_gzip, "not a sound gzip file .Compressed file ended"),
         (wrong_checksum, "not a sound gzip file"),
         (lambda path: path.write_bytes(b""), "not a NIfTI file"),
         (lambda path: path.unlink(), "cannot be read"),
         (edit(wrong_magic), "not a NIfTI file"),
-        (edit(no_header), "not a NIfTI file"),
+        (edit(no_header), "NIfTI header is damaged .size 0"),
         (edit(fewer_voxels), "ends before its last voxel"),
         (edit(no_orientation), "no orientation"),
         (edit(sheared), "not at right angles"),

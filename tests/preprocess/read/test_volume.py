@@ -192,7 +192,7 @@ def test_slices_of_unlike_sizes_are_refused_and_a_slice_without_tumour_is_not(tm
     volume = read([0, 1])
     assert volume.tumour.sum(axis=(0, 1)).tolist() == [47, 7]
     assert volume.facts.shape == (6, 8, 2)
-    with pytest.raises(UserError, match=r"p_2.tif: 6 x 8 px, the case's first slice p_0.tif has 8"):
+    with pytest.raises(UserError, match=r"p_2.tif: shape \(8, 6, 1\), p_0.tif has \(6, 8, 1\);"):
         read([0, 1, 2])
 
 
