@@ -54,14 +54,7 @@ def judge_case(
     Raises:
         UserError: something is implausible, and the recipe does not accept it.
     """
-    has_flat = ((scaled.min(axis=(0, 1)) == scaled.max(axis=(0, 1))) & (areas > 0)).any()
-    outside = _share(np.isnan(images[tumour]))
-    largest = areas.argmax()
-    image, shown, mask = images[:, :, largest], scaled[:, :, largest], tumour[:, :, largest]
-    looked = (
-        *_look_at_intensity(image, shown, mask, bool(has_flat), volume.facts, recipe),
-        *_look_at_mask(image, shown, mask, outside, volume),
-    )
+    looked = _look_at_case(images, scaled, tumour, areas, volume, recipe)
     findings = {name: line for name, holds, line in looked if holds}
     for name, line in findings.items():
         if name not in recipe.accept:
@@ -70,55 +63,53 @@ def judge_case(
     return tuple(findings)
 
 
-def _look_at_intensity(
-    image: Image, scaled: Image, mask: Mask, has_flat: bool, facts: Facts, recipe: Recipe
+def _look_at_case(
+    images: Image,
+    scaled: Image,
+    tumour: Mask,
+    areas: NDArray[np.int_],
+    volume: Volume,
+    recipe: Recipe,
 ) -> Iterator[tuple[str, bool, str]]:
-    """Yield the findings about unit and window: name, whether it holds, and what to say."""
-    low, high = facts.window
-    window = f"the intensity window {low:g} to {high:g}"
-    reason = _guess_reason(facts, recipe)
+    """Yield the findings: name, whether it holds, and what to say."""
+    facts, (low, high) = volume.facts, volume.facts.window
+    window, reason = f"the intensity window {low:g} to {high:g}", _guess_reason(facts, recipe)
+    largest = areas.argmax()
+    image, shown, mask = images[:, :, largest], scaled[:, :, largest], tumour[:, :, largest]
+
+    # Unit and window.
     by_percentiles = recipe.intensity.rule == "percentile"
     line = f"the image's lowest value is {facts.lowest:g}: {reason}"
     yield "hounsfield", by_percentiles and facts.lowest <= _AIR_HU, line
 
     above, below = _share(image[image > low] > high), _share(image[mask] < low)
-    clipped = f"{above:.0%} of the image lies above {window}: {reason}"
-    if below > above:
-        clipped = f"{below:.0%} of the tumour lies below {window}: {reason}"
-    yield "clipped", max(above, below) > _MOST_CLIPPED, clipped
+    line = (
+        f"{above:.0%} of the image lies above {window}, {below:.0%} of the tumour below: {reason}"
+    )
+    yield "clipped", max(above, below) > _MOST_CLIPPED, line
 
-    filled = _find_range(scaled)
+    filled = float(np.ptp(np.percentile(shown, [0.1, 99.9])))  # but for odd pixels
     yield "faint", filled < _LEAST_RANGE, f"the image fills {filled:.1%} of {window}: {reason}"
 
-    levels = 1 if has_flat else len(np.unique(scaled))
+    flat = (np.ptp(scaled, axis=(0, 1)) == 0) & (areas > 0)
+    levels = 1 if flat.any() else len(np.unique(shown))
     line = f"a slice with tumour has {levels} grey value(s) in {window}; is it a label?"
     yield "levels", levels < _FEWEST_LEVELS, line
 
-
-def _look_at_mask(
-    image: Image, scaled: Image, mask: Mask, outside: float, volume: Volume
-) -> Iterator[tuple[str, bool, str]]:
-    """Yield the findings about the mask and its image, as above."""
+    # The mask and its image.
     with np.errstate(invalid="ignore", divide="ignore"):  # of a flat one, which is no copy
-        alike = np.corrcoef(scaled.ravel(), mask.ravel())[0, 1]
+        alike = np.corrcoef(shown.ravel(), mask.ravel())[0, 1]
     same = alike > _MOST_ALIKE or volume.sources["image"] == volume.sources["label"]
     yield "same", same, "image and label are the same picture; check the recipe's patterns"
 
-    covered = _share(mask[(image > volume.facts.window[0]) | mask])
+    covered = _share(mask[(image > low) | mask])
     corners = bool(volume.tumour[[0, 0, -1, -1], [0, -1, 0, -1]].all(axis=0).any())
-    covers = "all four corners" if corners else f"{covered:.0%}"
-    line = f"the mask covers {covers} of the image; is it inverted, or of the whole body?"
-    yield "mask", corners or covered > _MOST_COVERED, line
+    line = f"the mask covers {covered:.0%} of the image, or all four corners"
+    yield "mask", corners or covered > _MOST_COVERED, f"{line}; is it inverted, or of the body?"
 
+    outside = _share(np.isnan(images[tumour]))
     line = f"{outside:.0%} of the tumour lies outside the image's field of view"
     yield "outside", outside > _MOST_OUTSIDE, f"{line}; are both of one patient?"
-
-
-def _find_range(scaled: Image) -> float:
-    """Return which share of [0, 1] an image fills, but for a thousandth of it at either end."""
-    shares = np.cumsum(np.bincount((scaled * 255).astype(np.uint8).reshape(-1))) / scaled.size
-    darkest, brightest = np.searchsorted(shares, [0.001, 0.999])
-    return float(brightest - darkest) / 255
 
 
 def _guess_reason(facts: Facts, recipe: Recipe) -> str:

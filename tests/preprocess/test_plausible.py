@@ -73,7 +73,7 @@ def refusal_of(tmp_path, raw, extends):
 CASES = {
     "PET in Bq/ml": (
         lambda raw: save_pet(raw, 5000),
-        "100% of the image lies above the intensity window 0 to 10: "
+        "100% of the image lies above the intensity window 0 to 10, 0% of the tumour below: "
         "PET looks like Bq/ml, SUV expected",
     ),
     "PET in [0, 1]": (lambda raw: save_pet(raw, 1 / 8), "PET looks normalised, SUV expected"),
@@ -91,15 +91,15 @@ CASES = {
     ),
     "a tumour below the window": (
         lambda raw: save_brats(raw, lambda image: np.where(image > 600, -50, image + 1)) + W,
-        "100% of the tumour lies below the intensity window 0 to 800: values are -50 to ",
+        "above the intensity window 0 to 800, 100% of the tumour below: values are -50 to ",
     ),
     "an inverted mask": (
         lambda raw: save_brats(raw, lambda image: image, lambda label: 1 - label),
-        "the mask covers all four corners of the image; is it inverted",
+        ", or all four corners; is it inverted",
     ),
     "a mask of the whole body": (
         lambda raw: save_brats(raw, lambda image: image + (image > 0) * 200, cover_body),
-        "the mask covers 100% of the image; is it inverted, or of the whole body?",
+        "the mask covers 100% of the image, or all four corners; is it inverted, or of the body?",
     ),
     "a label in the image's place": (
         lambda raw: save_brats(raw, lambda image: np.digitize(image, [200, 600])),
