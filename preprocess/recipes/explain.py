@@ -19,7 +19,6 @@ _TOWARDS = {
     "S": "the head",
     "I": "the feet",
 }
-_INTERPOLATION = {"linear": "by linear interpolation", "bspline": "by cubic B-splines"}
 _CENTRE = {
     "image": "the image's middle",
     "tumour": "the middle of the tumour's bounding box (which uses the label)",
@@ -61,8 +60,7 @@ def _explain_layout(layout: LayoutConfig) -> list[str]:
     if layout.several_labels:
         lines.append("several label files of a case are joined")
     if layout.channel is not None:
-        part = "picture, channel" if layout.planar else "4D image, volume"
-        lines.append(f"of a {part} {layout.channel} (counted from 0)")
+        lines.append(f"of each image channel {layout.channel} (counted from 0)")
     elif layout.planar:
         lines.append("colours become grey")
     if layout.index:
@@ -70,14 +68,10 @@ def _explain_layout(layout: LayoutConfig) -> list[str]:
             f"{layout.index} lists the cases that must be there, "
             "and the label values that may occur"
         )
-    if layout.stacked and not layout.sliced:
+    if layout.patient:
         lines.append(
-            f"the pictures of one patient are the slices of one case (patient: {layout.patient})"
-        )
-    elif layout.patient:
-        lines.append(
-            f"of several scans of one patient, the first by name (patient: {layout.patient}); "
-            "with --skip-bad the first good one"
+            f"one case per patient ({layout.patient}): of scans the first by name, "
+            "with --skip-bad the first good one; 2D files are its slices"
         )
     return lines
 
@@ -108,7 +102,7 @@ def _explain_volume(grid: GridConfig) -> list[str]:
     if grid.spacing_mm:
         lines[1] = (
             f"resampled to {grid.spacing_mm:g} mm along the label's axes: "
-            f"image {_INTERPOLATION[grid.interpolation]}, label by nearest voxel"
+            f"image by {grid.interpolation} interpolation, label by nearest voxel"
         )
     if grid.spacing == "unknown":
         lines.append("the header's spacing is not believed: recorded as unknown")
@@ -136,36 +130,27 @@ def _explain_intensity(intensity: IntensityConfig) -> str:
             f"{intensity.low:g} becomes 0 and {intensity.high:g} becomes 1, "
             "in the file's own unit; clipped beyond"
         )
-    low = f"the {intensity.low:g}th percentile" if intensity.low else "the least value"
-    high = "the greatest" if intensity.high == 100 else f"the {intensity.high:g}th percentile"
     return (
-        f"{low} of all voxels above the background becomes 0, {high} becomes 1; "
-        "clipped beyond, background is 0"
+        f"the {intensity.low:g}th percentile of all voxels above the background becomes 0, "
+        f"the {intensity.high:g}th becomes 1; clipped beyond, background is 0"
     )
 
 
 def _explain_slices(slices: SlicesConfig, layout: LayoutConfig) -> str:
     least = f"with at least {slices.min_px} tumour px inside the crop"
     if layout.planar and not layout.stacked:
-        return f"a picture {least} is a pair" if slices.min_px else "every picture is a pair"
+        return f"a picture {least} is a pair"
     if slices.choose == "all":
-        return f"every slice {least}, in order" if slices.min_px else "every slice, in order"
-    which = "the slice" if slices.count == 1 else f"the {slices.count} slices"
-    return f"per case {which} with the largest tumour area, {least}"
+        return f"every slice {least}, in order"
+    return f"per case the slices with the largest tumour area, at most {slices.count}, {least}"
 
 
 def _explain_refusals(recipe: Recipe) -> list[str]:
-    refused = (
-        "a file that is missing or damaged, or has a voxel that is no number; "
-        "a label without tumour or with other values"
-    )
-    if not recipe.layout.planar and not recipe.grid.spacing_mm:
-        refused += "; image and label on different grids"
-    refused += "; pairs that are implausible"
-    if recipe.accept:
-        refused += f" (but for {', '.join(recipe.accept)}, which the recipe accepts)"
+    accepted = f" (but for {', '.join(recipe.accept)}, which the recipe accepts)"
     return [
-        refused,
+        "a file that is missing or damaged, or has a voxel that is no number; "
+        "a label without tumour or with other values; "
+        f"pairs that are implausible{accepted if recipe.accept else ''}",
         "such a case is named; the others are packed, and --skip-bad accepts the set without it",
     ]
 

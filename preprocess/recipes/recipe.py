@@ -62,11 +62,10 @@ class LayoutConfig:
                 raise ValueError(
                     f"pattern {pattern!r}, expected a path below the raw folder with {CASE}"
                 )
-            if pattern.lower().endswith((".dcm", ".ima")):
-                raise ValueError(f"pattern {pattern!r} is DICOM; convert with dcm2niix first")
             if not pattern.lower().endswith(VOLUMES + PICTURES):
                 raise ValueError(
-                    f"pattern {pattern!r}, expected an ending of {', '.join(VOLUMES + PICTURES)}"
+                    f"pattern {pattern!r}, expected an ending of {', '.join(VOLUMES + PICTURES)}; "
+                    "convert DICOM with dcm2niix"
                 )
         if _is_planar(self.image) != _is_planar(self.label):
             raise ValueError(
@@ -75,11 +74,14 @@ class LayoutConfig:
             )
         if (SLICE in self.image) != (SLICE in self.label) or (self.sliced and not self.planar):
             raise ValueError(f"{SLICE} is for 2D files, and in both of image and label or in none")
-        if self.channel is not None and (self.channel < 0 or (self.planar and self.channel > 2)):
-            raise ValueError(f"channel is {self.channel}, expected 0 or more, of a picture 0 to 2")
-        _check_expression("patient", self.patient)
-        _check_expression("label_says", self.label_says)
-        if self.patient and not re.compile(self.patient).groups:
+        try:
+            groups = re.compile(self.patient).groups
+            re.compile(self.label_says)
+        except re.error as error:
+            raise ValueError(
+                f"{error.pattern!r} of patient or label_says is no regular expression ({error})"
+            ) from error
+        if self.patient and not groups:
             raise ValueError(
                 f"patient {self.patient!r}, "
                 "expected a group in round brackets around the patient's part"
@@ -103,13 +105,6 @@ class LayoutConfig:
 
 def _is_planar(pattern: str) -> bool:
     return pattern.lower().endswith(PICTURES)
-
-
-def _check_expression(name: str, expression: str) -> None:
-    try:
-        re.compile(expression)
-    except re.error as error:
-        raise ValueError(f"{name} {expression!r} is no regular expression ({error})") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,12 +177,11 @@ class GridConfig:
             raise ValueError(
                 f"orientation is {self.orientation!r}, expected three letters such as 'LPS'"
             )
-        if self.spacing_mm < 0:
+        if self.spacing_mm < 0 or (self.spacing_mm and self.spacing == "unknown"):
             raise ValueError(
-                f"spacing_mm is {self.spacing_mm}, expected mm, or 0 for the file's own grid"
+                f"spacing_mm is {self.spacing_mm}, expected mm (with a spacing that is known), "
+                "or 0 for the file's own grid"
             )
-        if self.spacing_mm and self.spacing == "unknown":
-            raise ValueError("spacing_mm asks to resample, which needs a spacing that is known")
         if len(self.size_px) != 2 or min(self.size_px) < 1:
             raise ValueError(f"size_px is {self.size_px}, expected [rows, columns]")
 
@@ -209,11 +203,11 @@ class IntensityConfig:
     high: float
 
     def __post_init__(self) -> None:
-        if not self.low < self.high:
-            raise ValueError(f"low is {self.low}, high {self.high}, expected low < high")
-        if self.rule == "percentile" and not (self.low >= 0 and self.high <= 100):
+        within = self.rule == "window" or 0 <= self.low < self.high <= 100
+        if not (self.low < self.high and within):
             raise ValueError(
-                f"low is {self.low}, high {self.high}, expected percentiles from 0 to 100"
+                f"low is {self.low}, high {self.high}, "
+                "expected low < high, and percentiles from 0 to 100"
             )
 
 
@@ -233,11 +227,10 @@ class SlicesConfig:
     min_px: int = 1
 
     def __post_init__(self) -> None:
-        if self.count < 1:
-            raise ValueError(f"count is {self.count}, expected 1 or more slices per case")
-        if self.min_px < (0 if self.choose == "all" else 1):
+        if self.count < 1 or self.min_px < (0 if self.choose == "all" else 1):
             raise ValueError(
-                f'min_px is {self.min_px}, expected 1 or more (0 only with choose = "all")'
+                f"count is {self.count} and min_px {self.min_px}, "
+                'expected 1 or more (min_px 0 only with choose = "all")'
             )
 
 
@@ -269,21 +262,19 @@ class Recipe:
             raise ValueError(
                 "grid.spacing_mm asks to resample, which 2D files cannot be: they say no spacing"
             )
-        most = 3 if self.layout.planar else 999
-        if not 0 <= (self.label.channel or 0) <= most:
-            raise ValueError(f"label.channel is {self.label.channel}, expected 0 to {most}")
+        for role, of_picture in (("layout", 2), ("label", 3)):
+            channel, most = getattr(self, role).channel, of_picture if self.layout.planar else 999
+            if not 0 <= (channel or 0) <= most:
+                raise ValueError(f"{role}.channel is {channel}, expected 0 to {most}")
         if self.layout.label.lower().endswith((".jpg", ".jpeg")) and self.label.threshold is None:
             raise ValueError(
                 "layout.label is JPEG, which blurs label values; "
                 'say [label] tumour = "any", threshold = 128'
             )
-        if self.grid.fit == "scale" and not self.layout.planar:
+        if self.grid.fit == "scale" and not (self.layout.planar and self.grid.centre == "image"):
             raise ValueError(
-                'grid.fit = "scale" is for 2D files; volumes are resampled by grid.spacing_mm'
-            )
-        if self.grid.fit == "scale" and self.grid.centre == "tumour":
-            raise ValueError(
-                'grid.fit = "scale" keeps the whole picture, so it cannot be centred on the tumour'
+                'grid.fit = "scale" is for 2D files, which it keeps whole, with centre = "image"; '
+                "volumes are resampled by grid.spacing_mm"
             )
 
 

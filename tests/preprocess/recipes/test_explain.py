@@ -35,14 +35,14 @@ def test_each_field_is_told_with_its_value_and_unit(tmp_path):
     (tmp_path / "own.toml").write_text(OWN)
     text = explain(load_recipe(str(tmp_path / "own.toml")))
     for words in (
-        "volume 1 (counted from 0)",
-        "the first by name (patient: ^(P\\d+))",
+        "of each image channel 1 (counted from 0)",
+        "one case per patient (^(P\\d+)): of scans the first by name",
         "every value above 0 is tumour (1); values that may occur: whole numbers from 0",
         "columns run to the patient's right, rows to the front, slices to the head",
-        "resampled to 0.5 mm along the label's axes: image by cubic B-splines, label by nearest voxel",
+        "resampled to 0.5 mm along the label's axes: image by bspline interpolation, label by nearest voxel",
         "to 256 x 256 px (rows x columns) around the image's middle",
-        "the 2th percentile of all voxels above the background becomes 0, the greatest becomes 1",
-        "the 3 slices with the largest tumour area, with at least 40 tumour px",
+        "the 2th percentile of all voxels above the background becomes 0, the 100th becomes 1",
+        "the slices with the largest tumour area, at most 3, with at least 40 tumour px",
     ):
         assert words in text
 

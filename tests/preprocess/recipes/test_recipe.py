@@ -40,10 +40,10 @@ def test_a_recipe_of_ones_own_changes_what_it_says_and_keeps_the_rest(tmp_path):
         ('[layout]\nimage = "flair.nii.gz"', "expected a path below the raw folder with {case}"),
         ('[layout]\nimage = "../{case}.nii.gz"', "expected a path below the raw folder"),
         ('[layout]\nlabel = "{case}.mgz"', "expected an ending of .nii, .nii.gz, .nii\\*, .mha"),
-        ("[intensity]\nhigh = 101.0", "expected percentiles from 0 to 100"),
+        ("[intensity]\nhigh = 101.0", "and percentiles from 0 to 100"),
         ("[intensity]\nlow = 99.9", "expected low < high"),
         ("[slices]\ncount = 0", "expected 1 or more slices"),
-        ("[slices]\nmin_px = 0", "min_px is 0"),
+        ("[slices]\nmin_px = 0", "and min_px 0"),
     ],
 )
 def test_a_value_that_makes_no_sense_is_one_line_with_file_and_field(tmp_path, text, message):
@@ -110,14 +110,14 @@ def test_the_recipe_on_the_page_loads(tmp_path):
     ("base", "text", "message"),
     [
         ("brats2021", '[layout]\nlabel = "{case}.png"', "expected both volumes or both 2D"),
-        ("brats2021", '[layout]\nimage = "{case}.dcm"', "is DICOM; convert with dcm2niix"),
+        ("brats2021", '[layout]\nimage = "{case}.dcm"', "convert DICOM with dcm2niix"),
         ("brats2021", "[layout]\nchannel = -1", "channel is -1"),
         ("brats2021", "[layout]\npatient = '('", "is no regular expression"),
         ("brats2021", "[layout]\npatient = 'P.*'", "expected a group in round brackets"),
         ("brats2021", '[grid]\nfit = "scale"', "is for 2D files"),
         ("brats2021", 'modality = ""', "modality is empty"),
         ("brats2021", '[label]\ntumour = "some"', "label.tumour: got 'some'"),
-        ("hecktor2022", '[grid]\nspacing = "unknown"', "needs a spacing that is known"),
+        ("hecktor2022", '[grid]\nspacing = "unknown"', "with a spacing that is known"),
         ("pictures", '[layout]\nlabel = "masks/{case}*.jpg"', "JPEG, which blurs label values"),
         ("pictures", "[label]\nthreshold = 0.0", "expected a value above 0"),
         (
@@ -127,7 +127,7 @@ def test_the_recipe_on_the_page_loads(tmp_path):
         ),
         ("pictures", "[label]\nchannel = 4", "label.channel is 4, expected 0 to 3"),
         ("pictures", "[layout]\nchannel = 3", "channel is 3"),
-        ("pictures", '[grid]\ncentre = "tumour"', "cannot be centred on the tumour"),
+        ("pictures", '[grid]\ncentre = "tumour"', "which it keeps whole, with centre"),
         ("pictures", '[grid]\nspacing_mm = 1.0\nspacing = "header"', "2D files cannot be"),
     ],
 )
