@@ -16,7 +16,7 @@ from hvae_hpc.preprocess.phantoms.make import KINDS, write_phantoms
 from hvae_hpc.preprocess.read.find_cases import find_cases
 from hvae_hpc.preprocess.recipes.explain import explain
 from hvae_hpc.preprocess.recipes.recipe import LIBRARY, Recipe, load_recipe
-from hvae_hpc.preprocess.store.manifest import MANIFEST, Manifest
+from hvae_hpc.preprocess.store.manifest import Manifest
 from hvae_hpc.preprocess.store.reader import DatasetReader
 from hvae_hpc.preprocess.summary import read_summary, to_text
 from hvae_hpc.preprocess.verify import verify
@@ -37,8 +37,8 @@ def main(argv: Sequence[str]) -> int:
     out = options.out or Path("shards") / recipe.name
     if options.raw is None and not options.phantom:
         raise UserError(
-            "--raw is missing; give the folder with the image and label files"
-            + (", or --phantom 8 to try made-up cases" if recipe.name in KINDS else "")
+            "--raw is missing; give the folder with the image and label files, "
+            f"or with {' or '.join(KINDS)} --phantom 8 to try made-up cases"
         )
     if not options.phantom:
         find_cases(recipe, raw)  # a wrong path is better said now than in a job's log
@@ -142,9 +142,9 @@ def pack_here(options: argparse.Namespace, recipe: Recipe, raw: Path, out: Path)
     """Pack here, with the phantoms that are asked for, and tell of the packed data."""
     workers = options.workers or _cores()
     if options.phantom:
-        made = write_phantoms(recipe.name, raw, options.phantom, options.seed, workers, say)
+        made = write_phantoms(recipe.name, raw, options.phantom, options.seed, workers)
         say(f"{made} phantom cases made in {raw}, {options.phantom - made} were there")
-    manifest = pack(recipe, raw, out, workers, options.skip_bad, say, bar=True)
+    manifest = pack(recipe, raw, out, workers, options.skip_bad, say)
     say(to_text(read_summary(out)))
     _draw_sheets(manifest, out, options.sheet)
 
@@ -189,11 +189,7 @@ def _submit(options: argparse.Namespace, name: str, raw: Path, out: Path) -> lis
 
 
 def _draw_sheets(manifest: Manifest, out: Path, at_most: int | None) -> None:
-    """Draw contact sheets, unless they are newer than the manifest and no number was asked for."""
-    written = (out / MANIFEST).stat().st_mtime_ns
-    pages = list(out.glob("contact*.png"))
-    if at_most is None and any(page.stat().st_mtime_ns >= written for page in pages):
-        return
+    """Draw contact sheets."""
     from hvae_hpc.results.figures.contact_sheet import PER_PAGE, write_contact_sheets  # matplotlib
 
     titles = [

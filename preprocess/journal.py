@@ -6,15 +6,14 @@ is no part of the data set: without it everything is packed again, to the same c
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hvae_hpc.config.loader import dump, load
-from hvae_hpc.errors import UserError
 from hvae_hpc.preprocess.read.find_cases import CaseFiles
-from hvae_hpc.preprocess.read.scan import hash_source, source_files
+from hvae_hpc.preprocess.read.scan import source_files
 from hvae_hpc.preprocess.read.volume import Facts
 from hvae_hpc.preprocess.recipes.recipe import Recipe
 from hvae_hpc.preprocess.store.manifest import CaseEntry, ShardEntry
@@ -110,26 +109,6 @@ def stamp_files(files: CaseFiles) -> dict[str, tuple[int, ...]]:
     except OSError:
         return {}
     return stamps
-
-
-def is_unchanged(
-    record: CaseRecord, files: CaseFiles, stamps: Mapping[str, tuple[int, ...]]
-) -> bool:
-    """Say whether a packed case's files are as they were.
-
-    Equal sizes and times say so; where the times alone differ, as in a copy, the content does.
-    """
-    if files.fault or stamps.keys() != record.entry.sources.keys():
-        return False
-    if stamps == record.stamps:
-        return True
-    if any(stamp[::3] != record.stamps[role][::3] for role, stamp in stamps.items()):
-        return False
-    try:
-        hashes = {role: hash_source(path) for role, path in files.paths.items()}
-    except UserError:
-        return False
-    return hashes == record.entry.sources
 
 
 def _to_line(value: Any) -> str:

@@ -24,7 +24,6 @@ from hvae_hpc.preprocess.journal import (
     CaseRecord,
     ShardRecords,
     add_to_journal,
-    is_unchanged,
     packing_key,
     read_journal,
     stamp_files,
@@ -46,6 +45,7 @@ from hvae_hpc.preprocess.store.manifest import (
 from hvae_hpc.preprocess.store.pairs import Pairs, concatenate
 from hvae_hpc.preprocess.store.shards import hash_pairs, read_pairs, write_pairs
 from hvae_hpc.preprocess.summary import summarise, write_summary
+from hvae_hpc.preprocess.verify import check_shard, check_sources
 from hvae_hpc.runs.files import RECORD_BYTES, read_file
 from hvae_hpc.runs.folder import remove_temporaries
 from hvae_hpc.runs.lease import LEASE, check, locked
@@ -62,7 +62,6 @@ def pack(
     workers: int,
     skip_bad: bool = False,
     report: Callable[[str], None] = lambda line: None,
-    bar: bool = False,
 ) -> Manifest:
     """Pack all cases that the recipe's layout finds; unchanged ones are taken over.
 
@@ -74,7 +73,6 @@ def pack(
         skip_bad: leave cases out that cannot be packed, and record them; otherwise one such case
             fails the packing, after all have been looked at and the others packed.
         report: is called with lines of progress.
-        bar: draw a progress bar on stderr.
 
     Raises:
         UserError: no cases, or bad ones (all named, one per line); then the manifest stays as it
@@ -89,7 +87,7 @@ def pack(
             )
         remove_temporaries(out)
         try:
-            packing, skipped = _pack_folder(folder, out, workers, skip_bad, report, bar)
+            packing, skipped = _pack_folder(folder, out, workers, skip_bad, report)
             _refuse_bad(skipped, len(packing.records), skip_bad)
             manifest = packing.make_manifest(skipped)
 
@@ -110,16 +108,15 @@ def _pack_folder(
     workers: int,
     skip_bad: bool,
     report: Callable[[str], None],
-    bar: bool,
 ) -> tuple["_Packing", list[SkippedEntry]]:
     """Pack what is not packed yet; in the place of a bad scan take the patient's next one."""
     packing = _Packing(folder, out, workers)
     report(f"{len(packing.known)} of them are packed already")
-    skipped = packing.pack_cases(bar)
+    skipped = packing.pack_cases()
     following = folder.mark_bad({entry.case_id: entry.reason for entry in skipped})
     if skip_bad and following.further != folder.further:
         report(f"{len(folder.further) - len(following.further)} bad scans: their patients' next")
-        return _pack_folder(following, out, workers, skip_bad, report, bar)
+        return _pack_folder(following, out, workers, skip_bad, report)
     return packing, skipped
 
 
@@ -146,9 +143,11 @@ class _Packing:
         records = {record.entry.case_id: record for record in packed}
         self.known: dict[str, CaseRecord] = {}
         for files in folder.cases:
-            stamps = stamp_files(files)
-            record = records.get(files.case_id)
-            if record and is_unchanged(record, files, stamps):
+            record, stamps = records.get(files.case_id), stamp_files(files)
+            if record is None or files.fault:
+                continue
+            # A copy has other times; then the content counts.
+            if record.stamps == stamps or not check_sources((record.entry, files.paths)):
                 self.known[files.case_id] = replace(record, stamps=stamps)
 
     @property
@@ -156,14 +155,14 @@ class _Packing:
         """Of all cases that are in closed shards."""
         return [record for shard in self.closed for record in shard.records]
 
-    def pack_cases(self, bar: bool) -> list[SkippedEntry]:
+    def pack_cases(self) -> list[SkippedEntry]:
         """Read what is missing or changed, close shard after shard, and return the bad cases."""
         rows, columns = self.recipe.grid.size_px
         most = max(1, min(PAIRS_PER_SHARD, BYTES_PER_SHARD // (5 * rows * columns)))
         skipped: list[SkippedEntry] = []
         held: list[PackedCase] = []
         seen: dict[str, str] = {}
-        for case in self._cases(bar):
+        for case in self._cases():
             if isinstance(case, PackedCase):
                 first = seen.setdefault(case.record.images_sha256, case.case_id)
                 if first != case.case_id and "repeated" not in self.recipe.accept:
@@ -202,7 +201,7 @@ class _Packing:
             ),
         )
 
-    def _cases(self, bar: bool) -> Iterator[PackedCase | SkippedEntry]:
+    def _cases(self) -> Iterator[PackedCase | SkippedEntry]:
         """Yield all cases in order: taken over, or packed by the workers."""
         new = [files for files in self.folder.cases if files.case_id not in self.known]
         work = functools.partial(pack_case, self.recipe, self.labels)
@@ -211,7 +210,7 @@ class _Packing:
                 map_in_order(work, new, min(self.workers, len(new))),
                 total=len(new),
                 unit="case",
-                disable=not bar or not new,
+                disable=not new,
                 mininterval=0.2 if sys.stderr.isatty() else 30.0,  # a log gets a line now and then
                 miniters=1,
             )
@@ -222,8 +221,8 @@ class _Packing:
         next(packed, None)  # ends the bar
 
     def _close_shard(self, held: Sequence[PackedCase]) -> None:
-        """Write cases as one shard, unless an earlier shard holds just these."""
-        shard = self._find_same_shard(held) or self._write_shard(held)
+        """Make one shard of cases."""
+        shard = self._write_shard(held)
         row, records = 0, []
         for case in held:
             entry = replace(case.record.entry, shard=shard.file, first_row=row)
@@ -234,21 +233,13 @@ class _Packing:
         if shard.file not in self.before:
             add_to_journal(self.out, closed)
 
-    def _find_same_shard(self, held: Sequence[PackedCase]) -> ShardEntry | None:
-        """Return the earlier shard that holds just these cases, each as it is now."""
-        names = {case.record.entry.shard for case in held}  # "" for a case just packed
-        shard = self.before.get(names.pop()) if len(names) == 1 else None
-        if shard is None:
-            return None
-        case_ids = [record.entry.case_id for record in shard.records]
-        return shard.shard if case_ids == [case.case_id for case in held] else None
-
     def _write_shard(self, held: Sequence[PackedCase]) -> ShardEntry:
         pairs = concatenate([case.pairs or self._read_again(case.record) for case in held])
         attributes = {"kind": "real", "modality": self.modality}
         digest = hash_pairs(pairs, attributes)
         name = f"shard-{digest[:16]}.h5"
-        write_pairs(self.out / name, pairs, attributes)
+        if name not in self.before:
+            write_pairs(self.out / name, pairs, attributes)
         return ShardEntry(file=name, pairs=len(pairs), content_sha256=digest)
 
     def _read_again(self, record: CaseRecord) -> Pairs:
@@ -273,19 +264,16 @@ def _sound_shards(
     out: Path, journal: Mapping[str, ShardRecords], workers: int
 ) -> dict[str, ShardRecords]:
     """Return the shards of the journal that are whole; nothing that is damaged is taken over."""
-    paths = [(out / name, shard.shard.content_sha256) for name, shard in journal.items()]
-    sound = map_in_order(_is_sound, paths, min(workers, len(paths) // 8))
+    work = [
+        (out / name, shard.shard.content_sha256, [record.entry for record in shard.records])
+        for name, shard in journal.items()
+    ]
+    faults = map_in_order(check_shard, work, min(workers, len(work) // 8))
     return {
-        name: shard for (name, shard), whole in zip(journal.items(), sound, strict=True) if whole
+        name: shard
+        for (name, shard), fault in zip(journal.items(), faults, strict=True)
+        if not fault
     }
-
-
-def _is_sound(shard: tuple[Path, str]) -> bool:
-    path, digest = shard
-    with contextlib.suppress(UserError):
-        read_pairs(path, content_sha256=digest)
-        return True
-    return False
 
 
 def _refuse_bad(skipped: Sequence[SkippedEntry], n_good: int, skip_bad: bool) -> None:

@@ -36,13 +36,14 @@ def verify(folder: Path, raw: Path | None, workers: int, report: Callable[[str],
     pairs = sum(shard.pairs for shard in manifest.shards)
     report(f"{folder}: {n_shards} shards, {n_cases} cases, {pairs} pairs: all as in the manifest")
 
-    faults = _verify_sources(raw, manifest, workers) if raw else []
+    if raw is None:
+        return
+    faults = _verify_sources(raw, manifest, workers)
     if faults:
         raise UserError(
             f"{raw}: {len(faults)} cases differ from what was packed; pack again:{_lines(faults)}"
         )
-    if raw:
-        report(f"{raw}: the files of all {n_cases} cases are those that were packed")
+    report(f"{raw}: the files of all {n_cases} cases are those that were packed")
 
 
 def _verify_shards(folder: Path, manifest: Manifest, workers: int) -> list[str]:
@@ -50,10 +51,11 @@ def _verify_shards(folder: Path, manifest: Manifest, workers: int) -> list[str]:
     for shard in manifest.shards:
         cases = [case for case in manifest.cases if case.shard == shard.file]
         work.append((folder / shard.file, shard.content_sha256, cases))
-    return [fault for fault in map_in_order(_check_shard, work, min(workers, len(work))) if fault]
+    return [fault for fault in map_in_order(check_shard, work, min(workers, len(work))) if fault]
 
 
-def _check_shard(item: tuple[Path, str, list[CaseEntry]]) -> str:
+def check_shard(item: tuple[Path, str, list[CaseEntry]]) -> str:
+    """Read a shard whole: its path, content hash and cases; return what is wrong, or ""."""
     path, digest, cases = item
     try:
         pairs, _ = read_pairs(path, content_sha256=digest)
@@ -75,11 +77,12 @@ def _verify_sources(raw: Path, manifest: Manifest, workers: int) -> list[str]:
     recipe = load(Recipe, manifest.recipe, "the manifest's recipe")
     paths = {files.case_id: files.paths for files in find_cases(recipe, raw).scans}
     work = [(case, paths.get(case.case_id, {})) for case in manifest.cases]
-    faults = map_in_order(_check_sources, work, min(workers, len(work) // 8))
+    faults = map_in_order(check_sources, work, min(workers, len(work) // 8))
     return [fault for fault in faults if fault]
 
 
-def _check_sources(item: tuple[CaseEntry, dict[str, Path]]) -> str:
+def check_sources(item: tuple[CaseEntry, dict[str, Path]]) -> str:
+    """Compare a packed case's files by role with their hashes; return what differs, or ""."""
     case, paths = item
     if paths.keys() != case.sources.keys():
         got, expected = ", ".join(paths) or "no files", ", ".join(case.sources)

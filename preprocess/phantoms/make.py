@@ -13,6 +13,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from tqdm import tqdm
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.preprocess.parallel import map_in_order
@@ -22,14 +23,7 @@ from hvae_hpc.preprocess.phantoms.shapes import Drawing
 from hvae_hpc.runs.folder import write_atomic
 
 
-def write_phantoms(
-    recipe_name: str,
-    folder: Path,
-    n: int,
-    seed: int,
-    workers: int = 1,
-    report: Callable[[str], None] = lambda line: None,
-) -> int:
+def write_phantoms(recipe_name: str, folder: Path, n: int, seed: int, workers: int = 1) -> int:
     """Write the first n phantom cases of a recipe; those that are there are not made again.
 
     Args:
@@ -38,7 +32,6 @@ def write_phantoms(
         n: number of cases.
         seed: which phantoms.
         workers: processes.
-        report: is called with lines of progress.
 
     Returns:
         How many were made now.
@@ -51,12 +44,8 @@ def write_phantoms(
             f"no phantoms for recipe {recipe_name!r}, expected one of {', '.join(KINDS)}"
         )
     write = functools.partial(_write_case, recipe_name, folder, seed)
-    made = 0
-    for done, new in enumerate(map_in_order(write, range(n), min(workers, n)), start=1):
-        made += new
-        if done % max(1, n // 5) == 0 or done == n:
-            report(f"phantom {done} of {n}")
-    return made
+    cases = map_in_order(write, range(n), min(workers, n))
+    return sum(tqdm(cases, total=n, unit="phantom"))
 
 
 def _name_brats(number: int) -> list[str]:
