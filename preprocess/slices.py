@@ -75,7 +75,7 @@ def choose_slices(areas: NDArray[np.int_], config: SlicesConfig) -> list[int]:
 
 def find_crop(
     centre_px: tuple[float, float], columns: int, rows: int, shape: Sequence[int]
-) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
     """Find which part of a plane a crop shows, and where.
 
     Args:
@@ -91,10 +91,10 @@ def find_crop(
     of, to = [], []
     for centre, size, length in zip(centre_px, (columns, rows), shape, strict=False):
         start = int(np.floor(centre - (size - 1) / 2))
-        low, high = max(start, 0), min(start + size, length)
-        of.append(slice(low, max(low, high)))
-        to.append(slice(low - start, max(low, high) - start))
-    return (of[0], of[1]), (to[0], to[1])
+        low, high = (min(max(end, 0), length) for end in (start, start + size))
+        of.append(slice(low, high))
+        to.append(slice(low - start, high - start))
+    return tuple(of), tuple(to)
 
 
 def scale_intensity(image: NDArray[Any], window: tuple[float, float]) -> NDArray[np.float32]:

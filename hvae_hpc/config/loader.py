@@ -62,8 +62,6 @@ def dump(value: Any) -> Any:
     """Turn a dataclass into plain data that JSON can hold and :func:`load` reads back unchanged."""
     if isinstance(value, (str, int, float)):  # most values, and quickly: 10,000 runs have millions
         return value
-    if type(value) is dict:
-        return {str(key): dump(item) for key, item in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = ((field, getattr(value, field.name)) for field in dataclasses.fields(value))
         return {
@@ -83,8 +81,9 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         inner = merged.get(key)
-        both_tables = isinstance(inner, Mapping) and isinstance(value, Mapping)
-        merged[key] = merge(inner, value) if both_tables else value  # type: ignore[arg-type]
+        if isinstance(inner, Mapping) and isinstance(value, Mapping):
+            value = merge(inner, value)
+        merged[key] = value
     return merged
 
 
@@ -111,11 +110,7 @@ def read_toml(path: Path, library: Path, *, below: tuple[Path, ...] = ()) -> dic
     parent = table.pop("extends", None)
     if parent is None:
         return table
-    if not isinstance(parent, str):
-        raise UserError(
-            f"{path}: extends: got {_shown(parent)}, expected the name or path of a TOML file"
-        )
-    parent_path = find_toml(parent, library, beside=path.parent)
+    parent_path = find_toml(str(parent), library, beside=path.parent)
     return merge(read_toml(parent_path, library, below=(*below, path.resolve())), table)
 
 
@@ -178,11 +173,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
     origin, inner = _parts(hint)
     if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in inner:
-            return None
-        options = [option for option in inner if option is not type(None)]
-        fitting = (option for option in options if _fits(option, value))
-        return _convert(next(fitting, options[0]), value, where)
+        fitting = (option for option in inner if _fits(option, value))
+        return _convert(next(fitting, inner[0]), value, where)
     if origin is tuple and isinstance(value, (list, tuple)):
         if inner[-1] is not Ellipsis and len(inner) != len(value):
             raise UserError(f"{where}: got {_shown(value)}, expected {len(inner)} values")

@@ -105,10 +105,9 @@ class Manifest:
         pairs_of = {shard.file: shard.pairs for shard in self.shards}
         for case in self.cases:
             end = case.first_row + case.pairs
-            if not 0 <= case.first_row < end <= pairs_of.get(case.shard, 0):
+            is_inside = 0 <= case.first_row < end <= pairs_of.get(case.shard, 0)
+            if not (is_inside and case.pairs == len(case.slices) == len(case.tumour_px)):
                 raise ValueError(f"case {case.case_id!r} has rows that its shard does not have")
-            if not case.pairs == len(case.slices) == len(case.tumour_px):
-                raise ValueError(f"case {case.case_id!r} has unlike numbers of pairs and slices")
 
 
 def compute_content_hash(
@@ -153,11 +152,10 @@ def read_manifest(folder: Path) -> Manifest:
             f"python -m hvae_hpc.preprocess RECIPE --raw DIR --out {shlex.quote(str(folder))}"
         )
     data = read_json(path)
-    if isinstance(data, dict) and data.get("schema") != MANIFEST_SCHEMA:
-        raise UserError(
-            f"{path}: schema {data.get('schema')}, expected {MANIFEST_SCHEMA}; pack it again"
-        )
-    checksum = data.pop("checksum", "") if isinstance(data, dict) else ""
+    schema = data.get("schema") if isinstance(data, dict) else None
+    if schema != MANIFEST_SCHEMA:
+        raise UserError(f"{path}: schema {schema}, expected {MANIFEST_SCHEMA}; pack it again")
+    checksum = data.pop("checksum", "")
     manifest = load(Manifest, data, str(path))
     if checksum != content_hash(data):
         raise UserError(

@@ -292,8 +292,6 @@ def _check(pairs: Pairs) -> None:
         raise ValueError(f"images run from {low} to {high}, expected [0, 1]")
     if pairs.masks.max() > 1:
         raise ValueError(f"masks hold {pairs.masks.max()}, expected 0 and 1")
-    if any("\0" in text for text in pairs.case_ids + pairs.source_sha256):
-        raise ValueError("a case id or hash holds a zero byte, which the format cannot keep")
 
 
 def _combine(pairs: Pairs, row_hashes: Sequence[str], text: str) -> str:
