@@ -104,8 +104,7 @@ def find_cases(recipe: Recipe, raw: Path) -> RawFolder:
             dataset.json does not fit what is there.
     """
     if not raw.is_dir():
-        what = "is a file, expected a folder" if raw.is_file() else "no such folder"
-        raise UserError(f"{raw}: {what}; give the folder with the image files as --raw")
+        raise UserError(f"{raw}: is no folder; give the folder with the image files as --raw")
     index = read_index(raw / recipe.layout.index) if recipe.layout.index else None
     recipe = follow_ending(recipe, index) if index else recipe
     layout = recipe.layout

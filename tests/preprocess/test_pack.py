@@ -334,7 +334,7 @@ def test_the_command_packs_phantoms_and_says_what_to_do_next(tmp_path, monkeypat
     ("argv", "message"),
     [
         (["brats2022", "--raw", "."], "'brats2022' is not one of "),
-        (["brats2021", "--raw", "nowhere"], "nowhere: no such folder"),
+        (["brats2021", "--raw", "nowhere"], "nowhere: is no folder"),
         (["brats2021", "--raw", "."], "nothing fits '{case}/{case}_flair.nii*'"),
         (["brats2021"], "--raw is missing"),
         (["brats2021", "--phantom", "2", "--workers", "0"], "--workers is 0"),

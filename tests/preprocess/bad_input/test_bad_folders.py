@@ -213,12 +213,12 @@ FOLDERS: dict[str, list[Bad]] = {
         bad_folder(
             wrong="it is missing",
             spoil=shutil.rmtree,
-            line="<file>: no such folder; give the folder with the image files as --raw",
+            line="<file>: is no folder; give the folder with the image files as --raw",
         ),
         bad_folder(
             wrong="it is a file",
             spoil=replace_all,
-            line="<file>: is a file, expected a folder; give the folder with the image files as --raw",
+            line="<file>: is no folder; give the folder with the image files as --raw",
         ),
         bad_folder(
             wrong="it is empty",
