@@ -176,7 +176,7 @@ PICTURES: dict[str, list[Bad]] = {
             wrong="a mask of another size",
             spoil=with_picture(MASK, lambda mask: mask.resize((24, 32))),
             file=MASK,
-            line="<file>: shape (32, 24, 1), case1.png has (16, 12, 1); give them one grid, or of volumes set grid.spacing_mm in the recipe to resample",
+            line="<file>: shape (24, 32, 1), case1.png has (12, 16, 1); give them one grid, or of volumes set grid.spacing_mm in the recipe to resample",
         ),
         bad_picture(
             wrong="the mask is missing",

@@ -42,7 +42,7 @@ def test_a_recipe_of_ones_own_changes_what_it_says_and_keeps_the_rest(tmp_path):
         ('[layout]\nlabel = "{case}.mgz"', "expected an ending of .nii, .nii.gz, .nii\\*, .mha"),
         ("[intensity]\nhigh = 101.0", "and percentiles from 0 to 100"),
         ("[intensity]\nlow = 99.9", "expected low < high"),
-        ("[slices]\ncount = 0", "expected 1 or more slices"),
+        ("[slices]\ncount = 0", "expected 1 or more"),
         ("[slices]\nmin_px = 0", "and min_px 0"),
     ],
 )
