@@ -5,7 +5,6 @@ soon as it is on the disk; a packing that is killed loses the pairs that were no
 is no part of the data set: without it everything is packed again, to the same content.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from hvae_hpc.preprocess.read.volume import Facts
 from hvae_hpc.preprocess.recipes.recipe import Recipe
 from hvae_hpc.preprocess.store.manifest import CaseEntry, ShardEntry
 from hvae_hpc.runs.folder import append_line, read_records, write_atomic
-from hvae_hpc.runs.identity import content_hash
+from hvae_hpc.runs.identity import canonical_json, content_hash
 
 JOURNAL = "packing.jsonl"
 PACKING_VERSION = 2
@@ -82,7 +81,7 @@ def read_journal(folder: Path, key: str) -> dict[str, ShardRecords]:
 
 def write_journal(folder: Path, key: str, shards: Iterable[ShardRecords]) -> None:
     """Replace the journal, atomically."""
-    lines = [_to_line({"key": key}), *(_to_line(dump(shard)) for shard in shards)]
+    lines = [canonical_json({"key": key}), *(canonical_json(dump(shard)) for shard in shards)]
     write_atomic(folder / JOURNAL, "\n".join(lines) + "\n")
 
 
@@ -92,7 +91,7 @@ def add_to_journal(folder: Path, shard: ShardRecords) -> None:
     Raises:
         UserError: the disk refused.
     """
-    append_line(folder / JOURNAL, _to_line(dump(shard)))
+    append_line(folder / JOURNAL, canonical_json(dump(shard)))
 
 
 def stamp_files(files: CaseFiles) -> dict[str, tuple[int, ...]]:
@@ -109,7 +108,3 @@ def stamp_files(files: CaseFiles) -> dict[str, tuple[int, ...]]:
     except OSError:
         return {}
     return stamps
-
-
-def _to_line(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), allow_nan=False)

@@ -45,7 +45,7 @@ def _find_tumour(label: Scan, recipe: Recipe, known: tuple[int, ...]) -> NDArray
         if odd.size:
             raise UserError(
                 f"{label.path}: label value {odd[0]}, expected integers; "
-                f"resample it with nearest{_advise_threshold(inside, wanted)}"
+                f"resample it with nearest{_advise_threshold(inside)}"
             )
         data, inside = np.rint(data), whole[whole != 0]
     values = [int(value) for value in np.unique(inside)]
@@ -75,7 +75,7 @@ def _check_values(
     if not known and gap * _CLASSES < max(values, default=0):
         raise UserError(
             f"{label.path}: label values {_shown(values)} lie as close as grey levels, expected "
-            f"classes; say label.tumour in the recipe{_advise_threshold(values, 'any')} "
+            f"classes; say label.tumour in the recipe{_advise_threshold(values)} "
             "(threshold = 1 takes every value)"
         )
 
@@ -84,9 +84,7 @@ def _shown(values: Sequence[int]) -> str:
     return ", ".join(map(str, values[:5])) + (f" ... {values[-1]}" if values[5:] else "")
 
 
-def _advise_threshold(values: Sequence[int] | NDArray[Any], wanted: object) -> str:
+def _advise_threshold(values: Sequence[int] | NDArray[Any]) -> str:
     """Return what a recipe says where the brighter half of the grey levels is tumour."""
-    half = np.max(values) / 2
-    if wanted != "any" or half <= 0:
-        return ""
+    half = np.abs(values).max() / 2
     return f', or for a mask in grey [label] tumour = "any", threshold = {half:g}'

@@ -316,7 +316,7 @@ SCANS: dict[str, list[Bad]] = {
         bad_label(
             wrong="a value of 0.5",
             spoil=with_voxels(LABEL, put(0.5)),
-            line="<file>: label value 0.5, expected integers; resample it with nearest",
+            line='<file>: label value 0.5, expected integers; resample it with nearest, or for a mask in grey [label] tumour = "any", threshold = 2',
         ),
         bad_label(
             wrong="a value of NaN",
