@@ -389,14 +389,15 @@ def test_where_there_is_slurm_the_command_asks_or_submits_itself(
     assert "give --partition NAME to pack as a job, or --local" in capsys.readouterr().err
     calls = []
     launcher = types.ModuleType("launcher")
-    launcher.submit_command = lambda *given, key: calls.append(given) or ("4711", False)
+    launcher.submit_command = lambda *given: calls.append(given) or ("4711", False)
     monkeypatch.setitem(sys.modules, "hvae_hpc.jobs.submit.single_job", launcher)
     cluster = Cluster(partitions={"cpu": Partition(minutes=0, grace_s=0)})
     monkeypatch.setattr("hvae_hpc.jobs.slurm.limits.read_cluster", lambda: cluster)
     assert run_command(main, [*argv, "--partition", "cpu"]) == 0
     assert "job 4711" in capsys.readouterr().out
-    name, command, resources, partition, _ = calls[0]
-    assert (name, partition, resources.cpus, resources.gpus) == ("pack-brats2021", "cpu", 3, 0)
+    name, command, resources, _ = calls[0]
+    assert (name, resources.partition) == ("pack-brats2021", "cpu")
+    assert (resources.cpus, resources.gpus) == (3, 0)
     assert command[:3] == ["-m", "hvae_hpc.preprocess", "brats2021"]
     assert "--local" in command
     monkeypatch.chdir("/")
