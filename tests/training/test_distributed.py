@@ -69,7 +69,7 @@ MODELS = {
     "vae": lambda: HVAE(VAE, (16, 16)),
     "hvae": lambda: HVAE(HVAEConfig(network=NETWORK, n_leapfrog=2, flow_from=0.5), (16, 16)),
     "lsgan": lambda: LSGAN(LSGANConfig(network=NETWORK, discriminator_channels=(4, 8)), (16, 16)),
-    "edm": lambda: EDM(EDMConfig(channels=(4, 8), attention_heads=2), (16, 16)),
+    "edm": lambda: EDM(EDMConfig(channels=(16, 16), attention_heads=2), (16, 16)),
     "one-sided": OneSided,
 }
 
