@@ -42,7 +42,8 @@ def load(cls: type[T], data: Any, where: str) -> T:
         UserError: an unknown key, a missing key, a wrong type or a refused value, with its place.
     """
     if not isinstance(data, Mapping):
-        raise UserError(f"{where}: got {_shown(data)}, expected a table of {_names(cls)}")
+        names = ", ".join(_fields(cls)[0])  # type: ignore[arg-type]
+        raise UserError(f"{where}: got {_shown(data)}, expected a table of {names or 'a kind'}")
     cls = choose_class(cls, data.get("kind"), where)
     hints, required = _fields(cls)  # type: ignore[arg-type]
     for key in data:
@@ -218,10 +219,6 @@ def _hint_name(hint: Any) -> str:
 def _nearest(key: str, names: list[str]) -> str:
     close = difflib.get_close_matches(key, names, n=1)
     return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(names)}"
-
-
-def _names(cls: Any) -> str:
-    return ", ".join(field.name for field in dataclasses.fields(cls)) or "a kind"
 
 
 def _shown(value: Any) -> str:

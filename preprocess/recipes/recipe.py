@@ -29,8 +29,8 @@ class LayoutConfig:
     """Where a case's files lie below the raw folder.
 
     In a pattern ``{case}`` stands for the case id (the same text wherever it stands), ``*`` for any
-    text within a name, ``**`` for any number of folders. ``{slice}`` stands for a number: each
-    slice of a case is a 2D file of its own. Endings fit in upper and lower case.
+    text within a name, ``**`` for any number of folders that are no links. ``{slice}`` stands for a
+    number: each slice of a case is a 2D file of its own. Endings fit in upper and lower case.
 
     Attributes:
         image: "{case}/{case}_flair.nii*", "images/{case}.png"
