@@ -239,7 +239,7 @@ def _real_part(kind: Literal["real", "test"], pairs: Pairs) -> Part:
 
 
 def _plain(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]", "_", text)
+    return re.sub(r"^\.|[^A-Za-z0-9._-]", "_", text)
 
 
 def _describe_origin(plan: Plan, run_id: str, source: ExportedRun, copies: Copies) -> Record:

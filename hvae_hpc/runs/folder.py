@@ -123,7 +123,7 @@ class RunResult:
 
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write a file so that readers see all of it or nothing, also after a crash."""
-    content = data.encode() if isinstance(data, str) else data
+    content = data.encode(errors="backslashreplace") if isinstance(data, str) else data
     write_atomic_by(path, lambda temporary: temporary.write_bytes(content))
 
 

@@ -18,6 +18,8 @@ VOLUMES = (".nii", ".nii.gz", ".nii*", ".mha", ".mhd", ".nrrd")
 """Endings of patterns for volumes; ``.nii*`` takes .nii and .nii.gz."""
 PICTURES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".jpg", ".jpeg")
 """Endings of patterns for 2D files."""
+_MOST_REPEATS = 4
+"""More of them in a name can search for hours, in a recipe that somebody else wrote."""
 Finding = Literal[
     "clipped", "faint", "hounsfield", "levels", "mask", "outside", "same", "repeated", "empty"
 ]
@@ -62,6 +64,10 @@ class LayoutConfig:
                 raise ValueError(
                     f"pattern {pattern!r}, expected a path below the raw folder with {CASE}"
                 )
+            if max(part.count("*") for part in parts) > _MOST_REPEATS:
+                raise ValueError(
+                    f"pattern {pattern!r}, expected at most {_MOST_REPEATS} * in a name"
+                )
             if not pattern.lower().endswith(VOLUMES + PICTURES):
                 raise ValueError(
                     f"pattern {pattern!r}, expected an ending of {', '.join(VOLUMES + PICTURES)}; "
@@ -81,6 +87,13 @@ class LayoutConfig:
             raise ValueError(
                 f"{error.pattern!r} of patient or label_says is no regular expression ({error})"
             ) from error
+        for expression in (self.patient, self.label_says):
+            repeats = re.findall(r"[*+{]", expression)
+            if len(repeats) > _MOST_REPEATS or re.search(r"\)[*+{]", expression):
+                raise ValueError(
+                    f"{expression!r} may search for ever, expected at most {_MOST_REPEATS} "
+                    "of * + {}, and none after a group"
+                )
         if self.patient and not groups:
             raise ValueError(
                 f"patient {self.patient!r}, "

@@ -516,6 +516,7 @@ def test_data_that_is_not_what_the_run_read_is_refused(project: Project, command
         ({"draws": "x"}, (), "lacks what made its pairs"),
         ({"draw_numbers": "[1]"}, (), "1 numbers of draws for"),
         ({}, ("a/b", "a b"), "two pairs would get one file name"),
+        ({}, ("..", "_."), "two pairs would get one file name"),
     ],
 )
 def test_pairs_that_somebody_changed_are_refused_in_a_line(

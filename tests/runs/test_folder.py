@@ -83,6 +83,11 @@ def test_results_that_cannot_be_believed_are_refused(tmp_path: Path) -> None:
         read_result(tmp_path, "abc")
 
 
+def test_what_utf_8_cannot_say_is_written_escaped(tmp_path: Path) -> None:
+    write_atomic(tmp_path / "report", "broke \udcff")
+    assert (tmp_path / "report").read_text() == "broke \\udcff"
+
+
 def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_atomic(path, "old")

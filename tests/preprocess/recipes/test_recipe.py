@@ -114,6 +114,13 @@ def test_the_recipe_on_the_page_loads(tmp_path):
         ("brats2021", "[layout]\nchannel = -1", "channel is -1"),
         ("brats2021", "[layout]\npatient = '('", "is no regular expression"),
         ("brats2021", "[layout]\npatient = 'P.*'", "expected a group in round brackets"),
+        ("brats2021", "[layout]\npatient = '((a|a)+)$'", "may search for ever, expected at most 4"),
+        ("bids", "[layout]\nlabel_says = '.*a.*a.*a.*a.*b'", "may search for ever"),
+        (
+            "brats2021",
+            f"[layout]\nimage = '{{case}}{'*a' * 25}.nii'",
+            "expected at most 4 * in a name",
+        ),
         ("brats2021", '[grid]\nfit = "scale"', "is for 2D files"),
         ("brats2021", 'modality = ""', "modality is empty"),
         ("brats2021", '[label]\ntumour = "some"', "label.tumour: got 'some'"),
