@@ -1,12 +1,13 @@
 # make demo: the whole path on made-up cases.     make test: all tests.     Both set up ./.venv by themselves.
 # make check: lint, and the tests that need no SLURM, no compiler and no browser.
-# make drill: faults on purpose, at length.        make slurm: a private SLURM of four nodes on this machine.
+# make drill: faults on purpose, at length.        make fuzz: 10,000 damaged inputs; N=500 for fewer.
+# make slurm: a private SLURM of four nodes on this machine.
 # make gpu-kernels: compile all Triton kernels of table1's training steps, without a GPU.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test check lint drill slurm slurm-packages gpu-kernels
+.PHONY: demo test check lint drill fuzz slurm slurm-packages gpu-kernels
 
 demo: $(VENV)/ready
 	$(RUN) -m hvae_hpc.sweep demo --local
@@ -27,6 +28,12 @@ drill: $(VENV)/ready
 	DRILL_SEEDS=13 $(RUN) -m pytest tests/drill/test_faults.py
 	HOSTILE_FILES=3000 $(RUN) -m pytest tests/jobs/commands/test_hostile_folder.py
 	KILLS=50 $(RUN) -m pytest tests/training/test_kills.py
+
+# What ended wrongly is kept in build/fuzz.txt, and runs first the next time.
+N ?= 10000
+fuzz: $(VENV)/ready
+	mkdir -p build
+	$(RUN) -m tests.fuzz --inputs $(N) --keep build/fuzz.txt
 
 slurm: $(VENV)/ready
 	$(RUN) -m tests.minislurm up

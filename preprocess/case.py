@@ -1,6 +1,9 @@
 """One case: its files -> its pairs, or one line that says why not."""
 
+import contextlib
 import hashlib
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,7 +44,8 @@ def pack_case(
         return SkippedEntry(case_id=files.case_id, reason=files.fault)
     stamps = stamp_files(files)  # before reading: a file changed meanwhile is read again next time
     try:
-        volume = read_volume(recipe, files, known)
+        with _silence_libraries():
+            volume = read_volume(recipe, files, known)
         pairs, cut_px, accepted = cut_pairs(volume, recipe, files.case_id)
     except UserError as error:
         return SkippedEntry(case_id=files.case_id, reason=str(error))
@@ -69,3 +73,16 @@ def pack_case(
         stamps=stamps,
     )
     return PackedCase(record=record, pairs=pairs)
+
+
+@contextlib.contextmanager
+def _silence_libraries() -> Iterator[None]:
+    """Drop what SimpleITK and Pillow write to stderr: our own line says what is wrong."""
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -15,7 +15,7 @@ from hvae_hpc.preprocess.read.find_cases import CaseFiles
 from hvae_hpc.preprocess.read.scan import source_files
 from hvae_hpc.preprocess.read.volume import Facts
 from hvae_hpc.preprocess.recipes.recipe import Recipe
-from hvae_hpc.preprocess.store.manifest import CaseEntry, ShardEntry
+from hvae_hpc.preprocess.store.manifest import CaseEntry, ShardEntry, require_rows
 from hvae_hpc.runs.folder import append_line, read_records, write_atomic
 from hvae_hpc.runs.identity import canonical_json, content_hash
 
@@ -53,6 +53,9 @@ class ShardRecords:
 
     shard: ShardEntry
     records: tuple[CaseRecord, ...]
+
+    def __post_init__(self) -> None:
+        require_rows([self.shard], [record.entry for record in self.records])
 
 
 def packing_key(recipe: Recipe, modality: str, known: Sequence[int]) -> str:

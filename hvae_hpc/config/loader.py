@@ -8,8 +8,6 @@ names the field, and nothing is guessed. Config dataclasses check their own valu
 import dataclasses
 import difflib
 import json
-import math
-import sys
 import tomllib
 import types
 import typing
@@ -24,6 +22,8 @@ from hvae_hpc.runs.files import RECORD_BYTES, SETTINGS_BYTES, read_file
 
 T = TypeVar("T")
 
+_LARGEST = 1e100
+"""No number of ours is near it, and products of numbers below it stay finite."""
 ONLY_WHEN_SET = {"only_when_set": True}
 """Metadata of a field that came later: at its default it is not dumped, so old hashes hold."""
 
@@ -105,7 +105,7 @@ def read_toml(path: Path, library: Path, *, below: tuple[Path, ...] = ()) -> dic
         table = tomllib.loads(read_file(path, SETTINGS_BYTES).decode())
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid TOML: {error}") from error
 
     parent = table.pop("extends", None)
@@ -169,7 +169,7 @@ def _fields(cls: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
 def _convert(hint: Any, value: Any, where: str) -> Any:
     """Return a value as a type hint asks for it, or say that it does not fit."""
     # Most values, and quickly: 10,000 results hold millions of numbers.
-    if hint is Any or (hint is type(value) and (hint is not float or math.isfinite(value))):
+    if hint is Any or (hint is type(value) and (hint is not float or abs(value) < _LARGEST)):
         return value
 
     origin, inner = _parts(hint)
@@ -186,7 +186,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return load(hint, value, where)  # type: ignore[arg-type]
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        if not abs(value) <= sys.float_info.max:
+        if not abs(value) < _LARGEST:
             raise UserError(f"{where}: got {_shown(value)}, expected a finite number")
         return float(value)
     if not _fits(hint, value):

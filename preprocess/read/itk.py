@@ -30,12 +30,14 @@ _META_PLACE = re.compile(
     rb"(?ims)(?=.*^NDims *=.*^(TransformMatrix|Rotation|Orientation) *=)(?=.*^DimSize *=)"
     rb"(?=.*^ElementType *=).*^Element(Spacing|Size) *="
 )
-_NRRD = re.compile(rb"NRRD000.*\n(?:[^\r\n]+\r?\n)*\r?\n")
+_NRRD = re.compile(rb"NRRD000\d\r?\n(?:(?:[^\r\n]{1,500}|[^\r\n:]+:=.*)\r?\n)*+\r?\n")
+"""A longer line that it does not understand crashes SimpleITK."""
 _NRRD_PLACE = re.compile(
     rb"(?ims)(?=.*^space: *(left-post|right-ant|left-ant|LPS|RAS|LAS)).*^space directions:"
 )
 _NOT_READ = re.compile(
-    rb"(?im)^(ElementToIntensityFunction|BinaryData *= *F|HeaderSize *=(?! *0)|data ?file:"
+    rb"(?im)^(NDims(?! *= *[1-4]\s)|ElementToIntensityFunction|BinaryData *= *F"
+    rb"|HeaderSize *=(?! *0)|data ?file:"
     rb"|encoding:(?! *(raw|gz))|(byte|line) ?skip:(?! *0)"
     rb'|space units:(?! *("(mm)?" *)+\r?$)).*'
 )
@@ -92,7 +94,7 @@ def _split(path: Path, content: bytes) -> tuple[bytes, bytes]:
     if not (match and (_NRRD_PLACE if is_nrrd else _META_PLACE).match(header)):
         raise UserError(f"{path}: the header lacks its size, type, orientation or spacing; set it")
     if unread := _NOT_READ.search(header):
-        line = unread[0].decode("latin-1").strip()
+        line = unread[0].decode("latin-1").strip()[:80]
         raise UserError(f"{path}: has {line!r}, which is not read; convert it to .nii.gz")
 
     if is_nrrd or match[1].upper() == b"LOCAL":

@@ -140,7 +140,8 @@ def _parse(path: Path, content: bytes | bytearray) -> Any:
         header = reader(bytes(content[: reader.sizeof_hdr]), check=False)
         _round_qform(header)
         for read in (header.get_best_affine, header.get_data_dtype, header.get_slope_inter):
-            read()  # what is damaged says so only here
+            read()
+        header.get_qform(coded=True)  # what is damaged says so only here
     except Exception as error:  # nibabel has a dozen kinds for a header that makes no sense
         raise UserError(
             f"{path}: NIfTI header is damaged ({type(error).__name__}: {error}); copy it again"

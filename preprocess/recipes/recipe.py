@@ -64,9 +64,9 @@ class LayoutConfig:
                 raise ValueError(
                     f"pattern {pattern!r}, expected a path below the raw folder with {CASE}"
                 )
-            if max(part.count("*") for part in parts) > _MOST_REPEATS:
+            if max(pattern.count("**"), *(part.count("*") for part in parts)) > _MOST_REPEATS:
                 raise ValueError(
-                    f"pattern {pattern!r}, expected at most {_MOST_REPEATS} * in a name"
+                    f"pattern {pattern!r}, expected at most {_MOST_REPEATS} * in a name, and of **"
                 )
             if not pattern.lower().endswith(VOLUMES + PICTURES):
                 raise ValueError(

@@ -102,12 +102,20 @@ class Manifest:
 
     def __post_init__(self) -> None:
         require_form("content_hash", self.content_hash, SHA256)
-        pairs_of = {shard.file: shard.pairs for shard in self.shards}
-        for case in self.cases:
-            end = case.first_row + case.pairs
-            is_inside = 0 <= case.first_row < end <= pairs_of.get(case.shard, 0)
-            if not (is_inside and case.pairs == len(case.slices) == len(case.tumour_px)):
-                raise ValueError(f"case {case.case_id!r} has rows that its shard does not have")
+        require_rows(self.shards, self.cases)
+
+
+def require_rows(shards: Sequence[ShardEntry], cases: Sequence[CaseEntry]) -> None:
+    """Raise ``ValueError`` where the cases' rows are not those of their shards, one by one."""
+    rows = {shard.file: 0 for shard in shards}
+    for case in cases:
+        is_next = case.first_row == rows.get(case.shard) and case.pairs > 0
+        is_whole = case.pairs == len(case.slices) == len(case.tumour_px)
+        if not (is_next and is_whole and len(case.spacing_mm) in (0, 2)):
+            raise ValueError(f"case {case.case_id!r} has rows that its shard does not have")
+        rows[case.shard] += case.pairs
+    if rows != {shard.file: shard.pairs for shard in shards}:
+        raise ValueError(f"cases have {rows} pairs, which are not those of their shards")
 
 
 def compute_content_hash(

@@ -1,0 +1,1 @@
+"""Ten thousand damaged files through the real commands: ``make fuzz``."""
