@@ -38,7 +38,7 @@ def require(rule: str, config: Any, *names: str) -> None:
 
 def require_halvings(config_name: str, image_size: tuple[int, int], halvings: int) -> None:
     """Raise ValueError where an image (height, width) cannot be halved that often."""
-    factor = 2**halvings
+    factor = 2 ** min(halvings, 20)  # no image is larger, and 2**halvings may not fit into memory
     if any(side % factor for side in image_size):
         raise ValueError(
             f"images of {image_size[0]}x{image_size[1]} px, expected multiples of {factor} "

@@ -78,7 +78,7 @@ def read_index(path: Path) -> Index:
 
 def _list_values(name: str, value: Any) -> Any:
     """Return a label's values: version 1 has {"1": "tumour"}, version 2 {"tumour": 1 or [1, 2]}."""
-    if isinstance(value, str) and name.isdecimal():
+    if isinstance(value, str) and name.isdecimal() and len(name) < 10:
         return [int(name)]
     return value if isinstance(value, list) else [value]
 
@@ -92,7 +92,7 @@ def follow_ending(recipe: Recipe, index: Index) -> Recipe:
     if not index.file_ending:
         return recipe
     layout, ending = recipe.layout, index.file_ending
-    image, label = (re.sub(r"\.nii\*$", ending, role) for role in (layout.image, layout.label))
+    image, label = (role.replace(".nii*", ending) for role in (layout.image, layout.label))
     try:
         for pattern in (image, label):
             if not pattern.lower().endswith(ending.lower()):

@@ -125,14 +125,18 @@ def test_a_file_that_extends_another_lies_over_it(tmp_path: Path) -> None:
 
 def test_bad_files_get_one_line(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("a = = 1")
+    (tmp_path / "deep.toml").write_text("a = " + 3000 * "[")
+    (tmp_path / "long.toml").write_text("a = " + 5000 * "9")
     (tmp_path / "round.toml").write_text('extends = "round"')
     (tmp_path / "cut.json").write_text('{"a": [1, 2')
     for call, message in [
         (lambda: read_toml(tmp_path / "none.toml", tmp_path), "cannot be read"),
         (lambda: read_toml(tmp_path / "bad.toml", tmp_path), "not valid TOML"),
+        (lambda: read_toml(tmp_path / "deep.toml", tmp_path), "not valid TOML"),
+        (lambda: read_toml(tmp_path / "long.toml", tmp_path), "not valid TOML"),
         (lambda: read_toml(tmp_path / "round.toml", tmp_path), "goes in a circle"),
         (lambda: read_json(tmp_path / "cut.json"), "may be truncated"),
-        (lambda: find_toml("nothing", tmp_path), "'nothing' is not one of bad, round"),
+        (lambda: find_toml("nothing", tmp_path), "'nothing' is not one of bad, deep, long, round"),
     ]:
         with pytest.raises(UserError, match=message) as error:
             call()

@@ -150,6 +150,42 @@ def test_a_damaged_shard_is_packed_anew_and_nothing_else(raw, tmp_path, read):
     assert content(tmp_path / "out") == make_afresh(tmp_path, raw, tiny_recipe())
 
 
+def put_value(place, value):
+    """Return a change of one value in the journal's second line, which tells of a shard."""
+
+    def change(path):
+        key, shard, *rest = path.read_text().splitlines()
+        data = node = json.loads(shard)
+        for step in place[:-1]:
+            node = node[step]
+        node[place[-1]] = value
+        path.write_text("\n".join([key, json.dumps(data), *rest]) + "\n")
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        put_value(("shard", "pairs"), 7),
+        put_value(("records", 1, "entry", "pairs"), 2),
+        put_value(("records", 1, "entry", "first_row"), 0),
+        put_value(("records", 0, "entry", "slices"), []),
+        put_value(("records", 0, "entry", "spacing_mm"), [1.0]),
+        put_value(("records", 0, "entry", "spacing_mm"), [1e308, 1e308]),
+        put_value(("records", 0, "facts", "highest"), 1e308),
+        put_value(("records", 0, "stamps"), {"image": [1, 1, 1]}),
+    ],
+)
+def test_a_line_of_the_journal_that_makes_no_sense_counts_as_none(raw, tmp_path, read, change):
+    pack(tiny_recipe(), raw, tmp_path / "out", workers=1)
+    before = content(tmp_path / "out")
+    change(tmp_path / "out" / JOURNAL)
+    save_cases(raw, 1, first=6)
+    pack(tiny_recipe(), raw, tmp_path / "out", workers=1)
+    assert content(tmp_path / "out") == make_afresh(tmp_path, raw, tiny_recipe()) != before
+
+
 @pytest.mark.parametrize("spoil", ["cut", "gone", "of another version", "rubbish"])
 def test_without_a_sound_journal_all_is_packed_anew_to_the_same_bytes(
     raw, tmp_path, read, spoil, monkeypatch

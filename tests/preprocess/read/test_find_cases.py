@@ -287,6 +287,12 @@ VERSION_1 = {
 }
 
 
+def test_a_pattern_of_many_folders_is_refused():
+    layout("**/**/**/**/{case}.nii", "{case}.nii")
+    with pytest.raises(ValueError, match=r"expected at most 4 \* in a name, and of \*\*"):
+        layout("**/**/**/**/**/{case}.nii", "{case}.nii")
+
+
 @pytest.mark.parametrize("content", [VERSION_2, VERSION_1])
 def test_both_versions_of_nnunet_give_labels_channels_and_pairs(tmp_path, content):
     write_dataset(tmp_path / "raw", content)
@@ -350,6 +356,8 @@ def test_a_case_that_dataset_json_lists_must_be_there(tmp_path):
         ({"labels": {"tumour": True}}, r"labels.tumour\[0\]: got True, expected int"),
         ({"channel_names": {"R": 0}}, r"channel_names.R: got 0, expected str"),
         ({"channel_names": "MRI"}, r"channel_names: got 'MRI', expected dict"),
+        ({"file_ending": r"\g<9>"}, r"file_ending: got '.*g<9>', which does not suit the recipe"),
+        ({"labels": {5000 * "9": "tumour"}}, r"\[0\]: got 'tumour', expected int"),
         ({"file_ending": 7}, r"file_ending: got 7, expected str"),
         ({"file_ending": ".png"}, r"nothing fits 'imagesTr/\{case\}_0000.png'"),
         ({"training": ["./imagesTr/c0.nii.gz"]}, r"training\[0\]: got './imagesTr/c0.nii.gz'"),

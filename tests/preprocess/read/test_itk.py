@@ -9,7 +9,9 @@ import pytest
 import SimpleITK as sitk
 
 from hvae_hpc.errors import UserError
+from hvae_hpc.preprocess.case import pack_case
 from hvae_hpc.preprocess.pack import pack
+from hvae_hpc.preprocess.read.find_cases import CaseFiles
 from hvae_hpc.preprocess.read.itk import read_itk
 from hvae_hpc.preprocess.read.nifti import read_scan
 from hvae_hpc.preprocess.recipes.recipe import LabelConfig, LayoutConfig
@@ -152,6 +154,9 @@ NO_PLACE = "the header lacks its size, type, orientation or spacing; set it"
             (b"NRRD", b"HELO"),
             "the header lacks its size, type, orientation or spacing",
         ),
+        ("nrrd", False, change, (b"endian: ", b"x" * 2000), NO_PLACE),
+        ("nrrd", False, change, (b"space origin: ", b"space origin: " + b"(" * 2000), NO_PLACE),
+        ("mha", False, change, (b"NDims = 3", b"NDims = 99999"), "has 'NDims = 99999', which is"),
         ("mha", False, change, (b"TransformMatrix", b"Turned"), NO_PLACE),
         ("mha", False, change, (b"NDims", b"Sides"), NO_PLACE),
         ("nrrd", False, change, (b"space: left-posterior", b"space: scanner"), NO_PLACE),
@@ -200,6 +205,17 @@ def test_a_bad_file_is_one_line(tmp_path, capfd, ending, zipped, spoil, words, m
         read_itk(path, "LPS")
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
+    assert capfd.readouterr().err == ""
+
+
+def test_what_simpleitk_writes_to_stderr_is_no_part_of_the_line(tmp_path, capfd):
+    paths = [tmp_path / f"{role}.mha" for role in ("image", "label")]
+    for path in paths:
+        sitk.WriteImage(make_image(), path)
+        change(path, b"ObjectType = ", b"ObjectType ")
+    files = CaseFiles(case_id="a", patient="a", images=(paths[0],), labels=((paths[1],),))
+    skipped = pack_case(tiny_recipe(), (), files)
+    assert skipped.reason == f"{paths[0]}: SimpleITK cannot read it; copy it again"
     assert capfd.readouterr().err == ""
 
 

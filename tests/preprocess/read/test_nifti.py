@@ -114,6 +114,11 @@ def no_orientation(content):
     content[252:256] = b"\0\0\0\0"  # qform_code, sform_code
 
 
+def no_quaternion(content):
+    content[252:254] = b"\1\0"  # qform_code, beside the sform's
+    content[256:260] = np.float32(1e30).tobytes()  # quatern_b
+
+
 def sheared(content):
     content[284:288] = np.float32(0.3).tobytes()  # srow_x[1]
 
@@ -137,6 +142,7 @@ def text_voxels(content):
         (edit(no_header), "NIfTI header is damaged .size 0"),
         (edit(fewer_voxels), "ends before its last voxel"),
         (edit(no_orientation), "no orientation"),
+        (edit(no_quaternion), "NIfTI header is damaged"),
         (edit(sheared), "not at right angles"),
         (edit(no_spacing), "voxel spacing"),
         (edit(text_voxels), "expected plain numbers"),

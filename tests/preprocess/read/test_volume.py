@@ -92,6 +92,10 @@ def infinite_image(image, label):
     return image, label
 
 
+def image_beyond_32_bits(image, label):
+    return np.where(image == 0, -1e270, image), label
+
+
 @pytest.mark.parametrize(
     ("spoil", "named", "message"),
     [
@@ -100,6 +104,7 @@ def infinite_image(image, label):
         (nan_label, "l.nii", "label values are NaN or infinite"),
         (nan_image, "i.nii", "voxels that are NaN or infinite: 1"),
         (infinite_image, "i.nii", "voxels that are NaN or infinite: 1"),
+        (image_beyond_32_bits, "i.nii", "voxels that are NaN or infinite: "),
         (lambda image, label: (image, label * 0), "l.nii", "no tumour voxel"),
         (
             lambda image, label: (image, label[:-1]),
