@@ -109,13 +109,12 @@ def require_rows(shards: Sequence[ShardEntry], cases: Sequence[CaseEntry]) -> No
     """Raise ``ValueError`` where the cases' rows are not those of their shards, one by one."""
     rows = {shard.file: 0 for shard in shards}
     for case in cases:
-        is_next = case.first_row == rows.get(case.shard) and case.pairs > 0
-        is_whole = case.pairs == len(case.slices) == len(case.tumour_px)
-        if not (is_next and is_whole and len(case.spacing_mm) in (0, 2)):
+        is_whole = 0 < case.pairs == len(case.slices) == len(case.tumour_px)
+        if not is_whole or case.first_row != rows.get(case.shard) or len(case.spacing_mm) == 1:
             raise ValueError(f"case {case.case_id!r} has rows that its shard does not have")
         rows[case.shard] += case.pairs
     if rows != {shard.file: shard.pairs for shard in shards}:
-        raise ValueError(f"cases have {rows} pairs, which are not those of their shards")
+        raise ValueError("the cases' pairs are not those of their shards")
 
 
 def compute_content_hash(
