@@ -24,7 +24,7 @@ _MOST_COVERED = 0.95
 _LEAST_RANGE = 0.15
 _FEWEST_LEVELS = 8
 _MOST_ALIKE = 0.99
-_AIR_HU = -500
+_AIR_HU = -200
 """No MRI or PET goes below, and every CT with air in it does."""
 _WINDOWS = (1, 255, 1023, 4095, 16383, 65535)
 """Highest values of pictures: of floats, and of 8 to 16 bits."""

@@ -59,7 +59,8 @@ def find_run(runs_folder: Path, text: str, stage: str = "") -> tuple[Plan, str]:
     if not matches:
         close = difflib.get_close_matches(wanted.rpartition("/")[2], labels)
         labels_shown = ", ".join(close or [*labels][:MOST_NAMED])
-        raise UserError(f"{runs_folder}: no run {text!r}; give a label, such as {labels_shown}")
+        kind = f"{stage} run" if stage else "run"
+        raise UserError(f"{runs_folder}: no {kind} {text!r}; give a label, such as {labels_shown}")
     names = list(matches)
     if len(names) > 1:
         more = [f"... ({len(names)} in all)"] if len(names) > MOST_NAMED else []

@@ -101,7 +101,7 @@ def find_cases(recipe: Recipe, raw: Path) -> RawFolder:
 
     Raises:
         UserError: raw is no folder, or a folder in it cannot be listed, or nothing in it fits, or
-            dataset.json does not fit what is there.
+            dataset.json does not fit what is there, or slices of patients look like cases.
     """
     if not raw.is_dir():
         raise UserError(f"{raw}: is no folder; give the folder with the image files as --raw")
@@ -129,7 +129,9 @@ def find_cases(recipe: Recipe, raw: Path) -> RawFolder:
     ]
     if layout.planar:
         scans = _join_slices(scans, layout.sliced)
-    notes = tuple(filter(None, (_note_unfit(unfit), _note_slices(scans, layout))))
+    if layout.planar and not layout.stacked and "slices" not in recipe.accept:
+        _refuse_slices([scan.case_id for scan in scans])
+    notes = (_note_unfit(unfit),) if unfit else ()
     return RawFolder(recipe=recipe, index=index, scans=tuple(scans), notes=notes)
 
 
@@ -263,19 +265,19 @@ def _note_unfit(unfit: Sequence[str]) -> str:
     kinds = {path: re.sub(r"\d+", "#", path.rstrip("/").rsplit("/")[-1]) for path in unfit}
     counts = Counter(kinds.values())
     rarest = sorted(unfit, key=lambda path: (counts[kinds[path]], path))
-    return f"{len(unfit)} files fit nothing: {_name_first(rarest)}" if unfit else ""
+    plural = "s fit" if len(unfit) > 1 else " fits"
+    return f"{len(unfit)} file{plural} nothing: {_name_first(rarest)}"
 
 
-def _note_slices(scans: Sequence[CaseFiles], layout: LayoutConfig) -> str:
-    """Say so where pictures look like slices of patients: many names, each with several numbers."""
-    case_ids = [scan.case_id for scan in scans]
+def _refuse_slices(case_ids: Sequence[str]) -> None:
+    """Refuse names that look like slices of patients: many names, each with several numbers."""
     names = {re.sub(r"\W*_?\d+$", "", case_id) for case_id in case_ids}
-    if not layout.planar or layout.stacked or len(names) < 3 or len(case_ids) < 2 * len(names):
-        return ""
-    return (
-        f"{len(names)} names with numbers count as {len(case_ids)} cases: {_name_first(case_ids)}; "
-        f"if the number is a slice of a patient, write {SLICE} for it in the recipe's patterns"
-    )
+    if 3 <= len(names) <= len(case_ids) / 2:
+        raise UserError(
+            f"{len(names)} names with numbers would be {len(case_ids)} cases: "
+            f"{_name_first(case_ids)}; if the number is a slice of a patient, write {SLICE} for it "
+            'in the recipe\'s patterns, else say accept = ["slices"] at the head of the recipe'
+        )
 
 
 def _name_first(names: Sequence[str]) -> str:

@@ -97,8 +97,10 @@ def read_volume(recipe: Recipe, files: CaseFiles, known: tuple[int, ...]) -> Vol
     facts = _describe(image, recipe)
     tumour = _join([join_labels(labels, recipe, known) for _, labels in slices])
     if not tumour.any() and "empty" not in recipe.accept:
-        rule = dump(recipe.label)
-        raise UserError(f"{labels[0].path}: no tumour voxel by {rule}; leave this case out")
+        rule = ", ".join(f"{name} = {value}" for name, value in dump(recipe.label).items())
+        raise UserError(
+            f"{labels[0].path}: no tumour voxel by the recipe's [label] {rule}; leave this case out"
+        )
     if not recipe.layout.planar and recipe.grid.spacing_mm == 0:
         _check_same_grid(image, labels[0])
 

@@ -21,7 +21,16 @@ PICTURES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".jpg", ".jpeg")
 _MOST_REPEATS = 4
 """More of them in a name can search for hours, in a recipe that somebody else wrote."""
 Finding = Literal[
-    "clipped", "faint", "hounsfield", "levels", "mask", "outside", "same", "repeated", "empty"
+    "clipped",
+    "faint",
+    "hounsfield",
+    "levels",
+    "mask",
+    "outside",
+    "same",
+    "repeated",
+    "empty",
+    "slices",
 ]
 """What a recipe may accept; see ``preprocess/plausible.py``."""
 

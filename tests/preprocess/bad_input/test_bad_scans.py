@@ -299,7 +299,7 @@ SCANS: dict[str, list[Bad]] = {
         bad_label(
             wrong="no tumour",
             spoil=with_voxels(LABEL, lambda voxels: voxels * 0),
-            line="<file>: no tumour voxel by {'tumour': [1, 2, 4], 'known': []}; leave this case out",
+            line="<file>: no tumour voxel by the recipe's [label] tumour = [1, 2, 4], known = []; leave this case out",
         ),
         bad_label(
             wrong="another shape than the image's",

@@ -1,6 +1,7 @@
 """Whose files are whose: patterns, dataset.json, patients with several scans."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -222,7 +223,7 @@ def test_numbered_slices_are_one_case_in_the_order_of_their_numbers(tmp_path):
         "p1_10_mask.tif",
     ]
     assert "p2_4.tif has no label" in two.fault
-    assert found.notes == ("1 files fit nothing: p3/p3_x.tif",)
+    assert found.notes == ("1 file fits nothing: p3/p3_x.tif",)
 
 
 def test_several_masks_of_a_numbered_slice_are_all_its_own(tmp_path):
@@ -245,16 +246,18 @@ def test_pictures_of_one_patient_are_one_case(tmp_path):
     assert [path.name for path in one.images] == ["TCGA_CS_1_2.tif", "TCGA_CS_1_10.tif"]
 
 
-def test_pictures_that_look_like_slices_are_told_and_one_picture_a_name_is_not(tmp_path):
+def test_pictures_that_look_like_slices_are_refused_and_one_picture_a_name_is_not(tmp_path):
     for name in ("A_1", "A_2", "B_1", "B_2", "C_1", "C_2"):
         touch(tmp_path, f"slices/{name}.png", f"slices/{name}_m.png")
         touch(tmp_path, f"lesions/ISIC_{ord(name[0]) * 10 + int(name[2])}.png")
         touch(tmp_path, f"lesions/ISIC_{ord(name[0]) * 10 + int(name[2])}_m.png")
     recipe = layout("{case}.png", "{case}_m.png")
-    (note,) = find_cases(recipe, tmp_path / "slices").notes
-    assert note.startswith("3 names with numbers count as 6 cases: A_1, A_2, B_1 ...")
-    assert find_cases(recipe, tmp_path / "lesions").notes == ()
-    # What the note says to do: one case per name, and no note.
+    with pytest.raises(UserError, match=r"^3 names with numbers would be 6 cases: A_1, A_2, B_1 "):
+        find_cases(recipe, tmp_path / "slices")
+    assert len(find_cases(recipe, tmp_path / "lesions").cases) == 6
+    accepted = replace(recipe, accept=("slices",))
+    assert len(find_cases(accepted, tmp_path / "slices").cases) == 6
+    # What the line says to do first: one case per name.
     found = find_cases(layout("{case}_{slice}.png", "{case}_{slice}_m.png"), tmp_path / "slices")
     assert ([case.case_id for case in found.cases], found.notes) == (["A", "B", "C"], ())
 
@@ -401,7 +404,7 @@ def test_the_file_ending_of_dataset_json_is_followed(tmp_path):
     found = find_cases(load_recipe("nnunet"), tmp_path)
     assert [case.case_id for case in found.cases] == ["a"]
     assert found.recipe.layout.planar
-    assert found.notes == ("1 files fit nothing: imagesTr/b_0000.nii.gz",)
+    assert found.notes == ("1 file fits nothing: imagesTr/b_0000.nii.gz",)
 
 
 def test_the_modality_is_the_name_of_the_channel_in_the_pattern(tmp_path):

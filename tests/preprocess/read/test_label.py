@@ -109,7 +109,7 @@ def test_a_border_that_nobody_judged_is_named_without_a_hint_that_makes_it_tumou
 
 
 def test_a_mask_below_its_threshold_is_named_with_it(tmp_path):
-    with pytest.raises(UserError, match=r"no tumour voxel by .*'threshold': 128"):
+    with pytest.raises(UserError, match=r"no tumour voxel by .*threshold = 128"):
         find_tumour(tmp_path, draw_case()[1], LabelConfig(tumour="any", threshold=128))
 
 
