@@ -1,6 +1,6 @@
 """Hamiltonian Monte Carlo on latent variables: a Metropolis step, walks of many, and annealing.
 
-All take a potential as a function and know nothing of generators. The mass matrix is diag(1 /
+All take a function that stands at z, and know nothing of generators. The mass matrix is diag(1 /
 scale^2), so a step size is meant in units of ``scale``. A path that leaves the numbers is not
 taken: Metropolis' rule is false for a NaN.
 """
@@ -27,6 +27,10 @@ class Place(NamedTuple):
     value: Tensor
 
 
+Stand = Callable[[Tensor], Place]
+"""z (n, d) -> the place there."""
+
+
 def stand(energy: Energy, z: Tensor) -> Place:
     """Evaluate a potential and its gradient."""
 
@@ -39,7 +43,7 @@ def stand(energy: Energy, z: Tensor) -> Place:
 
 
 def metropolis_step(
-    energy: Energy,
+    stand_at: Stand,
     here: Place,
     scale: Tensor,
     generator: torch.Generator,
@@ -51,17 +55,16 @@ def metropolis_step(
     """Propose by leapfrog with a fresh momentum, and accept or stay, in log space (Neal 2011).
 
     Args:
-        energy: the potential.
-        here: where the chains stand, by ``energy``.
+        stand_at: evaluates the potential.
+        here: where the chains stand.
         scale: (n, d) lengths in which a step of 1 is meant.
         generator: of momenta and choices, on the CPU.
         leaps: of the proposal.
         step_size: of a leap.
-        bend: turns ``energy`` and its gradient at a place into those of the potential that is
-            followed.
+        bend: turns the potential and its gradient at a place into those that are followed.
 
     Returns:
-        Where the chains stand then, by ``energy``, and the share that moved.
+        Where the chains stand then, and the share that moved.
     """
     momentum = torch.randn(here.z.shape, generator=generator).to(here.z)
     uniform = torch.rand(len(here.z), generator=generator).to(here.z)
@@ -70,7 +73,7 @@ def metropolis_step(
     end = here
     for _ in range(leaps):
         momentum = momentum - 0.5 * step_size * scale * bend(end).gradient
-        end = stand(energy, end.z + step_size * scale * momentum)
+        end = stand_at(end.z + step_size * scale * momentum)
         momentum = momentum - 0.5 * step_size * scale * bend(end).gradient
 
     accepted = torch.log(uniform) < before - bend(end).value - 0.5 * momentum.square().sum(1)
@@ -98,7 +101,7 @@ class Walk(NamedTuple):
 
 
 def hamiltonian_walk(
-    energy: Energy,
+    stand_at: Stand,
     z: Tensor,
     scale: Tensor,
     generator: torch.Generator,
@@ -113,17 +116,17 @@ def hamiltonian_walk(
     the second half keeps it, so that the distribution exp(-energy) is left as it is.
 
     Args:
-        energy: the potential.
+        stand_at: evaluates the potential.
         z: (n, d) where the chains start.
         scale: (n, d) lengths in which a step of 1 is meant.
         generator: of momenta and choices, on the CPU.
         proposals, leaps, step_size: see :class:`GenerateConfig`.
     """
     kept: list[float] = []
-    here = stand(energy, z)
+    here = stand_at(z)
     for proposal in range(proposals):
         here, rate = metropolis_step(
-            energy, here, scale, generator, leaps=leaps, step_size=step_size
+            stand_at, here, scale, generator, leaps=leaps, step_size=step_size
         )
         if proposal >= proposals // 2:
             kept.append(rate)
@@ -164,7 +167,7 @@ class Annealing(NamedTuple):
 
 
 def anneal(
-    energy: Energy,
+    stand_at: Stand,
     start: Start,
     generator: torch.Generator,
     *,
@@ -182,7 +185,7 @@ def anneal(
         log w = sum_t (b_t - b_(t-1)) (-energy(z_(t-1)) - log f_0(z_(t-1)))
 
     Args:
-        energy: minus the log of what is integrated, constants included.
+        stand_at: evaluates minus the log of what is integrated, constants included.
         start: f_0; its scale is the chains' length scale.
         generator: on the CPU.
         temperatures: T.
@@ -197,7 +200,7 @@ def anneal(
     step_size = 0.0
     used: list[float] = []
     rates: list[float] = []
-    here = stand(energy, start.draw(generator))
+    here = stand_at(start.draw(generator))
     log_weights = torch.zeros(len(here.z), dtype=torch.float64, device=here.z.device)
 
     share = 0.0
@@ -213,7 +216,7 @@ def anneal(
             step_size = step_sizes[t - 1]
         bend = partial(start.bend, share=share)
         here, rate = metropolis_step(
-            energy, here, start.scale, generator, leaps=leaps, step_size=step_size, bend=bend
+            stand_at, here, start.scale, generator, leaps=leaps, step_size=step_size, bend=bend
         )
         used.append(step_size)
         rates.append(rate)

@@ -7,8 +7,9 @@ effective sample size and the spread of independent estimates say how far to bel
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,11 +17,18 @@ from torch import Tensor
 
 from hvae_hpc.config.stages import LikelihoodConfig
 from hvae_hpc.errors import UserError
-from hvae_hpc.evaluation.hamiltonian import Start, anneal
+from hvae_hpc.evaluation.hamiltonian import Place, Start, anneal, stand
+from hvae_hpc.models.blocks import Batch
 from hvae_hpc.models.hvae import HVAE, LOG_2PI
 from hvae_hpc.preprocess.store.reader import read_dataset
 from hvae_hpc.runs.workplace import Outcome, Workplace
-from hvae_hpc.training.batches import PairTensors, generator_for, require_unseen, to_tensors
+from hvae_hpc.training.batches import (
+    PairTensors,
+    generator_for,
+    require_unseen,
+    split_batch,
+    to_tensors,
+)
 from hvae_hpc.training.checkpoint import load_checkpoint, save_checkpoint
 from hvae_hpc.training.device import choose_device, device_name
 from hvae_hpc.training.train import load_generator, read_split
@@ -65,7 +73,9 @@ def measure_likelihood(config: LikelihoodConfig, workplace: Workplace) -> Outcom
     saved = load_checkpoint(workplace.folder) or {"images_seen": 0, "found": {}}
     numbers: dict[str, Tensor] = saved["found"]
     for first in range(saved["images_seen"], len(data), group_size(config)):
-        of_group = estimate_likelihood(model, data, config, first, workplace.stopped)
+        of_group = estimate_likelihood(
+            model, data, config, first, workplace.stopped, workplace.resources.micro_batch
+        )
         if of_group is None:
             return None
         numbers = {
@@ -106,6 +116,7 @@ def estimate_likelihood(
     config: LikelihoodConfig,
     first: int,
     stopped: Callable[[], bool] = lambda: False,
+    micro_batch: int = 0,
 ) -> dict[str, Tensor] | None:
     """Estimate the likelihood of one group of pairs.
 
@@ -115,6 +126,7 @@ def estimate_likelihood(
         config: see there.
         first: the group's first pair; the draws are a function of it.
         stopped: asked between estimates.
+        micro_batch: rows that go through the model at once; 0 for all. The draws are the same.
 
     Returns:
         Numbers per pair (n,), float64 on the CPU; None where it was asked to leave.
@@ -129,44 +141,55 @@ def estimate_likelihood(
         generator_for(config.seed, f"likelihood-{i}", first) for i in range(config.estimates + 2)
     )
 
+    # Each chain's pair is encoded once, for all estimates.
+    rows = _repeat(batch, config.chains)
+    parts = [part for _, part in split_batch(rows, micro_batch)]
+    encoded = zip(*(model.encode(part) for part in parts), strict=True)
+    start = Start(*(torch.cat(values) for values in encoded))
+    if config.start == "prior":
+        start = Start(mean=torch.zeros_like(start.mean), scale=torch.ones_like(start.scale))
+
     # The first run finds the step sizes, and does not count: a chain must not adapt to itself.
-    _, step_sizes = _anneal(model, batch, config, tuning, (config.step_size,))
+    _, step_sizes = _anneal(model, parts, start, config, tuning, (config.step_size,))
     estimates = []
     for generator in independent:
         if stopped():
             return None
-        estimates.append(_anneal(model, batch, config, generator, step_sizes)[0])
+        estimates.append(_anneal(model, parts, start, config, generator, step_sizes)[0])
 
     stacked = {name: torch.stack([one[name] for one in estimates]) for name in estimates[0]}
     logs = stacked["log_likelihood"]
     numbers = {
         **{name: values.mean(0) for name, values in stacked.items()},
         "spread": logs.amax(0) - logs.amin(0),
-        **_bounds(model, batch, config, for_bounds),
+        **_bounds(model, batch, config, for_bounds, micro_batch),
     }
     return {name: values.double().cpu() for name, values in numbers.items()}
 
 
 def _anneal(
     model: HVAE,
-    batch: dict[str, Tensor],
+    parts: Sequence[Batch],
+    start: Start,
     config: LikelihoodConfig,
     generator: torch.Generator,
     step_sizes: tuple[float, ...],
 ) -> tuple[dict[str, Tensor], tuple[float, ...]]:
     """Return one estimate's numbers per pair, and the step sizes used."""
-    rows = _repeat(batch, config.chains)
-    mean, scale = model.encode(rows)
-    start = Start(mean=mean, scale=scale)
-    if config.start == "prior":
-        start = Start(mean=torch.zeros_like(mean), scale=torch.ones_like(scale))
 
-    def energy(z: Tensor) -> Tensor:
-        image_nats, mask_nats = model.log_likelihood(z, rows)
+    def energy(part: Batch, z: Tensor) -> Tensor:
+        image_nats, mask_nats = model.log_likelihood(z, part)
         return 0.5 * z.square().sum(1) + 0.5 * z.shape[1] * LOG_2PI - image_nats - mask_nats
 
+    def stand_at(z: Tensor) -> Place:
+        """Stand part by part: only one part's activations are in memory."""
+        sizes = [len(part["image"]) for part in parts]
+        cut = zip(parts, z.split(sizes), strict=True)
+        places = [stand(partial(energy, part), rows) for part, rows in cut]
+        return Place(*(torch.cat(values) for values in zip(*places, strict=True)))
+
     annealed = anneal(
-        energy,
+        stand_at,
         start,
         generator,
         temperatures=config.temperatures,
@@ -184,7 +207,11 @@ def _anneal(
 
 
 def _bounds(
-    model: HVAE, batch: dict[str, Tensor], config: LikelihoodConfig, generator: torch.Generator
+    model: HVAE,
+    batch: dict[str, Tensor],
+    config: LikelihoodConfig,
+    generator: torch.Generator,
+    micro_batch: int,
 ) -> dict[str, Tensor]:
     """Return the importance-weighted bound and the ELBO without and with the flow.
 
@@ -194,7 +221,7 @@ def _bounds(
 
     def draw_bounds(samples: int, *names: str) -> tuple[Tensor, Tensor]:
         """Return ELBOs and log weights (n, samples), by draws of the named noises per pair."""
-        parts = []
+        drawn = []
         at_once = max(1, ROWS_AT_ONCE // n)
         for first in range(0, samples, at_once):
             size = min(at_once, samples - first)
@@ -202,9 +229,14 @@ def _bounds(
             for name in names:
                 noise = torch.randn(n * size, model.latent_size, generator=generator)
                 noisy[name] = noise.to(batch["image"])
-            terms = model(noisy).terms
-            parts.append((terms["elbo"].view(n, size), terms["log_weight"].view(n, size)))
-        elbos, log_weights = (torch.cat(term, 1).double() for term in zip(*parts, strict=True))
+            terms = [model(part).terms for _, part in split_batch(noisy, micro_batch)]
+            drawn.append(
+                [
+                    torch.cat([of_part[name] for of_part in terms]).view(n, size)
+                    for name in ("elbo", "log_weight")
+                ]
+            )
+        elbos, log_weights = (torch.cat(term, 1).double() for term in zip(*drawn, strict=True))
         return elbos, log_weights
 
     elbos, log_weights = draw_bounds(config.importance_samples, "noise")

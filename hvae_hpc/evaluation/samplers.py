@@ -5,6 +5,7 @@ lie where it knows what to draw. So the sampler is a choice of its own, made in 
 recorded with the pairs.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from hvae_hpc.config.kinds import GeneratorConfig
 from hvae_hpc.config.stages import GenerateConfig
 from hvae_hpc.errors import UserError
-from hvae_hpc.evaluation.hamiltonian import hamiltonian_walk
+from hvae_hpc.evaluation.hamiltonian import hamiltonian_walk, stand
 from hvae_hpc.training.batches import PairTensors, generator_for
 
 
@@ -118,7 +119,7 @@ class LatentSampler:
 
         generator = generator_for(self.config.seed, "chain", first)
         walk = hamiltonian_walk(
-            energy,
+            partial(stand, energy),
             mean + scale * torch.randn(mean.shape, generator=generator).to(mean),
             scale,
             generator,

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ from hvae_hpc.config.resources import Resources
 from hvae_hpc.config.stages import LikelihoodConfig, SplitConfig, TrainConfig
 from hvae_hpc.errors import UserError
 from hvae_hpc.evaluation import likelihood
-from hvae_hpc.evaluation.hamiltonian import Start, anneal
+from hvae_hpc.evaluation.hamiltonian import Start, anneal, stand
 from hvae_hpc.evaluation.likelihood import estimate_likelihood, measure_likelihood
+from hvae_hpc.models.hvae import HVAE
 from hvae_hpc.runs.folder import write_config
 from hvae_hpc.runs.workplace import Workplace
 from hvae_hpc.training.batches import PairTensors
@@ -47,7 +49,11 @@ def run_annealing(n: int, seed: int, step_sizes: tuple[float, ...], **changes: f
     )
     settings = {"temperatures": 20, "leaps": 2, **changes}
     return anneal(
-        narrow_well, start, torch.Generator().manual_seed(seed), step_sizes=step_sizes, **settings
+        partial(stand, narrow_well),
+        start,
+        torch.Generator().manual_seed(seed),
+        step_sizes=step_sizes,
+        **settings,
     )
 
 
@@ -118,6 +124,46 @@ def test_the_estimate_is_the_known_evidence_and_the_bounds_lie_below(
         )
         == 3
     )
+
+
+def test_each_row_is_encoded_once_and_parts_of_them_give_the_same_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = linear_model(n_leapfrog=3, step_size=0.3, tempering="free", sqrt_beta_0=0.8)
+    data = PairTensors(
+        images=observed().expand(3, -1, -1, -1), masks=torch.zeros(3, 1, 2, 2, dtype=torch.float64)
+    )
+    asked = config(chains=5, temperatures=6, estimates=3, importance_samples=7)
+    rows: dict[str, list[int]] = {"encode": [], "log_likelihood": []}
+
+    def count(name: str) -> None:
+        method = getattr(HVAE, name)
+
+        def counted(self: HVAE, *given):
+            rows[name].append(len(given[-1]["image"]))
+            return method(self, *given)
+
+        monkeypatch.setattr(HVAE, name, counted)
+
+    def estimate(micro_batch: int) -> dict[str, Tensor]:
+        with torch.no_grad():
+            numbers = estimate_likelihood(model, data, asked, 0, micro_batch=micro_batch)
+        assert numbers is not None
+        return numbers
+
+    count("encode")
+    count("log_likelihood")
+    whole = estimate(0)
+    assert rows["encode"][0] == 15  # three pairs' chains, for all estimates
+    assert sum(rows["encode"]) == 15 + 3 * 7 + 3 * likelihood.FLOW_SAMPLES  # and the bounds' draws
+
+    rows["encode"], rows["log_likelihood"] = [], []
+    cut = estimate(4)
+    assert rows["encode"][:4] == [4, 4, 4, 3]
+    assert max(rows["encode"]) == max(rows["log_likelihood"]) == 4
+    assert cut.keys() == whole.keys()
+    for name, values in whole.items():
+        assert torch.allclose(cut[name], values, rtol=1e-9, atol=1e-9), name
 
 
 def train(folder: Path, model: HVAEConfig | LSGANConfig, split: SplitConfig = SPLIT) -> Workplace:

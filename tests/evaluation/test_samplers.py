@@ -1,5 +1,7 @@
 """Where z comes from: each sampler draws from what it says."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from hvae_hpc.evaluation.samplers import (
     fit_mixture,
     hamiltonian_walk,
     make_sampler,
+    stand,
 )
 from hvae_hpc.models.hvae import HVAE
 from hvae_hpc.models.lsgan import LSGAN
@@ -237,7 +240,13 @@ def test_the_step_adapts_to_a_stiff_energy_and_paths_that_leave_the_numbers_are_
         )
 
     walk = hamiltonian_walk(
-        energy, start, torch.ones_like(start), generator, proposals=200, leaps=5, step_size=2.0
+        partial(stand, energy),
+        start,
+        torch.ones_like(start),
+        generator,
+        proposals=200,
+        leaps=5,
+        step_size=2.0,
     )
     assert walk.step_size < 0.4
     assert torch.isfinite(walk.z).all()
