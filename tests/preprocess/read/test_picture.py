@@ -239,3 +239,22 @@ def test_pictures_of_8_and_of_16_bits_pack_to_the_same_images(tmp_path):
     pairs = read_dataset(tmp_path / "out", ["a", "b"])
     np.testing.assert_allclose(pairs.images[0], pairs.images[1], atol=1e-6)
     assert pairs.images.max() == 1
+
+
+def test_a_postscript_called_png_starts_no_ghostscript(tmp_path, monkeypatch):
+    started = tmp_path / "started"
+    ghostscript = tmp_path / "bin" / "gs"
+    ghostscript.parent.mkdir()
+    ghostscript.write_text(f"#!/bin/sh\necho started >> {started}\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", str(ghostscript.parent), prepend=":")
+    postscript = tmp_path / "a.png"
+    postscript.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 30\nshowpage\n")
+    with pytest.raises(UserError, match="not a sound picture"):
+        read_picture(postscript, None, label=None)
+    assert not started.exists()
+
+    # Pillow itself would start it.
+    with pytest.raises(OSError), Image.open(postscript) as picture:
+        picture.load()
+    assert started.exists()
