@@ -21,6 +21,10 @@ from hvae_hpc.runs.run import Run
 
 FLOPS_GPU, FLOPS_CPU = 2e13, 3e10
 """Operations per second that small networks reach: a data-centre GPU in bfloat16, a CPU thread."""
+PEAKS = {"a100": 3.12e14, "l40s": 3.62e14, "h100": 9.89e14, "h200": 9.89e14}
+"""Dense bfloat16 operations per second of NVIDIA's data sheets (SXM where there are several)."""
+SHARE_UNET = 0.2
+"""Share of it that a U-Net is taken to reach: about that of an H200; other cards were not tried."""
 SECONDS_PER_RUN = 2.0
 """Reading the data, making the network, writing the results."""
 SECONDS = {"likelihood": 3000.0, "generate": 10.0, "augment": 15.0, "quality": 900.0}
@@ -115,7 +119,11 @@ def _pixels(run: Run) -> int:
 
 
 def _estimate(run: Run, resources: Resources) -> float:
-    """Return the seconds of a run: a training's from its operations, else a number per stage."""
+    """Return the seconds of a run: a training's from its operations, else a number per stage.
+
+    The partition or the constraint may name the GPU, which counts for U-Nets. No other network's
+    time was compared with a GPU's peak.
+    """
     config = run.config
     if isinstance(config, TrainConfig):
         operations = config.model.operations_per_pixel()
@@ -123,7 +131,13 @@ def _estimate(run: Run, resources: Resources) -> float:
         operations = 3 * 18.0 * config.unet.base_channels**2 * 5 * config.unet.depth
     else:
         return SECONDS_PER_RUN + SECONDS[run.stage] * _pixels(run) / TYPICAL_PX**2
-    speed = FLOPS_GPU * resources.tasks if resources.gpus else FLOPS_CPU * resources.threads
+    speed = FLOPS_CPU * resources.threads
+    if resources.gpus:
+        speed = FLOPS_GPU * resources.tasks
+        asked = f"{resources.partition} {resources.constraint}".lower()
+        peaks = [peak for name, peak in PEAKS.items() if name in asked]
+        if peaks and isinstance(config, SegmentConfig):
+            speed = SHARE_UNET * min(peaks) * resources.tasks
     return SECONDS_PER_RUN + _images(run) * operations * _pixels(run) / speed
 
 

@@ -10,7 +10,7 @@ import pytest
 from hvae_hpc.jobs.sites.site import read_site
 from hvae_hpc.jobs.submit.bundles import bundle, make_arrays
 from hvae_hpc.jobs.sweeps import expand
-from hvae_hpc.jobs.sweeps.costs import Seconds, expected_seconds
+from hvae_hpc.jobs.sweeps.costs import SECONDS_PER_RUN, Seconds, expected_seconds
 from hvae_hpc.runs.plan import Plan
 from hvae_hpc.sweep import read_sweep
 from tests.jobs.sweeps.test_expand import PAPER
@@ -135,6 +135,22 @@ def test_estimates_grow_with_pixels_images_and_the_flow(plan: Plan) -> None:
     assert named["train", "brats2021-vae-s0"] < named["train", "brats2021-hvae-s0"]
     assert named["segment", "brats2021-reference-s0"] < named["segment", "brats2021-standard-x5-s0"]
     assert all(seconds.high == math.inf for seconds in of.values())
+
+
+def test_a_u_net_s_estimate_follows_the_gpu_that_the_partition_or_the_constraint_names(
+    plan: Plan,
+) -> None:
+    run_id = next(run_id for run_id, run in plan.runs.items() if run.stage == "segment")
+
+    def estimate(**asked: object) -> float:
+        needs = replace(plan.resources["segment"], gpus=1, **asked)
+        known = replace(plan, resources={**plan.resources, "segment": needs})
+        return expected_seconds(known, {}, [run_id])[run_id].expected - SECONDS_PER_RUN
+
+    unknown = estimate(partition="gpu", constraint="")
+    h200 = estimate(partition="gpu-H200")
+    assert unknown / h200 == pytest.approx(9.89)
+    assert estimate(partition="gpu", constraint="a100|h200") == pytest.approx(unknown / 3.12)
 
 
 def test_runs_that_ask_for_more_have_arrays_of_their_own_and_with_a_longer_limit_elements_too(
