@@ -79,8 +79,9 @@ def pack_case(
 def _silence_libraries() -> Iterator[None]:
     """Drop what SimpleITK and Pillow write to stderr: our own line says what is wrong."""
     kept = os.dup(2)
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
     try:
         yield
     finally:

@@ -71,6 +71,10 @@ AGAIN_ONCE = ("results", "export to nnU-Net", "export as PNG")
 """These take long; they are run again with room once, after all that went wrong."""
 
 
+PROGRESS = re.compile(r"^(\s*\d+%\|.*)?[\r\n]+", re.MULTILINE)
+"""A bar of tqdm, and the empty line before it."""
+
+
 class Stage:
     """A command that writes to the disk, and what there is to be seen of it."""
 
@@ -80,7 +84,8 @@ class Stage:
 
     def run(self, fills_at: tuple[str, int] = ("", 0)) -> tuple[int, str]:
         """Run the command in a process of its own; returns exit code, and what it said on standard error."""
-        return self.filler.run(self.command, fills_at)
+        code, said = self.filler.run(self.command, fills_at)
+        return code, PROGRESS.sub("", said)
 
     def keep(self) -> None:
         shutil.rmtree(self.store, ignore_errors=True)

@@ -208,7 +208,7 @@ def test_what_is_left_over_missing_or_other_is_told(folder: Path, tmp_path: Path
     told["metrics"]["images_seen"] += 1
     (other / "metrics.json").write_text(json.dumps(told))
     with open(other / "log.jsonl", "a") as log:
-        log.write('{"event": "started"}\n')
+        log.write('{"event": "started", "time": 2e9}\n')
     assert [line.split(": ")[0] for line in compare(made, other, run_id)] == [
         "metrics.json",
         "snapshot.pt is missing",

@@ -114,6 +114,7 @@ OWN_WAYS = {
     "hvae_hpc.jobs.worker.provenance": "/proc",
     "hvae_hpc.preprocess.store.reader": "/proc",
     "hvae_hpc.errors": "/dev/null",
+    "hvae_hpc.preprocess.case": "/dev/null",
 }
 """Modules that open files by themselves, and which."""
 
