@@ -19,6 +19,11 @@ Drawn = dict[str, Tensor]
 """What an augmentation draws for n pairs: tensors (n, ...) by name."""
 
 
+def per_pair(values: Tensor) -> Tensor:
+    """Return one value per pair, (B,), as (B, 1, 1, 1)."""
+    return values[:, None, None, None]
+
+
 class Moves:
     """Flips, rotations, changes of size and shifts of image and mask together."""
 

@@ -19,7 +19,7 @@ from hvae_hpc.config.augmentations import (
     MixupConfig,
     TumorCPConfig,
 )
-from hvae_hpc.models.augmentations import Drawn
+from hvae_hpc.models.augmentations import Drawn, per_pair
 
 LESION_SCALES, LESION_GAMMAS = (0.85, 1.25), (0.7, 1.5)  # Yang et al. 2021
 BODY = 0.05
@@ -31,14 +31,9 @@ def _draw_use(n: int, config: MixingConfig, generator: torch.Generator) -> Tenso
     return (torch.rand(n, generator=generator) < config.share).float()
 
 
-def _wide(values: Tensor) -> Tensor:
-    """Return values (B,) as (B, 1, 1, 1)."""
-    return values[:, None, None, None]
-
-
 def _replace(images: Tensor, masks: Tensor, drawn: Drawn, region: Tensor) -> tuple[Tensor, Tensor]:
     """Return the pairs with the donors' pixels where a region (B, 1, H, W) is true."""
-    region = region & (_wide(drawn["used"]) > 0)
+    region = region & (per_pair(drawn["used"]) > 0)
     return (
         torch.where(region, drawn["donor_images"], images),
         torch.where(region, drawn["donor_masks"], masks),
@@ -63,7 +58,7 @@ class CutMix:
     def apply(self, images: Tensor, masks: Tensor, drawn: Drawn) -> tuple[Tensor, Tensor]:
         """Mix images and masks (B, 1, H, W)."""
         height, width = images.shape[2:]
-        top, left, bottom, right = (_wide(side) for side in drawn["box"].unbind(1))
+        top, left, bottom, right = (per_pair(side) for side in drawn["box"].unbind(1))
         rows = (torch.arange(height, device=images.device)[:, None] + 0.5) / height
         columns = (torch.arange(width, device=images.device) + 0.5) / width
         inside = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
@@ -86,7 +81,7 @@ class Mixup:
 
     def apply(self, images: Tensor, masks: Tensor, drawn: Drawn) -> tuple[Tensor, Tensor]:
         """Mix images and masks (B, 1, H, W); the masks become soft."""
-        share = _wide(drawn["share"])
+        share = per_pair(drawn["share"])
         return (
             torch.lerp(images, drawn["donor_images"], share),
             torch.lerp(masks, drawn["donor_masks"], share),
@@ -111,7 +106,7 @@ class CarveMix:
         With d the signed distance, what is nearer than lambda is carved out: c min(d) / 2, inside
         the lesion, for c above 0, and c min(d), outside it, for c below 0.
         """
-        distances, c = drawn["donor_distances"], _wide(drawn["margin"])
+        distances, c = drawn["donor_distances"], per_pair(drawn["margin"])
         deepest = distances.amin((1, 2, 3), keepdim=True)
         threshold = torch.where(c > 0, c * deepest / 2, c * deepest)
         region = (distances < threshold) & (deepest < 0)  # a donor without a tumour gives nothing
@@ -157,19 +152,19 @@ class TumorCP:
         )
 
         # For each output pixel, where it comes from: turned and scaled about the lesion's centre.
-        x, y = columns - _wide(target[:, 0]), rows - _wide(target[:, 1])
-        cos, sin = _wide(drawn["angle"].cos()), _wide(drawn["angle"].sin())
-        scale = _wide(drawn["scale"])
-        from_x = (cos * x + sin * y) / scale + _wide(centre[:, 0])
-        from_y = (cos * y - sin * x) / scale + _wide(centre[:, 1])
+        x, y = columns - per_pair(target[:, 0]), rows - per_pair(target[:, 1])
+        cos, sin = per_pair(drawn["angle"].cos()), per_pair(drawn["angle"].sin())
+        scale = per_pair(drawn["scale"])
+        from_x = (cos * x + sin * y) / scale + per_pair(centre[:, 0])
+        from_y = (cos * y - sin * x) / scale + per_pair(centre[:, 1])
         height, width = images.shape[2:]
         grid = torch.cat([(2 * from_x + 1) / width - 1, (2 * from_y + 1) / height - 1], dim=1)
         grid = grid.permute(0, 2, 3, 1)
 
         lesion = F.grid_sample(donor_images, grid, align_corners=False).clamp(0, 1)
-        lesion = lesion ** _wide(drawn["gamma"])
-        soft = F.grid_sample(donor_masks, grid, align_corners=False) * _wide(drawn["used"])
-        kept_its_place = _wide(drawn["elsewhere"]) == 0
+        lesion = lesion ** per_pair(drawn["gamma"])
+        soft = F.grid_sample(donor_masks, grid, align_corners=False) * per_pair(drawn["used"])
+        kept_its_place = per_pair(drawn["elsewhere"]) == 0
         soft = soft * (kept_its_place | _is_body(images))
         return torch.lerp(images, lesion, soft), torch.maximum(masks, (soft > 0.5).to(masks))
 

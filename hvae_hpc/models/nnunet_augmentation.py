@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hvae_hpc.config.augmentations import NNUNetConfig
-from hvae_hpc.models.augmentations import Drawn, apply_moves
+from hvae_hpc.models.augmentations import Drawn, apply_moves, per_pair
 
 CHANCES = {
     "rotation": 0.2,
@@ -83,8 +83,8 @@ class NNUNetAugmentation:
         x = apply_moves(images, drawn["maps"])
         masks = apply_moves(masks, drawn["maps"], mode="nearest")
 
-        x = x + _wide(drawn["noise_sd"]) * x.std((2, 3), keepdim=True) * drawn["noise"]
-        x = torch.where(_wide(drawn["blurred"]) > 0, blur(x, drawn["blur_px"]), x)
+        x = x + per_pair(drawn["noise_sd"]) * x.std((2, 3), keepdim=True) * drawn["noise"]
+        x = torch.where(per_pair(drawn["blurred"]) > 0, blur(x, drawn["blur_px"]), x)
         x = scale_about_mean(x, drawn["brightness"])
         x = _keep_range(scale_about_mean(x, drawn["contrast"]), x)
         x = lower_resolution(x, drawn["resolution"])
@@ -110,15 +110,10 @@ def make_maps(angle: Tensor, scale: Tensor, flips: Tensor, aspect: float) -> Ten
     return torch.stack(rows, dim=1)
 
 
-def _wide(values: Tensor) -> Tensor:
-    """Return values (B,) as (B, 1, 1, 1)."""
-    return values[:, None, None, None]
-
-
 def scale_about_mean(x: Tensor, factor: Tensor) -> Tensor:
     """Multiply the distance to each image's mean by its factor, (B,)."""
     mean = x.mean((2, 3), keepdim=True)
-    return mean + _wide(factor) * (x - mean)
+    return mean + per_pair(factor) * (x - mean)
 
 
 def _keep_range(x: Tensor, before: Tensor) -> Tensor:
@@ -130,11 +125,11 @@ def change_gamma(x: Tensor, gamma: Tensor) -> Tensor:
     """Raise images, scaled to [0, 1], to the power gamma (B,); mean and sd stay as they were."""
     low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
     extent = (high - low).clamp(min=1e-7)
-    y = ((x - low) / extent) ** _wide(gamma)
+    y = ((x - low) / extent) ** per_pair(gamma)
     sd, mean = torch.std_mean(x, (2, 3), keepdim=True)
     sd_now, mean_now = torch.std_mean(y, (2, 3), keepdim=True)
     y = (y - mean_now) * (sd / sd_now.clamp(min=1e-7)) + mean
-    return torch.where(_wide(gamma) == 1, x, y)
+    return torch.where(per_pair(gamma) == 1, x, y)
 
 
 def blur(x: Tensor, sd_px: Tensor) -> Tensor:
@@ -146,7 +141,7 @@ def blur(x: Tensor, sd_px: Tensor) -> Tensor:
         pad = [0, 0, BLUR_RADIUS, BLUR_RADIUS] if axis == 0 else [BLUR_RADIUS, BLUR_RADIUS, 0, 0]
         padded = F.pad(x, pad, mode="replicate")
         x = sum(  # type: ignore[assignment]
-            _wide(weights[:, axis, k]) * padded.narrow(2 + axis, k, size)
+            per_pair(weights[:, axis, k]) * padded.narrow(2 + axis, k, size)
             for k in range(len(offsets))
         )
     return x
@@ -155,7 +150,7 @@ def blur(x: Tensor, sd_px: Tensor) -> Tensor:
 def lower_resolution(x: Tensor, scale: Tensor) -> Tensor:
     """Take every so-many-th pixel, by each image's scale (B,), and interpolate between them."""
     lower = _lower_along(_lower_along(x, scale, axis=2), scale, axis=3)
-    return torch.where(_wide(scale) == 1, x, lower)
+    return torch.where(per_pair(scale) == 1, x, lower)
 
 
 def _lower_along(x: Tensor, scale: Tensor, axis: int) -> Tensor:
