@@ -8,6 +8,7 @@ of the ratios of steps that follow each other.
 * naive: the bound as one writes it down. Each leap takes two gradients by
   autograd.grad(create_graph=True). The likelihood at the end is decoded once more. Upsampling
   repeats pixels and convolves. Nothing is compiled. naive_blocks: the same with our upsampling.
+* monai: a diffusion model's step and draws with MONAI's network of equal width (edm_sides.py).
 * pythae's VAE and HVAE (0.1.2) on the same encoder and decoder. Its HVAE step is cheaper than a
   correct one, because it detaches the force: it does not follow the gradient of its bound.
 
@@ -27,6 +28,7 @@ import time
 from collections.abc import Iterable
 
 import torch
+from edm_sides import edm_sides
 from generator_sides import Networks, Side, make_networks, make_sides, pythae_sides
 from peak_memory import peak_memory
 from torch import Tensor, nn
@@ -281,6 +283,31 @@ def measure(
     return figures
 
 
+def measure_edm(options: argparse.Namespace, device: torch.device) -> dict[str, float | None]:
+    """Measure the diffusion model beside MONAI's network, print what they take, and compare."""
+    autocast = torch.bfloat16 if options.precision == "bf16" else None
+    try:
+        sides = edm_sides(options.px, options.batch, not options.no_compile, autocast, device)
+    except ImportError as error:
+        print(f"MONAI is not installed ({error}); its figures are null: pip install '.[dev]'")
+        return {"edm_vs_monai": None}
+
+    memory = measure_memory([*sides.values()], device, warm_up=True)
+    require_compiled([] if options.no_compile else [sides["edm_compiled"].model])
+    seconds = take_turns([*sides.values()], options.repeats)
+    print_steps(seconds, memory, options.batch)
+    more = count_operations(sides["monai"]) / count_operations(sides["edm_eager"])
+    best = "edm_compiled" if "edm_compiled" in seconds else "edm_eager"
+    figures = {
+        "edm_vs_monai": ratio(seconds, "monai", best),
+        "edm_eager_vs_monai": ratio(seconds, "monai", "edm_eager"),
+        "edm_draw_vs_monai": ratio(seconds, "monai_draw", "edm_draw"),
+        "monai_operations_vs_edm": more,
+    }
+    print(f"MONAI's network takes {more:.2f} times our operations")
+    return figures
+
+
 def main() -> None:
     """Measure, print a table, and end with one line of JSON."""
     options = parse()
@@ -295,6 +322,8 @@ def main() -> None:
 
     networks = make_networks(px, n, not options.no_compile, device)
     figures = measure(options, networks, device)
+    del networks  # what torch compiled for them goes too
+    figures |= measure_edm(options, device)
     rounded = {
         name: None if value is None else float(f"{value:.4g}") for name, value in figures.items()
     }
