@@ -105,7 +105,10 @@ def name_label(name: str) -> str:
         **IMAGE_SOURCES,
         REFERENCE: "Reference",
         "standard": "Standard aug.",
+        "edm-given": "EDM given masks",
     }
+    if name in labels:
+        return labels[name]
     known = generator in labels and (not dash or sampler in get_args(Sampler))
     return f"{labels[generator]} {sampler}".strip() if known else name
 
