@@ -27,10 +27,17 @@ SET_MEASURES = (
 MASK_MEDIANS = tuple(
     f"{name}_median{of}" for name in ("area", "components", "row", "column") for of in ("", "_test")
 )
+TISSUE = ("contrast", "lesion_mean", "lesion_sd", "rim_gradient", "texture")
+"""What lesions look like in their tissue; runs of earlier versions do not have it."""
 SET_COLUMNS = (
-    *(f"{name}{end}" for name in SET_MEASURES for end in ("", "_low", "_high")),
+    *(f"{name}{end}" for name in (*SET_MEASURES, *TISSUE) for end in ("", "_low", "_high")),
     *(*MASK_MEDIANS, "copying"),
 )
+MORE_MEASURES = (
+    *("dice_with_tumour", "dice_small", "dice_medium", "dice_large"),
+    *("surface_dice_2", "area_error"),
+)
+"""What not every segment run has, as its test cases or its version of the code do not allow it."""
 LIKELIHOOD_METRICS = (
     *("cases", "log_likelihood", "spread", "effective_samples", "acceptance"),
     *("bits_per_pixel", "importance_bound", "elbo"),
@@ -41,7 +48,7 @@ COLUMNS = {
     "segment": (
         *("data", "arm", "generator", "n_synthetic", "n_standard", "seed", "split_seed"),
         *("dice", "precision", "recall", "hausdorff_95", "hausdorff_95_unit", "median_dice"),
-        *("n_cases", "dice_with_tumour", "generator_seed", "wall_s", "run_id", "folder"),
+        *("n_cases", *MORE_MEASURES, "generator_seed", "wall_s", "run_id", "folder"),
     ),
     "quality": (
         *("data", "source", "seed", "split_seed", "n"),
@@ -65,8 +72,8 @@ LARGE = (-1e12, 1e12)
 """No measure of ours comes near it; the square of a larger one may leave the numbers."""
 BOUNDS: Mapping[str, Mapping[str, tuple[float, float]]] = {
     "segment": {
-        **dict.fromkeys(("dice", "dice_with_tumour", "precision", "recall"), (0, 1)),
-        "hausdorff_95": (0, 1e6),
+        **dict.fromkeys(("dice", *MORE_MEASURES, "precision", "recall"), (0, 1)),
+        **dict.fromkeys(("hausdorff_95", "area_error"), (0, 1e6)),
     },
     "quality": {
         **dict.fromkeys(("psnr_mean", *SET_COLUMNS), LARGE),
@@ -95,8 +102,8 @@ class Collected:
     """What the runs of a plan have given so far.
 
     Attributes:
-        segment: one row per done segment run; columns COLUMNS["segment"]; dice_with_tumour is NaN
-            where every test case has a tumour.
+        segment: one row per done segment run; columns COLUMNS["segment"]; a measure of
+            MORE_MEASURES that it does not have is NaN.
         quality: one row per done quality run; columns COLUMNS["quality"]; an sd over one draw is
             NaN, and so is a set measure that the source does not have.
         likelihood: one row per done likelihood run; columns COLUMNS["likelihood"]; elbo_flow is NaN

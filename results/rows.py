@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hvae_hpc.results.collect import Collected
+from hvae_hpc.results.collect import MORE_MEASURES, Collected
 from hvae_hpc.results.tables.table import to_csv
 from hvae_hpc.runs.folder import write_atomic, write_atomic_by
 
@@ -30,8 +30,8 @@ def write_rows(collected: Collected, folder: Path) -> list[Path]:
     rows_folder = folder / "rows"
     for name in KINDS:
         rows: pd.DataFrame = getattr(collected, name)
-        if name == "segment" and rows["dice_with_tumour"].isna().all():
-            rows = rows.drop(columns="dice_with_tumour")
+        if name == "segment":
+            rows = rows.drop(columns=[m for m in MORE_MEASURES if rows[m].isna().all()])
         if len(rows):
             paths += [rows_folder / f"{name}.csv", rows_folder / f"{name}.parquet"]
             write_atomic(paths[-2], to_csv(rows))

@@ -9,7 +9,7 @@ import pandas as pd
 
 from hvae_hpc.config.arms import ArmConfig
 from hvae_hpc.config.stages import SegmentConfig
-from hvae_hpc.results.collect import Collected, rows_of
+from hvae_hpc.results.collect import MORE_MEASURES, Collected, rows_of
 from hvae_hpc.results.labels import REFERENCE, ordered_arms
 from hvae_hpc.results.statistics import Block, Estimate, bootstrap_mean, effect_size, holm, paired_p
 from hvae_hpc.runs.plan import Plan
@@ -32,7 +32,8 @@ class ArmScores:
         p: of no difference (:func:`paired_p`), adjusted by Holm for all arms of the data set that
             are tested; None where there are too few seeds for any test.
         effect: Cohen's d over cases.
-        others: means of hausdorff_95 (in ``unit``), precision and recall.
+        others: means of the other measures of masks, hausdorff_95 in ``unit``; NaN for one that
+            not every run has.
     """
 
     data: str
@@ -100,7 +101,7 @@ def reference_of(arm: ArmConfig) -> str:
 
 def _score(collected: Collected, data: str, arm: ArmConfig, n_expected: int) -> ArmScores:
     rows = rows_of(collected.segment, data=data, arm=arm.name)
-    measures = ("hausdorff_95", "precision", "recall")
+    measures = ("hausdorff_95", "precision", "recall", *MORE_MEASURES)
     dice = dice_of(collected, data, arm.name)
 
     versus = reference_of(arm)
@@ -123,7 +124,7 @@ def _score(collected: Collected, data: str, arm: ArmConfig, n_expected: int) -> 
         paired=len(difference),
         p=paired_p(blocks) if can_be_tested(difference) else None,
         effect=effect_size(blocks) if blocks else None,
-        others={name: float(rows[name].mean()) for name in measures if len(rows)},
+        others={name: float(rows[name].mean(skipna=False)) for name in measures if len(rows)},
         unit=str(rows["hausdorff_95_unit"].iloc[0]) if len(rows) else "",
     )
 

@@ -21,11 +21,12 @@ from hvae_hpc.metrics.image_sets import (
     Measurement,
     average,
     compare_features,
-    compare_masks,
+    compare_statistics,
     describe_masks,
 )
 from hvae_hpc.metrics.images import Images, psnr, ssim
 from hvae_hpc.metrics.memorisation import find_copies
+from hvae_hpc.metrics.tissue import compare_tissue, describe_tissue
 from hvae_hpc.preprocess.store.reader import read_dataset
 from hvae_hpc.preprocess.store.shards import read_pairs
 from hvae_hpc.runs.folder import PAIRS
@@ -139,7 +140,7 @@ def _compare_unpaired(
 def _compare_sets(
     config: QualityConfig, judge: Judge, ours: _Set, train: _Set, test: _Set
 ) -> tuple[dict[str, Measurement], dict[str, float]]:
-    """Return the measures of features, masks and agreement, and medians of the mask statistics."""
+    """Return the measures of features, masks, tissue and agreement, and medians of the masks'."""
     of_train = judge.encode(train.pairs.images)
     of_ours, of_test = (
         standardise(judge.encode(part.pairs.images), of_train) for part in (ours, test)
@@ -149,7 +150,9 @@ def _compare_sets(
         return measures, {}
 
     our_masks, test_masks = describe_masks(ours.masks), describe_masks(test.masks)
-    measures |= compare_masks(our_masks, test_masks, ours.cases, test.cases)
+    measures |= compare_statistics(our_masks, test_masks, ours.cases, test.cases)
+    our_tissue, test_tissue = (describe_tissue(part.images, part.masks) for part in (ours, test))
+    measures |= compare_tissue(our_tissue, test_tissue, ours.cases, test.cases)
     # The judge has seen the training pairs: what it says of real ones, it says of the test pairs.
     judged = test if config.source == "real" else ours
     measures |= average("agreement", judge.agree(judged.pairs), judged.cases)

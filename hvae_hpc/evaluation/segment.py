@@ -5,7 +5,6 @@ refused, by case id, where its added pairs were made from one of its test cases.
 """
 
 from dataclasses import asdict, fields
-from itertools import compress
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ import torch
 from hvae_hpc.config.stages import SegmentConfig
 from hvae_hpc.evaluation.samples import write_samples
 from hvae_hpc.evaluation.training_pairs import training_pairs
-from hvae_hpc.metrics.segmentation import Mask, MaskScores, score_masks
+from hvae_hpc.metrics.segmentation import Mask, MaskScores, dice_by_size, score_masks
 from hvae_hpc.models.unet import UNet
 from hvae_hpc.preprocess.store.pairs import Pairs
 from hvae_hpc.preprocess.store.reader import read_dataset
@@ -33,8 +32,9 @@ def segment(config: SegmentConfig, workplace: Workplace) -> Outcome | None:
     """Train a U-Net on an arm's pairs and score its masks per test case.
 
     Returns:
-        Means over the test cases, and the scores per case; None where it was asked to leave. Where
-        some test cases have no tumour, the mean Dice of the others is among the means.
+        Means over the test cases, and the scores per case; None where it was asked to leave. Among
+        the means are the Dice by size of the tumour and, where some test cases have none, the Dice
+        of the others.
     """
     # Train.
     device = choose_device(workplace)
@@ -56,14 +56,17 @@ def segment(config: SegmentConfig, workplace: Workplace) -> Outcome | None:
     scores, unit = score_cases(predictions, truths, test)
     _keep_samples(workplace, test, tensors, predictions, scores)
 
-    per_case = {case: asdict(of_case) for case, of_case in scores.items()}
-    means = {
-        name: float(np.mean([of_case[name] for of_case in per_case.values()])) for name in METRICS
+    per_case = {
+        case: {name: value for name, value in asdict(of_case).items() if value is not None}
+        for case, of_case in scores.items()
     }
-    with_tumour = set(compress(test.case_ids, map(np.any, truths)))
+    means = dice_by_size(scores.values())
+    for name in METRICS:
+        values = [of_case[name] for of_case in per_case.values() if name in of_case]
+        means |= {name: float(np.mean(values))} if values else {}
+    with_tumour = [of_case.dice for of_case in scores.values() if of_case.true_area]
     if 0 < len(with_tumour) < len(per_case):  # where nothing is there, nothing found scores 1
-        dice = [of_case.dice for case, of_case in scores.items() if case in with_tumour]
-        means["dice_with_tumour"] = float(np.mean(dice))
+        means["dice_with_tumour"] = float(np.mean(with_tumour))
     return Outcome(
         metrics={
             **means,

@@ -1,6 +1,7 @@
 """Measures of predicted masks against true ones, as functions of numpy arrays."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +9,10 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion, distance_transform_edt
 
 Mask = NDArray[np.bool_]
+
+TOLERANCE = 2.0
+"""Of ``surface_dice_2``: mm, or px where the spacing is unknown. Another one needs another name."""
+SIZES = ("small", "medium", "large")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,12 +26,19 @@ class MaskScores:
         precision: |P and T| / |P|.
         recall: |P and T| / |T|.
         hausdorff_95: see :func:`hausdorff_95`, in the unit of the spacing.
+        surface_dice_2: the share of both masks' edge pixels that lie within TOLERANCE of the other
+            mask's edge in their slice (Nikolov et al. 2021, doi:10.2196/26151).
+        true_area: of T, summed over the slices, in mm2 or px.
+        area_error: ||P| - |T|| / |T|; None where T is empty.
     """
 
     dice: float
     precision: float
     recall: float
     hausdorff_95: float
+    surface_dice_2: float
+    true_area: float
+    area_error: float | None
 
 
 def score_masks(prediction: Mask, truth: Mask, spacing: tuple[float, float]) -> MaskScores:
@@ -37,12 +49,30 @@ def score_masks(prediction: Mask, truth: Mask, spacing: tuple[float, float]) -> 
         spacing: of rows and of columns, mm, or (1, 1) for distances in px.
     """
     both, predicted, true = _count(prediction, truth)
+    distances = _all_edge_distances(prediction, truth, spacing)
+    near = sum(int((of_mask <= TOLERANCE).sum()) for of_mask in distances)
     return MaskScores(
         dice=_share(2 * both, predicted + true),
         precision=_share(both, predicted or true),
         recall=_share(both, true or predicted),
-        hausdorff_95=hausdorff_95(prediction, truth, spacing),
+        hausdorff_95=_larger_percentile(distances),
+        surface_dice_2=_share(near, sum(of_mask.size for of_mask in distances)),
+        true_area=true * spacing[0] * spacing[1],
+        area_error=abs(predicted - true) / true if true else None,
     )
+
+
+def dice_by_size(scores: Collection[MaskScores]) -> dict[str, float]:
+    """Return the mean Dice of the cases with a tumour, by thirds of the tumours' true areas.
+
+    Returns:
+        "dice_small", "dice_medium", "dice_large"; nothing with fewer than three such cases.
+    """
+    by_area = sorted((s for s in scores if s.true_area), key=lambda s: s.true_area)
+    if len(by_area) < len(SIZES):
+        return {}
+    thirds = np.array_split([s.dice for s in by_area], len(SIZES))
+    return {f"dice_{size}": float(third.mean()) for size, third in zip(SIZES, thirds, strict=True)}
 
 
 def dice(prediction: Mask, truth: Mask) -> float:
@@ -79,17 +109,27 @@ def hausdorff_95(prediction: Mask, truth: Mask, spacing: tuple[float, float]) ->
         prediction, truth: (S, H, W) or (H, W), one shape.
         spacing: of rows and of columns, mm, or (1, 1) for px.
     """
+    return _larger_percentile(_all_edge_distances(prediction, truth, spacing))
+
+
+def _larger_percentile(distances: Collection[NDArray[np.float64]]) -> float:
+    return max(float(np.percentile(of_mask, 95)) if of_mask.size else 0.0 for of_mask in distances)
+
+
+def _all_edge_distances(
+    prediction: Mask, truth: Mask, spacing: tuple[float, float]
+) -> list[NDArray[np.float64]]:
+    """Return the distances of the prediction's edge pixels to the truth's edge, and the reverse."""
     height, width = prediction.shape[-2:]
     predicted, true = (mask.reshape(-1, height, width) for mask in (prediction, truth))
     farthest = math.hypot(height * spacing[0], width * spacing[1])
 
-    percentiles = []
+    distances = []
     for masks, others in ((predicted, true), (true, predicted)):
         slices = zip(masks, others, strict=True)
-        distances = [_edge_distances(mask, other, spacing, farthest) for mask, other in slices]
-        of_case = np.concatenate(distances)
-        percentiles.append(float(np.percentile(of_case, 95)) if of_case.size else 0.0)
-    return max(percentiles)
+        of_slices = [_edge_distances(mask, other, spacing, farthest) for mask, other in slices]
+        distances.append(np.concatenate(of_slices))
+    return distances
 
 
 def _edge_distances(

@@ -1,4 +1,4 @@
-"""The table of arms: how much each arm gains over the reference, and not by Dice alone."""
+"""The table of arms: how much each arm gains over the reference."""
 
 from collections.abc import Sequence
 
@@ -33,7 +33,6 @@ def build_arms(plan: Plan, scores: Sequence[ArmScores]) -> Table | None:
 def _format_scores(scores: ArmScores) -> dict[str, str]:
     """Return an arm's row for people."""
     n = str(scores.n) if scores.n == scores.n_expected else f"{scores.n}/{scores.n_expected}"
-    others = scores.others
     return {
         "data": scores.data,
         "arm": arm_label(scores.arm),
@@ -42,9 +41,6 @@ def _format_scores(scores: ArmScores) -> dict[str, str]:
         "against the reference": format_estimate(scores.difference, "+") if scores.versus else "",
         "better": f"{scores.better} of {scores.paired}" if scores.paired else "",
         "p": _format_p(scores.p) if scores.versus else "",
-        "HD95": f"{others['hausdorff_95']:.1f} {scores.unit}" if others else NOTHING,
-        "precision": f"{others['precision']:.3f}" if others else NOTHING,
-        "recall": f"{others['recall']:.3f}" if others else NOTHING,
     }
 
 
@@ -62,10 +58,6 @@ def _numbers_of(scores: ArmScores) -> dict[str, Cell]:
         "paired": scores.paired or None,
         "p_holm": scores.p,
         "effect_size": scores.effect,
-        "hausdorff_95": scores.others.get("hausdorff_95"),
-        "unit": scores.unit or None,
-        "precision": scores.others.get("precision"),
-        "recall": scores.others.get("recall"),
     }
 
 
@@ -121,9 +113,7 @@ def _caption(plan: Plan) -> str:
         Hard Dice per case, mean over runs and test cases; in brackets 95 % intervals of a two-way
         bootstrap over seeds and cases. {few} Against the reference: the mean difference of runs
         with the same seed, which have the same initial weights and order of the real pairs.
-        {budget} Better: for how many seeds the arm is above. {tested} HD95: 95 % Hausdorff
-        distance of the edges. Where both masks are empty Dice, precision and recall are 1 and the
-        distance 0; where just one is, they are 0 and the distance is the image's diagonal.
+        {budget} Better: for how many seeds the arm is above. {tested}
         {several}
         """
     )

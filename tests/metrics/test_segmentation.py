@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from hvae_hpc.metrics.images import psnr, ssim
-from hvae_hpc.metrics.segmentation import MaskScores, dice, hausdorff_95, score_masks
+from hvae_hpc.metrics.segmentation import dice, dice_by_size, hausdorff_95, score_masks
 
 RANDOM = np.random.default_rng(0)
 
@@ -32,20 +32,49 @@ def test_scores_of_hand_made_masks() -> None:
     assert scores.dice == dice(guess, truth) == pytest.approx(2 * 1 / (2 + 3))
     assert scores.precision == pytest.approx(1 / 3)
     assert scores.recall == pytest.approx(1 / 2)
-    assert score_masks(truth, truth, (1, 1)) == MaskScores(
-        dice=1.0, precision=1.0, recall=1.0, hausdorff_95=0.0
-    )
+    assert (scores.true_area, scores.area_error) == (2, 0.5)
+    assert score_masks(guess, truth, (0.5, 3)).true_area == 3.0
+    same = score_masks(truth, truth, (1, 1))
+    assert (same.dice, same.precision, same.recall, same.surface_dice_2) == (1, 1, 1, 1)
+    assert (same.hausdorff_95, same.area_error) == (0, 0)
     assert score_masks(~truth, truth, (1, 1)).dice == 0.0
+
+
+def test_the_surface_dice_counts_edge_pixels_of_both_masks_within_two_units() -> None:
+    one, other = np.zeros((9, 9), bool), np.zeros((9, 9), bool)
+    one[4, 1:5] = True
+    other[4, 5:7] = True  # the distances are 4, 3, 2, 1 and 1, 2
+    assert score_masks(one, other, (1, 1)).surface_dice_2 == pytest.approx(4 / 6)
+    assert score_masks(one, other, (1, 0.5)).surface_dice_2 == 1.0
+    assert score_masks(one, other, (1, 3)).surface_dice_2 == 0.0
+    # In another slice, no edge is near.
+    stacks = np.stack([one, ~one & False]), np.stack([other & False, other])
+    assert score_masks(*stacks, (1, 1)).surface_dice_2 == 0.0
+
+
+def test_dice_by_size_takes_thirds_of_the_cases_with_a_tumour() -> None:
+    truths = [np.arange(100).reshape(10, 10) < size for size in (50, 0, 10, 20, 60, 0, 30, 70)]
+    guesses = [truth & (np.arange(10) % 2 == 0) for truth in truths]
+    scores = [
+        score_masks(truth if truth.sum() < 25 else guess, truth, (1, 1))
+        for guess, truth in zip(guesses, truths, strict=True)
+    ]
+    half = pytest.approx(2 / 3)
+    assert dice_by_size(scores) == {"dice_small": 1.0, "dice_medium": half, "dice_large": half}
+    assert dice_by_size(scores[:4]) == {"dice_small": 1.0, "dice_medium": 1.0, "dice_large": half}
+    assert dice_by_size(scores[:3]) == {}
 
 
 def test_the_empty_mask_rule() -> None:
     empty, full = np.zeros((2, 2), bool), np.ones((2, 2), bool)
     diagonal = math.hypot(2 * 3, 2 * 4)
-    assert score_masks(empty, empty, (3, 4)) == MaskScores(
-        dice=1.0, precision=1.0, recall=1.0, hausdorff_95=0.0
-    )
-    nothing = MaskScores(dice=0.0, precision=0.0, recall=0.0, hausdorff_95=diagonal)
-    assert score_masks(full, empty, (3, 4)) == score_masks(empty, full, (3, 4)) == nothing
+    shares = ("dice", "precision", "recall", "surface_dice_2")
+    for guess, truth in ((empty, empty), (full, empty), (empty, full)):
+        scores = score_masks(guess, truth, (3, 4))
+        share, distance = (1, 0) if guess is truth else (0, diagonal)
+        assert {getattr(scores, name) for name in shares} == {share}
+        assert scores.hausdorff_95 == distance
+        assert scores.area_error == (1 if truth.any() else None)
     assert dice(empty, empty) == 1.0
     assert dice(full, empty) == dice(empty, full) == 0.0
     for score in (dice, lambda a, b: score_masks(a, b, (1, 1))):
@@ -83,6 +112,8 @@ def test_scores_are_monai_s(seed: int, spacing: tuple[float, float]) -> None:
         *theirs, include_background=True, percentile=95, spacing=spacing
     )
     assert ours.hausdorff_95 == pytest.approx(distance.item(), rel=1e-6)
+    surface = monai.compute_surface_dice(*theirs, [2.0], include_background=True, spacing=spacing)
+    assert ours.surface_dice_2 == pytest.approx(surface.item(), rel=1e-6)
     counts = monai.get_confusion_matrix(*theirs)
     for name in ("precision", "recall"):
         value = monai.compute_confusion_matrix_metric(name, counts).item()

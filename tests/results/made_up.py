@@ -19,7 +19,7 @@ from hvae_hpc.config.stages import (
     SplitConfig,
     TrainConfig,
 )
-from hvae_hpc.results.collect import LIKELIHOOD_METRICS, MASK_MEDIANS, SET_MEASURES
+from hvae_hpc.results.collect import LIKELIHOOD_METRICS, MASK_MEDIANS, SET_MEASURES, TISSUE
 from hvae_hpc.runs import plan as plan_module
 from hvae_hpc.runs.folder import (
     SAMPLES,
@@ -182,6 +182,9 @@ def fake_metrics(run: Run) -> dict[str, float]:
             "precision": dice + 0.1,
             "recall": dice - 0.1,
             "hausdorff_95": 10 * (1 - dice),
+            "surface_dice_2": dice / 2,
+            "area_error": 1.5 * dice,
+            **{f"dice_{size}": dice for size in ("small", "medium", "large")},
         }
     if isinstance(run.config, QualityConfig):
         k = ("lsgan", "vae", "hvae", "real", "mean").index(run.config.source)
@@ -204,7 +207,7 @@ def fake_measures(source: str) -> dict[str, float]:
     """Return made-up set measures: an LSGAN that repeats itself, a VAE that copies, and what a source does not have."""
     lacking = {
         "real": ("copies",),
-        "mean": ("copies", "agreement", "area", "components", "row", "column"),
+        "mean": ("copies", "agreement", "area", "components", "row", "column", *TISSUE),
     }
     values = {"kid": 0.25, "distinct": 80.0, "density": 1.0} | {
         "area": 12.5,
@@ -215,7 +218,9 @@ def fake_measures(source: str) -> dict[str, float]:
     if source == "lsgan":
         values |= {"duplicates": 0.83, "distinct": 6.4}
     measures = {
-        name: values.get(name, 0.05) for name in SET_MEASURES if name not in lacking.get(source, ())
+        name: values.get(name, 0.05)
+        for name in (*SET_MEASURES, *TISSUE)
+        if name not in lacking.get(source, ())
     }
     found = {
         f"{name}{end}": value * (1 + by)

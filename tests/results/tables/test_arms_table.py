@@ -60,9 +60,6 @@ def test_the_difference_is_the_mean_of_those_of_equal_seeds(tmp_path: Path) -> N
     )
     assert rows["hvae+300"]["versus"] == "reference"
     assert (rows["reference"]["versus"], rows["reference"]["difference"]) == ("", "")
-    cells = dict(zip(table.columns, table.rows[0], strict=True))
-    assert cells["HD95"] == f"{10 * (1 - np.mean(reference)):.1f} mm"
-    assert cells["precision"] == f"{np.mean(reference) + 0.1:.3f}"
 
 
 def test_u_nets_that_found_nothing_are_named(tmp_path: Path) -> None:
@@ -186,7 +183,7 @@ def test_an_arm_without_runs_has_dashes(tmp_path: Path) -> None:
     write_sweep(tmp_path, skip=lambda run: bool(segments([run], "vae+100")))
     table = table_of(tmp_path)
     (row,) = [row for row in table.rows if row[1] == "VAE + 100"]
-    assert row == ("brats2021", "VAE + 100", "0/3", "—", "—", "", "—", "—", "—", "—")
+    assert row == ("brats2021", "VAE + 100", "0/3", "—", "—", "", "—")
 
 
 @pytest.mark.parametrize(
