@@ -22,22 +22,22 @@ from hvae_hpc.runs.run import Run
 SET_MEASURES = (
     *("kid", "precision", "recall", "density", "coverage", "duplicates", "distinct"),
     *("area", "components", "row", "column", "agreement", "copies"),
+    *("contrast", "lesion_mean", "lesion_sd", "lesion_edge", "texture"),
 )
-"""Measures of the quality stage that have an interval; a run has those that its source allows."""
+"""Measures of the quality stage that have an interval; a run has those that its source and its
+version of the code allow."""
 MASK_MEDIANS = tuple(
     f"{name}_median{of}" for name in ("area", "components", "row", "column") for of in ("", "_test")
-)
-TISSUE = ("contrast", "lesion_mean", "lesion_sd", "rim_gradient", "texture")
-"""What lesions look like in their tissue; runs of earlier versions do not have it."""
-SET_COLUMNS = (
-    *(f"{name}{end}" for name in (*SET_MEASURES, *TISSUE) for end in ("", "_low", "_high")),
-    *(*MASK_MEDIANS, "copying"),
 )
 MORE_MEASURES = (
     *("dice_with_tumour", "dice_small", "dice_medium", "dice_large"),
     *("surface_dice_2", "area_error"),
 )
-"""What not every segment run has, as its test cases or its version of the code do not allow it."""
+"""Measures that not every segment run has: its test cases or its version do not allow them."""
+SET_COLUMNS = (
+    *(f"{name}{end}" for name in SET_MEASURES for end in ("", "_low", "_high")),
+    *(*MASK_MEDIANS, "copying"),
+)
 LIKELIHOOD_METRICS = (
     *("cases", "log_likelihood", "spread", "effective_samples", "acceptance"),
     *("bits_per_pixel", "importance_bound", "elbo"),

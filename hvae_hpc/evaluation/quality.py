@@ -21,7 +21,7 @@ from hvae_hpc.metrics.image_sets import (
     Measurement,
     average,
     compare_features,
-    compare_statistics,
+    compare_masks,
     describe_masks,
 )
 from hvae_hpc.metrics.images import Images, psnr, ssim
@@ -150,9 +150,11 @@ def _compare_sets(
         return measures, {}
 
     our_masks, test_masks = describe_masks(ours.masks), describe_masks(test.masks)
-    measures |= compare_statistics(our_masks, test_masks, ours.cases, test.cases)
-    our_tissue, test_tissue = (describe_tissue(part.images, part.masks) for part in (ours, test))
-    measures |= compare_tissue(our_tissue, test_tissue, ours.cases, test.cases)
+    measures |= compare_masks(our_masks, test_masks, ours.cases, test.cases)
+    our_tissue, test_tissue = (
+        describe_tissue(part.images, part.masks, part.cases) for part in (ours, test)
+    )
+    measures |= compare_tissue(*our_tissue, *test_tissue)
     # The judge has seen the training pairs: what it says of real ones, it says of the test pairs.
     judged = test if config.source == "real" else ours
     measures |= average("agreement", judge.agree(judged.pairs), judged.cases)

@@ -25,7 +25,7 @@ class MaskScores:
         dice: 2 |P and T| / (|P| + |T|).
         precision: |P and T| / |P|.
         recall: |P and T| / |T|.
-        hausdorff_95: see :func:`hausdorff_95`, in the unit of the spacing.
+        hausdorff_95: see there, in the unit of the spacing.
         surface_dice_2: the share of both masks' edge pixels that lie within TOLERANCE of the other
             mask's edge in their slice (Nikolov et al. 2021, doi:10.2196/26151).
         true_area: of T, summed over the slices, in mm2 or px.
@@ -49,13 +49,13 @@ def score_masks(prediction: Mask, truth: Mask, spacing: tuple[float, float]) -> 
         spacing: of rows and of columns, mm, or (1, 1) for distances in px.
     """
     both, predicted, true = _count(prediction, truth)
-    distances = _all_edge_distances(prediction, truth, spacing)
+    distances = edge_distances(prediction, truth, spacing)
     near = sum(int((of_mask <= TOLERANCE).sum()) for of_mask in distances)
     return MaskScores(
         dice=_share(2 * both, predicted + true),
         precision=_share(both, predicted or true),
         recall=_share(both, true or predicted),
-        hausdorff_95=_larger_percentile(distances),
+        hausdorff_95=hausdorff_95(distances),
         surface_dice_2=_share(near, sum(of_mask.size for of_mask in distances)),
         true_area=true * spacing[0] * spacing[1],
         area_error=abs(predicted - true) / true if true else None,
@@ -96,43 +96,40 @@ def _share(part: int, whole: int) -> float:
     return part / whole if whole else 1.0
 
 
-def hausdorff_95(prediction: Mask, truth: Mask, spacing: tuple[float, float]) -> float:
-    """Return the 95 % Hausdorff distance of two masks' edges, within slices.
+def edge_distances(
+    prediction: Mask, truth: Mask, spacing: tuple[float, float]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the distances of the prediction's edge pixels to the truth's edge, and the reverse.
 
-    From each edge pixel of one mask to the nearest edge pixel of the other in the same slice; of
-    all these distances the 95th percentile (linear between ranks); the larger of the two
-    directions. An edge pixel is one with a neighbour of four outside its mask or outside the image.
-    Where only one mask has pixels in a slice, its edge pixels there are the image's diagonal away;
-    0 where both masks are empty.
+    From each edge pixel to the nearest one of the other mask in the same slice. An edge pixel is
+    one with a neighbour of four outside its mask or outside the image. Where only one mask has
+    pixels in a slice, its edge pixels there are the image's diagonal away.
 
     Args:
         prediction, truth: (S, H, W) or (H, W), one shape.
         spacing: of rows and of columns, mm, or (1, 1) for px.
     """
-    return _larger_percentile(_all_edge_distances(prediction, truth, spacing))
-
-
-def _larger_percentile(distances: Collection[NDArray[np.float64]]) -> float:
-    return max(float(np.percentile(of_mask, 95)) if of_mask.size else 0.0 for of_mask in distances)
-
-
-def _all_edge_distances(
-    prediction: Mask, truth: Mask, spacing: tuple[float, float]
-) -> list[NDArray[np.float64]]:
-    """Return the distances of the prediction's edge pixels to the truth's edge, and the reverse."""
     height, width = prediction.shape[-2:]
     predicted, true = (mask.reshape(-1, height, width) for mask in (prediction, truth))
     farthest = math.hypot(height * spacing[0], width * spacing[1])
-
-    distances = []
-    for masks, others in ((predicted, true), (true, predicted)):
-        slices = zip(masks, others, strict=True)
-        of_slices = [_edge_distances(mask, other, spacing, farthest) for mask, other in slices]
-        distances.append(np.concatenate(of_slices))
-    return distances
+    there, back = (
+        [_slice_distances(mask, other, spacing, farthest) for mask, other in slices]
+        for slices in (zip(predicted, true, strict=True), zip(true, predicted, strict=True))
+    )
+    return np.concatenate(there), np.concatenate(back)
 
 
-def _edge_distances(
+def hausdorff_95(distances: Collection[NDArray[np.float64]]) -> float:
+    """Return the 95 % Hausdorff distance of two masks: the larger of both directions' percentiles.
+
+    Args:
+        distances: of both directions, see :func:`edge_distances`. Of each, the 95th percentile is
+            linear between ranks; 0 where both masks are empty.
+    """
+    return max(float(np.percentile(of_mask, 95)) if of_mask.size else 0.0 for of_mask in distances)
+
+
+def _slice_distances(
     mask: Mask, other: Mask, spacing: tuple[float, float], farthest: float
 ) -> NDArray[np.float64]:
     """Return the distance of each edge pixel of one mask to the nearest one of the other."""

@@ -1,6 +1,8 @@
-"""The table of arms: how much each arm gains over the reference."""
+"""The tables of arms: what each gains over the reference, and the other measures of its masks."""
 
 from collections.abc import Sequence
+
+import numpy as np
 
 from hvae_hpc.config.stages import SegmentConfig
 from hvae_hpc.results.labels import arm_label
@@ -8,6 +10,29 @@ from hvae_hpc.results.scores import LEVEL, ArmScores, supported_best
 from hvae_hpc.results.statistics import Estimate
 from hvae_hpc.results.tables.table import NOTHING, Cell, Table, format_estimate, paragraph
 from hvae_hpc.runs.plan import Plan
+
+MEASURES = {
+    "dice_small": "small",
+    "dice_medium": "medium",
+    "dice_large": "large",
+    "surface_dice_2": "NSD",
+    "hausdorff_95": "HD95",
+    "area_error": "area error",
+    "precision": "precision",
+    "recall": "recall",
+}
+"""Measure to the name of its column."""
+MEASURES_CAPTION = paragraph(
+    """
+    Means over runs and test cases. Small, medium, large: Dice of the cases with a tumour, by thirds
+    of its true area. NSD (normalised surface distance): share of both masks' edge pixels within 2
+    mm of the other's edge. HD95: the 95th percentile of the distances from one mask's edge to the
+    other's, of the two directions the larger one. Both are within slices, and in px where the
+    spacing is unknown. Area error: difference of both areas, as a share of the true one, over cases
+    with a tumour. Where both masks are empty, shares are 1 and HD95 is 0. Where just one is, they
+    are 0 and the image's diagonal.
+    """
+)
 
 
 def build_arms(plan: Plan, scores: Sequence[ArmScores]) -> Table | None:
@@ -27,6 +52,23 @@ def build_arms(plan: Plan, scores: Sequence[ArmScores]) -> Table | None:
         notes=(_caption(plan),),
         numbers=[_numbers_of(s) for s in scores],
         bold=frozenset((i, 3) for i, s in enumerate(scores) if best.get(s.data) == s.arm.name),
+    )
+
+
+def build_measures(plan: Plan, scores: Sequence[ArmScores]) -> Table | None:
+    """Return the means of every measure but Dice; None without a done segment run."""
+    done = [s for s in scores if s.others]
+    if not done:
+        return None
+    return Table(
+        title=f"Measures ({plan.sweep}): the masks of the test cases",
+        columns=("data", "arm", *MEASURES.values()),
+        rows=tuple(
+            (s.data, arm_label(s.arm), *(_format_measure(s, name) for name in MEASURES))
+            for s in done
+        ),
+        notes=(MEASURES_CAPTION,),
+        numbers=[{"data": s.data, "arm": s.arm.name, "unit": s.unit, **s.others} for s in done],
     )
 
 
@@ -59,6 +101,13 @@ def _numbers_of(scores: ArmScores) -> dict[str, Cell]:
         "p_holm": scores.p,
         "effect_size": scores.effect,
     }
+
+
+def _format_measure(scores: ArmScores, name: str) -> str:
+    value = scores.others[name]
+    if np.isnan(value):
+        return NOTHING
+    return f"{value:.1f} {scores.unit}" if name == "hausdorff_95" else f"{value:.3f}"
 
 
 def _format_p(p: float | None) -> str:

@@ -6,15 +6,13 @@ from dataclasses import replace
 
 from hvae_hpc.results.collect import Collected
 from hvae_hpc.results.scores import ArmScores
-from hvae_hpc.results.tables.arms import build_arms
+from hvae_hpc.results.tables.arms import build_arms, build_measures
 from hvae_hpc.results.tables.claims import build_claims
 from hvae_hpc.results.tables.dice import build_table1
 from hvae_hpc.results.tables.draws import build_draws
 from hvae_hpc.results.tables.likelihood import build_likelihoods
-from hvae_hpc.results.tables.measures import build_measures
 from hvae_hpc.results.tables.quality import build_quality, build_table2
 from hvae_hpc.results.tables.table import Table
-from hvae_hpc.results.tables.tissue import build_tissue
 from hvae_hpc.runs.plan import Plan
 
 _MOST_NAMED = 6
@@ -40,7 +38,6 @@ def build_tables(
         "measures": build_measures(plan, scores),
         "table2": build_table2(plan, collected),
         "quality": build_quality(plan, collected),
-        "tissue": build_tissue(plan, collected),
         "likelihoods": build_likelihoods(plan, collected),
         "draws": build_draws(plan, collected),
         "claims": build_claims(plan, collected),

@@ -36,6 +36,11 @@ MEASURES = {
     "components": ("tumour parts, distance ↓", 2),
     "row": ("tumour's row, distance in px ↓", 1),
     "column": ("tumour's column, distance in px ↓", 1),
+    "contrast": ("lesion's contrast, distance in sd ↓", 2),
+    "lesion_mean": ("lesion's mean, distance in sd ↓", 2),
+    "lesion_sd": ("lesion's spread, distance in sd ↓", 2),
+    "lesion_edge": ("lesion's edge, distance in sd ↓", 2),
+    "texture": ("tissue's texture, distance in sd ↓", 2),
 }
 """Measure to its row's name, with the better direction, and digits."""
 MEDIANS = {
@@ -111,7 +116,8 @@ def build_quality(plan: Plan, collected: Collected) -> Table | None:
 
         for name, (label, digits) in MEASURES.items():
             cells = [_format_measure(runs[s], expected[data, s], name, digits) for s in sources]
-            rows.append((data, label, *cells))
+            if set(cells) != {NOTHING}:
+                rows.append((data, label, *cells))
             if name in MEDIANS:
                 label, digits = MEDIANS[name]
                 cells = [_format_medians(runs[s], name, digits) for s in sources]
@@ -241,20 +247,20 @@ def _captions(config: QualityConfig) -> tuple[str, ...]:
         ),
         paragraph(
             f"""
-        All but copies and masks is about what the judge sees: the reference arm's first U-Net,
-        trained on the real training cases alone, which it therefore knows a little better than the
-        test cases. Another judge has another scale: compare sources of one table, not tables. KID:
-        distance of the two sets; 0 where they are alike, below 0 by chance. Realism: share of the
-        images that look like test images. Variety: share of the test images that look like the
-        source's. Density and coverage: the same two by real images' neighbourhoods alone (k =
-        {config.nearest}), which outliers and a source that makes one picture fool less.
-        Near-duplicates: share of the images with another one of their own within half the usual
-        distance of real neighbours; 1 is a generator that makes one picture. Distinct images: how
-        many different ones they amount to (Vendi score). Copies: share of the images that are much
-        nearer to one training patient than to any other, as at most 1 in 20 held-out real cases is
-        (1 in N + 1 where there are N, fewer than 19). Image-mask Dice: of the judge's prediction
-        with the pair's own mask; for real, on the test pairs; low also where the images are unlike
-        any real ones.
+        All but copies, masks, lesions and tissue is about what the judge sees: the reference arm's
+        first U-Net, trained on the real training cases alone, which it therefore knows a little
+        better than the test cases. Another judge has another scale: compare sources of one table,
+        not tables. KID: distance of the two sets; 0 where they are alike, below 0 by chance.
+        Realism: share of the images that look like test images. Variety: share of the test images
+        that look like the source's. Density and coverage: the same two by real images'
+        neighbourhoods alone (k = {config.nearest}), which outliers and a source that makes one
+        picture fool less. Near-duplicates: share of the images with another one of their own within
+        half the usual distance of real neighbours; 1 is a generator that makes one picture.
+        Distinct images: how many different ones they amount to (Vendi score). Copies: share of the
+        images that are much nearer to one training patient than to any other, as at most 1 in 20
+        held-out real cases is (1 in N + 1 where there are N, fewer than 19). Image-mask Dice: of
+        the judge's prediction with the pair's own mask; for real, on the test pairs; low also where
+        the images are unlike any real ones.
         """
         ),
         paragraph(
@@ -262,6 +268,14 @@ def _captions(config: QualityConfig) -> tuple[str, ...]:
         Tumour area, parts (8-connected) and centre: by how much the masks' values must change on
         average to be spread like the test masks' (Wasserstein distance; not 0 for real masks
         either); and the median of the source, in brackets that of the test masks.
+        """
+        ),
+        paragraph(
+            """
+        Lesion and tissue, seen without the judge: the same distance, in standard deviations of the
+        test pairs. Real (training images) shows what chance alone gives. Contrast: the lesion's
+        brightness less that of the 3 px around it. Edge: how sharply brightness changes
+        there. Texture: fine detail in the other tissue.
         """
         ),
     )

@@ -219,6 +219,13 @@ def test_the_mean_of_cases_with_a_tumour_stands_beside_the_mean_of_all_where_som
     dice = [of_case["dice"] for of_case in outcome.per_case.values()]
     assert outcome.metrics["dice_with_tumour"] == pytest.approx(np.mean(dice[2:]))
     assert outcome.metrics["dice"] == pytest.approx(np.mean(dice))
+    errors = [of_case.get("area_error") for of_case in outcome.per_case.values()]
+    assert errors[:2] == [None, None]
+    assert outcome.metrics["area_error"] == pytest.approx(np.mean(errors[2:]))
+    # Tests' discs differ in area, and a case has the mean of its third.
+    areas = [of_case["true_area"] for of_case in outcome.per_case.values()]
+    smallest = np.array_split(np.argsort(areas[2:], kind="stable"), 3)[0]
+    assert outcome.metrics["dice_small"] == pytest.approx(np.mean(np.array(dice[2:])[smallest]))
 
 
 def test_added_pairs_are_trained_on(data: Path, generated: Path, tmp_path: Path) -> None:

@@ -11,7 +11,11 @@ from scipy.ndimage import gaussian_filter
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from hvae_hpc.metrics.images import psnr, ssim
-from hvae_hpc.metrics.segmentation import dice, dice_by_size, hausdorff_95, score_masks
+from hvae_hpc.metrics.segmentation import (
+    dice,
+    dice_by_size,
+    score_masks,
+)
 
 RANDOM = np.random.default_rng(0)
 
@@ -85,18 +89,18 @@ def test_the_empty_mask_rule() -> None:
 def test_hausdorff_of_two_pixels_is_their_distance_in_the_unit_of_the_spacing() -> None:
     one, other = np.zeros((9, 9), bool), np.zeros((9, 9), bool)
     one[1, 1] = other[4, 5] = True
-    assert hausdorff_95(one, other, (1, 1)) == pytest.approx(5)
-    assert hausdorff_95(one, other, (2, 0.5)) == pytest.approx(math.hypot(6, 2))
+    assert score_masks(one, other, (1, 1)).hausdorff_95 == pytest.approx(5)
+    assert score_masks(one, other, (2, 0.5)).hausdorff_95 == pytest.approx(math.hypot(6, 2))
 
 
 def test_hausdorff_of_several_slices_takes_the_distances_of_all() -> None:
     one, other = np.zeros((2, 9, 9), bool), np.zeros((2, 9, 9), bool)
     one[:, 1, 1] = other[0, 1, 1] = other[1, 4, 5] = True  # distances 0 and 5
-    assert hausdorff_95(one, other, (1, 1)) == pytest.approx(4.75)
+    assert score_masks(one, other, (1, 1)).hausdorff_95 == pytest.approx(4.75)
     # A slice that the prediction misses altogether counts with the image's diagonal.
     truth, _ = blobs(0)
     missed = np.stack([truth, np.zeros((40, 56), bool)])
-    assert hausdorff_95(missed, np.stack([truth, truth]), (1, 1)) == pytest.approx(
+    assert score_masks(missed, np.stack([truth, truth]), (1, 1)).hausdorff_95 == pytest.approx(
         math.hypot(40, 56)
     )
 

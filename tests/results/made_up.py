@@ -19,7 +19,7 @@ from hvae_hpc.config.stages import (
     SplitConfig,
     TrainConfig,
 )
-from hvae_hpc.results.collect import LIKELIHOOD_METRICS, MASK_MEDIANS, SET_MEASURES, TISSUE
+from hvae_hpc.results.collect import LIKELIHOOD_METRICS, MASK_MEDIANS, SET_MEASURES
 from hvae_hpc.runs import plan as plan_module
 from hvae_hpc.runs.folder import (
     SAMPLES,
@@ -207,7 +207,7 @@ def fake_measures(source: str) -> dict[str, float]:
     """Return made-up set measures: an LSGAN that repeats itself, a VAE that copies, and what a source does not have."""
     lacking = {
         "real": ("copies",),
-        "mean": ("copies", "agreement", "area", "components", "row", "column", *TISSUE),
+        "mean": ("copies", "agreement", "area", "components", "row", "column", *SET_MEASURES[-5:]),
     }
     values = {"kid": 0.25, "distinct": 80.0, "density": 1.0} | {
         "area": 12.5,
@@ -218,9 +218,7 @@ def fake_measures(source: str) -> dict[str, float]:
     if source == "lsgan":
         values |= {"duplicates": 0.83, "distinct": 6.4}
     measures = {
-        name: values.get(name, 0.05)
-        for name in (*SET_MEASURES, *TISSUE)
-        if name not in lacking.get(source, ())
+        name: values.get(name, 0.05) for name in SET_MEASURES if name not in lacking.get(source, ())
     }
     found = {
         f"{name}{end}": value * (1 + by)

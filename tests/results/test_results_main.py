@@ -28,10 +28,7 @@ from tests.results.made_up import (
 ENDINGS = ("md", "csv", "tex")
 TABLES = [
     f"{name}.{ending}"
-    for name in (
-        *("table1", "arms", "measures", "table2", "quality"),
-        *("tissue", "likelihoods", "claims"),
-    )
+    for name in ("table1", "arms", "measures", "table2", "quality", "likelihoods", "claims")
     for ending in ENDINGS
 ]
 VERDICT = ["verdict.txt"]
@@ -77,7 +74,7 @@ def test_tables_are_printed_and_all_files_are_written(
         in printed
     )
     folder = tmp_path / "results/small"
-    assert printed.splitlines()[-2] == f"54 files are in {folder}"
+    assert printed.splitlines()[-2] == f"51 files are in {folder}"
     there = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
     assert sorted(there) == sorted(TABLES + VERDICT + PICTURES + PROGRESS + ROWS + REPORT)
 

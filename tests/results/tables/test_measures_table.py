@@ -1,4 +1,4 @@
-"""The tables of measures and of tissue, with new runs, with old ones, and with both."""
+"""The table of measures, and the rows of lesions and tissue, with new runs, with old ones, and with both."""
 
 import csv
 import io
@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hvae_hpc.results.collect import MORE_MEASURES, TISSUE, collect
+from hvae_hpc.results.collect import MORE_MEASURES, SET_MEASURES, collect
 from hvae_hpc.results.scores import score_arms
 from hvae_hpc.results.tables.build import build_tables
 from hvae_hpc.results.tables.table import Table
 from hvae_hpc.runs.plan import read_plan
 from hvae_hpc.runs.run import Run
 from tests.results.made_up import fake_dice, fake_metrics, finish, segments, write_sweep
+
+TISSUE = SET_MEASURES[-5:]
 
 
 def tables_of(folder: Path) -> dict[str, Table | None]:
@@ -25,7 +27,8 @@ def tables_of(folder: Path) -> dict[str, Table | None]:
 def rewrite_as_old(folder: Path, runs: list[Run]) -> None:
     """Write results of an earlier version, which had fewer measures."""
     for run in runs:
-        lacking = {*MORE_MEASURES, *(f"{m}{end}" for m in TISSUE for end in ("", "_low", "_high"))}
+        tissue = (f"{name}{end}" for name in TISSUE for end in ("", "_low", "_high"))
+        lacking = {*MORE_MEASURES, *tissue}
         finish(folder, run, {k: v for k, v in fake_metrics(run).items() if k not in lacking})
 
 
@@ -63,14 +66,16 @@ def test_runs_of_an_earlier_version_have_empty_cells_and_no_mean_of_some_runs(
     tables = tables_of(tmp_path)
     assert tables["measures"] is not None
     assert tables["measures"].columns == ("arm", "HD95", "precision", "recall")
-    assert tables["tissue"] is None
     assert tables["quality"] is not None
+    assert not [row for row in tables["quality"].rows if row[0].startswith(("lesion", "tissue"))]
 
 
-def test_tissue_has_a_row_per_source_with_masks_beside_the_real_images(tmp_path: Path) -> None:
+def test_lesions_and_tissue_have_a_row_each_in_the_table_of_quality(tmp_path: Path) -> None:
     write_sweep(tmp_path)
-    table = tables_of(tmp_path)["tissue"]
+    table = tables_of(tmp_path)["quality"]
     assert table is not None
-    assert [row[0] for row in table.rows] == ["LSGAN", "VAE", "HVAE", "Real (training images)"]
-    assert {cell for row in table.rows for cell in row[1:]} == {"0.05"}
-    assert len(numbers_of(table)) == 4 * len(TISSUE)
+    rows = [row for row in table.rows if row[0].startswith(("lesion", "tissue"))]
+    assert len(rows) == len(TISSUE)
+    sources = dict(zip(table.columns, rows[0], strict=True))
+    assert sources["HVAE"] == sources["Real (training images)"] == "0.05 [0.05, 0.06]"
+    assert sources["Mean training image"] == "—"
