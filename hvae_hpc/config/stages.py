@@ -28,7 +28,7 @@ STAGE_VERSIONS: dict[Stage, int] = {
     "likelihood": 1,
     "generate": 1,
     "augment": 1,
-    "quality": 2,
+    "quality": 3,
     "segment": 2,
 }
 """Raised when a stage's numbers change, so that old results are not taken for new ones."""

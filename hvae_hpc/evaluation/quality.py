@@ -25,7 +25,7 @@ from hvae_hpc.metrics.image_sets import (
     describe_masks,
 )
 from hvae_hpc.metrics.images import Images, psnr, ssim
-from hvae_hpc.metrics.memorisation import find_copies
+from hvae_hpc.metrics.memorisation import Features, find_copies
 from hvae_hpc.metrics.tissue import compare_tissue, describe_tissue
 from hvae_hpc.preprocess.store.reader import read_dataset
 from hvae_hpc.preprocess.store.shards import read_pairs
@@ -79,10 +79,15 @@ def measure_quality(config: QualityConfig, workplace: Workplace) -> Outcome | No
 
     # As one should.
     judge = load_judge(workplace.parents["judge"], device)
-    measures, medians = _compare_sets(config, judge, source.first(n), train, test.first(n))
+    of_train = judge.encode(train.pairs.images)
+    of_source, of_test = (
+        standardise(judge.encode(part.pairs.images), of_train) for part in (source.first(n), test)
+    )
+    features = Features(of_source, standardise(of_train, of_train), of_test)
+    measures, medians = _compare_sets(config, judge, features, source.first(n), test.first(n))
     if "pairs" in workplace.parents:
         images = source.first(n).images
-        copies = find_copies(images, train.images, test.images, train.cases, test.cases)
+        copies = find_copies(images, train.images, test.images, train.cases, test.cases, features)
         measures |= average("copies", copies.flagged.astype(np.float64), source.cases[:n])
         medians["copying"] = float(copies.copying)
         details["copies"] = {
@@ -138,14 +143,11 @@ def _compare_unpaired(
 
 
 def _compare_sets(
-    config: QualityConfig, judge: Judge, ours: _Set, train: _Set, test: _Set
+    config: QualityConfig, judge: Judge, features: Features, ours: _Set, test: _Set
 ) -> tuple[dict[str, Measurement], dict[str, float]]:
     """Return the measures of features, masks, tissue and agreement, and medians of the masks'."""
-    of_train = judge.encode(train.pairs.images)
-    of_ours, of_test = (
-        standardise(judge.encode(part.pairs.images), of_train) for part in (ours, test)
-    )
-    measures = compare_features(of_ours, of_test, config.nearest, ours.cases, test.cases)
+    of_test = features.held_out[: len(test.pairs)]
+    measures = compare_features(features.images, of_test, config.nearest, ours.cases, test.cases)
     if config.source == "mean":  # which has no masks
         return measures, {}
 

@@ -353,6 +353,23 @@ def test_copies_are_left_out_and_counted(form: str, project: Project, command: C
     assert all((project.out / manifest["folder"] / pair["image"]).is_file() for pair in kept)
 
 
+@pytest.mark.parametrize(
+    ("fewest", "by", "images"), [(19, "each training case in turn", 7), (2, "third set", 2)]
+)
+def test_copies_are_decided_without_test_images(
+    fewest: int,
+    by: str,
+    images: int,
+    project: Project,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(export, "FEWEST_THIRD_CASES", fewest)
+    command(LABEL, "--png", project.out, "--keep-copies")
+    copies = project.manifest()["copies"]
+    assert (copies["held_out"], copies["held_out_images"]) == (by, images)
+
+
 def test_copies_are_kept_on_request_and_marked(project: Project, command: Command) -> None:
     project.replay([1, 4])
     said = command(LABEL, "--png", project.out, "--keep-copies")

@@ -9,7 +9,7 @@ from scipy.ndimage import gaussian_filter
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.metrics import memorisation
-from hvae_hpc.metrics.memorisation import FALSE_ALARMS, HALF, SHIFT_PX, Copies
+from hvae_hpc.metrics.memorisation import FALSE_ALARMS, HALF, SHIFT_PX, Copies, Features
 
 SIDE = 64
 Images = np.ndarray[Any, np.dtype[np.float32]]
@@ -94,6 +94,35 @@ def test_a_generator_that_replays_its_training_set_is_found_and_the_image_is_nam
     assert copies.flagged.all()
     assert copies.copying
     assert (copies.nearest == shown).all()
+
+
+@pytest.mark.parametrize("in_turn", [False, True], ids=["held-out set", "each case in turn"])
+def test_a_smooth_generator_hides_no_copies_and_honest_smooth_images_are_none(
+    in_turn: bool,
+) -> None:
+    side = 60
+    train, held_out, new = (draw_heads(20, seed, side) for seed in (14, 15, 16))
+    smooth = (0, 8 / 240 * side, 8 / 240 * side)
+    shown = np.concatenate([gaussian_filter(images, smooth) for images in (train, new)])
+    names = [f"case{i}" for i in range(20)]
+    copies = memorisation.find_copies(
+        np.concatenate([shown, new]), train, None if in_turn else held_out, names, names
+    )
+    assert copies.flagged.tolist() == [True] * 20 + [False] * 40
+    assert (copies.nearest[:20] == range(20)).all()
+
+
+def test_the_judge_finds_a_copy_that_pixels_do_not_show() -> None:
+    # Turned upside down: another image, but of equal features.
+    features = np.random.default_rng(17).normal(size=(3, 20, 8))
+    seen = Features(images=features[0] + 0.01, train=features[0], held_out=features[1])
+    cases = [f"case{i}" for i in range(20)]
+    found = [
+        memorisation.find_copies(TRAIN[:, ::-1], TRAIN, HELD_OUT, cases, cases, of)
+        for of in (None, seen, seen._replace(images=features[2]))
+    ]
+    assert [copies.flagged.all() for copies in found] == [False, True, False]
+    assert (found[1].nearest == range(20)).all()
 
 
 def test_an_exact_copy_has_no_distance_and_a_stranger_has_one() -> None:
@@ -199,6 +228,8 @@ def test_what_cannot_be_compared_is_refused_in_one_line() -> None:
         find_copies(TRAIN, TRAIN, HELD_OUT, ["one"] * 20)
     with pytest.raises(UserError, match=r"0 held-out images"):
         find_copies(TRAIN, TRAIN, HELD_OUT[:0])
+    with pytest.raises(UserError, match=r"2 training cases.*expected 1, 3 and"):
+        memorisation.find_copies(TRAIN, TRAIN[:2], None, ["one", "two"])
 
 
 def test_several_images_of_a_held_out_case_are_one_observation() -> None:
