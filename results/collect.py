@@ -42,7 +42,7 @@ LIKELIHOOD_METRICS = (
     *("cases", "log_likelihood", "spread", "effective_samples", "acceptance"),
     *("bits_per_pixel", "importance_bound", "elbo"),
 )
-DRAW_METRICS = ("draws", "rejected", "smallest_mask_px", "acceptance")
+DRAW_METRICS = ("draws", "rejected", "smallest_mask_px", "acceptance", "movement")
 
 COLUMNS = {
     "segment": (

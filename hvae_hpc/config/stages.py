@@ -148,8 +148,10 @@ class GenerateConfig:
         components: "mixture": Gaussians (diagonal).
         hmc_proposals, hmc_leaps: "hmc", "mask": Metropolis proposals from the start to the sample,
             leaps of each.
-        hmc_step_size: at the start, in standard deviations of the encoding; the first half of the
-            proposals adapts it.
+        hmc_step_size: at the start, in units of hmc_scale; the first half of the proposals adapts
+            it.
+        hmc_scale: the chains' unit of length: standard deviations of the "encoding", or of the
+            "prior". A sweep gives the latter to "mask": given the mask alone, z is that free.
         threshold: mask probability above which a pixel is tumour.
         min_mask_px: smallest mask that is accepted, px.
         steps: of a diffusion model's sampler; each but the last asks the network twice.
@@ -173,6 +175,7 @@ class GenerateConfig:
     min_mask_px: int = 8
     max_draws_per_pair: int = 200
     seed: int = 0
+    hmc_scale: Literal["encoding", "prior"] = field(default="encoding", metadata=ONLY_WHEN_SET)
     steps: int = field(default=18, metadata=ONLY_WHEN_SET)
     mixing: AugmentationConfig | None = field(default=None, metadata=ONLY_WHEN_SET)
 

@@ -118,19 +118,23 @@ class LatentSampler:
             return 0.5 * z.square().sum(1) - mask - (image if self.config.sampler == "hmc" else 0.0)
 
         generator = generator_for(self.config.seed, "chain", first)
+        start = mean + scale * torch.randn(mean.shape, generator=generator).to(mean)
         walk = hamiltonian_walk(
             partial(stand, energy),
-            mean + scale * torch.randn(mean.shape, generator=generator).to(mean),
-            scale,
+            start,
+            scale if self.config.hmc_scale == "encoding" else torch.ones_like(scale),
             generator,
             proposals=self.config.hmc_proposals,
             leaps=self.config.hmc_leaps,
             step_size=self.config.hmc_step_size,
         )
 
-        # Means over all chains so far.
+        # Means over all chains so far. Independent draws of the prior are apart by sqrt(2 d).
         chains = self.facts["chains"] = self.facts.get("chains", 0.0) + n
-        for name, value in (("acceptance", walk.acceptance), ("step_size", walk.step_size)):
+        new = {"acceptance": walk.acceptance, "step_size": walk.step_size}
+        if self.config.sampler == "mask":
+            new["movement"] = float((0.5 * (walk.z - start).square()).mean().sqrt())
+        for name, value in new.items():
             before = self.facts.get(name, 0.0)
             self.facts[name] = before + (value - before) * n / chains
         return walk.z

@@ -147,7 +147,9 @@ def _generator_runs(draw: _Draw) -> Iterator[Run]:
                 yield draw.run("likelihood", parents, **sweep.likelihood, **fields)
             samplers = [name for name in sweep.samplers if name in settings.model.samplers]
             for sampler in samplers or ["prior"]:
-                yield draw.run("generate", parents, **sweep.generate, **fields, sampler=sampler)
+                scale = {"hmc_scale": "prior"} if sampler == "mask" else {}
+                asked = {**scale, **sweep.generate, **fields, "sampler": sampler}
+                yield draw.run("generate", parents, **asked)
 
 
 def _mixing_runs(draw: _Draw) -> Iterator[Run]:

@@ -12,6 +12,10 @@ from hvae_hpc.results.tables.table import NOTHING, Cell, Table, paragraph
 from hvae_hpc.runs.plan import Plan
 
 COUNTS = ["draws", "rejected", "smallest_mask_px"]
+STUCK = 0.95
+"""Acceptance above which steps are too short for chains to mix."""
+LEAST_MOVEMENT = 0.5
+"""Of chains given a mask alone, in distances of independent draws of the prior."""
 
 
 def build_draws(plan: Plan, collected: Collected) -> Table | None:
@@ -24,12 +28,14 @@ def build_draws(plan: Plan, collected: Collected) -> Table | None:
     if counted.empty:
         return None
     rows = []
+    warnings: list[str] = []
     numbers: list[dict[str, Cell]] = []
     for data in plan.data:
         for source in generators_of(plan):
             runs = rows_of(counted, data=data, source=source)
             if len(runs):
                 rows.append((data, name_label(source), *_format_draws(runs)))
+                warnings += _describe_stuck(f"{name_label(source)} ({data})", runs)
             numbers += [_numbers_of(plan, row) for row in runs.to_dict("records")]
 
     config = plan.runs[counted["run_id"].iloc[0]].config
@@ -51,9 +57,25 @@ def build_draws(plan: Plan, collected: Collected) -> Table | None:
             *("smallest mask kept, px", "chains' acceptance"),
         ),
         rows=tuple(rows),
-        notes=(note,),
+        notes=(*warnings, note),
         numbers=numbers,
     )
+
+
+def _describe_stuck(name: str, runs: pd.DataFrame) -> list[str]:
+    """Say where chains that are given a mask stay near the pairs from which they start."""
+    acceptance, movement = runs["acceptance"].max(), runs["movement"].min()
+    if pd.isna(movement) or (acceptance <= STUCK and movement >= LEAST_MOVEMENT):
+        return []
+    return [
+        paragraph(
+            f"""
+            {name}: its chains do not mix (acceptance up to {acceptance:.2f}, movement down to
+            {movement:.2f} of the prior's), so its images stay near real ones. Raise
+            generate.hmc_proposals or generate.hmc_leaps.
+            """
+        )
+    ]
 
 
 def _format_draws(runs: pd.DataFrame) -> tuple[str, ...]:

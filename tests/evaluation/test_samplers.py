@@ -21,6 +21,7 @@ from hvae_hpc.evaluation.samplers import (
 )
 from hvae_hpc.models.hvae import HVAE
 from hvae_hpc.models.lsgan import LSGAN
+from hvae_hpc.results.tables.draws import LEAST_MOVEMENT, STUCK
 from hvae_hpc.training.batches import PairTensors
 from tests.models.test_hvae import (
     SIGMA,
@@ -187,6 +188,26 @@ def test_given_a_mask_that_says_nothing_the_chain_reaches_the_prior() -> None:
     assert (
         facts["step_size"] > 0.2
     )  # longer than at the start: the prior is wider than the encoding
+
+
+def test_given_a_mask_the_prior_as_unit_frees_the_image_of_a_tight_encoder() -> None:
+    model = linear_model(n_leapfrog=0)
+    tight = torch.full((D,), 0.01, dtype=torch.float64)
+    model.encoder = FixedEncoder(torch.ones(D, dtype=torch.float64), tight)
+    pairs = PairTensors(images=observed(), masks=torch.zeros_like(observed()))
+    facts, variances = {}, {}
+    for scale in ("encoding", "prior"):
+        asked = config("mask", hmc_scale=scale)
+        with torch.no_grad():
+            chain = make_sampler(asked, model.config, model, pairs, CPU)
+            variances[scale] = chain.draw(2000, 0).var(0)
+        facts[scale] = chain.facts
+    # What the table of draws warns of, and that nothing is left to warn of.
+    assert facts["encoding"]["acceptance"] > STUCK
+    assert facts["encoding"]["movement"] < LEAST_MOVEMENT < facts["prior"]["movement"]
+    assert facts["prior"]["acceptance"] < STUCK
+    assert variances["encoding"].max() < 0.1
+    torch.testing.assert_close(variances["prior"], torch.ones_like(tight), rtol=0.1, atol=0)
 
 
 class SlopeDecoder(nn.Module):

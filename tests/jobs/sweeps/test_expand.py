@@ -478,6 +478,8 @@ def test_every_sampler_of_a_sweep_makes_pairs_and_arms_of_one_training() -> None
         assert isinstance(train, TrainConfig)
         assert train.generator == run.config.generator
         assert run.config.sampler == "prior" or train.generator != "lsgan"
+        # Given the mask alone, chains walk in the prior's units.
+        assert (run.config.hmc_scale == "prior") == (run.config.sampler == "mask")
     assert len({run.parents["generator"] for run in made}) == 3
     arms = {
         run.config.arm.name: run for run in runs.values() if isinstance(run.config, SegmentConfig)

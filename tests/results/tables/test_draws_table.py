@@ -61,6 +61,29 @@ def test_draws_without_a_tumour_are_counted_in_a_table(
     assert "780 (61 %)" in (tmp_path / "results/small/report.html").read_text()
 
 
+@pytest.mark.parametrize(
+    ("acceptance", "movement", "warns"), [(0.8, 0.9, False), (0.99, 0.9, True), (0.8, 0.2, True)]
+)
+def test_chains_that_do_not_mix_are_named_with_what_to_do(
+    acceptance: float, movement: float, warns: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chains = {**COUNTS["hvae"], "acceptance": acceptance, "movement": movement}
+    of_others = made_up.fake_metrics
+
+    def metrics(run: Run) -> dict[str, float]:
+        return chains if isinstance(run.config, GenerateConfig) else of_others(run)
+
+    monkeypatch.setattr(made_up, "fake_metrics", metrics)
+    made_up.write_sweep(tmp_path)
+    plan = replace(read_plan(plan_path(tmp_path, "small")), runs_folder=tmp_path)
+    table = build_draws(plan, collect(plan))
+    assert table is not None
+    said = [note for note in table.notes if "do not mix" in note]
+    assert bool(said) == warns
+    assert all("generate.hmc_proposals" in note for note in said)
+    assert not said or said[-1].startswith("HVAE (brats2021)")
+
+
 def test_runs_that_say_nothing_of_draws_make_no_table(tmp_path: Path) -> None:
     made_up.write_sweep(tmp_path)
     plan = replace(read_plan(plan_path(tmp_path, "small")), runs_folder=tmp_path)
