@@ -2,19 +2,29 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from hvae_hpc.config.arms import ArmConfig
 from hvae_hpc.config.stages import SegmentConfig
 from hvae_hpc.results.collect import MORE_MEASURES, Collected, rows_of
 from hvae_hpc.results.labels import REFERENCE, ordered_arms
-from hvae_hpc.results.statistics import Block, Estimate, bootstrap_mean, effect_size, holm, paired_p
+from hvae_hpc.results.max_t import LEVEL
+from hvae_hpc.results.statistics import (
+    Block,
+    Comparison,
+    compare,
+    effect_size,
+    estimate_mean,
+    sign_flip_test,
+)
 from hvae_hpc.runs.plan import Plan
 
-LEVEL = 0.05
+TRAINING = "generator_seed"
+SEED = ["split_seed", "seed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +37,10 @@ class ArmScores:
         seeds: different U-Net seeds of the done runs, the most on one split.
         dice: mean over runs and cases; None without runs; so the following.
         versus: name of the arm that it is compared with; "" for a reference.
-        difference: mean Dice less that arm's, over the splits and U-Net seeds that both have.
+        difference: mean Dice less that arm's, over the splits and U-Net seeds that both have, with
+            an interval that allows for all arms with that reference (:func:`compare`).
         better, paired: for how many of these it is above, and how many there are.
-        p: of no difference (:func:`paired_p`), adjusted by Holm for all arms of the data set that
-            are tested; None where there are too few seeds for any test.
+        p_seeds: of a sign-flip test over these alone, for this arm alone; a check.
         effect: Cohen's d over cases.
         others: means of the other measures of masks, hausdorff_95 in ``unit``; NaN for one that
             not every run has.
@@ -41,12 +51,12 @@ class ArmScores:
     n: int
     n_expected: int
     seeds: int
-    dice: Estimate | None
+    dice: Comparison | None
     versus: str
-    difference: Estimate | None
+    difference: Comparison | None
     better: int
     paired: int
-    p: float | None
+    p_seeds: float | None
     effect: float | None
     others: dict[str, float]
     unit: str
@@ -62,6 +72,12 @@ class ArmScores:
         return self.difference.mean if self.difference else -np.inf
 
     @property
+    def p(self) -> float | None:
+        """Of no difference, as the interval says it; None where a single seed tells nothing."""
+        is_tested = self.difference and "seed" not in self.difference.not_covered
+        return self.difference.p if self.difference and is_tested else None
+
+    @property
     def is_significant(self) -> bool:
         """Whether the difference was tested and is beyond chance."""
         return self.p is not None and self.p < LEVEL
@@ -73,9 +89,15 @@ def score_arms(plan: Plan, collected: Collected) -> list[ArmScores]:
     scores: list[ArmScores] = []
     for data in plan.data:
         arms = [arm for arm in ordered_arms(plan) if expected[data, arm.name]]
-        of_data = [_score(collected, data, arm, expected[data, arm.name]) for arm in arms]
-        adjusted = iter(holm([s.p for s in of_data if s.p is not None]))
-        scores += [s if s.p is None else replace(s, p=next(adjusted)) for s in of_data]
+        differences = {arm.name: _subtract_reference(collected, data, arm) for arm in arms}
+        compared: dict[str, Comparison] = {}
+        for reference in dict.fromkeys(map(reference_of, arms)):
+            family = [arm.name for arm in arms if reference_of(arm) == reference]
+            blocks = {name: to_blocks(differences[name]) for name in family}
+            compared |= compare({name: of_arm for name, of_arm in blocks.items() if of_arm})
+        for arm in arms:
+            n, difference = expected[data, arm.name], compared.get(arm.name)
+            scores.append(_score(collected, data, arm, n, differences[arm.name], difference))
     return scores
 
 
@@ -99,69 +121,94 @@ def reference_of(arm: ArmConfig) -> str:
     return REFERENCE + at + budget
 
 
-def _score(collected: Collected, data: str, arm: ArmConfig, n_expected: int) -> ArmScores:
-    rows = rows_of(collected.segment, data=data, arm=arm.name)
+def _subtract_reference(collected: Collected, data: str, arm: ArmConfig) -> pd.DataFrame:
+    """Return an arm's Dice less its reference's; no rows for a reference."""
+    dice, versus = dice_of(collected, data, arm.name), reference_of(arm)
+    return dice.iloc[:0] if versus == arm.name else subtract(dice, dice_of(collected, data, versus))
+
+
+def _score(
+    collected: Collected,
+    data: str,
+    arm: ArmConfig,
+    n_expected: int,
+    rows: pd.DataFrame,
+    difference: Comparison | None,
+) -> ArmScores:
+    """Put together what is known of an arm, given its differences and what they come to."""
+    runs = rows_of(collected.segment, data=data, arm=arm.name)
     measures = ("hausdorff_95", "precision", "recall", *MORE_MEASURES)
     dice = dice_of(collected, data, arm.name)
-
-    versus = reference_of(arm)
-    if versus == arm.name:
-        versus, difference = "", dice.iloc[:0]
-    else:
-        difference = subtract(dice, dice_of(collected, data, versus))
-    blocks = to_blocks(difference)
-
     return ArmScores(
         data=data,
         arm=arm,
-        n=len(rows),
+        n=len(runs),
         n_expected=n_expected,
-        seeds=int(dice.groupby(level="split_seed").size().max()) if len(dice) else 0,
-        dice=bootstrap_mean(to_blocks(dice)) if len(dice) else None,
-        versus=versus,
-        difference=bootstrap_mean(blocks) if blocks else None,
-        better=count_above(difference),
-        paired=len(difference),
-        p=paired_p(blocks) if can_be_tested(difference) else None,
-        effect=effect_size(blocks) if blocks else None,
-        others={name: float(rows[name].mean(skipna=False)) for name in measures if len(rows)},
-        unit=str(rows["hausdorff_95_unit"].iloc[0]) if len(rows) else "",
+        seeds=int(runs.groupby("split_seed")["seed"].nunique().max()) if len(runs) else 0,
+        dice=estimate_mean(to_blocks(dice)) if len(dice) else None,
+        versus="" if reference_of(arm) == arm.name else reference_of(arm),
+        difference=difference,
+        better=count_above(rows),
+        paired=len(mean_by_seed(rows)),
+        p_seeds=sign_flip_test(mean_by_seed(rows)) if len(rows) else None,
+        effect=effect_size(to_blocks(rows)) if len(rows) else None,
+        others={name: float(runs[name].mean(skipna=False)) for name in measures if len(runs)},
+        unit=str(runs["hausdorff_95_unit"].iloc[0]) if len(runs) else "",
     )
 
 
 def dice_of(collected: Collected, data: str, arm: str) -> pd.DataFrame:
-    """Return an arm's Dice: a row per split and U-Net seed, a column per case.
+    """Return an arm's Dice: a row per split, generator training and U-Net seed, a column per case.
 
-    Several trainings of the arm's generator share their U-Net seeds, so a row is their mean. A case
-    that a split does not test is NaN in its rows.
+    Rows of an arm without a generator have no level for its training. A case that a split does not
+    test is NaN in its rows.
     """
     rows = rows_of(collected.segment, data=data, arm=arm)
-    of_runs = pd.DataFrame(
-        [collected.case_dice[run_id] for run_id in rows["run_id"]],
-        index=pd.MultiIndex.from_frame(rows[["split_seed", "seed"]]),
-    ).sort_index(axis=1)
-    by_seed = of_runs.groupby(level=["split_seed", "seed"])
-    means = [of_seed.to_numpy().mean(axis=0) for _, of_seed in by_seed]
-    return pd.DataFrame(means, index=by_seed.size().index, columns=of_runs.columns)
+    levels = ["split_seed", TRAINING, "seed"] if rows["generator"].any() else SEED
+    of_runs = [collected.case_dice[run_id] for run_id in rows["run_id"]]
+    index = pd.MultiIndex.from_frame(rows[levels])
+    return pd.DataFrame(of_runs, index=index).sort_index().sort_index(axis=1)
 
 
 def subtract(dice: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
-    """Return the differences for the splits and seeds that two arms have in common."""
-    common = dice[dice.index.isin(other.index)]
-    return common - other.reindex(common.index)
+    """Return the differences of the runs whose split and seed, and training, the other arm has too.
+
+    An arm without a generator is subtracted from every training of the other's.
+    """
+    if TRAINING in other.index.names and TRAINING not in dice.index.names:
+        return -subtract(other, dice)
+    keys = pd.MultiIndex.from_frame(dice.index.to_frame()[list(other.index.names)])
+    common = keys.isin(other.index)
+    rows = dice[common]
+    return rows - other.reindex(index=keys[common], columns=rows.columns).to_numpy()
 
 
 def to_blocks(dice: pd.DataFrame) -> list[Block]:
-    """Return the scores of each split's runs on its own cases."""
-    splits = (of_split.dropna(axis=1) for _, of_split in dice.groupby(level="split_seed"))
-    return [Block(np.ascontiguousarray(rows), list(rows.columns)) for rows in splits]
+    """Return the scores of each split's runs on its own cases.
+
+    Where trainings have different seeds yet, as in a sweep that is not done, those that all have
+    count; where all have none, those of the first training.
+    """
+    has_trainings = TRAINING in dice.index.names
+    blocks = []
+    for _, of_split in dice.groupby(level="split_seed"):
+        tested = of_split.dropna(axis=1).droplevel("split_seed")
+        trainings = [tested]
+        if has_trainings:
+            trainings = [rows.droplevel(TRAINING) for _, rows in tested.groupby(level=TRAINING)]
+        seeds = sorted(set.intersection(*(set(rows.index) for rows in trainings)))
+        if not seeds:
+            trainings, seeds = trainings[:1], list(trainings[0].index)
+        scores = np.stack([rows.loc[seeds].to_numpy() for rows in trainings])
+        blocks.append(Block(scores, list(tested.columns), has_trainings))
+    return blocks
+
+
+def mean_by_seed(differences: pd.DataFrame) -> NDArray[np.float64]:
+    """Return the mean over cases and trainings of every split and seed."""
+    return differences.mean(axis=1).groupby(level=SEED).mean().to_numpy()
 
 
 def count_above(differences: pd.DataFrame) -> int:
     """Return for how many splits and seeds the mean difference is above 0."""
-    return int((differences.mean(axis=1) > 0).sum())
-
-
-def can_be_tested(differences: pd.DataFrame) -> bool:
-    """Return whether there are seeds enough for a sign-flip test to find anything beyond chance."""
-    return 2 / 2 ** len(differences) < LEVEL
+    return int((mean_by_seed(differences) > 0).sum())

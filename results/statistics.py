@@ -1,18 +1,19 @@
 """Means, standard deviations, intervals and tests: what the ± and the brackets of tables are.
 
-The tests and the bootstrap are our own where scipy has none that draws runs and cases at once.
+One model gives intervals and p: crossed random effects of splits, trainings, seeds and cases.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-RESAMPLES = 4000
-INTERVAL = [(1 - 0.95) / 2, (1 + 0.95) / 2]
+from hvae_hpc.results.max_t import MaxT, mean_correlation
+
 EXACT_UP_TO = 14
 """Up to so many differences, all ways to flip their signs are tried; of more, 2^14 random ways."""
 
@@ -66,71 +67,285 @@ class Block(NamedTuple):
     """Scores of several runs on the test cases of one split.
 
     Attributes:
-        scores: (runs, cases).
+        scores: (generator trainings, U-Net seeds, cases); an arm without generator has one.
         cases: their names; the same case may be in several splits.
+        has_trainings: whether the arm has a generator.
     """
 
     scores: NDArray[np.float64]
     cases: Sequence[str]
+    has_trainings: bool = False
 
 
-def bootstrap_mean(blocks: Sequence[Block]) -> Estimate:
-    """Return the mean of scores with the 95 % interval of a two-way bootstrap.
+@dataclass(frozen=True, kw_only=True)
+class Comparison(Estimate):
+    """A mean with its interval and p, which agree: p is below 0.05 where 0 is outside.
 
-    Runs and cases are drawn with replacement, each independently of the other (Owen 2007): ten
-    seeds that share 100 test cases are not 1,000 observations. For two arms give the differences of
-    paired runs, case by case. With many runs the interval is a little wide, since the noise of
-    single cases in single runs counts three times. With few runs it is too narrow, since their
-    variance is taken for (n - 1) / n of what it is. It is no test then.
+    Attributes:
+        p: two-sided, of a mean of 0. It and the interval allow for all arms that were compared.
+        standard_error: of the mean.
+        freedom: degrees of freedom of the standard error; 0 where nothing was repeated.
+        not_covered: which of "split", "training", "seed" and "case" were not repeated. The interval
+            says nothing about another one.
+    """
+
+    p: float
+    standard_error: float
+    freedom: float
+    not_covered: tuple[str, ...]
+
+
+class Part(NamedTuple):
+    """What a source adds to the variance of a mean, and how many degrees of freedom tell it."""
+
+    variance: float
+    freedom: float
+
+
+FEWEST_CASES = 3
+ROUNDING = 1e-9
+PRIORS = 2.0 ** np.arange(-1, 13)
+ROUNDS = 30
+
+SOURCES = ("training", "seed", "case")
+"""The axes of a block's scores."""
+
+
+def divide_variance(scores: NDArray[np.float64]) -> dict[str, Part]:
+    """Return what each source adds to the variance of a block's mean, by mean squares.
+
+    A source's part is the variance of its means (ddof 1) over their number. It holds the rest as
+    well: the variance of the mean is the sum of the sources' parts, less the rest for all but one.
 
     Args:
-        blocks: one per split; a case is drawn for all splits that it is in. The splits themselves
-            are not drawn again.
+        scores: (trainings, seeds, cases).
+
+    Returns:
+        Parts of SOURCES and of "rest"; one that was not repeated is 0 with a freedom of 0.
     """
-    random = np.random.default_rng(0)
-    places, n_cases = _places(blocks)
+    rest = scores - scores.mean()
+    parts = {}
+    for axis, source in enumerate(SOURCES):
+        n = scores.shape[axis]
+        others = tuple({0, 1, 2} - {axis})
+        means = scores.mean(others, keepdims=True) - scores.mean()
+        rest = rest - means
+        parts[source] = Part(float((means**2).sum()) / (n * max(1, n - 1)), n - 1)
 
-    # How often each run of each split, and each case, is drawn: (resamples, runs or cases).
-    counts = [len(block.scores) for block in blocks]
-    of_runs = [random.multinomial(n, np.full(n, 1 / n), RESAMPLES) / n for n in counts]
-    of_cases = random.multinomial(n_cases, np.full(n_cases, 1 / n_cases), RESAMPLES)
-
-    means = np.zeros(RESAMPLES)
-    for block, runs, index in zip(blocks, of_runs, places, strict=True):
-        cases = of_cases.take(index, axis=1)
-        # Of a small split it may be that no case was drawn: then all of them count once.
-        cases = np.where(cases.any(1, keepdims=True), cases, 1)
-        shares = cases / cases.sum(1, keepdims=True)
-        means += np.einsum("bc,bc->b", runs @ block.scores, shares) / len(blocks)
-
-    low, high = np.quantile(means, INTERVAL)
-    mean = _mean(blocks)
-    # Where all scores are alike, rounding may put the ends on one side of the mean.
-    return Estimate(mean=mean, low=min(float(low), mean), high=max(float(high), mean))
+    freedom = scores.size - 1 - sum(part.freedom for part in parts.values())
+    variance = float((rest**2).sum()) / (scores.size * max(1, freedom))
+    return {**parts, "rest": Part(variance, freedom)}
 
 
-def _mean(blocks: Sequence[Block]) -> float:
-    return float(np.mean([block.scores.mean() for block in blocks]))
+def compare(differences: Mapping[str, Sequence[Block]]) -> dict[str, Comparison]:
+    """Return each arm's mean difference, with intervals and p that allow for all arms.
 
+    Splits, generator trainings and U-Net seeds within a split, and cases are drawn by chance
+    (crossed random effects). The variance of a mean is a sum of mean squares, and its degrees of
+    freedom are Satterthwaite's (1946). Arms of the same design lend each other the variance of
+    their draws (:func:`_pool`). The largest t of all arms decides (:class:`MaxT`).
 
-def _places(blocks: Sequence[Block]) -> tuple[list[NDArray[np.int64]], int]:
-    """Return for each split which of all different cases its cases are, and their number."""
-    numbers: dict[str, int] = {}
-    places = [
-        np.array([numbers.setdefault(case, len(numbers)) for case in block.cases])
-        for block in blocks
+    Args:
+        differences: each arm's scores less those of its comparator, a block per split.
+    """
+    # Not scipy.stats, whose import takes a second.
+    from scipy.special import stdtr, stdtrit
+
+    if not differences:
+        return {}
+    spreads = [_measure(blocks) for blocks in differences.values()]
+    correlations = _correlate([spread.by_case for spread in spreads])
+    # Arms whose correlation is unknown are taken to be one arm here, and to be independent below.
+    alike = float(np.nan_to_num(correlations**2, nan=1.0).mean())
+    draws, shared = _pool_designs(spreads, alike)
+    totals = [
+        _add([draw, spread.cases], spread.rest) for draw, spread in zip(draws, spreads, strict=True)
     ]
-    return places, len(numbers)
+
+    # The part of all variances that arms do not have of their own, and its degrees of freedom.
+    shares = [
+        (draw.variance / total.variance) ** 2 * of_arm
+        for draw, total, of_arm in zip(draws, totals, shared, strict=True)
+        if total.variance
+    ]
+    joint = MaxT(
+        len(spreads),
+        mean_correlation(np.nan_to_num(correlations)),
+        2 / max(2e-3, float(np.mean(shares or 0.0))),
+    )
+    level = joint.level()
+
+    compared = {}
+    for arm, spread, total in zip(differences, spreads, totals, strict=True):
+        error = math.sqrt(total.variance)
+        if not total.freedom:
+            p, half = 1.0, math.inf
+        elif error == 0:
+            p, half = float(spread.mean == 0), 0.0
+        else:
+            p = joint.adjust(2 * float(stdtr(total.freedom, -abs(spread.mean) / error)))
+            half = -float(stdtrit(total.freedom, level / 2)) * error
+        compared[arm] = Comparison(
+            mean=spread.mean,
+            low=spread.mean - half,
+            high=spread.mean + half,
+            p=p,
+            standard_error=error,
+            freedom=total.freedom,
+            not_covered=spread.not_covered,
+        )
+    return compared
 
 
-def _shares(blocks: Sequence[Block]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return what each run, and each different case, adds to the mean; either sums up to it."""
-    places, n_cases = _places(blocks)
-    of_cases = np.zeros(n_cases)
-    for block, index in zip(blocks, places, strict=True):
-        of_cases[index] += block.scores.mean(0) / (len(block.cases) * len(blocks))
-    of_runs = [block.scores.mean(1) / (len(block.scores) * len(blocks)) for block in blocks]
-    return np.concatenate(of_runs), of_cases
+def estimate_mean(blocks: Sequence[Block]) -> Comparison:
+    """Return the mean of one arm's scores, with the interval and p of one arm alone."""
+    return compare({"": blocks})[""]
+
+
+class _Spread(NamedTuple):
+    """An arm's mean and what its variance is made of.
+
+    Attributes:
+        draws: the part of splits; of trainings and seeds where there is one split.
+        cases, rest: what cases add to that; the rest is in both, and comes off once.
+        by_case: a case's mean, less that of its split.
+        design: shape of every split's scores.
+    """
+
+    mean: float
+    draws: Part
+    cases: Part
+    rest: Part
+    by_case: dict[str, float]
+    design: tuple[tuple[int, ...], ...]
+    not_covered: tuple[str, ...]
+
+
+def _measure(blocks: Sequence[Block]) -> _Spread:
+    """Return where the variance of an arm's mean comes from."""
+    of_blocks = [divide_variance(block.scores) for block in blocks]
+    parts = {
+        source: Part(
+            float(np.mean([of_block[source].variance for of_block in of_blocks])),
+            sum(of_block[source].freedom for of_block in of_blocks),
+        )
+        for source in (*SOURCES, "rest")
+    }
+    means = np.array([block.scores.mean() for block in blocks])
+    by_case: dict[str, list[float]] = {}
+    for block, mean in zip(blocks, means, strict=True):
+        for case, of_case in zip(block.cases, block.scores.mean((0, 1)).tolist(), strict=True):
+            by_case.setdefault(case, []).append(of_case - mean)
+
+    # Two splits do not differ by the cases that both test: these are left for the part of cases.
+    not_covered = []
+    if len(blocks) > 1:
+        draws = Part(float(means.var(ddof=1)) / len(means), len(means) - 1)
+        share = _share_cases(blocks)
+    else:
+        draws, share = _add([parts["training"], parts["seed"]], parts["rest"]), 1.0
+        not_covered = ["split", *(name for name in SOURCES[:2] if not parts[name].freedom)]
+        if not blocks[0].has_trainings:
+            not_covered.remove("training")
+    if not parts["case"].freedom:
+        not_covered.append("case")
+
+    return _Spread(
+        mean=float(means.mean()),
+        draws=draws,
+        cases=parts["case"]._replace(variance=share * parts["case"].variance),
+        rest=parts["rest"]._replace(variance=share * parts["rest"].variance),
+        by_case={case: float(np.mean(of_case)) for case, of_case in by_case.items()},
+        design=tuple(block.scores.shape for block in blocks),
+        not_covered=tuple(not_covered),
+    )
+
+
+def _share_cases(blocks: Sequence[Block]) -> float:
+    """Return what part of the variance of cases two splits have in common."""
+    cases = [set(block.cases) for block in blocks]
+    common = [len(one & other) / (len(one) * len(other)) for one, other in combinations(cases, 2)]
+    return float(np.mean(common) / np.mean([1.0 / len(of_split) for of_split in cases]))
+
+
+def _add(parts: Sequence[Part], rest: Part) -> Part:
+    """Return a sum of parts that each hold the rest, which counts once; Satterthwaite's freedom."""
+    parts = [part for part in parts if part.freedom]
+    if len(parts) < 2:
+        return parts[0] if parts else Part(0.0, 0)
+    twice = rest.variance * (len(parts) - 1)
+    variances = [part.variance for part in parts]
+    # Chance may make the sum less than one of its parts.
+    variance = max(sum(variances) - twice, *variances)
+    squares = sum(part.variance**2 / part.freedom for part in parts)
+    squares += twice**2 / max(1, rest.freedom)
+    return Part(variance, variance**2 / squares if squares else sum(part.freedom for part in parts))
+
+
+def _correlate(by_case: Sequence[Mapping[str, float]]) -> NDArray[np.float64]:
+    """Return how arms correlate over the cases that all of them have; NaN where none can tell."""
+    common = sorted(set.intersection(*map(set, by_case)))
+    if len(common) < FEWEST_CASES:
+        return np.full((len(by_case), len(by_case)), np.nan)
+    table = np.array([[of_arm[case] for case in common] for of_arm in by_case])
+    # Of cases that are all alike rounding is left, which means nothing.
+    table[table.std(axis=1) < ROUNDING] = np.nan
+    return np.atleast_2d(np.corrcoef(table))
+
+
+def _pool_designs(spreads: Sequence[_Spread], alike: float) -> tuple[list[Part], list[float]]:
+    """Return all arms' draws, pooled among arms of the same design, and what they share of it."""
+    pooled, shared = [spread.draws for spread in spreads], [0.0] * len(spreads)
+    for design in {spread.design for spread in spreads}:
+        places = [i for i, spread in enumerate(spreads) if spread.design == design]
+        if len(places) > 1 and pooled[places[0]].freedom:
+            of_design = _pool([pooled[i] for i in places], alike)
+            for i, (part, common) in zip(places, of_design, strict=True):
+                pooled[i], shared[i] = part, common
+    return pooled, shared
+
+
+def _pool(parts: Sequence[Part], alike: float) -> list[tuple[Part, float]]:
+    """Return arms' variances drawn to a common one, as far as they look alike (Smyth 2004).
+
+    The arms' true variances are taken as draws of a scaled inverse chi-squared distribution, so
+    that estimates over its scale have an F distribution. Its scale and degrees of freedom are the
+    likeliest. The pooled variance is the mean of the scale and of the arm's own, weighted by the
+    degrees of freedom of each.
+
+    Args:
+        parts: one per arm.
+        alike: mean squared correlation of arms, from 1 / number of arms to 1. Their scale has so
+            much of the chance of one arm's variance.
+
+    Returns:
+        For each arm its part, and the relative variance that all parts have in common.
+    """
+    from scipy.special import betaln
+
+    own = np.array([part.variance for part in parts])
+    freedom = float(np.mean([part.freedom for part in parts]))
+    if not own.any():
+        return [(part, 0.0) for part in parts]
+
+    likeliest = (-math.inf, 0.0, 0.0)
+    for prior in PRIORS:
+        scale = own.mean()
+        for _ in range(ROUNDS):
+            scale = (own * (freedom + prior) / (freedom * own / scale + prior)).mean()
+        logs = freedom * np.log(freedom / prior / scale)
+        logs = logs - (freedom + prior) * np.log1p(freedom * own / prior / scale)
+        likelihood = float(logs.mean()) / 2 - float(betaln(freedom / 2, prior / 2))
+        likeliest = max(likeliest, (likelihood, prior, float(scale)))
+
+    _, prior, scale = likeliest
+    weight = prior / (prior + freedom)
+    common = weight**2 * alike * 2 / freedom
+    pooled_freedom = 2 / (2 / (prior + freedom) + common)
+    return [
+        (Part(weight * scale + (1 - weight) * variance, pooled_freedom), common)
+        for variance in own.tolist()
+    ]
 
 
 def sign_flip_test(differences: NDArray[np.float64]) -> float:
@@ -156,78 +371,6 @@ def sign_flip_test(differences: NDArray[np.float64]) -> float:
     return float((sizes >= sizes[0] * (1 - 1e-9)).mean())
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values adjusted for their number (Holm 1979).
-
-    By the adjusted ones, the whole family has a false alarm as rarely as a single test.
-    """
-    adjusted, running = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = running
-    return adjusted
-
-
-def paired_p(blocks: Sequence[Block]) -> float:
-    """Return the p-value of two arms being alike: the largest of three tests.
-
-    Two tests flip signs, one over runs and one over cases. A difference that holds for other cases
-    but comes from one run's lucky initial weights is none, nor is the reverse. Each of the two
-    ignores the other's chance: alone they would alarm in 8 to 13 % of comparisons of arms that are
-    alike. The third is a t-test with the variance of both.
-
-    Args:
-        blocks: differences of paired runs, one per split.
-    """
-    of_runs, of_cases = _shares(blocks)
-    return max(sign_flip_test(of_runs), sign_flip_test(of_cases), crossed_t_test(blocks))
-
-
-def crossed_t_test(blocks: Sequence[Block]) -> float:
-    """Return the two-sided p-value of a mean of 0, where runs and cases are both drawn by chance.
-
-    The mean's variance is that of the runs' means, plus that of the cases' means, less that of the
-    rest, which both contain; it is no less than either alone. Its degrees of freedom are
-    Satterthwaite's (1946; a quasi-F after Clark 1973). Splits are as different as the means of
-    their runs.
-
-    Args:
-        blocks: one per split, at least two runs and two cases in all.
-    """
-    # Not scipy.stats, whose import takes a second.
-    from scipy.special import stdtr
-
-    mean, (of_runs, of_cases) = _mean(blocks), _shares(blocks)
-    n_runs, n_cases = len(of_runs), len(of_cases)
-    if min(n_runs, n_cases) < 2:
-        return 1.0
-
-    # Cases around the mean of their split; what neither run nor case explains, and its freedom.
-    centred = np.zeros(n_cases)
-    rest, rest_freedom = 0.0, 0
-    for block, index in zip(blocks, _places(blocks)[0], strict=True):
-        scores = block.scores - block.scores.mean()
-        runs, cases = scores.shape
-        centred[index] += scores.mean(0) / (cases * len(blocks))
-        free = (runs - 1) * (cases - 1)
-        residuals = scores - scores.mean(1, keepdims=True) - scores.mean(0)
-        rest += float((residuals**2).sum()) / (runs * cases * max(1, free) * len(blocks) ** 2)
-        rest_freedom += free
-
-    # Each run around its share of the mean.
-    counts = [len(block.scores) for block in blocks]
-    weights = np.concatenate([np.full(n, 1 / (n * len(blocks))) for n in counts])
-    by_runs = float(((of_runs - mean * weights) ** 2).sum()) * n_runs / (n_runs - 1)
-    by_cases = float((centred**2).sum()) * n_cases / (n_cases - 1)
-
-    variance = max(by_runs + by_cases - rest, by_runs, by_cases)
-    if variance == 0:
-        return float(mean == 0)
-    parts = ((by_runs, n_runs - 1), (by_cases, n_cases - 1), (rest, rest_freedom))
-    freedom = variance**2 / sum(part**2 / n for part, n in parts if n)
-    return float(2 * stdtr(freedom, -abs(mean) / math.sqrt(variance)))
-
-
 def effect_size(blocks: Sequence[Block]) -> float | None:
     """Return Cohen's d of paired cases: mean over standard deviation (ddof 1) of their differences.
 
@@ -235,7 +378,7 @@ def effect_size(blocks: Sequence[Block]) -> float | None:
     """
     by_case = dict[str, list[float]]()
     for block in blocks:
-        for case, mean in zip(block.cases, block.scores.mean(0).tolist(), strict=True):
+        for case, mean in zip(block.cases, block.scores.mean((0, 1)).tolist(), strict=True):
             by_case.setdefault(case, []).append(mean)
     means = np.array([np.mean(of_case) for of_case in by_case.values()])
     spread = float(means.std(ddof=1)) if means.size > 1 else 0.0

@@ -66,7 +66,7 @@ def draw_per_case(
 
 def over_seeds(dice: pd.DataFrame) -> NDArray[np.float64]:
     """Return each case's mean over seeds, sorted; a case counts once in each split with it."""
-    return np.sort(np.concatenate([block.scores.mean(axis=0) for block in to_blocks(dice)]))
+    return np.sort(np.concatenate([block.scores.mean(axis=(0, 1)) for block in to_blocks(dice)]))
 
 
 def _draw_row(axes: Axes, row: int, values: NDArray[np.float64], colour: str) -> None:

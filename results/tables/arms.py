@@ -6,7 +6,7 @@ import numpy as np
 
 from hvae_hpc.config.stages import SegmentConfig
 from hvae_hpc.results.labels import arm_label
-from hvae_hpc.results.scores import LEVEL, ArmScores, supported_best
+from hvae_hpc.results.scores import ArmScores, supported_best
 from hvae_hpc.results.statistics import Estimate
 from hvae_hpc.results.tables.table import NOTHING, Cell, Table, format_estimate, paragraph
 from hvae_hpc.runs.plan import Plan
@@ -33,6 +33,13 @@ MEASURES_CAPTION = paragraph(
     are 0 and the image's diagonal.
     """
 )
+COVERS = {
+    "split": "training and test cases (split)",
+    "training": "the generator's training",
+    "seed": "the U-Net's seed",
+    "case": "the test cases of a split",
+}
+"""What an interval may cover, as captions call it."""
 
 
 def build_arms(plan: Plan, scores: Sequence[ArmScores]) -> Table | None:
@@ -49,7 +56,7 @@ def build_arms(plan: Plan, scores: Sequence[ArmScores]) -> Table | None:
         title=f"Arms ({plan.sweep}): segmentation of the test cases",
         columns=tuple(rows[0]),
         rows=tuple(tuple(row.values()) for row in rows),
-        notes=(_caption(plan),),
+        notes=(_caption(plan, scores),),
         numbers=[_numbers_of(s) for s in scores],
         bold=frozenset((i, 3) for i, s in enumerate(scores) if best.get(s.data) == s.arm.name),
     )
@@ -98,7 +105,8 @@ def _numbers_of(scores: ArmScores) -> dict[str, Cell]:
         **_estimate_numbers("difference", scores.difference),
         "better": scores.better if scores.paired else None,
         "paired": scores.paired or None,
-        "p_holm": scores.p,
+        "p": scores.p,
+        "p_seeds": scores.p_seeds,
         "effect_size": scores.effect,
     }
 
@@ -121,34 +129,12 @@ def _estimate_numbers(name: str, estimate: Estimate | None) -> dict[str, Cell]:
     return {name: mean, f"{name}_low": low, f"{name}_high": high}
 
 
-def _caption(plan: Plan) -> str:
-    """Say what the columns are, and what the number of seeds and trainings does to them."""
-    configs = plan.configs(SegmentConfig)
-    seeds = len({(config.split.seed, config.seed) for config in configs})
-    splits = len({config.split.seed for config in configs})
-    generators = len({config.arm.generator_seed for config in configs})
-
-    few = several = budget = ""
-    tested = paragraph(
-        """
-        p: of no difference, the largest of two sign-flip tests, over seeds and over cases, and a
-        t-test with the variance of both, adjusted by Holm for all arms of the data set; bold: the
-        highest, where it is below 0.05.
-        """
-    )
-    least_p = 2 / 2**seeds
-    if least_p >= LEVEL:
-        few = (
-            f" With {seeds} seeds there is no p (none could be below {least_p:.2g}), and intervals"
-            " are too narrow."
-        )
-        tested = ""
-    if splits > 1 or generators > 1:
-        several = (
-            f" Several trainings of a generator are averaged, {splits} split(s) pooled: intervals"
-            " and p are about these trainings and splits, not about others."
-        )
-    if any("@" in config.arm.name for config in configs):
+def _caption(plan: Plan, scores: Sequence[ArmScores]) -> str:
+    """Say what the columns are, and what intervals and p cover."""
+    budget = tested = ""
+    if any(s.p is not None for s in scores):
+        tested = "p: of no difference; bold: the highest, where it is below 0.05."
+    if any("@" in config.arm.name for config in plan.configs(SegmentConfig)):
         budget = paragraph(
             """
             Arms named by a budget (equal epochs, equal steps) are compared with the reference of
@@ -156,13 +142,21 @@ def _caption(plan: Plan) -> str:
             those to the reference above.
             """
         )
-
     return paragraph(
         f"""
-        Hard Dice per case, mean over runs and test cases; in brackets 95 % intervals of a two-way
-        bootstrap over seeds and cases. {few} Against the reference: the mean difference of runs
-        with the same seed, which have the same initial weights and order of the real pairs.
-        {budget} Better: for how many seeds the arm is above. {tested}
-        {several}
+        Hard Dice per case, mean over runs and test cases, in brackets with its 95 % interval.
+        Against the reference: the mean difference of runs with the same seed, which have the same
+        initial weights and order of the real pairs. Its interval and p allow for all arms with that
+        reference (Dunnett's largest t). {_describe_cover(scores)} {budget} Better: for how
+        many seeds the arm is above. {tested}
         """
     )
+
+
+def _describe_cover(scores: Sequence[ArmScores]) -> str:
+    """Say which chance intervals and p cover, and of which there was just one."""
+    missing = {name for s in scores if s.difference for name in s.difference.not_covered}
+    covered = [label for name, label in COVERS.items() if name not in missing]
+    single = [label for name, label in COVERS.items() if name in missing]
+    said = f"Both cover another draw of {', '.join(covered)}" if covered else ""
+    return said + (f", and not of {', '.join(single)}: there was just one." if single else ".")

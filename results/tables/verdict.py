@@ -14,16 +14,16 @@ import pandas as pd
 from hvae_hpc.config.arms import ArmConfig
 from hvae_hpc.results.collect import Collected
 from hvae_hpc.results.labels import REFERENCE, arm_label
+from hvae_hpc.results.max_t import LEVEL
 from hvae_hpc.results.scores import (
-    LEVEL,
     ArmScores,
-    can_be_tested,
     count_above,
     dice_of,
+    mean_by_seed,
     subtract,
     to_blocks,
 )
-from hvae_hpc.results.statistics import Estimate, bootstrap_mean, holm, paired_p
+from hvae_hpc.results.statistics import Estimate, compare, estimate_mean
 from hvae_hpc.results.tables.table import format_estimate
 
 MOST_NAMED = 3
@@ -90,7 +90,7 @@ def cross_estimate(
         arm: of_arm[[key in common for key in of_arm.index]].dropna(axis=1, how="all")
         for arm, of_arm in differences.items()
     }
-    seeds = sorted({seed for _, seed in common})
+    seeds = sorted({seed for *_, seed in common})
     cases = sorted({case for table in tables.values() for case in table.columns})
     if len(seeds) < FEWEST_SEEDS or len(cases) < 2:
         return None, ()
@@ -106,7 +106,7 @@ def cross_estimate(
         chosen.append(best)
         others = to_blocks(take_half(tables[best], 1 - half))
         blocks += [block for block in others if block.scores.size]
-    return bootstrap_mean(blocks), tuple(chosen)
+    return estimate_mean(blocks), tuple(chosen)
 
 
 def _describe_gain(best: ArmScores, gain: Estimate | None, chosen: Sequence[ArmConfig]) -> str:
@@ -159,17 +159,20 @@ def _compare_with_standard(
     name = arm_label(largest.arm)
 
     dice = dice_of(collected, data, largest.arm.name)
-    differences = [subtract(dice_of(collected, data, s.arm.name), dice) for s in candidates]
-    if not all(map(can_be_tested, differences)):
+    differences = {
+        s.arm.name: to_blocks(subtract(dice_of(collected, data, s.arm.name), dice))
+        for s in candidates
+    }
+    if not all(differences.values()) or largest.p is None:
         alone = f"{name} alone gives {format_estimate(largest.difference, '+')}"
         return alone if largest.difference else ""
 
     above: list[str] = []
     below: list[str] = []
-    adjusted = holm([paired_p(to_blocks(of_arm)) for of_arm in differences])
-    for s, of_arm, p in zip(candidates, differences, adjusted, strict=True):
-        if p < LEVEL:
-            side = above if np.nanmean(of_arm) > 0 else below
+    compared = compare(differences)
+    for s in candidates:
+        if compared[s.arm.name].p < LEVEL:
+            side = above if compared[s.arm.name].mean > 0 else below
             side.append(arm_label(s.arm))
     if not above and not below:
         return f"no arm with synthetic pairs differs from {name} beyond chance"
@@ -195,12 +198,12 @@ def _compare_combinations(
         difference = subtract(dice, dice_of(collected, data, without))
         if difference.empty:
             continue
-        change = bootstrap_mean(to_blocks(difference))
+        change = estimate_mean(to_blocks(difference))
         unclear = ", which shows no difference" if change.low <= 0 <= change.high else ""
         sentences.append(
             f"{arm_label(s.arm)} against {arm_label(done[without])} alone:"
             f" {format_estimate(change, '+')}, better for"
-            f" {count_above(difference)} of {len(difference)} seeds{unclear}"
+            f" {count_above(difference)} of {len(mean_by_seed(difference))} seeds{unclear}"
         )
     return sentences
 

@@ -1,18 +1,19 @@
 """Mean, standard deviation and intervals against numpy's, against formulas and by simulation."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy.stats import permutation_test, ttest_1samp
+from scipy.stats import multivariate_t, permutation_test, t, ttest_1samp
 
+from hvae_hpc.results.max_t import MaxT
 from hvae_hpc.results.statistics import (
     Block,
     Summary,
-    bootstrap_mean,
-    crossed_t_test,
+    compare,
     effect_size,
-    holm,
-    paired_p,
+    estimate_mean,
     pool,
     sign_flip_test,
     summarise,
@@ -48,67 +49,130 @@ def test_one_part_is_passed_on_untouched() -> None:
     assert pool([one]) is one
 
 
-def scores(
-    runs: int, cases: int, seed: int, of_run: float = 1.0, of_case: float = 1.0, rest: float = 1.0
-) -> Scores:
-    """Draw scores with mean 0 and random effects of run, of case and of both together."""
+def draw(
+    seed: int,
+    arms: int = 1,
+    splits: int = 1,
+    shape: tuple[int, int, int] = (1, 6, 30),
+    sds: tuple[float, float, float] = (0.0, 1.0, 1.0),
+    of_split: float = 0.0,
+    tested: int = 0,
+) -> dict[str, list[Block]]:
+    """Draw differences of arms to one comparator, with mean 0.
+
+    Args:
+        shape: trainings, seeds and cases of each split.
+        sds: of the effects of training, seed and case; the rest has 1.
+        of_split: sd of the effect of a split.
+        tested: different cases in all; 0 where all splits have the same.
+    """
     random = np.random.default_rng(seed)
-    return (
-        of_run * random.normal(size=(runs, 1))
-        + of_case * random.normal(size=(1, cases))
-        + rest * random.normal(size=(runs, cases))
-    )
-
-
-def block(table: Scores, first: int = 0) -> Block:
-    """Name the cases of a split by numbers from one on."""
-    return Block(table, [f"case-{first + i}" for i in range(table.shape[1])])
-
-
-def test_the_bootstrap_s_mean_is_the_mean_and_its_interval_holds_it() -> None:
-    table = scores(10, 40, 0)
-    found = bootstrap_mean([block(table)])
-    assert found.mean == pytest.approx(table.mean())
-    assert found.low < found.mean < found.high
-    assert bootstrap_mean([block(table)]) == found
-    assert bootstrap_mean([block(table + 3)]).low == pytest.approx(found.low + 3)
-
-
-def test_scores_that_differ_by_run_alone_are_as_many_observations_as_runs() -> None:
-    by_run, by_case = scores(10, 100, 1, of_case=0, rest=0), scores(10, 100, 1, of_run=0, rest=0)
-    for table, n, values in ((by_run, 10, by_run[:, 0]), (by_case, 100, by_case[0])):
-        found = bootstrap_mean([block(table)])
-        # The bootstrap's standard error of a mean is sd / sqrt(n) with ddof 0; 4,000
-        # draws know it to some percent.
-        assert (found.high - found.low) / (2 * 1.96) == pytest.approx(
-            values.std() / np.sqrt(n), rel=0.1
+    trainings, seeds, n_cases = shape
+    of_training, of_seed, of_case = sds
+    of_all = of_case * random.normal(size=(arms + 1, 1, 1, tested or n_cases))
+    blocks = {f"arm-{arm}": list[Block]() for arm in range(arms)}
+    for _ in range(splits):
+        cases = random.choice(of_all.shape[-1], n_cases, replace=False)
+        table = (
+            of_split * random.normal(size=(arms + 1, 1, 1, 1))
+            + of_training * random.normal(size=(arms + 1, trainings, 1, 1))
+            + of_seed * random.normal(size=(arms + 1, 1, seeds, 1))
+            + of_all[..., cases]
+            + random.normal(size=(arms + 1, *shape))
         )
+        for arm, of_arm in enumerate(blocks.values()):
+            scores = (table[arm + 1] - table[0]) / np.sqrt(2)
+            of_arm.append(Block(scores, [f"case-{case}" for case in cases], trainings > 1))
+    return blocks
 
 
-def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
-    for of_case, rest in ((1.0, 1.0), (0.3, 2.0)):
-        tables = [scores(10, 60, seed, of_case=of_case, rest=rest) for seed in range(80)]
-        covered = np.mean(
-            [
-                found.low < 0 < found.high
-                for found in (bootstrap_mean([block(table)]) for table in tables)
-            ]
-        )
-        assert 0.84 < covered < 0.99  # treated as 600 observations it would be about a third
+def block(runs: Scores) -> Block:
+    """Make a block of (seeds, cases)."""
+    return Block(runs[None], [f"case-{i}" for i in range(runs.shape[1])])
 
 
-def test_splits_are_averaged_and_their_spread_is_not_drawn() -> None:
-    one, other = scores(5, 30, 2), scores(5, 30, 3) + 10
-    a, b = block(one), block(other, first=30)
-    both = bootstrap_mean([a, b])
-    assert both.mean == pytest.approx((one.mean() + other.mean()) / 2)
-    widths = [found.high - found.low for found in map(bootstrap_mean, ([a], [b], [a, b]))]
-    assert widths[2] == pytest.approx(np.hypot(widths[0], widths[1]) / 2, rel=0.1)
+def test_one_arm_is_the_plain_t_test_where_only_seeds_or_only_cases_differ() -> None:
+    random = np.random.default_rng(1)
+    by_seed = np.repeat(random.normal(0.5, 1, (6, 1)), 40, axis=1)
+    by_case = np.repeat(random.normal(0.2, 1, (1, 40)), 6, axis=0)
+    for table, values in ((by_seed, by_seed[:, 0]), (by_case, by_case[0])):
+        plain, ours = ttest_1samp(values, 0), estimate_mean([block(table)])
+        assert ours.p == pytest.approx(plain.pvalue, rel=1e-3)
+        interval = plain.confidence_interval()
+        assert (ours.low, ours.high) == pytest.approx(tuple(interval), rel=1e-3)
+        assert ours.freedom == pytest.approx(len(values) - 1)
 
 
-def test_equal_scores_have_an_interval_of_no_width() -> None:
-    found = bootstrap_mean([block(np.full((4, 7), 0.25))])
-    assert (found.low, found.mean, found.high) == pytest.approx((0.25, 0.25, 0.25))
+def test_what_does_not_vary_is_certain_and_what_was_not_repeated_is_unknown() -> None:
+    zeros, ones = estimate_mean([block(np.zeros((3, 4)))]), estimate_mean([block(np.ones((3, 4)))])
+    assert (zeros.p, zeros.low, zeros.high) == (1.0, 0.0, 0.0)
+    assert (ones.p, ones.low, ones.high) == (0.0, 1.0, 1.0)
+    single = estimate_mean([block(np.ones((1, 1)))])
+    assert (single.p, single.freedom, single.low, single.high) == (1.0, 0, -np.inf, np.inf)
+    assert compare({}) == {}
+
+
+@pytest.mark.parametrize(
+    ("splits", "shape", "has_generator", "missing"),
+    [
+        (1, (1, 6, 9), False, ("split",)),
+        (1, (1, 6, 9), True, ("split", "training")),
+        (1, (2, 1, 9), True, ("split", "seed")),
+        (1, (2, 3, 1), True, ("split", "case")),
+        (2, (1, 1, 9), True, ()),
+    ],
+)
+def test_what_was_not_repeated_is_named(
+    splits: int, shape: tuple[int, int, int], has_generator: bool, missing: tuple[str, ...]
+) -> None:
+    (blocks,) = draw(0, splits=splits, shape=shape).values()
+    made = [each._replace(has_trainings=has_generator) for each in blocks]
+    assert estimate_mean(made).not_covered == missing
+
+
+@pytest.mark.parametrize(
+    "design",
+    [
+        {"shape": (1, 8, 20)},
+        {"shape": (3, 8, 20), "sds": (1.0, 1.0, 1.0)},
+        {"splits": 4, "shape": (2, 3, 20), "of_split": 0.7, "tested": 40},
+        {"splits": 4, "shape": (1, 3, 20), "of_split": 0.7},
+    ],
+)
+def test_the_standard_error_is_that_of_means_that_are_drawn_anew(design: dict[str, Any]) -> None:
+    results = [estimate_mean(draw(seed, **design)["arm-0"]) for seed in range(250)]
+    spread = np.std([each.mean for each in results])
+    error = np.sqrt(np.mean([each.standard_error**2 for each in results]))
+    assert error == pytest.approx(spread, rel=0.15)
+
+
+def test_interval_and_p_agree_and_all_arms_together_rarely_alarm() -> None:
+    drawn = [compare(draw(seed, arms=15, shape=(1, 8, 30))) for seed in range(100)]
+    for each in (each for of_sweep in drawn for each in of_sweep.values()):
+        assert (each.p < 0.05) is not (each.low <= 0 <= each.high)
+    alarms = [any(each.p < 0.05 for each in of_sweep.values()) for of_sweep in drawn]
+    assert np.mean(alarms) < 0.1  # 0.4 where each arm is tested alone
+
+
+def test_arms_of_one_design_lend_each_other_what_three_splits_cannot_tell() -> None:
+    alike = draw(3, arms=15, splits=3, shape=(2, 4, 30), of_split=1.0)
+    together, alone = compare(alike)["arm-0"], estimate_mean(alike["arm-0"])
+    assert together.mean == alone.mean
+    assert alone.freedom < 3 < together.freedom
+    other = {"arm-0": alike["arm-0"], "other": draw(4, splits=3, shape=(2, 3, 30))["arm-0"]}
+    assert compare(other)["arm-0"].freedom == pytest.approx(alone.freedom)
+
+
+def test_largest_of_equal_t_values_is_dunnett_s() -> None:
+    for n, freedom, q in ((2, 10, 2.6), (5, 4, 3.0), (9, 60, 2.9)):
+        correlated = multivariate_t(shape=0.5 * np.eye(n) + 0.5, df=freedom, seed=0)
+        inside = correlated.cdf(np.full(n, q), lower_limit=np.full(n, -q))
+        p = 2 * float(t.sf(q, freedom))
+        assert MaxT(n, 0.5, freedom).adjust(p) == pytest.approx(1 - inside, abs=1e-3)
+    assert MaxT(1, 0.0, 7).level() == pytest.approx(0.05, rel=1e-4)
+    alone = MaxT(15, 0.0, 1e9)
+    assert alone.adjust(0.01) == pytest.approx(1 - 0.99**15, rel=1e-2)
+    assert alone.adjust(alone.level()) == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize("n", [2, 5, 10])
@@ -134,93 +198,12 @@ def test_many_differences_are_flipped_at_random_close_to_the_exact_test() -> Non
     )
 
 
-@pytest.mark.parametrize(("of_run", "of_case", "rest"), [(0.3, 0.3, 1.0), (0.6, 1.0, 0.1)])
-def test_under_no_difference_the_test_alarms_as_rarely_as_it_says(
-    of_run: float, of_case: float, rest: float
-) -> None:
-    tables = [scores(9, 25, seed, of_run, of_case, rest) for seed in range(200)]
-    assert np.mean([paired_p([block(table)]) < 0.05 for table in tables]) < 0.065
-    error = np.sqrt(of_run**2 / 9 + of_case**2 / 25 + rest**2 / 225)
-    shifted = [table + 4 * error for table in tables[:40]]
-    assert np.mean([paired_p([block(table)]) < 0.05 for table in shifted]) > 0.8
-
-
-def test_the_crossed_t_test_is_the_plain_one_where_only_runs_or_only_cases_differ() -> None:
-    by_run, by_case = (
-        scores(6, 40, 1, of_case=0, rest=0) + 0.5,
-        scores(6, 40, 1, of_run=0, rest=0) + 0.2,
-    )
-    assert crossed_t_test([block(by_run)]) == pytest.approx(ttest_1samp(by_run[:, 0], 0).pvalue)
-    assert crossed_t_test([block(by_case)]) == pytest.approx(ttest_1samp(by_case[0], 0).pvalue)
-    halves = [block(by_run[:3]), block(by_run[3:])]  # of two splits on the same cases
-    assert crossed_t_test(halves) == pytest.approx(ttest_1samp(by_run[:, 0], 0).pvalue)
-    assert (
-        crossed_t_test([block(np.zeros((3, 4)))]),
-        crossed_t_test([block(np.ones((3, 4)))]),
-    ) == (1.0, 0.0)
-    assert crossed_t_test([block(np.ones((1, 4)))]) == 1.0
-
-
-def test_the_crossed_t_test_s_variance_is_that_of_means_of_new_runs_and_cases() -> None:
-    tables = [scores(8, 30, seed, 0.4, 1.2, 1.0) for seed in range(300)]
-    spread = np.std([table.mean() for table in tables])
-    p_values = [crossed_t_test([block(table)]) for table in tables]
-    assert np.std([table.mean() for table in tables]) == pytest.approx(
-        np.sqrt(0.16 / 8 + 1.44 / 30 + 1 / 240), rel=0.1
-    )
-    assert np.mean([p < 0.317 for p in p_values]) == pytest.approx(
-        np.mean([abs(table.mean()) > spread for table in tables]), abs=0.06
-    )
-
-
-def splits_of(
-    seed: int, splits: int = 5, runs: int = 3, of_all: int = 80, tested: int = 40
-) -> list[Block]:
-    """Draw scores, with mean 0, of runs on several draws of test cases from the same ones, which differ much."""
-    random = np.random.default_rng(seed)
-    of_case = random.normal(size=of_all)
-    found = []
-    for _ in range(splits):
-        cases = random.choice(of_all, tested, replace=False)
-        table = (
-            of_case[cases]
-            + 0.3 * random.normal(size=(runs, 1))
-            + 0.5 * random.normal(size=(runs, tested))
-        )
-        found.append(Block(table, [f"case-{case}" for case in cases]))
-    return found
-
-
-def test_a_case_in_several_splits_is_one_observation() -> None:
-    drawn = [splits_of(seed) for seed in range(80)]
-    covered = np.mean([found.low < 0 < found.high for found in map(bootstrap_mean, drawn)])
-    assert covered > 0.88  # 0.73 where a case counts in each split again
-    assert np.mean([paired_p(blocks) < 0.05 for blocks in drawn]) < 0.08
-    (same,) = [block(scores(4, 20, 5))]
-    assert effect_size([same, same]) == pytest.approx(effect_size([same]))
-
-
-def test_holm_is_the_step_down_of_bonferroni() -> None:
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([0.5, 0.9]) == [1.0, 1.0]
-    assert holm([]) == []
-    p_values = np.random.default_rng(0).random(9)
-    for adjusted, level in ((holm(list(p_values)), level) for level in (0.05, 0.2, 0.5)):
-        rejected: set[int] = (
-            set()
-        )  # by Holm's own words: the smallest first, until one is not below level / those left
-        for rank, index in enumerate(np.argsort(p_values)):
-            if p_values[index] > level / (9 - rank):
-                break
-            rejected.add(int(index))
-        assert {i for i, p in enumerate(adjusted) if p <= level} == rejected
-
-
 def test_the_effect_size_is_that_of_the_cases_means() -> None:
-    table = scores(6, 50, 3) + 1
+    table = np.random.default_rng(3).normal(1, 1, (6, 50))
     of_cases = table.mean(0)
     assert effect_size([block(table)]) == pytest.approx(
         ttest_1samp(of_cases, 0).statistic / np.sqrt(50)
     )
+    assert effect_size([block(table)] * 2) == effect_size([block(table)])
     assert effect_size([block(np.full((3, 4), 0.1))]) is None
     assert effect_size([block(np.zeros((3, 1)))]) is None

@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from hvae_hpc.results.collect import Collected, collect
 from hvae_hpc.results.figures.dose import draw_dose
 from hvae_hpc.results.scores import score_arms
-from hvae_hpc.results.statistics import Block, bootstrap_mean
+from hvae_hpc.results.statistics import Block, estimate_mean
 from hvae_hpc.runs.plan import read_plan
 from tests.results.made_up import PAPER_ARMS, SMALL_ARMS, write_sweep
 
@@ -30,7 +31,7 @@ def matrix(collected: Collected, arm: str) -> NDArray[np.float64]:
 
 
 def named(scores: NDArray[np.float64]) -> Block:
-    return Block(scores, [str(case) for case in range(scores.shape[1])])
+    return Block(scores[None], [str(case) for case in range(scores.shape[1])])
 
 
 def lines_of(figure: Figure, panel: int) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
@@ -53,7 +54,7 @@ def test_every_dose_has_its_mean_and_its_interval_over_seeds_and_cases(tmp_path:
         "VAE",
         "HVAE",
     ]
-    estimates = [bootstrap_mean([named(matrix(collected, f"hvae+{n}"))]) for n in (100, 300)]
+    estimates = [estimate_mean([named(matrix(collected, f"hvae+{n}"))]) for n in (100, 300)]
     means, ends = lines_of(figure, 0)[4]
     np.testing.assert_allclose(means, [estimate.mean for estimate in estimates])
     np.testing.assert_allclose(ends, [(estimate.low, estimate.high) for estimate in estimates])
@@ -62,9 +63,12 @@ def test_every_dose_has_its_mean_and_its_interval_over_seeds_and_cases(tmp_path:
 
 def test_below_is_the_paired_difference_to_the_reference(tmp_path: Path) -> None:
     figure, _, collected = draw(tmp_path)
+    plan = read_plan(tmp_path / "plans/small.json")
+    (scores,) = [s for s in score_arms(plan, collected) if s.arm.name == "vae+300"]
+    estimate = scores.difference
     less = matrix(collected, "vae+300") - matrix(collected, "reference")
+    assert estimate.mean == pytest.approx(less.mean())
     means, ends = lines_of(figure, 1)[3]
-    estimate = bootstrap_mean([named(less)])
     np.testing.assert_allclose([means[1], *ends[1]], [estimate.mean, estimate.low, estimate.high])
 
 
@@ -76,7 +80,7 @@ def test_standard_arms_stand_before_the_doses_and_the_reference_goes_on_as_a_lev
     ticks = [tick.get_text() for tick in lower.get_xticklabels()]
     assert ticks[:5] == ["none", "×2", "×3", "×5", "+100"]
     means, ends = lines_of(figure, 0)[1]
-    estimate = bootstrap_mean([named(matrix(collected, "standard-x5"))])
+    estimate = estimate_mean([named(matrix(collected, "standard-x5"))])
     np.testing.assert_allclose([means[2], *ends[2]], [estimate.mean, estimate.low, estimate.high])
     levels = [list(axes.lines[-1].get_ydata()) for axes in (upper, lower)]
     reference = matrix(collected, "reference").mean()
@@ -89,7 +93,7 @@ def test_with_one_seed_the_interval_is_over_cases_and_the_axis_says_so(tmp_path:
     assert figure.axes[-1].get_xlabel().endswith("95 % interval over cases (one seed)")
     _, ends = lines_of(figure, 0)[1]
     assert np.ptp(ends) > 0
-    estimate = bootstrap_mean([named(matrix(collected, SMALL_ARMS[2].name))])
+    estimate = estimate_mean([named(matrix(collected, SMALL_ARMS[2].name))])
     np.testing.assert_allclose(ends[0], (estimate.low, estimate.high))
 
 

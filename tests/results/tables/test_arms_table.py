@@ -13,7 +13,7 @@ from hvae_hpc.config.model import MovesConfig
 from hvae_hpc.results.collect import collect
 from hvae_hpc.results.labels import arm_label
 from hvae_hpc.results.scores import reference_of, score_arms, supported_best
-from hvae_hpc.results.statistics import holm, sign_flip_test
+from hvae_hpc.results.statistics import sign_flip_test
 from hvae_hpc.results.tables.arms import build_arms
 from hvae_hpc.results.tables.build import sweep_remarks
 from hvae_hpc.results.tables.table import Table
@@ -53,7 +53,7 @@ def test_the_difference_is_the_mean_of_those_of_equal_seeds(tmp_path: Path) -> N
     differences = np.array(hvae) - np.array(reference)
     assert float(rows["hvae+300"]["dice"]) == pytest.approx(np.mean(hvae))
     assert float(rows["hvae+300"]["difference"]) == pytest.approx(differences.mean())
-    assert float(rows["hvae+300"]["difference_low"]) == pytest.approx(differences.min(), abs=0.01)
+    assert float(rows["hvae+300"]["difference_low"]) < differences.min()
     assert (rows["hvae+300"]["better"], rows["hvae+300"]["paired"]) == (
         str((differences > 0).sum()),
         "3",
@@ -120,7 +120,10 @@ def test_several_trainings_of_a_generator_are_averaged_and_not_taken_for_more_se
         [dice[run.run_id] for run in reference]
     )
     assert float(row["difference"]) == pytest.approx(expected)
-    assert "Several trainings of a generator are averaged" in table_of(tmp_path).notes[0]
+    assert (
+        "not of training and test cases (split): there was just one."
+        in (table_of(tmp_path).notes[0])
+    )
 
 
 def test_arms_of_a_budget_are_compared_with_the_reference_of_that_budget() -> None:
@@ -152,31 +155,28 @@ def test_only_arms_of_the_sweep_s_own_budget_are_set_in_bold(tmp_path: Path) -> 
     assert {s.arm.name: s.versus for s in scores}["copies-x5@epochs"] == "reference@epochs"
 
 
-def test_few_seeds_are_called_no_test_and_many_are_not(tmp_path: Path) -> None:
+def test_the_caption_says_what_intervals_do_not_cover(tmp_path: Path) -> None:
     write_sweep(tmp_path, seeds=3)
+    one_split = "not of training and test cases (split), the generator's training"
+    assert f"{one_split}: there was just one." in table_of(tmp_path).notes[0]
+    write_sweep(tmp_path, seeds=1)
     table = table_of(tmp_path)
-    assert (
-        "With 3 seeds there is no p (none could be below 0.25), and intervals are too narrow."
-        in table.notes[0]
-    )
+    assert f"{one_split}, the U-Net's seed: there was just one." in table.notes[0]
     assert {row[table.columns.index("p")] for row in table.rows} == {"", "—"}
-    write_sweep(tmp_path, seeds=6)
-    assert "too narrow" not in table_of(tmp_path).notes[0]
 
 
-def test_p_values_are_adjusted_for_all_arms_of_a_data_set(tmp_path: Path) -> None:
-    runs = write_sweep(tmp_path, arms=SMALL_ARMS[:3], seeds=8)
+def test_interval_and_p_agree_for_every_arm_and_a_sign_flip_stands_beside_them(
+    tmp_path: Path,
+) -> None:
+    runs = write_sweep(tmp_path, seeds=8)
     rows = rows_of(table_of(tmp_path))
-    raw = {}
-    for arm in (SMALL_ARMS[1].name, SMALL_ARMS[2].name):
+    assert rows.pop("reference")["p"] == ""
+    for arm, row in rows.items():
+        inside = float(row["difference_low"]) <= 0 <= float(row["difference_high"])
+        assert inside is (float(row["p"]) >= 0.05)
         pairs = zip(segments(runs, arm), segments(runs, "reference"), strict=True)
         by_seed = np.array([fake_dice(one) - fake_dice(other) for one, other in pairs])
-        # Every case of a made-up run differs alike, so that the test over 12 cases has
-        # the least p there is.
-        raw[arm] = max(sign_flip_test(by_seed), 2 / 2**12)
-    for arm, adjusted in zip(raw, holm(list(raw.values())), strict=True):
-        assert float(rows[arm]["p_holm"]) == pytest.approx(adjusted)
-    assert rows["reference"]["p_holm"] == ""
+        assert float(row["p_seeds"]) == pytest.approx(sign_flip_test(by_seed))
 
 
 def test_an_arm_without_runs_has_dashes(tmp_path: Path) -> None:
