@@ -39,8 +39,8 @@ SET_COLUMNS = (
     *(*MASK_MEDIANS, "copying"),
 )
 LIKELIHOOD_METRICS = (
-    *("cases", "log_likelihood", "spread", "effective_samples", "acceptance"),
-    *("bits_per_pixel", "importance_bound", "elbo"),
+    *("cases", "log_likelihood", "log_likelihood_before", "gap", "temperatures"),
+    *("effective_samples", "acceptance", "bits_per_pixel", "importance_bound", "elbo"),
 )
 DRAW_METRICS = ("draws", "rejected", "smallest_mask_px", "acceptance", "movement")
 

@@ -25,7 +25,7 @@ Stage = Literal["train", "likelihood", "generate", "augment", "quality", "segmen
 
 STAGE_VERSIONS: dict[Stage, int] = {
     "train": 2,
-    "likelihood": 1,
+    "likelihood": 2,
     "generate": 1,
     "augment": 1,
     "quality": 3,
@@ -89,10 +89,10 @@ class TrainConfig:
 class LikelihoodConfig:
     """How likely a trained generator with an encoder finds held-out pairs.
 
-    Annealed importance sampling of log p(x, m) = log of the integral of p(x, m|z) N(z; 0, I), at
-    mask_weight 1, so that generators are compared and not their encoders or flows. Beside it stand
-    the importance-weighted bound of the encoder's Gaussian and the ELBO without and with the flow,
-    at mask_weight 1 as well.
+    A stochastic lower bound of log p(x, m), by annealed importance sampling of the integral of
+    p(x, m|z) N(z; 0, I), at mask_weight 1, so that generators are compared and not their encoders
+    or flows. Beside it stand the importance-weighted bound of the encoder's Gaussian and the ELBO
+    without and with the flow, at mask_weight 1 as well.
 
     Attributes:
         cases: the first so many of the split's test cases (fewer where there are fewer), the first
@@ -100,11 +100,14 @@ class LikelihoodConfig:
         start: "encoder" anneals from q(z|x, m), "prior" from N(0, I), which asks for more
             temperatures.
         chains: per pair.
-        temperatures: from the start to the posterior; one Metropolis proposal at each.
+        temperatures: of the first estimate, from the start to the posterior; one Metropolis
+            proposal at each.
         leaps: of each proposal.
         step_size: the first one, in standard deviations of the start; a run of its own adapts it at
             each temperature.
-        estimates: independent ones; how far they spread says how much to believe them.
+        estimates: at most so many, each of twice the temperatures of the one before: one more
+            takes as long as all before it.
+        agree_nats: no further estimate where two in turn differ by no more than this on average.
         importance_samples: of the importance-weighted bound.
         seed: of all draws.
     """
@@ -116,20 +119,22 @@ class LikelihoodConfig:
     cases: int = 0
     start: Literal["encoder", "prior"] = "encoder"
     chains: int = 8
-    temperatures: int = 200
+    temperatures: int = 100
     leaps: int = 2
     step_size: float = 0.3
-    estimates: int = 2
+    estimates: int = 3
+    agree_nats: float = 1.0
     importance_samples: int = 1000
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require("more than 0", self, "chains", "temperatures", "leaps", "step_size")
+        require("more than 0", self, "chains", "leaps", "step_size")
         require("more than 0", self, "importance_samples")
-        require("0 or more", self, "cases")
-        if self.estimates < 2:
+        require("0 or more", self, "cases", "agree_nats")
+        if min(self.estimates, self.temperatures) < 2:
             raise ValueError(
-                f"estimates is {self.estimates}, expected 2 or more: one alone has no spread"
+                f"estimates is {self.estimates} and temperatures {self.temperatures}, expected 2 "
+                "or more of each: one alone does not say how far it is off"
             )
 
 

@@ -8,6 +8,7 @@ taken: Metropolis' rule is false for a NaN.
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -174,13 +175,15 @@ def anneal(
     temperatures: int,
     leaps: int,
     step_sizes: Sequence[float],
-    power: float = 4.0,
+    end: Tensor | None = None,
 ) -> Annealing:
-    """Estimate the log of the integral of exp(-energy); the weights' mean is unbiased for it.
+    """Estimate the integral of exp(-energy); the weights' mean is unbiased for it.
+
+    So its logarithm is a stochastic lower bound. The way back from exact draws of the target gives
+    weights of the reciprocal, and so an upper bound.
 
     From a Gaussian to exp(-energy) by the densities f_0^(1 - b) exp(-b energy) with b = (t /
-    T)^power: most of the way lies near the start, where a Gaussian that does not fit weighs
-    heavily. One Metropolis step at each.
+    T)^4, as most of the way lies near the start. One Metropolis step at each.
 
         log w = sum_t (b_t - b_(t-1)) (-energy(z_(t-1)) - log f_0(z_(t-1)))
 
@@ -191,22 +194,22 @@ def anneal(
         temperatures: T.
         leaps: of each proposal.
         step_sizes: one for each temperature, for an unbiased estimate; or the first one alone, from
-            which they are adapted on the way: such a run finds the step sizes for others.
-        power: see above.
+            which they are adapted on the way, for other runs.
+        end: exact draws (n, d) to go back from; None to set out from the Gaussian.
 
-    Source: Neal (2001), Annealed importance sampling; Wu et al. (2017), On the quantitative
-    analysis of decoder-based generative models.
+    Source: Neal (2001); Grosse et al. (2015), bidirectional Monte Carlo.
     """
+    shares = [(t / temperatures) ** 4 for t in range(temperatures + 1)]
+    if end is not None:
+        shares, step_sizes = shares[::-1], step_sizes[::-1]
     step_size = 0.0
     used: list[float] = []
     rates: list[float] = []
-    here = stand_at(start.draw(generator))
+    here = stand_at(start.draw(generator) if end is None else end)
     log_weights = torch.zeros(len(here.z), dtype=torch.float64, device=here.z.device)
 
-    share = 0.0
-    for t in range(1, temperatures + 1):
+    for t, (before, share) in enumerate(pairwise(shares), 1):
         # The weight of one temperature more, at where the chains stand.
-        before, share = share, (t / temperatures) ** power
         log_weights += (share - before) * (start.energy(here.z) - here.value).double()
         if t == temperatures:
             break

@@ -35,10 +35,6 @@ from hvae_hpc.training.batches import require_unseen, to_tensors
 from hvae_hpc.training.train import read_split
 
 EXPORT_SCHEMA = 1
-FEWEST_THIRD_CASES = 19
-"""From so many on, at most 5 % of new real images are flagged as copies."""
-THIRD_CASES = 100
-"""No more than so many are read."""
 
 
 class ExportedRun(NamedTuple):
@@ -48,8 +44,6 @@ class ExportedRun(NamedTuple):
         synthetic: their spacing is the median of the real ones', NaN where one of those is unknown.
         real, test: of the cases that the generator was trained on, and of those that it must not
             have seen.
-        third: of cases that are neither, by which copies are told from new images; None where there
-            are too few.
         train_cases: what the generator was trained on.
         counts: of draws, accepted and rejected ones.
         draw_numbers: of each pair; earlier versions' pairs.h5 has none.
@@ -59,7 +53,6 @@ class ExportedRun(NamedTuple):
     synthetic: Pairs
     real: Pairs
     test: Pairs
-    third: Pairs | None
     train_cases: list[str]
     counts: dict[str, int]
     draw_numbers: list[int] | None
@@ -98,7 +91,9 @@ def export_pairs(
 
     # Find the copies.
     source = _read_source(plan, run_id)
-    copies = _find_copies(source)
+    # Test images have no part in this: they may be what results are judged by.
+    real = source.real
+    copies = find_copies(source.synthetic.images, real.images, None, real.case_ids)
     kept, left_out = _choose_pairs(copies, keep_copies)
 
     # Write the pairs and their manifest.
@@ -106,7 +101,7 @@ def export_pairs(
     chosen = [records[row] for row in kept]
     parts = [Part(kind="synthetic", pairs=take(source.synthetic, kept), records=chosen)]
     if form == "nnunet" and not synthetic_only:
-        parts += [_real_part("real", source.real), _real_part("test", source.test)]
+        parts += [_real_part("real", real), _real_part("test", source.test)]
     name = f"Dataset{dataset_id:03d}_{_plain(plan.runs[run_id].label)}" if form == "nnunet" else "."
     content: dict[str, Any] = {"schema": EXPORT_SCHEMA, "form": form}
     content |= {**_describe_origin(plan, run_id, source, copies), "folder": name}
@@ -121,14 +116,6 @@ def export_pairs(
 
     remarks = _remarks_on_nnunet(parts, synthetic_only) if form == "nnunet" else []
     return [*_sum_up(folder / name, parts, copies, len(left_out)), *remarks]
-
-
-def _find_copies(source: ExportedRun) -> Copies:
-    """Find copies without a look at the test images: these may be what results are judged by."""
-    images, real, third = source.synthetic.images, source.real, source.third
-    if third is None:
-        return find_copies(images, real.images, None, real.case_ids)
-    return find_copies(images, real.images, third.images, real.case_ids, third.case_ids)
 
 
 def _choose_pairs(copies: Copies, keep_copies: bool) -> tuple[list[int], list[int]]:
@@ -198,15 +185,11 @@ def _read_source(plan: Plan, run_id: str) -> ExportedRun:
         ) from error
     require_unseen(path, train_cases, split.test)
     real = _shrink(read_dataset(data, train_cases), config.image_px)
-    # Cases that nobody trains or tests on.
-    spare = [case for case in (*split.train, *split.spare) if case not in train_cases]
-    third = spare[:THIRD_CASES] if len(spare) >= FEWEST_THIRD_CASES else []
     spacing = np.repeat(np.median(real.spacing_mm, 0, keepdims=True), len(pairs), 0)
     return ExportedRun(
         synthetic=replace(pairs, spacing_mm=spacing),
         real=real,
         test=_shrink(read_dataset(data, split.test), config.image_px),
-        third=_shrink(read_dataset(data, third), config.image_px) if third else None,
         train_cases=train_cases,
         counts=counts,
         draw_numbers=draw_numbers,
@@ -281,8 +264,8 @@ def _describe_origin(plan: Plan, run_id: str, source: ExportedRun, copies: Copie
         "copies": {
             "flagged": int(copies.flagged.sum()),
             "of": len(copies.flagged),
-            "held_out": "third set" if source.third else "each training case in turn",
-            "held_out_images": len(source.third or source.real),
+            "held_out": "each training case in turn",
+            "held_out_images": len(source.real),
             "threshold": copies.threshold,
             "p_value": copies.p_value,
             "copying": copies.copying,

@@ -27,7 +27,7 @@ SHARE_UNET = 0.2
 """Share of it that a U-Net is taken to reach: about that of an H200; other cards were not tried."""
 SECONDS_PER_RUN = 2.0
 """Reading the data, making the network, writing the results."""
-SECONDS = {"likelihood": 3000.0, "generate": 10.0, "augment": 15.0, "quality": 900.0}
+SECONDS = {"likelihood": 5000.0, "generate": 10.0, "augment": 15.0, "quality": 900.0}
 """What a run of these stages takes on images of ``TYPICAL_PX`` with the paper's settings."""
 TYPICAL_PX = 240
 SMALL_BYTES = 2e6

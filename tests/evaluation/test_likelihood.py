@@ -68,6 +68,21 @@ def test_the_mean_annealed_weight_is_the_integral_however_few_the_temperatures(
     assert error < 0.1
 
 
+def test_the_way_back_from_exact_draws_is_unbiased_for_the_reciprocal() -> None:
+    generator = torch.Generator().manual_seed(5)
+    centre, deviation = torch.tensor([[1.0, -1.0], [0.2, 0.5]], dtype=torch.float64)
+    exact = centre + deviation * torch.randn(40_000, 2, generator=generator, dtype=torch.float64)
+    pilot = run_annealing(500, 3, (0.5,))
+    back = run_annealing(40_000, 6, pilot.step_sizes, end=exact)
+    weights = back.log_weights.exp()
+    error = float(weights.std() / math.sqrt(len(weights)))
+    assert float(weights.mean()) == pytest.approx(1 / 3, abs=4 * error)
+    assert error < 0.015
+    # And so the two bounds enclose the truth.
+    there = run_annealing(40_000, 7, pilot.step_sizes)
+    assert float(there.log_weights.mean()) < math.log(3) < float(-back.log_weights.mean())
+
+
 def test_more_temperatures_make_the_weights_more_alike() -> None:
     spreads = [
         float(run_annealing(4_000, 2, (0.3,), temperatures=n).log_weights.std())
@@ -109,7 +124,9 @@ def test_the_estimate_is_the_known_evidence_and_the_bounds_lie_below(
     truth = evidence(model.decoder)
     assert found["log_likelihood"].tolist() == pytest.approx([truth] * 2, abs=0.1)
     assert found["importance_bound"].tolist() == pytest.approx([truth] * 2, abs=0.1)
-    assert float(found["spread"].max()) < 0.2
+    # Two estimates in turn agree, so there is no third one.
+    assert found["temperatures"].tolist() == [160, 160]
+    assert float((found["log_likelihood"] - found["log_likelihood_before"]).abs().max()) < 0.2
     assert (found["effective_samples"] > 100).all()
     assert (found["elbo"] < truth).all()
     assert (found["elbo_flow"] < truth).all()
@@ -124,6 +141,42 @@ def test_the_estimate_is_the_known_evidence_and_the_bounds_lie_below(
         )
         == 3
     )
+
+
+def test_temperatures_are_doubled_until_two_bounds_agree_or_the_budget_ends() -> None:
+    model = linear_model(n_leapfrog=0)
+    data = PairTensors(
+        images=3 + observed().expand(4, -1, -1, -1), masks=torch.zeros(4, 1, 2, 2).double()
+    )
+    asked = config(start="prior", chains=3, temperatures=3, leaps=1, importance_samples=1)
+
+    def estimate(estimates: int, agree_nats: float) -> dict[str, Tensor]:
+        limits = {"estimates": estimates, "agree_nats": agree_nats}
+        with torch.no_grad():
+            numbers = estimate_likelihood(model, data, replace(asked, **limits), 0)
+        assert numbers is not None
+        return numbers
+
+    assert estimate(5, 1e6)["temperatures"].tolist() == [6] * 4
+    assert estimate(3, 0)["temperatures"].tolist() == [12] * 4
+    third, fourth = estimate(3, 0), estimate(4, 0)
+    assert torch.equal(fourth["log_likelihood_before"], third["log_likelihood"])
+    assert fourth["log_likelihood"].mean() > estimate(2, 0)["log_likelihood_before"].mean()
+
+
+def test_the_gap_is_small_where_the_bounds_are_tight_and_large_where_they_are_not() -> None:
+    model = linear_model(n_leapfrog=0)
+    gaps = []
+    for temperatures in (2, 60):
+        asked = config(start="prior", chains=8, temperatures=temperatures, estimates=2)
+        with torch.no_grad():
+            like = observed().expand(8, -1, -1, -1)
+            z, pairs = likelihood._make_pairs(model, like, seed=0)
+            numbers = estimate_likelihood(model, pairs, asked, 0, made_from=z)
+        assert numbers is not None
+        assert list(numbers) == ["gap"]
+        gaps.append(float(numbers["gap"].mean()))
+    assert gaps[0] > 5 * gaps[1] > 0
 
 
 def test_each_row_is_encoded_once_and_parts_of_them_give_the_same_numbers(
@@ -189,6 +242,7 @@ def test_the_stage_measures_held_out_cases_at_the_joint_s_own_weight(tmp_path: P
     per_case = [numbers["log_likelihood"] for numbers in outcome.per_case.values()]
     assert outcome.metrics["log_likelihood"] == pytest.approx(sum(per_case) / 3)
     bits = -outcome.metrics["log_likelihood"] / (16 * 16 * math.log(2))
+    assert outcome.metrics["gap"] > -1
     assert outcome.metrics["bits_per_pixel"] == pytest.approx(bits)
     # A mask of 256 undecided pixels is worth 177 nats; at weight 20 it would be 3,500.
     assert outcome.metrics["log_likelihood"] > outcome.metrics["elbo"] - 1

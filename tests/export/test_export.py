@@ -23,6 +23,7 @@ from hvae_hpc.export import formats
 from hvae_hpc.export import pairs as export
 from hvae_hpc.export.formats import Part, make_folds
 from hvae_hpc.jobs.worker.run import execute
+from hvae_hpc.metrics.memorisation import Copies, find_copies
 from hvae_hpc.preprocess.store.manifest import read_manifest
 from hvae_hpc.preprocess.store.pairs import Pairs
 from hvae_hpc.preprocess.store.shards import read_pairs, write_pairs
@@ -353,21 +354,22 @@ def test_copies_are_left_out_and_counted(form: str, project: Project, command: C
     assert all((project.out / manifest["folder"] / pair["image"]).is_file() for pair in kept)
 
 
-@pytest.mark.parametrize(
-    ("fewest", "by", "images"), [(19, "each training case in turn", 7), (2, "third set", 2)]
-)
 def test_copies_are_decided_without_test_images(
-    fewest: int,
-    by: str,
-    images: int,
-    project: Project,
-    command: Command,
-    monkeypatch: pytest.MonkeyPatch,
+    project: Project, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "FEWEST_THIRD_CASES", fewest)
+    said = []
+
+    def find(*given: Any) -> Copies:
+        said.append(given)
+        return find_copies(*given)
+
+    monkeypatch.setattr(export, "find_copies", find)
     command(LABEL, "--png", project.out, "--keep-copies")
+    (given,) = said
+    assert sum(isinstance(part, np.ndarray) for part in given) == 2  # synthetic and training ones
+    assert np.array_equal(given[1], project.real())
     copies = project.manifest()["copies"]
-    assert (copies["held_out"], copies["held_out_images"]) == (by, images)
+    assert (copies["held_out"], copies["held_out_images"]) == ("each training case in turn", 7)
 
 
 def test_copies_are_kept_on_request_and_marked(project: Project, command: Command) -> None:

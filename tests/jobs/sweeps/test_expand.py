@@ -371,7 +371,7 @@ def test_likelihoods_are_asked_of_generators_with_an_encoder_where_the_sweep_has
     assert {
         run.config.generator for run in literal if isinstance(run.config, LikelihoodConfig)
     } == {"vae"}
-    with pytest.raises(UserError, match="estimates is 1, expected 2 or more"):
+    with pytest.raises(UserError, match="estimates is 1 and temperatures 100, expected 2 or more"):
         expand.expand(replace(sweep, likelihood={"estimates": 1}), PAPER[:1])
 
 
