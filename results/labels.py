@@ -76,7 +76,9 @@ def arm_label(arm: ArmConfig) -> str:
     if not all(labels):
         return arm.name
     label = " + ".join(labels)
-    return label[0].upper() + label[1:] + (f", equal {budget}" if budget else "")
+    if not label.startswith("nnU-Net"):
+        label = label[0].upper() + label[1:]
+    return label + (f", equal {budget}" if budget else "")
 
 
 def _label_part(arm: ArmConfig, part: str) -> str:
