@@ -5,10 +5,11 @@ because planning a sweep must not import torch.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from hvae_hpc.config.kinds import AugmentationConfig, GeneratorConfig
+from hvae_hpc.config.loader import ONLY_WHEN_SET
 
 RULES: dict[str, Callable[[Any], bool]] = {
     "more than 0": lambda value: value > 0,
@@ -258,10 +259,13 @@ class UNetConfig:
     Attributes:
         base_channels: features of the first level; each level down doubles them.
         depth: number of halvings.
+        encoder: "plain", or "residual" for nnU-Net's residual encoder U-Net (ResEnc) in 2D:
+            residual blocks, instance normalisation, 512 features at most, twice the operations.
     """
 
     base_channels: int = 64
     depth: int = 4
+    encoder: Literal["plain", "residual"] = field(default="plain", metadata=ONLY_WHEN_SET)
 
     def __post_init__(self) -> None:
         require("more than 0", self, "base_channels", "depth")

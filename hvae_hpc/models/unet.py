@@ -1,8 +1,10 @@
 """The classic U-Net (Ronneberger et al. 2015) for one image channel and one tumour class.
 
 Convolutions are padded, so that the output has the input's size, and batch-normalised, as is usual
-since.
+since. With another encoder it is nnU-Net's residual encoder U-Net in 2D (Isensee et al. 2024).
 """
+
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,51 @@ from torch.nn import functional as F
 from hvae_hpc.config.model import UNetConfig
 from hvae_hpc.models.blocks import Batch, Loss, Phase
 from hvae_hpc.models.convolutions import Convolution, DoubleSize
+
+BLOCKS = (2, 3, 5)
+"""nnU-Net's residual blocks per level, after the one that halves; the last number goes on."""
+MOST_CHANNELS = 512
+"""nnU-Net's limit of features, in 2D."""
+SLOPE = 0.01
+"""Of nnU-Net's leaky ReLU, below 0."""
+
+
+def _normed(before: int, after: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    """Return a convolution and instance normalisation, as nnU-Net initialises them."""
+    convolution = nn.Conv2d(before, after, kernel, stride, kernel // 2, bias=kernel > 1)
+    nn.init.kaiming_normal_(convolution.weight, a=SLOPE)
+    return nn.Sequential(convolution, nn.InstanceNorm2d(after, affine=True))
+
+
+def _active(before: int, after: int, stride: int = 1) -> nn.Sequential:
+    return _normed(before, after, stride=stride).append(nn.LeakyReLU(SLOPE))
+
+
+class _ResidualBlock(nn.Module):
+    """Two convolutions beside a shortcut; a stride of 2 halves the image."""
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(_active(before, after, stride), _normed(after, after))
+        nn.init.zeros_(list(self.inner.parameters())[-2])  # the block is its shortcut at first
+        self.shortcut = nn.Sequential()
+        if stride > 1:
+            self.shortcut.append(nn.AvgPool2d(stride))
+        if before != after:
+            self.shortcut.append(_normed(before, after, kernel=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, after, H / stride, W / stride)."""
+        return F.leaky_relu(self.inner(x) + self.shortcut(x), SLOPE)
+
+
+def _residual_level(level: int, before: int, after: int) -> nn.Sequential:
+    """Return a level of the residual encoder; the first one has a stem before it."""
+    if not level:
+        return nn.Sequential(_active(before, after), _ResidualBlock(after, after, 1))
+    further = BLOCKS[min(level, len(BLOCKS)) - 1]
+    blocks = [_ResidualBlock(after, after, 1) for _ in range(further)]
+    return nn.Sequential(_ResidualBlock(before, after, 2), *blocks)
 
 
 def _double_convolution(channels_in: int, channels_out: int) -> nn.Sequential:
@@ -36,13 +83,18 @@ class UNet(nn.Module):
     def __init__(self, config: UNetConfig, loss: str = "dice+ce") -> None:
         super().__init__()
         self.loss = loss
+        self.residual = config.encoder == "residual"
         widths = [config.base_channels * 2**level for level in range(config.depth + 1)]
+        if self.residual:
+            widths = [min(width, MOST_CHANNELS) for width in widths]
         self.down = nn.ModuleList(
-            _double_convolution(a, b) for a, b in zip([1, *widths[:-1]], widths, strict=True)
+            _residual_level(level, *pair) if self.residual else _double_convolution(*pair)
+            for level, pair in enumerate(pairwise([1, *widths]))
         )
-        self.up = nn.ModuleList(DoubleSize(2 * width, width) for width in reversed(widths[:-1]))
+        self.up = nn.ModuleList(DoubleSize(*pair) for pair in pairwise(reversed(widths)))
         self.merge = nn.ModuleList(
-            _double_convolution(2 * width, width) for width in reversed(widths[:-1])
+            _active(2 * width, width) if self.residual else _double_convolution(2 * width, width)
+            for width in reversed(widths[:-1])
         )
         self.out = nn.Conv2d(widths[0], 1, 1)
 
@@ -60,7 +112,7 @@ class UNet(nn.Module):
         levels: list[Tensor] = []
         x = image
         for level, block in enumerate(self.down):
-            x = block(F.max_pool2d(x, 2) if level else x)
+            x = block(F.max_pool2d(x, 2) if level and not self.residual else x)
             levels.append(x)
         return levels
 

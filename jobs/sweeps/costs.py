@@ -129,6 +129,7 @@ def _estimate(run: Run, resources: Resources) -> float:
         operations = config.model.operations_per_pixel()
     elif isinstance(config, SegmentConfig):  # every level costs alike: half the pixels a side
         operations = 3 * 18.0 * config.unet.base_channels**2 * 5 * config.unet.depth
+        operations *= 2.0 if config.unet.encoder == "residual" else 1.0
     else:
         return SECONDS_PER_RUN + SECONDS[run.stage] * _pixels(run) / TYPICAL_PX**2
     speed = FLOPS_CPU * resources.threads
