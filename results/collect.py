@@ -169,6 +169,30 @@ def collect(plan: Plan) -> Collected:
     )
 
 
+def needed_runs(plan: Plan, collected: Collected, data: str, arm: str) -> list[set[str]]:
+    """Return, for each done network of an arm, the ids of its run and of all runs before it.
+
+    These are the standard augmentation, and the training of the generator and the making of all its
+    pairs, whole, however many of them the arm takes.
+    """
+
+    def with_parents(run_id: str) -> set[str]:
+        return {run_id}.union(*map(with_parents, plan.parents(run_id).values()))
+
+    rows = rows_of(collected.segment, data=data, arm=arm)
+    return [with_parents(str(run_id)) for run_id in rows["run_id"]]
+
+
+def network_seconds(collected: Collected, networks: Sequence[set[str]]) -> float:
+    """Return the device seconds that a network needed, mean over an arm's networks.
+
+    All attempts at all its runs count.
+    """
+    costs = collected.costs
+    seconds = dict(zip(costs["run_id"], costs["spent_s"] * costs["processes"], strict=True))
+    return float(np.mean([sum(seconds[run_id] for run_id in sorted(runs)) for runs in networks]))
+
+
 def name_some(lines: Sequence[str]) -> str:
     """Return the first few lines, indented, and how many more there are."""
     shown = [f"  {line}" for line in lines[:_MOST_NAMED]]

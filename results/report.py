@@ -65,7 +65,7 @@ def write_report(
         path: of the page.
         plan, collected: what is expected, and what is there.
         tables: name to table, in the order of the page.
-        verdicts: a sentence per data set.
+        verdicts: two lines per data set: the answer, and what it rests on.
         figures: files of figures: those in PNG are put in, others are named beside them.
         figure_remarks: "<figure>.png: what it does not show".
         spent: device hours by what came of them; None where nothing is known of it.

@@ -60,7 +60,7 @@ def write_results(
     scores = score_arms(plan, collected)
     tables = build_tables(plan, collected, scores)
     paths = _write_tables(folder, sweep, tables)
-    verdicts = [*map(printable, judge(collected, scores))]
+    verdicts = [*map(printable, judge(plan, collected, scores))]
     paths += _write_verdicts(folder, verdicts)
     if collected.missing:
         say(f"missing, {some}:\n{name_some(collected.missing)}")
@@ -123,7 +123,7 @@ def _write_tables(folder: Path, sweep: str, tables: Mapping[str, Table | None]) 
 
 
 def _write_verdicts(folder: Path, verdicts: Sequence[str]) -> list[Path]:
-    """Print and write a sentence per data set."""
+    """Print and write two lines per data set."""
     if verdicts:
         say("Verdict\n\n" + "\n".join(textwrap.fill(line, 100) for line in verdicts) + "\n")
     return _write_text(folder / "verdict.txt", "".join(f"{line}\n" for line in verdicts))

@@ -89,6 +89,7 @@ class Plan:
         requeues: times that an element may requeue itself at its time limit.
         changes: run id to the fields of its stage's resources that a run has otherwise, after it
             failed with these.
+        smallest_effect: difference in Dice that is of interest; the verdict needs it, no run does.
     """
 
     sweep: str
@@ -101,6 +102,7 @@ class Plan:
     allow_code_drift: bool = False
     requeues: int = 100
     changes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    smallest_effect: float = 0.02
 
     def __post_init__(self) -> None:
         require_form("sweep", self.sweep, NAME)

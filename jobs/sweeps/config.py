@@ -96,6 +96,8 @@ class SweepConfig:
         generators: name to settings.
         samplers: each makes pairs of every generator with an encoder, and arms of their own; an
             LSGAN has its prior.
+        smallest_effect: difference in Dice below which arms count as equivalent. Only the tables
+            read it: no run changes with it.
         likelihoods: estimate the likelihood of held-out cases under every (H)VAE with a Gaussian
             image.
         likelihood, generate, augment, quality: fields of those stages' configs that differ from the
@@ -121,6 +123,7 @@ class SweepConfig:
     mixed: tuple[str, ...] = ()
     generators: dict[str, GeneratorSettings] = field(default_factory=dict)
     samplers: tuple[Sampler, ...] = ("prior",)
+    smallest_effect: float = 0.02
     likelihoods: bool = False
     likelihood: dict[str, Any] = field(default_factory=dict)
     generate: dict[str, Any] = field(default_factory=dict)
@@ -142,6 +145,7 @@ class SweepConfig:
         require("each once", self, "on_top", "mixed")
         require("numbers of 2 or more", self, "factors", "combined")
         require("numbers of 1 or more", self, "doses")
+        require("more than 0", self, "smallest_effect")
         self._check_names()
 
     def _check_names(self) -> None:

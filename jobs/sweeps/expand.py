@@ -64,6 +64,7 @@ def make_plan(
         },
         resources=dict(resources),
         runs={run.run_id: run for run in expand(sweep, data_sets)},
+        smallest_effect=sweep.smallest_effect,
     )
 
 

@@ -1,211 +1,174 @@
-"""The verdict: a sentence or two per data set on whether pairs help, which ones, and by how much.
+"""The verdict: for each data set one sentence to act on, and a few that say what it rests on.
 
-The arm that looks best flatters itself: it was chosen by the scores that it is then praised for. So
-half of the seeds and half of the cases choose an arm, and the other seeds and cases estimate its
-gain; then the other way about. The gain is the mean of both. Only arms that add synthetic pairs to
-the real ones, and nothing else, are chosen among: another arm may gain by its copies or moves.
+The sentence answers whether synthetic pairs are worth adding: which, how many, how much better than
+the best arm that goes without them, how sure, and at what cost. :mod:`hvae_hpc.results.gain` says
+why choosing the best arms does not flatter them.
 """
 
-from collections.abc import Mapping, Sequence
-
-import numpy as np
-import pandas as pd
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
 
 from hvae_hpc.config.arms import ArmConfig
-from hvae_hpc.results.collect import Collected
-from hvae_hpc.results.labels import REFERENCE, arm_label
-from hvae_hpc.results.max_t import LEVEL
-from hvae_hpc.results.scores import (
-    ArmScores,
-    count_above,
-    dice_of,
-    mean_by_seed,
-    subtract,
-    to_blocks,
-)
-from hvae_hpc.results.statistics import Estimate, compare, estimate_mean
-from hvae_hpc.results.tables.table import format_estimate
+from hvae_hpc.results.collect import Collected, needed_runs, network_seconds
+from hvae_hpc.results.gain import Gain, conclude, measure_gain
+from hvae_hpc.results.labels import REFERENCE, arm_label, name_label
+from hvae_hpc.results.scores import ArmScores
+from hvae_hpc.runs.plan import Plan
 
 MOST_NAMED = 3
-FEWEST_SEEDS = 4
-"""Of fewer, halves are one seed each, and the interval covers the truth in 2 of 3 cases at most."""
+FAR = 2.5
+"""Standard errors from a mean to the end of its interval, with many seeds and several arms."""
+SOURCES = {
+    "split": "draws of cases",
+    "training": "trainings of a generator",
+    "seed": "U-Net seeds",
+    "case": "test cases",
+}
+"""What may be drawn again, as the verdict calls it."""
 
 
-def judge(collected: Collected, scores: Sequence[ArmScores]) -> list[str]:
-    """Return a sentence on every data set, given the scores of all arms."""
-    names = dict.fromkeys(s.data for s in scores)
-    return [_judge(collected, data, [s for s in scores if s.data == data]) for data in names]
-
-
-def _judge(collected: Collected, data: str, scores: Sequence[ArmScores]) -> str:
-    candidates = [
-        s for s in scores if _only_adds_pairs(s.arm) and s.versus == REFERENCE and s.difference
-    ]
-    # An arm with one lucky seed is not compared with arms that have all of theirs.
-    most = max((s.paired for s in candidates), default=0)
-    candidates = [s for s in candidates if s.paired == most]
-    if not candidates:
-        return f"{data}: no arm with synthetic pairs can be compared with the reference yet."
-
-    best = max(candidates, key=lambda s: s.mean_gain)
-    reference = dice_of(collected, data, REFERENCE)
-    gain, chosen = cross_estimate(
-        {s.arm.name: subtract(dice_of(collected, data, s.arm.name), reference) for s in candidates}
-    )
-    arms = {s.arm.name: s.arm for s in candidates}
-    parts = [
-        f"{data}: {_describe_gain(best, gain, [arms[name] for name in dict.fromkeys(chosen)])}",
-        _describe_chance(best, gain),
-        _compare_with_standard(collected, data, scores, candidates),
-        *_compare_combinations(collected, data, scores),
-    ]
-    return "; ".join(filter(None, parts)) + "."
-
-
-def _only_adds_pairs(arm: ArmConfig) -> bool:
-    """Return whether an arm adds synthetic pairs as they are to the real ones, and no more."""
-    others = (
-        *(arm.n_standard, arm.n_copies, arm.n_cases, arm.moves),
-        *(arm.alone, arm.first_share, arm.shuffled),
-    )
-    return bool(arm.generator) and not any(others)
-
-
-def cross_estimate(
-    differences: Mapping[str, pd.DataFrame],
-) -> tuple[Estimate | None, tuple[str, ...]]:
-    """Choose an arm on half of the seeds and cases, and estimate its mean on the others.
-
-    The arm with the highest mean is chosen. A case belongs to one half in all splits.
+def judge(plan: Plan, collected: Collected, scores: Sequence[ArmScores]) -> list[str]:
+    """Return two lines on every data set: the answer, and what it rests on.
 
     Args:
-        differences: each arm's differences to the reference, as :func:`subtract` returns them.
-
-    Returns:
-        The mean of both ways with its interval, and what each half chose; None and nothing with
-        fewer than four seeds that all arms have, or two cases.
+        plan, collected: what is expected, and what is there.
+        scores: of all arms.
     """
-    common = set.intersection(*(set(of_arm.index) for of_arm in differences.values()))
-    tables = {
-        arm: of_arm[[key in common for key in of_arm.index]].dropna(axis=1, how="all")
-        for arm, of_arm in differences.items()
-    }
-    seeds = sorted({seed for *_, seed in common})
-    cases = sorted({case for table in tables.values() for case in table.columns})
-    if len(seeds) < FEWEST_SEEDS or len(cases) < 2:
-        return None, ()
-
-    def take_half(table: pd.DataFrame, half: int) -> pd.DataFrame:
-        rows = table.index.isin(seeds[half::2], level="seed")
-        return table.loc[rows, table.columns.isin(cases[half::2])]
-
-    blocks, chosen = [], []
-    for half in (0, 1):
-        means = {arm: np.nanmean(take_half(table, half)) for arm, table in tables.items()}
-        best = max(means, key=means.__getitem__)
-        chosen.append(best)
-        others = to_blocks(take_half(tables[best], 1 - half))
-        blocks += [block for block in others if block.scores.size]
-    return estimate_mean(blocks), tuple(chosen)
+    lines = []
+    for data in dict.fromkeys(s.data for s in scores):
+        of_data = [s for s in scores if s.data == data]
+        gain = measure_gain(plan, collected, data, of_data)
+        if gain is None:
+            lines += [
+                f"{data}: Too early.",
+                "No arm with synthetic pairs has one without beside it.",
+            ]
+            continue
+        cost = _describe_cost(plan, collected, data, gain.pairs.arm)
+        rest = [*_describe_gain(gain, cost), *_describe_sets(plan, gain, of_data)]
+        lines += [f"{data}: {answer(gain, plan.smallest_effect, cost)}", " ".join(rest)]
+    return lines
 
 
-def _describe_gain(best: ArmScores, gain: Estimate | None, chosen: Sequence[ArmConfig]) -> str:
-    """Say what the best arm gains, or what the arms do that halves of the data chose instead."""
-    name = arm_label(best.arm)
-    if gain is None:
-        leads = "looks best" if best.mean_gain > 0 else "comes nearest"
+def answer(gain: Gain, smallest: float, cost: str) -> str:
+    """Return the sentence from which alone one may decide; under 25 words.
+
+    Args:
+        gain: of the best pairs.
+        smallest: difference in Dice that is of interest.
+        cost: of the pairs, for people.
+    """
+    pairs, free = _name_pairs(gain.pairs.arm), _name_free(gain.free.arm)
+    against = "it alone" if gain.free.arm.name == base_of(gain.pairs.arm) != REFERENCE else free
+    if "seed" in gain.difference.not_covered:
         return (
-            f"of the arms that add nothing but synthetic pairs {name} {leads}:"
-            f" {format_estimate(best.difference, '+')} Dice against the reference, a flattering"
-            " number since the same runs chose the arm (they are too few to choose by some and"
-            " judge by others)"
+            f"Too early: one U-Net seed shows nothing; {pairs} look best, at"
+            f" {gain.difference.mean:+.3f} Dice against {against}. Run four seeds or more."
         )
-    interval = f"[{gain.low:+.3f}, {gain.high:+.3f}] against the reference"
-    if list(chosen) == [best.arm]:
-        verb = "raises" if gain.mean >= 0 else "lowers"
-        return f"{name} {verb} Dice by {abs(gain.mean):.3f} {interval}"
-    halves = " and ".join(map(arm_label, chosen))
+    conclusion = conclude(gain.low, gain.high, smallest)
+    if conclusion == "equivalent":
+        return (
+            f"No need: {free} equals {pairs} within {smallest:g} Dice (95 % sure);"
+            f" these cost {cost}."
+        )
+    if conclusion == "better":
+        return (
+            f"Yes: {pairs} raise Dice by at least {gain.low:.2g} over the best without"
+            f" (95 % sure), for {cost}."
+        )
+    if conclusion == "worse":
+        return (
+            f"No: {free} beats all synthetic pairs by at least {-gain.high:.2g} Dice (95 % sure);"
+            f" the best cost {cost}."
+        )
+    if gain.high < smallest:
+        return (
+            f"No need: no synthetic pairs gain {smallest:g} Dice over {free} (95 % sure);"
+            f" the best cost {cost}."
+        )
     return (
-        f"{name} looks best; what halves of the data choose ({halves}) changes Dice by"
-        f" {gain.mean:+.3f} {interval} on the other halves, so take these arms as alike"
+        f"Undecided: {pairs} change Dice by {gain.low:+.3f} to {gain.high:+.3f} against {against};"
+        f" about {_count_more_splits(gain, smallest)} more splits would decide."
     )
 
 
-def _describe_chance(best: ArmScores, gain: Estimate | None) -> str:
-    if best.p is None:
-        return f"{best.paired} seeds are too few for a test, so take it as a hint"
-    if best.p >= LEVEL:
-        return f"not beyond chance (p = {best.p:.2g})"
-    if gain is not None and gain.low <= 0 <= gain.high:
-        return (
-            "beyond chance by the test over all seeds and cases, though these halves alone do not"
-            " show it"
-        )
-    return "beyond chance"
+def _count_more_splits(gain: Gain, smallest: float) -> int:
+    """Return how many more splits would decide, if the mean stays as it is.
 
-
-def _compare_with_standard(
-    collected: Collected, data: str, scores: Sequence[ArmScores], candidates: Sequence[ArmScores]
-) -> str:
-    """Say which arms differ from the largest standard augmentation; "" where there is none."""
-    standard = [
-        s
-        for s in scores
-        if s.arm.n_standard and not s.arm.generator and s.versus == REFERENCE and s.n
-    ]
-    if not standard:
-        return ""
-    largest = max(standard, key=lambda s: s.arm.n_standard)
-    name = arm_label(largest.arm)
-
-    dice = dice_of(collected, data, largest.arm.name)
-    differences = {
-        s.arm.name: to_blocks(subtract(dice_of(collected, data, s.arm.name), dice))
-        for s in candidates
-    }
-    if not all(differences.values()) or largest.p is None:
-        alone = f"{name} alone gives {format_estimate(largest.difference, '+')}"
-        return alone if largest.difference else ""
-
-    above: list[str] = []
-    below: list[str] = []
-    compared = compare(differences)
-    for s in candidates:
-        if compared[s.arm.name].p < LEVEL:
-            side = above if compared[s.arm.name].mean > 0 else below
-            side.append(arm_label(s.arm))
-    if not above and not below:
-        return f"no arm with synthetic pairs differs from {name} beyond chance"
-    better = f"better than {name}: {_list_some(above)}" if above else f"none is better than {name}"
-    return better + (f"; worse: {_list_some(below)}" if below else "")
-
-
-def _compare_combinations(
-    collected: Collected, data: str, scores: Sequence[ArmScores]
-) -> list[str]:
-    """Say what pairs change on top of copies, moves or more cases.
-
-    The same arm without pairs must be done.
+    An interval decides where it excludes 0, or lies within the smallest effect of interest. More
+    seeds would leave the chance of the test cases as it is.
     """
-    done = {s.arm.name: s.arm for s in scores if s.n}
-    sentences = []
+    mean = abs(gain.difference.mean)
+    largest_error = max(mean, smallest - mean) / FAR
+    share = (gain.difference.standard_error / largest_error) ** 2
+    return max(1, math.ceil(gain.splits * (share - 1)))
+
+
+def _name_pairs(arm: ArmConfig) -> str:
+    """Return "300 HVAE pairs", and what they stand on top of."""
+    base = base_of(arm)
+    on_top = "" if base == REFERENCE else f" on {arm_label(replace(arm, name=base))}"
+    return f"{arm.n_synthetic} {name_label(arm.generator)} pairs{on_top}"
+
+
+def _name_free(arm: ArmConfig) -> str:
+    is_reference = arm.name == REFERENCE
+    return f"{'training on real pairs' if is_reference else arm_label(arm)} alone"
+
+
+def _describe_cost(plan: Plan, collected: Collected, data: str, arm: ArmConfig) -> str:
+    """Return the device hours of the pairs: the generator's training, and the making of them."""
+    networks = set(collected.segment["run_id"])
+    needed = [runs - networks for runs in needed_runs(plan, collected, data, arm.name)]
+    hours = network_seconds(collected, needed) / 3600
+    made = collected.costs[collected.costs["run_id"].isin(set().union(*needed))]
+    unit = "CPU" if (made["device"] == "cpu").all() else "GPU"
+    return f"{hours:,.0f} {unit}-hours" if hours >= 10 else f"{hours:.2g} {unit}-hours"
+
+
+def _describe_gain(gain: Gain, cost: str) -> list[str]:
+    """Say against what the answer was found, how far apart they are, and how stable that is."""
+    free, pairs = arm_label(gain.free.arm), arm_label(gain.pairs.arm)
+    chance = gain.difference.p / 2
+    chance = 1 - chance if gain.difference.mean > 0 else chance
+    missing = gain.difference.not_covered
+    covered = " and ".join(name for source, name in SOURCES.items() if source not in missing)
+    single = " or ".join(name for source, name in SOURCES.items() if source in missing)
+    return [
+        f"Of the arms without synthetic pairs, {free} is best.",
+        f"The best with them gains {gain.low:+.3f} to {gain.high:+.3f} over it (95 %), and its"
+        f" pairs cost {cost}.",
+        f"This covers other {covered}" + (f", but not other {single}." if single else "."),
+        f"{pairs} is above it for {gain.above} of {gain.seeds} seeds, and above all arms for"
+        f" {gain.first}; taken alone, it is better with {100 * chance:.0f} % probability.",
+    ]
+
+
+def _describe_sets(plan: Plan, gain: Gain, scores: Sequence[ArmScores]) -> list[str]:
+    """Say of the pairs on top of each arm without them whether they help there."""
+    names: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for s in scores:
-        without = s.arm.name.removesuffix(f"+{s.arm.generator}+{s.arm.n_synthetic}")
-        is_combination = bool(s.arm.generator) and without != s.arm.name
-        if not is_combination or without not in done or s.versus != REFERENCE:
-            continue
-        dice = dice_of(collected, data, s.arm.name)
-        difference = subtract(dice, dice_of(collected, data, without))
-        if difference.empty:
-            continue
-        change = estimate_mean(to_blocks(difference))
-        unclear = ", which shows no difference" if change.low <= 0 <= change.high else ""
-        sentences.append(
-            f"{arm_label(s.arm)} against {arm_label(done[without])} alone:"
-            f" {format_estimate(change, '+')}, better for"
-            f" {count_above(difference)} of {len(mean_by_seed(difference))} seeds{unclear}"
-        )
-    return sentences
+        base = base_of(s.arm)
+        difference = gain.with_pairs.get(base, {}).get(s.arm.name)
+        if difference and base == REFERENCE:  # as the table of arms has it
+            difference = s.difference
+        if difference:
+            said = conclude(difference.low, difference.high, plan.smallest_effect)
+            names[arm_label(replace(s.arm, name=base))][said].append(arm_label(s.arm))
+    return [
+        f"Against {base} alone, "
+        + "; ".join(f"{said}: {_list_some(of)}" for said, of in sorted(arms.items()))
+        + "."
+        for base, arms in names.items()
+    ]
+
+
+def base_of(arm: ArmConfig) -> str:
+    """Return the name of the arm that is the same but for its synthetic pairs."""
+    pairs = f"{arm.generator}+{arm.n_synthetic}"
+    return REFERENCE if arm.name == pairs else arm.name.removesuffix(f"+{pairs}")
 
 
 def _list_some(names: Sequence[str]) -> str:

@@ -1,0 +1,141 @@
+"""How much the best synthetic pairs gain over the best arm that goes without them.
+
+Whichever arms look best were chosen by the scores that are then to judge them. So no bound rests on
+that choice. Let p be the truly best arm with pairs and f the truly best free arm, without them: two
+fixed arms, though nobody knows which. The intervals of all arms with pairs against f hold at once
+(:func:`compare`), and the least of an arm's intervals over all free arms is no higher than that
+against f. So ``low`` holds for the arm that is named. In the same way the intervals of p against
+all free arms hold at once, and p gains over the best of them no more than over each, which gives
+``high`` (Hsu 1984, multiple comparisons with the best).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from hvae_hpc.config.arms import ArmConfig
+from hvae_hpc.config.stages import GenerateConfig
+from hvae_hpc.results.collect import Collected
+from hvae_hpc.results.scores import ArmScores, dice_of, to_blocks
+from hvae_hpc.results.statistics import Block, Comparison, compare, estimate_mean
+from hvae_hpc.runs.plan import Plan
+
+Arms = Mapping[str, Sequence[Block]]
+
+
+class Gain(NamedTuple):
+    """What the best pairs gain over the best free arm.
+
+    Attributes:
+        pairs: the arm with synthetic pairs for which most can be promised.
+        free: the arm of the highest mean Dice of those without.
+        low: ``pairs`` gains no less over any free arm.
+        high: no arm with pairs gains more over all free ones. Each bound holds with 97.5 %.
+        difference: of these two arms, as if nobody had chosen them.
+        splits: how many there are.
+        with_pairs: free arm to each arm with pairs to their difference.
+        seeds: of all splits.
+        above, first: for how many of these ``pairs`` is above ``free``, and above all arms.
+    """
+
+    pairs: ArmScores
+    free: ArmScores
+    low: float
+    high: float
+    difference: Comparison
+    splits: int
+    with_pairs: Mapping[str, Mapping[str, Comparison]]
+    seeds: int
+    above: int
+    first: int
+
+
+def conclude(low: float, high: float, smallest: float) -> str:
+    """Return what an interval of a difference says, given the smallest one of interest.
+
+    Returns:
+        "better", "worse", "equivalent" or "undecided".
+    """
+    if -smallest < low and high < smallest:
+        return "equivalent"
+    if low > 0:
+        return "better"
+    return "worse" if high < 0 else "undecided"
+
+
+def measure_gain(
+    plan: Plan, collected: Collected, data: str, scores: Sequence[ArmScores]
+) -> Gain | None:
+    """Compare the arms with and without synthetic pairs; None where one of both kinds is missing.
+
+    Args:
+        scores: of the data set's arms. Those that have fewer seeds than others are left out: a
+            lucky one is not compared with arms that have all of theirs.
+    """
+    free_sources = {"", *(c.source for c in plan.configs(GenerateConfig) if c.mixing)}
+    arms = {s.arm.name: s for s in scores if s.n and _is_comparable(s.arm)}
+    blocks = {name: to_blocks(dice_of(collected, data, name)) for name in arms}
+    shapes = {name: [block.scores.shape[1:] for block in of] for name, of in blocks.items()}
+    pairs: dict[str, Sequence[Block]] = {}
+    free: dict[str, Sequence[Block]] = {}
+    for name, shape in shapes.items():
+        if shape == max(shapes.values()):
+            kind = free if arms[name].arm.generator in free_sources else pairs
+            kind[name] = blocks[name]
+    if not pairs or not free:
+        return None
+
+    with_pairs, lows, high = bound_gain(pairs, free)
+    best = max(pairs, key=lambda name: (lows[name], arms[name].mean_dice))
+    rival = max(free, key=lambda name: arms[name].mean_dice)
+    means = {
+        name: np.concatenate([block.scores.mean((0, 2)) for block in blocks[name]])
+        for name in (*pairs, *free)
+    }
+    highest = np.max(list(means.values()), axis=0)
+    return Gain(
+        pairs=arms[best],
+        free=arms[rival],
+        low=lows[best],
+        high=high,
+        difference=estimate_mean(subtract_blocks(blocks[best], blocks[rival])),
+        splits=len(blocks[best]),
+        with_pairs=with_pairs,
+        seeds=highest.size,
+        above=int((means[best] > means[rival]).sum()),
+        first=int((means[best] == highest).sum()),
+    )
+
+
+def _is_comparable(arm: ArmConfig) -> bool:
+    """Return whether an arm has the sweep's real cases and budget, and uses pairs as they are."""
+    others = (arm.n_cases, arm.alone, arm.first_share, arm.shuffled, arm.nearest)
+    return "@" not in arm.name and not any(others)
+
+
+def bound_gain(
+    pairs: Arms, free: Arms
+) -> tuple[dict[str, dict[str, Comparison]], dict[str, float], float]:
+    """Return what each arm with pairs gains over the best free one, and the best of them.
+
+    Returns:
+        Every free arm's comparison with all arms with pairs; what each of these gains at least over
+        the best free one, and what the best gains at most. The head of this module says why.
+    """
+    against = {(p, f): subtract_blocks(pairs[p], free[f]) for p in pairs for f in free}
+    with_pairs = {f: compare({p: against[p, f] for p in pairs}) for f in free}
+    lows = {p: min(with_pairs[f][p].low for f in free) for p in pairs}
+    highs = [
+        min(of_arm.high for of_arm in compare({f: against[p, f] for f in free}).values())
+        for p in pairs
+    ]
+    return with_pairs, lows, max(highs)
+
+
+def subtract_blocks(scores: Sequence[Block], others: Sequence[Block]) -> list[Block]:
+    """Return the differences of two arms that have the same splits, seeds and cases."""
+    return [
+        Block(one.scores - other.scores, one.cases, one.has_trainings or other.has_trainings)
+        for one, other in zip(scores, others, strict=True)
+    ]
