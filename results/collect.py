@@ -125,9 +125,9 @@ class Collected:
     results: Mapping[str, ResultSummary]
     missing: tuple[str, ...]
 
-    def dice(self, data: str, arm: str, column: str = "dice") -> Summary | None:
+    def dice(self, data: str, arm: str) -> Summary | None:
         """Return the summary of an arm's Dice over its done runs; None where there is none."""
-        return summarise(rows_of(self.segment, data=data, arm=arm)[column].dropna())
+        return summarise(rows_of(self.segment, data=data, arm=arm)["dice"])
 
 
 def rows_of(frame: pd.DataFrame, **values: str) -> pd.DataFrame:

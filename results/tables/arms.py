@@ -1,10 +1,11 @@
 """The tables of arms: what each gains over the reference, and the other measures of its masks."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
 from hvae_hpc.config.stages import SegmentConfig
+from hvae_hpc.results.gain import conclude
 from hvae_hpc.results.labels import arm_label
 from hvae_hpc.results.scores import ArmScores, supported_best
 from hvae_hpc.results.statistics import Estimate
@@ -12,6 +13,7 @@ from hvae_hpc.results.tables.table import NOTHING, Cell, Table, format_estimate,
 from hvae_hpc.runs.plan import Plan
 
 MEASURES = {
+    "dice_with_tumour": "with tumour",
     "dice_small": "small",
     "dice_medium": "medium",
     "dice_large": "large",
@@ -24,13 +26,14 @@ MEASURES = {
 """Measure to the name of its column."""
 MEASURES_CAPTION = paragraph(
     """
-    Means over runs and test cases. Small, medium, large: Dice of the cases with a tumour, by thirds
-    of its true area. NSD (normalised surface distance): share of both masks' edge pixels within 2
-    mm of the other's edge. HD95: the 95th percentile of the distances from one mask's edge to the
-    other's, of the two directions the larger one. Both are within slices, and in px where the
-    spacing is unknown. Area error: difference of both areas, as a share of the true one, over cases
-    with a tumour. Where both masks are empty, shares are 1 and HD95 is 0. Where just one is, they
-    are 0 and the image's diagonal.
+    Means over runs and test cases. With tumour: Dice of the cases that have one, where some have
+    none. Small, medium, large: Dice of these cases, by thirds of the tumour's true area. NSD
+    (normalised surface distance): share of both masks' edge pixels within 2 mm of the other's edge.
+    HD95: the 95th percentile of the distances from one mask's edge to the other's, of the two
+    directions the larger one. Both are within slices, and in px where the spacing is unknown. Area
+    error: difference of both areas, as a share of the true one, over cases with a tumour. Where
+    both masks are empty, shares are 1 and HD95 is 0. Where just one is, they are 0 and the image's
+    diagonal.
     """
 )
 COVERS = {
@@ -51,7 +54,7 @@ def build_arms(plan: Plan, scores: Sequence[ArmScores]) -> Table | None:
     if not scores:
         return None
     best = supported_best(scores)
-    rows = [_format_scores(s) for s in scores]
+    rows = [_format_scores(s, plan.smallest_effect) for s in scores]
     return Table(
         title=f"Arms ({plan.sweep}): segmentation of the test cases",
         columns=tuple(rows[0]),
@@ -79,8 +82,11 @@ def build_measures(plan: Plan, scores: Sequence[ArmScores]) -> Table | None:
     )
 
 
-def _format_scores(scores: ArmScores) -> dict[str, str]:
+def _format_scores(scores: ArmScores, smallest: float) -> dict[str, str]:
     """Return an arm's row for people."""
+    conclusion = ""
+    if scores.difference and scores.p is not None:
+        conclusion = conclude(scores.difference.low, scores.difference.high, smallest)
     n = str(scores.n) if scores.n == scores.n_expected else f"{scores.n}/{scores.n_expected}"
     return {
         "data": scores.data,
@@ -88,8 +94,8 @@ def _format_scores(scores: ArmScores) -> dict[str, str]:
         "runs": n,
         "Dice": format_estimate(scores.dice),
         "against the reference": format_estimate(scores.difference, "+") if scores.versus else "",
-        "better": f"{scores.better} of {scores.paired}" if scores.paired else "",
         "p": _format_p(scores.p) if scores.versus else "",
+        "conclusion": conclusion,
     }
 
 
@@ -131,9 +137,16 @@ def _estimate_numbers(name: str, estimate: Estimate | None) -> dict[str, Cell]:
 
 def _caption(plan: Plan, scores: Sequence[ArmScores]) -> str:
     """Say what the columns are, and what intervals and p cover."""
+    missing = {name for s in scores if s.difference for name in s.difference.not_covered}
     budget = tested = ""
     if any(s.p is not None for s in scores):
-        tested = "p: of no difference; bold: the highest, where it is below 0.05."
+        tested = paragraph(
+            f"""
+            p: of no difference; bold: the highest, where it is below 0.05. Conclusion: better or
+            worse where the interval excludes 0; equivalent where it lies within
+            {plan.smallest_effect:g} of 0 (smallest_effect of the sweep file); else undecided.
+            """
+        )
     if any("@" in config.arm.name for config in plan.configs(SegmentConfig)):
         budget = paragraph(
             """
@@ -147,16 +160,14 @@ def _caption(plan: Plan, scores: Sequence[ArmScores]) -> str:
         Hard Dice per case, mean over runs and test cases, in brackets with its 95 % interval.
         Against the reference: the mean difference of runs with the same seed, which have the same
         initial weights and order of the real pairs. Its interval and p allow for all arms with that
-        reference (Dunnett's largest t). {_describe_cover(scores)} {budget} Better: for how
-        many seeds the arm is above. {tested}
+        reference (Dunnett's largest t). They cover {describe_cover(missing)} {budget} {tested}
         """
     )
 
 
-def _describe_cover(scores: Sequence[ArmScores]) -> str:
-    """Say which chance intervals and p cover, and of which there was just one."""
-    missing = {name for s in scores if s.difference for name in s.difference.not_covered}
+def describe_cover(missing: Collection[str]) -> str:
+    """Say which chance intervals cover, and of which there was just one."""
     covered = [label for name, label in COVERS.items() if name not in missing]
     single = [label for name, label in COVERS.items() if name in missing]
-    said = f"Both cover another draw of {', '.join(covered)}" if covered else ""
+    said = f"another draw of {', '.join(covered) or 'nothing'}"
     return said + (f", and not of {', '.join(single)}: there was just one." if single else ".")

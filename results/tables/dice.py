@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from hvae_hpc.config.stages import SegmentConfig, TrainConfig
-from hvae_hpc.results.collect import Collected, rows_of
+from hvae_hpc.results.collect import Collected
 from hvae_hpc.results.labels import arm_label, method_of, ordered_arms
 from hvae_hpc.results.scores import ArmScores, supported_best
 from hvae_hpc.results.tables.published import SOURCE, format_published, read_published
@@ -27,7 +27,7 @@ def build_table1(plan: Plan, collected: Collected, scores: Sequence[ArmScores]) 
     numbers: list[dict[str, Cell]] = []
     bold = set()
     for data in names:
-        ours, printed, with_tumour = [], [], []
+        ours, printed = [], []
         for i, arm in enumerate(arms):
             dice, n = collected.dice(data, arm.name), expected[data, arm.name]
             method, amount = method_of(arm)
@@ -40,11 +40,7 @@ def build_table1(plan: Plan, collected: Collected, scores: Sequence[ArmScores]) 
                 paper = {f"published_{name}": in_paper.get(name) for name in ("mean", "sd")}
                 key = {"data": data, "arm": arm.name, "method": method, "amount": amount}
                 numbers.append({**key, **summary_numbers(dice, n), **paper})
-            others = collected.dice(data, arm.name, "dice_with_tumour")
-            with_tumour.append(format_summary(others, n))
         columns[data] = ours
-        if rows_of(collected.segment, data=data)["dice_with_tumour"].notna().any():
-            columns[f"{data}, cases with a tumour"] = with_tumour
         if data in compared:
             columns[f"{data}, published"] = printed
 

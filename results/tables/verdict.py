@@ -15,18 +15,12 @@ from hvae_hpc.results.collect import Collected, needed_runs, network_seconds
 from hvae_hpc.results.gain import Gain, conclude, measure_gain
 from hvae_hpc.results.labels import REFERENCE, arm_label, name_label
 from hvae_hpc.results.scores import ArmScores
+from hvae_hpc.results.tables.arms import describe_cover
 from hvae_hpc.runs.plan import Plan
 
 MOST_NAMED = 3
 FAR = 2.5
 """Standard errors from a mean to the end of its interval, with many seeds and several arms."""
-SOURCES = {
-    "split": "draws of cases",
-    "training": "trainings of a generator",
-    "seed": "U-Net seeds",
-    "case": "test cases",
-}
-"""What may be drawn again, as the verdict calls it."""
 
 
 def judge(plan: Plan, collected: Collected, scores: Sequence[ArmScores]) -> list[str]:
@@ -133,14 +127,11 @@ def _describe_gain(gain: Gain, cost: str) -> list[str]:
     free, pairs = arm_label(gain.free.arm), arm_label(gain.pairs.arm)
     chance = gain.difference.p / 2
     chance = 1 - chance if gain.difference.mean > 0 else chance
-    missing = gain.difference.not_covered
-    covered = " and ".join(name for source, name in SOURCES.items() if source not in missing)
-    single = " or ".join(name for source, name in SOURCES.items() if source in missing)
     return [
         f"Of the arms without synthetic pairs, {free} is best.",
         f"The best with them gains {gain.low:+.3f} to {gain.high:+.3f} over it (95 %), and its"
         f" pairs cost {cost}.",
-        f"This covers other {covered}" + (f", but not other {single}." if single else "."),
+        f"This covers {describe_cover(gain.difference.not_covered)}",
         f"{pairs} is above it for {gain.above} of {gain.seeds} seeds, and above all arms for"
         f" {gain.first}; taken alone, it is better with {100 * chance:.0f} % probability.",
     ]

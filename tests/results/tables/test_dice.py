@@ -74,22 +74,6 @@ def test_a_cell_of_table_1_is_numpys_mean_and_sd_over_the_seeds(tmp_path: Path) 
     )
 
 
-def test_the_mean_over_cases_with_a_tumour_stands_beside_only_where_some_have_none(
-    tmp_path: Path,
-) -> None:
-    runs = write_sweep(tmp_path)
-    before = table1_of(tmp_path)
-    for run in segments(runs, "reference"):
-        finish(tmp_path, run, {**fake_metrics(run), "dice_with_tumour": fake_dice(run) / 2})
-    table = table1_of(tmp_path)
-    column = "brats2021, cases with a tumour"
-    assert {*table.columns} - {*before.columns} == {column}
-    half = np.mean([fake_dice(run) / 2 for run in segments(runs, "reference")])
-    assert cell(table, "Reference", column).startswith(f"{half:.3f}")
-    assert cell(table, "HVAE + 300", column) == "— (0/3)"
-    assert table.to_csv() == before.to_csv()  # rows/segment.csv has the mean of each run
-
-
 def test_the_csv_holds_all_digits(tmp_path: Path) -> None:
     runs = write_sweep(tmp_path, seeds=5)
     rows = list(csv.DictReader(io.StringIO(table1_of(tmp_path).to_csv())))

@@ -50,6 +50,22 @@ def test_the_measures_are_means_over_runs_in_their_units(tmp_path: Path) -> None
     assert "the 95th percentile of the distances" in table.notes[0]
 
 
+def test_the_mean_over_cases_with_a_tumour_stands_there_where_some_have_none(
+    tmp_path: Path,
+) -> None:
+    runs = write_sweep(tmp_path)
+    before = tables_of(tmp_path)["measures"]
+    for run in segments(runs, "reference"):
+        finish(tmp_path, run, {**fake_metrics(run), "dice_with_tumour": fake_dice(run) / 2})
+    table = tables_of(tmp_path)["measures"]
+    assert before is not None
+    assert table is not None
+    assert {*table.columns} - {*before.columns} == {"with tumour"}
+    half = np.mean([fake_dice(run) / 2 for run in segments(runs, "reference")])
+    cells = dict(zip(table.columns, table.rows[0], strict=True))
+    assert cells["with tumour"] == f"{half:.3f}"
+
+
 def test_runs_of_an_earlier_version_have_empty_cells_and_no_mean_of_some_runs(
     tmp_path: Path,
 ) -> None:
