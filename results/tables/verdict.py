@@ -133,7 +133,8 @@ def _describe_gain(gain: Gain, cost: str) -> list[str]:
         f" pairs cost {cost}.",
         f"This covers {describe_cover(gain.difference.not_covered)}",
         f"{pairs} is above it for {gain.above} of {gain.seeds} seeds, and above all arms for"
-        f" {gain.first}; taken alone, it is better with {100 * chance:.0f} % probability.",
+        f" {gain.first}.",
+        f"Taken alone, it is better with {100 * chance:.0f} % probability.",
     ]
 
 

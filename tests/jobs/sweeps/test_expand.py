@@ -448,6 +448,21 @@ def test_a_plan_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     assert dump(read_plan(tmp_path / "plan.json")) == dump(plan)
 
 
+def test_the_smallest_effect_is_in_the_plan_and_in_no_run(tmp_path: Path) -> None:
+    sweep = replace(read_sweep("table1"), smallest_effect=0.01)
+    plan = expand.make_plan(sweep, PAPER, tmp_path, read_site(None).resources)
+    assert plan.smallest_effect == 0.01
+    assert plan.runs.keys() == plan_of(tmp_path).runs.keys()
+    with pytest.raises(ValueError, match="smallest_effect is 0, expected more than 0"):
+        replace(sweep, smallest_effect=0)
+
+    # A plan of an earlier version does not have it.
+    path = tmp_path / "plan.json"
+    write_plan(plan, path)
+    path.write_text(path.read_text().replace(',"smallest_effect":0.01', ""))
+    assert read_plan(path).smallest_effect == 0.02
+
+
 def test_an_arm_s_name_and_amounts_are_in_its_id() -> None:
     base = SegmentConfig(
         data="d", split=SplitConfig(), image_px=0, arm=ArmConfig(name="a"), unet=read_sweep("table1").segment.unet,

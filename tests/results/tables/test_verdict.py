@@ -153,7 +153,7 @@ def test_the_best_arm_without_pairs_is_what_pairs_must_beat(tmp_path: Path) -> N
     first, rest = heights(tmp_path, arms)
     assert first.startswith("brats2021: No: Standard aug. ×5 alone beats all synthetic pairs by at")
     assert "Of the arms without synthetic pairs, Standard aug. ×5 is best." in rest
-    assert "HVAE + 300 is above it for 0 of 10 seeds, and above all arms for 0; taken" in rest
+    assert "HVAE + 300 is above it for 0 of 10 seeds, and above all arms for 0. Taken" in rest
     assert rest.count("better with 0 % probability") == 1
     assert "Against Reference alone, better: HVAE + 300; worse: VAE + 100." in rest
     assert (
