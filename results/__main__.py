@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     code = 0
     for path in plans:
         try:
-            write_results(options.runs, path.stem, options.partial, options.out)
+            write_results(options.runs, path.stem, options.partial, options.out, options.nnunet)
         except UserError as error:
             say(f"error: {error}", to=sys.stderr)
             code = 2
@@ -57,6 +57,12 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="DIR",
         help="write to DIR/<sweep>/ (default: RUNS/results/<sweep>/)",
+    )
+    parser.add_argument(
+        "--nnunet",
+        type=Path,
+        metavar="DIR",
+        help="set nnU-Net's Dice per case (DIR/summary.json) beside ours",
     )
     return parser
 

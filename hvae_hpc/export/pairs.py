@@ -9,7 +9,6 @@ page.
 import contextlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -28,6 +27,7 @@ from hvae_hpc.preprocess.store.pairs import Pairs, take
 from hvae_hpc.preprocess.store.reader import read_dataset
 from hvae_hpc.preprocess.store.shards import read_pairs
 from hvae_hpc.runs.done import read_results
+from hvae_hpc.runs.files import plain_name
 from hvae_hpc.runs.folder import PAIRS, SNAPSHOT, write_json
 from hvae_hpc.runs.identity import file_sha256
 from hvae_hpc.runs.plan import Plan
@@ -102,7 +102,8 @@ def export_pairs(
     parts = [Part(kind="synthetic", pairs=take(source.synthetic, kept), records=chosen)]
     if form == "nnunet" and not synthetic_only:
         parts += [_real_part("real", real), _real_part("test", source.test)]
-    name = f"Dataset{dataset_id:03d}_{_plain(plan.runs[run_id].label)}" if form == "nnunet" else "."
+    label = plain_name(plan.runs[run_id].label)
+    name = f"Dataset{dataset_id:03d}_{label}" if form == "nnunet" else "."
     content: dict[str, Any] = {"schema": EXPORT_SCHEMA, "form": form}
     content |= {**_describe_origin(plan, run_id, source, copies), "folder": name}
     with _new_folder(folder) as new_folder:
@@ -176,7 +177,7 @@ def _read_source(plan: Plan, run_id: str) -> ExportedRun:
         draw_numbers = json.loads(attributes.get("draw_numbers", "null"))
         if draw_numbers is not None and len(draw_numbers) != len(pairs):
             raise ValueError(f"{len(draw_numbers)} numbers of draws for {len(pairs)} pairs")
-        if len(set(map(_plain, pairs.case_ids))) < len(pairs):
+        if len(set(map(plain_name, pairs.case_ids))) < len(pairs):
             raise ValueError("two pairs would get one file name")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
@@ -211,7 +212,7 @@ def _describe_synthetic(source: ExportedRun, copies: Copies) -> list[Record]:
     return [
         {
             "kind": "synthetic",
-            "name": _plain(source.synthetic.case_ids[row]),
+            "name": plain_name(source.synthetic.case_ids[row]),
             "pair": row,
             "draw": draws[row] if draws else None,
             "nearest_case": source.real.case_ids[nearest],
@@ -228,17 +229,13 @@ def _real_part(kind: Literal["real", "test"], pairs: Pairs) -> Part:
     records = [
         {
             "kind": kind,
-            "name": f"{kind}-{row:04d}-{_plain(case_id)}",
+            "name": f"{kind}-{row:04d}-{plain_name(case_id)}",
             "case": case_id,
             "slice": int(pairs.slice_index[row]),
         }
         for row, case_id in enumerate(pairs.case_ids)
     ]
     return Part(kind=kind, pairs=pairs, records=records)
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"^\.|[^A-Za-z0-9._-]", "_", text)
 
 
 def _describe_origin(plan: Plan, run_id: str, source: ExportedRun, copies: Copies) -> Record:

@@ -9,6 +9,7 @@ Writing and deleting follow none below the folder that a person named.
 import errno
 import io
 import os
+import re
 import stat
 from pathlib import Path
 
@@ -22,6 +23,11 @@ IMAGE_BYTES = 2**32
 """Most that a scan, a picture, a shard or samples.npz may have."""
 WEIGHT_BYTES = 2**34
 """Most that a checkpoint or snapshot may have."""
+
+
+def plain_name(text: str) -> str:
+    """Return a file's name for a text that may hold anything."""
+    return re.sub(r"^\.|[^A-Za-z0-9._-]", "_", text)
 
 
 def open_file(path: Path, most: int) -> io.BufferedReader:

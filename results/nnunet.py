@@ -1,0 +1,84 @@
+"""nnU-Net's own results, read back and set beside ours, case by case.
+
+``hvae-hpc export`` names the files after our cases, so its evaluation of ``imagesTs`` can be joined
+to the Dice of our U-Nets on the same cases.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from hvae_hpc.errors import UserError
+from hvae_hpc.results.collect import Collected
+from hvae_hpc.results.labels import name_label
+from hvae_hpc.results.scores import dice_of
+from hvae_hpc.results.tables.table import Cell, Table, paragraph
+from hvae_hpc.runs.files import RECORD_BYTES, plain_name, read_file
+
+SUMMARY = "summary.json"
+_EXPORTED = re.compile(r".*(?:real|test)-\d{4}-(.+)\.nii\.gz")
+
+
+def read_nnunet(folder: Path) -> pd.Series:
+    """Return the Dice of each case, by its name as the export writes it.
+
+    A case of several slices has the mean of theirs. Where neither nnU-Net nor the truth has a
+    tumour, nnU-Net says NaN, and we say 1.
+
+    Raises:
+        UserError: there is no evaluation of nnU-Net v2.
+    """
+    path = folder / SUMMARY
+    try:
+        slices = json.loads(read_file(path, RECORD_BYTES))["metric_per_case"]
+        dice = {str(of["reference_file"]): float(of["metrics"]["1"]["Dice"]) for of in slices}
+        by_file = pd.Series(dice, dtype=float).fillna(1.0)
+        if not by_file.between(0, 1).all():
+            raise ValueError(f"Dice from {by_file.min()} to {by_file.max()}")
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({error!r}); expected what nnUNetv2_evaluate_folder writes "
+            "into the folder of predictions"
+        ) from error
+    cases = by_file.index.astype(str).str.extract(_EXPORTED, expand=False)
+    return by_file.groupby(cases).mean()
+
+
+def build_nnunet(folder: Path, collected: Collected, sweep: str) -> Table:
+    """Return the mean Dice of each arm on nnU-Net's cases, beside nnU-Net's own.
+
+    Raises:
+        UserError: as above, or its cases are none of the sweep's test cases.
+    """
+    theirs = read_nnunet(folder)
+    rows: list[tuple[str, ...]] = []
+    numbers: list[dict[str, Cell]] = []
+    for data, arm in collected.segment[["data", "arm"]].drop_duplicates().to_numpy().tolist():
+        ours = dice_of(collected, data, arm).mean().rename(plain_name)
+        both = pd.DataFrame({"dice": ours, "nnunet": theirs}).dropna()
+        if len(both):
+            gain = f"{(both['nnunet'] - both['dice']).mean():+.3f}"
+            means = [f"{mean:.3f}" for mean in both.mean()]
+            rows.append((data, name_label(arm), str(len(both)), *means, gain))
+            numbers += [
+                {"data": data, "arm": arm, "case": str(case), "dice": ours, "nnunet": of_nnunet}
+                for case, ours, of_nnunet in both.itertuples()
+            ]
+    if not rows:
+        raise UserError(
+            f"{folder / SUMMARY}: none of its {len(theirs)} cases that an export named is a test "
+            f"case of sweep {sweep}; expected predictions for imagesTs of hvae-hpc export --nnunet"
+        )
+    note = """
+        Dice of nnU-Net, and of our U-Net on the same cases (the mean of its runs that test them).
+        nnU-Net was trained on what was exported, whatever our arm. The CSV has each case.
+        """
+    return Table(
+        title=f"nnU-Net beside our U-Net ({sweep})",
+        columns=("data", "our arm", "cases", "Dice, ours", "Dice, nnU-Net", "difference"),
+        rows=tuple(rows),
+        notes=(paragraph(note),),
+        numbers=numbers,
+    )
