@@ -4,9 +4,9 @@ Whichever arms look best were chosen by the scores that are then to judge them. 
 that choice. Let p be the truly best arm with pairs and f the truly best free arm, without them: two
 fixed arms, though nobody knows which. The intervals of all arms with pairs against f hold at once
 (:func:`compare`), and the least of an arm's intervals over all free arms is no higher than that
-against f. So ``low`` holds for the arm that is named. In the same way the intervals of p against
-all free arms hold at once, and p gains over the best of them no more than over each, which gives
-``high`` (Hsu 1984, multiple comparisons with the best).
+against f. So ``low`` holds for any arm that is named. The intervals of p against all free arms hold
+at once too, and no arm gains more than p. So the highest of all arms' intervals against a free arm,
+``high``, holds for any free arm that is named (Hsu 1984, multiple comparisons with the best).
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ class Gain(NamedTuple):
         pairs: the arm with synthetic pairs for which most can be promised.
         free: the arm of the highest mean Dice of those without.
         low: ``pairs`` gains no less over any free arm.
-        high: no arm with pairs gains more over all free ones. Each bound holds with 97.5 %.
+        high: no arm with pairs gains more over ``free``. Each bound holds with 97.5 %.
         difference: of these two arms, as if nobody had chosen them.
         splits: how many there are.
         with_pairs: free arm to each arm with pairs to their difference.
@@ -86,7 +86,7 @@ def measure_gain(
     if not pairs or not free:
         return None
 
-    with_pairs, lows, high = bound_gain(pairs, free)
+    with_pairs, lows, highs = bound_gain(pairs, free)
     best = max(pairs, key=lambda name: (lows[name], arms[name].mean_dice))
     rival = max(free, key=lambda name: arms[name].mean_dice)
     means = {
@@ -98,7 +98,7 @@ def measure_gain(
         pairs=arms[best],
         free=arms[rival],
         low=lows[best],
-        high=high,
+        high=highs[rival],
         difference=estimate_mean(subtract_blocks(blocks[best], blocks[rival])),
         splits=len(blocks[best]),
         with_pairs=with_pairs,
@@ -116,21 +116,20 @@ def _is_comparable(arm: ArmConfig) -> bool:
 
 def bound_gain(
     pairs: Arms, free: Arms
-) -> tuple[dict[str, dict[str, Comparison]], dict[str, float], float]:
-    """Return what each arm with pairs gains over the best free one, and the best of them.
+) -> tuple[dict[str, dict[str, Comparison]], dict[str, float], dict[str, float]]:
+    """Compare arms with pairs and free ones, whichever of them are truly the best.
 
     Returns:
-        Every free arm's comparison with all arms with pairs; what each of these gains at least over
-        the best free one, and what the best gains at most. The head of this module says why.
+        Every free arm's comparison with all arms with pairs; what each arm with pairs gains at
+        least over all free ones; and what the best of them gains at most over each free one. The
+        head of this module says why.
     """
     against = {(p, f): subtract_blocks(pairs[p], free[f]) for p in pairs for f in free}
     with_pairs = {f: compare({p: against[p, f] for p in pairs}) for f in free}
+    with_free = [compare({f: against[p, f] for f in free}) for p in pairs]
     lows = {p: min(with_pairs[f][p].low for f in free) for p in pairs}
-    highs = [
-        min(of_arm.high for of_arm in compare({f: against[p, f] for f in free}).values())
-        for p in pairs
-    ]
-    return with_pairs, lows, max(highs)
+    highs = {f: max(compared[f].high for compared in with_free) for f in free}
+    return with_pairs, lows, highs
 
 
 def subtract_blocks(scores: Sequence[Block], others: Sequence[Block]) -> list[Block]:
