@@ -36,8 +36,8 @@ def judge(plan: Plan, collected: Collected, scores: Sequence[ArmScores]) -> list
         gain = measure_gain(plan, collected, data, of_data)
         if gain is None:
             lines += [
-                f"{data}: Too early.",
-                "No arm with synthetic pairs has one without beside it.",
+                f"{data}: No answer: no arm with synthetic pairs is done beside one without.",
+                "Both kinds need the same splits and seeds.",
             ]
             continue
         cost = _describe_cost(plan, collected, data, gain.pairs.arm)

@@ -229,8 +229,8 @@ def test_one_seed_shows_nothing_and_the_verdict_says_so(tmp_path: Path) -> None:
 def test_without_an_arm_to_compare_with_there_is_no_verdict(tmp_path: Path) -> None:
     write_sweep(tmp_path, arms=SMALL_ARMS[2:])
     assert verdict_of(tmp_path) == (
-        "brats2021: Too early.",
-        "No arm with synthetic pairs has one without beside it.",
+        "brats2021: No answer: no arm with synthetic pairs is done beside one without.",
+        "Both kinds need the same splits and seeds.",
     )
 
 
