@@ -69,7 +69,7 @@ def answer(gain: Gain, smallest: float, cost: str) -> str:
         )
     if conclusion == "better":
         return (
-            f"Yes: {pairs} raise Dice by at least {gain.low:.2g} over the best without"
+            f"Yes: {pairs} raise Dice by at least {gain.low:.2g} over the best without them"
             f" (95 % sure), for {cost}."
         )
     if conclusion == "worse":

@@ -85,13 +85,13 @@ def gain_of(
     [
         (
             gain_of(0.031, 0.055),
-            "Yes: 300 HVAE pairs raise Dice by at least 0.031 over the best without (95 % sure), "
+            "Yes: 300 HVAE pairs raise Dice by at least 0.031 over the best without them (95 % sure), "
             "for 3.2 GPU-hours.",
         ),
         (
             gain_of(0.012, 0.055, pairs=ON_TOP),
             "Yes: 300 HVAE aggregated pairs on Standard aug. ×5 raise Dice by at least 0.012 over "
-            "the best without (95 % sure), for 3.2 GPU-hours.",
+            "the best without them (95 % sure), for 3.2 GPU-hours.",
         ),
         (
             gain_of(-0.012, 0.015),
