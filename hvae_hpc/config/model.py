@@ -260,7 +260,8 @@ class UNetConfig:
         base_channels: features of the first level; each level down doubles them.
         depth: number of halvings.
         encoder: "plain", or "residual" for nnU-Net's residual encoder U-Net (ResEnc) in 2D:
-            residual blocks, instance normalisation, 512 features at most, twice the operations.
+            residual blocks, instance normalisation, 512 features at most, twice the operations;
+            not its initial weights.
     """
 
     base_channels: int = 64

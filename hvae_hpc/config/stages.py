@@ -60,6 +60,7 @@ class TrainConfig:
         generator: the sweep's name for this generator.
         image_px: side to which images are shrunk; 0 for as packed.
         seed: of the weights, the order and the noise.
+        n_cases: real cases to train on; 0 for the split's training cases.
     """
 
     data: str
@@ -70,6 +71,7 @@ class TrainConfig:
     optim: OptimConfig
     moves: AugmentationConfig = field(default_factory=MovesConfig)
     seed: int = 0
+    n_cases: int = field(default=0, metadata=ONLY_WHEN_SET)
 
     def __post_init__(self) -> None:
         self.model.check_training(self.optim)
@@ -82,7 +84,8 @@ class TrainConfig:
     def learned_cases(self) -> int:
         """Training cases that are trained on: the first so many; the others are held out."""
         held_out: float = getattr(self.model, "held_out", 0.0)
-        return self.split.train - math.ceil(held_out * self.split.train)
+        cases = self.n_cases or self.split.train
+        return cases - math.ceil(held_out * cases)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ training set would give.
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +30,7 @@ from hvae_hpc.metrics.memorisation import Features, find_copies
 from hvae_hpc.metrics.tissue import compare_tissue, describe_tissue
 from hvae_hpc.preprocess.store.reader import read_dataset
 from hvae_hpc.preprocess.store.shards import read_pairs
+from hvae_hpc.preprocess.store.splits import Split
 from hvae_hpc.runs.folder import PAIRS
 from hvae_hpc.runs.workplace import Outcome, Workplace
 from hvae_hpc.training.batches import PairTensors, generator_for, require_unseen, to_tensors
@@ -66,9 +68,8 @@ def measure_quality(config: QualityConfig, workplace: Workplace) -> Outcome | No
     # Read the three sets.
     device = choose_device(workplace)
     split = read_split(workplace.data, config.split)
-    train = _read_cases(workplace, split.train, config.image_px)
     test = _read_cases(workplace, split.test, config.image_px)
-    source = _read_source(config, workplace, train, split.test)
+    source, train = _read_source(config, workplace, split)
 
     # As the paper does it.
     n = min(config.n_images, len(test.pairs), len(source.pairs))
@@ -99,26 +100,31 @@ def measure_quality(config: QualityConfig, workplace: Workplace) -> Outcome | No
     return Outcome(metrics=metrics | medians, details=details, device=device_name(device))
 
 
-def _read_cases(workplace: Workplace, cases: tuple[str, ...], image_px: int) -> _Set:
+def _read_cases(workplace: Workplace, cases: Sequence[str], image_px: int) -> _Set:
     pairs = read_dataset(workplace.data, cases)
     return _Set(pairs=to_tensors(pairs, image_px), cases=pairs.case_ids)
 
 
-def _read_source(
-    config: QualityConfig, workplace: Workplace, train: _Set, test_cases: tuple[str, ...]
-) -> _Set:
-    """Return the set that is measured: a generator's pairs, real training pairs or their mean."""
+def _read_source(config: QualityConfig, workplace: Workplace, split: Split) -> tuple[_Set, _Set]:
+    """Return the set that is measured, and the real pairs that it was made from.
+
+    It is a generator's pairs, the split's training pairs or their mean.
+    """
     if "pairs" in workplace.parents:
         path = workplace.parents["pairs"] / PAIRS
         pairs, attributes = read_pairs(path)
-        require_unseen(path, json.loads(attributes["source_cases"]), test_cases)
-        return _Set(pairs=to_tensors(pairs, 0), cases=pairs.case_ids)
+        cases = json.loads(attributes["source_cases"])
+        require_unseen(path, cases, split.test)
+        source = _Set(pairs=to_tensors(pairs, 0), cases=pairs.case_ids)
+        return source, _read_cases(workplace, cases, config.image_px)
+    train = _read_cases(workplace, split.train, config.image_px)
     if config.source == "mean":
         n = min(config.n_images, len(train.pairs))
         images = torch.from_numpy(train.images.mean(0)).expand(n, 1, -1, -1)
         masks = torch.zeros_like(images)
-        return _Set(pairs=PairTensors(images=images, masks=masks), cases=tuple(map(str, range(n))))
-    return train
+        mean = PairTensors(images=images, masks=masks)
+        return _Set(pairs=mean, cases=tuple(map(str, range(n)))), train
+    return train, train
 
 
 def _compare_unpaired(

@@ -194,20 +194,16 @@ def _measure(images: NDArray[np.float32], train: NDArray[np.float32]) -> NDArray
     rows, columns = ((side - 2 * SHIFT_PX) // block for side in shape)
     shifts = [(y, x) for y in range(2 * SHIFT_PX + 1) for x in range(2 * SHIFT_PX + 1)]
 
-    def average(stack: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the mean of the block around each pixel."""
-        return np.asarray(uniform_filter(stack, (1, block, block)))
-
     def window(means: NDArray[np.float32], y: int, x: int) -> NDArray[np.float32]:
-        """Return the standardised blocks (n, pixels) from a corner on."""
+        """Return the standardised blocks (n, pixels) from a corner on, of means around pixels."""
         y, x = y + block // 2, x + block // 2
         blocks = means[:, y::block, x::block][:, :rows, :columns]
         return _standardise(blocks.reshape(len(means), -1))
 
-    ours = window(average(images), SHIFT_PX, SHIFT_PX)
+    ours = window(uniform_filter(images, (1, block, block)), SHIFT_PX, SHIFT_PX)
     correlations = np.empty((len(images), len(train)))
     for i, image in enumerate(train):
-        both = average(np.stack([image, image[:, ::-1]]))
+        both = uniform_filter(np.stack([image, image[:, ::-1]]), (1, block, block))
         windows = np.concatenate([window(both, y, x) for y, x in shifts])
         correlations[:, i] = (ours @ windows.T).max(1)
     return np.sqrt(np.maximum(2 - 2 * correlations, 0))

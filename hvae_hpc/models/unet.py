@@ -18,19 +18,16 @@ BLOCKS = (2, 3, 5)
 """nnU-Net's residual blocks per level, after the one that halves; the last number goes on."""
 MOST_CHANNELS = 512
 """nnU-Net's limit of features, in 2D."""
-SLOPE = 0.01
-"""Of nnU-Net's leaky ReLU, below 0."""
 
 
 def _normed(before: int, after: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
-    """Return a convolution and instance normalisation, as nnU-Net initialises them."""
+    """Return a convolution and instance normalisation, to which the weights' scale is nothing."""
     convolution = nn.Conv2d(before, after, kernel, stride, kernel // 2, bias=kernel > 1)
-    nn.init.kaiming_normal_(convolution.weight, a=SLOPE)
     return nn.Sequential(convolution, nn.InstanceNorm2d(after, affine=True))
 
 
 def _active(before: int, after: int, stride: int = 1) -> nn.Sequential:
-    return _normed(before, after, stride=stride).append(nn.LeakyReLU(SLOPE))
+    return _normed(before, after, stride=stride).append(nn.LeakyReLU())
 
 
 class _ResidualBlock(nn.Module):
@@ -39,7 +36,6 @@ class _ResidualBlock(nn.Module):
     def __init__(self, before: int, after: int, stride: int) -> None:
         super().__init__()
         self.inner = nn.Sequential(_active(before, after, stride), _normed(after, after))
-        nn.init.zeros_(list(self.inner.parameters())[-2])  # the block is its shortcut at first
         self.shortcut = nn.Sequential()
         if stride > 1:
             self.shortcut.append(nn.AvgPool2d(stride))
@@ -48,7 +44,7 @@ class _ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, after, H / stride, W / stride)."""
-        return F.leaky_relu(self.inner(x) + self.shortcut(x), SLOPE)
+        return F.leaky_relu(self.inner(x) + self.shortcut(x))
 
 
 def _residual_level(level: int, before: int, after: int) -> nn.Sequential:

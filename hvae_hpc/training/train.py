@@ -52,7 +52,8 @@ def train_generator(config: TrainConfig, workplace: Workplace) -> Outcome | None
     # Make the network and train it.
     device = choose_device(workplace)
     split = read_split(workplace.data, config.split)
-    learned, held_out = split.train[: config.learned_cases], split.train[config.learned_cases :]
+    cases = split.training_cases(config.n_cases)
+    learned, held_out = cases[: config.learned_cases], cases[config.learned_cases :]
     data = read_cases(workplace.data, learned, config.image_px, device)
     model = build(lambda: make_network(config.model, data.image_size), config.seed, device)
     if hasattr(model, "measure"):
@@ -69,7 +70,7 @@ def train_generator(config: TrainConfig, workplace: Workplace) -> Outcome | None
     if workplace.rank == 0:
         snapshot = {
             "image_size": list(data.image_size),
-            "train_cases": json.dumps(split.train),
+            "train_cases": json.dumps(cases),
             "weights": report.weights,
         }
         save_snapshot(workplace.folder / SNAPSHOT, snapshot)
@@ -78,7 +79,7 @@ def train_generator(config: TrainConfig, workplace: Workplace) -> Outcome | None
     processes = (f"trained by {workplace.world} processes",) if workplace.world > 1 else ()
     return Outcome(
         metrics={**metrics, **report.terms},
-        details={"train_cases": list(split.train)},
+        details={"train_cases": list(cases)},
         device=device_name(device),
         notes=report.notes + processes,
     )

@@ -10,6 +10,7 @@ from typing import Any
 from hvae_hpc.config.arms import USES, Budget
 from hvae_hpc.config.augmentations import FREE
 from hvae_hpc.config.kinds import AugmentationConfig, GeneratorConfig
+from hvae_hpc.config.loader import ONLY_WHEN_SET
 from hvae_hpc.config.model import (
     MovesConfig,
     OptimConfig,
@@ -31,11 +32,12 @@ SET_BY_THE_PLANNER = {
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorSettings:
-    """One generator of a sweep: its network and its training."""
+    """One generator of a sweep: its network and its training; see :class:`TrainConfig`."""
 
     model: GeneratorConfig
     optim: OptimConfig
     moves: AugmentationConfig = field(default_factory=MovesConfig)
+    n_cases: int = field(default=0, metadata=ONLY_WHEN_SET)
 
 
 @dataclass(frozen=True, kw_only=True)

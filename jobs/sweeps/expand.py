@@ -101,6 +101,11 @@ class _Draw:
         data = {"data": self.data.manifest.content_hash}
         return Run(stage=stage, config=config, parents={**data, **parents})
 
+    @property
+    def most_cases(self) -> int:
+        """Cases that nobody tests."""
+        return len(self.cases.train) + len(self.cases.spare)
+
     def n_real(self, n_cases: int = 0) -> int:
         """Return the real pairs of so many training cases; 0 for the split's."""
         pairs = {case.case_id: case.pairs for case in self.data.manifest.cases}
@@ -138,6 +143,8 @@ def _generator_runs(draw: _Draw) -> Iterator[Run]:
     """Yield each generator's training, its likelihood where asked for, and its pairs by sampler."""
     sweep = draw.sweep
     for name, settings in sweep.generators.items():
+        if settings.n_cases > draw.most_cases:
+            continue
         for seed in range(sweep.generator_seeds):
             fields: dict[str, Any] = {"generator": name, "seed": seed}
             train = draw.run("train", {}, **fields, **dump(settings))
@@ -246,7 +253,8 @@ def _arms(draw: _Draw, sources: Sequence[Source]) -> list[ArmConfig]:
     """Return what U-Nets are trained on.
 
     These are the reference, the standard arms, each source's, and those asked for by name. An arm
-    that asks for more cases than the data set has is left out; the sweep command says so.
+    that asks for more cases than the data set has, itself or in its generator, is left out; the
+    sweep command says so.
     """
     sweep, cases = draw.sweep, draw.cases
     known = list(dict.fromkeys(source for source, _ in sources))
@@ -258,12 +266,13 @@ def _arms(draw: _Draw, sources: Sequence[Source]) -> list[ArmConfig]:
             names += [f"{name}+{source}+{dose}" for name in sweep.on_top]
 
     augmentations = {"moved": sweep.segment.moves, **FREE, **sweep.segment.augmentations}
+    left_out = [name for name, g in sweep.generators.items() if g.n_cases > draw.most_cases]
     arms: list[ArmConfig] = []
     for name in dict.fromkeys([*names, *sweep.arms]):
-        arm = parse_arm(name, known, draw.n_real(), augmentations)
+        arm = parse_arm(name, [*known, *left_out], draw.n_real(), augmentations)
         if arm.n_synthetic and not arm.alone and not arm.first_share:
             arm = replace(arm, synthetic_share=sweep.segment.synthetic_share)
-        if arm.n_cases <= len(cases.train) + len(cases.spare):
+        if arm.n_cases <= draw.most_cases and arm.generator not in left_out:
             seeds = [seed for source, seed in sources if source == arm.generator] or [0]
             arms += [replace(arm, generator_seed=seed) for seed in seeds]
     _refuse_doubles(sweep, arms, len(cases.train))

@@ -70,15 +70,16 @@ def measure(
     folder: Path,
     pairs: Pairs | None,
     source: str = "gan",
+    learned: int = SPLIT.train,
 ) -> Outcome:
-    """Run the stage on these pairs, as if a generator had made them of the training cases."""
+    """Run the stage on these pairs, as if a generator had made them of so many training cases."""
     parents = {"judge": trained[0]}
     if pairs is not None:
         parents["pairs"] = folder / "pairs"
         write_pairs(
             folder / "pairs" / PAIRS,
             pairs,
-            {"source_cases": json.dumps(read_split(data, SPLIT).train)},
+            {"source_cases": json.dumps(read_split(data, SPLIT).train[:learned])},
         )
     workplace = Workplace(folder=folder, data=data, parents=parents, resources=Resources())
     outcome = measure_quality(replace(QUALITY, source=source), workplace)
@@ -193,6 +194,17 @@ def test_a_generator_that_copies_its_training_set_is_found_and_the_other_measure
     reference = measure(data, trained, tmp_path / "real", None, "real").metrics
     assert outcome.metrics["kid"] < reference["kid_high"]
     assert outcome.metrics["duplicates"] <= reference["duplicates_high"]
+
+
+def test_copies_are_of_the_cases_that_the_generator_was_trained_on(
+    data: Path, trained: tuple[Path, Outcome], tmp_path: Path
+) -> None:
+    outcome = measure(data, trained, tmp_path, real_pairs(data), learned=12)
+    # Those of other cases are new images to it.
+    learned = set(read_split(data, SPLIT).train[:12])
+    assert learned <= outcome.details["copies"].keys()
+    assert all(theirs in learned for theirs in outcome.details["copies"].values())
+    assert outcome.metrics["copies"] < 0.8
 
 
 def test_psnr_and_ssim_are_the_same_with_and_without_features(

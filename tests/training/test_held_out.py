@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hvae_hpc.config.diffusion import EDMConfig
-from hvae_hpc.config.loader import load
+from hvae_hpc.config.loader import dump, load
 from hvae_hpc.config.model import MovesConfig, OptimConfig
 from hvae_hpc.config.stages import SplitConfig, TrainConfig
 from hvae_hpc.errors import UserError
@@ -18,7 +18,7 @@ from hvae_hpc.training.batches import PairTensors, to_tensors
 from hvae_hpc.training.device import build
 from hvae_hpc.training.held_out import BestWeights
 from hvae_hpc.training.loop import TrainReport, train
-from hvae_hpc.training.train import train_generator
+from hvae_hpc.training.train import read_split, train_generator
 from tests.tiny import make_data_set, make_pairs
 from tests.training.test_training import CPU, assert_same, place
 
@@ -103,6 +103,22 @@ def test_the_stage_holds_out_the_last_training_cases(tmp_path: Path) -> None:
     assert outcome.metrics["pairs"] == 3  # of five cases, 30 % rounded up are held out
     assert len(outcome.details["train_cases"]) == 5
     assert set(losses(tmp_path / "run")) == {16, 32, 48, 64, 80}
+
+
+def test_a_generator_of_more_cases_than_the_split_trains_on_has_the_first_spare_ones(
+    tmp_path: Path,
+) -> None:
+    data = make_data_set(tmp_path / "data", n=12, side=16)
+    split = SplitConfig(train=3, test=3)
+    config = TrainConfig(
+        data="tiny", generator="edm", split=split, image_px=0, model=CONFIG, optim=OPTIM, n_cases=5
+    )
+    outcome = train_generator(config, replace(place(tmp_path / "run"), data=data))
+    assert outcome is not None
+    assert outcome.metrics["pairs"] == 3  # two of five are held out
+    cases = read_split(data, split)
+    assert outcome.details["train_cases"] == [*cases.train, *cases.spare[:2]]
+    assert "n_cases" not in dump(replace(config, n_cases=0))
 
 
 def test_nothing_left_to_learn_from_is_refused() -> None:

@@ -543,3 +543,26 @@ def test_a_generator_may_not_have_the_name_of_anothers_pairs() -> None:
     twin = {**sweep.generators, "hvae-aggregated": sweep.generators["vae"]}
     with pytest.raises(ValueError, match=r"names of pairs are .* expected each once"):
         replace(sweep, samplers=("prior", "aggregated"), generators=twin)
+
+
+def test_the_curve_has_each_arm_at_each_size_with_a_generator_of_as_many_cases() -> None:
+    sweep = read_sweep("curve")
+    runs = {run.run_id: run for run in expand.expand(sweep, [paper_data("brats2021", 240, 300)])}
+    trained = [run.config for run in runs.values() if isinstance(run.config, TrainConfig)]
+    assert sorted(config.n_cases for config in trained) == [0, 50, 100, 200]
+    sizes = dict[str, set[int]]()
+    for run in runs.values():
+        if isinstance(run.config, SegmentConfig):
+            arm = run.config.arm
+            kind = ("nnunet" if arm.moves else "") + ("+edm" if arm.generator else "")
+            sizes.setdefault(kind, set()).add(arm.n_cases)
+            if arm.generator:
+                generator = runs[runs[run.parents["pairs"]].parents["generator"]].config
+                assert generator.n_cases == arm.n_cases
+                assert arm.n_synthetic == 500
+    assert sizes.keys() == {"", "nnunet", "nnunet+edm"}
+    assert all(numbers == {0, 50, 100, 200} for numbers in sizes.values())
+    # Where there are too few cases, neither the largest arms nor their generator are made.
+    fewer = expand.expand(sweep, [paper_data("brats2021", 240, 250)])
+    assert {run.config.arm.n_cases for run in fewer if run.stage == "segment"} == {0, 50, 100}
+    assert sum(run.stage == "train" for run in fewer) == 3

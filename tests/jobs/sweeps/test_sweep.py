@@ -32,7 +32,7 @@ def assert_refused(message: str, project: Path, capsys: pytest.CaptureFixture[st
     [
         (
             ["nothing"],
-            "'nothing' is not one of ablation, beyond, demo, samplers, table1, table1-literal",
+            "'nothing' is not one of ablation, beyond, curve, demo, samplers, table1, table1-literal",
         ),
         (["none.toml"], "none.toml: cannot be read"),
         (
