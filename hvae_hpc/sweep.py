@@ -73,6 +73,12 @@ def main(argv: Sequence[str]) -> int:
     results = read_results(plan)
     missing = [run_id for run_id, result in results.items() if not result.done]
     _describe(sweep, plan, results)
+    if options.plan:
+        # It loads pandas, which no other step needs.
+        from hvae_hpc.jobs.sweeps.design import describe_power
+
+        sizes = {data.name: len(data.manifest.cases) for data in data_sets}
+        say(*describe_power(plan, results, sizes))
 
     # The runs, and in the end the tables.
     if cluster and missing:

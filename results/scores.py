@@ -12,12 +12,11 @@ from hvae_hpc.config.arms import ArmConfig
 from hvae_hpc.config.stages import SegmentConfig
 from hvae_hpc.results.collect import MORE_MEASURES, Collected, rows_of
 from hvae_hpc.results.labels import REFERENCE, ordered_arms
-from hvae_hpc.results.max_t import LEVEL
 from hvae_hpc.results.statistics import (
+    LEVEL,
     Block,
     Comparison,
     compare,
-    effect_size,
     estimate_mean,
     sign_flip_test,
 )
@@ -41,7 +40,6 @@ class ArmScores:
             an interval that allows for all arms with that reference (:func:`compare`).
         better, paired: for how many of these it is above, and how many there are.
         p_seeds: of a sign-flip test over these alone, for this arm alone; a check.
-        effect: Cohen's d over cases.
         others: means of the other measures of masks, hausdorff_95 in ``unit``; NaN for one that
             not every run has.
     """
@@ -57,7 +55,6 @@ class ArmScores:
     better: int
     paired: int
     p_seeds: float | None
-    effect: float | None
     others: dict[str, float]
     unit: str
 
@@ -89,7 +86,7 @@ def score_arms(plan: Plan, collected: Collected) -> list[ArmScores]:
     scores: list[ArmScores] = []
     for data in plan.data:
         arms = [arm for arm in ordered_arms(plan) if expected[data, arm.name]]
-        differences = {arm.name: _subtract_reference(collected, data, arm) for arm in arms}
+        differences = subtract_references(plan, collected, data)
         compared: dict[str, Comparison] = {}
         for reference in dict.fromkeys(map(reference_of, arms)):
             family = [arm.name for arm in arms if reference_of(arm) == reference]
@@ -121,10 +118,15 @@ def reference_of(arm: ArmConfig) -> str:
     return REFERENCE + at + budget
 
 
-def _subtract_reference(collected: Collected, data: str, arm: ArmConfig) -> pd.DataFrame:
-    """Return an arm's Dice less its reference's; no rows for a reference."""
-    dice, versus = dice_of(collected, data, arm.name), reference_of(arm)
-    return dice.iloc[:0] if versus == arm.name else subtract(dice, dice_of(collected, data, versus))
+def subtract_references(plan: Plan, collected: Collected, data: str) -> dict[str, pd.DataFrame]:
+    """Return each arm's Dice less its reference's, by name; no rows for a reference."""
+    differences = {}
+    for arm in ordered_arms(plan):
+        dice, versus = dice_of(collected, data, arm.name), reference_of(arm)
+        is_reference = versus == arm.name
+        reference = dice if is_reference else dice_of(collected, data, versus)
+        differences[arm.name] = dice.iloc[:0] if is_reference else subtract(dice, reference)
+    return differences
 
 
 def _score(
@@ -151,7 +153,6 @@ def _score(
         better=count_above(rows),
         paired=len(mean_by_seed(rows)),
         p_seeds=sign_flip_test(mean_by_seed(rows)) if len(rows) else None,
-        effect=effect_size(to_blocks(rows)) if len(rows) else None,
         others={name: float(runs[name].mean(skipna=False)) for name in measures if len(runs)},
         unit=str(runs["hausdorff_95_unit"].iloc[0]) if len(runs) else "",
     )
@@ -160,8 +161,8 @@ def _score(
 def dice_of(collected: Collected, data: str, arm: str) -> pd.DataFrame:
     """Return an arm's Dice: a row per split, generator training and U-Net seed, a column per case.
 
-    Rows of an arm without a generator have no level for its training. A case that a split does not
-    test is NaN in its rows.
+    An arm without a generator has no level for its training. A case that a split does not test is
+    NaN in its rows.
     """
     rows = rows_of(collected.segment, data=data, arm=arm)
     levels = ["split_seed", TRAINING, "seed"] if rows["generator"].any() else SEED
@@ -171,23 +172,22 @@ def dice_of(collected: Collected, data: str, arm: str) -> pd.DataFrame:
 
 
 def subtract(dice: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
-    """Return the differences of the runs whose split and seed, and training, the other arm has too.
+    """Return the differences of runs whose split and seed, and training, the other arm has too.
 
     An arm without a generator is subtracted from every training of the other's.
     """
     if TRAINING in other.index.names and TRAINING not in dice.index.names:
         return -subtract(other, dice)
     keys = pd.MultiIndex.from_frame(dice.index.to_frame()[list(other.index.names)])
-    common = keys.isin(other.index)
-    rows = dice[common]
-    return rows - other.reindex(index=keys[common], columns=rows.columns).to_numpy()
+    rows = dice[keys.isin(other.index)]
+    known = keys[keys.isin(other.index)]
+    return rows - other.reindex(index=known, columns=rows.columns).to_numpy()
 
 
 def to_blocks(dice: pd.DataFrame) -> list[Block]:
     """Return the scores of each split's runs on its own cases.
 
-    Where trainings have different seeds yet, as in a sweep that is not done, those that all have
-    count; where all have none, those of the first training.
+    Seeds count that all trainings of a split have: in a sweep that is not done some have fewer.
     """
     has_trainings = TRAINING in dice.index.names
     blocks = []
@@ -197,10 +197,9 @@ def to_blocks(dice: pd.DataFrame) -> list[Block]:
         if has_trainings:
             trainings = [rows.droplevel(TRAINING) for _, rows in tested.groupby(level=TRAINING)]
         seeds = sorted(set.intersection(*(set(rows.index) for rows in trainings)))
-        if not seeds:
-            trainings, seeds = trainings[:1], list(trainings[0].index)
         scores = np.stack([rows.loc[seeds].to_numpy() for rows in trainings])
-        blocks.append(Block(scores, list(tested.columns), has_trainings))
+        if seeds:
+            blocks.append(Block(scores, list(tested.columns), has_trainings))
     return blocks
 
 

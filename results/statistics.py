@@ -6,14 +6,21 @@ One model gives intervals and p: crossed random effects of splits, trainings, se
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hvae_hpc.results.max_t import MaxT, mean_correlation
-
+Scores = NDArray[np.float64]
+LEVEL = 0.05
+SOURCES = ("training", "seed", "case")
+"""The axes of a block's scores."""
+PARTS = ("split", *SOURCES)
+PRIORS, ROUNDS = 2.0 ** np.arange(-1, 13), 30
+"""Degrees of freedom of a prior that are tried, and rounds in which its scale settles."""
+DRAWS, MOST_FREEDOM, TINY = 19_999, 1000.0, 1e-18
 EXACT_UP_TO = 14
 """Up to so many differences, all ways to flip their signs are tried; of more, 2^14 random ways."""
 
@@ -72,7 +79,7 @@ class Block(NamedTuple):
         has_trainings: whether the arm has a generator.
     """
 
-    scores: NDArray[np.float64]
+    scores: Scores
     cases: Sequence[str]
     has_trainings: bool = False
 
@@ -83,8 +90,8 @@ class Comparison(Estimate):
 
     Attributes:
         p: two-sided, of a mean of 0. It and the interval allow for all arms that were compared.
-        standard_error: of the mean.
-        freedom: degrees of freedom of the standard error; 0 where nothing was repeated.
+        standard_error: of the mean; infinite where nothing was repeated.
+        freedom: degrees of freedom of the standard error.
         not_covered: which of "split", "training", "seed" and "case" were not repeated. The interval
             says nothing about another one.
     """
@@ -95,46 +102,9 @@ class Comparison(Estimate):
     not_covered: tuple[str, ...]
 
 
-class Part(NamedTuple):
-    """What a source adds to the variance of a mean, and how many degrees of freedom tell it."""
-
-    variance: float
-    freedom: float
-
-
-FEWEST_CASES = 3
-ROUNDING = 1e-9
-PRIORS = 2.0 ** np.arange(-1, 13)
-ROUNDS = 30
-
-SOURCES = ("training", "seed", "case")
-"""The axes of a block's scores."""
-
-
-def divide_variance(scores: NDArray[np.float64]) -> dict[str, Part]:
-    """Return what each source adds to the variance of a block's mean, by mean squares.
-
-    A source's part is the variance of its means (ddof 1) over their number. It holds the rest as
-    well: the variance of the mean is the sum of the sources' parts, less the rest for all but one.
-
-    Args:
-        scores: (trainings, seeds, cases).
-
-    Returns:
-        Parts of SOURCES and of "rest"; one that was not repeated is 0 with a freedom of 0.
-    """
-    rest = scores - scores.mean()
-    parts = {}
-    for axis, source in enumerate(SOURCES):
-        n = scores.shape[axis]
-        others = tuple({0, 1, 2} - {axis})
-        means = scores.mean(others, keepdims=True) - scores.mean()
-        rest = rest - means
-        parts[source] = Part(float((means**2).sum()) / (n * max(1, n - 1)), n - 1)
-
-    freedom = scores.size - 1 - sum(part.freedom for part in parts.values())
-    variance = float((rest**2).sum()) / (scores.size * max(1, freedom))
-    return {**parts, "rest": Part(variance, freedom)}
+def estimate_mean(blocks: Sequence[Block]) -> Comparison:
+    """Return the mean of one arm's scores, with the interval and p of one arm alone."""
+    return compare({"": blocks})[""]
 
 
 def compare(differences: Mapping[str, Sequence[Block]]) -> dict[str, Comparison]:
@@ -142,8 +112,8 @@ def compare(differences: Mapping[str, Sequence[Block]]) -> dict[str, Comparison]
 
     Splits, generator trainings and U-Net seeds within a split, and cases are drawn by chance
     (crossed random effects). The variance of a mean is a sum of mean squares, and its degrees of
-    freedom are Satterthwaite's (1946). Arms of the same design lend each other the variance of
-    their draws (:func:`_pool`). The largest t of all arms decides (:class:`MaxT`).
+    freedom are Satterthwaite's (1946). Arms lend each other the variance of their draws
+    (:func:`_pool`). The largest t of all arms decides (Dunnett 1955).
 
     Args:
         differences: each arm's scores less those of its comparator, a block per split.
@@ -153,202 +123,182 @@ def compare(differences: Mapping[str, Sequence[Block]]) -> dict[str, Comparison]
 
     if not differences:
         return {}
-    spreads = [_measure(blocks) for blocks in differences.values()]
-    correlations = _correlate([spread.by_case for spread in spreads])
-    # Arms whose correlation is unknown are taken to be one arm here, and to be independent below.
-    alike = float(np.nan_to_num(correlations**2, nan=1.0).mean())
-    draws, shared = _pool_designs(spreads, alike)
-    totals = [
-        _add([draw, spread.cases], spread.rest) for draw, spread in zip(draws, spreads, strict=True)
-    ]
+    of_arms = list(differences.values())
+    means = np.array([split_means(blocks).mean() for blocks in of_arms])
+    parts, freedoms = np.stack([_list_parts(blocks) for blocks in of_arms], axis=1)
+    covered = np.column_stack([[len(blocks) > 1 for blocks in of_arms], freedoms[:, :3]])
+    correlation, alike = _correlate([blocks[0] for blocks in of_arms])
+    parts[:, 1], freedoms[:, 1], common = _pool(parts[:, 1], freedoms[:, 1], alike)
 
-    # The part of all variances that arms do not have of their own, and its degrees of freedom.
-    shares = [
-        (draw.variance / total.variance) ** 2 * of_arm
-        for draw, total, of_arm in zip(draws, totals, shared, strict=True)
-        if total.variance
-    ]
-    joint = MaxT(
-        len(spreads),
-        mean_correlation(np.nan_to_num(correlations)),
-        2 / max(2e-3, float(np.mean(shares or 0.0))),
-    )
-    level = joint.level()
+    # Chance may make the sum less than one of its parts. No part is known to be 0 for sure.
+    variances = np.maximum(parts[:, :3].sum(1) - parts[:, 3], parts[:, :3].max(1))
+    variances = np.where(freedoms[:, 1:3].any(1), np.maximum(variances, TINY), np.inf)
+    freedom = variances**2 / np.maximum((parts**2 / np.maximum(freedoms, 1)).sum(1), TINY**2)
+    errors = np.sqrt(variances)
+    freedom[np.isinf(errors)] = 1
 
-    compared = {}
-    for arm, spread, total in zip(differences, spreads, totals, strict=True):
-        error = math.sqrt(total.variance)
-        if not total.freedom:
-            p, half = 1.0, math.inf
-        elif error == 0:
-            p, half = float(spread.mean == 0), 0.0
-        else:
-            p = joint.adjust(2 * float(stdtr(total.freedom, -abs(spread.mean) / error)))
-            half = -float(stdtrit(total.freedom, level / 2)) * error
-        compared[arm] = Comparison(
-            mean=spread.mean,
-            low=spread.mean - half,
-            high=spread.mean + half,
-            p=p,
-            standard_error=error,
-            freedom=total.freedom,
-            not_covered=spread.not_covered,
+    # Each arm's p and interval as if alone, then by the largest t of all arms (a t-copula).
+    shared = 2 / max(2 / MOST_FREEDOM, float(((parts[:, 1] / variances) ** 2 * common).mean()))
+    largest = draw_largest(len(means), correlation, shared)
+    p = 2 * stdtr(freedom, -abs(means) / errors)
+    above = DRAWS - np.searchsorted(largest, -stdtrit(shared, p / 2))
+    p = np.maximum(p, (above + 1) / (DRAWS + 1)) if len(means) > 1 else p
+    half = -stdtrit(freedom, find_level(largest, shared) / 2) * errors
+    return {
+        arm: Comparison(
+            mean=float(means[i]),
+            low=float(means[i] - half[i]),
+            high=float(means[i] + half[i]),
+            p=float(p[i]),
+            standard_error=float(errors[i]),
+            freedom=float(freedom[i]),
+            not_covered=tuple(
+                name for name, free in zip(PARTS, covered[i], strict=True) if not free
+            ),
         )
-    return compared
-
-
-def estimate_mean(blocks: Sequence[Block]) -> Comparison:
-    """Return the mean of one arm's scores, with the interval and p of one arm alone."""
-    return compare({"": blocks})[""]
-
-
-class _Spread(NamedTuple):
-    """An arm's mean and what its variance is made of.
-
-    Attributes:
-        draws: the part of splits; of trainings and seeds where there is one split.
-        cases, rest: what cases add to that; the rest is in both, and comes off once.
-        by_case: a case's mean, less that of its split.
-        design: shape of every split's scores.
-    """
-
-    mean: float
-    draws: Part
-    cases: Part
-    rest: Part
-    by_case: dict[str, float]
-    design: tuple[tuple[int, ...], ...]
-    not_covered: tuple[str, ...]
-
-
-def _measure(blocks: Sequence[Block]) -> _Spread:
-    """Return where the variance of an arm's mean comes from."""
-    of_blocks = [divide_variance(block.scores) for block in blocks]
-    parts = {
-        source: Part(
-            float(np.mean([of_block[source].variance for of_block in of_blocks])),
-            sum(of_block[source].freedom for of_block in of_blocks),
-        )
-        for source in (*SOURCES, "rest")
+        for i, arm in enumerate(differences)
     }
-    means = np.array([block.scores.mean() for block in blocks])
-    by_case: dict[str, list[float]] = {}
-    for block, mean in zip(blocks, means, strict=True):
-        for case, of_case in zip(block.cases, block.scores.mean((0, 1)).tolist(), strict=True):
-            by_case.setdefault(case, []).append(of_case - mean)
-
-    # Two splits do not differ by the cases that both test: these are left for the part of cases.
-    not_covered = []
-    if len(blocks) > 1:
-        draws = Part(float(means.var(ddof=1)) / len(means), len(means) - 1)
-        share = _share_cases(blocks)
-    else:
-        draws, share = _add([parts["training"], parts["seed"]], parts["rest"]), 1.0
-        not_covered = ["split", *(name for name in SOURCES[:2] if not parts[name].freedom)]
-        if not blocks[0].has_trainings:
-            not_covered.remove("training")
-    if not parts["case"].freedom:
-        not_covered.append("case")
-
-    return _Spread(
-        mean=float(means.mean()),
-        draws=draws,
-        cases=parts["case"]._replace(variance=share * parts["case"].variance),
-        rest=parts["rest"]._replace(variance=share * parts["rest"].variance),
-        by_case={case: float(np.mean(of_case)) for case, of_case in by_case.items()},
-        design=tuple(block.scores.shape for block in blocks),
-        not_covered=tuple(not_covered),
-    )
 
 
-def _share_cases(blocks: Sequence[Block]) -> float:
+def split_means(blocks: Sequence[Block]) -> Scores:
+    """Return the mean of every split."""
+    return np.array([block.scores.mean() for block in blocks])
+
+
+def divide_variance(blocks: Sequence[Block]) -> tuple[Scores, Scores]:
+    """Return what each source adds to the variance of a split's mean, by mean squares.
+
+    A source's part is the variance of its means (ddof 1) over their number. It holds the rest as
+    well: the variance of the mean is the sum of the sources' parts, less the rest for all but one.
+
+    Returns:
+        For SOURCES and the rest, the mean over splits, and degrees of freedom of all splits. Both
+        are 0 for what was not repeated.
+    """
+    of_splits = []
+    for block in blocks:
+        rest = block.scores - block.scores.mean()
+        variances, freedoms = [], []
+        for axis, n in enumerate(rest.shape):
+            means = rest.mean(tuple({0, 1, 2} - {axis}), keepdims=True)
+            rest = rest - means
+            variances.append((means**2).sum() / (n * max(1, n - 1)))
+            freedoms.append(n - 1)
+        freedoms.append(rest.size - 1 - sum(freedoms))
+        variances.append((rest**2).sum() / (rest.size * max(1, freedoms[-1])))
+        of_splits.append((variances, freedoms))
+    table = np.array(of_splits, dtype=float)
+    return table[:, 0].mean(0), table[:, 1].sum(0)
+
+
+def share_cases(blocks: Sequence[Block]) -> float:
     """Return what part of the variance of cases two splits have in common."""
     cases = [set(block.cases) for block in blocks]
     common = [len(one & other) / (len(one) * len(other)) for one, other in combinations(cases, 2)]
     return float(np.mean(common) / np.mean([1.0 / len(of_split) for of_split in cases]))
 
 
-def _add(parts: Sequence[Part], rest: Part) -> Part:
-    """Return a sum of parts that each hold the rest, which counts once; Satterthwaite's freedom."""
-    parts = [part for part in parts if part.freedom]
-    if len(parts) < 2:
-        return parts[0] if parts else Part(0.0, 0)
-    twice = rest.variance * (len(parts) - 1)
-    variances = [part.variance for part in parts]
-    # Chance may make the sum less than one of its parts.
-    variance = max(sum(variances) - twice, *variances)
-    squares = sum(part.variance**2 / part.freedom for part in parts)
-    squares += twice**2 / max(1, rest.freedom)
-    return Part(variance, variance**2 / squares if squares else sum(part.freedom for part in parts))
+def _list_parts(blocks: Sequence[Block]) -> tuple[Scores, Scores]:
+    """Return the parts of the variance of an arm's mean, and their degrees of freedom.
+
+    They are of trainings, of draws (splits, or the seeds of one split), of cases, and of the rest
+    that these hold too often. What does not exist, or is within splits, has 0 and a freedom of 1.
+    """
+    (training, seed, case, rest), freedoms = divide_variance(blocks)
+    if len(blocks) == 1:
+        twice = rest * max(0, np.count_nonzero(freedoms[:3]) - 1)
+        freedoms[0] = freedoms[0] if blocks[0].has_trainings else 1
+        return np.array([training, seed, case, twice]), freedoms
+
+    # Splits do not differ by the cases that they share: these are left for the part of cases.
+    means, share = split_means(blocks), share_cases(blocks)
+    parts = np.array([0.0, means.var(ddof=1) / len(means), share * case, share * rest])
+    return parts, np.array([1, len(means) - 1, *freedoms[2:]])
 
 
-def _correlate(by_case: Sequence[Mapping[str, float]]) -> NDArray[np.float64]:
-    """Return how arms correlate over the cases that all of them have; NaN where none can tell."""
-    common = sorted(set.intersection(*map(set, by_case)))
-    if len(common) < FEWEST_CASES:
-        return np.full((len(by_case), len(by_case)), np.nan)
-    table = np.array([[of_arm[case] for case in common] for of_arm in by_case])
-    # Of cases that are all alike rounding is left, which means nothing.
-    table[table.std(axis=1) < ROUNDING] = np.nan
-    return np.atleast_2d(np.corrcoef(table))
+def _correlate(blocks: Sequence[Block]) -> tuple[float, float]:
+    """Return the mean correlation of two arms over cases, and the mean square of all.
+
+    Where cases cannot tell, these are 0 and 1, which make no p too small.
+
+    Args:
+        blocks: of each arm the first split. Its first training has as many runs as a comparator.
+    """
+    n = len(blocks)
+    if n == 1 or any(block.cases != blocks[0].cases for block in blocks):
+        return 0.0, 1.0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        correlations = np.corrcoef([block.scores[0].mean(0) for block in blocks])
+    if not np.isfinite(correlations).all():
+        return 0.0, 1.0
+    mean = (correlations.sum() - n) / (n * (n - 1))
+    return float(np.clip(mean, 0, 1)), float((correlations**2).mean())
 
 
-def _pool_designs(spreads: Sequence[_Spread], alike: float) -> tuple[list[Part], list[float]]:
-    """Return all arms' draws, pooled among arms of the same design, and what they share of it."""
-    pooled, shared = [spread.draws for spread in spreads], [0.0] * len(spreads)
-    for design in {spread.design for spread in spreads}:
-        places = [i for i, spread in enumerate(spreads) if spread.design == design]
-        if len(places) > 1 and pooled[places[0]].freedom:
-            of_design = _pool([pooled[i] for i in places], alike)
-            for i, (part, common) in zip(places, of_design, strict=True):
-                pooled[i], shared[i] = part, common
-    return pooled, shared
-
-
-def _pool(parts: Sequence[Part], alike: float) -> list[tuple[Part, float]]:
+def _pool(own: Scores, freedoms: Scores, alike: float) -> tuple[Scores, Scores, float]:
     """Return arms' variances drawn to a common one, as far as they look alike (Smyth 2004).
 
-    The arms' true variances are taken as draws of a scaled inverse chi-squared distribution, so
-    that estimates over its scale have an F distribution. Its scale and degrees of freedom are the
-    likeliest. The pooled variance is the mean of the scale and of the arm's own, weighted by the
+    The true variances are taken as draws of a scaled inverse chi-squared distribution, so that
+    estimates over its scale have an F distribution. Its scale and degrees of freedom are the
+    likeliest. A pooled variance is the mean of the scale and of the arm's own, weighted by the
     degrees of freedom of each.
 
     Args:
-        parts: one per arm.
-        alike: mean squared correlation of arms, from 1 / number of arms to 1. Their scale has so
-            much of the chance of one arm's variance.
+        own: (arms,), variances.
+        freedoms: (arms,), theirs.
+        alike: mean squared correlation of arms, from 1 / number of arms to 1. The scale has so much
+            of the chance of one arm's variance.
 
     Returns:
-        For each arm its part, and the relative variance that all parts have in common.
+        The variances, their freedoms, and the relative variance that all have in common.
     """
     from scipy.special import betaln
 
-    own = np.array([part.variance for part in parts])
-    freedom = float(np.mean([part.freedom for part in parts]))
-    if not own.any():
-        return [(part, 0.0) for part in parts]
+    if len(own) == 1 or not own.all() or not freedoms.all():
+        return own, freedoms, 0.0
+    priors = PRIORS[:, None]
+    scales = np.full_like(priors, own.mean())
+    for _ in range(ROUNDS):
+        weights = (freedoms + priors) / (freedoms * own / scales + priors)
+        scales = (weights * own).mean(1, keepdims=True)
+    ratios = freedoms / priors / scales
+    logs = freedoms * np.log(ratios) - (freedoms + priors) * np.log1p(ratios * own)
+    best = int((logs / 2 - betaln(freedoms / 2, priors / 2)).mean(1).argmax())
 
-    likeliest = (-math.inf, 0.0, 0.0)
-    for prior in PRIORS:
-        scale = own.mean()
-        for _ in range(ROUNDS):
-            scale = (own * (freedom + prior) / (freedom * own / scale + prior)).mean()
-        logs = freedom * np.log(freedom / prior / scale)
-        logs = logs - (freedom + prior) * np.log1p(freedom * own / prior / scale)
-        likelihood = float(logs.mean()) / 2 - float(betaln(freedom / 2, prior / 2))
-        likeliest = max(likeliest, (likelihood, prior, float(scale)))
-
-    _, prior, scale = likeliest
-    weight = prior / (prior + freedom)
-    common = weight**2 * alike * 2 / freedom
-    pooled_freedom = 2 / (2 / (prior + freedom) + common)
-    return [
-        (Part(weight * scale + (1 - weight) * variance, pooled_freedom), common)
-        for variance in own.tolist()
-    ]
+    weight = PRIORS[best] / (PRIORS[best] + freedoms)
+    common = weight**2 * alike * 2 / freedoms
+    pooled = weight * scales[best] + (1 - weight) * own
+    return pooled, 2 / (2 / (PRIORS[best] + freedoms) + common), float(common.mean())
 
 
-def sign_flip_test(differences: NDArray[np.float64]) -> float:
+def draw_largest(n_arms: int, correlation: float, freedom: float) -> Scores:
+    """Return many draws, sorted, of the largest absolute t of arms of which none differs.
+
+    Args:
+        n_arms: how many.
+        correlation: of two of them.
+        freedom: degrees of freedom of what their standard errors share.
+    """
+    chi_squared = np.random.default_rng(1).chisquare(freedom, DRAWS)
+    return np.sort(_draw_normal(n_arms, correlation) / np.sqrt(chi_squared / freedom))
+
+
+@lru_cache(maxsize=4)
+def _draw_normal(n_arms: int, correlation: float) -> Scores:
+    """Return draws of the largest absolute value of correlated normal ones."""
+    normal = np.random.default_rng(0).normal(size=(DRAWS, n_arms + 1))
+    values = math.sqrt(correlation) * normal[:, :1] + math.sqrt(1 - correlation) * normal[:, 1:]
+    return abs(values).max(1)
+
+
+def find_level(largest: Scores, freedom: float) -> float:
+    """Return the p that one arm needs, given the largest t of all; at most 0.05."""
+    from scipy.special import stdtr
+
+    return min(LEVEL, 2 * float(stdtr(freedom, -largest[1 - round(LEVEL * (DRAWS + 1))])))
+
+
+def sign_flip_test(differences: Scores) -> float:
     """Return the two-sided p-value of paired differences that are symmetric about 0.
 
     The signs of the differences are flipped. It is exact for up to 14 of them: with n, no p is
@@ -357,29 +307,10 @@ def sign_flip_test(differences: NDArray[np.float64]) -> float:
     """
     n = len(differences)
     if n <= EXACT_UP_TO:
-        signs = 1.0 - 2.0 * (np.arange(2**n)[:, None] >> np.arange(n) & 1)
-        sums = signs @ differences
+        ways = np.arange(2**n)[:, None] >> np.arange(n) & 1
     else:
-        # Some ways at a time: all signs of thousands of cases would take a gigabyte.
-        random, parts = np.random.default_rng(0), 16
-        ways = (random.choice([-1.0, 1.0], size=(2**EXACT_UP_TO // parts, n)) for _ in range(parts))
-        sums = np.concatenate([signs @ differences for signs in ways])
-        sums[0] = differences.sum()
-
-    sizes = np.abs(sums)
+        ways = np.random.default_rng(0).integers(2, size=(2**EXACT_UP_TO, n))
+        ways[0] = 0
+    sizes = abs((1.0 - 2.0 * ways) @ differences)
     # Ways that are the same but for rounding must not fall on both sides of what was seen.
     return float((sizes >= sizes[0] * (1 - 1e-9)).mean())
-
-
-def effect_size(blocks: Sequence[Block]) -> float | None:
-    """Return Cohen's d of paired cases: mean over standard deviation (ddof 1) of their differences.
-
-    A case's difference is its mean over runs and splits. None where all are alike.
-    """
-    by_case = dict[str, list[float]]()
-    for block in blocks:
-        for case, mean in zip(block.cases, block.scores.mean((0, 1)).tolist(), strict=True):
-            by_case.setdefault(case, []).append(mean)
-    means = np.array([np.mean(of_case) for of_case in by_case.values()])
-    spread = float(means.std(ddof=1)) if means.size > 1 else 0.0
-    return float(means.mean()) / spread if spread > 0 else None

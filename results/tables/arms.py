@@ -113,7 +113,6 @@ def _numbers_of(scores: ArmScores) -> dict[str, Cell]:
         "paired": scores.paired or None,
         "p": scores.p,
         "p_seeds": scores.p_seeds,
-        "effect_size": scores.effect,
     }
 
 

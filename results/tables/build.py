@@ -13,6 +13,7 @@ from hvae_hpc.results.tables.draws import build_draws
 from hvae_hpc.results.tables.likelihood import build_likelihoods
 from hvae_hpc.results.tables.quality import build_quality, build_table2
 from hvae_hpc.results.tables.table import Table
+from hvae_hpc.results.tables.variance import build_variance
 from hvae_hpc.results.worth import build_worth
 from hvae_hpc.runs.plan import Plan
 
@@ -38,6 +39,7 @@ def build_tables(
         "arms": build_arms(plan, scores),
         "worth": build_worth(plan, collected, scores),
         "measures": build_measures(plan, scores),
+        "variance": build_variance(plan, collected),
         "table2": build_table2(plan, collected),
         "quality": build_quality(plan, collected),
         "likelihoods": build_likelihoods(plan, collected),

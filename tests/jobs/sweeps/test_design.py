@@ -1,0 +1,84 @@
+"""What a plan says of its power, and the default design of the sweep beyond."""
+
+from collections import Counter, defaultdict
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from hvae_hpc.config.resources import Resources
+from hvae_hpc.config.stages import CONFIGS
+from hvae_hpc.jobs.sweeps import design
+from hvae_hpc.jobs.sweeps.expand import make_plan
+from hvae_hpc.runs.done import read_results
+from hvae_hpc.runs.plan import Plan, read_plan
+from hvae_hpc.sweep import read_sweep
+from tests.jobs.sweeps.test_expand import paper_data, segments
+from tests.results.made_up import write_sweep
+
+
+@cache
+def describe(splits: int, trainings: int, seeds: int) -> list[str]:
+    plan = plan_of(splits, trainings, seeds)
+    return list(design.describe_power(plan, {}, {"brats2021": 400}))
+
+
+def plan_of(splits: int, trainings: int, seeds: int) -> Plan:
+    sweep = replace(
+        read_sweep("table1"),
+        data=("brats2021",),
+        splits=splits,
+        generator_seeds=trainings,
+        seeds=seeds,
+    )
+    data = [paper_data("brats2021", 240, 400)]
+    return make_plan(sweep, data, Path("runs"), {stage: Resources() for stage in CONFIGS})
+
+
+def test_beyond_repeats_splits_trainings_and_seeds() -> None:
+    plan = make_plan(read_sweep("beyond"), [paper_data("lgg", 240, 700)], Path("runs"), {})
+    runs = defaultdict(set)
+    for config in segments(list(plan.runs.values()), "lgg"):
+        runs[config.arm.name].add((config.split.seed, config.arm.generator_seed, config.seed))
+    three_by_two_by_four = {(s, t, u) for s in range(3) for t in range(2) for u in range(4)}
+    assert runs["edm+300"] == runs["nnunet+edm+300"] == three_by_two_by_four
+    assert runs["reference"] == runs["nnunet"] == {each for each in runs["edm+300"] if not each[1]}
+    trainings = Counter(run.config.generator for run in plan.runs.values() if run.stage == "train")
+    assert set(trainings.values()) == {6}
+
+
+def test_a_plan_says_its_design_its_power_and_what_is_assumed() -> None:
+    lines = describe(3, 2, 4)
+    assert lines[0] == (
+        "  design of brats2021: splits 3, generator trainings 2, U-Net seeds 4"
+        " (24 U-Nets of an arm with a generator, as 24 seeds of one split)"
+    )
+    assert "one of 15 arms: " in lines[1]
+    assert lines[-1].endswith("(assumed: split, training, seed, case, rest)")
+    assert ", on this split alone: " in describe(1, 1, 10)[1]
+
+
+def test_the_cheapest_design_has_the_power_that_it_is_named_for() -> None:
+    (line,) = [
+        line for line in describe(3, 2, 4) if line.startswith("    80 % of 0.04 at least cost")
+    ]
+    splits, trainings, seeds = (
+        int(line.split(f"{name} ")[1].split(",")[0].split()[0])
+        for name in ("splits", "generator trainings", "U-Net seeds")
+    )
+    said = describe(splits, trainings, seeds)[1]
+    assert float(said.split(" % of 0.04")[0].split(", ")[-1]) >= 80
+
+
+def test_variances_are_those_of_the_runs_that_are_done(tmp_path: Path) -> None:
+    write_sweep(tmp_path, seeds=4)
+    plan = read_plan(tmp_path / "plans/small.json")
+    lines = list(design.describe_power(plan, read_results(plan), {"brats2021": 100}))
+    assert lines[-1].endswith("(assumed: split, training)")
+
+
+@pytest.fixture(autouse=True)
+def _few_designs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(design, "SPLITS", (3, 8, 12))
+    monkeypatch.setattr(design, "SEEDS", (2, 8))
