@@ -22,7 +22,7 @@ from hvae_hpc.metrics.image_sets import (
     Measurement,
     average,
     compare_features,
-    compare_masks,
+    compare_statistics,
     describe_masks,
 )
 from hvae_hpc.metrics.images import Images, psnr, ssim
@@ -158,7 +158,7 @@ def _compare_sets(
         return measures, {}
 
     our_masks, test_masks = describe_masks(ours.masks), describe_masks(test.masks)
-    measures |= compare_masks(our_masks, test_masks, ours.cases, test.cases)
+    measures |= compare_statistics(our_masks, test_masks, ours.cases, test.cases)
     our_tissue, test_tissue = (
         describe_tissue(part.images, part.masks, part.cases) for part in (ours, test)
     )

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation, binary_erosion, gaussian_filter
-from scipy.stats import wasserstein_distance
 
-from hvae_hpc.metrics.image_sets import TISSUE, Floats, Measurement, Rows, estimate
+from hvae_hpc.metrics.image_sets import TISSUE, Floats, Measurement, compare_statistics
 
 RIM_PX = 3
 
@@ -57,9 +56,7 @@ def compare_tissue(
     """
     if min(len(set(our_cases)), len(set(real_cases))) < 2 or not real.std(0).all():
         return {}
-    columns = list(zip(TISSUE, (ours / real.std(0)).T, (real / real.std(0)).T, strict=True))
-
-    def measure(x: Rows, y: Rows) -> dict[str, float]:
-        return {name: float(wasserstein_distance(of[x], to[y])) for name, of, to in columns}
-
-    return estimate(measure, our_cases, real_cases)
+    of_ours, of_real = (
+        dict(zip(TISSUE, (values / real.std(0)).T, strict=True)) for values in (ours, real)
+    )
+    return compare_statistics(of_ours, of_real, our_cases, real_cases)

@@ -54,8 +54,10 @@ def answer(gain: Gain, smallest: float, cost: str) -> str:
         smallest: difference in Dice that is of interest.
         cost: of the pairs, for people.
     """
-    pairs, free = _name_pairs(gain.pairs.arm), _name_free(gain.free.arm)
-    against = "it alone" if gain.free.arm.name == base_of(gain.pairs.arm) != REFERENCE else free
+    pairs, base, rival = _name_pairs(gain.pairs.arm), base_of(gain.pairs.arm), gain.free.arm
+    free = "training on real pairs" if rival.name == REFERENCE else arm_label(rival)
+    free += " alone"
+    against = "it alone" if rival.name == base != REFERENCE else free
     if "seed" in gain.difference.not_covered:
         return (
             f"Too early: one U-Net seed shows nothing; {pairs} look best, at"
@@ -105,11 +107,6 @@ def _name_pairs(arm: ArmConfig) -> str:
     base = base_of(arm)
     on_top = "" if base == REFERENCE else f" on {arm_label(replace(arm, name=base))}"
     return f"{arm.n_synthetic} {name_label(arm.generator)} pairs{on_top}"
-
-
-def _name_free(arm: ArmConfig) -> str:
-    is_reference = arm.name == REFERENCE
-    return f"{'training on real pairs' if is_reference else arm_label(arm)} alone"
 
 
 def _describe_cost(plan: Plan, collected: Collected, data: str, arm: ArmConfig) -> str:

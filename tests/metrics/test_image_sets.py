@@ -12,7 +12,7 @@ from hvae_hpc.metrics.image_sets import (
     Measurement,
     average,
     compare_features,
-    compare_masks,
+    compare_statistics,
     describe_masks,
     polynomial_kernel,
     unbiased_mmd,
@@ -236,12 +236,12 @@ def test_masks_that_are_moved_or_grown_are_apart_by_that() -> None:
     for i in range(6):
         masks[i, 4 : 6 + i, 3:7] = True
     moved = np.roll(masks, 5, axis=2)
-    found = compare_masks(describe_masks(moved), describe_masks(masks), names(6), names(6))
+    found = compare_statistics(describe_masks(moved), describe_masks(masks), names(6), names(6))
     assert [found[name].value for name in ("area", "components", "row", "column")] == pytest.approx(
         [0, 0, 0, 5]
     )
     grown = masks.copy()
     grown[:, 15, 15] = True
-    found = compare_masks(describe_masks(grown), describe_masks(masks), names(6), names(6))
+    found = compare_statistics(describe_masks(grown), describe_masks(masks), names(6), names(6))
     assert (found["area"].value, found["components"].value) == pytest.approx((1, 1))
     assert all(one.low >= 0 for one in found.values())
