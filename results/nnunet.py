@@ -6,14 +6,15 @@ to the Dice of our U-Nets on the same cases.
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.results.collect import Collected
-from hvae_hpc.results.labels import name_label
-from hvae_hpc.results.scores import dice_of
+from hvae_hpc.results.labels import arm_label
+from hvae_hpc.results.scores import ArmScores, dice_of
 from hvae_hpc.results.tables.table import Cell, Table, paragraph
 from hvae_hpc.runs.files import RECORD_BYTES, plain_name, read_file
 
@@ -46,7 +47,9 @@ def read_nnunet(folder: Path) -> pd.Series:
     return by_file.groupby(cases).mean()
 
 
-def build_nnunet(folder: Path, collected: Collected, sweep: str) -> Table:
+def build_nnunet(
+    folder: Path, sweep: str, collected: Collected, scores: Sequence[ArmScores]
+) -> Table:
     """Return the mean Dice of each arm on nnU-Net's cases, beside nnU-Net's own.
 
     Raises:
@@ -55,17 +58,15 @@ def build_nnunet(folder: Path, collected: Collected, sweep: str) -> Table:
     theirs = read_nnunet(folder)
     rows: list[tuple[str, ...]] = []
     numbers: list[dict[str, Cell]] = []
-    for data, arm in collected.segment[["data", "arm"]].drop_duplicates().to_numpy().tolist():
-        ours = dice_of(collected, data, arm).mean().rename(plain_name)
+    for s in scores:
+        ours = dice_of(collected, s.data, s.arm.name).mean().rename(plain_name)
         both = pd.DataFrame({"dice": ours, "nnunet": theirs}).dropna()
         if len(both):
             gain = f"{(both['nnunet'] - both['dice']).mean():+.3f}"
             means = [f"{mean:.3f}" for mean in both.mean()]
-            rows.append((data, name_label(arm), str(len(both)), *means, gain))
-            numbers += [
-                {"data": data, "arm": arm, "case": str(case), "dice": ours, "nnunet": of_nnunet}
-                for case, ours, of_nnunet in both.itertuples()
-            ]
+            rows.append((s.data, arm_label(s.arm), str(len(both)), *means, gain))
+            arm = {"data": s.data, "arm": s.arm.name}
+            numbers += [{**arm, "case": str(case), **dice} for case, dice in both.T.items()]
     if not rows:
         raise UserError(
             f"{folder / SUMMARY}: none of its {len(theirs)} cases that an export named is a test "

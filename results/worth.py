@@ -37,29 +37,29 @@ def build_worth(plan: Plan, collected: Collected, scores: Sequence[ArmScores]) -
         curve = {
             c.arm.n_cases or n_train[c.data]: c
             for c in scores
-            if c.data == s.data and c.dice and _name_curve(c.arm.name) == _name_curve(name)
+            if c.data == s.data and c.dice and not c.arm.generator
+            if _name_curve(c.arm.name) == _name_curve(name)
         }
         size = s.arm.n_cases or n_train[s.data]
-        if not s.dice or not s.arm.generator or len(curve) < 2 or size not in curve:
+        if not s.arm.generator or not s.dice or len(curve) < 2 or size not in curve:
             continue
         dice, free = (dice_of(collected, s.data, arm.name) for arm in (s.arm, curve[size].arm))
-        gain = estimate_mean(to_blocks(subtract(dice, free)))
-        points = {n: curve[n].mean_dice for n in sorted(curve)}
-        mean, low, high = (
-            _look_up(points, points[size] + end) for end in (gain.mean, gain.low, gain.high)
-        )
-        shown = f"{mean} [{low}, {high}]"
-        rows.append((s.data, arm_label(s.arm), str(size), format_estimate(gain, "+"), shown))
-    return (
-        rows
-        and Table(
-            title=f"Worth ({plan.sweep}): real cases that synthetic pairs replace",
-            columns=COLUMNS,
-            rows=tuple(rows),
-            notes=(NOTE,),
-            numbers=[dict(zip(COLUMNS, row, strict=True)) for row in rows],
-        )
-    ) or None
+        if blocks := to_blocks(subtract(dice, free)):
+            gain = estimate_mean(blocks)
+            points = {n: curve[n].mean_dice for n in sorted(curve)}
+            ends = (points[size] + end for end in (gain.mean, gain.low, gain.high))
+            mean, low, high = (_look_up(points, end) for end in ends)
+            cells = str(size), format_estimate(gain, "+"), f"{mean} [{low}, {high}]"
+            rows.append((s.data, arm_label(s.arm), *cells))
+    if not rows:
+        return None
+    return Table(
+        title=f"Worth ({plan.sweep}): real cases that synthetic pairs replace",
+        columns=COLUMNS,
+        rows=tuple(rows),
+        notes=(NOTE,),
+        numbers=[dict(zip(COLUMNS, row, strict=True)) for row in rows],
+    )
 
 
 def _name_curve(arm: str) -> str:

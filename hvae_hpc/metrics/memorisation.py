@@ -159,7 +159,7 @@ def _score(
     """Return the distance to the nearest case over the mean one to the next (N,).
 
     Args:
-        in_turn: a row's own case may be infinitely far; it counts for no row then.
+        in_turn: rows may have their own case, infinitely far; so the farthest one never counts.
     """
     by_case = np.stack([distances[:, cases == case].min(1) for case in range(cases.max() + 1)], 1)
     by_case.sort(axis=1)

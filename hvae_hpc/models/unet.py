@@ -21,7 +21,7 @@ MOST_CHANNELS = 512
 
 
 def _normed(before: int, after: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
-    """Return a convolution and instance normalisation, to which the weights' scale is nothing."""
+    """Return a convolution and instance normalisation, which undoes the weights' scale."""
     convolution = nn.Conv2d(before, after, kernel, stride, kernel // 2, bias=kernel > 1)
     return nn.Sequential(convolution, nn.InstanceNorm2d(after, affine=True))
 

@@ -10,7 +10,8 @@ from hvae_hpc.errors import UserError
 from hvae_hpc.results.__main__ import main
 from hvae_hpc.results.collect import collect
 from hvae_hpc.results.nnunet import build_nnunet, read_nnunet
-from hvae_hpc.results.scores import dice_of
+from hvae_hpc.results.scores import dice_of, score_arms
+from hvae_hpc.results.tables.table import Table
 from hvae_hpc.runs.plan import plan_path, read_plan
 from tests.results import made_up
 
@@ -31,6 +32,12 @@ def evaluation(folder: Path, dice: dict[str, float]) -> Path:
     return folder
 
 
+def build(runs: Path, theirs: Path) -> Table:
+    plan = read_plan(plan_path(runs, "small"))
+    collected = collect(plan)
+    return build_nnunet(theirs, "small", collected, score_arms(plan, collected))
+
+
 def test_slices_are_averaged_and_an_empty_case_that_was_left_empty_counts_1(tmp_path: Path) -> None:
     dice = {"test-0000-a_b": 0.5, "test-0001-a_b": 0.9, "real-0002-c": float("nan"), "other": 0.1}
     assert read_nnunet(evaluation(tmp_path, dice)).to_dict() == {"a_b": pytest.approx(0.7), "c": 1}
@@ -47,7 +54,7 @@ def test_each_arm_stands_beside_nnunet_on_the_same_cases(tmp_path: Path) -> None
     collected = collect(read_plan(plan_path(runs, sweep)))
     ours = dice_of(collected, rows[0]["data"], rows[0]["arm"]).mean()
     assert float(rows[0]["dice"]) == pytest.approx(ours["case00"])
-    table = build_nnunet(theirs, collected, sweep)
+    table = build(runs, theirs)
     assert len(table.rows) == len(rows) // 2
     mean = (ours["case00"] + ours["case03"]) / 2
     shown = ("2", f"{mean:.3f}", "0.500", f"{0.5 - mean:+.3f}")
@@ -77,15 +84,13 @@ def test_what_is_no_evaluation_of_exported_pairs_is_an_error_in_one_line(
     if text is not None:
         (tmp_path / "summary.json").write_text(text)
     made_up.write_sweep(tmp_path / "runs")
-    collected = collect(read_plan(plan_path(tmp_path / "runs", "small")))
     with pytest.raises(UserError, match=says) as raised:
-        build_nnunet(tmp_path, collected, "small")
+        build(tmp_path / "runs", tmp_path)
     assert "\n" not in str(raised.value)
 
 
 def test_the_evaluation_of_other_cases_is_refused(tmp_path: Path) -> None:
     made_up.write_sweep(tmp_path / "runs")
-    collected = collect(read_plan(plan_path(tmp_path / "runs", "small")))
     theirs = evaluation(tmp_path / "them", {"test-0000-somebody": 0.9})
     with pytest.raises(UserError, match=r"none of its 1 cases .* is a test case of sweep small"):
-        build_nnunet(theirs, collected, "small")
+        build(tmp_path / "runs", theirs)

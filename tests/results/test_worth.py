@@ -60,6 +60,21 @@ def test_pairs_are_worth_the_cases_of_the_curve_at_their_dice(
     assert build_worth(plan, collected, few) is None
 
 
+def test_seeds_that_are_not_paired_yet_make_no_row(tmp_path: Path) -> None:
+    unpaired = {"hvae+100": 0, "reference": 1}  # the one seed that is not done
+    made_up.write_sweep(
+        tmp_path,
+        arms=ARMS[:4],
+        seeds=2,
+        skip=lambda run: (
+            run.stage == "segment" and unpaired.get(run.config.arm.name) == run.config.seed
+        ),
+    )
+    plan = read_plan(plan_path(tmp_path, "small"))
+    collected = collect(plan)
+    assert build_worth(plan, collected, score_arms(plan, collected)) is None
+
+
 def _numbers(text: str) -> list[float]:
     return [float(part) for part in text.replace("[", "").replace("]", "").replace(",", "").split()]
 
