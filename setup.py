@@ -38,12 +38,13 @@ setup(
         "nvidia-ml-py>=12",  # pynvml: a GPU's utilisation and energy, where there is one
     ],
     extras_require={
-        "bench": [  # the peers of benchmarks/; exports are checked
+        "bench": [  # the peers of benchmarks/ and tests
             "torchio>=0.20",
             "pythae>=0.1.2",
             "monai>=1.5",
             "dynamic-network-architectures>=0.4",
             "nnunetv2>=2.5",
+            "statsmodels>=0.14",
         ],
         "tensorboard": ["tensorboard>=2.15"],
         "dev": [

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from hvae_hpc.config.arms import ArmConfig
 from hvae_hpc.config.stages import SegmentConfig
@@ -141,6 +140,7 @@ def _score(
     runs = rows_of(collected.segment, data=data, arm=arm.name)
     measures = ("hausdorff_95", "precision", "recall", *MORE_MEASURES)
     dice = dice_of(collected, data, arm.name)
+    by_seed = rows.mean(axis=1).groupby(level=SEED).mean().to_numpy()
     return ArmScores(
         data=data,
         arm=arm,
@@ -150,9 +150,9 @@ def _score(
         dice=estimate_mean(to_blocks(dice)) if len(dice) else None,
         versus="" if reference_of(arm) == arm.name else reference_of(arm),
         difference=difference,
-        better=count_above(rows),
-        paired=len(mean_by_seed(rows)),
-        p_seeds=sign_flip_test(mean_by_seed(rows)) if len(rows) else None,
+        better=int((by_seed > 0).sum()),
+        paired=len(by_seed),
+        p_seeds=sign_flip_test(by_seed) if len(rows) else None,
         others={name: float(runs[name].mean(skipna=False)) for name in measures if len(runs)},
         unit=str(runs["hausdorff_95_unit"].iloc[0]) if len(runs) else "",
     )
@@ -201,13 +201,3 @@ def to_blocks(dice: pd.DataFrame) -> list[Block]:
         if seeds:
             blocks.append(Block(scores, list(tested.columns), has_trainings))
     return blocks
-
-
-def mean_by_seed(differences: pd.DataFrame) -> NDArray[np.float64]:
-    """Return the mean over cases and trainings of every split and seed."""
-    return differences.mean(axis=1).groupby(level=SEED).mean().to_numpy()
-
-
-def count_above(differences: pd.DataFrame) -> int:
-    """Return for how many splits and seeds the mean difference is above 0."""
-    return int((mean_by_seed(differences) > 0).sum())

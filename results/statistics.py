@@ -229,10 +229,9 @@ def _correlate(blocks: Sequence[Block]) -> tuple[float, float]:
         return 0.0, 1.0
     with np.errstate(divide="ignore", invalid="ignore"):
         correlations = np.corrcoef([block.scores[0].mean(0) for block in blocks])
-    if not np.isfinite(correlations).all():
-        return 0.0, 1.0
-    mean = (correlations.sum() - n) / (n * (n - 1))
-    return float(np.clip(mean, 0, 1)), float((correlations**2).mean())
+    mean = (np.nan_to_num(correlations).sum() - n) / (n * (n - 1))
+    squares = np.nan_to_num(correlations**2, nan=1.0)
+    return float(np.clip(mean, 0, 1)), float(squares.mean())
 
 
 def _pool(own: Scores, freedoms: Scores, alike: float) -> tuple[Scores, Scores, float]:

@@ -1,8 +1,10 @@
 """The table of variance: where the differences between arms and their reference come from."""
 
+import pandas as pd
+
 from hvae_hpc.results.collect import Collected
 from hvae_hpc.results.power import ASSUMED_SD, median_variances
-from hvae_hpc.results.tables.table import NOTHING, Cell, Table, paragraph
+from hvae_hpc.results.tables.table import NOTHING, Table, paragraph
 from hvae_hpc.runs.plan import Plan
 
 CAPTION = paragraph(
@@ -17,16 +19,17 @@ CAPTION = paragraph(
 
 def build_variance(plan: Plan, collected: Collected) -> Table | None:
     """Return the sd of differences by source, a row per data set; None where none is known."""
-    numbers: list[dict[str, Cell]] = []
-    rows: list[tuple[str, ...]] = []
-    for data in plan.data:
-        variances = median_variances(plan, collected, data)
-        sds = {name: variances[name] ** 0.5 for name in variances}
-        if sds:
-            numbers.append({"data": data, **{name: sds.get(name) for name in ASSUMED_SD}})
-            cells = (f"{sds[name]:.3f}" if name in sds else NOTHING for name in ASSUMED_SD)
-            rows.append((data, *cells))
-    title = f"Variance ({plan.sweep}): where differences come from"
-    columns = ("data", *ASSUMED_SD)
-    table = Table(title=title, columns=columns, rows=tuple(rows), notes=(CAPTION,), numbers=numbers)
-    return table if rows else None
+    variances = {data: median_variances(plan, collected, data) for data in plan.data}
+    sds = pd.DataFrame(variances, index=list(ASSUMED_SD)).T.dropna(how="all") ** 0.5
+    if sds.empty:
+        return None
+    numbers = sds.astype(object).where(sds.notna(), None).reset_index(names="data")
+    return Table(
+        title=f"Variance ({plan.sweep}): where differences come from",
+        columns=tuple(numbers.columns),
+        rows=tuple(sds.map("{:.3f}".format).replace("nan", NOTHING).itertuples(name=None)),
+        notes=(CAPTION,),
+        numbers=[
+            dict(zip(map(str, numbers), row, strict=True)) for row in numbers.to_numpy().tolist()
+        ],
+    )
