@@ -6,8 +6,7 @@ from pathlib import Path
 
 import torch
 
-PEAKS = {"H100": 989e12, "H200": 989e12}
-"""Dense bfloat16 operations per second by the maker's data sheet."""
+from hvae_hpc.jobs.sweeps.costs import PEAKS
 
 
 def synchronise() -> None:
@@ -24,8 +23,8 @@ def ratio(seconds: dict[str, list[float]], slow: str, fast: str) -> float | None
 
 
 def peak_of(device: str) -> float | None:
-    """Return a GPU's peak operations per second by its name; None for others."""
-    return next((peak for name, peak in PEAKS.items() if name in device), None)
+    """Return a GPU's dense bfloat16 operations per second by its name; None for others."""
+    return next((peak for name, peak in PEAKS.items() if name in device.lower()), None)
 
 
 def name_device() -> str:

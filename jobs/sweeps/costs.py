@@ -21,8 +21,17 @@ from hvae_hpc.runs.run import Run
 
 FLOPS_GPU, FLOPS_CPU = 2e13, 3e10
 """Operations per second that small networks reach: a data-centre GPU in bfloat16, a CPU thread."""
-PEAKS = {"a100": 3.12e14, "l40s": 3.62e14, "h100": 9.89e14, "h200": 9.89e14}
-"""Dense bfloat16 operations per second of NVIDIA's data sheets (SXM where there are several)."""
+PEAKS = {
+    "a40": 1.5e14,
+    "a6000": 1.55e14,
+    "a100": 3.12e14,
+    "l40s": 3.62e14,
+    "h100": 9.89e14,
+    "h200": 9.89e14,
+}
+"""Dense bfloat16 operations per second of NVIDIA's data sheets (SXM where there are several).
+
+Their figures "with sparsity" are twice these."""
 SHARE_UNET = 0.2
 """Share of it that a U-Net is taken to reach: about that of an H200; other cards were not tried."""
 SECONDS_PER_RUN = 2.0
