@@ -1,5 +1,7 @@
 """The rehearsal changes nothing where memory suffices, and chooses a sparer way where it does not."""
 
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -114,6 +116,35 @@ def test_too_little_memory_for_the_flow_is_met_before_the_first_step(
     assert not run("hvae", data, place(pieces, stop_after=3)).finished
     fill_memory(monkeypatch, lambda model, pairs: 0.0)
     assert_same(run("hvae", data, place(pieces)), as_asked)
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_a_rehearsal_that_is_killed_leaves_nothing_that_a_later_start_meets(
+    data: PairTensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = run("hvae", data, place(tmp_path / "undisturbed"))
+    killed = tmp_path / "killed"
+
+    def needs(model: HVAE, pairs: int) -> float:
+        if model.recompute:  # chosen by the rehearsal, whose second try is under way
+            os.kill(os.getpid(), signal.SIGKILL)
+        return 1.5
+
+    child = os.fork()
+    if not child:
+        try:
+            fill_memory(monkeypatch, needs)
+            run("hvae", data, place(killed))
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+    assert [line["event"] for line in read_log(killed)] == ["memory_spared"]
+
+    # On a machine of more memory it is the training that was asked for.
+    chosen = run("hvae", data, place(killed))
+    assert_same(chosen, undisturbed)
+    assert chosen.notes == ()
 
 
 @pytest.mark.usefixtures("on_a_gpu")
