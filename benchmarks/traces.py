@@ -37,10 +37,10 @@ Step = tuple[str, int, str]
 """Network, side of the images in px, and compile."""
 
 
-def words_of(step: Step, card_gib: float) -> list[str]:
+def words_of(step: Step, card_gib: float) -> tuple[str, ...]:
     """Return the command line of a step's trace."""
     network, px, compiled = step
-    return [network, "--px", str(px), "--compile", compiled, "--card-gib", str(card_gib)]
+    return (network, "--px", str(px), "--compile", compiled, "--card-gib", str(card_gib))
 
 
 def name_of(step: Step) -> str:

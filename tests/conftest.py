@@ -46,9 +46,10 @@ def all_formats() -> Iterator[None]:
 
 LONGEST = (
     "test_faults.py",
-    "test_gpu_without_gpu.py",
     "test_local_sweep.py",
+    "test_compiled_steps.py",
     "test_prepare.py",
+    "test_eager_steps.py",
     "test_distributed.py",
 )
 """These files begin first: what takes longest is not to be waited for at the end."""
@@ -57,10 +58,11 @@ LONGEST = (
 SLOW = {
     "test_commands.py",
     "test_compile_cache.py",
+    "test_compiled_steps.py",
     "test_disk_full.py",
     "test_distributed.py",
     "test_drill.py",
-    "test_gpu_without_gpu.py",
+    "test_eager_steps.py",
     "test_kills.py",
     "test_local_sweep.py",
     "test_multinode.py",

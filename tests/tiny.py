@@ -1,5 +1,6 @@
 """A tiny packed data set for tests of everything behind packing: bright discs on noise, the disc is the tumour."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -120,3 +121,9 @@ def make_project(folder: Path) -> Path:
     make_data_set(folder / "shards", "tiny2", seed=1)
     (folder / "sweep.toml").write_text(SWEEP)
     return folder
+
+
+def keep_generators(sweep: str, *names: str) -> str:
+    """Return the text of a sweep file with some of its generators only."""
+    head, *generators = re.split(r"(?m)^(?=\[generators\.)", sweep)
+    return head + "".join(text for text in generators if text[12:].startswith(names))

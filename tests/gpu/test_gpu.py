@@ -12,14 +12,15 @@ from hvae_hpc.runs.workplace import Workplace
 from hvae_hpc.training import loop
 from hvae_hpc.training.batches import PairTensors, to_tensors
 from hvae_hpc.training.device import build
-from tests.gpu_without_gpu.networks import NETWORKS
+from tests.gpu_without_gpu.networks import NETWORKS, SMALL_NETWORKS
 from tests.tiny import make_pairs
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 
 PX, BATCH = 32, 8
-SMALL = [name for name in NETWORKS if name.startswith("small_")]
-HVAES = [name for name in SMALL if name in ("small_hvae", "small_fixed", "small_metropolis")]
+HVAES = [
+    name for name in SMALL_NETWORKS if name in ("small_hvae", "small_fixed", "small_metropolis")
+]
 
 
 @pytest.fixture(autouse=True)
@@ -68,14 +69,14 @@ def loss_of(report: loop.TrainReport) -> float:
     return next(value for name, value in report.terms.items() if name.startswith("loss"))
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", SMALL_NETWORKS)
 def test_a_training_has_the_cpu_s_losses(name: str, tmp_path: Path) -> None:
     on_cpu = train(name, tmp_path / "cpu", device="cpu")
     on_gpu = train(name, tmp_path / "cuda")
     assert loss_of(on_gpu) == pytest.approx(loss_of(on_cpu), rel=1e-2)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", SMALL_NETWORKS)
 def test_half_precision_trains_near_float32(name: str, tmp_path: Path) -> None:
     full = loss_of(train(name, tmp_path / "fp32"))
     for precision in ("bf16",) if name in HVAES else ("bf16", "fp16"):
@@ -90,7 +91,7 @@ def test_a_compiled_training_is_near_the_eager_one(name: str, tmp_path: Path) ->
     assert loss_of(compiled) == pytest.approx(loss_of(train(name, tmp_path / "eager")), rel=1e-2)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", SMALL_NETWORKS)
 def test_no_step_waits_for_the_device(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,7 +108,7 @@ def test_no_step_waits_for_the_device(
     assert train(name, tmp_path / "run", precision="bf16").finished
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", SMALL_NETWORKS)
 def test_a_training_that_was_stopped_goes_on_to_the_same_weights(name: str, tmp_path: Path) -> None:
     whole = train(name, tmp_path / "whole")
     assert not train(name, tmp_path / "parts", stop_after=5).finished

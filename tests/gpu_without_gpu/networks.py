@@ -40,7 +40,9 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "lsgan": lambda px: LSGAN(LSGANConfig(), (px, px)),
     "vae": _hvae(n_leapfrog=0),
     "hvae": _hvae(kl_warm_up=0.0, flow_from=0.0),
-    "edm": lambda px: EDM(EDMConfig(), (px, px)),
+    # beyond's, and without its folding
+    "edm": lambda px: EDM(EDMConfig(fold=2, noise_mean=-0.4), (px, px)),
+    "edm_fold_1": lambda px: EDM(EDMConfig(), (px, px)),
     # small ones, of every kind; the flow comes on half-way
     "small_unet": lambda px: UNet(UNetConfig(base_channels=8, depth=2)),
     "waiting": lambda px: WaitingUNet(UNetConfig(base_channels=8, depth=2)),
@@ -66,3 +68,5 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 """By name: makes the network for images of so many px a side."""
+
+SMALL_NETWORKS = tuple(name for name in NETWORKS if name.startswith("small_"))

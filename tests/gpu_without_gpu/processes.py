@@ -1,5 +1,7 @@
 """Traces in processes of their own: the fake device must be there before torch."""
 
+import functools
+import itertools
 import json
 import subprocess
 import sys
@@ -11,8 +13,11 @@ from tests import ROOT
 
 Trace = dict[str, Any]
 
+TINY = ("--px", "32", "--batch", "8", "--steps", "2")
+"""Options for the small networks, where no size matters."""
 
-def run_trace(words: Sequence[str]) -> list[Trace]:
+
+def run_trace(words: tuple[str, ...]) -> list[Trace]:
     """Run one command line of ``python -m tests.gpu_without_gpu``; return its lines.
 
     Raises:
@@ -25,7 +30,16 @@ def run_trace(words: Sequence[str]) -> list[Trace]:
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
-def run_traces(commands: Sequence[Sequence[str]], at_once: int = 2) -> list[list[Trace]]:
+def run_traces(commands: Sequence[tuple[str, ...]], at_once: int = 2) -> list[list[Trace]]:
     """Run several, some at once; those that take longest come first."""
     with ThreadPoolExecutor(at_once) as pool:
         return list(pool.map(run_trace, commands))
+
+
+trace_once = functools.cache(run_trace)
+"""Run a command line; a second time, return the lines of the first."""
+
+
+def networks_of(words: Sequence[str]) -> list[str]:
+    """Return the networks that a command line names, which come before its options."""
+    return list(itertools.takewhile(lambda word: not word.startswith("--"), words))

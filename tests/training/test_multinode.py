@@ -11,7 +11,7 @@ from hvae_hpc.runs.folder import SNAPSHOT, read_log
 from tests.jobs.submit.test_prepare import call, wait_until_empty
 from tests.jobs.worker.test_local_sweep import makings
 from tests.minislurm.minislurm import MiniSlurm
-from tests.tiny import SWEEP, make_data_set
+from tests.tiny import SWEEP, keep_generators, make_data_set
 
 SITE = """
 [all]
@@ -32,22 +32,20 @@ gpus = 0
 def make_project(folder: Path) -> Path:
     """Write a project with one HVAE that takes a while."""
     make_data_set(folder / "shards", "tiny", side=48)
-    head, _, rest = SWEEP.partition("[generators.vae]")
-    head = (
-        head.replace('"tiny", "tiny2"', '"tiny"')
-        .replace("seeds = 2", "seeds = 1")
-        .replace("[2, 3]", "[]")
-        .replace("epochs = 10", "epochs = 1")
-    )
-    hvae = rest.partition("[generators.hvae]")[2].partition("[generators")[0]
-    hvae = (
-        hvae.replace("images = 160", "images = 80")
-        .replace("[4, 8]", "[16, 32]")
-        .replace("lr = 1e-2", "lr = 1e-3")
-    )
-    (folder / "sweep.toml").write_text(
-        head.replace("doses = [4, 8]", "doses = [4]") + "[generators.hvae]" + hvae
-    )
+    text = keep_generators(SWEEP, "hvae")
+    for before, after in (
+        ('"tiny", "tiny2"', '"tiny"'),
+        ("seeds = 2", "seeds = 1"),
+        ("factors = [2, 3]", "factors = []"),
+        ("doses = [4, 8]", "doses = [4]"),
+        ("epochs = 10", "epochs = 1"),
+        ("images = 160", "images = 80"),
+        ("channels = [4, 8]", "channels = [16, 32]"),
+        ('lr = 1e-2, precision = "fp32", ema', 'lr = 1e-3, precision = "fp32", ema'),
+    ):
+        assert before in text
+        text = text.replace(before, after)
+    (folder / "sweep.toml").write_text(text)
     (folder / "site.toml").write_text(SITE)
     return folder
 

@@ -24,7 +24,7 @@ from tests.fuzz.damage import become_other, change_value, put_words
 from tests.jobs.hostile_runs import make_hostile_runs
 from tests.jobs.queues import in_queue, queue_of
 
-SEEDS = int(os.environ.get("HOSTILE_FILES", "120"))
+SEEDS = int(os.environ.get("HOSTILE_FILES", "60"))
 FIRST = int(os.environ.get("HOSTILE_FIRST", "0"))
 
 
@@ -39,6 +39,7 @@ def test_commands_that_look_never_end_in_a_traceback(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "/usr/sbin-without-slurm")
+    monkeypatch.setattr(os, "fsync", lambda file: None)  # what is written here may be lost
     monkeypatch.setattr(write, "write_figures", lambda *_: ([], []))
     monkeypatch.setattr(write, "write_report", lambda path, *_: path)
     monkeypatch.setattr(write, "write_rows", lambda *_: [])

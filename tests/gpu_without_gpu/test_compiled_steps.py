@@ -1,0 +1,55 @@
+"""Compiled training steps on a CUDA device that is not there: graphs, waits for the device, and memory."""
+
+import pytest
+
+from tests.gpu_without_gpu.fake_cuda import reason_to_skip
+from tests.gpu_without_gpu.networks import SMALL_NETWORKS
+from tests.gpu_without_gpu.processes import TINY, networks_of, trace_once
+
+REASON = reason_to_skip()
+pytestmark = [
+    pytest.mark.skipif(bool(REASON), reason=REASON),
+    pytest.mark.timeout(1800),  # a minute of work, on a machine that is busy
+]
+
+GRAPHS = {
+    "small_unet": 1,
+    "small_lsgan": 2,  # one for each phase
+    "small_vae": 2,  # encode, log_likelihood
+    "small_hvae": 3,  # and, where the flow is on, linearised_likelihood
+    "small_fixed": 3,
+    "small_metropolis": 3,
+    "small_edm": 1,
+    "small_edm_given_mask": 1,
+}
+"""Graphs that a whole training compiles; the flow comes on half-way."""
+
+COMMANDS = {
+    "graphs": (*SMALL_NETWORKS, *TINY, "--compile", "graphs"),
+    "hvae": ("hvae", "--px", "256", "--steps", "1", "--compile", "on"),
+    "unet": ("unet", "--steps", "1", "--compile", "on"),
+}
+MOST_GIB = {"hvae": 20.0, "unet": 5.0}
+"""Of a step of 32 pairs in bfloat16."""
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_steps_are_compiled_as_a_whole_and_do_not_wait_for_the_device(name: str) -> None:
+    lines = trace_once(COMMANDS[name])
+    assert [line["network"] for line in lines] == networks_of(COMMANDS[name])
+    for line in lines:
+        assert line["graph_breaks"] == 0, line["notes"]
+        assert line["notes"] == []
+        assert not line["step_waits"]
+
+
+def test_each_part_of_a_network_is_compiled_once() -> None:
+    assert set(GRAPHS) == set(SMALL_NETWORKS)
+    lines = trace_once(COMMANDS["graphs"])
+    assert {line["network"]: line["graphs"] for line in lines} == GRAPHS
+
+
+@pytest.mark.parametrize("network", MOST_GIB)
+def test_the_memory_of_steps_stays_within_bounds(network: str) -> None:
+    [line] = trace_once(COMMANDS[network])
+    assert 1 < line["peak_gib"] < MOST_GIB[network]
