@@ -27,10 +27,10 @@ GRAPHS = {
 COMMANDS = {
     "graphs": (*SMALL_NETWORKS, *TINY, "--compile", "graphs"),
     "hvae": ("hvae", "--px", "256", "--steps", "1", "--compile", "on"),
-    "unet": ("unet", "--steps", "1", "--compile", "on"),
 }
-MOST_GIB = {"hvae": 20.0, "unet": 5.0}
-"""Of a step of 32 pairs in bfloat16."""
+"""``make gpu-kernels`` compiles all networks of table1 with inductor."""
+MOST_GIB = 20.0
+"""Of an HVAE's step of 32 pairs in bfloat16."""
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -49,7 +49,6 @@ def test_each_part_of_a_network_is_compiled_once() -> None:
     assert {line["network"]: line["graphs"] for line in lines} == GRAPHS
 
 
-@pytest.mark.parametrize("network", MOST_GIB)
-def test_the_memory_of_steps_stays_within_bounds(network: str) -> None:
-    [line] = trace_once(COMMANDS[network])
-    assert 1 < line["peak_gib"] < MOST_GIB[network]
+def test_the_memory_of_an_hvae_stays_within_bounds() -> None:
+    [line] = trace_once(COMMANDS["hvae"])
+    assert 1 < line["peak_gib"] < MOST_GIB

@@ -7,7 +7,10 @@ from tests.gpu_without_gpu.networks import SMALL_NETWORKS
 from tests.gpu_without_gpu.processes import TINY, networks_of, trace_once
 
 REASON = reason_to_skip()
-pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON)
+pytestmark = [
+    pytest.mark.skipif(bool(REASON), reason=REASON),
+    pytest.mark.timeout(1800),  # seconds of work, on a machine that is busy
+]
 
 COMMANDS = {
     "fp32": (*SMALL_NETWORKS, *TINY, "--precision", "fp32"),
