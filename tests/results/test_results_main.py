@@ -28,7 +28,10 @@ from tests.results.made_up import (
 ENDINGS = ("md", "csv", "tex")
 TABLES = [
     f"{name}.{ending}"
-    for name in ("table1", "arms", "measures", "table2", "quality", "likelihoods", "claims")
+    for name in (
+        *("table1", "arms", "measures", "variance"),
+        *("table2", "quality", "likelihoods", "claims"),
+    )
     for ending in ENDINGS
 ]
 VERDICT = ["verdict.txt"]
@@ -71,7 +74,7 @@ def test_tables_are_printed_and_all_files_are_written(
     assert "Table 2 (small): images" in printed
     assert "Verdict\n\nbrats2021: No need: no synthetic pairs gain 0.02 Dice over" in printed
     folder = tmp_path / "results/small"
-    assert printed.splitlines()[-2] == f"51 files are in {folder}"
+    assert printed.splitlines()[-2] == f"54 files are in {folder}"
     there = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
     assert sorted(there) == sorted(TABLES + VERDICT + PICTURES + PROGRESS + ROWS + REPORT)
 
@@ -192,7 +195,7 @@ def test_a_sweep_without_quality_runs_has_no_table_2(tmp_path: Path) -> None:
     ]
     rows = [name for name in ROWS if not name.startswith(("rows/quality", "rows/likelihood"))]
     pictures = [name for name in (*PLOTS, *PROGRESS) if name.endswith(".png")]
-    assert names == [*TABLES[:9], *TABLES[-3:], *VERDICT, *pictures, *rows, *REPORT]
+    assert names == [*TABLES[:12], *TABLES[-3:], *VERDICT, *pictures, *rows, *REPORT]
 
 
 def test_tables_of_an_earlier_time_do_not_lie_beside_those_of_now(tmp_path: Path) -> None:
