@@ -70,7 +70,7 @@ def build_nnunet(
     if not rows:
         raise UserError(
             f"{folder / SUMMARY}: none of its {len(theirs)} cases that an export named is a test "
-            f"case of sweep {sweep}; expected predictions for imagesTs of hvae-hpc export --nnunet"
+            f"case of sweep {sweep}; expected predictions for the imagesTs exported from it"
         )
     note = """
         Dice of nnU-Net, and of our U-Net on the same cases (the mean of its runs that test them).
