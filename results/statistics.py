@@ -201,12 +201,17 @@ def share_cases(blocks: Sequence[Block]) -> float:
 def _list_parts(blocks: Sequence[Block]) -> tuple[Scores, Scores]:
     """Return the parts of the variance of an arm's mean, and their degrees of freedom.
 
-    They are of trainings, of draws (splits, or the seeds of one split), of cases, and of the rest
+    They are of trainings, of draws (splits, or the runs of one split), of cases, and of the rest
     that these hold too often. What does not exist, or is within splits, has 0 and a freedom of 1.
     """
     (training, seed, case, rest), freedoms = divide_variance(blocks)
     if len(blocks) == 1:
         twice = rest * max(0, np.count_nonzero(freedoms[:3]) - 1)
+        if freedoms[:2].all() and seed + training > 0:
+            # Two trainings tell little alone, so they are pooled as a part of the draws.
+            squares = seed**2 / freedoms[1] + training**2 / freedoms[0]
+            seed, training = seed + training, 0.0
+            freedoms[1] = seed**2 / squares
         freedoms[0] = freedoms[0] if blocks[0].has_trainings else 1
         return np.array([training, seed, case, twice]), freedoms
 

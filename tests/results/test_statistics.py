@@ -146,8 +146,12 @@ def test_the_standard_error_is_that_of_means_that_are_drawn_anew(design: dict[st
     assert error == pytest.approx(spread, rel=0.15)
 
 
-def test_interval_and_p_agree_and_all_arms_together_rarely_alarm() -> None:
-    drawn = [compare(draw(seed, arms=15, shape=(1, 8, 30))) for seed in range(100)]
+@pytest.mark.parametrize("shape", [(1, 8, 30), (2, 5, 30)])
+def test_interval_and_p_agree_and_all_arms_together_rarely_alarm(
+    shape: tuple[int, int, int],
+) -> None:
+    sds = (float(shape[0] > 1), 1.0, 1.0)
+    drawn = [compare(draw(seed, arms=15, shape=shape, sds=sds)) for seed in range(80)]
     for each in (each for of_sweep in drawn for each in of_sweep.values()):
         assert (each.p < 0.05) is not (each.low <= 0 <= each.high)
     alarms = [any(each.p < 0.05 for each in of_sweep.values()) for of_sweep in drawn]
