@@ -31,7 +31,6 @@ from hvae_hpc.jobs.sweeps.config import SweepConfig
 from hvae_hpc.jobs.worker.pool import run_locally
 from hvae_hpc.preprocess.store.manifest import MANIFEST, read_manifest
 from hvae_hpc.runs.done import ResultSummary, read_results
-from hvae_hpc.runs.identity import code_sha
 from hvae_hpc.runs.plan import Plan, plan_path, read_plan, write_plan
 
 SWEEPS = Path(__file__).parent / "jobs" / "sweeps"
@@ -140,7 +139,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--allow-code-drift",
         action="store_true",
-        help="let queued runs start even if the package changes",
+        help="let queued runs import the package as it is when they start, not as it is now",
     )
     # The last job of a submission is this command with the submission's folder.
     parser.add_argument("--finish", type=Path, help=argparse.SUPPRESS)
@@ -273,7 +272,7 @@ def _submit(
         if not note.startswith("pack:"):
             say(f"  {note}")
     words = [word for word in argv if word not in ("--plan", "--finish", str(options.finish))]
-    last_job = ["-m", "hvae_hpc.sweep", *words, "--finish"]
+    last_job = ["hvae_hpc.sweep", *words, "--finish"]
     retries = min(options.retries, site.caps.retries)
 
     submissions = plan.runs_folder / SUBMISSIONS
@@ -317,10 +316,9 @@ def _finish(options: argparse.Namespace, argv: Sequence[str]) -> int:
     else:
         return 0
 
-    if read_plan(plan_path(plan.runs_folder, plan.sweep)).runs != plan.runs:
-        raise UserError(f"{left}, and the sweep has changed; give the command again")
-    if code_sha() != plan.code_sha and not plan.allow_code_drift:
-        raise UserError(f"{left}, and the package has changed; give the command again")
+    latest = read_plan(plan_path(plan.runs_folder, plan.sweep))
+    if (latest.runs, latest.code_sha) != (plan.runs, plan.code_sha):
+        raise UserError(f"{left}, and the sweep or its code has changed; give the command again")
     try:
         return _submit(plan, read_site(options.site), read_cluster(), options, argv, scope)
     except UserError as error:  # many sites forbid sbatch on compute nodes

@@ -7,6 +7,7 @@ its manifest's content hash. Paths, resources and machines never enter.
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -28,6 +29,8 @@ NAME = Form(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}", "letters, digits, '.', '_', '+
 RUN_ID = Form(r"[0-9a-f]{12}", "12 hexadecimal digits")
 SHA256 = Form(r"[0-9a-f]{64}", "64 hexadecimal digits")
 JOB = Form(r"[0-9]{1,18}(_[0-9]{1,9})?", "the id of a SLURM job or of an array's element")
+PACKAGE_SUFFIXES = (".py", ".toml", ".csv", ".html")
+"""Of the package's files that do or say something; others, such as compiled code, are left out."""
 
 
 def require_form(what: str, value: str, form: Form) -> None:
@@ -69,22 +72,29 @@ def file_sha256(path: Path) -> str:
 
 
 @cache
+def read_package() -> dict[str, bytes]:
+    """Return the content of the imported package's files by their places in it, in this order.
+
+    In a checkout three of its folders are links; they count as what they lead to, as in a wheel.
+    """
+    package = Path(__file__).parents[1]
+    contents = {
+        path.relative_to(package.parent).as_posix(): path.read_bytes()
+        for folder, _, names in os.walk(package, followlinks=True)
+        for path in map(Path(folder).joinpath, names)
+        if path.suffix in PACKAGE_SUFFIXES
+    }
+    return dict(sorted(contents.items()))
+
+
+@cache
 def code_sha() -> str:
-    """Return 12 digits that change with any Python or TOML file of the imported package.
+    """Return 12 digits that change with any file of the imported package.
 
     The files are hashed, not a commit's name: an edited checkout gets other digits, a commit that
     touches only documents does not.
     """
-    package = Path(__file__).parents[1]
     digest = hashlib.sha256()
-    # Three folders hang in the package by symbolic links, which rglob does not follow.
-    roots = [package, *(package / name for name in ("jobs", "preprocess", "results"))]
-    files = {
-        path.relative_to(root.parent).as_posix(): path
-        for root in map(Path.resolve, roots)
-        for path in root.rglob("*")
-        if path.suffix in (".py", ".toml")
-    }
-    for name in sorted(files):
-        digest.update(name.encode() + b"\0" + files[name].read_bytes() + b"\0")
+    for name, content in read_package().items():
+        digest.update(name.encode() + b"\0" + content + b"\0")
     return digest.hexdigest()[:12]

@@ -65,6 +65,8 @@ class Application:
             return
         if self.prepared.history:
             write_history(self.plan.runs_folder, self.prepared.history)
+        if self.prepared.code:
+            self.prepared.code.write()
         write_plan(self.plan, self.prepared.folder / PLAN_FILE)
 
         *arrays, _ = self.plan.arrays

@@ -39,6 +39,7 @@ from hvae_hpc.jobs.state.submissions import (
     comment_of,
 )
 from hvae_hpc.jobs.submit.bundles import make_arrays
+from hvae_hpc.jobs.submit.code_archive import CodeArchive, pack_code
 from hvae_hpc.jobs.sweeps.costs import add_up, expected_seconds
 from hvae_hpc.runs.done import ResultSummary, read_results
 from hvae_hpc.runs.plan import Array, Plan, plan_id
@@ -62,6 +63,7 @@ class Prepared:
         again_s: seconds that the last job waits where it is to submit the rest.
         history: the retries, to be written before anything is submitted; None for as it was.
         told: what is retried and what not, for people.
+        code: from which its jobs import; None where they import what is installed.
     """
 
     plan: Plan
@@ -73,6 +75,7 @@ class Prepared:
     again_s: int = 300
     history: RetryHistory | None = None
     told: tuple[str, ...] = ()
+    code: CodeArchive | None = None
 
     @property
     def folder(self) -> Path:
@@ -100,7 +103,7 @@ def prepare(
         plan: of the sweep, its resources fitted to the cluster.
         site: for the caps.
         cluster: what SLURM allows.
-        tables_command: argv of the last job; the submission's folder is added to it.
+        tables_command: module and options of the last job; the submission's folder is added.
         scope: "all" is what a person asks for, who has looked at what failed. "new" leaves out
             what was ever submitted, but for retries; "retries" takes nothing else.
         retries: times that a run may be retried with what the policy changes; 0 changes nothing.
@@ -122,9 +125,8 @@ def prepare(
     wanted = _choose_runs(statuses, scope, submissions, choice.run_ids)
     queued = {i: s.element for i, s in statuses.items() if s.kind in IN_QUEUE and s.element}
     seconds = expected_seconds(plan, results, wanted)
-    arrays = make_arrays(
-        plan, wanted, seconds, queued=queued, max_array_size=cluster.max_array_size
-    )
+    largest = cluster.max_array_size
+    arrays = make_arrays(plan, wanted, seconds, queued=queued, max_array_size=largest)
     arrays = [_fit_array(array, plan, site, cluster) for array in arrays]
     cluster.check_suits(TABLES, plan.resources[TABLES])
     if arrays or (queued and not _last_job_waits(plan.sweep, submissions, queue)):
@@ -132,10 +134,9 @@ def prepare(
 
     plan = replace(plan, arrays=tuple(arrays), requeues=site.caps.requeues)
     name = f"{plan.sweep}-{plan_id(plan)}"
-    bad_nodes = choice.history.nodes.get(cluster.name, {})
-    plan = _with_scripts(plan, name, tables_command, bad_nodes, cluster)
+    code = None if plan.allow_code_drift else pack_code(submissions.folder)
     return Prepared(
-        plan=plan,
+        plan=_with_scripts(plan, name, tables_command, choice.history, cluster, code),
         name=name,
         totals=add_up(plan, seconds),
         statuses=statuses,
@@ -144,6 +145,7 @@ def prepare(
         again_s=int(5 * site.caps.poll_s),
         history=choice.history if retries else None,
         told=(*choice.summary, *_tell_held(statuses, wanted)),
+        code=code,
     )
 
 
@@ -226,12 +228,14 @@ def _with_scripts(
     plan: Plan,
     name: str,
     tables_command: Sequence[str],
-    bad_nodes: Mapping[str, float],
+    history: RetryHistory,
     cluster: Cluster,
+    code: CodeArchive | None,
 ) -> Plan:
-    """Return the plan with the sbatch text of each array."""
+    """Return the plan with the sbatch text of each array; a container has code of its own."""
     folder = plan.runs_folder / SUBMISSIONS / name
-    element = ["-m", "hvae_hpc.jobs.worker.element", "--plan", str(folder / PLAN_FILE)]
+    bad_nodes = history.nodes.get(cluster.name, {})
+    element = ["hvae_hpc.jobs.worker.element", "--plan", str(folder / PLAN_FILE)]
     arrays = []
     for number, array in enumerate(plan.arrays):
         if array.stage == TABLES:
@@ -240,11 +244,12 @@ def _with_scripts(
             resources = plan.resources_of(array.run_ids[0])
             command = [*element, "--array", str(number)]
         resources = without_bad_nodes(resources, bad_nodes, cluster)
+        start = code.start if code and not resources.container else ["-m"]
         script = sbatch_text(
             folder,
             array.name,
             replace(resources, minutes=array.minutes),
-            [*python_command(resources), *command],
+            [*python_command(resources), *start, *command],
             comment=comment_of(name, number),
             elements=len(array.elements),
         )

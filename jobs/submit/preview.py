@@ -31,7 +31,7 @@ def describe(prepared: Prepared, free_bytes: float) -> Iterator[str]:
         f"(from measured times: {measured})"
     )
     yield (
-        f"  to write:   {len(plan.arrays) + 2} files now; {totals['files']:,.0f} files "
+        f"  to write:   {len(plan.arrays) + 3} files now; {totals['files']:,.0f} files "
         f"and {_size(totals['bytes'])} are kept, up to {_size(totals['bytes_peak'])} while it "
         f"runs; {_size(free_bytes)} are free"
     )

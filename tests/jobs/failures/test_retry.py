@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from hvae_hpc.config.resources import Resources
+from hvae_hpc.errors import run_command
 from hvae_hpc.jobs.failures.bad_nodes import without_bad_nodes
 from hvae_hpc.jobs.failures.retry import (
     Choice,
@@ -472,6 +473,10 @@ def test_the_last_job_takes_the_rest_only_where_its_submission_got_further(
         "hvae_hpc.sweep._submit", lambda *arguments: asked.append(arguments[-1]) or 0
     )
     monkeypatch.setattr("hvae_hpc.sweep.read_cluster", lambda: CLUSTER)
-    monkeypatch.setattr("hvae_hpc.sweep.code_sha", lambda: plan.code_sha)
     assert main(["--partition", "gpu", "--retries", "1", "--finish", str(folder)]) == 0
     assert asked == ["new" if got_further else "retries"]
+
+    # Somebody gave the command again with other code, whose own last job takes the rest.
+    write_plan(replace(plan, code_sha="0" * 12), plan_path(plan.runs_folder, plan.sweep))
+    assert run_command(main, ["--retries", "1", "--partition", "gpu", "--finish", str(folder)]) == 2
+    assert len(asked) == 1

@@ -226,7 +226,7 @@ def test_the_last_job_does_not_touch_a_sweep_that_was_edited_since(tmp_path: Pat
     ended = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
     assert (
-        "2 runs are not in the queue yet, and the sweep has changed; give the command again"
+        "2 runs are not in the queue yet, and the sweep or its code has changed; give the command"
         in ended.stderr
     )
     assert read_plan(plan_path(old.runs_folder, "tiny")).runs.keys() == new.runs.keys()
@@ -296,7 +296,7 @@ def test_a_disk_that_is_full_before_any_file_of_a_submission_is_one_line_and_no_
     assert done.returncode == 0, done.stderr
     seen = {Path(one["file"]).name: one for one in map(json.loads, done.stdout.splitlines())}
     assert seen.keys() == {
-        *(".lease-#.tmp", "tiny.json", "plan.json", "jobs.jsonl"),
+        *(".lease-#.tmp", "tiny.json", "code-#-#.zip", "plan.json", "jobs.jsonl"),
         *("#-tiny-segment-tiny-reference.sh", "#-tiny-tables.sh"),
     }
     for name, one in seen.items():

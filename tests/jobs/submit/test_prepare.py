@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from hvae_hpc.runs.identity import code_sha
+from tests import ROOT
 from tests.jobs.worker.test_local_sweep import makings, numbers
 from tests.minislurm.minislurm import MiniSlurm
+from tests.minislurm.test_minislurm import wait_until
 from tests.tiny import keep_generators, make_project
 
 SITE = """
@@ -51,8 +54,21 @@ def project_in(folder: Path) -> Path:
     return project
 
 
-def call(project: Path, slurm: MiniSlurm, *arguments: str) -> subprocess.CompletedProcess[str]:
+def copy_checkout(folder: Path) -> Path:
+    """Copy the package as it lies in a checkout, changed in a comment, so that it can be told from this one."""
+    for name in ("hvae_hpc", "jobs", "preprocess", "results"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=ignored)
+    with open(folder / "jobs/__init__.py", "a") as file:
+        file.write("# a copy\n")
+    return folder
+
+
+def call(
+    project: Path, slurm: MiniSlurm, *arguments: str, checkout: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
     environment = {**slurm.environment(), "HVAE_HPC_SITE": str(project / "site.toml")}
+    environment["PYTHONPATH"] = str(checkout)
     command = [sys.executable, "-m", *arguments]
     return subprocess.run(
         command, cwd=project, env=environment, capture_output=True, text=True, timeout=120
@@ -68,10 +84,22 @@ def wait_until_empty(slurm: MiniSlurm, limit_s: float = 480) -> None:
 
 @pytest.fixture(scope="module")
 def swept(minislurm: MiniSlurm, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A project whose sweep went through SLURM, and what the command printed."""
+    """A project whose sweep went through SLURM, and what the command printed.
+
+    Its checkout was edited before the first run began, and deleted when the first was done.
+    """
     project = project_in(tmp_path_factory.mktemp("slurm"))
-    done = call(project, minislurm, "hvae_hpc.sweep", "--partition", "gpu")
+    checkout = copy_checkout(tmp_path_factory.mktemp("checkout"))
+    minislurm.client("scontrol", "update", "PartitionName=gpu", "State=DOWN")
+    try:
+        command = ("hvae_hpc.sweep", "--partition", "gpu")
+        done = call(project, minislurm, *command, checkout=checkout)
+        (checkout / "hvae_hpc/runs/plan.py").write_text("raise RuntimeError('edited')\n")
+    finally:
+        minislurm.client("scontrol", "update", "PartitionName=gpu", "State=UP")
     assert done.returncode == 0, done.stderr
+    wait_until(lambda: list(project.glob("runs/*/*/metrics.json")), 120)
+    shutil.rmtree(checkout)
     wait_until_empty(minislurm)
     return project, done.stdout
 
@@ -83,6 +111,10 @@ def test_the_literal_command_runs_as_arrays_on_several_nodes(swept: tuple[Path, 
     assert len(results) == 13, logs
     assert "submitted 13 runs in 10 jobs; 0 runs were queued already" in out
     assert all("_" in result["provenance"]["job_id"] for result in results)
+    (archive,) = project.glob("runs/submissions/code-*.zip")
+    shas = {result["provenance"]["code_sha"] for result in results}
+    assert shas == {archive.name.split("-")[1]} != {code_sha()}
+    assert not any("changed" in str(result["provenance"]["notes"]) for result in results)
     assert (
         len(list(project.glob("runs/submissions/*/*_log.out"))) == 14
     )  # one log per element, and the tables' job
@@ -164,6 +196,9 @@ def test_a_deleted_run_is_made_again_with_what_hangs_on_it(
         sum(after[name] != before[name] for name in after) == 4
     )  # the pairs, their quality, two segment runs
     assert numbers(project) == values
+    table = (project / "runs/results/tiny/table1.md").read_text()
+    assert "Mixed code: 2 versions of the code made the runs" in table
+    assert f"{code_sha()} (" in table
 
 
 def test_an_unknown_partition_is_named_beside_those_that_exist(
