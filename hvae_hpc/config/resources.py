@@ -1,6 +1,8 @@
 """What a run may use: recorded, but never hashed, because it changes no number, only times."""
 
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Literal
 
 START_S = 30
@@ -10,6 +12,21 @@ POSITIVE = {
     "at_once",
 }  # fmt: skip
 """Fields that are more than 0; all other numbers are 0 or more."""
+SET_BY = {
+    **{n: n for n in ("account", "constraint", "exclude", "nice", "nodes", "partition", "qos")},
+    "minutes": "time",
+    "minutes_min": "time-min",
+    "memory_gb": "mem mem-per-cpu mem-per-gpu",
+    "cpus": "cpus-per-task cpus-per-gpu",
+    "gpus": "gpus gpus-per-node gpus-per-socket gpus-per-task ntasks ntasks-per-core ntasks-per-gpu"
+    " ntasks-per-node ntasks-per-socket",
+    "signal_lead_s": "signal",
+    "array_parallelism": "array",
+    "--after": "dependency",
+    "the sweep command": "begin chdir clusters comment error hold input job-name kill-on-bad-exit"
+    " no-requeue open-mode output parsable requeue test-only unbuffered wait wckey wrap",
+}
+"""What sets an option of sbatch and srun, and which ones: nobody else can."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +50,9 @@ class Resources:
         container: image in which apptainer starts the runs; "" for none.
         python: the interpreter that starts the runs, in the container where there is one; "" for
             the one that submits.
+        sbatch_args, srun_args: further options of these commands by their long names; true for one
+            without a value. A gres that names GPUs must name as many as ``gpus``.
+        on_end: of the tables' stage: argv of a command that the last job runs when all is over.
         setup: shell lines before the runs start (module load ...).
         grace_s: seconds from SIGTERM to the end at a preemption, where the partition does not tell.
         signal_lead_s: seconds before the time limit at which SLURM tells a run to save and leave.
@@ -72,6 +92,9 @@ class Resources:
     array_parallelism: int = 0
     container: str = ""
     python: str = ""
+    sbatch_args: dict[str, str | int | bool] = field(default_factory=dict)
+    srun_args: dict[str, str | int | bool] = field(default_factory=dict)
+    on_end: tuple[str, ...] = ()
     setup: tuple[str, ...] = ()
     grace_s: int = 0
     signal_lead_s: int = 90
@@ -98,12 +121,31 @@ class Resources:
         for line in self.setup:
             if not line.isprintable() or line.lstrip().startswith("#SBATCH"):
                 raise ValueError(f"setup has {line!r}, expected single shell lines, and no #SBATCH")
+        self._check_options()
         minutes = min(self.minutes, self.minutes_min or self.minutes)
         if 60 * minutes < self.signal_lead_s + START_S:
             raise ValueError(
                 f"a limit of {minutes} minutes leaves no time to work: {START_S} s to start and "
                 f"signal_lead_s = {self.signal_lead_s} to save; give more minutes"
             )
+
+    def _check_options(self) -> None:
+        """Refuse options that another field sets, and those that no shell or SLURM would take."""
+        for name in ("sbatch_args", "srun_args"):
+            for option, value in getattr(self, name).items():
+                is_long = re.fullmatch("[a-z][a-z-]+", option)
+                if not is_long or value is False or not str(value).isprintable():
+                    raise ValueError(
+                        f"{name} has {option!r} = {value!r}, expected a long option and its value"
+                    )
+                for setter, theirs in SET_BY.items():
+                    if is_option(option, theirs.split()):
+                        raise ValueError(f"{name} has {option!r}, which {setter} sets; take it out")
+
+    @property
+    def gpus_in_gres(self) -> int:
+        """GPUs per node that sbatch_args name in their own way."""
+        return count_gpus(str(self.sbatch_args.get("gres", "")))
 
     @property
     def tasks_per_node(self) -> int:
@@ -114,3 +156,14 @@ class Resources:
     def tasks(self) -> int:
         """Processes of a run."""
         return self.nodes * self.tasks_per_node
+
+
+def is_option(option: str, names: Iterable[str]) -> bool:
+    """Tell whether an option is one of some, also where it is cut short, as SLURM takes it."""
+    return any(name.startswith(option) for name in names)
+
+
+def count_gpus(gres: str) -> int:
+    """Return how many GPUs generic resources have: "gpu:a100:4(S:0-1),gpu,shard:8" has 5."""
+    counts = re.findall(r"\bgpu\b(?::[^:,(]*[^:,(\d][^:,(]*)?(?::(\d+))?", gres)
+    return sum(int(count or 1) for count in counts)

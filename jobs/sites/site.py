@@ -15,8 +15,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hvae_hpc.config.loader import load, read_toml
-from hvae_hpc.config.resources import Resources
+from hvae_hpc.config.loader import load, merge, read_toml
+from hvae_hpc.config.resources import Resources, is_option
 from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.sites.retry_policy import Failure, Rule, check_tables, read_rules
 from hvae_hpc.jobs.slurm.client import POLL_S, is_available
@@ -41,6 +41,7 @@ class Caps:
         requeues: times that an element may send itself back at its time limit.
         retries: of a run, whatever ``--retries`` says; 0 for none.
         canary: elements of an array that go ahead where it has twice as many or more; 0 for none.
+        forbidden_args: options that sbatch_args and srun_args may not have.
     """
 
     nodes: int = 0
@@ -55,6 +56,7 @@ class Caps:
     requeues: int = 100
     retries: int = 10
     canary: int = 3
+    forbidden_args: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +68,13 @@ class Site:
         caps: the administrator's.
         notes: what was cut, one line per stage.
         rules: of retries, by class of failure.
+        misfits: stage to why none of several partitions has what it asks for.
     """
 
     resources: dict[str, Resources]
     caps: Caps
     notes: tuple[str, ...] = ()
+    misfits: Mapping[str, str] = field(default_factory=dict)
     rules: Mapping[Failure, Rule] = field(default_factory=dict)
 
     def fit(
@@ -137,7 +141,24 @@ def read_site(path: Path | None, flags: Mapping[str, Any] | None = None) -> Site
         stage: _load_stage(stage, layers, flags or {}, f"{where}: {stage}") for stage in library
     }
     site = Site(resources=asked, caps=caps, rules=rules)
-    return _fit_stages(site, None, f"capped by {admin_file}", f"{admin_file}: {{}}, capped")
+    site = _fit_stages(site, None, f"capped by {admin_file}", f"{admin_file}: {{}}, capped")
+    for stage, resources in site.resources.items():
+        if wrong := _find_wrong_option(stage, resources, caps):
+            raise UserError(f"{where}: {stage}: {wrong}")
+    return site
+
+
+def _find_wrong_option(stage: str, asked: Resources, caps: Caps) -> str:
+    """Return what is wrong with a stage's further options of sbatch and srun; "" for nothing."""
+    for option in (*asked.sbatch_args, *asked.srun_args):
+        if is_option(option, caps.forbidden_args):
+            return f"the administrator forbids {option!r}; take it out"
+    if asked.gpus_in_gres not in (0, asked.gpus):
+        gres = asked.sbatch_args["gres"]
+        return f"gres is {gres!r}, expected as many GPUs as gpus = {asked.gpus}"
+    if stage != "tables" and (asked.on_end or is_option("mail", asked.sbatch_args)):
+        return "on_end and mail are for the last job; put them under [tables]"
+    return ""
 
 
 def _fit_stages(site: Site, cluster: Cluster | None, why: str, where: str) -> Site:
@@ -165,7 +186,7 @@ def _load_stage(
     """
     table: dict[str, Any] = _read_profile()
     for layer in layers:
-        table |= layer.get(EVERY_STAGE, {}) | layer.get(stage, {})
+        table = merge(merge(table, layer.get(EVERY_STAGE, {})), layer.get(stage, {}))
     not_for_stage = {"nodes", "gpus"} if stage != "train" else set[str]()
     if not table.get("gpus"):
         not_for_stage = not_for_stage | {"constraint"}
@@ -193,21 +214,38 @@ def fit_cluster(site: Site, partition: str, cluster: Cluster) -> Site:
 
     Args:
         site: as it was read.
-        partition: for the stages that have none of their own.
+        partition: for the stages that have none of their own; of several, with commas between
+            them, each stage gets the first that has all that it asks for.
         cluster: what SLURM allows.
 
     Raises:
         UserError: a partition is unknown, not among the administrator's, or its time limit leaves
             no time to work.
     """
-    resources, allowed = {}, site.caps.partitions
+    resources, notes, misfits = {}, list(site.notes), dict[str, str]()
+    allowed = site.caps.partitions
     for stage, asked in site.resources.items():
-        name = asked.partition or partition
-        if allowed and name not in allowed:
-            expected = f"the administrator's ({', '.join(allowed)})"
-            raise UserError(f"{stage}: partition {name!r} is not among {expected}")
-        resources[stage] = replace(asked, partition=name)
-    fitted = replace(site, resources=resources)
+        names = (asked.partition or partition).split(",")
+        for name in names:
+            if allowed and name not in allowed:
+                expected = f"the administrator's ({', '.join(allowed)})"
+                raise UserError(f"{stage}: partition {name!r} is not among {expected}")
+        lacks = {
+            name: cluster.check_partition(name).tell_lack(asked, asked.minutes) for name in names
+        }
+        fitting = [name for name in names if not lacks[name]]
+        resources[stage] = replace(asked, partition=[*fitting, *names][0])
+        if len(names) == 1:  # it cuts what is asked, or refuses it
+            continue
+        reasons = "; ".join(f"{name} {lack}" for name, lack in lacks.items() if lack)
+        if not fitting:
+            misfits[stage] = (
+                f"{stage}: no partition fits: {reasons}; name another one, "
+                f"or ask for less under [{stage}] in the site file"
+            )
+        elif lacks[names[0]]:
+            notes.append(f"{stage}: partition {fitting[0]}, since {reasons}")
+    fitted = replace(site, resources=resources, notes=tuple(notes), misfits=misfits)
     return _fit_stages(fitted, cluster, "all that its partition has", "{}: its partition")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from hvae_hpc.config.resources import Resources
+from hvae_hpc.config.resources import Resources, count_gpus
 from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.slurm.client import ask
 
@@ -53,6 +53,18 @@ class Partition:
         """Tell whether it is known to have the nodes that a run asks for."""
         return self.find_best_nodes(asked) == [of_each_node(asked)] * asked.nodes
 
+    def tell_lack(self, asked: Resources, minutes: int = 0) -> str:
+        """Return what of a run's nodes and minutes it is known not to have, in words, or ""."""
+        if 0 < self.minutes < minutes:
+            return f"allows {self.minutes} of {minutes} minutes"
+        if not self.nodes or self.suits(asked):
+            return ""
+        gpus, memory_gb, cpus = of_each_node(asked)
+        return (
+            f"has too few nodes with gpus = {gpus}, memory_gb = {memory_gb:g} and {cpus} cores, "
+            f"expected {asked.nodes}"
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
@@ -88,14 +100,13 @@ class Cluster:
         Raises:
             UserError: it names the partitions that have them.
         """
-        suited = self.find_suited(asked)
-        if asked.partition in suited or not self.check_partition(asked.partition).nodes:
+        lack = self.check_partition(asked.partition).tell_lack(asked)
+        if not lack:
             return
-        gpus, memory_gb, cpus = of_each_node(asked)
+        suited = self.find_suited(asked)
         others = f"give --partition {' or '.join(suited)}, or " if suited else ""
         raise UserError(
-            f"{stage}: partition {asked.partition} has too few nodes with gpus = {gpus}, "
-            f"memory_gb = {memory_gb:g} and {cpus} cores, expected {asked.nodes}; {others}"
+            f"{stage}: partition {asked.partition} {lack}; {others}"
             f"lower them under [{stage}] in the site file (--site)"
         )
 
@@ -148,11 +159,9 @@ def _ask_nodes() -> dict[str, dict[str, Node]]:
         answer = ask(["sinfo", "--all", "--noheader", "--Node", "--format=%R|%N|%m|%c|%G"])
         for line in answer.splitlines():
             partition, node, memory, cpus, devices = line.strip().split("|")
-            # "gpu:a100:4(S:0-1),gpu:2,shard:8"; "gpu" alone is one.
-            counts = re.findall(r"\bgpu(?::[^:,(]*[^:,(\d][^:,(]*)?(?::(\d+))?", devices)
             size_gb = int(memory.rstrip("+")) / 1024
             nodes.setdefault(partition, {})[node] = Node(
-                gpus=sum(int(count or 1) for count in counts),
+                gpus=count_gpus(devices),
                 memory_gb=size_gb if size_gb > 1 / 1024 else math.inf,  # 1 MB: nobody set it
                 cpus=int(cpus.rstrip("+")),
             )

@@ -44,10 +44,6 @@ def sbatch_text(
     """
     from submitit.slurm.slurm import SlurmExecutor
 
-    extra: dict[str, Any] = {"requeue": True}
-    extra |= {"nice": resources.nice} if resources.nice else {}
-    if resources.minutes_min and resources.minutes_min < resources.minutes:
-        extra["time-min"] = resources.minutes_min
     parameters: dict[str, Any] = {
         "job_name": name,
         "comment": comment,
@@ -59,7 +55,7 @@ def sbatch_text(
         "time": resources.minutes,
         "nodes": resources.nodes,
         "ntasks_per_node": resources.tasks_per_node,
-        "gpus_per_node": resources.gpus,
+        "gpus_per_node": 0 if resources.gpus_in_gres else resources.gpus,
         "cpus_per_task": resources.cpus,
         "mem": f"{math.ceil(resources.memory_gb * 1024)}MB",
         "signal_delay_s": resources.signal_lead_s,
@@ -67,9 +63,16 @@ def sbatch_text(
         "array_parallelism": resources.array_parallelism or elements,
         "map_count": elements,
         "setup": list(resources.setup),
-        "additional_parameters": extra,
+        "additional_parameters": _more_options(resources),
         # SLURM 22.05 to 23.11: srun does not inherit --cpus-per-task.
-        "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={resources.cpus}"],
+        "srun_args": [
+            "--kill-on-bad-exit=1",
+            f"--cpus-per-task={resources.cpus}",
+            *(
+                f"--{name}" if value is True else f"--{name}={value}"
+                for name, value in resources.srun_args.items()
+            ),
+        ],
     }
     executor = SlurmExecutor(folder)
     executor.parameters = {key: value for key, value in parameters.items() if value}
@@ -80,3 +83,12 @@ def sbatch_text(
     ignored = "USR2 TERM" if elements else "USR2"
     step = "sh -c " + shlex.quote(f"trap '' {ignored}; exec " + shlex.join(command))
     return str(executor._make_submission_file_text(step, ""))
+
+
+def _more_options(resources: Resources) -> dict[str, Any]:
+    """Return the options of sbatch that submitit has no name for."""
+    options: dict[str, Any] = {"requeue": True}
+    options |= {"nice": resources.nice} if resources.nice else {}
+    if resources.minutes_min and resources.minutes_min < resources.minutes:
+        options["time-min"] = resources.minutes_min
+    return options | resources.sbatch_args

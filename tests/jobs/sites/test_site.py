@@ -181,6 +181,81 @@ def test_a_partition_s_own_limit_cuts_and_unknown_or_forbidden_partitions_are_re
         fit_cluster(read_site(None), "urgent", CLUSTER)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[train.sbatch_args]\npartition = "urgent"', "sbatch_args has 'partition', which partition sets"),
+        ('[train.sbatch_args]\nmem-per-cpu = "9G"', "sbatch_args has 'mem-per-cpu', which memory_gb sets"),
+        ('[train.sbatch_args]\nti = 9999', "sbatch_args has 'ti', which minutes sets"),
+        ('[train.srun_args]\nntasks = 8', "srun_args has 'ntasks', which gpus sets"),
+        ('[all.sbatch_args]\ndependency = "afterok:1"', "has 'dependency', which --after sets"),
+        ('[all.sbatch_args]\noutput = "x"', "has 'output', which the sweep command sets; take it out"),
+        ('[train.sbatch_args]\ngres = "gpu:a100:2"', "gres is 'gpu:a100:2', expected as many GPUs as gpus = 1"),
+        ('[train.sbatch_args]\nmem_per_cpu = "9G"', "expected a long option and its value"),
+        ('[train.sbatch_args]\nreservation = "a\\n#SBATCH -p b"', "expected a long option and its value"),
+        ("[train.sbatch_args]\nexclusive = false", "expected a long option and its value"),
+        ('[all.sbatch_args]\nmail-user = "me@lab"', r"on_end and mail are for the last job; put them under \[tables\]"),
+        ('[train]\non_end = ["true"]', r"on_end and mail are for the last job"),
+        ("[train.sbatch_args]\nexclusive = true", "own.toml: train: the administrator forbids 'exclusive'; take it out"),
+        ('[train.srun_args]\nreserv = "x"', "train: the administrator forbids 'reserv'; take it out"),
+    ],
+)  # fmt: skip
+def test_options_that_we_set_or_the_administrator_forbids_are_refused_in_one_line(
+    admin: Path, own: Path, text: str, message: str
+) -> None:
+    admin.write_text('[caps]\nforbidden_args = ["exclusive", "reservation"]\n')
+    own.write_text(text)
+    with pytest.raises(UserError, match=message) as refused:
+        read_site(own)
+    assert "\n" not in str(refused.value)
+
+
+def test_options_of_all_stages_and_of_one_are_put_together(admin: Path, own: Path) -> None:
+    admin.write_text('[all.sbatch_args]\nlicenses = "tea:1"\nreservation = "imaging"\n')
+    own.write_text(
+        '[train.sbatch_args]\nlicenses = "tea:2"\ngres = "gpu:a100:1,nvme:1"\n'
+        '[tables]\non_end = ["true"]\n[tables.sbatch_args]\nmail-user = "me@lab"\n'
+    )
+    asked = read_site(own).resources
+    assert replace(asked["train"], gpus=0).gpus_in_gres == 1  # a local sweep without a GPU
+    assert asked["segment"].sbatch_args == {"licenses": "tea:1", "reservation": "imaging"}
+    assert asked["train"].sbatch_args["licenses"] == "tea:2"
+    assert asked["train"].sbatch_args["reservation"] == "imaging"
+    assert asked["tables"].sbatch_args["mail-user"] == "me@lab"
+
+
+def test_named_gpus_do_not_get_around_the_cap(admin: Path, own: Path) -> None:
+    admin.write_text("[caps]\ngpus = 1\n")
+    own.write_text('[train]\ngpus = 4\n[train.sbatch_args]\ngres = "gpu:a100:4"\n')
+    with pytest.raises(UserError, match="gres is 'gpu:a100:4', expected as many GPUs as gpus = 1"):
+        read_site(own)
+
+
+def test_of_several_partitions_a_stage_gets_the_first_that_fits_and_the_reason_is_told() -> None:
+    nodes = {"n": Node(1, 64.0, 16)}
+    partitions = {
+        "short": Partition(minutes=60, grace_s=0, nodes=nodes),
+        "thin": Partition(minutes=0, grace_s=0, nodes={"n": Node(1, 8.0, 16)}),
+        "gpu": Partition(minutes=2000, grace_s=0, nodes=nodes),
+    }
+    cluster = replace(CLUSTER, partitions=partitions)
+    site = fit_cluster(read_site(None), "short,thin,gpu", cluster)
+    chosen = {stage: resources.partition for stage, resources in site.resources.items()}
+    assert (chosen["train"], chosen["segment"], chosen["pack"]) == ("gpu", "short", "gpu")
+    lacks = "thin has too few nodes with gpus = 1, memory_gb = 32 and 4 cores, expected 1"
+    assert f"train: partition gpu, since short allows 60 of 1440 minutes; {lacks}" in site.notes
+    assert not any("segment: partition" in note for note in site.notes)
+    assert not site.misfits
+
+    misfit = fit_cluster(read_site(None), "short,thin", cluster).misfits
+    assert misfit["train"].startswith(
+        "train: no partition fits: short allows 60 of 1440 minutes; thin"
+    )
+    assert "segment" not in misfit
+    with pytest.raises(UserError, match="unknown partition 'gone'"):
+        fit_cluster(read_site(None), "short,gone", cluster)
+
+
 def test_account_and_qos_of_the_profile_are_defaults(
     monkeypatch: pytest.MonkeyPatch, own: Path
 ) -> None:

@@ -59,6 +59,25 @@ def test_everything_that_was_asked_stands_in_the_text(tmp_path: Path) -> None:
     }.items() <= found.items()  # fmt: skip
 
 
+def test_further_options_stand_in_the_text_and_named_gpus_replace_their_number(
+    tmp_path: Path,
+) -> None:
+    text = text_of(
+        ["true"], tmp_path, gpus=2,
+        sbatch_args={"gres": "gpu:a100:2", "exclusive": True, "reservation": "our lab"},
+        srun_args={"cpu-bind": "none", "overlap": True},
+    )  # fmt: skip
+    found = flags(text)
+    assert (found["gres"], found["exclusive"], found["reservation"]) == (
+        "gpu:a100:2",
+        "",
+        "our lab",
+    )
+    assert "gpus-per-node" not in found
+    assert found["ntasks-per-node"] == "2"
+    assert "--cpus-per-task=1 --cpu-bind=none --overlap sh -c" in text
+
+
 def test_what_was_not_asked_does_not(tmp_path: Path) -> None:
     found = flags(text_of(["true"], tmp_path, elements=0))
     assert not {
