@@ -38,6 +38,8 @@ WAITS = {
 """SLURM's commonest reasons, in plain words."""
 MOST_LINES = 8
 REFRESH_S = 5.0
+SLOW = 0.2
+"""A run at less than this share of its kind's usual pace is named."""
 
 
 class Trouble(NamedTuple):
@@ -161,11 +163,19 @@ def _describe_work(sweep: SweepStatus) -> Iterator[str]:
         run = sweep.plan.runs[run_id]
         share = "" if progress.progress is None else f"{100 * progress.progress:.0f} %"
         left = "" if progress.seconds_left is None else f"{duration(progress.seconds_left)} left"
-        rows.append((run.stage, run.label, f"on {progress.host}", share, left))
+        pace, usual, peak = progress[3:]
+        speed = f"{pace:,.1f} images/s (usual {usual:,.1f})" if pace and usual else ""
+        of_peak = f"{100 * peak:.1f} % of peak" if peak else ""
+        rows.append((run.stage, run.label, f"on {progress.host}", share, left, speed, of_peak))
     if rows:
         yield from _align(rows, left=3)
     if len(sweep.progress) > MOST_LINES:
         yield f"... and {len(sweep.progress) - MOST_LINES:,} more at work"
+    for run_id, progress in sweep.progress.items():
+        pace, usual = progress.images_per_s, progress.usual_images_per_s
+        if pace and usual and pace < SLOW * usual:
+            run, said = sweep.plan.runs[run_id], f"{pace:,.1f} images/s, usual are {usual:,.1f}"
+            yield f"slow: {run.stage} {run.label}: {said}; look at node {progress.host}"
 
 
 def _costs(sweep: SweepStatus) -> Iterator[str]:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 from hvae_hpc.config.stages import SegmentConfig, TrainConfig
@@ -20,8 +21,16 @@ from hvae_hpc.jobs.state.element_ends import explain_lost
 from hvae_hpc.jobs.state.run_log import split_attempts
 from hvae_hpc.jobs.state.run_status import KINDS, RunStatus, read_run_status
 from hvae_hpc.jobs.state.submissions import Submissions
-from hvae_hpc.jobs.sweeps.costs import Seconds, add_up, expected_seconds
-from hvae_hpc.runs.done import read_results
+from hvae_hpc.jobs.sweeps.costs import (
+    Seconds,
+    add_up,
+    count_operations,
+    expected_seconds,
+    find_peak,
+    kind_of,
+    measure_rates,
+)
+from hvae_hpc.runs.done import ResultSummary, read_results
 from hvae_hpc.runs.folder import read_log
 from hvae_hpc.runs.plan import Plan, find_plans, read_plan
 from hvae_hpc.runs.run import Run
@@ -39,11 +48,17 @@ class Progress(NamedTuple):
         progress: share of its images that it has seen.
         seconds_left: until its end.
         host: its node.
+        images_per_s: that its device sees now, of all runs that share it.
+        usual_images_per_s: the median of its kind, of runs that are finished or run.
+        share_of_peak: of its devices' peak in bfloat16, by the network's own count of operations.
     """
 
     progress: float | None = None
     seconds_left: float | None = None
     host: str = ""
+    images_per_s: float | None = None
+    usual_images_per_s: float | None = None
+    share_of_peak: float | None = None
 
 
 class SweepStatus(NamedTuple):
@@ -128,6 +143,7 @@ def make_sweep_status(
         for run_id in left
         if statuses[run_id].kind == "running"
     }
+    progress = _compare_paces(plan, results, progress)
     totals = _add_up(plan, statuses, seconds, progress)
     return SweepStatus(plan, statuses, progress, totals, queue.asked_at if queue else None, note)
 
@@ -154,6 +170,29 @@ def _add_up(
     }
 
 
+def _compare_paces(
+    plan: Plan, results: Mapping[str, ResultSummary], progress: Mapping[str, Progress]
+) -> dict[str, Progress]:
+    """Add to each run's pace what is usual, and its share of the peak of a device that is known."""
+    rates = measure_rates(plan, results)
+    for run_id, far in progress.items():
+        if far.images_per_s:
+            rates[kind_of(plan.runs[run_id])].append(1 / far.images_per_s)
+    devices = {result.host: result.device for result in results.values()}
+
+    compared = dict(progress)
+    for run_id, far in progress.items():
+        if far.images_per_s:
+            run, asked = plan.runs[run_id], plan.resources_of(run_id)
+            device = devices.get(far.host, f"{asked.partition} {asked.constraint}")
+            peak = find_peak(device) * asked.nodes * asked.gpus
+            compared[run_id] = far._replace(
+                usual_images_per_s=1 / median(rates[kind_of(run)]),
+                share_of_peak=far.images_per_s * count_operations(run) / peak if peak else None,
+            )
+    return compared
+
+
 def read_progress(run: Run, folder: Path) -> Progress:
     """Return how far a run is, from its log's records of the present attempt.
 
@@ -175,7 +214,11 @@ def read_progress(run: Run, folder: Path) -> Progress:
     seen_at = seen_at or [(attempt[0]["time"], attempt[0].get("at", 0))]
     (earlier, seen_earlier), (latest, seen) = seen_at[-PACE_OVER:][0], seen_at[-1]
     left: float | None = None
+    pace: float | None = None
     if seen > seen_earlier and latest > earlier:
-        pace_s = (latest - earlier) / (seen - seen_earlier)
-        left = max(0.0, (images - seen) * pace_s - (time.time() - latest))
-    return Progress(seen / images, left, host)
+        took, silent = latest - earlier, time.time() - latest
+        left = max(0.0, (images - seen) * took / (seen - seen_earlier) - silent)
+        if seen < images:  # a silence longer than that of the records before it counts
+            at_once = attempt[0].get("at_once", 1)
+            pace = at_once * (seen - seen_earlier) / max(took, silent)
+    return Progress(seen / images, left, host, pace)

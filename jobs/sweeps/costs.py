@@ -86,16 +86,10 @@ def expected_seconds(
     plan: Plan, results: Mapping[str, ResultSummary], run_ids: Iterable[str]
 ) -> dict[str, Seconds]:
     """Return what each run will take, from what the plan's finished runs took."""
-    rates = defaultdict[Hashable, list[float]](list)  # seconds per image
-    for run_id, result in results.items():
-        if result.attempt == 1:  # later attempts did only a part
-            run = plan.runs[run_id]
-            rates[_kind(run)].append(result.wall_s / _images(run))
-
-    seconds = {}
+    rates, seconds = measure_rates(plan, results), {}
     for run_id in run_ids:
         run = plan.runs[run_id]
-        images, measured = _images(run), rates[_kind(run)]
+        images, measured = count_images(run), rates[kind_of(run)]
         if measured:
             high = percentile_95(measured) * images * HEADROOM
             seconds[run_id] = Seconds(median(measured) * images, high)
@@ -104,7 +98,19 @@ def expected_seconds(
     return seconds
 
 
-def _kind(run: Run) -> Hashable:
+def measure_rates(
+    plan: Plan, results: Mapping[str, ResultSummary]
+) -> defaultdict[Hashable, list[float]]:
+    """Return the seconds per image that the plan's finished runs took, by their kind."""
+    rates = defaultdict[Hashable, list[float]](list)
+    for run_id, result in results.items():
+        if result.attempt == 1:  # later attempts did only a part
+            run = plan.runs[run_id]
+            rates[kind_of(run)].append(result.wall_s / count_images(run))
+    return rates
+
+
+def kind_of(run: Run) -> Hashable:
     """Return what runs have in common whose time per image is alike."""
     config = {
         key: value
@@ -118,7 +124,7 @@ def _kind(run: Run) -> Hashable:
     return (run.stage, *config.items())
 
 
-def _images(run: Run) -> int:
+def count_images(run: Run) -> int:
     """Return how many images a training sees; 1 for other stages, whose settings are all alike."""
     return run.config.optim.images if isinstance(run.config, (TrainConfig, SegmentConfig)) else 1
 
@@ -127,28 +133,39 @@ def _pixels(run: Run) -> int:
     return (run.config.image_px or TYPICAL_PX) ** 2
 
 
+def count_operations(run: Run) -> float:
+    """Return the operations of a training for one image; 0 for other stages."""
+    config = run.config
+    if isinstance(config, TrainConfig):
+        return config.model.operations_per_pixel() * _pixels(run)
+    if isinstance(config, SegmentConfig):  # every level costs alike: half the pixels a side
+        operations = 3 * 18.0 * config.unet.base_channels**2 * 5 * config.unet.depth
+        operations *= 2.0 if config.unet.encoder == "residual" else 1.0
+        return operations * _pixels(run)
+    return 0.0
+
+
+def find_peak(text: str) -> float:
+    """Return the peak of the GPU that a text names, of several the lowest; 0 for none we know."""
+    return min((peak for name, peak in PEAKS.items() if name in text.lower()), default=0.0)
+
+
 def _estimate(run: Run, resources: Resources) -> float:
     """Return the seconds of a run: a training's from its operations, else a number per stage.
 
     The partition or the constraint may name the GPU, which counts for U-Nets. No other network's
     time was compared with a GPU's peak.
     """
-    config = run.config
-    if isinstance(config, TrainConfig):
-        operations = config.model.operations_per_pixel()
-    elif isinstance(config, SegmentConfig):  # every level costs alike: half the pixels a side
-        operations = 3 * 18.0 * config.unet.base_channels**2 * 5 * config.unet.depth
-        operations *= 2.0 if config.unet.encoder == "residual" else 1.0
-    else:
+    operations = count_operations(run)
+    if not operations:
         return SECONDS_PER_RUN + SECONDS[run.stage] * _pixels(run) / TYPICAL_PX**2
     speed = FLOPS_CPU * resources.threads
     if resources.gpus:
         speed = FLOPS_GPU * resources.tasks
-        asked = f"{resources.partition} {resources.constraint}".lower()
-        peaks = [peak for name, peak in PEAKS.items() if name in asked]
-        if peaks and isinstance(config, SegmentConfig):
-            speed = SHARE_UNET * min(peaks) * resources.tasks
-    return SECONDS_PER_RUN + _images(run) * operations * _pixels(run) / speed
+        peak = find_peak(f"{resources.partition} {resources.constraint}")
+        if peak and isinstance(run.config, SegmentConfig):
+            speed = SHARE_UNET * peak * resources.tasks
+    return SECONDS_PER_RUN + count_images(run) * operations / speed
 
 
 def expected_bytes(run: Run) -> tuple[float, float]:

@@ -143,6 +143,59 @@ def test_progress_and_time_left_are_of_the_present_attempt(tmp_path: Path) -> No
     assert "segment  brats2021-reference-s0  on n3  40 %  50 s left" in show(plan, queue)
 
 
+def test_the_pace_is_shown_beside_the_usual_one_and_a_slow_run_is_named_with_its_node(
+    tmp_path: Path,
+) -> None:
+    runs = make_runs(arms=SMALL_ARMS[:1], seeds=7, sources=())
+    plan = make_plan(tmp_path, runs)
+    usual, shared, slow, silent = [run.run_id for run in runs[3:]]
+    for run in runs[:3]:  # 320 images in 12.5 s
+        finish(tmp_path, run, fake_metrics(run), device="NVIDIA H200")
+    for run_id, at_once, images, node, silence_s in (
+        (usual, 1, 256, "node1", 0),
+        (shared, 2, 128, "n2", 0),
+        (slow, 1, 40, "n3", 0),
+        (silent, 1, 256, "n4", 120),
+    ):
+        begins = {"event": "started", "job_id": "", "host": node, "at_once": at_once, "time": -100}
+        log(plan, run_id, begins, {"images_seen": 0, "time": -10 - silence_s})
+        log(plan, run_id, {"images_seen": images, "time": -silence_s})
+
+    progress = look(plan).progress
+    paces = {run_id: far.images_per_s for run_id, far in progress.items()}
+    assert paces == pytest.approx(
+        {usual: 25.6, shared: 25.6, slow: 4.0, silent: 256 / 120}, rel=0.02
+    )
+    assert progress[slow].usual_images_per_s == pytest.approx(25.6, rel=0.02)
+    config = runs[0].config
+    pixels = (config.image_px or 240) ** 2
+    operations = 3 * 18 * config.unet.base_channels**2 * 5 * config.unet.depth * pixels
+    assert progress[usual].share_of_peak == pytest.approx(25.6 * operations / 9.89e14, rel=0.02)
+    assert progress[slow].share_of_peak is None  # no run of this node told its device
+
+    lines = show(plan).splitlines()
+    (row,) = [line for line in lines if "on node1" in line]
+    assert "25.6 images/s (usual 25.6)" in row
+    assert row.endswith("% of peak")
+    named = [line for line in lines if line.startswith("slow: ")]
+    assert named == [
+        f"slow: segment {plan.runs[run_id].label}: {pace} images/s, usual are 25.6; look at node {node}"
+        for run_id, pace, node in ((slow, "4.0", "n3"), (silent, "2.1", "n4"))
+    ]
+
+
+def test_where_no_run_of_its_kind_is_finished_the_others_at_work_tell_the_usual_pace(
+    tmp_path: Path,
+) -> None:
+    runs = make_runs(arms=SMALL_ARMS[:1], seeds=3, sources=())
+    plan = make_plan(tmp_path, runs)
+    for run, images in zip(runs, (200, 220, 10), strict=True):
+        log(plan, run.run_id, {"event": "started", "job_id": "", "host": "n1", "time": -30})
+        log(plan, run.run_id, {"images_seen": 0, "time": -10}, {"images_seen": images, "time": 0})
+    (named,) = [line for line in show(plan).splitlines() if line.startswith("slow: ")]
+    assert "brats2021-reference-s2: 1.0 images/s, usual are 20.0; look at node n1" in named
+
+
 def test_a_run_that_logs_no_images_is_timed_by_its_like(tmp_path: Path) -> None:
     runs = make_runs(data=("brats2021", "hecktor2022"), arms=(), seeds=1, sources=("real", "mean"))
     plan = make_plan(tmp_path, runs)
@@ -192,6 +245,9 @@ def test_json_holds_everything_under_stable_names(
         "progress",
         "seconds_left",
         "host",
+        "images_per_s",
+        "usual_images_per_s",
+        "share_of_peak",
     ]
     names.append("failure")
     assert list(sweep["runs"][0]) == names
@@ -206,6 +262,9 @@ def test_json_holds_everything_under_stable_names(
         "progress": None,
         "seconds_left": None,
         "host": "",
+        "images_per_s": None,
+        "usual_images_per_s": None,
+        "share_of_peak": None,
         "failure": "",
     }
 
