@@ -26,11 +26,13 @@ from hvae_hpc.jobs.slurm.limits import Cluster, read_cluster
 from hvae_hpc.jobs.state.run_log import let_output_be_lost
 from hvae_hpc.jobs.state.submissions import PLAN_FILE, SUBMISSIONS, Submissions, submitting
 from hvae_hpc.jobs.submit import apply, prepare, preview
+from hvae_hpc.jobs.submit.on_end import run_on_end
 from hvae_hpc.jobs.sweeps import expand
 from hvae_hpc.jobs.sweeps.config import SweepConfig
 from hvae_hpc.jobs.worker.pool import run_locally
 from hvae_hpc.preprocess.store.manifest import MANIFEST, read_manifest
 from hvae_hpc.runs.done import ResultSummary, read_results
+from hvae_hpc.runs.identity import JOB
 from hvae_hpc.runs.plan import Plan, plan_path, read_plan, write_plan
 
 SWEEPS = Path(__file__).parent / "jobs" / "sweeps"
@@ -48,7 +50,10 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; returns its exit code."""
     options = _parse(argv)
     if options.finish:
-        return _finish(options, argv)
+        try:
+            return _finish(options, argv)
+        finally:
+            run_on_end(options.finish, options.site)
 
     # What is asked, and what the machine or the cluster allows.
     sweep = read_sweep(options.sweep, [name for name, _ in options.data])
@@ -93,7 +98,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
+def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m hvae_hpc.sweep",
         usage="python -m hvae_hpc.sweep [SWEEP] [--partition P | --local] [options]",
@@ -117,7 +122,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--runs", type=Path, metavar="DIR", help="the runs folder (default: ./runs)"
     )
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--partition", metavar="P", help="submit SLURM arrays to this partition")
+    fits = "submit SLURM arrays, each to the first of P[,P...] that fits"
+    where.add_argument("--partition", metavar="P", help=fits)
     where.add_argument("--local", action="store_true", help="run here, even on a SLURM machine")
     parser.add_argument(
         "--workers",
@@ -137,6 +143,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         help="with --partition: retry failed runs, each up to N times (default: 0)",
     )
     parser.add_argument(
+        "--after",
+        action="append",
+        default=[],
+        metavar="JOBID",
+        help="with --partition: begin when this SLURM job, of anybody, is over; also twice or more",
+    )
+    parser.add_argument(
         "--allow-code-drift",
         action="store_true",
         help="let queued runs import the package as it is when they start, not as it is now",
@@ -144,14 +157,22 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     # The last job of a submission is this command with the submission's folder.
     parser.add_argument("--finish", type=Path, help=argparse.SUPPRESS)
     add_flags(parser)
+    return parser
 
-    options = parser.parse_args(argv)
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    options = _make_parser().parse_args(argv)
     if options.workers < 1:
         raise UserError(f"--workers is {options.workers}, expected 1 or more")
     if options.retries < 0:
         raise UserError(f"--retries is {options.retries}, expected 0 or more")
-    if options.retries and not options.partition:
-        raise UserError("--retries is for --partition; here, give the same command again")
+    if (options.retries or options.after) and not options.partition:
+        raise UserError(
+            "--retries and --after are for --partition; here, give the same command again"
+        )
+    for job in options.after:
+        if not re.fullmatch(JOB.pattern, job):
+            raise UserError(f"--after is {job!r}, expected {JOB.words}")
     return options
 
 
@@ -277,7 +298,9 @@ def _submit(
 
     submissions = plan.runs_folder / SUBMISSIONS
     with contextlib.nullcontext() if options.plan else submitting(submissions):
-        prepared = prepare.prepare(plan, site, cluster, last_job, scope=scope, retries=retries)
+        prepared = prepare.prepare(
+            plan, site, cluster, last_job, scope=scope, retries=retries, after=options.after
+        )
         for line in preview.describe(prepared, prepare.check_space(prepared)):
             say(line)
         if options.plan:

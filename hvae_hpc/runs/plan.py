@@ -43,7 +43,8 @@ class Array:
         stage: of all its runs; "tables" for the last job.
         elements: the run ids that each element makes, one after the other; none for the last job.
         after: what of the submission it waits for: (number of an array, place of an element in it).
-        after_jobs: SLURM ids of elements of earlier submissions that it waits for.
+        after_jobs: SLURM ids of what else it waits for: elements of earlier submissions, and jobs
+            that a person named.
         minutes: time limit of an element.
         seconds: what all its runs together are expected to take.
         grace_s: seconds between SIGTERM and the end when SLURM preempts in this partition.

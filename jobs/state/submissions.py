@@ -102,6 +102,11 @@ class Submissions:
         elements = self.plans[name].arrays[array].elements
         return elements[place] if place < len(elements) else ()
 
+    def makes_tables(self, sweep: str, name: str, array: int) -> bool:
+        """Tell whether an array of a submission is the last job of a sweep."""
+        plan = self.plans[name]
+        return plan.sweep == sweep and plan.arrays[array].stage == "tables"
+
     @cached_property
     def jobs(self) -> list[Job]:
         """All jobs that were noted, in the order of their submissions."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from hvae_hpc.config.resources import Resources
 from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.failures.bad_nodes import without_bad_nodes
 from hvae_hpc.jobs.failures.canary import canaries_of
@@ -96,6 +97,7 @@ def prepare(
     *,
     scope: Scope = "all",
     retries: int = 0,
+    after: Sequence[str] = (),
 ) -> Prepared:
     """Plan what to submit of a sweep: all that is neither done nor in the queue.
 
@@ -107,6 +109,7 @@ def prepare(
         scope: "all" is what a person asks for, who has looked at what failed. "new" leaves out
             what was ever submitted, but for retries; "retries" takes nothing else.
         retries: times that a run may be retried with what the policy changes; 0 changes nothing.
+        after: SLURM's ids of other jobs, which must be over before anything begins.
     """
     check_path(plan.runs_folder)
     submissions = Submissions(plan.runs_folder)
@@ -127,10 +130,9 @@ def prepare(
     seconds = expected_seconds(plan, results, wanted)
     largest = cluster.max_array_size
     arrays = make_arrays(plan, wanted, seconds, queued=queued, max_array_size=largest)
-    arrays = [_fit_array(array, plan, site, cluster) for array in arrays]
-    cluster.check_suits(TABLES, plan.resources[TABLES])
+    arrays = [_fit_array(array, plan, site, cluster, after) for array in arrays]
     if arrays or (queued and not _last_job_waits(plan.sweep, submissions, queue)):
-        arrays.append(_last_job(plan, arrays, queued.values()))
+        arrays.append(_last_job(plan, arrays, queued.values(), site, cluster))
 
     plan = replace(plan, arrays=tuple(arrays), requeues=site.caps.requeues)
     name = f"{plan.sweep}-{plan_id(plan)}"
@@ -190,19 +192,31 @@ def _choose_runs(
     ]
 
 
-def _fit_array(array: Array, plan: Plan, site: Site, cluster: Cluster) -> Array:
+def _fit_array(
+    array: Array, plan: Plan, site: Site, cluster: Cluster, after: Sequence[str]
+) -> Array:
     """Return an array with its partition's grace time and its canaries, if it can ever start."""
     resources = plan.resources[array.stage]
-    cluster.check_suits(array.stage, plan.resources_of(array.run_ids[0]))
+    _check_fits(array.stage, plan.resources_of(array.run_ids[0]), site, cluster)
     return replace(
         array,
+        after_jobs=(*array.after_jobs, *after),
         grace_s=max(resources.grace_s, cluster.partitions[resources.partition].grace_s),
         canaries=canaries_of(len(array.elements), site.caps.canary),
     )
 
 
-def _last_job(plan: Plan, arrays: Sequence[Array], queued: Collection[str]) -> Array:
+def _check_fits(stage: str, resources: Resources, site: Site, cluster: Cluster) -> None:
+    if stage in site.misfits:
+        raise UserError(site.misfits[stage])
+    cluster.check_suits(stage, resources)
+
+
+def _last_job(
+    plan: Plan, arrays: Sequence[Array], queued: Collection[str], site: Site, cluster: Cluster
+) -> Array:
     """Return the job that makes the tables, after all arrays and all jobs in the queue."""
+    _check_fits(TABLES, plan.resources[TABLES], site, cluster)
     return Array(
         name=f"{plan.sweep}-{TABLES}",
         stage=TABLES,
@@ -217,11 +231,8 @@ def _last_job(plan: Plan, arrays: Sequence[Array], queued: Collection[str]) -> A
 
 
 def _last_job_waits(sweep: str, submissions: Submissions, queue: slurm.Queue) -> bool:
-    for _, name, number in submissions.find_queued(queue):
-        submitted = submissions.plans[name]
-        if submitted.sweep == sweep and submitted.arrays[number].stage == TABLES:
-            return True
-    return False
+    queued = submissions.find_queued(queue)
+    return any(submissions.makes_tables(sweep, name, array) for _, name, array in queued)
 
 
 def _with_scripts(

@@ -28,12 +28,14 @@ STRICT = """
 JobRequeue=0
 AccountingStorageEnforce=associations,limits
 PartitionName=graceful Nodes=ALL PriorityTier=1 GraceTime=10
+PartitionName=short Nodes=ALL PriorityTier=1 MaxTime=20
+Licenses=tea:2
 """
 
 
 @pytest.fixture(scope="session")
 def strict_slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MiniSlurm]:
-    """A SLURM with accounting, JobRequeue=0, MaxArraySize 100, a grace time, and at most 50 elements per user."""
+    """A SLURM with accounting, JobRequeue=0, MaxArraySize 100, a grace time, a short partition, two licences, and at most 50 elements per user."""
     if reason := reason_to_skip(accounting=True):
         pytest.skip(reason)
     config = MiniSlurmConfig(

@@ -110,6 +110,7 @@ OWN_WAYS = {
     "hvae_hpc.runs.folder": "a new file under a name with 32 random bits",
     "hvae_hpc.training.distributed": "a new file under a name with 32 random bits",
     "hvae_hpc.export.formats": "new files in a new folder",
+    "hvae_hpc.jobs.submit.on_end": "a new log, where there is nothing yet",
     "hvae_hpc.jobs.state.run_log": "/proc and /sys",
     "hvae_hpc.jobs.worker.provenance": "/proc",
     "hvae_hpc.preprocess.store.reader": "/proc",

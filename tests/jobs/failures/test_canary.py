@@ -24,7 +24,7 @@ from hvae_hpc.runs.folder import METRICS, append_log, read_log
 from hvae_hpc.runs.plan import Array, Plan, read_plan, write_plan
 from tests.jobs.failures.test_retry import CLUSTER
 from tests.jobs.queues import in_queue, log, queue_of
-from tests.jobs.submit.test_apply import call, make_project, plan_of
+from tests.jobs.submit.test_apply import SITE, call, make_project, plan_of
 from tests.jobs.submit.test_prepare import wait_until_empty
 from tests.jobs.worker.test_local_sweep import makings
 from tests.minislurm.minislurm import MiniSlurm
@@ -56,6 +56,18 @@ def test_small_arrays_have_no_canaries_and_a_throttle_needs_no_gate() -> None:
     assert ahead == [3, 0, 0, 3]
 
 
+def count_calls(folder: Path, slurm: MiniSlurm) -> str:
+    """Return a PATH on which each call of SLURM's clients is noted, in the folder's file "calls"."""
+    path = slurm.environment()["PATH"]
+    (folder / "bin").mkdir()
+    for name in ("sacct", "sbatch", "scancel", "scontrol", "sinfo", "squeue"):
+        client = folder / "bin" / name
+        real = shutil.which(name, path=path)
+        client.write_text(f'#!/bin/sh\necho {name} >> {folder}/calls\nexec {real} "$@"\n')
+        client.chmod(0o755)
+    return f"{folder}/bin:{path}"
+
+
 def begin_rest(slurm: MiniSlurm, project: Path) -> None:
     """Let the rest of the array begin as soon as its canaries are over, five minutes early."""
     *_, canaries, rest, _ = Submissions(project / "runs").jobs
@@ -67,9 +79,10 @@ def begin_rest(slurm: MiniSlurm, project: Path) -> None:
 def test_where_the_first_fail_alike_the_rest_is_held_until_the_same_command_is_given_again(
     minislurm: MiniSlurm, tmp_path: Path
 ) -> None:
-    project = make_project(tmp_path, seeds=4)
+    tell = '[tables]\non_end = ["sh", "-c", "env | grep ^HVAE_HPC_"]\n'
+    project = make_project(tmp_path, seeds=4, site=SITE + tell)
     (tmp_path / "admin.toml").write_text("[caps]\ncanary = 2\npoll_s = 1\n")
-    site = {"HVAE_HPC_SITE": str(tmp_path / "admin.toml")}
+    site = {"HVAE_HPC_SITE": str(tmp_path / "admin.toml"), "PATH": count_calls(tmp_path, minislurm)}
     minislurm.client("scontrol", "update", "PartitionName=gpu", "State=DOWN")
     try:
         done = call(project, minislurm, "--partition", "gpu", **site)
@@ -78,10 +91,16 @@ def test_where_the_first_fail_alike_the_rest_is_held_until_the_same_command_is_g
         assert said in done.stdout
         (project / "shards/tiny").rename(project / "good")
         make_data_set(project / "shards", "tiny", seed=7)
+        (tmp_path / "calls").unlink()
     finally:
         minislurm.client("scontrol", "update", "PartitionName=gpu", "State=UP")
     begin_rest(minislurm, project)
     assert begun(project) == 2
+    calls = (tmp_path / "calls").read_text().split()
+    assert calls.count("squeue") == 1  # of the last job, for on_end
+    assert len(calls) <= 2, calls
+    (told,) = project.glob("runs/submissions/on_end-*.log")
+    assert {"HVAE_HPC_FAILED=2", "HVAE_HPC_BLOCKED=2"} <= {*told.read_text().splitlines()}
     shown = subprocess.run(
         [sys.executable, "-m", "hvae_hpc.cli", "status", str(project / "runs"), "--costs"],
         capture_output=True, text=True, check=True, env={**minislurm.environment(), **site},
@@ -103,6 +122,7 @@ def test_where_the_first_fail_alike_the_rest_is_held_until_the_same_command_is_g
     assert "submitted 4 runs in 3 jobs" in again.stdout
     begin_rest(minislurm, project)
     assert len(makings(project)) == 3
+    assert len(list(project.glob("runs/submissions/on_end-*.log"))) == 2
     assert begun(project) == 4  # but for the one whose folder was removed, which cannot be made
 
 

@@ -167,10 +167,31 @@ def test_a_hidden_limit_is_learned_from_the_refusal_and_the_rest_is_named(
     assert set(queued_runs(project, closed).values()) == {1}
 
 
-def test_what_a_limit_kept_out_is_submitted_by_the_last_job(
+OPTIONS = """
+[segment.sbatch_args]
+reservation = "imaging"
+licenses = "tea:1"
+[segment.srun_args]
+cpu-bind = "none"
+[tables]
+minutes = 10
+on_end = ["sh", "-c", "env | grep ^HVAE_HPC_"]
+[tables.sbatch_args]
+mail-user = "me@lab"
+mail-type = "END"
+"""
+
+
+def test_what_a_limit_kept_out_is_submitted_by_the_last_job_and_the_end_is_told_once(
     strict_slurm: MiniSlurm, tmp_path: Path
 ) -> None:
-    project = make_project(tmp_path, seeds=9)
+    """All in a reservation, with licences, in the first partition that fits, after a colleague's job."""
+    project = make_project(tmp_path, seeds=9, site=SITE + OPTIONS)
+    reserve = ("reservation", "ReservationName=imaging", "Nodes=n[1-3]", "StartTime=now")
+    me = f"Users={getpass.getuser()}"
+    strict_slurm.client("scontrol", "create", *reserve, "Duration=60", "Flags=OVERLAP", me)
+    hold = ("--hold", "--mem=100", "--reservation=imaging", "--output=/dev/null", "--wrap=true")
+    other = strict_slurm.client("sbatch", "--parsable", *hold).strip()
     (tmp_path / "admin.toml").write_text("[caps]\npoll_s = 1\ncanary = 0\n")
     first = next(
         iter(plan_of(project).runs.values())
@@ -179,19 +200,23 @@ def test_what_a_limit_kept_out_is_submitted_by_the_last_job(
     (project / "runs" / first.folder).write_text("not a folder")
     path = hide_limits(tmp_path / "bin", strict_slurm)
     set_limit(strict_slurm, 6)
+    flags = ("--partition", "short,gpu", "--after", other)
     try:
-        done = call(
-            project,
-            strict_slurm,
-            "--partition",
-            "gpu",
-            PATH=path,
-            HVAE_HPC_SITE=str(tmp_path / "admin.toml"),
-        )
+        site = {"HVAE_HPC_SITE": str(tmp_path / "admin.toml")}
+        done = call(project, strict_slurm, *flags, PATH=path, **site)
         assert "6 runs are not in the queue yet" in done.stdout, done.stdout + done.stderr
+        assert "segment: partition gpu, since short allows 20 of 60 minutes" in done.stdout
+        shown = strict_slurm.client("squeue", "-h", "-o", "%j|%P|%v|%W|%E").splitlines()
+        jobs = {name: rest for name, *rest in (line.split("|") for line in shown)}
+        waits = f"afterany:{other}(unfulfilled)"
+        assert jobs["tiny-segment-tiny-reference"] == ["gpu", "imaging", "tea:1", waits]
+        assert jobs["tiny-tables"][:3] == ["short", "(null)", "(null)"]
+        strict_slurm.client("scontrol", "release", other)
         wait_until_empty(strict_slurm)
     finally:
         set_limit(strict_slurm, 50)
+        cancel_all(strict_slurm)
+        strict_slurm.client("scontrol", "delete", "ReservationName=imaging")
     logs = "\n".join(path.read_text() for path in project.glob("runs/submissions/*/*log.out"))
     assert len(makings(project)) == 8, logs
     assert len(list((project / "runs/submissions").glob("*/plan.json"))) >= 2
@@ -200,6 +225,15 @@ def test_what_a_limit_kept_out_is_submitted_by_the_last_job(
     )
     assert counts["started"] == 8
     assert (project / "runs/results/tiny/table1.csv").is_file()
+
+    # One on_end for all last jobs, and mail for them alone.
+    last_jobs = {*project.glob("runs/submissions/*/*-tiny-tables.sh")}
+    (told,) = project.glob("runs/submissions/on_end-*.log")
+    assert len(last_jobs) >= 2
+    assert {"HVAE_HPC_RUNS=9", "HVAE_HPC_DONE=8"} <= {*told.read_text().splitlines()}
+    texts = list(project.glob("runs/submissions/*/*.sh"))
+    assert {path for path in texts if "--mail-user=me@lab" in path.read_text()} == last_jobs
+    assert all(("--cpu-bind=none" in path.read_text()) != (path in last_jobs) for path in texts)
 
 
 def test_the_last_job_does_not_touch_a_sweep_that_was_edited_since(tmp_path: Path) -> None:
