@@ -99,20 +99,19 @@ def name_label(name: str) -> str:
 
     It is LSGAN, HVAE aggregated, "Standard aug.", or as the sweep has it.
     """
-    generator, dash, sampler = name.partition("-")
+    generator, _, sampler = name.rpartition("-")
+    if sampler not in get_args(Sampler):
+        generator, sampler = name, ""
     labels = {
         **generator_labels(),
         **{name: kind.label for name, kind in FREE.items()},
-        **{name: name.upper() for name in KNOWN_GENERATORS},
+        **{name: name.upper() for name in (*KNOWN_GENERATORS, "vae-gan", "hvae-gan")},
         **IMAGE_SOURCES,
         REFERENCE: "Reference",
         "standard": "Standard aug.",
         "edm-given": "EDM given masks",
     }
-    if name in labels:
-        return labels[name]
-    known = generator in labels and (not dash or sampler in get_args(Sampler))
-    return f"{labels[generator]} {sampler}".strip() if known else name
+    return f"{labels[generator]} {sampler}".strip() if generator in labels else name
 
 
 def ordered_sources(plan: Plan, data: str) -> list[str]:

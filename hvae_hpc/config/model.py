@@ -110,8 +110,9 @@ class HVAEConfig(GeneratorConfig):
             "detached" takes the force as given, which is cheaper and is not the bound's gradient.
         metropolis: accept or reject each pair's path, as the paper says; needs tempering "none".
             What is maximised is then no bound, and is not called one.
-        image_likelihood: "gaussian" with one sigma_x, or "bernoulli" (no density: such images have
-            no likelihood).
+        image_likelihood: "gaussian" with one sigma_x; "textured", a Gaussian whose deviation
+            follows pixel and spatial frequency, so that drawn images have texture; or "bernoulli"
+            (no density: such images have no likelihood).
         sigma_x: standard deviation of the image's Gaussian at the start, in units of the image
             range [0, 1].
         learn_sigma_x: learn sigma_x, above ``sigma_x_floor``.
@@ -119,11 +120,22 @@ class HVAEConfig(GeneratorConfig):
         mask_weight: lambda_m, the weight of the mask's log-likelihood; 1 is the true joint.
         kl_warm_up: share of the training during which the KL weight rises from 0 to 1, with K = 0.
         flow_from: share of the training after which the flow is on.
+        adversarial_weight: how much a discriminator of the decoded pairs counts, in lengths of the
+            likelihood's gradient by image and mask logits. With this or ``perceptual_weight`` the
+            generator is an HVAE-GAN or a VAE-GAN, and what is minimised is no bound.
+        adversarial_from: share of the training after which both count.
+        perceptual_weight: of the distance between the spectra of decoded and real images.
     """
 
-    network_class: ClassVar[str] = "hvae_hpc.models.hvae:HVAE"
     label: ClassVar[str] = "HVAE"
-    samplers: ClassVar[tuple[str, ...]] = ("prior", "aggregated", "mixture", "hmc", "mask")
+    samplers: ClassVar[tuple[str, ...]] = (
+        "prior",
+        "aggregated",
+        "mixture",
+        "hmc",
+        "mask",
+        "riemannian",
+    )
     pairs_apart: ClassVar[bool] = True
 
     kind: Literal["hvae"] = "hvae"
@@ -137,18 +149,22 @@ class HVAEConfig(GeneratorConfig):
     sqrt_beta_0: float = 0.9
     inner_gradient: Literal["full", "detached"] = "full"
     metropolis: bool = False
-    image_likelihood: Literal["gaussian", "bernoulli"] = "gaussian"
+    image_likelihood: Literal["gaussian", "textured", "bernoulli"] = "gaussian"
     sigma_x: float = 0.1
     learn_sigma_x: bool = True
     sigma_x_floor: float = 0.03
     mask_weight: float = 1.0
     kl_warm_up: float = 0.1
     flow_from: float = 0.7
+    adversarial_weight: float = field(default=0.0, metadata=ONLY_WHEN_SET)
+    adversarial_from: float = field(default=0.5, metadata=ONLY_WHEN_SET)
+    perceptual_weight: float = field(default=0.0, metadata=ONLY_WHEN_SET)
 
     def __post_init__(self) -> None:
         require("0 or more", self, "n_leapfrog")
         require("more than 0", self, "step_size", "sigma_x", "sigma_x_floor", "mask_weight")
-        require("a share between 0 and 1", self, "kl_warm_up", "flow_from")
+        require("a share between 0 and 1", self, "kl_warm_up", "flow_from", "adversarial_from")
+        require("0 or more", self, "adversarial_weight", "perceptual_weight")
         require("a number in (0, 1]", self, "sqrt_beta_0")
 
         # A learned value starts inside its bounds, or no gradient would move it.
@@ -179,30 +195,42 @@ class HVAEConfig(GeneratorConfig):
             )
 
     @property
+    def is_hybrid(self) -> bool:
+        """Whether more than the bound is learned from."""
+        return self.adversarial_weight > 0 or self.perceptual_weight > 0
+
+    @property
+    def network_class(self) -> str:  # type: ignore[override]
+        """The (H)VAE, or the one with a discriminator."""
+        return f"hvae_hpc.models.{'hybrid:HybridHVAE' if self.is_hybrid else 'hvae:HVAE'}"
+
+    @property
     def has_density(self) -> bool:
-        """Whether images have a density: a Gaussian one; a Bernoulli's is none."""
-        return self.image_likelihood == "gaussian"
+        """Whether images have a density: a Gaussian one. A Bernoulli's is none; a GAN has none."""
+        return self.image_likelihood != "bernoulli" and not self.is_hybrid
 
     def check_image_size(self, name: str, image_size: tuple[int, int]) -> None:
         """Raise ValueError where the network cannot halve the images."""
         self.network.check_image_size(name, image_size)
 
     def check_training(self, optim: "OptimConfig") -> None:
-        """Raise ValueError where the flow would overflow, or be on in no step."""
-        if self.n_leapfrog == 0:
-            return
-        if optim.precision == "fp16":
+        """Raise ValueError where a gradient would overflow, or what is asked for never be on."""
+        if optim.precision == "fp16" and (self.n_leapfrog or self.is_hybrid):
             raise ValueError(
                 'optim.precision is "fp16", expected "bf16" or "fp32": '
-                "the flow's second derivatives overflow"
+                "the flow's second derivatives and a discriminator's gradients overflow"
             )
         last_step = 1 - optim.batch_size / optim.images
-        if self.flow_from > last_step:
-            raise ValueError(
-                f"model.flow_from is {self.flow_from}, expected at most {last_step:.3g}, where "
-                "the last step begins: the flow would be on in none; "
-                "for a VAE give model.n_leapfrog = 0"
-            )
+        for what, name, is_asked, without in (
+            ("flow", "flow_from", self.n_leapfrog, "VAE give model.n_leapfrog"),
+            ("discriminator", "adversarial_from", self.is_hybrid, "bound give adversarial_weight"),
+        ):
+            if is_asked and getattr(self, name) > last_step:
+                raise ValueError(
+                    f"model.{name} is {getattr(self, name)}, expected at most {last_step:.3g}, "
+                    f"where the last step begins: the {what} would be on in none; "
+                    f"for a {without} = 0"
+                )
 
     def operations_per_pixel(self) -> float:
         """Return a training step's operations per pixel; K leaps take K + 1 gradients twice."""
@@ -210,6 +238,8 @@ class HVAEConfig(GeneratorConfig):
         if self.n_leapfrog:
             with_flow = 0.5 + self.n_leapfrog + 1
             passes = self.flow_from + (1 - self.flow_from) * with_flow
+        if self.is_hybrid:  # a decoding for either phase, and the discriminator
+            passes += 1 - self.adversarial_from
         return 3 * self.network.operations_per_pixel() * passes
 
 

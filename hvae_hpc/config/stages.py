@@ -20,7 +20,7 @@ from hvae_hpc.config.model import (
     require,
 )
 
-Sampler = Literal["prior", "aggregated", "mixture", "hmc", "mask"]
+Sampler = Literal["prior", "aggregated", "mixture", "hmc", "mask", "riemannian"]
 Stage = Literal["train", "likelihood", "generate", "augment", "quality", "segment"]
 
 STAGE_VERSIONS: dict[Stage, int] = {
@@ -151,7 +151,7 @@ class GenerateConfig:
             and its training cases. "aggregated": between two encoded pairs, plus posterior noise;
             "mixture": a Gaussian mixture of encodings; "hmc": the posterior around a real pair, by
             Hamiltonian Monte Carlo; "mask": the same given a real mask alone, so that the image is
-            free.
+            free; "riemannian": uniform in the geometry of the encodings.
         posterior_noise: "aggregated": of the encodings' own standard deviation, this much is added.
         components: "mixture": Gaussians (diagonal).
         hmc_proposals, hmc_leaps: "hmc", "mask": Metropolis proposals from the start to the sample,
@@ -163,6 +163,7 @@ class GenerateConfig:
         threshold: mask probability above which a pixel is tumour.
         min_mask_px: smallest mask that is accepted, px.
         steps: of a diffusion model's sampler; each but the last asks the network twice.
+        metric_floor: "riemannian": lambda, the inverse metric far from all encodings.
         mixing: pairs are real training pairs, mixed by this; None for a trained generator's.
         max_draws_per_pair: the run fails when so many draws per wanted pair were not enough.
         seed: of the draws.
@@ -186,12 +187,13 @@ class GenerateConfig:
     hmc_scale: Literal["encoding", "prior"] = field(default="encoding", metadata=ONLY_WHEN_SET)
     steps: int = field(default=18, metadata=ONLY_WHEN_SET)
     mixing: AugmentationConfig | None = field(default=None, metadata=ONLY_WHEN_SET)
+    metric_floor: float = field(default=1e-3, metadata=ONLY_WHEN_SET)
 
     def __post_init__(self) -> None:
         require("more than 0", self, "n_pairs", "max_draws_per_pair", "components")
         if self.steps < 2:
             raise ValueError(f"steps is {self.steps}, expected 2 or more")
-        require("more than 0", self, "hmc_proposals", "hmc_leaps", "hmc_step_size")
+        require("more than 0", self, "hmc_proposals", "hmc_leaps", "hmc_step_size", "metric_floor")
         require("0 or more", self, "posterior_noise")
         require("a probability in (0, 1)", self, "threshold")
 

@@ -21,7 +21,7 @@ from hvae_hpc.preprocess.store.pairs import Pairs
 from hvae_hpc.preprocess.store.shards import write_pairs
 from hvae_hpc.runs.folder import PAIRS
 from hvae_hpc.runs.workplace import Outcome, Workplace
-from hvae_hpc.training.batches import augment, read_cases
+from hvae_hpc.training.batches import augment, generator_for, read_cases
 from hvae_hpc.training.device import choose_device, device_name
 from hvae_hpc.training.train import load_generator, read_split
 
@@ -117,7 +117,10 @@ def _open_generator(config: GenerateConfig, workplace: Workplace, device: torch.
     sampler = make_sampler(config, generator.config.model, model, real, device)
 
     def draw(n: int, first: int) -> tuple[Tensor, Tensor]:
-        image, probability = model.decode(sampler.draw(n, first))
+        # Only textured images are drawn; of others there is the mean.
+        is_textured = getattr(model, "texture", None) is not None
+        texture = [generator_for(config.seed, "texture", first)] if is_textured else []
+        image, probability = model.decode(sampler.draw(n, first), *texture)
         return image, probability > config.threshold
 
     return _Source(draw, generator.train_cases, sampler.facts)

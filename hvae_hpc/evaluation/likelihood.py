@@ -54,8 +54,8 @@ def measure_likelihood(config: LikelihoodConfig, workplace: Workplace) -> Outcom
     generator = load_generator(workplace.parents["generator"])
     if not generator.config.model.has_density:
         raise UserError(
-            f"{config.generator} has no encoder or no density of images; "
-            "the likelihood stage is for (H)VAEs with a Gaussian image"
+            f"{config.generator} has no encoder or no density of images; the likelihood stage "
+            "is for (H)VAEs with a Gaussian image and no discriminator"
         )
     cases = read_split(workplace.data, config.split).test[: config.cases or None]
     require_unseen(config.generator, generator.train_cases, cases)

@@ -17,6 +17,9 @@ from hvae_hpc.errors import UserError
 from hvae_hpc.evaluation.hamiltonian import hamiltonian_walk, stand
 from hvae_hpc.training.batches import PairTensors, generator_for
 
+RIEMANNIAN_WALK = 100, 15
+"""Proposals and leaps, as published; they are cheap, as no network is asked."""
+
 
 class Encodings(NamedTuple):
     """q(z|y) of N pairs: mean and standard deviation, (N, d) each."""
@@ -31,6 +34,38 @@ class GaussianMixture(NamedTuple):
     weight: Tensor
     mean: Tensor
     variance: Tensor
+
+
+class Geometry(NamedTuple):
+    """The Riemannian geometry that encodings give the latent space, without any training.
+
+    With the encodings' means c_i and variances s_i^2 the inverse metric is diagonal:
+
+        G(z)^-1 = sum_i diag(s_i^2) exp(-|z - c_i|^2 / T^2) + lambda I
+
+    The uniform law has the density sqrt(det G(z)^-1) in the box that holds all encodings, 3
+    standard deviations wide.
+
+    Attributes:
+        encodings: of N pairs.
+        temperature: T, the largest distance of a mean to the one that is nearest to it.
+        floor: lambda.
+
+    Source: Chadebec and Allassonniere (2021), Data augmentation with variational autoencoders and
+    manifold sampling; (2022), A geometric perspective on variational autoencoders, for T.
+    """
+
+    encodings: Encodings
+    temperature: float
+    floor: float
+
+    def energy(self, z: Tensor) -> Tensor:
+        """Return minus the log density at z (n, d), nats; infinite outside the box."""
+        mean, scale = self.encodings
+        nearness = torch.exp(-(torch.cdist(z, mean) / self.temperature).square())
+        energy = -0.5 * torch.log(nearness @ scale.square() + self.floor).sum(1)
+        box = (mean - 3 * scale).amin(0), (mean + 3 * scale).amax(0)
+        return torch.where((z == z.clamp(*box)).all(1), energy, torch.inf)
 
 
 class LatentSampler:
@@ -64,6 +99,11 @@ class LatentSampler:
             components = min(config.components, len(self.encodings.mean))
             self.mixture = fit_mixture(self.encodings, components, config.seed)
             self.facts["components"] = float(components)
+        if config.sampler == "riemannian":
+            distances = torch.cdist(self.encodings.mean, self.encodings.mean)
+            temperature = float(distances.fill_diagonal_(torch.inf).amin(1).max())
+            self.facts["temperature"] = temperature
+            self.geometry = Geometry(self.encodings, temperature, config.metric_floor)
 
     def draw(self, n: int, first: int) -> Tensor:
         """Return draws first to first + n - 1, (n, d)."""
@@ -117,6 +157,9 @@ class LatentSampler:
             image, mask = self.model.log_likelihood(z, batch)
             return 0.5 * z.square().sum(1) - mask - (image if self.config.sampler == "hmc" else 0.0)
 
+        proposals, leaps = self.config.hmc_proposals, self.config.hmc_leaps
+        if self.config.sampler == "riemannian":
+            energy, (proposals, leaps) = self.geometry.energy, RIEMANNIAN_WALK
         generator = generator_for(self.config.seed, "chain", first)
         start = mean + scale * torch.randn(mean.shape, generator=generator).to(mean)
         walk = hamiltonian_walk(
@@ -124,8 +167,8 @@ class LatentSampler:
             start,
             scale if self.config.hmc_scale == "encoding" else torch.ones_like(scale),
             generator,
-            proposals=self.config.hmc_proposals,
-            leaps=self.config.hmc_leaps,
+            proposals=proposals,
+            leaps=leaps,
             step_size=self.config.hmc_step_size,
         )
 

@@ -42,10 +42,17 @@ class Loss(NamedTuple):
 
 
 class Phase(NamedTuple):
-    """One optimisation of a step: the forward's phase, and the network whose weights it moves."""
+    """One optimisation of a step.
+
+    Attributes:
+        name: the forward's phase.
+        network: whose weights it moves.
+        starts: share of the training after which it is taken.
+    """
 
     name: str
     network: nn.Module
+    starts: float = 0.0
 
 
 def normalisation(channels: int) -> nn.GroupNorm:
@@ -254,11 +261,16 @@ class Decoder(nn.Module):
     Args:
         config: the network.
         image_size: height and width, px.
-        image_link: "mean" passes the image channel through a sigmoid, "logits" leaves it.
+        image_link: "mean" passes the image's channels through a sigmoid, "logits" leaves them.
+        image_channels: numbers per pixel of the image.
     """
 
     def __init__(
-        self, config: NetworkConfig, image_size: tuple[int, int], image_link: str = "mean"
+        self,
+        config: NetworkConfig,
+        image_size: tuple[int, int],
+        image_link: str = "mean",
+        image_channels: int = 1,
     ) -> None:
         super().__init__()
         channels = config.channels
@@ -273,16 +285,17 @@ class Decoder(nn.Module):
             layers += _stage(channels[level], config, level)
             if level > 0:
                 layers.append(Upsample(channels[level], channels[level - 1]))
-        layers += [normalisation(channels[0]), nn.SiLU(), nn.Conv2d(channels[0], 2, 3, padding=1)]
+        last = nn.Conv2d(channels[0], image_channels + 1, 3, padding=1)
+        layers += [normalisation(channels[0]), nn.SiLU(), last]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Decode (B, d) to the image's mean or logits and the mask's logits, (B, 1, H, W) each."""
+        """Decode (B, d) to the image's numbers (B, C, H, W) and the mask's logits (B, 1, H, W)."""
         h = self.dense(z).reshape(len(z), NARROW, *self.size)
         return self._link(self.layers(h))
 
     def _link(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        image, mask_logits = widen(h).chunk(2, dim=1)
+        image, mask_logits = widen(h).split([h.shape[1] - 1, 1], dim=1)
         return (torch.sigmoid(image) if self.image_link == "mean" else image), mask_logits
 
     def linearise(

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from hvae_hpc.config.model import HVAEConfig
 from hvae_hpc.models.blocks import Batch, Decoder, Encoder, Loss, Phase
+from hvae_hpc.models.texture import Texture
 from hvae_hpc.models.vjp import keep_inputs
 
 LOG_2PI = math.log(2 * math.pi)
@@ -61,6 +62,7 @@ class HVAE(nn.Module):
     Attributes:
         compiled_parts: the methods that cost time; the leaps between them are a few small
             operations.
+        has_bound: what is maximised is a bound, but for Metropolis.
         activation_memory_budget: share of its activations that a compiled step keeps. With this one
             it computes no product again, by a trace, and needs a third of the memory.
         recompute: keep no activation of the decoder for the backward pass, but decode again there:
@@ -68,18 +70,22 @@ class HVAE(nn.Module):
     """
 
     pairs_apart = HVAEConfig.pairs_apart
+    has_bound = True
     step_share: Tensor
     activation_memory_budget = 0.5
     recompute = False
-    compiled_parts = ("encode", "log_likelihood", "linearised_likelihood")
+    compiled_parts: tuple[str, ...] = ("encode", "log_likelihood", "linearised_likelihood")
 
     def __init__(self, config: HVAEConfig, image_size: tuple[int, int]) -> None:
         super().__init__()
         self.config = config
         self.latent_size = config.network.latent_size
-        link = "mean" if config.image_likelihood == "gaussian" else "logits"
+        self.image_size = image_size
+        link = "logits" if config.image_likelihood == "bernoulli" else "mean"
+        is_textured = config.image_likelihood == "textured"
         self.encoder = Encoder(config.network, image_size)
-        self.decoder = Decoder(config.network, image_size, image_link=link)
+        self.decoder = Decoder(config.network, image_size, link, 1 + is_textured)
+        self.texture = Texture(image_size) if is_textured else None
         # softplus(raw) + floor = sigma_x and step_size_max * sigmoid(raw) = eps, at the
         # start as configured.
         if config.learn_sigma_x:
@@ -179,14 +185,14 @@ class HVAE(nn.Module):
     def _nats(self, parameter: Tensor, mask_logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the nats of image and mask, (B,) each, from what the decoder put out."""
         image = batch["image"]
-        if self.config.image_likelihood == "gaussian":
-            sigma = self.sigma_x()
-            if isinstance(sigma, Tensor):
-                sigma = sigma.to(parameter.dtype)
-            else:  # filled in on the device: the host would wait for a number that is copied
-                sigma = parameter.new_full((), sigma)
-            squares = ((image - parameter) / sigma) ** 2
-            image_nats = -0.5 * squares - torch.log(sigma) - 0.5 * LOG_2PI
+        if self.config.image_likelihood != "bernoulli":
+            spread = self._spread(parameter)
+            white, log_spread = (image - parameter[:, :1]) / spread, torch.log(spread)
+            if self.texture:
+                deviation = self.texture.deviation()
+                white = self.texture.transform(white) / deviation
+                log_spread = log_spread + torch.log(deviation)
+            image_nats = -0.5 * white**2 - log_spread - 0.5 * LOG_2PI
         else:
             image_nats = -F.binary_cross_entropy_with_logits(parameter, image, reduction="none")
         mask_nats = -F.binary_cross_entropy_with_logits(
@@ -199,12 +205,23 @@ class HVAE(nn.Module):
     ) -> tuple[tuple[Tensor, Tensor], Tensor]:
         """Return what :meth:`log_likelihood` does, and its sum's gradient by z (B, d)."""
         (parameter, mask_logits), pull = self.decoder.linearise(z)
-        if self.config.image_likelihood == "gaussian":
+        slopes = self.slopes(parameter, mask_logits, batch)
+        return self._nats(parameter, mask_logits, batch), pull(*slopes)
+
+    def slopes(self, parameter: Tensor, mask_logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the gradients of the nats by what the decoder put out."""
+        if self.texture:
+            spread, residual = self._spread(parameter), batch["image"] - parameter[:, :1]
+            precision = self.texture.deviation() ** -2
+            white = self.texture.transform(residual / spread)
+            by_mean = self.texture.restore(precision * white) / spread
+            by_spread = (by_mean * residual - 1) / spread
+            by_parameter = torch.cat([by_mean, 2 * self.sigma_x() * by_spread], 1)
+        elif self.config.image_likelihood == "gaussian":
             by_parameter = (batch["image"] - parameter) / self.sigma_x() ** 2
         else:
             by_parameter = batch["image"] - torch.sigmoid(parameter)
-        by_logits = self.config.mask_weight * (batch["mask"] - torch.sigmoid(mask_logits))
-        return self._nats(parameter, mask_logits, batch), pull(by_parameter, by_logits)
+        return by_parameter, self.config.mask_weight * (batch["mask"] - torch.sigmoid(mask_logits))
 
     def leap(self, batch: Batch, mean: Tensor, scale: Tensor) -> Path:
         """Follow the flow from z0 = mean + scale * noise.
@@ -275,10 +292,15 @@ class HVAE(nn.Module):
                 the flow is on.
             phase: "elbo", the only one.
         """
-        mean, scale = self.encode(batch)
+        del phase
+        return self.bound(batch, *self.encode(batch))
+
+    def bound(self, batch: Batch, mean: Tensor, scale: Tensor) -> Loss:
+        """Return what :meth:`forward` does, of pairs that are encoded."""
         log_scale = torch.log(scale).sum(1)
         analytic_kl = 0.5 * (mean * mean + scale * scale - 1).sum(1) - log_scale
-        is_bound = "uniform" not in batch  # Metropolis' choice has no density to write down
+        # Metropolis' choice has no density to write down.
+        is_bound = self.has_bound and "uniform" not in batch
         terms: dict[str, Tensor] = {}
         if "momentum" in batch:
             path = self.leap(batch, mean, scale)
@@ -325,11 +347,36 @@ class HVAE(nn.Module):
             "sqrt_beta_0": torch.as_tensor(self.sqrt_beta_0()),
         }
 
-    def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn z (B, d) into the image's mean and the mask's probability, (B, 1, H, W) each."""
+    def decode(self, z: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Turn z (B, d) into the image's mean and the mask's probability, (B, 1, H, W) each.
+
+        With a generator, on the CPU, textured images are drawn in place of their mean.
+        """
         parameter, mask_logits = self.decoder(z)
-        gaussian = self.config.image_likelihood == "gaussian"
-        return parameter if gaussian else torch.sigmoid(parameter), torch.sigmoid(mask_logits)
+        noise = None
+        if generator:
+            noise = torch.randn(len(z), 1, *self.image_size, generator=generator).to(z)
+        return self.draw_image(parameter, noise), torch.sigmoid(mask_logits)
+
+    def draw_image(self, parameter: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Return the mean image, of what the decoder put out; noise (B, 1, H, W) textures it."""
+        if self.config.image_likelihood == "bernoulli":
+            return torch.sigmoid(parameter)
+        image = parameter[:, :1]
+        if self.texture is None or noise is None:
+            return image
+        return image + self._spread(parameter) * self.texture.restore(
+            noise * self.texture.deviation()
+        )
+
+    def _spread(self, parameter: Tensor) -> Tensor:
+        """Return the Gaussian's deviation; of textured images one per pixel, (B, 1, H, W)."""
+        sigma = self.sigma_x()
+        if not isinstance(sigma, Tensor):
+            # Filled in on the device: the host would wait for a number that is copied.
+            sigma = parameter.new_full((), sigma)
+        sigma = sigma.to(parameter.dtype)
+        return self.config.sigma_x_floor + 2 * sigma * parameter[:, 1:] if self.texture else sigma
 
 
 def _square(x: Tensor) -> Tensor:

@@ -24,23 +24,39 @@ BRIGHTNESS, CONTRAST = 0.2, 0.3  # largest additive and relative change of the i
 
 
 class Discriminator(nn.Module):
-    """Scores a pair: (B, 2, H, W) -> (B,); it knows where in the image things are."""
+    """Scores pairs (B, 2, H, W): each as a whole, (B,), or each of its patches, (B, 1, h, w).
 
-    def __init__(self, config: LSGANConfig, image_size: tuple[int, int]) -> None:
+    As a whole it knows where in the image things are.
+
+    Args:
+        channels: of its levels; each halves the image.
+        image_size: height and width, px.
+        normalised: spectral normalisation of all weights.
+        patches: score patches.
+    """
+
+    def __init__(
+        self,
+        channels: tuple[int, ...],
+        image_size: tuple[int, int],
+        normalised: bool = True,
+        patches: bool = False,
+    ) -> None:
         super().__init__()
         height, width = image_size
-        wrap = spectral_norm if config.spectral_norm else nn.Identity()
+        wrap = spectral_norm if normalised else nn.Identity()
         layers: list[nn.Module] = []
         before = 2
-        for channels in config.discriminator_channels:
-            layers += [wrap(nn.Conv2d(before, channels, 4, stride=2, padding=1)), nn.LeakyReLU(0.2)]
-            before, height, width = channels, height // 2, width // 2
+        for here in channels:
+            layers += [wrap(nn.Conv2d(before, here, 4, stride=2, padding=1)), nn.LeakyReLU(0.2)]
+            before, height, width = here, height // 2, width // 2
         self.layers = nn.Sequential(*layers)
-        self.score = nn.Linear(before * height * width, 1)
+        self.patches = patches
+        self.score = nn.Conv2d(before, 1, 1) if patches else nn.Linear(before * height * width, 1)
         wrap(self.score)
 
     def forward(self, pair: Tensor) -> Tensor:
-        """Return one score per pair, float32."""
+        """Return the scores, float32."""
         convolutions = [layer for layer in self.layers if isinstance(layer, nn.Conv2d)]
         # Autocast would have a GPU, but not a CPU, normalise the weights in bfloat16.
         with torch.autocast(pair.device.type, enabled=False):
@@ -49,7 +65,51 @@ class Discriminator(nn.Module):
         h = pair
         for layer, weight in zip(convolutions, weights, strict=True):
             h = F.leaky_relu(F.conv2d(h, weight, layer.bias, stride=2, padding=1), 0.2)
+        if self.patches:
+            return widen(F.conv2d(h, by_score, self.score.bias))
         return widen(F.linear(h.flatten(1), by_score, self.score.bias))[:, 0]
+
+
+def draw_sides(n: int, aspect: float, generator: torch.Generator) -> dict[str, Tensor]:
+    """Draw moves and tones of n real and n generated pairs, for :func:`see`."""
+    drawn = {}
+    for side in ("real", "fake"):
+        drawn[f"{side}_moves"] = draw_moves(n, AUGMENTATION, generator, aspect)
+        drawn[f"{side}_tones"] = torch.rand(n, 2, generator=generator) * 2 - 1
+    return drawn
+
+
+def see(pair: Tensor, batch: Batch, side: str) -> Tensor:
+    """Return what the discriminator sees of a side: moved pairs, of images with other tones."""
+    if f"{side}_moves" not in batch:
+        return pair
+    image, mask = apply_moves(pair, batch[f"{side}_moves"]).chunk(2, dim=1)
+    brightness, contrast = batch[f"{side}_tones"][:, :, None, None, None].unbind(1)
+    average = image.mean((1, 2, 3), keepdim=True)
+    image = (image - average) * (1 + CONTRAST * contrast) + average + BRIGHTNESS * brightness
+    return torch.cat([image, mask], dim=1)
+
+
+def join_hard(image: Tensor, probability: Tensor) -> Tensor:
+    """Join image and thresholded mask to a pair; the soft mask's gradient goes through."""
+    hard = (probability > 0.5).to(probability.dtype)
+    return torch.cat([image, probability + (hard - probability).detach()], dim=1)
+
+
+def tell_apart(discriminator: nn.Module, batch: Batch, fake: Tensor) -> Loss:
+    """Return the discriminator's objective of the batch's real pairs and generated ones."""
+    real = torch.cat([batch["image"], batch["mask"]], dim=1)
+    score_real = discriminator(see(real, batch, "real"))
+    score_fake = discriminator(see(fake, batch, "fake"))
+    loss = 0.5 * ((score_real - 1) ** 2).mean() + 0.5 * (score_fake**2).mean()
+    terms = {"discriminator": loss, "score_real": score_real, "score_fake": score_fake}
+    return Loss(loss, {name: term.detach() for name, term in terms.items()})
+
+
+def deceive(discriminator: nn.Module, batch: Batch, fake: Tensor) -> Tensor:
+    """Return the generator's objective: generated pairs are to score 1."""
+    score: Tensor = discriminator(see(fake, batch, "fake"))
+    return 0.5 * ((score - 1) ** 2).mean()
 
 
 class LSGAN(nn.Module):
@@ -66,7 +126,9 @@ class LSGAN(nn.Module):
         self.latent_size = config.network.latent_size
         self.aspect = image_size[0] / image_size[1]
         self.decoder = Decoder(config.network, image_size)
-        self.discriminator = Discriminator(config, image_size)
+        self.discriminator = Discriminator(
+            config.discriminator_channels, image_size, config.spectral_norm
+        )
 
     def phases(self) -> tuple[Phase, ...]:
         """The discriminator's phase, then the generator's."""
@@ -77,25 +139,8 @@ class LSGAN(nn.Module):
         del share
         drawn = {"noise": torch.randn(n, self.latent_size, generator=generator)}
         if self.config.differentiable_augmentation:
-            for side in ("real", "fake"):
-                drawn[f"{side}_moves"] = draw_moves(n, AUGMENTATION, generator, self.aspect)
-                drawn[f"{side}_tones"] = torch.rand(n, 2, generator=generator) * 2 - 1
+            drawn |= draw_sides(n, self.aspect, generator)
         return drawn
-
-    def _seen(self, pair: Tensor, batch: Batch, side: str) -> Tensor:
-        """Return what the discriminator sees: moved pairs, of images with other tones."""
-        if not self.config.differentiable_augmentation:
-            return pair
-        image, mask = apply_moves(pair, batch[f"{side}_moves"]).chunk(2, dim=1)
-        brightness, contrast = batch[f"{side}_tones"][:, :, None, None, None].unbind(1)
-        average = image.mean((1, 2, 3), keepdim=True)
-        image = (image - average) * (1 + CONTRAST * contrast) + average + BRIGHTNESS * brightness
-        return torch.cat([image, mask], dim=1)
-
-    def _fake(self, batch: Batch) -> Tensor:
-        image, probability = self.decode(batch["noise"])
-        hard = (probability > 0.5).to(probability.dtype)
-        return torch.cat([image, probability + (hard - probability).detach()], dim=1)
 
     def forward(self, batch: Batch, phase: str = "discriminator") -> Loss:
         """Return one phase's objective.
@@ -105,17 +150,11 @@ class LSGAN(nn.Module):
             phase: "discriminator" or "generator".
         """
         if phase == "generator":
-            score = self.discriminator(self._seen(self._fake(batch), batch, "fake"))
-            loss = 0.5 * ((score - 1) ** 2).mean()
+            loss = deceive(self.discriminator, batch, join_hard(*self.decode(batch["noise"])))
             return Loss(loss, {"generator": loss.detach()})
         with torch.no_grad():
-            fake = self._fake(batch)
-        real = torch.cat([batch["image"], batch["mask"]], dim=1)
-        score_real = self.discriminator(self._seen(real, batch, "real"))
-        score_fake = self.discriminator(self._seen(fake, batch, "fake"))
-        loss = 0.5 * ((score_real - 1) ** 2).mean() + 0.5 * (score_fake**2).mean()
-        terms = {"discriminator": loss, "score_real": score_real, "score_fake": score_fake}
-        return Loss(loss, {name: term.detach() for name, term in terms.items()})
+            fake = join_hard(*self.decode(batch["noise"]))
+        return tell_apart(self.discriminator, batch, fake)
 
     def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Turn latent variables (B, d) into images and mask probabilities, (B, 1, H, W) each."""

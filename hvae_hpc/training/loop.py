@@ -263,6 +263,8 @@ class _Training:
         for phase, optimizer, forward in zip(
             self.phases, self.optimizers, self.forwards, strict=True
         ):
+            if self.images_seen / self.optim.images < phase.starts:
+                continue
             move_only(phase, self.phases)
             loss = self.pull_back(forward, phase, batch)
 

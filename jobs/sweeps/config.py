@@ -161,6 +161,12 @@ class SweepConfig:
         mixing = [name for name, kind in {**FREE, **augmentations}.items() if kind.needs_donors]
         if unknown := set(self.mixed) - set(mixing):
             raise ValueError(f"mixed has {min(unknown)!r}, expected some of {', '.join(mixing)}")
+        for name, settings in self.generators.items():
+            if name in ("vae", "hvae") and getattr(settings.model, "is_hybrid", False):
+                raise ValueError(
+                    f"generator {name!r} is trained with a discriminator or a perceptual term, "
+                    f"so it is another generator; call it {name}-gan"
+                )
         for name in (*self.generators, *augmentations):
             if name in TAKEN_NAMES or name.rpartition("-")[2] in USES:
                 raise ValueError(

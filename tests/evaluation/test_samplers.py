@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from hvae_hpc.config.model import HVAEConfig, LSGANConfig, NetworkConfig
 from hvae_hpc.config.stages import GenerateConfig, SplitConfig, source_name
 from hvae_hpc.errors import UserError
+from hvae_hpc.evaluation import samplers
 from hvae_hpc.evaluation.samplers import (
     Encodings,
     LatentSampler,
@@ -54,13 +55,22 @@ def pairs_of(n: int) -> PairTensors:
     return PairTensors(images=images, masks=(images > 0.7).float())
 
 
+@pytest.fixture
+def walks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In two dimensions this is long enough."""
+    monkeypatch.setattr(samplers, "RIEMANNIAN_WALK", (40, 10))
+
+
 def tiny_vae() -> HVAE:
     torch.manual_seed(0)
     return HVAE(HVAEConfig(network=TINY, n_leapfrog=0), (8, 8)).eval()
 
 
-@pytest.mark.parametrize("sampler", ["prior", "aggregated", "mixture", "hmc", "mask"])
-def test_draws_are_a_function_of_the_seed_and_of_the_place(sampler: str) -> None:
+@pytest.mark.parametrize("sampler", ["prior", "aggregated", "mixture", "hmc", "mask", "riemannian"])
+def test_draws_are_a_function_of_the_seed_and_of_the_place(
+    sampler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(samplers, "RIEMANNIAN_WALK", (4, 3))
     model, pairs = tiny_vae(), pairs_of(6)
 
     def draw(seed: int, first: int) -> Tensor:
@@ -76,7 +86,7 @@ def test_draws_are_a_function_of_the_seed_and_of_the_place(sampler: str) -> None
     assert torch.isfinite(draw(0, 0)).all()
 
 
-@pytest.mark.parametrize("sampler", ["aggregated", "mixture", "hmc", "mask"])
+@pytest.mark.parametrize("sampler", ["aggregated", "mixture", "hmc", "mask", "riemannian"])
 def test_a_generator_without_encoder_has_its_prior_alone(sampler: str) -> None:
     lsgan = LSGAN(LSGANConfig(network=TINY, discriminator_channels=(4,)), (8, 8))
     with pytest.raises(UserError, match="has no encoder"):
@@ -153,6 +163,58 @@ def test_one_component_is_the_aggregated_posteriors_mean_and_variance() -> None:
     torch.testing.assert_close(mixture.mean[0], encodings.mean.mean(0))
     expected = encodings.mean.var(0, unbiased=False) + encodings.scale.square().mean(0)
     torch.testing.assert_close(mixture.variance[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def geometric(encodings: Encodings, floor: float) -> LatentSampler:
+    n = len(encodings.mean)
+    pairs = PairTensors(images=torch.zeros(n, 1, 2, 2), masks=torch.zeros(n, 1, 2, 2))
+    asked = config("riemannian", metric_floor=floor)
+    return LatentSampler(asked, None, CPU, pairs, encodings)
+
+
+@pytest.mark.usefixtures("walks")
+def test_where_the_encodings_do_not_count_the_riemannian_draws_fill_their_box() -> None:
+    encodings = Encodings(mean=torch.tensor([[0.0, 0], [1, 2], [3, -1]]), scale=torch.ones(3, 2))
+    z = geometric(encodings, 1e9).draw(6000, 0)
+    low, high = torch.tensor([-3.0, -4]), torch.tensor([6.0, 5])
+    share = ((z - low) / (high - low)).sort(0).values
+    assert 0 <= float(share.min()) < 0.01
+    assert 0.99 < float(share.max()) <= 1
+    # Kolmogorov and Smirnov's distance from the uniform law: 0.03 at most with 6000 draws.
+    even = torch.linspace(0, 1, len(z))[:, None]
+    assert float((share - even).abs().max()) < 0.03
+    assert abs(float(torch.corrcoef(z.T)[0, 1])) < 0.05
+
+
+@pytest.mark.usefixtures("walks")
+def test_the_riemannian_draws_have_the_density_of_the_inverse_metrics_volume() -> None:
+    encodings = Encodings(
+        mean=torch.tensor([[0.0, 0], [3, 1]]), scale=torch.tensor([[1.0, 0.5], [0.6, 1.2]])
+    )
+    sampler = geometric(encodings, 0.05)
+    z = sampler.draw(20_000, 0)
+    assert sampler.facts["temperature"] == pytest.approx(10**0.5)  # from one mean to the other
+    assert 0.5 < sampler.facts["acceptance"] < 1
+
+    # sqrt(det(sum of weights times diag(s^2) + lambda I)) on a grid, by matrices.
+    axes = torch.linspace(-3, 6, 300), torch.linspace(-2.6, 4.6, 240)
+    grid = torch.cartesian_prod(*axes)
+    squares = (grid[:, None] - encodings.mean).square().sum(2)
+    inverse = 0.05 * torch.eye(2) + torch.einsum(
+        "gn,nij->gij", torch.exp(-squares / 10), torch.diag_embed(encodings.scale.square())
+    )
+    inside = ((grid >= torch.tensor([-3.0, -2.6])) & (grid <= torch.tensor([4.8, 4.6]))).all(1)
+    density = torch.linalg.det(inverse).sqrt() * inside
+    density = density / density.sum()
+    mean = density @ grid
+    covariance = (grid - mean).T @ (density[:, None] * (grid - mean))
+    torch.testing.assert_close(z.mean(0), mean, rtol=0, atol=0.05)
+    torch.testing.assert_close(torch.cov(z.T), covariance, rtol=0.06, atol=0.05)
+    for box in ([-3.0, -2.6, 0.0, 0.0], [0.0, 0.0, 3.0, 1.0], [2.0, 1.0, 4.8, 4.6]):
+        low, high = torch.tensor(box[:2]), torch.tensor(box[2:])
+        expected = density[((grid > low) & (grid < high)).all(1)].sum()
+        share = ((z > low) & (z < high)).all(1).float().mean()
+        assert float(share) == pytest.approx(float(expected), abs=0.015)
 
 
 def chain_of(

@@ -10,9 +10,16 @@ from hvae_hpc.config.model import HVAEConfig, LSGANConfig, NetworkConfig, UNetCo
 from hvae_hpc.models.blocks import Batch, Loss
 from hvae_hpc.models.edm import EDM
 from hvae_hpc.models.hvae import HVAE
+from hvae_hpc.models.hybrid import HybridHVAE
 from hvae_hpc.models.lsgan import LSGAN
 from hvae_hpc.models.unet import UNet
 
+GAN: dict[str, Any] = {
+    "image_likelihood": "textured",
+    "adversarial_weight": 0.1,
+    "adversarial_from": 0.0,
+    "perceptual_weight": 0.1,
+}
 SMALL = NetworkConfig(channels=(8, 16), attention_levels=(1,), latent_size=8)
 
 
@@ -43,6 +50,7 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     # beyond's, and without its folding
     "edm": lambda px: EDM(EDMConfig(fold=2, noise_mean=-0.4), (px, px)),
     "edm_fold_1": lambda px: EDM(EDMConfig(), (px, px)),
+    "hvae-gan": lambda px: HybridHVAE(HVAEConfig(kl_warm_up=0.0, flow_from=0.0, **GAN), (px, px)),
     # small ones, of every kind; the flow comes on half-way
     "small_unet": lambda px: UNet(UNetConfig(base_channels=8, depth=2)),
     "waiting": lambda px: WaitingUNet(UNetConfig(base_channels=8, depth=2)),
@@ -55,6 +63,9 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     ),
     "small_vae": _hvae(network=SMALL, n_leapfrog=0),
     "small_hvae": _small_hvae(),
+    "small_hvae_gan": lambda px: HybridHVAE(
+        HVAEConfig(network=SMALL, n_leapfrog=2, kl_warm_up=0.25, flow_from=0.5, **GAN), (px, px)
+    ),
     "small_fixed": _small_hvae(
         tempering="fixed", image_likelihood="bernoulli", inner_gradient="detached"
     ),

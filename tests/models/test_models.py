@@ -16,7 +16,7 @@ from hvae_hpc.models.augmentations import apply_moves, draw_moves
 from hvae_hpc.models.blocks import Decoder, Encoder, ResidualBlock, SelfAttention, Upsample
 from hvae_hpc.models.edm import EDM
 from hvae_hpc.models.hvae import HVAE
-from hvae_hpc.models.lsgan import LSGAN, Discriminator
+from hvae_hpc.models.lsgan import LSGAN, Discriminator, see
 from hvae_hpc.models.unet import UNet
 from hvae_hpc.training.averages import MovingAverage, TermReader
 from hvae_hpc.training.distributed import Team
@@ -170,7 +170,7 @@ def test_the_augmentation_moves_both_channels_and_tones_the_image_alone() -> Non
     model = LSGAN(LSGANConfig(network=NETWORK, discriminator_channels=(4, 8)), (8, 8))
     batch = pairs(model)
     pair = torch.cat([batch["image"], batch["mask"]], dim=1)
-    seen = model._seen(pair, batch, "real")
+    seen = see(pair, batch, "real")
     moved = apply_moves(pair, batch["real_moves"])
     assert torch.equal(seen[:, 1], moved[:, 1])
     assert not torch.allclose(seen[:, 0], moved[:, 0])
@@ -179,7 +179,7 @@ def test_the_augmentation_moves_both_channels_and_tones_the_image_alone() -> Non
 
 def test_spectral_normalisation_bounds_the_discriminator() -> None:
     torch.manual_seed(0)
-    discriminator = Discriminator(LSGANConfig(discriminator_channels=(4, 8)), (8, 8))
+    discriminator = Discriminator((4, 8), (8, 8))
     for _ in range(50):
         discriminator(torch.rand(2, 2, 8, 8))
     assert float(torch.linalg.matrix_norm(discriminator.score.weight.detach(), 2)) == pytest.approx(
@@ -204,7 +204,7 @@ def test_moves_by_algorithms_that_add_up_in_one_order_are_the_same_moves(mode: s
 
 
 def test_autocast_does_not_reach_spectral_normalisation() -> None:
-    discriminator = Discriminator(LSGANConfig(discriminator_channels=(4, 8)), (8, 8))
+    discriminator = Discriminator((4, 8), (8, 8))
     reached = list[bool]()
     for layer in (discriminator.layers[0], discriminator.score):
         layer.parametrizations.weight[0].register_forward_hook(

@@ -31,6 +31,7 @@ from hvae_hpc.errors import UserError
 from hvae_hpc.models.blocks import Batch, Loss, Phase
 from hvae_hpc.models.edm import EDM
 from hvae_hpc.models.hvae import HVAE
+from hvae_hpc.models.hybrid import HybridHVAE
 from hvae_hpc.models.lsgan import LSGAN
 from hvae_hpc.runs.folder import SNAPSHOT, read_log, write_json
 from hvae_hpc.runs.workplace import Outcome, Workplace
@@ -42,6 +43,14 @@ from tests.tiny import make_data_set, make_pairs
 
 NETWORK = NetworkConfig(channels=(16, 16), attention_levels=(1,), attention_heads=2, latent_size=4)
 VAE = HVAEConfig(network=NETWORK, n_leapfrog=0)
+HYBRID = replace(
+    VAE,
+    image_likelihood="textured",
+    n_leapfrog=1,
+    flow_from=0.7,
+    adversarial_weight=0.5,
+    perceptual_weight=0.1,
+)
 OPTIM = OptimConfig(images=32, batch_size=4, lr=1e-3, ema_decay=0.9, precision="fp32")
 WAIT_S = 240.0
 DISK_IS_FULL = "the disk is full"
@@ -70,6 +79,7 @@ MODELS = {
     "hvae": lambda: HVAE(HVAEConfig(network=NETWORK, n_leapfrog=2, flow_from=0.5), (16, 16)),
     "lsgan": lambda: LSGAN(LSGANConfig(network=NETWORK, discriminator_channels=(4, 8)), (16, 16)),
     "edm": lambda: EDM(EDMConfig(channels=(16, 16), attention_heads=2), (16, 16)),
+    "hvae-gan": lambda: HybridHVAE(HYBRID, (16, 16)),
     "one-sided": OneSided,
 }
 
@@ -258,7 +268,7 @@ def assert_near(one: Result, other: Result) -> None:
 
 
 @pytest.mark.parametrize("precision", ["float64", "float32"])
-@pytest.mark.parametrize("kind", ["vae", "hvae", "lsgan", "edm"])
+@pytest.mark.parametrize("kind", ["vae", "hvae", "lsgan", "edm", "hvae-gan"])
 def test_the_number_of_processes_changes_the_weights_by_rounding_alone(
     kind: str, precision: str, crew: Crew, tmp_path: Path
 ) -> None:

@@ -35,6 +35,7 @@ from hvae_hpc.errors import UserError
 from hvae_hpc.models.blocks import Batch, Loss, Phase
 from hvae_hpc.models.edm import EDM
 from hvae_hpc.models.hvae import HVAE
+from hvae_hpc.models.hybrid import HybridHVAE
 from hvae_hpc.models.lsgan import LSGAN
 from hvae_hpc.models.unet import UNet
 from hvae_hpc.runs.folder import read_log
@@ -57,11 +58,21 @@ from tests.tiny import make_pairs
 CPU = torch.device("cpu")
 NETWORK = NetworkConfig(channels=(4, 8), attention_levels=(1,), attention_heads=2, latent_size=4)
 OPTIM = OptimConfig(images=48, batch_size=4, lr=1e-2, ema_decay=0.9, precision="fp32")
+HYBRID = HVAEConfig(
+    network=NETWORK,
+    n_leapfrog=2,
+    flow_from=0.75,
+    image_likelihood="textured",
+    adversarial_weight=0.5,
+    adversarial_from=0.4,
+    perceptual_weight=0.1,
+)
 MODELS = {
     "vae": lambda: HVAE(HVAEConfig(network=NETWORK, n_leapfrog=0), (16, 16)),
     "hvae": lambda: HVAE(HVAEConfig(network=NETWORK, n_leapfrog=2, flow_from=0.5), (16, 16)),
     "lsgan": lambda: LSGAN(LSGANConfig(network=NETWORK, discriminator_channels=(4, 8)), (16, 16)),
     "edm": lambda: EDM(EDMConfig(channels=(4, 8), attention_heads=2), (16, 16)),
+    "hvae-gan": lambda: HybridHVAE(HYBRID, (16, 16)),
     "unet": lambda: UNet(UNetConfig(base_channels=4, depth=2)),
 }
 

@@ -22,6 +22,7 @@ from hvae_hpc.jobs.worker import signals
 from hvae_hpc.models.blocks import Batch, Loss
 from hvae_hpc.models.edm import EDM
 from hvae_hpc.models.hvae import HVAE
+from hvae_hpc.models.hybrid import HybridHVAE
 from hvae_hpc.models.lsgan import LSGAN
 from hvae_hpc.runs.folder import write_json
 from hvae_hpc.runs.workplace import Workplace
@@ -55,6 +56,9 @@ MODELS = {
     "hvae that goes back": lambda: Stumbling(FLOW, (16, 16)),
     "lsgan": lambda: LSGAN(LSGANConfig(network=NETWORK, discriminator_channels=(4, 8)), (16, 16)),
     "edm": lambda: EDM(EDMConfig(channels=(4, 8), attention_heads=2), (16, 16)),
+    "hvae-gan": lambda: HybridHVAE(
+        replace(FLOW, image_likelihood="textured", adversarial_weight=0.5), (16, 16)
+    ),
 }
 
 

@@ -363,6 +363,11 @@ def test_likelihoods_are_asked_of_generators_with_an_encoder_where_the_sweep_has
         parent = runs[run.parents["generator"]].config
         assert (parent.generator, parent.seed) == (run.config.generator, run.config.seed)
         assert run.config.chains == 4
+    settings = sweep.generators["hvae"]
+    hybrid = replace(settings, model=replace(settings.model, adversarial_weight=0.1))
+    others = replace(sweep, generators={"vae": sweep.generators["vae"], "hvae-gan": hybrid})
+    judged = [run.config for run in expand.expand(others, PAPER[:1]) if run.stage == "likelihood"]
+    assert [config.generator for config in judged] == ["vae"]
     without = expand.expand(replace(sweep, likelihoods=False), PAPER[:1])
     assert not any(isinstance(run.config, LikelihoodConfig) for run in without)
     literal = expand.expand(

@@ -138,6 +138,17 @@ def test_the_console_script_knows_its_commands(
             ("[generators.vae]", "[generators.real]"),
             "no generator or augmentation can be called 'real'",
         ),
+        (
+            ("n_leapfrog = 2,", "n_leapfrog = 2, adversarial_weight = 0.1,"),
+            "call it hvae-gan",
+        ),
+        (
+            (
+                "[generators.hvae]\nmodel = {",
+                "[generators.hvae-gan]\nmodel = {perceptual_weight = 0.1, adversarial_from = 0.99, ",
+            ),
+            "adversarial_from is 0.99, expected at most 0.975, where the last step begins",
+        ),
         (("[quality]", "[quality]\nseed = 3"), "quality.seed follows from the rest of the sweep"),
         (
             ("[generate]", "[generate]\nsplit = {train = 3}"),

@@ -211,6 +211,10 @@ def test_an_arm_without_runs_has_dashes(tmp_path: Path) -> None:
             "Only VAE + 100",
         ),
         (
+            ArmConfig(name="hvae-gan-hmc+100", generator="hvae-gan-hmc", n_synthetic=100),
+            "HVAE-GAN hmc + 100",
+        ),
+        (
             ArmConfig(name="mine-first+100", generator="mine", n_synthetic=100, first_share=0.5),
             "First mine + 100",
         ),
