@@ -28,10 +28,11 @@ class Texture(nn.Module):
     def __init__(self, image_size: tuple[int, int]) -> None:
         super().__init__()
         height, width = image_size
-        self.register_buffer("rows", _cosines(height))
-        self.register_buffer("columns", _cosines(width))
+        self.register_buffer("rows", _cosines(height), persistent=False)
+        self.register_buffer("columns", _cosines(width), persistent=False)
         frequency = torch.hypot(torch.arange(height)[:, None] / height, torch.arange(width) / width)
-        self.register_buffer("band", (frequency * (BANDS / math.sqrt(2))).long())
+        band = (frequency * (BANDS / math.sqrt(2))).long()
+        self.register_buffer("band", band, persistent=False)
         self.log_deviations = nn.Parameter(torch.zeros(BANDS))
 
     def deviation(self) -> Tensor:
