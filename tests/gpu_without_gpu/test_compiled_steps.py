@@ -17,7 +17,7 @@ GRAPHS = {
     "small_lsgan": 2,  # one for each phase
     "small_vae": 2,  # encode, log_likelihood
     "small_hvae": 3,  # and, where the flow is on, linearised_likelihood
-    "small_hvae_gan": 6,  # and decode_raw and score
+    "small_hvae_gan": 6,  # and decode_raw; this and encode once for each phase
     "small_fixed": 3,
     "small_metropolis": 3,
     "small_edm": 1,
