@@ -28,9 +28,8 @@ CAPTIONS = {
     "figure2": "Real test images and each generator's first samples, with masks",
     "dice": (
         "Dice, and below it the difference to the reference on the same cases and seeds, against "
-        "what is added: markers are means, bars their 95 % intervals by a two-way bootstrap, over "
-        "what the axis names (over fewer than six seeds they are too narrow); the line across is "
-        "the reference"
+        "what is added: markers are means, bars their 95 % intervals, as in the table of arms; the "
+        "line across is the reference"
     ),
     "per-case": (
         "The Dice of every test case, mean over seeds, and beside it the difference from the "

@@ -37,10 +37,10 @@ MEASURES_CAPTION = paragraph(
     """
 )
 COVERS = {
-    "split": "training and test cases (split)",
-    "training": "the generator's training",
-    "seed": "the U-Net's seed",
-    "case": "the test cases of a split",
+    "seed": "other U-Net seeds",
+    "case": "other test cases",
+    "split": "other splits",
+    "training": "other trainings of the generator",
 }
 """What an interval may cover, as captions call it."""
 
@@ -168,5 +168,5 @@ def describe_cover(missing: Collection[str]) -> str:
     """Say which chance intervals cover, and of which there was just one."""
     covered = [label for name, label in COVERS.items() if name not in missing]
     single = [label for name, label in COVERS.items() if name in missing]
-    said = f"another draw of {', '.join(covered) or 'nothing'}"
-    return said + (f", and not of {', '.join(single)}: there was just one." if single else ".")
+    said = " and ".join(covered) or "nothing else"
+    return said + (f", but not {' or '.join(single)}: there was one of each." if single else ".")

@@ -120,10 +120,7 @@ def test_several_trainings_of_a_generator_are_averaged_and_not_taken_for_more_se
         [dice[run.run_id] for run in reference]
     )
     assert float(row["difference"]) == pytest.approx(expected)
-    assert (
-        "not of training and test cases (split): there was just one."
-        in (table_of(tmp_path).notes[0])
-    )
+    assert "but not other splits: there was one of each." in table_of(tmp_path).notes[0]
 
 
 def test_arms_of_a_budget_are_compared_with_the_reference_of_that_budget() -> None:
@@ -157,11 +154,14 @@ def test_only_arms_of_the_sweep_s_own_budget_are_set_in_bold(tmp_path: Path) -> 
 
 def test_the_caption_says_what_intervals_do_not_cover(tmp_path: Path) -> None:
     write_sweep(tmp_path, seeds=3)
-    one_split = "not of training and test cases (split), the generator's training"
-    assert f"{one_split}: there was just one." in table_of(tmp_path).notes[0]
+    one_split = "other splits or other trainings of the generator: there was one of each."
+    assert (
+        f"They cover other U-Net seeds and other test cases, but not {one_split}"
+        in (table_of(tmp_path).notes[0])
+    )
     write_sweep(tmp_path, seeds=1)
     table = table_of(tmp_path)
-    assert f"{one_split}, the U-Net's seed: there was just one." in table.notes[0]
+    assert f"cover other test cases, but not other U-Net seeds or {one_split}" in table.notes[0]
     assert {row[table.columns.index("p")] for row in table.rows} == {"", "—"}
 
 
