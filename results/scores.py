@@ -63,11 +63,6 @@ class ArmScores:
         return self.dice.mean if self.dice else -np.inf
 
     @property
-    def mean_gain(self) -> float:
-        """Mean difference to the reference; minus infinity where there is none."""
-        return self.difference.mean if self.difference else -np.inf
-
-    @property
     def p(self) -> float | None:
         """Of no difference, as the interval says it; None where a single seed tells nothing."""
         is_tested = self.difference and "seed" not in self.difference.not_covered

@@ -146,20 +146,20 @@ def test_what_is_missing_or_truncated_is_made_again_with_what_hangs_on_it_and_no
     before, values = makings(copy), numbers(copy)
     (train,) = copy.glob("runs/train/tiny-hvae-s0-*")
     (leaf,) = copy.glob("runs/segment/tiny2-vae+4-s1-*")
-    (truncated,) = copy.glob("runs/segment/tiny-reference-s0-*/metrics.json")
+    (truncated,) = copy.glob("runs/segment/tiny-reference-s1-*/metrics.json")
     shutil.rmtree(train)
     shutil.rmtree(leaf)
     truncated.write_text(truncated.read_text()[:100])
 
     done = sweep(copy)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "to be made again: segment tiny-reference-s0" in done.stdout
+    assert "to be made again: segment tiny-reference-s1" in done.stdout
     after = makings(copy)
     remade = [name.rsplit("-", 1)[0] for name in after if after[name] != before[name]]
     # The train run, the pairs it made, their quality (all three labelled so), and the two
     # segmentations that use them.
     of_the_training = ["tiny-hvae+4-s0", "tiny-hvae+4-s1", *["tiny-hvae-s0"] * 3]
-    assert sorted(remade) == sorted([*of_the_training, "tiny2-vae+4-s1", "tiny-reference-s0"])
+    assert sorted(remade) == sorted([*of_the_training, "tiny2-vae+4-s1", "tiny-reference-s1"])
     assert numbers(copy) == values
 
 
