@@ -60,7 +60,7 @@ def answer(gain: Gain, smallest: float, cost: str) -> str:
     against = "it alone" if rival.name == base != REFERENCE else free
     if "seed" in gain.difference.not_covered:
         return (
-            f"Too early: one U-Net seed shows nothing; {pairs} look best, at"
+            f"Too early: one U-Net seed proves nothing; {pairs} look best, at"
             f" {gain.difference.mean:+.3f} Dice against {against}. Run four seeds or more."
         )
     conclusion = conclude(gain.low, gain.high, smallest)
@@ -71,22 +71,22 @@ def answer(gain: Gain, smallest: float, cost: str) -> str:
         )
     if conclusion == "better":
         return (
-            f"Yes: {pairs} raise Dice by at least {gain.low:.2g} over the best without them"
+            f"Yes: {pairs} raise Dice by at least {gain.low:.2g} over {against}, the best otherwise"
             f" (95 % sure), for {cost}."
         )
     if conclusion == "worse":
         return (
-            f"No: {free} beats all synthetic pairs by at least {-gain.high:.2g} Dice (95 % sure);"
-            f" the best cost {cost}."
+            f"No: {free} beats all pairs that were tried by at least {-gain.high:.2g} Dice"
+            f" (95 % sure); the best of these cost {cost}."
         )
     if gain.high < smallest:
         return (
-            f"No need: no synthetic pairs gain {smallest:g} Dice over {free} (95 % sure);"
-            f" the best cost {cost}."
+            f"No need: none of the pairs tried raises Dice by {smallest:g} over {free} (95 % sure);"
+            f" the best of these cost {cost}."
         )
     return (
-        f"Undecided: {pairs} change Dice by {gain.low:+.3f} to {gain.high:+.3f} against {against};"
-        f" about {_count_more_splits(gain, smallest)} more splits would decide."
+        f"Undecided: {pairs} change Dice by {gain.low:+.3f} to {gain.high:+.3f} (95 %) against"
+        f" {against}; about {_count_more_splits(gain, smallest)} more splits would decide."
     )
 
 

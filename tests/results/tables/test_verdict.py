@@ -85,13 +85,13 @@ def gain_of(
     [
         (
             gain_of(0.031, 0.055),
-            "Yes: 300 HVAE pairs raise Dice by at least 0.031 over the best without them (95 % sure), "
-            "for 3.2 GPU-hours.",
+            "Yes: 300 HVAE pairs raise Dice by at least 0.031 over Standard aug. ×5 alone, "
+            "the best otherwise (95 % sure), for 3.2 GPU-hours.",
         ),
         (
             gain_of(0.012, 0.055, pairs=ON_TOP),
             "Yes: 300 HVAE aggregated pairs on Standard aug. ×5 raise Dice by at least 0.012 over "
-            "the best without them (95 % sure), for 3.2 GPU-hours.",
+            "it alone, the best otherwise (95 % sure), for 3.2 GPU-hours.",
         ),
         (
             gain_of(-0.012, 0.015),
@@ -105,27 +105,27 @@ def gain_of(
         ),
         (
             gain_of(-0.05, 0.018),
-            "No need: no synthetic pairs gain 0.02 Dice over Standard aug. ×5 alone (95 % sure); "
-            "the best cost 3.2 GPU-hours.",
+            "No need: none of the pairs tried raises Dice by 0.02 over Standard aug. ×5 alone "
+            "(95 % sure); the best of these cost 3.2 GPU-hours.",
         ),
         (
             gain_of(-0.01, 0.04),
-            "Undecided: 300 HVAE pairs change Dice by -0.010 to +0.040 against Standard aug. ×5 "
-            "alone; about 2 more splits would decide.",
+            "Undecided: 300 HVAE pairs change Dice by -0.010 to +0.040 (95 %) against Standard "
+            "aug. ×5 alone; about 2 more splits would decide.",
         ),
         (
             gain_of(-0.01, 0.04, pairs=ON_TOP),
             "Undecided: 300 HVAE aggregated pairs on Standard aug. ×5 change Dice by -0.010 to "
-            "+0.040 against it alone; about 2 more splits would decide.",
+            "+0.040 (95 %) against it alone; about 2 more splits would decide.",
         ),
         (
             gain_of(-0.06, -0.012),
-            "No: Standard aug. ×5 alone beats all synthetic pairs by at least 0.012 Dice "
-            "(95 % sure); the best cost 3.2 GPU-hours.",
+            "No: Standard aug. ×5 alone beats all pairs that were tried by at least 0.012 Dice "
+            "(95 % sure); the best of these cost 3.2 GPU-hours.",
         ),
         (
             gain_of(-np.inf, np.inf, seeds=False),
-            "Too early: one U-Net seed shows nothing; 300 HVAE pairs look best, at +0.024 Dice "
+            "Too early: one U-Net seed proves nothing; 300 HVAE pairs look best, at +0.024 Dice "
             "against Standard aug. ×5 alone. Run four seeds or more.",
         ),
     ],
@@ -151,7 +151,9 @@ def test_the_smallest_effect_of_interest_is_the_plan_s(tmp_path: Path) -> None:
 def test_the_best_arm_without_pairs_is_what_pairs_must_beat(tmp_path: Path) -> None:
     arms = {REFERENCE: 0.5, STANDARD: 0.56, HVAE: 0.53, VAE: 0.48}
     first, rest = heights(tmp_path, arms)
-    assert first.startswith("brats2021: No: Standard aug. ×5 alone beats all synthetic pairs by at")
+    assert first.startswith(
+        "brats2021: No: Standard aug. ×5 alone beats all pairs that were tried by at"
+    )
     assert "Of the arms without synthetic pairs, Standard aug. ×5 is best." in rest
     assert "HVAE + 300 is above it for 0 of 10 seeds, and above all arms for 0. Taken" in rest
     assert rest.count("better with 0 % probability") == 1
@@ -164,7 +166,9 @@ def test_the_best_arm_without_pairs_is_what_pairs_must_beat(tmp_path: Path) -> N
 def test_what_an_arm_gains_by_its_copies_is_not_credited_to_its_pairs(tmp_path: Path) -> None:
     both = replace(VAE, name="standard-x5+vae+100", n_standard=80)
     first, rest = heights(tmp_path, {REFERENCE: 0.5, STANDARD: 0.6, VAE: 0.48, both: 0.56})
-    assert first.startswith("brats2021: No: Standard aug. ×5 alone beats all synthetic pairs by at")
+    assert first.startswith(
+        "brats2021: No: Standard aug. ×5 alone beats all pairs that were tried by at"
+    )
     assert "Against Standard aug. ×5 alone, worse: Standard aug. ×5 + VAE + 100." in rest
 
 
@@ -206,7 +210,7 @@ def test_stored_mixed_pairs_are_no_synthetic_ones(tmp_path: Path) -> None:
         }
         finish(tmp_path, run, {**fake_metrics(run), **(dice if run.stage == "segment" else {})})
     first, rest = verdict_of(tmp_path)
-    assert first.startswith("brats2021: No: CarveMix + 100 alone beats all synthetic pairs")
+    assert first.startswith("brats2021: No: CarveMix + 100 alone beats all pairs that were tried")
     assert "Of the arms without synthetic pairs, CarveMix + 100 is best." in rest
 
 
@@ -223,7 +227,7 @@ def test_an_arm_with_one_lucky_seed_does_not_take_a_partial_verdict(tmp_path: Pa
 def test_one_seed_shows_nothing_and_the_verdict_says_so(tmp_path: Path) -> None:
     write_sweep(tmp_path, seeds=1)
     first, _ = verdict_of(tmp_path)
-    assert first.startswith("brats2021: Too early: one U-Net seed shows nothing; 300 HVAE pairs ")
+    assert first.startswith("brats2021: Too early: one U-Net seed proves nothing; 300 HVAE pairs ")
 
 
 def test_without_an_arm_to_compare_with_there_is_no_verdict(tmp_path: Path) -> None:
