@@ -4,7 +4,7 @@ import re
 from typing import get_args
 
 from hvae_hpc.config.arms import ArmConfig
-from hvae_hpc.config.augmentations import FREE
+from hvae_hpc.config.augmentations import FREE, JoinedConfig
 from hvae_hpc.config.kinds import generator_labels
 from hvae_hpc.config.stages import GenerateConfig, QualityConfig, Sampler, SegmentConfig
 from hvae_hpc.runs.plan import Plan
@@ -91,7 +91,9 @@ def _label_part(arm: ArmConfig, part: str) -> str:
         return USE_LABELS.get(use, "").format(name_label(arm.generator))
     if part in FREE:
         return FREE[part].label
-    return arm.moves.label if arm.moves else ""
+    joined = arm.moves.parts if isinstance(arm.moves, JoinedConfig) else (arm.moves,)
+    own = [moves.label for moves in joined if moves and moves not in FREE.values()]
+    return own[0] if own else ""
 
 
 def name_label(name: str) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from hvae_hpc.config.arms import ArmConfig
+from hvae_hpc.config.augmentations import JoinedConfig, NNUNetConfig
 from hvae_hpc.config.model import MovesConfig
 from hvae_hpc.results.collect import collect
 from hvae_hpc.results.labels import arm_label
@@ -193,6 +194,12 @@ def test_an_arm_without_runs_has_dashes(tmp_path: Path) -> None:
         (ArmConfig(name="copies-x5", n_copies=80), "Copies ×5"),
         (ArmConfig(name="real-300", n_cases=300), "Real, 300 cases"),
         (ArmConfig(name="moved", moves=MovesConfig()), "Moved in every step"),
+        (
+            ArmConfig(
+                name="nnunet+moved", moves=JoinedConfig(parts=(NNUNetConfig(), MovesConfig()))
+            ),
+            "nnU-Net's augmentation + Moved in every step",
+        ),
         (
             ArmConfig(
                 name="standard-x5+hvae-aggregated+300",
