@@ -343,7 +343,10 @@ def _finish(options: argparse.Namespace, argv: Sequence[str]) -> int:
     if (latest.runs, latest.code_sha) != (plan.runs, plan.code_sha):
         raise UserError(f"{left}, and the sweep or its code has changed; give the command again")
     try:
-        return _submit(plan, read_site(options.site), read_cluster(), options, argv, scope)
+        # How jobs run is the site file's to say: others may write in the runs folder.
+        site = read_site(options.site)
+        plan = replace(plan, resources={stage: site.resources[stage] for stage in plan.resources})
+        return _submit(plan, site, read_cluster(), options, argv, scope)
     except UserError as error:  # many sites forbid sbatch on compute nodes
         raise UserError(f"{left}: {error}; give the sweep command again") from error
 
