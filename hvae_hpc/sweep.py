@@ -344,9 +344,10 @@ def _finish(options: argparse.Namespace, argv: Sequence[str]) -> int:
         raise UserError(f"{left}, and the sweep or its code has changed; give the command again")
     try:
         # How jobs run is the site file's to say: others may write in the runs folder.
-        site = read_site(options.site)
+        cluster = read_cluster()
+        site = fit_cluster(read_site(options.site, flags_of(options)), options.partition, cluster)
         plan = replace(plan, resources={stage: site.resources[stage] for stage in plan.resources})
-        return _submit(plan, site, read_cluster(), options, argv, scope)
+        return _submit(plan, site, cluster, options, argv, scope)
     except UserError as error:  # many sites forbid sbatch on compute nodes
         raise UserError(f"{left}: {error}; give the sweep command again") from error
 

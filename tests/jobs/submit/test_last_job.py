@@ -1,6 +1,5 @@
 """The last job of a submission, where it submits the rest."""
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -30,8 +29,9 @@ def test_how_jobs_run_is_not_read_from_the_runs_folder(
     monkeypatch.setattr(sweep, "_submit", lambda plan, *_: submitted.append(plan) or 0)
     monkeypatch.setattr(sweep, "_write_tables", lambda *_, **__: None)
     monkeypatch.setattr(sweep, "read_cluster", lambda: None)
-    options = argparse.Namespace(finish=tmp_path / "submissions" / name, retries=1, site=None)
-    assert sweep._finish(options, []) == 0
+    monkeypatch.setattr(sweep, "fit_cluster", lambda site, *_: site)
+    flags = ["--partition", "gpu", "--retries", "1", "--finish", f"{tmp_path}/submissions/{name}"]
+    assert sweep._finish(sweep._make_parser().parse_args(flags), flags) == 0
     [again] = submitted
     assert again.runs == plan.runs
     assert again.resources == plan.resources
