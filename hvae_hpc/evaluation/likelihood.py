@@ -110,8 +110,11 @@ def _make_pairs(model: Any, like: Tensor, seed: int) -> tuple[Tensor, PairTensor
     """Draw z (n, d) from the prior, and as many pairs as there are images from p(x, m|z)."""
     generator = generator_for(seed, "likelihood-made", 0)
     z = torch.randn(len(like), model.latent_size, generator=generator).to(like)
-    mean, probability = model.decode(z)
-    images = mean + model.sigma_x() * torch.randn(like.shape, generator=generator).to(like)
+    if model.texture is None:
+        images, probability = model.decode(z)
+        images = images + model.sigma_x() * torch.randn(like.shape, generator=generator).to(like)
+    else:
+        images, probability = model.decode(z, generator)
     masks = torch.rand(like.shape, generator=generator).to(like) < probability
     return z, PairTensors(images=images, masks=masks.to(like))
 

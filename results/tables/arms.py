@@ -150,8 +150,8 @@ def _caption(plan: Plan, scores: Sequence[ArmScores]) -> str:
         budget = paragraph(
             """
             Arms named by a budget (equal epochs, equal steps) are compared with the reference of
-            that budget: at equal epochs it has far fewer steps, so that differences to it are not
-            those to the reference above.
+            that budget. At equal epochs it has far fewer steps. So differences to it are not those
+            to the reference above.
             """
         )
     return paragraph(

@@ -237,9 +237,10 @@ def _captions(config: QualityConfig) -> tuple[str, ...]:
     return (
         paragraph(
             f"""
-        Up to {config.n_images} images of each source against as many test images; ↑: higher is
-        better, ↓: lower is. Real (training images) is what a perfect copy of the training set would
-        get: numbers beyond it mean images that are easier or more uniform, not better. A source
+        Up to {config.n_images} images of each source against as many test images. ↑: higher is
+        better. ↓: lower is better. Real (training images) is what a perfect copy of the training
+        set would get. Numbers beyond it mean images that are easier or more uniform, not better. A
+        source
         that repeats itself fools KID and realism. [low, high] is the 95 % interval over images,
         found by leaving out one case at a time. Where there are several trainings or splits, ± is
         the standard deviation (ddof 1) over them (their number in brackets).
@@ -247,27 +248,27 @@ def _captions(config: QualityConfig) -> tuple[str, ...]:
         ),
         paragraph(
             f"""
-        All but copies, masks, lesions and tissue is about what the judge sees: the reference arm's
-        first U-Net, trained on the real training cases alone, which it therefore knows a little
-        better than the test cases. Another judge has another scale: compare sources of one table,
-        not tables. KID: distance of the two sets; 0 where they are alike, below 0 by chance.
+        All but copies, masks, lesions and tissue is about what the judge sees. The judge is the
+        reference arm's first U-Net, trained on the real training cases alone. So it knows these a
+        little better than the test cases. Another judge has another scale: compare sources of one
+        table, not tables. KID: distance of the two sets; 0 where they are alike, below 0 by chance.
         Realism: share of the images that look like test images. Variety: share of the test images
         that look like the source's. Density and coverage: the same two by real images'
         neighbourhoods alone (k = {config.nearest}), which outliers and a source that makes one
         picture fool less. Near-duplicates: share of the images with another one of their own within
         half the usual distance of real neighbours; 1 is a generator that makes one picture.
         Distinct images: how many different ones they amount to (Vendi score). Copies: share of the
-        images that are much nearer to one training patient than to any other, as at most 1 in 20
-        held-out real cases is (1 in N + 1 where there are N, fewer than 19). Image-mask Dice: of
-        the judge's prediction with the pair's own mask; for real, on the test pairs; low also where
-        the images are unlike any real ones.
+        images that are much nearer to one training patient than to any other. Of held-out real
+        cases at most 1 in 20 is (1 in N + 1 where there are N, fewer than 19). Image-mask Dice: of
+        the judge's prediction with the pair's own mask; for real, on the test pairs. It is low also
+        where the images are unlike any real ones.
         """
         ),
         paragraph(
             """
         Tumour area, parts (8-connected) and centre: by how much the masks' values must change on
-        average to be spread like the test masks' (Wasserstein distance; not 0 for real masks
-        either); and the median of the source, in brackets that of the test masks.
+        average to be spread like the test masks' (Wasserstein distance). It is not 0 for real masks
+        either. Below it stands the median of the source, in brackets that of the test masks.
         """
         ),
         paragraph(

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from hvae_hpc.config.model import HVAEConfig, NetworkConfig
+from hvae_hpc.evaluation.likelihood import _make_pairs
 from hvae_hpc.models.hvae import HVAE
 
 NETWORK = NetworkConfig(channels=(4,), attention_levels=(), attention_heads=1, latent_size=2)
@@ -72,3 +73,15 @@ def test_drawn_images_have_that_covariance_and_without_a_generator_there_is_the_
     error = (of_draws - expected).abs().max() / expected.abs().max()
     assert float(error) < 0.1
     assert float((images.mean(0) - mean[0]).abs().max()) < 0.02
+
+
+def test_pairs_for_the_upper_bound_are_drawn_from_the_density() -> None:
+    textured = model()
+    assert textured.texture is not None
+    with torch.no_grad():
+        z, pairs = _make_pairs(textured, torch.zeros(2000, 1, *SIZE, dtype=torch.float64), seed=0)
+        parameter, _ = textured.decoder(z)
+        residual = (pairs.images - parameter[:, :1]) / textured._spread(parameter)
+        white = textured.texture.transform(residual) / textured.texture.deviation()
+        covariances = torch.cov(white.flatten(1).T)
+        assert (covariances - torch.eye(PIXELS).double()).abs().max() < 0.15
