@@ -73,18 +73,19 @@ def write_figures(
     remarks: list[str] = []
     asked = _asked_formats()
     for name, (formats, draw) in _list_figures(plan, collected, scores).items():
-        for ending in PLOT:  # files of an earlier time
-            (out / f"{name}.{ending}").unlink(missing_ok=True)
-
+        endings = [ending for ending in formats if ending in asked]
         with matplotlib.style.context(_SETTINGS, after_reset=True):
             try:
                 figure, left_out = draw()
             except UserError as error:
+                endings, left_out = [], []
                 remarks.append(f"{name}.png is left out: {error}")
-                continue
-            for ending in filter(asked.__contains__, formats):
+            for ending in endings:
                 paths.append(_save(figure, out / f"{name}.{ending}", ending))
                 figure.set_layout_engine("none")  # the first one's holds for all
+        # Not before: another sweep's last job may be reading what is drawn anew here.
+        for ending in set(PLOT).difference(endings):
+            (out / f"{name}.{ending}").unlink(missing_ok=True)
         remarks += [f"{name}.png: {line}" for line in left_out]
     return paths, remarks
 

@@ -4,10 +4,12 @@ import warnings
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from hvae_hpc.config.stages import TrainConfig
 from hvae_hpc.errors import UserError
 from hvae_hpc.results.collect import collect
+from hvae_hpc.results.figures import write
 from hvae_hpc.results.figures.training import draw_progress
 from hvae_hpc.results.figures.write import write_figures
 from hvae_hpc.runs.folder import LOG, append_log
@@ -107,3 +109,24 @@ def test_every_done_training_of_a_sweep_has_its_figure(
         f"progress-{trained[2].label}.png is left out: its training has logged nothing yet"
         in remarks
     )
+
+
+def test_figures_that_are_drawn_anew_are_never_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two sweeps that end at once draw them both, and the other one's report shows them."""
+    write_sweep(tmp_path)
+    plan, out = read_plan(tmp_path / "plans/small.json"), tmp_path / "out"
+    paths, _ = write_figures(plan, collect(plan), [], out)
+    (out / "progress-brats2021-vae-s0.pdf").touch()  # of a time when it had one
+    draw = write.draw_progress
+    seen: list[bool] = []
+
+    def look_and_draw(folder: Path, label: str) -> tuple[Figure, list[str]]:
+        seen.append(all(path.exists() for path in paths))
+        return draw(folder, label)
+
+    monkeypatch.setattr(write, "draw_progress", look_and_draw)
+    assert write_figures(plan, collect(plan), [], out)[0] == paths
+    assert seen == [True] * 3
+    assert sorted(out.iterdir()) == sorted(paths)
