@@ -125,16 +125,19 @@ def compare(differences: Mapping[str, Sequence[Block]]) -> dict[str, Comparison]
         return {}
     of_arms = list(differences.values())
     means = np.array([split_means(blocks).mean() for blocks in of_arms])
-    parts, freedoms = np.stack([_list_parts(blocks) for blocks in of_arms], axis=1)
+    of_parts, of_freedoms, least = zip(*map(_list_parts, of_arms), strict=True)
+    parts, freedoms = np.array(of_parts), np.array(of_freedoms)
     covered = np.column_stack([[len(blocks) > 1 for blocks in of_arms], freedoms[:, :3]])
     correlation, alike = _correlate([blocks[0] for blocks in of_arms])
     parts[:, 1], freedoms[:, 1], common = _pool(parts[:, 1], freedoms[:, 1], alike)
 
-    # Chance may make the sum less than one of its parts. No part is known to be 0 for sure.
-    variances = np.maximum(parts[:, :3].sum(1) - parts[:, 3], parts[:, :3].max(1))
-    variances = np.where(freedoms[:, 1:3].any(1), np.maximum(variances, TINY), np.inf)
-    freedom = variances**2 / np.maximum((parts**2 / np.maximum(freedoms, 1)).sum(1), TINY**2)
-    errors = np.sqrt(variances)
+    # No part is known to be 0 for sure.
+    variances = np.maximum(_add(parts), TINY)
+    errors = np.sqrt(np.where(freedoms[:, 1:3].any(1), variances, np.inf))
+    # Few splits that are alike by chance must not pass for the many degrees of freedom of cases.
+    weights = np.column_stack([parts[:, 0], np.maximum(parts[:, 1], np.mean(least)), parts[:, 2:]])
+    squares = (weights**2 / np.maximum(freedoms, 1)).sum(1)
+    freedom = np.maximum(_add(weights), TINY) ** 2 / np.maximum(squares, TINY**2)
     freedom[np.isinf(errors)] = 1
 
     # Each arm's p and interval as if alone, then by the largest t of all arms (a t-copula).
@@ -198,11 +201,20 @@ def share_cases(blocks: Sequence[Block]) -> float:
     return float(np.mean(common) / np.mean([1.0 / len(of_split) for of_split in cases]))
 
 
-def _list_parts(blocks: Sequence[Block]) -> tuple[Scores, Scores]:
+def _add(parts: Scores) -> Scores:
+    """Return the variances of means: chance may make a sum less than one of its parts."""
+    return np.maximum(parts[:, :3].sum(1) - parts[:, 3], parts[:, :3].max(1))
+
+
+def _list_parts(blocks: Sequence[Block]) -> tuple[Scores, Scores, float]:
     """Return the parts of the variance of an arm's mean, and their degrees of freedom.
 
     They are of trainings, of draws (splits, or the runs of one split), of cases, and of the rest
     that these hold too often. What does not exist, or is within splits, has 0 and a freedom of 1.
+
+    Returns:
+        The parts; their freedoms; and the least part of splits: what trainings and seeds alone
+        would make of it, by the scores within splits.
     """
     (training, seed, case, rest), freedoms = divide_variance(blocks)
     if len(blocks) == 1:
@@ -213,12 +225,13 @@ def _list_parts(blocks: Sequence[Block]) -> tuple[Scores, Scores]:
             seed, training = seed + training, 0.0
             freedoms[1] = seed**2 / squares
         freedoms[0] = freedoms[0] if blocks[0].has_trainings else 1
-        return np.array([training, seed, case, twice]), freedoms
+        return np.array([training, seed, case, twice]), freedoms, 0.0
 
     # Splits do not differ by the cases that they share: these are left for the part of cases.
     means, share = split_means(blocks), share_cases(blocks)
     parts = np.array([0.0, means.var(ddof=1) / len(means), share * case, share * rest])
-    return parts, np.array([1, len(means) - 1, *freedoms[2:]])
+    least = (training + seed - rest * freedoms[:2].all()) / len(means)
+    return parts, np.array([1, len(means) - 1, *freedoms[2:]]), least
 
 
 def _correlate(blocks: Sequence[Block]) -> tuple[float, float]:

@@ -11,6 +11,7 @@ from hvae_hpc.results.statistics import (
     Block,
     Summary,
     compare,
+    divide_variance,
     draw_largest,
     estimate_mean,
     find_level,
@@ -163,6 +164,20 @@ def test_arms_of_one_design_lend_each_other_what_three_splits_cannot_tell() -> N
     together, alone = compare(alike)["arm-0"], estimate_mean(alike["arm-0"])
     assert together.mean == alone.mean
     assert alone.freedom < 3 < together.freedom
+
+
+def test_splits_that_are_alike_by_chance_do_not_pass_for_many_degrees_of_freedom() -> None:
+    (blocks,) = draw(3, splits=3, shape=(2, 4, 30), sds=(0.5, 0.5, 0.2)).values()
+    alike = [each._replace(scores=each.scores - each.scores.mean()) for each in blocks]
+    (training, seed, case, rest), freedoms = divide_variance(alike)
+
+    # Were 3 splits known not to differ, only their cases would count: the same 30 in all.
+    least = (training + seed - rest) / 3
+    freedom = (least + case - rest) ** 2 / (
+        least**2 / 2 + case**2 / freedoms[2] + rest**2 / freedoms[3]
+    )
+    assert estimate_mean(alike).freedom == pytest.approx(freedom, rel=0.03)
+    assert freedom < 0.2 * freedoms[2]
 
 
 def test_the_largest_of_equal_t_values_is_dunnett_s() -> None:
