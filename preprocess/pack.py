@@ -204,7 +204,8 @@ class _Packing:
     def _cases(self) -> Iterator[PackedCase | SkippedEntry]:
         """Yield all cases in order: taken over, or packed by the workers."""
         new = [files for files in self.folder.cases if files.case_id not in self.known]
-        work = functools.partial(pack_case, self.recipe, self.labels)
+        recipe = replace(self.recipe, modality=self.modality)
+        work = functools.partial(pack_case, recipe, self.labels)
         packed = iter(
             tqdm(
                 map_in_order(work, new, min(self.workers, len(new))),

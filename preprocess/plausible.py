@@ -24,8 +24,12 @@ _MOST_COVERED = 0.95
 _LEAST_RANGE = 0.15
 _FEWEST_LEVELS = 8
 _MOST_ALIKE = 0.99
+_MOST_BLACK = 0.2
+"""Of a volume's tumour, where the image has its background. Real scans have none."""
 _AIR_HU = -200
 """No MRI or PET goes below, and every CT with air in it does."""
+_ADDED_HU = 1024
+"""What some files add to a CT's values, so that none is below 0."""
 _WINDOWS = (1, 255, 1023, 4095, 16383, 65535)
 """Highest values of pictures: of floats, and of 8 to 16 bits."""
 
@@ -80,7 +84,7 @@ def _look_at_case(
     # Unit and window.
     by_percentiles = recipe.intensity.rule == "percentile"
     line = f"the image's lowest value is {facts.lowest:g}: {reason}"
-    yield "hounsfield", by_percentiles and facts.lowest <= _AIR_HU, line
+    yield "hounsfield", by_percentiles and _is_in_hu(facts, recipe), line
 
     above, below = _share(image[image > low] > high), _share(image[mask] < low)
     line = (
@@ -93,7 +97,9 @@ def _look_at_case(
 
     flat = (np.ptp(scaled, axis=(0, 1)) == 0) & (areas > 0)
     levels = 1 if flat.any() else len(np.unique(shown))
-    line = f"a slice with tumour has {levels} grey value(s) in {window}; is it a label?"
+    line = (
+        f"a slice with tumour has {levels} grey value(s) in {window}: {reason}, or is it a label?"
+    )
     yield "levels", levels < _FEWEST_LEVELS, line
 
     # The mask and its image.
@@ -107,18 +113,28 @@ def _look_at_case(
     line = f"the mask covers {covered:.0%} of the image, or all four corners"
     yield "mask", corners or covered > _MOST_COVERED, f"{line}; is it inverted, or of the body?"
 
-    outside = _share(np.isnan(images[tumour]))
-    line = f"{outside:.0%} of the tumour lies outside the image's field of view"
-    yield "outside", outside > _MOST_OUTSIDE, f"{line}; are both of one patient?"
+    values = images[tumour]
+    outside = _share(np.isnan(values))
+    black = 0.0 if recipe.layout.planar else _share(values == facts.lowest)
+    line = f"{max(outside, black):.0%} of the tumour lies outside the image's field of view"
+    is_outside = outside > _MOST_OUTSIDE or black > _MOST_BLACK
+    yield "outside", is_outside, f"{line}; are both of one patient?"
+
+
+def _is_in_hu(facts: Facts, recipe: Recipe) -> bool:
+    is_ct = recipe.modality.upper() == "CT" and facts.highest > _ADDED_HU
+    return is_ct or facts.lowest <= _AIR_HU
 
 
 def _guess_reason(facts: Facts, recipe: Recipe) -> str:
     """Say what an image looks like where it does not suit its window, and what to do."""
     low, high = facts.window
     by_window = recipe.intensity.rule == "window"
-    if facts.lowest <= _AIR_HU and (low > _AIR_HU or not by_window):
-        remedy = 'rule = "window", low = -100, high = 300'
-        return f"CT in HU? Say [intensity] {remedy} (soft tissue) in the recipe"
+    if _is_in_hu(facts, recipe) and (low > _AIR_HU or not by_window):
+        added = 0 if facts.lowest < 0 else _ADDED_HU
+        remedy = f'rule = "window", low = {added - 100}, high = {added + 300}'
+        unit = f"HU + {added}" if added else "HU"
+        return f"CT in {unit}? Say [intensity] {remedy} (soft tissue) in the recipe"
     if recipe.modality.upper() in ("PET", "PT"):
         looks = "like Bq/ml" if facts.highest > high else "normalised"
         return f"PET looks {looks}, SUV expected; convert it to SUV"

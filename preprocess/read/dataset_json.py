@@ -26,6 +26,14 @@ class TrainingFiles:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DatasetFiles:
+    """The same in version 2, whose images have a file for each channel."""
+
+    images: tuple[str, ...]
+    label: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Index:
     """What a dataset.json says, under its own names.
 
@@ -34,6 +42,7 @@ class Index:
         labels: name to the values that a label file may hold: one, or for a region several.
         channel_names, modality: the image's channels by number, in version 2 and before.
         training: the training cases; () where none are listed.
+        dataset: the same in version 2, by case.
         numTraining: how many there are, or None.
         file_ending: of all files, or "".
     """
@@ -43,6 +52,7 @@ class Index:
     channel_names: dict[str, str] = field(default_factory=dict)
     modality: dict[str, str] = field(default_factory=dict)
     training: tuple[TrainingFiles, ...] = ()
+    dataset: dict[str, DatasetFiles] = field(default_factory=dict)
     numTraining: int | None = None
     file_ending: str = ""
 
@@ -119,10 +129,11 @@ def find_listed(index: Index, recipe: Recipe, n_images: int) -> set[str]:
     layout = recipe.layout
     without_channel = re.sub(r"_\d{4}(?=\.)", "", layout.image)  # version 1 lists images without it
     listed = set()
-    for files in index.training:
+    pairs = [(files.image, files.label) for files in index.training]
+    pairs += [("".join(files.images[:1]), files.label) for files in index.dataset.values()]
+    for pair in pairs:
         image, label = (
-            unicodedata.normalize("NFC", PurePosixPath(path).as_posix())
-            for path in (files.image, files.label)
+            unicodedata.normalize("NFC", PurePosixPath(path).as_posix()) for path in pair
         )
         match = compile_pattern(layout.label).fullmatch(label)
         either = re.escape(match["case"] if match else "") + r"(_\d{4})?"

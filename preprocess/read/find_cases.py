@@ -271,7 +271,7 @@ def _note_unfit(unfit: Sequence[str]) -> str:
 
 def _refuse_slices(case_ids: Sequence[str]) -> None:
     """Refuse names that look like slices of patients: many names, each with several numbers."""
-    names = {re.sub(r"\W*_?\d+$", "", case_id) for case_id in case_ids}
+    names = {re.sub(r"\W*_?\d+([\W_]+[A-Za-z]+)?$", "", case_id) for case_id in case_ids}
     if 3 <= len(names) <= len(case_ids) / 2:
         raise UserError(
             f"{len(names)} names with numbers would be {len(case_ids)} cases: "

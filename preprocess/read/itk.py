@@ -37,7 +37,7 @@ _NRRD_PLACE = re.compile(
 )
 _NOT_READ = re.compile(
     rb"(?im)^(NDims(?! *= *[1-4]\s)|ElementToIntensityFunction|BinaryData *= *F"
-    rb"|HeaderSize *=(?! *0)|data ?file:"
+    rb"|HeaderSize *=(?! *0)|data ?file:|space dimension:(?! *3\s)"
     rb"|encoding:(?! *(raw|gz))|(byte|line) ?skip:(?! *0)"
     rb'|space units:(?! *("(mm)?" *)+\r?$)).*'
 )
@@ -91,11 +91,11 @@ def _split(path: Path, content: bytes) -> tuple[bytes, bytes]:
     is_nrrd = path.suffix.lower() == ".nrrd"
     match = (_NRRD if is_nrrd else _META).match(content)
     header = match[0] if match else b""
-    if not (match and (_NRRD_PLACE if is_nrrd else _META_PLACE).match(header)):
-        raise UserError(f"{path}: the header lacks its size, type, orientation or spacing; set it")
     if unread := _NOT_READ.search(header):
         line = unread[0].decode("latin-1").strip()[:80]
         raise UserError(f"{path}: has {line!r}, which is not read; convert it to .nii.gz")
+    if not (match and (_NRRD_PLACE if is_nrrd else _META_PLACE).match(header)):
+        raise UserError(f"{path}: the header lacks its size, type, orientation or spacing; set it")
 
     if is_nrrd or match[1].upper() == b"LOCAL":
         return header, content[match.end() :]

@@ -93,8 +93,14 @@ def _list(folder: Path, *, follow_links: bool) -> list[tuple[str, bool]]:
     """Return the names in a folder, and whether they are folders."""
     try:
         with os.scandir(folder) as entries:
-            return [(entry.name, entry.is_dir(follow_symlinks=follow_links)) for entry in entries]
+            return [(entry.name, _is_folder(entry, follow_links)) for entry in entries]
     except OSError as error:
         raise UserError(
             f"{folder}: cannot be listed ({error.strerror}); give yourself access, or move it"
         ) from error
+
+
+def _is_folder(entry: os.DirEntry[str], follow_links: bool) -> bool:
+    if entry.is_symlink():
+        return follow_links and Path(entry).is_dir()  # one that leads to itself is none
+    return entry.is_dir()

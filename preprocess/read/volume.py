@@ -226,7 +226,7 @@ def find_window(image: Scan, config: IntensityConfig) -> tuple[float, float]:
     """
     if config.rule == "window":
         is_picture = not image.stored
-        wider = is_picture and config.high == _8_BITS and image.values.max() > _8_BITS
+        wider = is_picture and config.high == _8_BITS < image.values.max() <= _16_BITS
         return config.low, _16_BITS if wider else config.high
     foreground = image.values[image.values > min(0, image.lowest)]
     low, high = find_percentiles(foreground, (config.low, config.high))

@@ -215,8 +215,8 @@ class IntensityConfig:
     Attributes:
         rule: "percentile": low and high are percentiles over the whole volume's foreground (voxels
             above 0, or, of a signed image, above its lowest), and background is 0. "window": low
-            and high are in the image's own unit (SUV, HU). Of 2D files that have values beyond 255
-            a high of 255 is 65535.
+            and high are in the image's own unit (SUV, HU). Of 2D files whose values go beyond
+            255, and at most to 65535, a high of 255 is 65535.
         low, high: become 0 and 1.
     """
 

@@ -81,6 +81,10 @@ CASES = {
         lambda raw: save_brats(raw, lambda image: np.where(image > 0, image / 10 - 20, -1000)),
         "the image's lowest value is -1000: CT in HU?",
     ),
+    "CT that is stored from 0 on, by percentiles": (
+        lambda raw: save_brats(raw, lambda image: np.where(image > 0, image / 10 + 1004, 24)) + CT,
+        'CT in HU + 1024? Say [intensity] rule = "window", low = 924, high = 1324 (soft tissue)',
+    ),
     "12 bits in a window of 8": (
         lambda raw: save_pictures(raw, lambda image: image * 3000 + 400, np.uint16),
         "say [intensity] high = 4095",
@@ -88,6 +92,14 @@ CASES = {
     "floats in a window of 8 bits": (
         lambda raw: save_pictures(raw, lambda image: image, np.float32),
         "say [intensity] high = 1 ",
+    ),
+    "floats beyond 16 bits": (
+        lambda raw: save_pictures(raw, lambda image: image * 3e5 + 300, np.float32),
+        "100% of the image lies above the intensity window 0 to 255",
+    ),
+    "an image cut across its tumour": (
+        lambda raw: save_brats(raw, cut_across_lesion),
+        "% of the tumour lies outside the image's field of view; are both of one patient?",
     ),
     "a tumour below the window": (
         lambda raw: save_brats(raw, lambda image: np.where(image > 600, -50, image + 1)) + W,
@@ -103,14 +115,21 @@ CASES = {
     ),
     "a label in the image's place": (
         lambda raw: save_brats(raw, lambda image: np.digitize(image, [200, 600])),
-        "a slice with tumour has 2 grey value(s) in the intensity window 1 to 2; is it a label?",
+        "a slice with tumour has 2 grey value(s) in the intensity window 1 to 2: "
+        "values are 0 to 2; set [intensity] in the recipe, or is it a label?",
     ),
     "the label, blurred by its format": (
         lambda raw: save_brats(raw, lambda image: (image > 600) * 255 + image / 100),
         "image and label are the same picture",
     ),
 }
+CT = '"\nmodality = "CT'
 W = '"\n[intensity]\nrule = "window"\nhigh = 800.0\n#'
+
+
+def cut_across_lesion(image):
+    image[12:] = 0  # two of the lesion's six columns
+    return image
 
 
 def cover_body(label):
@@ -135,7 +154,13 @@ def test_what_is_implausible_is_named_with_its_reason_and_can_be_accepted(tmp_pa
 
 
 @pytest.mark.parametrize(
-    "name", ["CT by percentiles", "12 bits in a window of 8", "floats in a window of 8 bits"]
+    "name",
+    [
+        "CT by percentiles",
+        "CT that is stored from 0 on, by percentiles",
+        "12 bits in a window of 8",
+        "floats in a window of 8 bits",
+    ],
 )
 def test_the_remedy_that_is_printed_packs_the_data(tmp_path, name):
     extends = CASES[name][0](tmp_path / "raw")

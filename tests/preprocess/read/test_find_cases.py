@@ -143,6 +143,13 @@ def test_a_link_that_leads_back_up_does_not_hold_the_search(tmp_path):
     assert case.fault == ""  # its files are found once, not once more by each link
 
 
+def test_a_link_to_itself_is_its_own_case_s_fault_alone(tmp_path):
+    touch(tmp_path, "a/i.nii", "a/l.nii", "b/l.nii")
+    (tmp_path / "b" / "i.nii").symlink_to("i.nii")
+    found = find_cases(layout("{case}/i.nii", "{case}/l.nii"), tmp_path)
+    assert [(case.case_id, case.fault) for case in found.cases] == [("a", ""), ("b", "")]
+
+
 def test_endings_fit_in_upper_and_lower_case(tmp_path):
     touch(tmp_path, "images/a.png", "images/b.PNG", "masks/a.Png", "masks/b.png")
     touch(tmp_path, "nifti/c/c_flair.NII.GZ", "nifti/c/c_seg.Nii", "nifti/D/D_FLAIR.nii")
@@ -194,6 +201,8 @@ def test_a_case_id_that_does_not_fit_patient_is_a_bad_case(tmp_path):
         ("lesions/sub-01/anat/sub-01_space-orig_mask", True),
         ("lesions/sub-01/anat/sub-01_desc-brain_mask", False),
         ("lesions/sub-01/anat/sub-01_label-GM_mask", False),
+        ("manual/sub-01/anat/sub-01_desc-nontumor_mask", False),
+        ("manual/sub-01/anat/sub-01_label-periLesion_mask", False),
         ("fmriprep/sub-01/anat/sub-01_desc-brain_mask", False),
         ("fmriprep/sub-01/anat/sub-01_label-CSF_mask", False),
         ("manual/sub-01/anat/sub-01_run-1_mask", False),
@@ -249,12 +258,15 @@ def test_pictures_of_one_patient_are_one_case(tmp_path):
 def test_pictures_that_look_like_slices_are_refused_and_one_picture_a_name_is_not(tmp_path):
     for name in ("A_1", "A_2", "B_1", "B_2", "C_1", "C_2"):
         touch(tmp_path, f"slices/{name}.png", f"slices/{name}_m.png")
+        touch(tmp_path, f"before_a_word/{name}_flair.png", f"before_a_word/{name}_flair_m.png")
         touch(tmp_path, f"lesions/ISIC_{ord(name[0]) * 10 + int(name[2])}.png")
         touch(tmp_path, f"lesions/ISIC_{ord(name[0]) * 10 + int(name[2])}_m.png")
     recipe = layout("{case}.png", "{case}_m.png")
     with pytest.raises(UserError, match=r"^3 names with numbers would be 6 cases: A_1, A_2, B_1 "):
         find_cases(recipe, tmp_path / "slices")
     assert len(find_cases(recipe, tmp_path / "lesions").cases) == 6
+    with pytest.raises(UserError, match=r"^3 names with numbers would be 6 cases: A_1_flair, "):
+        find_cases(recipe, tmp_path / "before_a_word")
     accepted = replace(recipe, accept=("slices",))
     assert len(find_cases(accepted, tmp_path / "slices").cases) == 6
     # What the line says to do first: one case per name.
@@ -296,7 +308,15 @@ def test_a_pattern_of_many_folders_is_refused():
         layout("**/**/**/**/**/{case}.nii", "{case}.nii")
 
 
-@pytest.mark.parametrize("content", [VERSION_2, VERSION_1])
+LISTED_2 = {
+    "dataset": {
+        c: {"images": [f"imagesTr/{c}_0000.nii.gz"], "label": f"labelsTr/{c}.nii.gz"}
+        for c in ("c0", "c1")
+    }
+}
+
+
+@pytest.mark.parametrize("content", [VERSION_2, VERSION_1, VERSION_2 | LISTED_2])
 def test_both_versions_of_nnunet_give_labels_channels_and_pairs(tmp_path, content):
     write_dataset(tmp_path / "raw", content)
     recipe = load_recipe("nnunet")
@@ -350,6 +370,12 @@ def test_a_case_that_dataset_json_lists_must_be_there(tmp_path):
     ("change", "message"),
     [
         ({"numTraining": 5}, "numTraining is 5, but there are 2 cases"),
+        (
+            {"dataset": {"c0": {"images": ["imagesTr/c0_0000.nii.gz"], "label": "labels/c0.nii"}}},
+            "got imagesTr/c0_0000.nii.gz and labels/c0.nii, expected a pair of imagesTr/",
+        ),
+        ({"dataset": {"c0": {"images": [], "label": "x"}}}, "got . and x, expected a pair of"),
+        ({"dataset": {"c0": {"images": "x"}}}, r"dataset.c0.images: got 'x', expected"),
         ({"file_ending": ".mnc"}, r"file_ending: got '.mnc', which does not suit the recipe"),
         (
             {"labels": {"tumour": "many"}},

@@ -181,6 +181,13 @@ NO_PLACE = "the header lacks its size, type, orientation or spacing; set it"
             "nrrd",
             False,
             change,
+            (b"space: left-posterior-superior", b"space dimension: 4"),
+            "has 'space dimension: 4', which is not read; convert it to .nii.gz",
+        ),
+        (
+            "nrrd",
+            False,
+            change,
             (b"encoding", b'space units: "m" "m" "m"\nencoding'),
             "which is not read",
         ),
