@@ -17,6 +17,7 @@ import torch
 from hvae_hpc.errors import UserError
 from hvae_hpc.runs.files import WEIGHT_BYTES, open_file, read_file
 from hvae_hpc.runs.folder import append_log, find_checkpoints, write_atomic
+from hvae_hpc.training.device import is_out_of_memory
 from hvae_hpc.training.distributed import ALONE, Team
 
 KEPT = 2
@@ -48,8 +49,8 @@ def load_checkpoint(folder: Path, team: Team = ALONE) -> dict[str, Any] | None:
     content = team.hand_out(_read_newest(folder) if team.rank == 0 else None)
     if content is None:
         return None
-    with _loading(f"{folder}: its checkpoint"):
-        return _load(io.BytesIO(content))
+    with loading(f"{folder}: its checkpoint"):
+        return dict(_load(io.BytesIO(content)))
 
 
 def _read_newest(folder: Path) -> bytes | None:
@@ -85,16 +86,18 @@ def load_snapshot(path: Path) -> dict[str, Any]:
     Raises:
         UserError: missing or damaged.
     """
-    with _loading(path), open_file(path, WEIGHT_BYTES) as file:
+    with loading(path), open_file(path, WEIGHT_BYTES) as file:
         return _load(file)
 
 
 @contextlib.contextmanager
-def _loading(what: object) -> Iterator[None]:
-    """Tell in a line that a file cannot be loaded."""
+def loading(what: object) -> Iterator[None]:
+    """Tell in a line that a file cannot be loaded, or holds other things than it should."""
     try:
         yield
     except Exception as error:  # a damaged zip, pickle or storage each raise something else
+        if isinstance(error, UserError) or is_out_of_memory(error):
+            raise
         raise UserError(
             f"{what}: cannot be read ({type(error).__name__}); delete its folder to train it again"
         ) from error

@@ -28,6 +28,7 @@ from hvae_hpc.training.averages import MovingAverage, TermReader
 from hvae_hpc.training.batches import PairTensors, make_batch, split_batch
 from hvae_hpc.training.checkpoint import (
     load_checkpoint,
+    loading,
     remove_checkpoints,
     save_checkpoint,
 )
@@ -246,10 +247,11 @@ class _Training:
         if not saved:
             self.keep_good(0, self.state())
             return
-        self.images_seen = int(saved["images_seen"])
-        self.load(saved)
-        self.rollbacks = saved["rollbacks"]
-        self.keep_good(saved["good_images_seen"], saved["good"] or self.state())
+        with loading(f"{self.workplace.folder}: its checkpoint"):
+            self.images_seen = int(saved["images_seen"])
+            self.load(saved)
+            self.rollbacks = saved["rollbacks"]
+            self.keep_good(saved["good_images_seen"], saved["good"] or self.state())
         self.workplace.log({"event": "resumed", "images_seen": self.images_seen})
 
     def take_step(self) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from hvae_hpc.preprocess.store.splits import Split, draw_split
 from hvae_hpc.runs.folder import CONFIG, SNAPSHOT
 from hvae_hpc.runs.workplace import Outcome, Workplace
 from hvae_hpc.training.batches import read_cases
-from hvae_hpc.training.checkpoint import load_snapshot, save_snapshot
+from hvae_hpc.training.checkpoint import load_snapshot, loading, save_snapshot
 from hvae_hpc.training.device import build, choose_device, device_name
 from hvae_hpc.training.held_out import BestWeights
 from hvae_hpc.training.loop import train
@@ -89,7 +89,8 @@ def load_generator(folder: Path) -> TrainedGenerator:
     """Read a trained generator from its run's folder, onto the CPU."""
     config = load(TrainConfig, read_json(folder / CONFIG), str(folder / CONFIG))
     snapshot = load_snapshot(folder / SNAPSHOT)
-    height, width = snapshot["image_size"]
-    model = make_network(config.model, (height, width))
-    model.load_state_dict(snapshot["weights"])
-    return TrainedGenerator(config, model.eval(), tuple(json.loads(snapshot["train_cases"])))
+    with loading(folder / SNAPSHOT):
+        height, width = snapshot["image_size"]
+        model = make_network(config.model, (height, width))
+        model.load_state_dict(snapshot["weights"])
+        return TrainedGenerator(config, model.eval(), tuple(json.loads(snapshot["train_cases"])))

@@ -1,5 +1,6 @@
 """A case's label files -> its one tumour mask; values that nobody expected are refused."""
 
+import functools
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -25,10 +26,8 @@ def join_labels(
     Raises:
         UserError: values that are not integers, or not known, or that look like grey levels.
     """
-    tumour = np.zeros_like(labels[0].data, dtype=bool)  # in the file's order, which is quick
-    for label in labels:
-        tumour |= _find_tumour(label, recipe, known)
-    return tumour
+    # Two by two: a stack of all would lose the file's order, which is quick.
+    return functools.reduce(np.logical_or, (_find_tumour(label, recipe, known) for label in labels))
 
 
 def _find_tumour(label: Scan, recipe: Recipe, known: tuple[int, ...]) -> NDArray[np.bool_]:

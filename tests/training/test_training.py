@@ -191,13 +191,24 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
     assert f"{events['resumed']['images_seen']:012d}" in older.name
 
 
-def test_a_checkpoint_that_would_run_code_is_refused_in_a_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ({"images_seen": Path("a class that is no tensor")}, "UnpicklingError"),
+        (["no table"], r"ValueError|TypeError"),
+        ({"images_seen": 40}, "KeyError"),
+        ({"images_seen": 40, "network": {"w": torch.zeros(2)}}, "RuntimeError"),
+    ],
+)
+def test_a_checkpoint_that_would_run_code_or_is_of_another_network_is_refused_in_a_line(
+    content: object, why: str, data: PairTensors, tmp_path: Path
+) -> None:
     buffer = io.BytesIO()
-    torch.save({"images_seen": Path("a class that is no tensor")}, buffer)
+    torch.save(content, buffer)
     digest = hashlib.sha256(buffer.getvalue()).hexdigest()[:16]
     (tmp_path / f"checkpoint-{40:012d}-{digest}.pt").write_bytes(buffer.getvalue())
-    with pytest.raises(UserError, match=r"its checkpoint: cannot be read \(UnpicklingError\)"):
-        load_checkpoint(tmp_path)
+    with pytest.raises(UserError, match=rf"its checkpoint: cannot be read \(({why})\); delete its"):
+        run("vae", data, place(tmp_path))
 
 
 def test_two_checkpoints_are_kept(tmp_path: Path) -> None:
