@@ -61,12 +61,18 @@ class Setting:
 
 
 SPLIT_SD = 0.03 / 2**0.5
+WHOLE_DESIGN = {"splits": 12, "seeds": 2, "of_training": 0.01, "of_all": 250}
+"""The default of the sweep ``beyond``."""
 SETTINGS = (
     *(Setting(name=f"base, {n} seeds", seeds=n) for n in (6, 8, 10, 12)),
     *(Setting(name=f"heavy tails, {n} seeds", seeds=n, heavy=True) for n in (6, 12)),
     *(Setting(name=f"large seed variance, {n} seeds", seeds=n, of_seed=0.05) for n in (6, 12)),
     *(Setting(name=f"large case variance, {n} seeds", seeds=n, of_case=0.15) for n in (6, 12)),
     Setting(name="3 splits x 4 seeds, sd 0.03", splits=3, seeds=4, of_split=SPLIT_SD, of_all=250),
+    *(
+        Setting(name=f"12 splits x 2 seeds, sd {sd}", **WHOLE_DESIGN, of_split=sd / 2**0.5)
+        for sd in (0.03, 0.01)
+    ),
     Setting(
         name="3 splits x 2 trainings x 4 seeds, sd 0.03",
         **{"splits": 3, "trainings": 2, "seeds": 4, "of_all": 250},

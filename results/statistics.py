@@ -229,9 +229,12 @@ def _list_parts(blocks: Sequence[Block]) -> tuple[Scores, Scores, float]:
 
     # Splits do not differ by the cases that they share: these are left for the part of cases.
     means, share = split_means(blocks), share_cases(blocks)
-    parts = np.array([0.0, means.var(ddof=1) / len(means), share * case, share * rest])
+    of_cases, free = max(0.0, case - rest), freedoms[2]
+    if of_cases:
+        free = of_cases**2 / (case**2 / freedoms[2] + rest**2 / max(1, freedoms[3]))
+    parts = np.array([0.0, means.var(ddof=1) / len(means), share * of_cases, 0.0])
     least = (training + seed - rest * freedoms[:2].all()) / len(means)
-    return parts, np.array([1, len(means) - 1, *freedoms[2:]]), least
+    return parts, np.array([1, len(means) - 1, free, 1]), least
 
 
 def _correlate(blocks: Sequence[Block]) -> tuple[float, float]:

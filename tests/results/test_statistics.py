@@ -138,6 +138,7 @@ def test_what_was_not_repeated_is_named(
         {"shape": (3, 8, 20), "sds": (1.0, 1.0, 1.0)},
         {"splits": 4, "shape": (2, 3, 20), "of_split": 0.7, "tested": 40},
         {"splits": 4, "shape": (1, 3, 20), "of_split": 0.7},
+        {"splits": 6, "shape": (1, 2, 20), "sds": (0.0, 0.1, 0.1), "of_split": 0.1, "tested": 40},
     ],
 )
 def test_the_standard_error_is_that_of_means_that_are_drawn_anew(design: dict[str, Any]) -> None:

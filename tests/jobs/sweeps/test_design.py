@@ -11,6 +11,7 @@ from hvae_hpc.config.resources import Resources
 from hvae_hpc.config.stages import CONFIGS
 from hvae_hpc.jobs.sweeps import design
 from hvae_hpc.jobs.sweeps.expand import make_plan
+from hvae_hpc.results.power import ASSUMED_SD, Design, find_power
 from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.plan import Plan, read_plan
 from hvae_hpc.sweep import read_sweep
@@ -36,16 +37,21 @@ def plan_of(splits: int, trainings: int, seeds: int) -> Plan:
     return make_plan(sweep, data, Path("runs"), {stage: Resources() for stage in CONFIGS})
 
 
-def test_beyond_repeats_splits_trainings_and_seeds() -> None:
+def test_beyond_has_24_u_nets_of_an_arm_and_a_design_with_more_power_than_few_splits() -> None:
     plan = make_plan(read_sweep("beyond"), [paper_data("lgg", 240, 700)], Path("runs"), {})
     runs = defaultdict(set)
     for config in segments(list(plan.runs.values()), "lgg"):
         runs[config.arm.name].add((config.split.seed, config.arm.generator_seed, config.seed))
-    three_by_two_by_four = {(s, t, u) for s in range(3) for t in range(2) for u in range(4)}
-    assert runs["edm+300"] == runs["nnunet+edm+300"] == three_by_two_by_four
-    assert runs["reference"] == runs["nnunet"] == {each for each in runs["edm+300"] if not each[1]}
+    assert runs["edm+300"] == {(split, 0, seed) for split in range(12) for seed in range(2)}
+    assert all(runs[name] == runs["edm+300"] for name in ("reference", "nnunet", "nnunet+edm+300"))
     trainings = Counter(run.config.generator for run in plan.runs.values() if run.stage == "train")
-    assert set(trainings.values()) == {6}
+    assert set(trainings.values()) == {12}
+
+    few, many = (
+        find_power(0.04, {name: sd**2 for name, sd in ASSUMED_SD.items()}, design, n_arms=15)
+        for design in (Design(3, 2, 4, 100, 250), Design(12, 1, 2, 100, 250))
+    )
+    assert many > 0.75 > 3 * few
 
 
 def test_a_plan_says_its_design_its_power_and_what_is_assumed() -> None:
