@@ -42,6 +42,9 @@ FILLS = {
     "--sweep table1": "--sweep tiny",
     "NAME": "ours",
     "--partition P": "--partition gpu",
+    "--workers N": "--workers 2",
+    "--container IMAGE": "--container image.sif",
+    "--after JOBID": "--after 4711",
     # Fewer phantoms make the same point.
     "--phantom 8": "--phantom 1",
     "--phantom 200": "--phantom 1",
@@ -80,7 +83,9 @@ NOT_OURS = {
 }
 """Flags in the documents that are SLURM's or apptainer's."""
 
-COMMAND = re.compile(r"(?:python -m hvae_hpc\.[a-z]+|hvae-hpc)(?: (?:\S*'[^']*'|[^\s;,()'\"`]+))*")
+COMMAND = re.compile(
+    r"(?:python -m hvae_hpc\.[a-z]+|hvae-hpc)(?: (?:\S*'[^']*'|(?:[^\s;,()'\"`]|,(?=\w))+))*"
+)
 
 CLIENTS = {
     "sbatch": "echo 4711",
@@ -127,6 +132,16 @@ def commands_of_blocks(text: str) -> list[str]:
 
 def inline_code(text: str) -> list[str]:
     return [" ".join(code.split()) for code in re.findall(r"(?<!`)`([^`]+)`", text)]
+
+
+def flags_of_the_sweep(text: str) -> list[str]:
+    """Return the flags of the sweep that a text shows with a value, and without the command."""
+    return [code for code in inline_code(text) if re.match(r"--\S+ (?!--)|--local ", code)]
+
+
+def with_the_sweep(flags: str) -> str:
+    place = "" if "--partition" in flags or "--local" in flags else " --partition gpu"
+    return f"python -m hvae_hpc.sweep{place} {flags} --plan"
 
 
 def commands_of_source() -> Iterator[str]:
@@ -298,6 +313,8 @@ def test_the_commands_of_the_documents_run(run: Runner) -> None:
         shown += [
             code for code in inline_code(text) if code.startswith(("python -m ", "hvae-hpc "))
         ]
+        if path.name in ("README.md", "CLUSTER.md"):
+            shown += map(with_the_sweep, flags_of_the_sweep(text))
         unknown += [f"{path.name}: {command}" for command in shown if not is_known(command)]
         commands += [command for command in shown if not command.startswith(tuple(NOT_RUN))]
     assert not unknown, "\n".join(unknown)
