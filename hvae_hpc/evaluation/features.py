@@ -19,7 +19,7 @@ from hvae_hpc.metrics.segmentation import dice
 from hvae_hpc.models.unet import UNet
 from hvae_hpc.runs.folder import CONFIG, SNAPSHOT
 from hvae_hpc.training.batches import PairTensors
-from hvae_hpc.training.checkpoint import load_snapshot
+from hvae_hpc.training.checkpoint import load_snapshot, loading
 
 LEVELS = 3
 """The encoder's last levels, whose features count."""
@@ -68,7 +68,9 @@ def load_judge(folder: Path, device: torch.device) -> Judge:
     """Read the judge from the folder of a segment run that kept its weights."""
     config = load(SegmentConfig, read_json(folder / CONFIG), str(folder / CONFIG))
     model = UNet(config.unet, config.loss)
-    model.load_state_dict(load_snapshot(folder / SNAPSHOT)["weights"])
+    snapshot = load_snapshot(folder / SNAPSHOT)
+    with loading(folder / SNAPSHOT):
+        model.load_state_dict(snapshot["weights"])
     return Judge(
         model=model.eval().to(device),
         threshold=config.threshold,

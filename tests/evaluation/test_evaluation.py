@@ -26,6 +26,7 @@ from hvae_hpc.config.stages import (
 )
 from hvae_hpc.errors import UserError
 from hvae_hpc.evaluation.augment import augment_pairs
+from hvae_hpc.evaluation.features import load_judge
 from hvae_hpc.evaluation.generate import generate_pairs
 from hvae_hpc.evaluation.quality import measure_quality
 from hvae_hpc.evaluation.segment import score_cases, segment
@@ -36,9 +37,10 @@ from hvae_hpc.models.edm import EDM
 from hvae_hpc.preprocess.store.pairs import Pairs
 from hvae_hpc.preprocess.store.reader import read_dataset
 from hvae_hpc.preprocess.store.shards import read_pairs, write_pairs
-from hvae_hpc.runs.folder import PAIRS, write_config
+from hvae_hpc.runs.folder import PAIRS, SNAPSHOT, write_config
 from hvae_hpc.runs.workplace import Workplace
 from hvae_hpc.training.batches import PairTensors, read_cases, to_tensors
+from hvae_hpc.training.checkpoint import save_snapshot
 from hvae_hpc.training.train import load_generator, read_split, train_generator
 from tests.tiny import make_data_set, make_pairs
 
@@ -114,6 +116,30 @@ def test_generated_pairs_are_the_decoder_s_on_standard_normal_draws(
     np.testing.assert_allclose(
         pairs.images[: int(keep.sum())], image[:, 0][keep].numpy(), atol=1e-6
     )
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ({"weights": {}}, "KeyError"),
+        ({"weights": {}, "image_size": [16, 16], "train_cases": "[]"}, "RuntimeError"),
+        ({"weights": {}, "image_size": 16}, "TypeError"),
+    ],
+)
+def test_a_snapshot_of_another_network_is_told_of_in_a_line(
+    content: dict[str, object], why: str, generator: Path, tmp_path: Path
+) -> None:
+    write_config(tmp_path, dump(TRAIN))
+    save_snapshot(tmp_path / SNAPSHOT, content)
+    with pytest.raises(UserError, match=rf"{SNAPSHOT}: cannot be read \({why}\); delete its"):
+        load_generator(tmp_path)
+
+
+def test_a_judge_of_another_network_is_told_of_in_a_line(tmp_path: Path) -> None:
+    write_config(tmp_path, dump(SEGMENT))
+    save_snapshot(tmp_path / SNAPSHOT, {"weights": {}})
+    with pytest.raises(UserError, match=rf"{SNAPSHOT}: cannot be read \(RuntimeError\)"):
+        load_judge(tmp_path, torch.device("cpu"))
 
 
 def test_the_first_n_of_a_longer_list_are_the_shorter_list(
