@@ -48,8 +48,7 @@ def _dispatch(argv: Sequence[str]) -> int:
     if name not in COMMANDS:
         raise UserError(f"unknown command {name!r}; expected one of {', '.join(COMMANDS)}")
     module, _, function = COMMANDS[name][0].partition(":")
-    result: int = getattr(import_module(module), function or "main")(rest)
-    return result
+    return getattr(import_module(module), function or "main")(rest)
 
 
 if __name__ == "__main__":

@@ -108,4 +108,4 @@ def scale_intensity(image: NDArray[Any], window: tuple[float, float]) -> NDArray
     """
     low, high = window
     scaled = (image.astype(np.float32) - np.float32(low)) / np.float32(high - low)
-    return np.asarray(np.clip(np.nan_to_num(scaled, copy=False), 0, 1))
+    return np.clip(np.nan_to_num(scaled, copy=False), 0, 1)

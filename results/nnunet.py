@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -15,7 +16,7 @@ from hvae_hpc.errors import UserError
 from hvae_hpc.results.collect import Collected
 from hvae_hpc.results.labels import arm_label
 from hvae_hpc.results.scores import ArmScores, dice_of
-from hvae_hpc.results.tables.table import Cell, Table, paragraph
+from hvae_hpc.results.tables.table import Table, paragraph
 from hvae_hpc.runs.files import RECORD_BYTES, plain_name, read_file
 
 SUMMARY = "summary.json"
@@ -56,8 +57,7 @@ def build_nnunet(
         UserError: as above, or its cases are none of the sweep's test cases.
     """
     theirs = read_nnunet(folder)
-    rows: list[tuple[str, ...]] = []
-    numbers: list[dict[str, Cell]] = []
+    rows, numbers = [], list[dict[str, Any]]()
     for s in scores:
         ours = dice_of(collected, s.data, s.arm.name).mean().rename(plain_name)
         both = pd.DataFrame({"dice": ours, "nnunet": theirs}).dropna()
@@ -79,7 +79,7 @@ def build_nnunet(
     return Table(
         title=f"nnU-Net beside our U-Net ({sweep})",
         columns=("data", "our arm", "cases", "Dice, ours", "Dice, nnU-Net", "difference"),
-        rows=tuple(rows),
-        notes=(paragraph(note),),
+        rows=rows,
+        notes=[paragraph(note)],
         numbers=numbers,
     )

@@ -167,11 +167,11 @@ def _cost_table(collected: Collected) -> Table:
     return Table(
         title="What it took",
         columns=("stage", "device", "runs", "energy", "most memory"),
-        rows=tuple(rows),
-        notes=(
+        rows=rows,
+        notes=[
             "Of done runs. Energy is of the runs on one GPU each: of several, only one was asked "
-            "for it.",
-        ),
+            "for it."
+        ],
     )
 
 

@@ -56,9 +56,8 @@ def build_worth(plan: Plan, collected: Collected, scores: Sequence[ArmScores]) -
     return Table(
         title=f"Worth ({plan.sweep}): real cases that synthetic pairs replace",
         columns=COLUMNS,
-        rows=tuple(rows),
-        notes=(NOTE,),
-        numbers=[dict(zip(COLUMNS, row, strict=True)) for row in rows],
+        rows=rows,
+        notes=[NOTE],
     )
 
 

@@ -55,7 +55,7 @@ class Judge(NamedTuple):
                 pixels = level.float().flatten(2)
                 moments += [pixels.mean(2), pixels.std(2, correction=0)]
             parts.append(torch.cat(moments, 1).cpu())
-        return np.asarray(torch.cat(parts).double().numpy())
+        return torch.cat(parts).double().numpy()
 
     def agree(self, data: PairTensors) -> NDArray[np.float64]:
         """Return the Dice (N,) of the predicted masks with those of the pairs."""
@@ -94,4 +94,4 @@ def standardise(features: NDArray[np.float64], real: NDArray[np.float64]) -> NDA
             "the judge sees no difference between real images; train it longer (segment.epochs)"
         )
     scale = np.maximum(spread, SMALLEST_SPREAD * spread.mean())
-    return np.asarray((features - real.mean(0)) / scale)
+    return (features - real.mean(0)) / scale

@@ -20,6 +20,9 @@ from hvae_hpc.training.batches import PairTensors, generator_for
 RIEMANNIAN_WALK = 100, 15
 """Proposals and leaps, as published; they are cheap, as no network is asked."""
 
+ROUNDS = 100
+"""Of expectation and maximisation, for a mixture."""
+
 
 class Encodings(NamedTuple):
     """q(z|y) of N pairs: mean and standard deviation, (N, d) each."""
@@ -96,24 +99,23 @@ class LatentSampler:
         if config.sampler == "aggregated":
             self.facts["posterior_noise"] = config.posterior_noise
         if config.sampler == "mixture":
-            components = min(config.components, len(self.encodings.mean))
-            self.mixture = fit_mixture(self.encodings, components, config.seed)
+            components = min(config.components, len(encodings.mean))
+            self.mixture = fit_mixture(encodings, components, config.seed)
             self.facts["components"] = float(components)
         if config.sampler == "riemannian":
-            distances = torch.cdist(self.encodings.mean, self.encodings.mean)
+            distances = torch.cdist(encodings.mean, encodings.mean)
             temperature = float(distances.fill_diagonal_(torch.inf).amin(1).max())
             self.facts["temperature"] = temperature
-            self.geometry = Geometry(self.encodings, temperature, config.metric_floor)
+            self.geometry = Geometry(encodings, temperature, config.metric_floor)
 
     def draw(self, n: int, first: int) -> Tensor:
         """Return draws first to first + n - 1, (n, d)."""
-        if self.config.sampler == "prior":
-            return self._draw_prior(n, first)
-        if self.config.sampler == "aggregated":
-            return self._draw_between(n, first)
-        if self.config.sampler == "mixture":
-            return self._draw_mixture(n, first)
-        return self._walk(n, first)
+        ways = {
+            "prior": self._draw_prior,
+            "aggregated": self._draw_between,
+            "mixture": self._draw_mixture,
+        }
+        return ways.get(self.config.sampler, self._walk)(n, first)
 
     def _draw_prior(self, n: int, first: int) -> Tensor:
         """Draw from N(0, I), or as the model draws from real pairs."""
@@ -221,9 +223,7 @@ def encode_pairs(model: Any, pairs: PairTensors, at_once: int = 64) -> Encodings
     return Encodings(mean=torch.cat(means), scale=torch.cat(scales))
 
 
-def fit_mixture(
-    encodings: Encodings, components: int, seed: int, rounds: int = 100
-) -> GaussianMixture:
+def fit_mixture(encodings: Encodings, components: int, seed: int) -> GaussianMixture:
     """Fit a mixture of diagonal Gaussians to the aggregated posterior, by expectation maximisation.
 
     Not points but the encodings' own Gaussians are fitted. A component's variance is that of its
@@ -233,7 +233,6 @@ def fit_mixture(
         encodings: of N pairs.
         components: at most N.
         seed: of the pair at which the first component starts.
-        rounds: of expectation and maximisation.
     """
     points, spread = encodings.mean, encodings.scale.square()
 
@@ -246,7 +245,7 @@ def fit_mixture(
     variance = (points.var(0, unbiased=False) + spread.mean(0)).expand(components, -1)
     weight = torch.full((components,), 1 / components).to(points)
 
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         # Expectation of log N(z; mean_c, variance_c) under each encoding, up to a constant.
         squares = (points[:, None] - mean).square() + spread[:, None]  # (N, C, d)
         log = weight.log() - 0.5 * (squares / variance + variance.log()).sum(2)

@@ -96,7 +96,7 @@ def predict(
     model.eval()
     batches = data.images.split(batch_size)
     parts = [model.probability(images.to(device)).cpu() for images in batches]  # type: ignore[operator]
-    return np.asarray(torch.cat(parts)[:, 0].numpy() > threshold)
+    return torch.cat(parts)[:, 0].numpy() > threshold
 
 
 def score_cases(predictions: Mask, truths: Mask, test: Pairs) -> tuple[dict[str, MaskScores], str]:

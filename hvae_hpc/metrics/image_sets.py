@@ -171,7 +171,7 @@ def _radius(distances: Floats, k: int) -> Floats:
 
 def polynomial_kernel(first: Floats, second: Floats) -> Floats:
     """Return ``(x.y / D + 1)^3`` of all pairs of rows (N, D) and (M, D), as (N, M)."""
-    return np.asarray((first @ second.T / first.shape[1] + 1) ** 3)
+    return (first @ second.T / first.shape[1] + 1) ** 3
 
 
 def unbiased_mmd(xx: Floats, xy: Floats, yy: Floats) -> float:

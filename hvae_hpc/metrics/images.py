@@ -19,7 +19,7 @@ def psnr(first: Images, second: Images) -> NDArray[np.float64]:
         (...,) float64; 100 dB for equal images.
     """
     mse = ((first.astype(np.float64) - second) ** 2).mean((-2, -1))
-    return np.asarray(10 * np.log10(1 / np.maximum(mse, 10 ** (-PSNR_OF_EQUAL_IMAGES / 10))))
+    return 10 * np.log10(1 / np.maximum(mse, 10 ** (-PSNR_OF_EQUAL_IMAGES / 10)))
 
 
 def ssim(first: Images, second: Images) -> NDArray[np.float64]:
@@ -42,7 +42,7 @@ def ssim(first: Images, second: Images) -> NDArray[np.float64]:
 
     def blur(image: NDArray[np.float64]) -> NDArray[np.float64]:
         sigma = (0.0,) * (image.ndim - 2) + (1.5, 1.5)
-        return np.asarray(gaussian_filter(image, sigma, truncate=3.5))
+        return gaussian_filter(image, sigma, truncate=3.5)
 
     c1, c2 = 0.01**2, 0.03**2
     mean_x, mean_y = blur(x), blur(y)
@@ -50,4 +50,4 @@ def ssim(first: Images, second: Images) -> NDArray[np.float64]:
     covariance = blur(x * y) - mean_x * mean_y
     similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
     similarity /= (mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2)
-    return np.asarray(similarity[..., 5:-5, 5:-5].mean((-2, -1)))
+    return similarity[..., 5:-5, 5:-5].mean((-2, -1))

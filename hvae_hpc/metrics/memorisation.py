@@ -165,7 +165,7 @@ def _score(
     by_case.sort(axis=1)
     next_ones = by_case[:, 1 : min(1 + NEXT, by_case.shape[1] - in_turn)]
     # Where all images are one, the score is 0.
-    return np.asarray(by_case[:, 0] / np.maximum(next_ones.mean(1), 1e-12))
+    return by_case[:, 0] / np.maximum(next_ones.mean(1), 1e-12)
 
 
 def _measure_blurred(
@@ -213,4 +213,4 @@ def _standardise(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return (n, pixels) with mean 0 and norm 1, or 0 if empty."""
     pixels = pixels - pixels.mean(1, keepdims=True)
     norm = np.linalg.norm(pixels, axis=1, keepdims=True)
-    return np.asarray(np.divide(pixels, norm, out=np.zeros_like(pixels), where=norm > 1e-4))
+    return np.divide(pixels, norm, out=np.zeros_like(pixels), where=norm > 1e-4)

@@ -136,4 +136,4 @@ def _slice_distances(
     edge, target = (outline ^ binary_erosion(outline) for outline in (mask, other))
     if not target.any():
         return np.full(int(edge.sum()), farthest)
-    return np.asarray(distance_transform_edt(~target, sampling=spacing)[edge])
+    return distance_transform_edt(~target, sampling=spacing)[edge]

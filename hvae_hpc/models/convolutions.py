@@ -52,7 +52,6 @@ class DoubleSize(nn.ConvTranspose2d):
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Double the size."""
-        del output_size
         n, _, height, width = x.shape
         weight = self.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (2 2 C_out, C_in)
         assert self.bias is not None

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from hvae_hpc.config.diffusion import EDMConfig
 from hvae_hpc.config.model import MovesConfig
 from hvae_hpc.models.augmentations import apply_moves, draw_moves
-from hvae_hpc.models.blocks import Batch, Loss, Phase, normalisation
+from hvae_hpc.models.blocks import Batch, Loss, Phase, SelfAttention, normalisation
 from hvae_hpc.models.vjp import widen
 
 SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7.0  # Karras et al. 2022, Table 1
@@ -106,15 +106,12 @@ class Block(nn.Module):
         return self.attention(self.skip(x) + self.conv_2(h))
 
 
-class Attention(nn.Module):
-    """Every pixel attends to every pixel: (B, C, H, W) -> (B, C, H, W)."""
+class Attention(SelfAttention):
+    """Self-attention that says nothing at first, by the fused kernel."""
 
     def __init__(self, channels: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm = normalisation(channels)
-        self.query_key_value = nn.Conv2d(channels, 3 * channels, 1)
-        self.out = _silent(nn.Conv2d(channels, channels, 1))
+        super().__init__(channels, heads)
+        _silent(self.out)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x plus what its pixels gathered from each other."""
@@ -252,7 +249,6 @@ class EDM(nn.Module):
 
     def draw(self, n: int, share: float, generator: torch.Generator) -> dict[str, Tensor]:
         """Draw noise levels, noise, and which feature maps and masks are left out, for n pairs."""
-        del share
         config = self.config
         level = config.noise_mean + config.noise_sd * torch.randn(n, generator=generator)
         shape = (n, len(self.centre), *self.image_size)
@@ -303,7 +299,6 @@ class EDM(nn.Module):
                 (B, 2, 3) where the pairs were moved.
             phase: "denoising".
         """
-        del phase
         sigma, mask, moves = batch["sigma"], None, None
         clean = self._signed(batch["image"], batch["mask"]) - self.centre
         noisy = clean + sigma[:, None, None, None] * batch["noise"]

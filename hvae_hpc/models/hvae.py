@@ -292,7 +292,6 @@ class HVAE(nn.Module):
                 the flow is on.
             phase: "elbo", the only one.
         """
-        del phase
         return self.bound(batch, *self.encode(batch))
 
     def bound(self, batch: Batch, mean: Tensor, scale: Tensor) -> Loss:

@@ -136,7 +136,6 @@ class LSGAN(nn.Module):
 
     def draw(self, n: int, share: float, generator: torch.Generator) -> dict[str, Tensor]:
         """Draw z for n pairs and, where pairs are augmented, moves and tones of both sides."""
-        del share
         drawn = {"noise": torch.randn(n, self.latent_size, generator=generator)}
         if self.config.differentiable_augmentation:
             drawn |= draw_sides(n, self.aspect, generator)

@@ -12,13 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hvae_hpc.config.augmentations import (
-    CarveMixConfig,
-    CutMixConfig,
-    MixingConfig,
-    MixupConfig,
-    TumorCPConfig,
-)
+from hvae_hpc.config.augmentations import MixingConfig, MixupConfig, TumorCPConfig
 from hvae_hpc.models.augmentations import Drawn, per_pair
 
 LESION_SCALES, LESION_GAMMAS = (0.85, 1.25), (0.7, 1.5)  # Yang et al. 2021
@@ -26,9 +20,15 @@ BODY = 0.05
 """A pixel brighter than this share of the brightest belongs to the body."""
 
 
-def _draw_use(n: int, config: MixingConfig, generator: torch.Generator) -> Tensor:
-    """Draw which of n pairs are mixed, 1 or 0."""
-    return (torch.rand(n, generator=generator) < config.share).float()
+class Mixing:
+    """What the kinds of mixing share."""
+
+    def __init__(self, config: MixingConfig) -> None:
+        self.config = config
+
+    def _draw_use(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw which of n pairs are mixed, 1 or 0."""
+        return (torch.rand(n, generator=generator) < self.config.share).float()
 
 
 def _replace(images: Tensor, masks: Tensor, drawn: Drawn, region: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,20 +40,16 @@ def _replace(images: Tensor, masks: Tensor, drawn: Drawn, region: Tensor) -> tup
     )
 
 
-class CutMix:
+class CutMix(Mixing):
     """A rectangle of a pair is replaced by another pair's."""
-
-    def __init__(self, config: CutMixConfig) -> None:
-        self.config = config
 
     def draw(self, n: int, image_size: tuple[int, int], generator: torch.Generator) -> Drawn:
         """Draw rectangles: shares of the sides, and centres; they may be cut by the border."""
-        del image_size
         area = torch.rand(n, generator=generator)
         centre = torch.rand(n, 2, generator=generator)
         half = 0.5 * area.sqrt()[:, None]
         box = torch.cat([centre - half, centre + half], dim=1)  # top, left, bottom, right
-        return {"used": _draw_use(n, self.config, generator), "box": box}
+        return {"used": self._draw_use(n, generator), "box": box}
 
     def apply(self, images: Tensor, masks: Tensor, drawn: Drawn) -> tuple[Tensor, Tensor]:
         """Mix images and masks (B, 1, H, W)."""
@@ -65,19 +61,17 @@ class CutMix:
         return _replace(images, masks, drawn, inside)
 
 
-class Mixup:
+class Mixup(Mixing):
     """Images and masks are averaged."""
 
-    def __init__(self, config: MixupConfig) -> None:
-        self.config = config
+    config: MixupConfig
 
     def draw(self, n: int, image_size: tuple[int, int], generator: torch.Generator) -> Drawn:
         """Draw the weight of each donor, at most a half: the pair itself counts more."""
-        del image_size
         seed = int(torch.randint(2**62, (), generator=generator))
         share = np.random.default_rng(seed).beta(self.config.alpha, self.config.alpha, n)
         donor = torch.from_numpy(np.minimum(share, 1 - share)).float()
-        return {"share": donor * _draw_use(n, self.config, generator)}
+        return {"share": donor * self._draw_use(n, generator)}
 
     def apply(self, images: Tensor, masks: Tensor, drawn: Drawn) -> tuple[Tensor, Tensor]:
         """Mix images and masks (B, 1, H, W); the masks become soft."""
@@ -88,17 +82,13 @@ class Mixup:
         )
 
 
-class CarveMix:
+class CarveMix(Mixing):
     """A lesion with less or more than itself is carved out of another pair."""
-
-    def __init__(self, config: CarveMixConfig) -> None:
-        self.config = config
 
     def draw(self, n: int, image_size: tuple[int, int], generator: torch.Generator) -> Drawn:
         """Draw c, from -1 to 1: how much less or more than the lesion is carved out."""
-        del image_size
         c = torch.rand(n, generator=generator) * 2 - 1
-        return {"used": _draw_use(n, self.config, generator), "margin": c}
+        return {"used": self._draw_use(n, generator), "margin": c}
 
     def apply(self, images: Tensor, masks: Tensor, drawn: Drawn) -> tuple[Tensor, Tensor]:
         """Mix images and masks (B, 1, H, W).
@@ -113,20 +103,18 @@ class CarveMix:
         return _replace(images, masks, drawn, region)
 
 
-class TumorCP:
+class TumorCP(Mixing):
     """A lesion of another pair is turned, scaled, made brighter or darker, and pasted."""
 
-    def __init__(self, config: TumorCPConfig) -> None:
-        self.config = config
+    config: TumorCPConfig
 
     def draw(self, n: int, image_size: tuple[int, int], generator: torch.Generator) -> Drawn:
         """Draw turns, scales, gammas, and which pixel of the body is the lesion's new centre."""
-        del image_size
         angle, scale, gamma, place, elsewhere = torch.rand(5, n, generator=generator)
         low, high = LESION_SCALES
         darkest, brightest = LESION_GAMMAS
         return {
-            "used": _draw_use(n, self.config, generator),
+            "used": self._draw_use(n, generator),
             "angle": angle * 2 * math.pi,
             "scale": low + (high - low) * scale,
             "gamma": darkest + (brightest - darkest) * gamma,
@@ -139,12 +127,8 @@ class TumorCP:
         donor_images, donor_masks = drawn["donor_images"], drawn["donor_masks"]
         rows, columns = _pixel_grid(images)
         area = donor_masks.sum((1, 2, 3)).clamp(min=1)
-        centre = (
-            torch.stack(
-                [(donor_masks * columns).sum((1, 2, 3)), (donor_masks * rows).sum((1, 2, 3))], dim=1
-            )
-            / area[:, None]
-        )  # x, y in px
+        sums = [(donor_masks * places).sum((1, 2, 3)) for places in (columns, rows)]
+        centre = torch.stack(sums, dim=1) / area[:, None]  # x, y in px
 
         # Where the lesion goes: to a pixel of the body, or where it was.
         target = torch.where(

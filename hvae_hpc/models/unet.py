@@ -100,7 +100,6 @@ class UNet(nn.Module):
 
     def draw(self, n: int, share: float, generator: torch.Generator) -> dict[str, Tensor]:
         """Draw nothing: the network has no noise."""
-        del n, share, generator
         return {}
 
     def encode(self, image: Tensor) -> list[Tensor]:
@@ -121,7 +120,6 @@ class UNet(nn.Module):
 
     def forward(self, batch: Batch, phase: str = "segmentation") -> Loss:
         """Return cross-entropy, one minus each pair's soft Dice, or their sum, as asked."""
-        del phase
         logits, mask = self.logits(batch["image"]), batch["mask"]
         terms: dict[str, Tensor] = {}
         if self.loss in ("ce", "dice+ce"):

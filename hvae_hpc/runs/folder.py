@@ -254,8 +254,7 @@ def result_stamp(result: RunResult) -> str:
     It follows from metrics.json as it was written: a later version of the package, whose RunResult
     has more fields, finds the same stamp.
     """
-    stamp: str = getattr(result, "_stamp", "") or content_hash(dump(result))[:12]
-    return stamp
+    return getattr(result, "_stamp", "") or content_hash(dump(result))[:12]
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:

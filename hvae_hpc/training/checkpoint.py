@@ -104,5 +104,4 @@ def loading(what: object) -> Iterator[None]:
 
 
 def _load(file: IO[bytes]) -> dict[str, Any]:
-    state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    return state
+    return torch.load(file, map_location="cpu", weights_only=True)

@@ -31,8 +31,7 @@ class TrainedGenerator(NamedTuple):
 
 def make_network(config: GeneratorConfig, image_size: tuple[int, int]) -> nn.Module:
     """Make the network that a config describes, for images of (height, width) px."""
-    network: nn.Module = pkgutil.resolve_name(config.network_class)(config, image_size)
-    return network
+    return pkgutil.resolve_name(config.network_class)(config, image_size)
 
 
 def read_split(data: Path, config: SplitConfig) -> Split:

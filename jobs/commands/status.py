@@ -19,7 +19,6 @@ from hvae_hpc.config.stages import CONFIGS, SegmentConfig
 from hvae_hpc.errors import say
 from hvae_hpc.jobs.failures.classify import classify, gather
 from hvae_hpc.jobs.state.device_hours import StageHours, read_device_hours
-from hvae_hpc.jobs.state.element_ends import read_ends
 from hvae_hpc.jobs.state.find_run import name_run
 from hvae_hpc.jobs.state.run_status import KINDS, UNASKED, Kind
 from hvae_hpc.jobs.state.submissions import Submissions
@@ -147,10 +146,10 @@ def _find_troubles(sweep: SweepStatus) -> list[Trouble]:
 
     # The logs of a group's first run tell the class of all, as logs may be many.
     submissions = Submissions(plan.runs_folder)
-    ends, troubles = read_ends(submissions), list[Trouble]()
+    troubles = []
     for (kind, reason), run_ids in groups.items():
         first = run_ids[0]
-        evidence = gather(plan, first, statuses[first], submissions, ends)
+        evidence = gather(plan, first, statuses[first], submissions)
         failure = "held" if statuses[first].held else classify(evidence)
         troubles.append(Trouble(kind, reason, failure, run_ids))
     return sorted(troubles, key=lambda each: (TROUBLES.index(each.kind), -len(each.run_ids)))

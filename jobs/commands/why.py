@@ -10,7 +10,6 @@ from hvae_hpc.jobs.failures.bad_nodes import gather_failures
 from hvae_hpc.jobs.failures.classify import Evidence, classify, gather
 from hvae_hpc.jobs.failures.retry import RunRetries, decide_retry, read_history, with_retry_changes
 from hvae_hpc.jobs.sites.site import Site, read_site
-from hvae_hpc.jobs.state.element_ends import read_ends
 from hvae_hpc.jobs.state.find_run import add_run, find_run, name_run
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.jobs.state.sweep_status import make_sweep_status, read_our_queue
@@ -49,9 +48,7 @@ def main(argv: Sequence[str]) -> int:
     statuses = make_sweep_status(plan, submissions, queue).statuses
     # The failures of other runs may speak against its node.
     failures = gather_failures(plan, read_results(plan), statuses, submissions)
-    evidence = failures.get(run_id) or gather(
-        plan, run_id, statuses[run_id], submissions, read_ends(submissions)
-    )
+    evidence = failures.get(run_id) or gather(plan, run_id, statuses[run_id], submissions)
     say(*explain(plan, run_id, evidence, read_site(options.site), note))
     return 0
 

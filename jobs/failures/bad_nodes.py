@@ -15,7 +15,6 @@ from hvae_hpc.config.resources import Resources
 from hvae_hpc.jobs.failures.classify import Evidence, classify, gather
 from hvae_hpc.jobs.sites.retry_policy import Failure
 from hvae_hpc.jobs.slurm.limits import Cluster
-from hvae_hpc.jobs.state.element_ends import read_ends
 from hvae_hpc.jobs.state.run_status import RunStatus
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.runs.done import ResultSummary
@@ -83,11 +82,11 @@ def gather_failures(
         for run_id, result in results.items()
         if result.done
     ]
-    ends, failures = read_ends(submissions), dict[str, Evidence]()
+    failures: dict[str, Evidence] = {}
     for run_id, status in statuses.items():
         if status.kind not in ("failed", "lost"):
             continue
-        evidence = gather(plan, run_id, status, submissions, ends)
+        evidence = gather(plan, run_id, status, submissions)
         failures[run_id] = evidence
         began = evidence.began.get("time") or submissions.element(status.element).submitted_at
         if _may_be_the_node(evidence):

@@ -95,7 +95,7 @@ def _find_failure(
     element = submissions.last_elements().get(run_ids[0], "")
     failures = list[tuple[Failure, str]]()
     for run_id in run_ids:
-        evidence = gather(plan, run_id, RunStatus("lost", element), submissions, {})
+        evidence = gather(plan, run_id, RunStatus("lost", element), submissions)
         is_done = (plan.folder(run_id) / METRICS).exists()
         was_killed = any(map(KILLED.search, evidence.lines))
         # The run's folder may have taken no word.

@@ -12,13 +12,11 @@ from hvae_hpc.errors import DEVICE_MEMORY
 from hvae_hpc.jobs.sites.retry_policy import Failure
 from hvae_hpc.jobs.state.element_logs import process_logs, read_tail
 from hvae_hpc.jobs.state.run_log import BEGINS, MACHINE_ERRORS, NO_TEMPORARY, checkpoint_at
-from hvae_hpc.jobs.state.run_status import RunStatus
+from hvae_hpc.jobs.state.run_status import ENDS, RunStatus
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.runs.folder import read_log
 from hvae_hpc.runs.plan import Plan
 
-ENDINGS = ("failed", "died", "stopped", "left", "blocked")
-"""Events of a run's log that end an attempt."""
 LINES = 200
 """Last lines of an element's log that are looked at."""
 STATES: Mapping[str, Failure] = {
@@ -138,9 +136,7 @@ class Evidence(NamedTuple):
         return bool(self.had_turn and told_to_go) and classify(self) == "lost"
 
 
-def gather(
-    plan: Plan, run_id: str, status: RunStatus, submissions: Submissions, ends: Mapping[str, str]
-) -> Evidence:
+def gather(plan: Plan, run_id: str, status: RunStatus, submissions: Submissions) -> Evidence:
     """Put together what is known of how a run's last attempt ended.
 
     Args:
@@ -148,7 +144,6 @@ def gather(
         run_id: of the run.
         status: of the run.
         submissions: of its runs folder.
-        ends: elements to SLURM's words for their ends.
     """
     log, element = read_log(plan.folder(run_id)), status.element
     submitted = submissions.element(element)
@@ -161,7 +156,7 @@ def gather(
         element = ""
 
     # Its end. What an earlier element said counts only where it is the run's status.
-    endings = [record for record in attempt if record.get("event") in ENDINGS]
+    endings = [record for record in attempt if record.get("event") in (*ENDS, "left")]
     if status.kind != "failed":
         endings = [record for record in endings if record.get("job_id", "") == element]
     opened = bool(element) and bool(process_logs(plan.runs_folder, element))
@@ -177,7 +172,7 @@ def gather(
     never_began = bool(element) and not (opened or is_named)
     return Evidence(
         status=status,
-        state=ends.get(element, "") or (NEVER_BEGAN if never_began else ""),
+        state=submissions.end_of(element) or (NEVER_BEGAN if never_began else ""),
         began=began if began.get("job_id", "") == element else {},
         ended=endings[-1] if endings else {},
         attempts=len(starts),

@@ -14,7 +14,6 @@ from itertools import zip_longest
 from typing import Any, NamedTuple
 
 from hvae_hpc.config.stages import CONFIGS
-from hvae_hpc.jobs.state.element_ends import read_ends
 from hvae_hpc.jobs.state.run_log import duration_s, split_attempts
 from hvae_hpc.jobs.state.run_status import RunStatus
 from hvae_hpc.jobs.state.submissions import Submissions
@@ -56,8 +55,7 @@ def read_device_hours(
     submissions: Submissions,
 ) -> list[StageHours]:
     """Return what each stage of a sweep took so far; stages without any time are left out."""
-    ends, submitted = read_ends(submissions), submissions.last_elements()
-    stages = []
+    submitted, stages = submissions.last_elements(), []
     for stage in [stage for stage in CONFIGS if stage in plan.resources]:
         run_ids = [run_id for run_id, run in plan.runs.items() if run.stage == stage]
         made = [results[run_id] for run_id in run_ids if results[run_id].done]
@@ -70,7 +68,8 @@ def read_device_hours(
             # Without SLURM a run has no cores of its own, so its threads count.
             cores = needs.tasks * needs.cpus if run_id in submitted else needs.threads
             devices = needs.nodes * needs.gpus if unit == "gpu" else cores
-            for outcome, seconds in _seconds_of_run(plan, run_id, result, statuses[run_id], ends):
+            status = statuses[run_id]
+            for outcome, seconds in _seconds_of_run(plan, run_id, result, status, submissions):
                 hours[outcome] += devices * seconds / 3600
 
         if any(hours.values()):
@@ -79,7 +78,7 @@ def read_device_hours(
 
 
 def _seconds_of_run(
-    plan: Plan, run_id: str, result: ResultSummary, status: RunStatus, ends: Mapping[str, str]
+    plan: Plan, run_id: str, result: ResultSummary, status: RunStatus, submissions: Submissions
 ) -> Iterator[tuple[str, float]]:
     """Yield outcome and seconds of parts of a run's attempts."""
     if result.done:
@@ -94,7 +93,7 @@ def _seconds_of_run(
         first = following[0] if following else {}
         side_by_side = max(1, int(attempt[0].get("at_once", 1)))
         seconds = max(0.0, duration_s(attempt))
-        outcome = _outcome(attempt, first, ends)
+        outcome = _outcome(attempt, first, submissions)
         if not following and result.done:
             return  # its seconds are those of the result
         if not following and status.kind == "running":
@@ -103,13 +102,13 @@ def _seconds_of_run(
 
 
 def _outcome(
-    attempt: Sequence[Mapping[str, Any]], following: Mapping[str, Any], ends: Mapping[str, str]
+    attempt: Sequence[Mapping[str, Any]], following: Mapping[str, Any], submissions: Submissions
 ) -> str:
     """Return what came of an attempt that made no result."""
     if int(following.get("at", 0)) > int(attempt[0].get("at", 0)):
         return "useful"
     element = attempt[0].get("job_id", "")
-    end = ends.get(element, "")
+    end = submissions.end_of(element)
     if any(record.get("event") in ("failed", "died", "again") for record in attempt):
         return "failed"
     if any(record.get("at_limit") for record in attempt) or end.startswith(("TIMEOUT", "DEADLINE")):

@@ -27,6 +27,7 @@ from hvae_hpc.runs.plan import Array
 SUBMISSIONS = "submissions"
 PLAN_FILE = "plan.json"
 JOBS_FILE = "jobs.jsonl"
+ENDS_FILE = "ends.json"
 SUBMITTING_S = 600.0
 """An sbatch may take so long until its job is noted, with the difference of two clocks."""
 LATEST = 1e11
@@ -147,6 +148,23 @@ class Submissions:
                 run_ids = self.run_ids(job.submission, job.array, place)
                 elements[f"{job.job}_{place}"] = Element(run_ids, minutes, job.time)
         return elements
+
+    @cached_property
+    def asked_ends(self) -> tuple[float, dict[str, str]]:
+        """When accounting was asked last (seconds since 1970), and how elements ended.
+
+        The ends are "12_3" to "TIMEOUT on n1", or to "" where accounting knows nothing. A damaged
+        file holds none.
+        """
+        with contextlib.suppress(*NO_RECORD):
+            content = read_json(self.folder / ENDS_FILE)
+            ends = {name: str(end) for name, end in content["ends"].items()}
+            return float(content["asked_at"]), ends
+        return 0.0, {}
+
+    def end_of(self, element: str) -> str:
+        """Return what accounting said of an element's end; "" where nothing is known."""
+        return self.asked_ends[1].get(element, "")
 
     def find_queued(self, queue: Queue | None) -> list[tuple[Queued, str, int]]:
         """Return the queue's rows that were submitted from this runs folder.

@@ -249,10 +249,7 @@ def _headline(outcome: Outcome) -> str:
 def stage_function(stage: str) -> Callable[[Any, Workplace], Outcome | None]:
     """Import and return what a stage does; only here, as a process pays for what it imports."""
     module, name = STAGES[stage]
-    function: Callable[[Any, Workplace], Outcome | None] = getattr(
-        import_module(f"hvae_hpc.{module}"), name
-    )
-    return function
+    return getattr(import_module(f"hvae_hpc.{module}"), name)
 
 
 def _workplace(plan: Plan, run_id: str, stopped: Callable[[], bool], rank: int = 0) -> Workplace:

@@ -164,7 +164,7 @@ class _Head:
             share = self.rng.uniform(nearest, farthest)
             place = direction / np.linalg.norm(direction) * share
             if place[2] > -0.35 and abs(place[0]) > 0.12:
-                return np.asarray(self.centre + self.radii * place)
+                return self.centre + self.radii * place
 
 
 def _mirrored(

@@ -100,7 +100,7 @@ class _Patient:
             np.interp(axes[2], _LEVELS_MM, sides).astype(np.float32) * np.float32(self.size)
             for sides in (_HALF_WIDTH_MM, _HALF_DEPTH_MM)
         )
-        return np.asarray(np.sqrt(np.square(axes[0] / width) + np.square(axes[1] / depth)))
+        return np.sqrt(np.square(axes[0] / width) + np.square(axes[1] / depth))
 
     def _airway(self, axes: Axes) -> Floats:
         return ellipsoid(
@@ -147,7 +147,7 @@ class _Patient:
 
         def edge(axes: Axes) -> Floats:
             """Return what is above 0 in the tumour: one function for both grids."""
-            return np.asarray(1 - ellipsoid(axes, place, radii) + 0.18 * shape(axes))
+            return 1 - ellipsoid(axes, place, radii) + 0.18 * shape(axes)
 
         part, axes = cut_box(self.pet_grid.axes, place, reach)
         inside = edge(axes)

@@ -122,7 +122,7 @@ def ellipsoid(axes: Axes, centre: Places, radii: Places) -> Floats:
             axes, centre.astype(np.float32), radii.astype(np.float32), strict=True
         )
     )
-    return np.asarray(np.sqrt(x + y + z))
+    return np.sqrt(x + y + z)
 
 
 def soft(value: NDArray[Any], width: float) -> Floats:

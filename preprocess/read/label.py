@@ -36,7 +36,7 @@ def _find_tumour(label: Scan, recipe: Recipe, known: tuple[int, ...]) -> NDArray
     if not np.isfinite(inside).all():
         raise UserError(f"{label.path}: label values are NaN or infinite; repair the file")
     if threshold is not None:
-        return np.asarray(data >= threshold)
+        return data >= threshold
 
     if inside.dtype.kind == "f":
         whole = np.rint(inside)
@@ -51,11 +51,11 @@ def _find_tumour(label: Scan, recipe: Recipe, known: tuple[int, ...]) -> NDArray
     _check_values(label, values, recipe, known)
 
     if wanted == "any" or set(values) <= set(wanted):
-        return np.asarray(data != 0)
+        return data != 0
     tumour = data == wanted[0]
     for value in wanted[1:]:
         tumour |= data == value
-    return np.asarray(tumour)
+    return tumour
 
 
 def _check_values(

@@ -169,7 +169,7 @@ def _find_to_qform(header: Any, affine: NDArray[np.float64]) -> NDArray[np.float
         with contextlib.suppress(HeaderDataError):  # the qform makes no sense
             qform = header.get_qform()
             if abs(np.linalg.det(qform)) > 0:  # neither NaN nor a spacing of 0
-                return np.asarray(qform @ np.linalg.inv(affine))
+                return qform @ np.linalg.inv(affine)
     return np.eye(4)
 
 

@@ -181,4 +181,4 @@ def _crop_around(
 
 
 def _apply(affine: NDArray[Any], point: NDArray[Any]) -> NDArray[np.float64]:
-    return np.asarray(affine[:3, :3] @ point + affine[:3, 3])
+    return affine[:3, :3] @ point + affine[:3, 3]

@@ -67,12 +67,12 @@ class Scan:
     @property
     def spacing_mm(self) -> NDArray[np.float64]:
         """Distance between neighbouring voxels along each axis, mm."""
-        return np.asarray(np.linalg.norm(self.affine[:3, :3], axis=0))
+        return np.linalg.norm(self.affine[:3, :3], axis=0)
 
     @property
     def directions(self) -> NDArray[np.float64]:
         """(3, 3), orthonormal: columns are the axes' directions in the world."""
-        return np.asarray(self.affine[:3, :3] / self.spacing_mm)
+        return self.affine[:3, :3] / self.spacing_mm
 
     def lies_off(self, affine: NDArray[np.float64]) -> float:
         """Return how far off another affine places a corner of this volume, mm.

@@ -1,6 +1,7 @@
 """The tables of arms: what each gains over the reference, and the other measures of its masks."""
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -9,7 +10,7 @@ from hvae_hpc.results.gain import conclude
 from hvae_hpc.results.labels import arm_label
 from hvae_hpc.results.scores import ArmScores, supported_best
 from hvae_hpc.results.statistics import Estimate
-from hvae_hpc.results.tables.table import NOTHING, Cell, Table, format_estimate, paragraph
+from hvae_hpc.results.tables.table import NOTHING, Table, format_estimate, paragraph
 from hvae_hpc.runs.plan import Plan
 
 MEASURES = {
@@ -57,11 +58,11 @@ def build_arms(plan: Plan, scores: Sequence[ArmScores]) -> Table | None:
     rows = [_format_scores(s, plan.smallest_effect) for s in scores]
     return Table(
         title=f"Arms ({plan.sweep}): segmentation of the test cases",
-        columns=tuple(rows[0]),
-        rows=tuple(tuple(row.values()) for row in rows),
-        notes=(_caption(plan, scores),),
+        columns=list(rows[0]),
+        rows=[list(row.values()) for row in rows],
+        notes=[_caption(plan, scores)],
         numbers=[_numbers_of(s) for s in scores],
-        bold=frozenset((i, 3) for i, s in enumerate(scores) if best.get(s.data) == s.arm.name),
+        bold=[(i, 3) for i, s in enumerate(scores) if best.get(s.data) == s.arm.name],
     )
 
 
@@ -73,33 +74,33 @@ def build_measures(plan: Plan, scores: Sequence[ArmScores]) -> Table | None:
     return Table(
         title=f"Measures ({plan.sweep}): the masks of the test cases",
         columns=("data", "arm", *MEASURES.values()),
-        rows=tuple(
+        rows=[
             (s.data, arm_label(s.arm), *(_format_measure(s, name) for name in MEASURES))
             for s in done
-        ),
-        notes=(MEASURES_CAPTION,),
+        ],
+        notes=[MEASURES_CAPTION],
         numbers=[{"data": s.data, "arm": s.arm.name, "unit": s.unit, **s.others} for s in done],
     )
 
 
 def _format_scores(scores: ArmScores, smallest: float) -> dict[str, str]:
     """Return an arm's row for people."""
-    conclusion = ""
-    if scores.difference and scores.p is not None:
-        conclusion = conclude(scores.difference.low, scores.difference.high, smallest)
+    conclusion, difference = "", scores.difference
+    if difference and scores.p is not None:
+        conclusion = conclude(difference.low, difference.high, smallest)
     n = str(scores.n) if scores.n == scores.n_expected else f"{scores.n}/{scores.n_expected}"
     return {
         "data": scores.data,
         "arm": arm_label(scores.arm),
         "runs": n,
         "Dice": format_estimate(scores.dice),
-        "against the reference": format_estimate(scores.difference, "+") if scores.versus else "",
+        "against the reference": format_estimate(difference, "+") if scores.versus else "",
         "p": _format_p(scores.p) if scores.versus else "",
         "conclusion": conclusion,
     }
 
 
-def _numbers_of(scores: ArmScores) -> dict[str, Cell]:
+def _numbers_of(scores: ArmScores) -> dict[str, Any]:
     """Return an arm's row of the CSV."""
     return {
         "data": scores.data,
@@ -129,7 +130,7 @@ def _format_p(p: float | None) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def _estimate_numbers(name: str, estimate: Estimate | None) -> dict[str, Cell]:
+def _estimate_numbers(name: str, estimate: Estimate | None) -> dict[str, float | None]:
     mean, low, high = (estimate.mean, estimate.low, estimate.high) if estimate else (None,) * 3
     return {name: mean, f"{name}_low": low, f"{name}_high": high}
 

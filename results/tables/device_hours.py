@@ -5,6 +5,14 @@ from typing import Any
 
 from hvae_hpc.results.tables.table import NOTHING, Table, paragraph
 
+NOTE = paragraph(
+    """
+    Of all attempts, also at runs that are not done. Useful is what made a result, or was saved and
+    gone on from; preempted is also lost with a node, interrupted what ended for no reason that is
+    known.
+    """
+)
+
 
 def build_device_hours(stages: Sequence[Mapping[str, Any]]) -> Table | None:
     """Return the table; None where nothing was spent.
@@ -21,17 +29,8 @@ def build_device_hours(stages: Sequence[Mapping[str, Any]]) -> Table | None:
     return Table(
         title="Where the time went (hours of GPUs, or of CPU cores)",
         columns=("stage", "of", *outcomes),
-        rows=tuple(_format_stage(stage, outcomes) for stage in stages),
-        notes=(
-            paragraph(
-                """
-            Of all attempts, also at runs that are not done. Useful is what made a result, or was
-            saved and gone on from; preempted is also lost with a node, interrupted what ended for
-            no reason that is known.
-            """
-            ),
-            *(stage["advice"] for stage in stages if stage["advice"]),
-        ),
+        rows=[_format_stage(stage, outcomes) for stage in stages],
+        notes=[NOTE, *(stage["advice"] for stage in stages if stage["advice"])],
         numbers=[
             {
                 "stage": stage["stage"],

@@ -8,7 +8,7 @@ from hvae_hpc.results.collect import Collected
 from hvae_hpc.results.labels import arm_label, method_of, ordered_arms
 from hvae_hpc.results.scores import ArmScores, supported_best
 from hvae_hpc.results.tables.published import SOURCE, format_published, read_published
-from hvae_hpc.results.tables.table import Cell, Table, format_summary, paragraph, summary_numbers
+from hvae_hpc.results.tables.table import Table, format_summary, paragraph, summary_numbers
 from hvae_hpc.runs.plan import Plan
 
 
@@ -24,8 +24,7 @@ def build_table1(plan: Plan, collected: Collected, scores: Sequence[ArmScores]) 
     compared = {data for data, _, _ in published}.intersection(names)
 
     columns = {"arm": [arm_label(arm) for arm in arms]}
-    numbers: list[dict[str, Cell]] = []
-    bold = set()
+    numbers, bold = [], []
     for data in names:
         ours, printed = [], []
         for i, arm in enumerate(arms):
@@ -35,22 +34,22 @@ def build_table1(plan: Plan, collected: Collected, scores: Sequence[ArmScores]) 
             ours.append(format_summary(dice, n))
             printed.append(format_published(in_paper))
             if best.get(data) == arm.name:
-                bold.add((i, len(columns)))
+                bold.append((i, len(columns)))
             if n:
                 paper = {f"published_{name}": in_paper.get(name) for name in ("mean", "sd")}
                 key = {"data": data, "arm": arm.name, "method": method, "amount": amount}
-                numbers.append({**key, **summary_numbers(dice, n), **paper})
+                numbers.append({**key, **summary_numbers(dice, n_expected=n), **paper})
         columns[data] = ours
         if data in compared:
             columns[f"{data}, published"] = printed
 
     return Table(
         title=f"Table 1 ({plan.sweep}): Dice on the test cases",
-        columns=tuple(columns),
-        rows=tuple(zip(*columns.values(), strict=True)),
-        notes=(_caption(plan, bool(compared), bool(bold)),),
+        columns=list(columns),
+        rows=list(zip(*columns.values(), strict=True)),
+        notes=[_caption(plan, bool(compared), bool(bold))],
         numbers=numbers,
-        bold=frozenset(bold),
+        bold=bold,
     )
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 from hvae_hpc.config.stages import GenerateConfig
 from hvae_hpc.results.collect import Collected, rows_of
 from hvae_hpc.results.labels import generators_of, name_label
-from hvae_hpc.results.tables.table import NOTHING, Cell, Table, paragraph
+from hvae_hpc.results.tables.table import NOTHING, Table, paragraph
 from hvae_hpc.runs.plan import Plan
 
 COUNTS = ["draws", "rejected", "smallest_mask_px"]
@@ -27,9 +27,7 @@ def build_draws(plan: Plan, collected: Collected) -> Table | None:
     counted = collected.draws.dropna(subset=COUNTS)
     if counted.empty:
         return None
-    rows = []
-    warnings: list[str] = []
-    numbers: list[dict[str, Cell]] = []
+    rows, warnings, numbers = [], list[str](), list[dict[str, Any]]()
     for data in plan.data:
         for source in generators_of(plan):
             runs = rows_of(counted, data=data, source=source)
@@ -56,8 +54,8 @@ def build_draws(plan: Plan, collected: Collected) -> Table | None:
             *("data", "generator", "draws", "without a tumour"),
             *("smallest mask kept, px", "chains' acceptance"),
         ),
-        rows=tuple(rows),
-        notes=(*warnings, note),
+        rows=rows,
+        notes=[*warnings, note],
         numbers=numbers,
     )
 
@@ -79,11 +77,8 @@ def _describe_stuck(name: str, runs: pd.DataFrame) -> list[str]:
 
 
 def _format_draws(runs: pd.DataFrame) -> tuple[str, ...]:
-    draws, rejected, acceptance = (
-        runs["draws"].sum(),
-        runs["rejected"].sum(),
-        runs["acceptance"].mean(),
-    )
+    draws, rejected = runs["draws"].sum(), runs["rejected"].sum()
+    acceptance = runs["acceptance"].mean()
     share = f"{100 * rejected / draws:.0f} %" if draws else NOTHING
     return (
         f"{draws:,.0f}",
@@ -93,7 +88,7 @@ def _format_draws(runs: pd.DataFrame) -> tuple[str, ...]:
     )
 
 
-def _numbers_of(plan: Plan, row: Mapping[Hashable, Any]) -> dict[str, Cell]:
+def _numbers_of(plan: Plan, row: Mapping[Hashable, Any]) -> dict[str, Any]:
     """Return a run's row of the CSV."""
     config = plan.runs[str(row["run_id"])].config
     assert isinstance(config, GenerateConfig)

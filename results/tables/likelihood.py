@@ -6,7 +6,7 @@ from hvae_hpc.config.stages import LikelihoodConfig
 from hvae_hpc.results.collect import Collected, rows_of
 from hvae_hpc.results.labels import name_label
 from hvae_hpc.results.statistics import summarise
-from hvae_hpc.results.tables.table import Cell, Table, format_summary, paragraph, summary_numbers
+from hvae_hpc.results.tables.table import Table, format_summary, paragraph, summary_numbers
 from hvae_hpc.runs.plan import Plan
 
 COLUMNS = {
@@ -31,8 +31,7 @@ def build_likelihoods(plan: Plan, collected: Collected) -> Table | None:
     configs = plan.configs(LikelihoodConfig)
     if not configs:
         return None
-    rows = []
-    numbers: list[dict[str, Cell]] = []
+    rows, numbers = [], []
     for (data, generator), n in Counter((c.data, c.generator) for c in configs).items():
         runs = rows_of(collected.likelihood, data=data, generator=generator)
         cells = [data, name_label(generator)]
@@ -43,13 +42,13 @@ def build_likelihoods(plan: Plan, collected: Collected) -> Table | None:
             expected = 0 if has_none else n
             cells.append(format_summary(summary, expected, digits))
             key = {"data": data, "generator": generator, "metric": metric}
-            numbers.append({**key, **summary_numbers(summary, expected)})
-        rows.append(tuple(cells))
+            numbers.append({**key, **summary_numbers(summary, n_expected=expected)})
+        rows.append(cells)
     return Table(
         title=f"Held-out likelihood ({plan.sweep}): lower bounds for test pairs",
         columns=("data", "generator", *(name for name, _ in COLUMNS.values())),
-        rows=tuple(rows),
-        notes=(_caption(configs[0], collected.likelihood["gap"].max()),),
+        rows=rows,
+        notes=[_caption(configs[0], collected.likelihood["gap"].max())],
         numbers=numbers,
     )
 

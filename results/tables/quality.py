@@ -14,7 +14,6 @@ from hvae_hpc.results.statistics import Summary, pool, summarise
 from hvae_hpc.results.tables.published import SOURCE, format_published, read_published
 from hvae_hpc.results.tables.table import (
     NOTHING,
-    Cell,
     Table,
     format_summary,
     paragraph,
@@ -66,8 +65,7 @@ def build_table2(plan: Plan, collected: Collected) -> Table | None:
         return None
     published = read_published("table2")
     compared = any(data in plan.data for data, _, _ in published)
-    rows = []
-    numbers: list[dict[str, Cell]] = []
+    rows, numbers = [], []
     for data in plan.data:
         for source in ordered_sources(plan, data):
             draws = sum(c.draws for c in configs if (c.data, c.source) == (data, source))
@@ -82,14 +80,14 @@ def build_table2(plan: Plan, collected: Collected) -> Table | None:
                 paper = {f"published_{n}": in_paper.get(f"{metric}_{n}") for n in ("mean", "sd")}
                 key = {"data": data, "source": source, "metric": metric}
                 numbers.append({**key, **summary_numbers(ours), **paper})
-            rows.append(tuple(cells))
+            rows.append(cells)
 
     beside = ["published"] if compared else []
     return Table(
         title=f"Table 2 ({plan.sweep}): images against the test images, unpaired",
         columns=("data", "images", "PSNR (dB)", *beside, "SSIM", *beside),
-        rows=tuple(rows),
-        notes=(_caption2(compared),),
+        rows=rows,
+        notes=[_caption2(compared)],
         numbers=numbers,
     )
 
@@ -107,9 +105,7 @@ def build_quality(plan: Plan, collected: Collected) -> Table | None:
     names = [data for data in plan.data if any(key[0] == data for key in expected)]
     sources = list(dict.fromkeys(s for data in names for s in ordered_sources(plan, data)))
 
-    rows: list[tuple[str, ...]] = []
-    numbers: list[dict[str, Cell]] = []
-    all_runs = {}
+    rows, numbers, all_runs = [], [], {}
     for data in names:
         runs = {s: rows_of(collected.quality, data=data, source=s) for s in sources}
         all_runs[data] = runs
@@ -132,8 +128,8 @@ def build_quality(plan: Plan, collected: Collected) -> Table | None:
     return Table(
         title=f"Quality ({plan.sweep}): sets of images against the test images",
         columns=("data", "measure", *map(name_label, sources)),
-        rows=tuple(rows),
-        notes=(*_describe_faults(all_runs), *_captions(configs[0])),
+        rows=rows,
+        notes=[*_describe_faults(all_runs), *_captions(configs[0])],
         numbers=numbers,
     )
 
@@ -166,9 +162,9 @@ def _format_medians(runs: pd.DataFrame, name: str, digits: int) -> str:
     return f"{source:.{digits}f} ({test:.{digits}f})"
 
 
-def _measure_numbers(runs: pd.DataFrame, expected: int, name: str) -> dict[str, Cell]:
+def _measure_numbers(runs: pd.DataFrame, expected: int, name: str) -> dict[str, Any]:
     values = runs[name].dropna()
-    numbers = summary_numbers(summarise(values), expected)
+    numbers = summary_numbers(summarise(values), n_expected=expected)
     has_interval = len(values) == 1 and f"{name}_low" in runs
     for end in ("low", "high"):
         numbers[end] = float(runs.loc[values.index[0], f"{name}_{end}"]) if has_interval else None

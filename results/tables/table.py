@@ -3,8 +3,9 @@
 import html
 import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pandas as pd
 
@@ -33,8 +34,6 @@ _LATEX = str.maketrans(
 # A formula (but "+100" and "+16.5 %" are none), or a whole number such as the hash 12345e678901.
 _NOT_LIKE_TEXT = re.compile(r"[=@\t\r]|[-+](?![\d.]+( %)?$)|\d+(e\d+)?$", re.IGNORECASE)
 
-Cell = str | int | float | None
-
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
@@ -45,18 +44,19 @@ class Table:
         columns, rows: what people read, rounded.
         notes: the caption's paragraphs, below the table.
         numbers: the CSV's rows, column to value, with all digits; None for what does not exist.
+            Where there are none, the CSV has ``rows``.
         bold: (row, column) of cells that stand out.
         remarks: what must be said below every table of the sweep. The HTML leaves them out: a page
             of many tables says them once.
     """
 
     title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    notes: tuple[str, ...] = ()
-    numbers: Sequence[Mapping[str, Cell]] = ()
-    bold: frozenset[tuple[int, int]] = frozenset()
-    remarks: tuple[str, ...] = ()
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
+    numbers: Sequence[Mapping[Any, Any]] = ()
+    bold: Collection[tuple[int, int]] = ()
+    remarks: Sequence[str] = ()
 
     def to_text(self) -> str:
         """Return the table for a terminal."""
@@ -83,7 +83,8 @@ class Table:
 
     def to_csv(self) -> str:
         """Return the numbers; equal numbers give equal bytes."""
-        return to_csv(pd.DataFrame(self.numbers, dtype=object))
+        columns = None if self.numbers else list(self.columns)
+        return to_csv(pd.DataFrame(self.numbers or self.rows, columns=columns, dtype=object))
 
     def to_latex(self, label: str) -> str:
         r"""Return a table environment, which needs ``\usepackage{booktabs}`` and nothing else.
@@ -155,9 +156,9 @@ class Table:
         return replace(
             self,
             title=self.title if 0 in kept else f"{self.title}, {names.pop()}",
-            columns=tuple(self.columns[j] for j in kept),
-            rows=tuple(tuple(row[j] for j in kept) for row in self.rows),
-            bold=frozenset((i, kept.index(j)) for i, j in self.bold),
+            columns=[self.columns[j] for j in kept],
+            rows=[[row[j] for j in kept] for row in self.rows],
+            bold=[(i, kept.index(j)) for i, j in self.bold],
         )
 
     def _escape_rows(self, escape: Callable[[str], str], bold: str) -> list[list[str]]:
@@ -207,13 +208,10 @@ def format_estimate(estimate: Estimate | None, sign: str = "") -> str:
     return f"{estimate.mean:{sign}.3f} [{estimate.low:{sign}.3f}, {estimate.high:{sign}.3f}]"
 
 
-def summary_numbers(summary: Summary | None, expected: int | None = None) -> dict[str, Cell]:
-    """Return n, n_expected (unless None), mean and sd for the CSV."""
-    numbers: dict[str, Cell] = {"n": summary.n if summary else 0}
-    if expected is not None:
-        numbers["n_expected"] = expected
-    mean, sd = (summary.mean, summary.sd) if summary else (None, None)
-    return {**numbers, "mean": mean, "sd": sd}
+def summary_numbers(summary: Summary | None, **expected: int) -> dict[str, Any]:
+    """Return n, n_expected where it is given by this name, mean and sd for the CSV."""
+    n, mean, sd = (summary.n, summary.mean, summary.sd) if summary else (0, None, None)
+    return {"n": n, **expected, "mean": mean, "sd": sd}
 
 
 def _leading_number(cell: str) -> str:

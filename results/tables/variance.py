@@ -26,10 +26,8 @@ def build_variance(plan: Plan, collected: Collected) -> Table | None:
     numbers = sds.astype(object).where(sds.notna(), None).reset_index(names="data")
     return Table(
         title=f"Variance ({plan.sweep}): where differences come from",
-        columns=tuple(numbers.columns),
-        rows=tuple(sds.map("{:.3f}".format).replace("nan", NOTHING).itertuples(name=None)),
-        notes=(CAPTION,),
-        numbers=[
-            dict(zip(map(str, numbers), row, strict=True)) for row in numbers.to_numpy().tolist()
-        ],
+        columns=list(numbers.columns),
+        rows=list(sds.map("{:.3f}".format).replace("nan", NOTHING).itertuples(name=None)),
+        notes=[CAPTION],
+        numbers=[row.to_dict() for _, row in numbers.iterrows()],
     )

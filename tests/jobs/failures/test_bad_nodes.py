@@ -9,7 +9,7 @@ import pytest
 from hvae_hpc.config.loader import read_json
 from hvae_hpc.jobs.failures.bad_nodes import RunOnNode, find_bad_nodes
 from hvae_hpc.jobs.failures.retry import RetryHistory
-from hvae_hpc.jobs.state.element_ends import ENDS_FILE
+from hvae_hpc.jobs.state.submissions import ENDS_FILE
 from hvae_hpc.runs.folder import write_json
 from hvae_hpc.runs.plan import Plan
 from tests.jobs.failures.test_retry import NO_MEMORY, choose_once

@@ -18,13 +18,14 @@ from hvae_hpc.jobs.failures.classify import Evidence, classify, gather
 from hvae_hpc.jobs.sites.site import read_site
 from hvae_hpc.jobs.slurm.client import read_queue
 from hvae_hpc.jobs.slurm.sbatch import sbatch_text
-from hvae_hpc.jobs.state.element_ends import explain_lost, read_ends
+from hvae_hpc.jobs.state.element_ends import explain_lost
 from hvae_hpc.jobs.state.element_logs import read_tail
 from hvae_hpc.jobs.state.run_status import RunStatus, read_run_status
-from hvae_hpc.jobs.state.submissions import Submissions, comment_of
+from hvae_hpc.jobs.state.submissions import ENDS_FILE, Submissions, comment_of
 from hvae_hpc.jobs.worker import run as tasks
 from hvae_hpc.jobs.worker.pool import run_locally
 from hvae_hpc.runs.done import read_results
+from hvae_hpc.runs.folder import write_json
 from hvae_hpc.runs.plan import Plan, write_plan
 from tests.jobs.queues import log, submit
 from tests.jobs.queues import make_plan as make_up_plan
@@ -47,7 +48,7 @@ def why(plan: Plan, run_id: str, status: RunStatus | None = None) -> list[str]:
     """Return what ``hvae-hpc why`` says of a run; it is printed too (pytest -rP)."""
     submissions = Submissions(plan.runs_folder)
     status = status or read_run_status(plan, read_results(plan), submissions, None)[run_id]
-    evidence = gather(plan, run_id, status, submissions, read_ends(submissions))
+    evidence = gather(plan, run_id, status, submissions)
     lines = list(explain(plan, run_id, evidence, SITE))
     print("\n".join(lines))
     assert len(lines) <= 10
@@ -319,7 +320,7 @@ def ended(
                     read_run_status(plan, results, submissions, queue), submissions, thorough=True
                 )
             )
-            return len([end for end in read_ends(submissions).values() if end]) == len(KINDS)
+            return len([end for end in submissions.asked_ends[1].values() if end]) == len(KINDS)
 
         wait_until(all_known, 20)
     return plan, statuses
@@ -369,7 +370,7 @@ def test_what_slurm_ends(
     assert any(line.startswith(f"retry:     {retry}") for line in lines)
     # Where there is no accounting, the element's log tells the same, unless its node was gone
     # before it could.
-    evidence = gather(plan, run_id, statuses[run_id], Submissions(plan.runs_folder), {})
+    evidence = gather(plan, run_id, statuses[run_id], Submissions(plan.runs_folder))
     assert classify(evidence) == ("lost" if kind == "node" else failure.partition(",")[0])
     assert evidence.cancelled == (kind == "cancelled")
 
@@ -407,7 +408,7 @@ def test_the_words_of_earlier_runs_of_an_element_are_not_taken_for_those_of_the_
     (plan.runs_folder / "submissions" / name / "12_0_0_log.out").write_text(
         f"CUDA out of memory\nfailed: train x ({first}), 1.0 s: CUDA out of memory\nslurmstepd: error: bad_alloc\n"
     )
-    evidence = gather(plan, second, RunStatus("lost", "12_0"), Submissions(plan.runs_folder), {})
+    evidence = gather(plan, second, RunStatus("lost", "12_0"), Submissions(plan.runs_folder))
     assert list(evidence.lines) == ["slurmstepd: error: bad_alloc"]
 
 
@@ -417,7 +418,7 @@ def test_a_run_whose_folder_took_no_word_is_known_by_the_element_s_log(plan: Pla
     (plan.runs_folder / "submissions" / name / "12_0_0_log.out").write_text(
         f"failed: train x ({run_id}), 1.0 s: /runs/x: cannot be written (No space left on device)\n"
     )
-    evidence = gather(plan, run_id, RunStatus("lost", "12_0"), Submissions(plan.runs_folder), {})
+    evidence = gather(plan, run_id, RunStatus("lost", "12_0"), Submissions(plan.runs_folder))
     assert classify(evidence) == "disk full or quota"
 
 
@@ -431,7 +432,9 @@ def test_a_local_attempt_after_a_submitted_one_is_told_by_its_own_log(plan: Plan
         {"event": "died", "signal": "SIGSEGV", "job_id": ""},
     )
     status = read_run_status(plan, read_results(plan), Submissions(plan.runs_folder), None)[run_id]
-    evidence = gather(plan, run_id, status, Submissions(plan.runs_folder), {"12_0": "PREEMPTED"})
+    ends = {"asked_at": time.time(), "ends": {"12_0": "PREEMPTED"}}
+    write_json(plan.runs_folder / "submissions" / ENDS_FILE, ends)
+    evidence = gather(plan, run_id, status, Submissions(plan.runs_folder))
     assert classify(evidence) == "code error"
     assert not evidence.cancelled
 
@@ -470,7 +473,7 @@ def gather_of(
     """Return the evidence of a run of an element whose log has some text."""
     name = submit(plan, elements)
     (plan.runs_folder / "submissions" / name / "12_0_0_log.out").write_text(text)
-    return gather(plan, run_id, RunStatus(kind, "12_0"), Submissions(plan.runs_folder), {})
+    return gather(plan, run_id, RunStatus(kind, "12_0"), Submissions(plan.runs_folder))
 
 
 @pytest.mark.parametrize(

@@ -27,9 +27,8 @@ from hvae_hpc.jobs.failures.retry import (
 from hvae_hpc.jobs.failures.retry import write_history as keep
 from hvae_hpc.jobs.sites.site import Site, read_site
 from hvae_hpc.jobs.slurm.limits import Cluster, Node, Partition
-from hvae_hpc.jobs.state.element_ends import ENDS_FILE
 from hvae_hpc.jobs.state.run_status import read_run_status
-from hvae_hpc.jobs.state.submissions import Submissions
+from hvae_hpc.jobs.state.submissions import ENDS_FILE, Submissions
 from hvae_hpc.jobs.submit.prepare import prepare
 from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.folder import read_log, write_json

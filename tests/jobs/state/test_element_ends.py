@@ -10,9 +10,9 @@ import pytest
 
 from hvae_hpc.jobs.slurm.client import read_queue
 from hvae_hpc.jobs.state import element_ends
-from hvae_hpc.jobs.state.element_ends import ENDS_FILE, explain_lost
+from hvae_hpc.jobs.state.element_ends import explain_lost
 from hvae_hpc.jobs.state.run_status import RunStatus, read_run_status
-from hvae_hpc.jobs.state.submissions import Submissions
+from hvae_hpc.jobs.state.submissions import ENDS_FILE, Submissions
 from hvae_hpc.runs.done import read_results
 from tests.jobs.queues import make_plan, submit
 from tests.minislurm.minislurm import MiniSlurm

@@ -184,7 +184,7 @@ def test_an_arm_without_runs_has_dashes(tmp_path: Path) -> None:
     write_sweep(tmp_path, skip=lambda run: bool(segments([run], "vae+100")))
     table = table_of(tmp_path)
     (row,) = [row for row in table.rows if row[1] == "VAE + 100"]
-    assert row == ("brats2021", "VAE + 100", "0/3", "—", "—", "—", "")
+    assert tuple(row) == ("brats2021", "VAE + 100", "0/3", "—", "—", "—", "")
 
 
 @pytest.mark.parametrize(

@@ -168,11 +168,11 @@ def test_table_2_has_the_generators_then_the_two_reference_rows(tmp_path: Path) 
     write_sweep(tmp_path, data=("brats2021", "hecktor2022"))
     table = table2_of(tmp_path)
     names = ["LSGAN", "VAE", "HVAE", "Real (training images)", "Mean training image"]
-    assert [row[:2] for row in table.rows] == [
+    assert [tuple(row[:2]) for row in table.rows] == [
         (d, n) for d in ("brats2021", "hecktor2022") for n in names
     ]
     vae = ("13.143 ± 0.040 (10)", "17.966 ± 0.03", "0.633 ± 0.020 (10)", "0.826 ± 0.04")
-    assert table.rows[6][2:] == vae
+    assert tuple(table.rows[6][2:]) == vae
     assert [row[3] for row in table.rows[3:5]] == ["—", "—"]
 
 

@@ -81,7 +81,7 @@ def test_runs_of_an_earlier_version_have_empty_cells_and_no_mean_of_some_runs(
     rewrite_as_old(tmp_path, runs)
     tables = tables_of(tmp_path)
     assert tables["measures"] is not None
-    assert tables["measures"].columns == ("arm", "HD95", "precision", "recall")
+    assert tuple(tables["measures"].columns) == ("arm", "HD95", "precision", "recall")
     assert tables["quality"] is not None
     assert not [row for row in tables["quality"].rows if row[0].startswith(("lesion", "tissue"))]
 
