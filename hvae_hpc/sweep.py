@@ -31,7 +31,7 @@ from hvae_hpc.jobs.sweeps import expand
 from hvae_hpc.jobs.sweeps.config import SweepConfig
 from hvae_hpc.jobs.worker.pool import run_locally
 from hvae_hpc.preprocess.store.manifest import MANIFEST, read_manifest
-from hvae_hpc.runs.done import ResultSummary, read_results
+from hvae_hpc.runs.done import Results, read_results
 from hvae_hpc.runs.identity import JOB
 from hvae_hpc.runs.plan import Plan, plan_path, read_plan, write_plan
 
@@ -256,7 +256,7 @@ def _how_to_pack(sweep: SweepConfig, name: str, folder: Path, place: Sequence[st
     return f"no {MANIFEST} in {folder}; " + "; or ".join(ways)
 
 
-def _describe(sweep: SweepConfig, plan: Plan, results: Mapping[str, ResultSummary]) -> None:
+def _describe(sweep: SweepConfig, plan: Plan, results: Results) -> None:
     """Print what the sweep is: its data, arms that are left out, and its runs by stage."""
     say(f"sweep {sweep.name}: {sweep.about}" if sweep.about else f"sweep {sweep.name}")
     for name, data in plan.data.items():

@@ -6,7 +6,7 @@ limits were set on real scans (84 FLAIR, 36 PET), none of which is refused; docs
 far these are from the limits.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,31 +34,16 @@ _WINDOWS = (1, 255, 1023, 4095, 16383, 65535)
 """Highest values of pictures: of floats, and of 8 to 16 bits."""
 
 
-def judge_case(
-    images: Image,
-    scaled: Image,
-    tumour: Mask,
-    areas: NDArray[np.int_],
-    volume: Volume,
-    recipe: Recipe,
-) -> tuple[str, ...]:
-    """Look at a case's slices inside the crop; the one with the largest tumour stands for all.
+def judge_case(looked: Iterable[tuple[str, bool, str]], recipe: Recipe) -> tuple[str, ...]:
+    """Return the names of what is implausible about a case, all of them accepted.
 
     Args:
-        images: (X, Y, n) in their own unit; NaN outside the field of view.
-        scaled: the same in [0, 1].
-        tumour: the masks there.
-        areas: (n,) of the masks, px.
-        volume: where they come from.
-        recipe: says what is expected, and what is accepted.
-
-    Returns:
-        Names of what is implausible, all of them accepted.
+        looked: what :func:`look_at_case` says of it.
+        recipe: says what is accepted.
 
     Raises:
         UserError: something is implausible, and the recipe does not accept it.
     """
-    looked = _look_at_case(images, scaled, tumour, areas, volume, recipe)
     findings = {name: line for name, holds, line in looked if holds}
     for name, line in findings.items():
         if name not in recipe.accept:
@@ -67,7 +52,7 @@ def judge_case(
     return tuple(findings)
 
 
-def _look_at_case(
+def look_at_case(
     images: Image,
     scaled: Image,
     tumour: Mask,
@@ -75,7 +60,19 @@ def _look_at_case(
     volume: Volume,
     recipe: Recipe,
 ) -> Iterator[tuple[str, bool, str]]:
-    """Yield the findings: name, whether it holds, and what to say."""
+    """Look at a case's slices inside the crop; the one with the largest tumour stands for all.
+
+    Args:
+        images: (X, Y, n) in their own unit; NaN outside the field of view.
+        scaled: the same in [0, 1].
+        tumour: the masks there.
+        areas: (n,) of the masks, px.
+        volume: where they come from.
+        recipe: says what is expected.
+
+    Yields:
+        The name of a finding, whether it holds, and what to say.
+    """
     facts, (low, high) = volume.facts, volume.facts.window
     window, reason = f"the intensity window {low:g} to {high:g}", _guess_reason(facts, recipe)
     largest = areas.argmax()

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvae_hpc.errors import UserError
-from hvae_hpc.preprocess.plausible import judge_case
+from hvae_hpc.preprocess.plausible import judge_case, look_at_case
 from hvae_hpc.preprocess.read.volume import Volume
 from hvae_hpc.preprocess.recipes.recipe import Recipe, SlicesConfig
 from hvae_hpc.preprocess.store.pairs import Pairs
@@ -43,7 +43,8 @@ def cut_pairs(volume: Volume, recipe: Recipe, case_id: str) -> tuple[Pairs, int,
     # Scaled before it is padded: 0 HU is not black.
     taken = volume.take(chosen)[of]
     seen = scale_intensity(taken, volume.facts.window)
-    accepted = judge_case(taken, seen, inside[:, :, chosen], areas[chosen], volume, recipe)
+    looked = look_at_case(taken, seen, inside[:, :, chosen], areas[chosen], volume, recipe)
+    accepted = judge_case(looked, recipe)
     count = len(chosen)
     images = np.zeros((columns, rows, count), np.float32)
     images[to] = seen

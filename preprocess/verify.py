@@ -1,7 +1,8 @@
 """Is a packed data set what its manifest says, to the last pixel, and are its sources the same?"""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from hvae_hpc.config.loader import load
 from hvae_hpc.errors import UserError
@@ -9,8 +10,10 @@ from hvae_hpc.preprocess.parallel import map_in_order
 from hvae_hpc.preprocess.read.find_cases import find_cases
 from hvae_hpc.preprocess.read.scan import hash_source
 from hvae_hpc.preprocess.recipes.recipe import Recipe
-from hvae_hpc.preprocess.store.manifest import CaseEntry, Manifest, read_manifest
+from hvae_hpc.preprocess.store.manifest import CaseEntry, read_manifest
 from hvae_hpc.preprocess.store.shards import read_pairs
+
+T = TypeVar("T")
 
 
 def verify(folder: Path, raw: Path | None, workers: int, report: Callable[[str], None]) -> None:
@@ -28,7 +31,15 @@ def verify(folder: Path, raw: Path | None, workers: int, report: Callable[[str],
     manifest = read_manifest(folder)
     n_shards, n_cases = len(manifest.shards), len(manifest.cases)
 
-    faults = _verify_shards(folder, manifest, workers)
+    work = [
+        (
+            folder / shard.file,
+            shard.content_sha256,
+            [c for c in manifest.cases if c.shard == shard.file],
+        )
+        for shard in manifest.shards
+    ]
+    faults = _find_faults(check_shard, work, workers)
     if faults:
         raise UserError(
             f"{folder}: {len(faults)} of {n_shards} shards are bad; pack again:{_lines(faults)}"
@@ -38,7 +49,10 @@ def verify(folder: Path, raw: Path | None, workers: int, report: Callable[[str],
 
     if raw is None:
         return
-    faults = _verify_sources(raw, manifest, workers)
+    recipe = load(Recipe, manifest.recipe, "the manifest's recipe")
+    paths = {files.case_id: files.paths for files in find_cases(recipe, raw).scans}
+    sources = [(case, paths.get(case.case_id, {})) for case in manifest.cases]
+    faults = _find_faults(check_sources, sources, min(workers, n_cases // 8))
     if faults:
         raise UserError(
             f"{raw}: {len(faults)} cases differ from what was packed; pack again:{_lines(faults)}"
@@ -46,12 +60,8 @@ def verify(folder: Path, raw: Path | None, workers: int, report: Callable[[str],
     report(f"{raw}: the files of all {n_cases} cases are those that were packed")
 
 
-def _verify_shards(folder: Path, manifest: Manifest, workers: int) -> list[str]:
-    work = []
-    for shard in manifest.shards:
-        cases = [case for case in manifest.cases if case.shard == shard.file]
-        work.append((folder / shard.file, shard.content_sha256, cases))
-    return [fault for fault in map_in_order(check_shard, work, min(workers, len(work))) if fault]
+def _find_faults(check: Callable[[T], str], work: Sequence[T], workers: int) -> list[str]:
+    return [fault for fault in map_in_order(check, work, min(workers, len(work))) if fault]
 
 
 def check_shard(item: tuple[Path, str, list[CaseEntry]]) -> str:
@@ -71,14 +81,6 @@ def check_shard(item: tuple[Path, str, list[CaseEntry]]) -> str:
     if stored == listed:
         return ""
     return f"{path}: its cases, slices or tumour areas are not the manifest's"
-
-
-def _verify_sources(raw: Path, manifest: Manifest, workers: int) -> list[str]:
-    recipe = load(Recipe, manifest.recipe, "the manifest's recipe")
-    paths = {files.case_id: files.paths for files in find_cases(recipe, raw).scans}
-    work = [(case, paths.get(case.case_id, {})) for case in manifest.cases]
-    faults = map_in_order(check_sources, work, min(workers, len(work) // 8))
-    return [fault for fault in faults if fault]
 
 
 def check_sources(item: tuple[CaseEntry, dict[str, Path]]) -> str:

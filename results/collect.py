@@ -15,7 +15,7 @@ import pandas as pd
 from hvae_hpc.config.arms import ArmConfig
 from hvae_hpc.config.stages import QualityConfig
 from hvae_hpc.results.statistics import Summary, summarise
-from hvae_hpc.runs.done import REMADE, ResultSummary, read_results
+from hvae_hpc.runs.done import REMADE, Results, ResultSummary, read_results
 from hvae_hpc.runs.plan import Plan
 from hvae_hpc.runs.run import Run
 
@@ -122,7 +122,7 @@ class Collected:
     draws: pd.DataFrame
     costs: pd.DataFrame
     case_dice: Mapping[str, Mapping[str, float]]
-    results: Mapping[str, ResultSummary]
+    results: Results
     missing: tuple[str, ...]
 
     def dice(self, data: str, arm: str) -> Summary | None:
@@ -201,9 +201,7 @@ def name_some(lines: Sequence[str]) -> str:
     return "\n".join(shown)
 
 
-def _refuse(
-    plan: Plan, results: Mapping[str, ResultSummary], faults: Mapping[str, str]
-) -> dict[str, ResultSummary]:
+def _refuse(plan: Plan, results: Results, faults: Mapping[str, str]) -> dict[str, ResultSummary]:
     """Return the results; one with a fault, or made from such a one, does not count."""
     believed: dict[str, ResultSummary] = {}
     for run_id, result in results.items():
@@ -243,7 +241,7 @@ def _check_numbers(run: Run, result: ResultSummary) -> str:
     return ""
 
 
-def _find_other_cases(plan: Plan, results: Mapping[str, ResultSummary]) -> dict[str, str]:
+def _find_other_cases(plan: Plan, results: Results) -> dict[str, str]:
     """Return the done runs whose test cases are not those of most runs of their data and split."""
     likes: dict[tuple[str, int], dict[str, tuple[str, ...]]] = defaultdict(dict)
     for run_id, result in results.items():

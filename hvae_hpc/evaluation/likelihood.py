@@ -19,7 +19,7 @@ from torch import Tensor
 from hvae_hpc.config.stages import LikelihoodConfig
 from hvae_hpc.errors import UserError
 from hvae_hpc.evaluation.hamiltonian import Place, Start, anneal, stand
-from hvae_hpc.models.blocks import Batch
+from hvae_hpc.models.blocks import Batch, Tensors
 from hvae_hpc.models.hvae import HVAE, LOG_2PI
 from hvae_hpc.preprocess.store.reader import read_dataset
 from hvae_hpc.runs.workplace import Outcome, Workplace
@@ -70,7 +70,7 @@ def measure_likelihood(config: LikelihoodConfig, workplace: Workplace) -> Outcom
     # Group by group, from the last checkpoint on.
     micro = workplace.resources.micro_batch
     saved = load_checkpoint(workplace.folder) or {"images_seen": 0, "found": {}}
-    numbers: dict[str, Tensor] = saved["found"]
+    numbers: Tensors = saved["found"]
     for first in range(saved["images_seen"], len(data), group_size(config)):
         of_group = estimate_likelihood(model, data, config, first, workplace.stopped, micro)
         if of_group is None:
@@ -102,7 +102,7 @@ def measure_likelihood(config: LikelihoodConfig, workplace: Workplace) -> Outcom
     )
 
 
-def _means(numbers: dict[str, Tensor]) -> dict[str, float]:
+def _means(numbers: Tensors) -> dict[str, float]:
     return {name: float(values.mean()) for name, values in numbers.items()}
 
 
@@ -132,7 +132,7 @@ def estimate_likelihood(
     stopped: Callable[[], bool] = lambda: False,
     micro_batch: int = 0,
     made_from: Tensor | None = None,
-) -> dict[str, Tensor] | None:
+) -> Tensors | None:
     """Bound the log likelihood of one group of pairs (n,) from below.
 
     Args:
@@ -195,7 +195,7 @@ def _anneal(
     temperatures: int,
     step_sizes: tuple[float, ...],
     end: Tensor | None = None,
-) -> tuple[dict[str, Tensor], tuple[float, ...]]:
+) -> tuple[Tensors, tuple[float, ...]]:
     """Return one estimate's numbers per pair, and the step sizes used."""
 
     def energy(part: Batch, z: Tensor) -> Tensor:
@@ -231,11 +231,11 @@ def _anneal(
 
 def _bounds(
     model: HVAE,
-    batch: dict[str, Tensor],
+    batch: Tensors,
     config: LikelihoodConfig,
     generator: torch.Generator,
     micro_batch: int,
-) -> dict[str, Tensor]:
+) -> Tensors:
     """Return the importance-weighted bound and the ELBO without and with the flow.
 
     All come from the model's own forward.
@@ -270,5 +270,5 @@ def _bounds(
     return bounds
 
 
-def _repeat(batch: dict[str, Tensor], times: int) -> dict[str, Tensor]:
+def _repeat(batch: Tensors, times: int) -> Tensors:
     return {name: value.repeat_interleave(times, 0) for name, value in batch.items()}

@@ -18,8 +18,8 @@ from scipy.spatial.distance import cdist
 from scipy.stats import wasserstein_distance
 
 from hvae_hpc.errors import UserError
+from hvae_hpc.metrics.images import Floats
 
-Floats = NDArray[np.float64]
 Rows = NDArray[np.intp]
 
 Z_95 = 1.959964

@@ -5,11 +5,12 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 Images = NDArray[np.floating]
+Floats = NDArray[np.float64]
 PSNR_OF_EQUAL_IMAGES = 100.0
 """dB; what two equal images get, whose ratio would be infinite."""
 
 
-def psnr(first: Images, second: Images) -> NDArray[np.float64]:
+def psnr(first: Images, second: Images) -> Floats:
     """Return the peak signal-to-noise ratio 10 log10(1 / MSE), dB, of images in [0, 1].
 
     Args:
@@ -22,7 +23,7 @@ def psnr(first: Images, second: Images) -> NDArray[np.float64]:
     return 10 * np.log10(1 / np.maximum(mse, 10 ** (-PSNR_OF_EQUAL_IMAGES / 10)))
 
 
-def ssim(first: Images, second: Images) -> NDArray[np.float64]:
+def ssim(first: Images, second: Images) -> Floats:
     """Return the structural similarity of images in [0, 1] (Wang et al. 2004).
 
     Gaussian window with sigma 1.5 px cut at 3.5 sigma, K1 = 0.01, K2 = 0.03, population
@@ -40,7 +41,7 @@ def ssim(first: Images, second: Images) -> NDArray[np.float64]:
         )
     x, y = first.astype(np.float64), second.astype(np.float64)
 
-    def blur(image: NDArray[np.float64]) -> NDArray[np.float64]:
+    def blur(image: Floats) -> Floats:
         sigma = (0.0,) * (image.ndim - 2) + (1.5, 1.5)
         return gaussian_filter(image, sigma, truncate=3.5)
 

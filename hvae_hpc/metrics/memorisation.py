@@ -21,6 +21,7 @@ from scipy.spatial.distance import cdist
 from scipy.stats import betabinom
 
 from hvae_hpc.errors import UserError
+from hvae_hpc.metrics.images import Floats, Images
 
 FALSE_ALARMS = 0.05
 """Share of new real images that may be flagged, and of honest generators called copying."""
@@ -38,9 +39,9 @@ NEXT = 3
 class Features(NamedTuple):
     """What a judge sees: (N, D) of generated, (T, D) of training and (R, D) of held-out images."""
 
-    images: NDArray[np.float64]
-    train: NDArray[np.float64]
-    held_out: NDArray[np.float64]
+    images: Floats
+    train: Floats
+    held_out: Floats
 
 
 class Copies(NamedTuple):
@@ -59,8 +60,8 @@ class Copies(NamedTuple):
     """
 
     nearest: NDArray[np.int64]
-    distance: NDArray[np.float64]
-    score: NDArray[np.float64]
+    distance: Floats
+    score: Floats
     threshold: float
     flagged: NDArray[np.bool_]
     p_value: float
@@ -72,9 +73,9 @@ class Copies(NamedTuple):
 
 
 def find_copies(
-    images: NDArray[np.float32],
-    train: NDArray[np.float32],
-    held_out: NDArray[np.float32] | None,
+    images: Images,
+    train: Images,
+    held_out: Images | None,
     train_cases: Sequence[str],
     held_out_cases: Sequence[str] = (),
     features: Features | None = None,
@@ -134,9 +135,9 @@ def find_copies(
 
 
 def _require_enough(
-    images: NDArray[np.float32],
-    train: NDArray[np.float32],
-    held_out: NDArray[np.float32],
+    images: Images,
+    train: Images,
+    held_out: Images,
     train_cases: int,
     fewest: int,
 ) -> None:
@@ -153,9 +154,7 @@ def _require_enough(
         )
 
 
-def _score(
-    distances: NDArray[np.float64], cases: NDArray[np.int64], in_turn: bool
-) -> NDArray[np.float64]:
+def _score(distances: Floats, cases: NDArray[np.int64], in_turn: bool) -> Floats:
     """Return the distance to the nearest case over the mean one to the next (N,).
 
     Args:
@@ -168,9 +167,7 @@ def _score(
     return by_case[:, 0] / np.maximum(next_ones.mean(1), 1e-12)
 
 
-def _measure_blurred(
-    images: NDArray[np.float32], train: NDArray[np.float32]
-) -> NDArray[np.float64]:
+def _measure_blurred(images: Images, train: Images) -> Floats:
     """Return distances (views, N, T), first without blur, then with each of the training images.
 
     Images are compared as they are, for they may be blurred already, and blurred as well: so are
@@ -187,14 +184,14 @@ def _measure_blurred(
     return np.stack(views)
 
 
-def _measure(images: NDArray[np.float32], train: NDArray[np.float32]) -> NDArray[np.float64]:
+def _measure(images: Images, train: Images) -> Floats:
     """Return (N, T) distances of images' middles to the nearest window of each training image."""
     shape = images.shape[1:]
     block = max(1, round(min(shape) / COMPARED_PX))
     rows, columns = ((side - 2 * SHIFT_PX) // block for side in shape)
     shifts = [(y, x) for y in range(2 * SHIFT_PX + 1) for x in range(2 * SHIFT_PX + 1)]
 
-    def window(means: NDArray[np.float32], y: int, x: int) -> NDArray[np.float32]:
+    def window(means: Images, y: int, x: int) -> Images:
         """Return the standardised blocks (n, pixels) from a corner on, of means around pixels."""
         y, x = y + block // 2, x + block // 2
         blocks = means[:, y::block, x::block][:, :rows, :columns]
@@ -209,7 +206,7 @@ def _measure(images: NDArray[np.float32], train: NDArray[np.float32]) -> NDArray
     return np.sqrt(np.maximum(2 - 2 * correlations, 0))
 
 
-def _standardise(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+def _standardise(pixels: Images) -> Images:
     """Return (n, pixels) with mean 0 and norm 1, or 0 if empty."""
     pixels = pixels - pixels.mean(1, keepdims=True)
     norm = np.linalg.norm(pixels, axis=1, keepdims=True)

@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation, binary_erosion, gaussian_filter
 
-from hvae_hpc.metrics.image_sets import TISSUE, Floats, Measurement, compare_statistics
+from hvae_hpc.metrics.image_sets import TISSUE, Measurement, compare_statistics
+from hvae_hpc.metrics.images import Floats
 
 RIM_PX = 3
 

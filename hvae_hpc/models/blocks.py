@@ -24,6 +24,8 @@ from hvae_hpc.models.vjp import (
     widen,
 )
 
+Tensors = dict[str, Tensor]
+"""By name."""
 Batch = Mapping[str, Tensor]
 """``image`` and ``mask`` (B, 1, H, W), in [0, 1] and {0, 1}, and what the model's ``draw`` made."""
 
@@ -38,7 +40,7 @@ class Loss(NamedTuple):
     """
 
     total: Tensor
-    terms: dict[str, Tensor]
+    terms: Tensors
 
 
 class Phase(NamedTuple):

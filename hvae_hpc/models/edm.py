@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from hvae_hpc.config.diffusion import EDMConfig
 from hvae_hpc.config.model import MovesConfig
 from hvae_hpc.models.augmentations import apply_moves, draw_moves
-from hvae_hpc.models.blocks import Batch, Loss, Phase, SelfAttention, normalisation
+from hvae_hpc.models.blocks import Batch, Loss, Phase, SelfAttention, Tensors, normalisation
 from hvae_hpc.models.vjp import widen
 
 SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7.0  # Karras et al. 2022, Table 1
@@ -247,7 +247,7 @@ class EDM(nn.Module):
         """One phase: denoising."""
         return (Phase("denoising", self.denoiser),)
 
-    def draw(self, n: int, share: float, generator: torch.Generator) -> dict[str, Tensor]:
+    def draw(self, n: int, share: float, generator: torch.Generator) -> Tensors:
         """Draw noise levels, noise, and which feature maps and masks are left out, for n pairs."""
         config = self.config
         level = config.noise_mean + config.noise_sd * torch.randn(n, generator=generator)

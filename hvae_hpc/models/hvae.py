@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hvae_hpc.config.model import HVAEConfig
-from hvae_hpc.models.blocks import Batch, Decoder, Encoder, Loss, Phase
+from hvae_hpc.models.blocks import Batch, Decoder, Encoder, Loss, Phase, Tensors
 from hvae_hpc.models.texture import Texture
 from hvae_hpc.models.vjp import keep_inputs
 
@@ -107,7 +107,7 @@ class HVAE(nn.Module):
         """One phase: the bound."""
         return (Phase("elbo", self),)
 
-    def draw(self, n: int, share: float, generator: torch.Generator) -> dict[str, Tensor]:
+    def draw(self, n: int, share: float, generator: torch.Generator) -> Tensors:
         """Draw what a forward of n pairs needs beside the pairs.
 
         Args:
@@ -300,7 +300,7 @@ class HVAE(nn.Module):
         analytic_kl = 0.5 * (mean * mean + scale * scale - 1).sum(1) - log_scale
         # Metropolis' choice has no density to write down.
         is_bound = self.has_bound and "uniform" not in batch
-        terms: dict[str, Tensor] = {}
+        terms: Tensors = {}
         if "momentum" in batch:
             path = self.leap(batch, mean, scale)
             image_nats, mask_nats = path.image_k, path.mask_k
@@ -336,7 +336,7 @@ class HVAE(nn.Module):
         }
         return Loss(-bound.mean() / pixels, {name: term.detach() for name, term in terms.items()})
 
-    def _describe_flow(self, path: Path, scale: Tensor) -> dict[str, Tensor]:
+    def _describe_flow(self, path: Path, scale: Tensor) -> Tensors:
         """Return terms for the log: what the flow did."""
         return {
             "moved": ((path.z_k - path.z_0) / scale).square().mean(1).sqrt(),

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from hvae_hpc.config.model import HVAEConfig
 from hvae_hpc.models.augmentations import per_pair
-from hvae_hpc.models.blocks import Batch, Loss, Phase
+from hvae_hpc.models.blocks import Batch, Loss, Phase, Tensors
 from hvae_hpc.models.hvae import HVAE
 from hvae_hpc.models.lsgan import Discriminator, deceive, draw_sides, join_hard, tell_apart
 
@@ -53,7 +53,7 @@ class HybridHVAE(HVAE):
             Phase("objective", nn.ParameterList(own)),
         )
 
-    def draw(self, n: int, share: float, generator: torch.Generator) -> dict[str, Tensor]:
+    def draw(self, n: int, share: float, generator: torch.Generator) -> Tensors:
         """Draw what the (H)VAE needs; where it is judged, what both sides and the texture need."""
         drawn = super().draw(n, share, generator)
         if share >= self.config.adversarial_from:

@@ -16,7 +16,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from hvae_hpc.config.model import LSGANConfig, MovesConfig
 from hvae_hpc.models.augmentations import apply_moves, draw_moves
-from hvae_hpc.models.blocks import Batch, Decoder, Loss, Phase
+from hvae_hpc.models.blocks import Batch, Decoder, Loss, Phase, Tensors
 from hvae_hpc.models.vjp import widen
 
 AUGMENTATION = MovesConfig(flip=0.5, rotate_deg=10.0, scale=0.1, shift=0.1)
@@ -70,7 +70,7 @@ class Discriminator(nn.Module):
         return widen(F.linear(h.flatten(1), by_score, self.score.bias))[:, 0]
 
 
-def draw_sides(n: int, aspect: float, generator: torch.Generator) -> dict[str, Tensor]:
+def draw_sides(n: int, aspect: float, generator: torch.Generator) -> Tensors:
     """Draw moves and tones of n real and n generated pairs, for :func:`see`."""
     drawn = {}
     for side in ("real", "fake"):
@@ -134,7 +134,7 @@ class LSGAN(nn.Module):
         """The discriminator's phase, then the generator's."""
         return (Phase("discriminator", self.discriminator), Phase("generator", self.decoder))
 
-    def draw(self, n: int, share: float, generator: torch.Generator) -> dict[str, Tensor]:
+    def draw(self, n: int, share: float, generator: torch.Generator) -> Tensors:
         """Draw z for n pairs and, where pairs are augmented, moves and tones of both sides."""
         drawn = {"noise": torch.randn(n, self.latent_size, generator=generator)}
         if self.config.differentiable_augmentation:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hvae_hpc.config.model import UNetConfig
-from hvae_hpc.models.blocks import Batch, Loss, Phase
+from hvae_hpc.models.blocks import Batch, Loss, Phase, Tensors
 from hvae_hpc.models.convolutions import Convolution, DoubleSize
 
 BLOCKS = (2, 3, 5)
@@ -98,7 +98,7 @@ class UNet(nn.Module):
         """One phase: segmentation."""
         return (Phase("segmentation", self),)
 
-    def draw(self, n: int, share: float, generator: torch.Generator) -> dict[str, Tensor]:
+    def draw(self, n: int, share: float, generator: torch.Generator) -> Tensors:
         """Draw nothing: the network has no noise."""
         return {}
 
@@ -121,7 +121,7 @@ class UNet(nn.Module):
     def forward(self, batch: Batch, phase: str = "segmentation") -> Loss:
         """Return cross-entropy, one minus each pair's soft Dice, or their sum, as asked."""
         logits, mask = self.logits(batch["image"]), batch["mask"]
-        terms: dict[str, Tensor] = {}
+        terms: Tensors = {}
         if self.loss in ("ce", "dice+ce"):
             terms["cross_entropy"] = F.binary_cross_entropy_with_logits(logits, mask)
         if self.loss in ("dice", "dice+ce"):

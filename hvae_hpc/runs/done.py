@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,10 @@ class ResultSummary:
         return bool(self.stamp)
 
 
+Results = Mapping[str, ResultSummary]
+"""Run id to what is known of its result."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Entry:
     """What the cache holds of a run: its summary's fields, and what marked its metrics.json then.
@@ -108,7 +112,7 @@ def read_results(plan: Plan) -> dict[str, ResultSummary]:
     now = time.time_ns()
     path = plan.runs_folder / PLANS / f"{plan.sweep}.cache"
     cached, entries = _read_cache(path), dict[str, _Entry]()
-    folders = list_folders(plan.runs_folder, {run.stage for run in plan.runs.values()})
+    folders = list_folders(plan)
 
     results: dict[str, ResultSummary] = {}
     for run_id, run in plan.runs.items():
@@ -226,21 +230,22 @@ def _clean(text: str) -> str:
     return (text if text.isprintable() else printable(text))[:LONGEST_TEXT]
 
 
-def list_folders(runs_folder: Path, stages: Iterable[str]) -> dict[str, set[str]]:
-    """Return the names of the runs' folders by stage, by one look at each stage.
+def list_folders(plan: Plan) -> dict[str, set[str]]:
+    """Return the names of the runs' folders by stage, by one look at each stage of a plan.
 
     Raises:
         UserError: a stage's folder cannot be read.
     """
     folders: dict[str, set[str]] = {}
-    for stage in stages:
+    for stage in {run.stage for run in plan.runs.values()}:
+        folder = plan.runs_folder / stage
         try:
-            folders[stage] = {path.name for path in (runs_folder / stage).iterdir()}
+            folders[stage] = {path.name for path in folder.iterdir()}
         except (FileNotFoundError, NotADirectoryError):
             folders[stage] = set()
         except OSError as error:
             raise UserError(
-                f"{runs_folder / stage}: cannot be read ({error.strerror}); correct that first"
+                f"{folder}: cannot be read ({error.strerror}); correct that first"
             ) from error
     return folders
 

@@ -356,6 +356,13 @@ def find_checkpoints(folder: Path) -> list[Path]:
     return sorted(_find(folder, CHECKPOINT), reverse=True)
 
 
+def remove_checkpoints(folder: Path, beyond: int = -1) -> None:
+    """Remove all checkpoints of more images seen than this; by default all of them."""
+    for path in find_checkpoints(folder):
+        if int(path.name.split("-")[1]) > beyond:
+            path.unlink(missing_ok=True)
+
+
 def remove_temporaries(folder: Path) -> None:
     """Remove what a killed writer left; only for the holder of the folder."""
     for path in _find(folder, TEMPORARY):

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,13 +55,6 @@ def canonical_json(value: Any) -> str:
 def content_hash(value: Any) -> str:
     """Return the SHA-256 of a value's canonical JSON, as 64 hexadecimal digits."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
-
-
-def make_run_id(
-    stage: str, version: int, config: Mapping[str, Any], parents: Mapping[str, str]
-) -> str:
-    """Return the 12 hexadecimal digits that name a run."""
-    return content_hash([stage, version, config, parents])[:12]
 
 
 def file_sha256(path: Path) -> str:

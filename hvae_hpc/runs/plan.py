@@ -242,15 +242,5 @@ def _check_run(plan: Plan, run_id: str, run: Run, where: str) -> None:
 
 def plan_id(plan: Plan) -> str:
     """Return 12 digits that follow from all that the plan says, for names of submissions."""
-    values = [
-        plan.sweep,
-        str(plan.runs_folder),
-        list(plan.runs),
-        plan.resources,
-        plan.data,
-        plan.code_sha,
-        plan.arrays,
-        plan.allow_code_drift,
-        plan.changes,
-    ]
+    values = {**vars(plan), "runs_folder": str(plan.runs_folder), "runs": list(plan.runs)}
     return content_hash(dump(values))[:12]

@@ -14,7 +14,7 @@ from hvae_hpc.config.stages import (
     Stage,
     StageConfig,
 )
-from hvae_hpc.runs.identity import make_run_id
+from hvae_hpc.runs.identity import content_hash
 
 _UNFIT = re.compile(r"[^A-Za-z0-9+._-]")
 """What the name of a folder does not contain."""
@@ -35,9 +35,8 @@ class Run:
     @cached_property
     def run_id(self) -> str:
         """The 12 hexadecimal digits that follow from all of the above."""
-        return make_run_id(
-            self.stage, STAGE_VERSIONS[self.stage], dump(self.config), dict(self.parents)
-        )
+        version = STAGE_VERSIONS[self.stage]
+        return content_hash([self.stage, version, dump(self.config), dict(self.parents)])[:12]
 
     @cached_property
     def label(self) -> str:

@@ -16,7 +16,7 @@ import torch
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.runs.files import WEIGHT_BYTES, open_file, read_file
-from hvae_hpc.runs.folder import append_log, find_checkpoints, write_atomic
+from hvae_hpc.runs.folder import append_log, find_checkpoints, remove_checkpoints, write_atomic
 from hvae_hpc.training.device import is_out_of_memory
 from hvae_hpc.training.distributed import ALONE, Team
 
@@ -60,13 +60,6 @@ def _read_newest(folder: Path) -> bytes | None:
             return content
         append_log(folder, {"event": "checkpoint_damaged", "file": path.name})
     return None
-
-
-def remove_checkpoints(folder: Path, beyond: int = -1) -> None:
-    """Remove all checkpoints of more images seen than this; by default all of them."""
-    for path in find_checkpoints(folder):
-        if int(path.name.split("-")[1]) > beyond:
-            path.unlink(missing_ok=True)
 
 
 def save_snapshot(path: Path, state: dict[str, Any]) -> None:

@@ -17,21 +17,17 @@ import time
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hvae_hpc.config.kinds import AugmentationConfig
 from hvae_hpc.config.model import OptimConfig
 from hvae_hpc.errors import NonFiniteError, UserError
-from hvae_hpc.models.blocks import Batch, Loss, Phase
+from hvae_hpc.models.blocks import Batch, Loss, Phase, Tensors
+from hvae_hpc.runs.folder import remove_checkpoints
 from hvae_hpc.runs.workplace import Workplace
 from hvae_hpc.training.averages import MovingAverage, TermReader
 from hvae_hpc.training.batches import PairTensors, make_batch, split_batch
-from hvae_hpc.training.checkpoint import (
-    load_checkpoint,
-    loading,
-    remove_checkpoints,
-    save_checkpoint,
-)
+from hvae_hpc.training.checkpoint import load_checkpoint, loading, save_checkpoint
 from hvae_hpc.training.device import CompiledForward, is_out_of_memory, move_only
 from hvae_hpc.training.distributed import Team, join_team, part_of_batch
 from hvae_hpc.training.held_out import BestWeights
@@ -56,7 +52,7 @@ class TrainReport(NamedTuple):
     """
 
     terms: dict[str, float]
-    weights: dict[str, Tensor] | None
+    weights: Tensors | None
     notes: tuple[str, ...]
 
     @property
@@ -233,7 +229,7 @@ class _Training:
         weights = {name: value.detach().cpu().clone() for name, value in state.items()}
         return TrainReport(terms, weights, tuple(self.notes + self.forward.notes))
 
-    def weights_to_use(self) -> dict[str, Tensor]:
+    def weights_to_use(self) -> Tensors:
         """Return the averaged weights, or the live ones where none are averaged."""
         return self.average.state if self.average else self.model.state_dict()
 
@@ -254,14 +250,14 @@ class _Training:
             self.keep_good(saved["good_images_seen"], saved["good"] or self.state())
         self.workplace.log({"event": "resumed", "images_seen": self.images_seen})
 
-    def take_step(self) -> dict[str, Tensor]:
+    def take_step(self) -> Tensors:
         """Move the weights by one batch, phase by phase; returns terms, on the device."""
         batch = make_batch(
             self.model, self.data, self.optim, self.seed, self.moves, self.images_seen, self.part
         )
         self.rate = 0.5**self.rollbacks * learning_rate(self.optim, self.images_seen)
 
-        terms: dict[str, Tensor] = {}
+        terms: Tensors = {}
         for phase, optimizer, forward in zip(
             self.phases, self.optimizers, self.forwards, strict=True
         ):
@@ -301,7 +297,7 @@ class _Training:
         phase.network.zero_grad(set_to_none=True)
         precision = self.optim.precision
         parts = split_batch(batch, self.memory.rows)
-        total, terms = torch.zeros((), device=self.device), dict[str, Tensor]()
+        total, terms = torch.zeros((), device=self.device), Tensors()
         for share, part in parts:
             with torch.autocast(self.device.type, AUTOCAST[precision], enabled=precision != "fp32"):
                 loss: Loss = forward(part, phase.name)

@@ -15,9 +15,9 @@ from hvae_hpc.config.resources import Resources
 from hvae_hpc.jobs.failures.classify import Evidence, classify, gather
 from hvae_hpc.jobs.sites.retry_policy import Failure
 from hvae_hpc.jobs.slurm.limits import Cluster
-from hvae_hpc.jobs.state.run_status import RunStatus
+from hvae_hpc.jobs.state.run_status import Statuses
 from hvae_hpc.jobs.state.submissions import Submissions
-from hvae_hpc.runs.done import ResultSummary
+from hvae_hpc.runs.done import Results
 from hvae_hpc.runs.plan import Plan
 
 NODE_MAY_BE_WHY: tuple[Failure, ...] = (
@@ -61,8 +61,8 @@ def _looks_bad(node: str, runs: Collection[RunOnNode]) -> bool:
 
 def gather_failures(
     plan: Plan,
-    results: Mapping[str, ResultSummary],
-    statuses: Mapping[str, RunStatus],
+    results: Results,
+    statuses: Statuses,
     submissions: Submissions,
 ) -> dict[str, Evidence]:
     """Return the evidence of each run that failed or was lost, also what speaks against its node.

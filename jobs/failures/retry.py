@@ -11,7 +11,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,9 +23,9 @@ from hvae_hpc.jobs.failures.classify import Evidence, classify
 from hvae_hpc.jobs.sites.retry_policy import Failure, change, in_words
 from hvae_hpc.jobs.sites.site import Site
 from hvae_hpc.jobs.slurm.limits import Cluster
-from hvae_hpc.jobs.state.run_status import RunStatus
+from hvae_hpc.jobs.state.run_status import Statuses
 from hvae_hpc.jobs.state.submissions import SUBMISSIONS, Submissions
-from hvae_hpc.runs.done import ResultSummary
+from hvae_hpc.runs.done import Results
 from hvae_hpc.runs.folder import write_json
 from hvae_hpc.runs.plan import Plan
 
@@ -176,8 +176,8 @@ class Choice(NamedTuple):
 
 def choose_retries(
     plan: Plan,
-    results: Mapping[str, ResultSummary],
-    statuses: Mapping[str, RunStatus],
+    results: Results,
+    statuses: Statuses,
     history: RetryHistory,
     limit: int,
     site: Site,
@@ -238,8 +238,8 @@ def choose_retries(
 
 def _add_followers(
     plan: Plan,
-    results: Mapping[str, ResultSummary],
-    statuses: Mapping[str, RunStatus],
+    results: Results,
+    statuses: Statuses,
     submitted: Collection[str],
     chosen: set[str],
     runs: dict[str, RunRetries],

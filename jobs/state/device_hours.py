@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 from hvae_hpc.config.stages import CONFIGS
 from hvae_hpc.jobs.state.run_log import duration_s, split_attempts
-from hvae_hpc.jobs.state.run_status import RunStatus
+from hvae_hpc.jobs.state.run_status import RunStatus, Statuses
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.jobs.sweeps.costs import HEADROOM, percentile_95
-from hvae_hpc.runs.done import ResultSummary
+from hvae_hpc.runs.done import Results, ResultSummary
 from hvae_hpc.runs.folder import read_log
 from hvae_hpc.runs.plan import Plan
 
@@ -50,8 +50,8 @@ class StageHours(NamedTuple):
 
 def read_device_hours(
     plan: Plan,
-    results: Mapping[str, ResultSummary],
-    statuses: Mapping[str, RunStatus],
+    results: Results,
+    statuses: Statuses,
     submissions: Submissions,
 ) -> list[StageHours]:
     """Return what each stage of a sweep took so far; stages without any time are left out."""

@@ -6,12 +6,11 @@ submissions keeps what it said, so nobody asks twice for an element that ended.
 
 import contextlib
 import time
-from collections.abc import Mapping
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.slurm.accounting import ask_accounting, is_final
 from hvae_hpc.jobs.slurm.client import POLL_S
-from hvae_hpc.jobs.state.run_status import RunStatus
+from hvae_hpc.jobs.state.run_status import RunStatus, Statuses
 from hvae_hpc.jobs.state.submissions import ENDS_FILE, Submissions
 from hvae_hpc.runs.files import refuse_links
 from hvae_hpc.runs.folder import write_json
@@ -21,7 +20,7 @@ BEHIND_S = 600.0
 
 
 def explain_lost(
-    statuses: Mapping[str, RunStatus],
+    statuses: Statuses,
     submissions: Submissions,
     patience_s: float = 10.0,
     *,

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from hvae_hpc.jobs.slurm.client import Queue, Queued
 from hvae_hpc.jobs.state.submissions import Submissions
-from hvae_hpc.runs.done import ResultSummary, list_folders
+from hvae_hpc.runs.done import Results, list_folders
 from hvae_hpc.runs.folder import read_log, read_log_tail
 from hvae_hpc.runs.lease import is_held
 from hvae_hpc.runs.plan import Plan
@@ -49,8 +49,12 @@ class RunStatus(NamedTuple):
         return self.kind == "blocked" and self.reason.startswith(HELD)
 
 
+Statuses = Mapping[str, RunStatus]
+"""Run id to status."""
+
+
 def read_run_status(
-    plan: Plan, results: Mapping[str, ResultSummary], submissions: Submissions, queue: Queue | None
+    plan: Plan, results: Results, submissions: Submissions, queue: Queue | None
 ) -> dict[str, RunStatus]:
     """Return the status of every run of a plan.
 
@@ -68,7 +72,7 @@ def read_run_status(
         for element, row, run_ids in submissions.queued_elements(queue)
         for run_id in run_ids
     }
-    folders = list_folders(plan.runs_folder, {run.stage for run in plan.runs.values()})
+    folders = list_folders(plan)
     statuses: dict[str, RunStatus] = {}
 
     for run_id, result in results.items():
@@ -131,7 +135,7 @@ def _status_after_end(
     reason: str,
     last: Mapping[str, Any],
     element: str,
-    statuses: Mapping[str, RunStatus],
+    statuses: Statuses,
 ) -> RunStatus:
     """Return the status of a run that no process makes now.
 

@@ -19,7 +19,7 @@ from hvae_hpc.jobs.sites.site import read_site
 from hvae_hpc.jobs.slurm import client as slurm
 from hvae_hpc.jobs.state.element_ends import explain_lost
 from hvae_hpc.jobs.state.run_log import split_attempts
-from hvae_hpc.jobs.state.run_status import KINDS, RunStatus, read_run_status
+from hvae_hpc.jobs.state.run_status import KINDS, Statuses, read_run_status
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.jobs.sweeps.costs import (
     Seconds,
@@ -30,7 +30,7 @@ from hvae_hpc.jobs.sweeps.costs import (
     kind_of,
     measure_rates,
 )
-from hvae_hpc.runs.done import ResultSummary, read_results
+from hvae_hpc.runs.done import Results, read_results
 from hvae_hpc.runs.folder import read_log
 from hvae_hpc.runs.plan import Plan, find_plans, read_plan
 from hvae_hpc.runs.run import Run
@@ -76,7 +76,7 @@ class SweepStatus(NamedTuple):
     """
 
     plan: Plan
-    statuses: Mapping[str, RunStatus]
+    statuses: Statuses
     progress: Mapping[str, Progress]
     totals: Mapping[str, float]
     asked_at: float | None = None
@@ -150,7 +150,7 @@ def make_sweep_status(
 
 def _add_up(
     plan: Plan,
-    statuses: Mapping[str, RunStatus],
+    statuses: Statuses,
     seconds: Mapping[str, Seconds],
     progress: Mapping[str, Progress],
 ) -> dict[str, float]:
@@ -171,7 +171,7 @@ def _add_up(
 
 
 def _compare_paces(
-    plan: Plan, results: Mapping[str, ResultSummary], progress: Mapping[str, Progress]
+    plan: Plan, results: Results, progress: Mapping[str, Progress]
 ) -> dict[str, Progress]:
     """Add to each run's pace what is usual, and its share of the peak of a device that is known."""
     rates = measure_rates(plan, results)

@@ -31,7 +31,7 @@ from hvae_hpc.jobs.slurm import client as slurm
 from hvae_hpc.jobs.slurm.limits import Cluster
 from hvae_hpc.jobs.slurm.sbatch import python_command, sbatch_text
 from hvae_hpc.jobs.state.element_ends import explain_lost
-from hvae_hpc.jobs.state.run_status import RunStatus, read_run_status
+from hvae_hpc.jobs.state.run_status import Statuses, read_run_status
 from hvae_hpc.jobs.state.submissions import (
     PLAN_FILE,
     SUBMISSIONS,
@@ -42,7 +42,7 @@ from hvae_hpc.jobs.state.submissions import (
 from hvae_hpc.jobs.submit.bundles import make_arrays
 from hvae_hpc.jobs.submit.code_archive import CodeArchive, pack_code
 from hvae_hpc.jobs.sweeps.costs import add_up, expected_seconds
-from hvae_hpc.runs.done import ResultSummary, read_results
+from hvae_hpc.runs.done import Results, read_results
 from hvae_hpc.runs.plan import Array, Plan, plan_id
 
 TABLES = "tables"
@@ -70,7 +70,7 @@ class Prepared:
     plan: Plan
     name: str
     totals: Mapping[str, float]
-    statuses: Mapping[str, RunStatus]
+    statuses: Statuses
     room: int | None
     adopted: tuple[Job, ...] = ()
     again_s: int = 300
@@ -153,8 +153,8 @@ def prepare(
 
 def _plan_retries(
     plan: Plan,
-    results: Mapping[str, ResultSummary],
-    statuses: Mapping[str, RunStatus],
+    results: Results,
+    statuses: Statuses,
     site: Site,
     cluster: Cluster,
     scope: Scope,
@@ -174,7 +174,7 @@ def _plan_retries(
 
 
 def _choose_runs(
-    statuses: Mapping[str, RunStatus],
+    statuses: Statuses,
     scope: Scope,
     submissions: Submissions,
     retried: Collection[str],
@@ -268,7 +268,7 @@ def _with_scripts(
     return replace(plan, arrays=tuple(arrays))
 
 
-def _tell_held(statuses: Mapping[str, RunStatus], wanted: Sequence[str]) -> Iterator[str]:
+def _tell_held(statuses: Statuses, wanted: Sequence[str]) -> Iterator[str]:
     """Yield how many of the runs that are to be submitted were held, and why."""
     reasons = Counter(statuses[run_id].reason for run_id in wanted if statuses[run_id].held)
     for reason, n in reasons.items():

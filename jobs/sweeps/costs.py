@@ -15,7 +15,7 @@ from typing import NamedTuple
 from hvae_hpc.config.model import NetworkConfig
 from hvae_hpc.config.resources import START_S, Resources
 from hvae_hpc.config.stages import SegmentConfig, TrainConfig
-from hvae_hpc.runs.done import ResultSummary
+from hvae_hpc.runs.done import Results
 from hvae_hpc.runs.plan import Plan
 from hvae_hpc.runs.run import Run
 
@@ -82,9 +82,7 @@ def percentile_95(values: Iterable[float]) -> float:
     return ordered[math.ceil(0.95 * len(ordered)) - 1]
 
 
-def expected_seconds(
-    plan: Plan, results: Mapping[str, ResultSummary], run_ids: Iterable[str]
-) -> dict[str, Seconds]:
+def expected_seconds(plan: Plan, results: Results, run_ids: Iterable[str]) -> dict[str, Seconds]:
     """Return what each run will take, from what the plan's finished runs took."""
     rates, seconds = measure_rates(plan, results), {}
     for run_id in run_ids:
@@ -98,9 +96,7 @@ def expected_seconds(
     return seconds
 
 
-def measure_rates(
-    plan: Plan, results: Mapping[str, ResultSummary]
-) -> defaultdict[Hashable, list[float]]:
+def measure_rates(plan: Plan, results: Results) -> defaultdict[Hashable, list[float]]:
     """Return the seconds per image that the plan's finished runs took, by their kind."""
     rates = defaultdict[Hashable, list[float]](list)
     for run_id, result in results.items():

@@ -10,7 +10,7 @@ from hvae_hpc.config.stages import SegmentConfig
 from hvae_hpc.jobs.sweeps.costs import expected_seconds
 from hvae_hpc.results.collect import collect
 from hvae_hpc.results.power import ASSUMED_SD, Design, find_power, median_variances
-from hvae_hpc.runs.done import ResultSummary
+from hvae_hpc.runs.done import Results
 from hvae_hpc.runs.plan import Plan
 
 GAINS = (0.01, 0.02, 0.04)
@@ -20,9 +20,7 @@ SPLITS, TRAININGS, SEEDS = (3, 4, 6, 8, 12, 24), (1, 2), (1, 2, 4, 8)
 """What is searched. Fewer than three splits tell little about another draw of cases."""
 
 
-def describe_power(
-    plan: Plan, results: Mapping[str, ResultSummary], n_cases: Mapping[str, int]
-) -> Iterator[str]:
+def describe_power(plan: Plan, results: Results, n_cases: Mapping[str, int]) -> Iterator[str]:
     """Yield a few lines per data set.
 
     Args:
@@ -72,7 +70,7 @@ def _describe(design: Design) -> str:
 
 def _search(
     plan: Plan,
-    results: Mapping[str, ResultSummary],
+    results: Results,
     data: str,
     variances: Mapping[str, float],
     design: Design,

@@ -33,9 +33,9 @@ from hvae_hpc.runs.folder import (
     RESULT_SCHEMA,
     RunResult,
     append_log,
-    find_checkpoints,
     read_log,
     read_result,
+    remove_checkpoints,
     remove_temporaries,
     result_stamp,
     write_config,
@@ -226,16 +226,14 @@ def _drop_stale_checkpoints(folder: Path, stamps: Mapping[str, str]) -> None:
     """Begin again where a parent was made again since the checkpoints were written."""
     path = folder / INPUTS
     if path.exists() and read_json(path) != stamps:
-        for checkpoint in find_checkpoints(folder):
-            checkpoint.unlink(missing_ok=True)
+        remove_checkpoints(folder)
         append_log(folder, {"event": "inputs_changed"})
     write_json(path, stamps)
 
 
 def _tidy(folder: Path) -> None:
     """Remove what training kept to go on from, and what killed writers left."""
-    for path in find_checkpoints(folder):
-        path.unlink(missing_ok=True)
+    remove_checkpoints(folder)
     remove_temporaries(folder)
 
 

@@ -17,12 +17,12 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import HeaderDataError
-from numpy.typing import NDArray
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.preprocess.read.gunzip import gunzip, gunzip_start
 from hvae_hpc.preprocess.read.scan import (
     MOST_VOXELS,
+    Affine,
     Scan,
     check_affine,
     choose_volume,
@@ -163,7 +163,7 @@ def _round_qform(header: Any) -> None:
             header[name] = header[name] / length
 
 
-def _find_to_qform(header: Any, affine: NDArray[np.float64]) -> NDArray[np.float64]:
+def _find_to_qform(header: Any, affine: Affine) -> Affine:
     """Return :attr:`Scan.to_qform`, given the affine of the sform."""
     if header["sform_code"] and header["qform_code"]:
         with contextlib.suppress(HeaderDataError):  # the qform makes no sense
@@ -173,7 +173,7 @@ def _find_to_qform(header: Any, affine: NDArray[np.float64]) -> NDArray[np.float
     return np.eye(4)
 
 
-def _checked_affine(path: Path, header: Any) -> NDArray[np.float64]:
+def _checked_affine(path: Path, header: Any) -> Affine:
     """Return the header's (4, 4) from voxel index to world (RAS+), mm, if it can be believed."""
     if not (header["sform_code"] or header["qform_code"]):
         raise UserError(

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvae_hpc.errors import UserError
-from hvae_hpc.preprocess.read.scan import LPS_TO_RAS, Scan
+from hvae_hpc.preprocess.read.scan import LPS_TO_RAS, Affine, Scan
 from hvae_hpc.preprocess.recipes.recipe import GridConfig
 
 _MARGIN = 12
@@ -34,9 +34,9 @@ class Target:
     """
 
     shape: tuple[int, int, int]
-    affine: NDArray[np.float64]
+    affine: Affine
     step_mm: float
-    start_mm: NDArray[np.float64]
+    start_mm: Affine
     first_slice: int
 
 
@@ -163,8 +163,8 @@ def _interpolate(
 
 
 def _crop_around(
-    image: Scan, shape: tuple[int, int, int], affine: NDArray[np.float64]
-) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    image: Scan, shape: tuple[int, int, int], affine: Affine
+) -> tuple[NDArray[Any], Affine]:
     """Cut away what the grid does not need: less to convert and to keep in memory.
 
     Returns:
@@ -180,5 +180,5 @@ def _crop_around(
     return part, _apply(image.affine, low)
 
 
-def _apply(affine: NDArray[Any], point: NDArray[Any]) -> NDArray[np.float64]:
+def _apply(affine: NDArray[Any], point: NDArray[Any]) -> Affine:
     return affine[:3, :3] @ point + affine[:3, 3]

@@ -26,6 +26,8 @@ from numpy.typing import NDArray
 from hvae_hpc.errors import UserError
 from hvae_hpc.runs.files import IMAGE_BYTES, read_file
 
+Affine = NDArray[np.float64]
+"""A matrix or a vector of places, in mm or voxels."""
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 """NIfTI's world is RAS+, ITK's is LPS+; the same matrix turns either to the other."""
 MOST_VOXELS = 2**40
@@ -54,10 +56,10 @@ class Scan:
     sha256: str
     data: NDArray[Any]
     values: NDArray[Any]
-    affine: NDArray[np.float64]
+    affine: Affine
     stored: str
     shape: tuple[int, ...]
-    to_qform: NDArray[np.float64] = field(default_factory=lambda: np.eye(4))
+    to_qform: Affine = field(default_factory=lambda: np.eye(4))
 
     @cached_property
     def lowest(self) -> Any:
@@ -65,16 +67,16 @@ class Scan:
         return self.values.min()
 
     @property
-    def spacing_mm(self) -> NDArray[np.float64]:
+    def spacing_mm(self) -> Affine:
         """Distance between neighbouring voxels along each axis, mm."""
         return np.linalg.norm(self.affine[:3, :3], axis=0)
 
     @property
-    def directions(self) -> NDArray[np.float64]:
+    def directions(self) -> Affine:
         """(3, 3), orthonormal: columns are the axes' directions in the world."""
         return self.affine[:3, :3] / self.spacing_mm
 
-    def lies_off(self, affine: NDArray[np.float64]) -> float:
+    def lies_off(self, affine: Affine) -> float:
         """Return how far off another affine places a corner of this volume, mm.
 
         0 where that is less than a tenth of a voxel: headers of one grid differ by rounding.
@@ -141,7 +143,7 @@ def choose_volume(
     return (shape[0], shape[1], shape[2]), number
 
 
-def check_affine(path: Path, affine: NDArray[Any]) -> NDArray[np.float64]:
+def check_affine(path: Path, affine: NDArray[Any]) -> Affine:
     """Return a header's (4, 4) from voxel index to world (RAS+), mm, if it can be believed.
 
     Raises:
@@ -171,7 +173,7 @@ def turn_axes(
     sha256: str,
     values: NDArray[Any],
     shape: tuple[int, int, int],
-    affine: NDArray[np.float64],
+    affine: Affine,
     orientation: str,
 ) -> Scan:
     """Turn a volume's axes to an orientation.

@@ -8,7 +8,7 @@ import pytest
 
 from hvae_hpc.config.stages import STAGE_VERSIONS
 from hvae_hpc.errors import UserError
-from hvae_hpc.runs.identity import make_run_id
+from hvae_hpc.runs.identity import content_hash
 from hvae_hpc.runs.plan import find_plans, read_plan
 from tests.results.made_up import make_runs, write_plan
 
@@ -104,7 +104,7 @@ def test_a_plan_from_before_a_setting_was_added_is_read(tmp_path: Path) -> None:
             del entry["config"]["model"]["mask_weight"]  # as if it had been added later
         entry["parents"] = {role: new.get(of, of) for role, of in entry["parents"].items()}
         version = STAGE_VERSIONS[entry["stage"]]
-        run_id = make_run_id(entry["stage"], version, entry["config"], entry["parents"])
+        run_id = content_hash([entry["stage"], version, entry["config"], entry["parents"]])[:12]
         new[entry["run_id"]] = entry["run_id"] = run_id
     plan = read_plan(write_plan(tmp_path, make_runs(), changes={"runs": entries}))
     assert list(plan.runs) == list(new.values())
