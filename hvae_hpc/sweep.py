@@ -106,10 +106,9 @@ def _make_parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "sweep", nargs="?", help="name or .toml file (default: ./sweep.toml if there, else table1)"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("sweep", nargs="?", help="name or .toml file (default: ./sweep.toml if there, else table1)")
+    add(
         "--data",
         type=lambda text: text.partition("=")[::2],  # name and folder, "" where there is none
         nargs="+",
@@ -118,44 +117,40 @@ def _make_parser() -> argparse.ArgumentParser:
         metavar="NAME[=DIR]",
         help="only these data sets, and where their shards lie (default: ./shards/NAME)",
     )
-    parser.add_argument(
-        "--runs", type=Path, metavar="DIR", help="the runs folder (default: ./runs)"
-    )
+    add("--runs", type=Path, metavar="DIR", help="the runs folder (default: ./runs)")
     where = parser.add_mutually_exclusive_group()
     fits = "submit SLURM arrays, each to the first of P[,P...] that fits"
     where.add_argument("--partition", metavar="P", help=fits)
     where.add_argument("--local", action="store_true", help="run here, even on a SLURM machine")
-    parser.add_argument(
+    add(
         "--workers",
         type=int,
         default=1 if _has_gpu() else os.cpu_count() or 1,
         metavar="N",
         help="number of local processes (default: %(default)s)",
     )
-    parser.add_argument(
-        "--plan", action="store_true", help="show what would run, and change nothing"
-    )
-    parser.add_argument(
+    add("--plan", action="store_true", help="show what would run, and change nothing")
+    add(
         "--retries",
         type=int,
         default=0,
         metavar="N",
         help="with --partition: retry failed runs, each up to N times (default: 0)",
     )
-    parser.add_argument(
+    add(
         "--after",
         action="append",
         default=[],
         metavar="JOBID",
         help="with --partition: begin when this SLURM job, of anybody, is over; also twice or more",
     )
-    parser.add_argument(
+    add(
         "--allow-code-drift",
         action="store_true",
         help="let queued runs import the package as it is when they start, not as it is now",
     )
     # The last job of a submission is this command with the submission's folder.
-    parser.add_argument("--finish", type=Path, help=argparse.SUPPRESS)
+    add("--finish", type=Path, help=argparse.SUPPRESS)
     add_flags(parser)
     return parser
 
@@ -377,7 +372,7 @@ def _run_here(plan: Plan, missing: Sequence[str], options: argparse.Namespace) -
 def _write_tables(plan: Plan, *, partial: bool) -> None:
     from hvae_hpc.results.write import write_results
 
-    write_results(plan.runs_folder, plan.sweep, partial, None)
+    write_results(plan.runs_folder, plan.sweep, partial)
 
 
 def _has_gpu() -> bool:

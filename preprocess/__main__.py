@@ -7,7 +7,6 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from hvae_hpc.errors import UserError, run_command, say
 from hvae_hpc.jobs.sites.site import add_flags, fit_cluster, flags_of, place_of, read_site
@@ -197,12 +196,7 @@ def _draw_sheets(manifest: Manifest, out: Path, at_most: int | None) -> None:
         for case in manifest.cases
         for index, area in zip(case.slices, case.tumour_px, strict=True)
     ]
-    reader = DatasetReader(out, manifest=manifest)
-
-    def read(rows: Sequence[int]) -> tuple[Any, Any]:
-        pairs = reader.read(rows)
-        return pairs.images, pairs.masks
-
+    read = DatasetReader(out, manifest=manifest).read
     pages = write_contact_sheets(out, titles, read, PER_PAGE if at_most is None else at_most)
     if pages:
         say(f"look at:     {pages[0]}" + (f" to {pages[-1].name}" if len(pages) > 1 else ""))

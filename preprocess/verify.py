@@ -31,14 +31,8 @@ def verify(folder: Path, raw: Path | None, workers: int, report: Callable[[str],
     manifest = read_manifest(folder)
     n_shards, n_cases = len(manifest.shards), len(manifest.cases)
 
-    work = [
-        (
-            folder / shard.file,
-            shard.content_sha256,
-            [c for c in manifest.cases if c.shard == shard.file],
-        )
-        for shard in manifest.shards
-    ]
+    cases = {s.file: [c for c in manifest.cases if c.shard == s.file] for s in manifest.shards}
+    work = [(folder / s.file, s.content_sha256, cases[s.file]) for s in manifest.shards]
     faults = _find_faults(check_shard, work, workers)
     if faults:
         raise UserError(

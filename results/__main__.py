@@ -42,23 +42,18 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add = parser.add_argument
     about = "the runs folder (default: ./runs)"
-    parser.add_argument(
-        "runs", type=Path, nargs="?", default=Path("runs"), metavar="RUNS", help=about
-    )
-    parser.add_argument(
-        "--sweep", metavar="NAME", help="only this sweep (default: every sweep in RUNS)"
-    )
-    parser.add_argument(
-        "--partial", action="store_true", help="make the tables even if runs are missing"
-    )
-    parser.add_argument(
+    add("runs", type=Path, nargs="?", default=Path("runs"), metavar="RUNS", help=about)
+    add("--sweep", metavar="NAME", help="only this sweep (default: every sweep in RUNS)")
+    add("--partial", action="store_true", help="make the tables even if runs are missing")
+    add(
         "--out",
         type=Path,
         metavar="DIR",
         help="write to DIR/<sweep>/ (default: RUNS/results/<sweep>/)",
     )
-    parser.add_argument(
+    add(
         "--nnunet",
         type=Path,
         metavar="DIR",

@@ -68,11 +68,6 @@ class ArmScores:
         is_tested = self.difference and "seed" not in self.difference.not_covered
         return self.difference.p if self.difference and is_tested else None
 
-    @property
-    def is_significant(self) -> bool:
-        """Whether the difference was tested and is beyond chance."""
-        return self.p is not None and self.p < LEVEL
-
 
 def score_arms(plan: Plan, collected: Collected) -> list[ArmScores]:
     """Score every arm of every data set, in the tables' order."""
@@ -101,7 +96,7 @@ def supported_best(scores: Sequence[ArmScores]) -> dict[str, str]:
     for data in dict.fromkeys(s.data for s in scores):
         done = [s for s in scores if s.data == data and "@" not in s.arm.name]
         highest = max(done, key=lambda s: s.mean_dice, default=None)
-        if highest and highest.is_significant:
+        if highest and highest.p is not None and highest.p < LEVEL:
             best[data] = highest.arm.name
     return best
 

@@ -8,7 +8,7 @@ compiled here too: later, a signal to save and leave would wait for it.
 """
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -87,15 +87,14 @@ class MemoryChoice:
         self.changes |= changes
         self.workplace = replace(self.workplace, resources=replace(self.resources, **changes))
 
-    def spare(self) -> dict[str, Any]:
-        """Return what to change so that a step needs less memory; empty where nothing is left."""
+    def ways_to_spare(self) -> Iterator[tuple[str, Any]]:
+        """Yield what can be changed so that a step needs less memory: field and value."""
         if self.compiled and self.budget > SPARE_BUDGET:
-            return {"activation_memory_budget": SPARE_BUDGET}
+            yield "activation_memory_budget", SPARE_BUDGET
         if hasattr(self.model, "recompute") and not self.resources.recompute:
-            return {"recompute": True}
+            yield "recompute", True
         if getattr(self.model, "pairs_apart", False) and self.rows > 1:
-            return {"micro_batch": self.rows // 2}
-        return {}
+            yield "micro_batch", self.rows // 2
 
     def find_fitting(self, rehearse: Callable[[], Sequence[str]], team: Team) -> None:
         """Rehearse, ever sparer, until the memory suffices in all processes.
@@ -111,10 +110,10 @@ class MemoryChoice:
         if not needs_rehearsal(self.device, self.compiled):
             return
         while shortage := self._rehearse(rehearse, team):
-            changes = self.spare()
+            changes = list(self.ways_to_spare())[:1]
             if not changes:
                 raise torch.OutOfMemoryError(shortage)
-            self.change(**changes)
+            self.change(**dict(changes))
             event = {"event": "memory_spared", "reason": shortage[:200]}
             self.workplace.log(event | self.changes)
         if self.changes:
@@ -146,13 +145,9 @@ class MemoryChoice:
     def explain(self, image_size: tuple[int, int]) -> str:
         """Return a line for a person: what did not fit, and what to do."""
         height, width = image_size
-        remedies = ["lower optim.batch_size"]
-        if hasattr(self.model, "recompute") and not self.resources.recompute:
-            remedies.append("set recompute = true")
-        if getattr(self.model, "pairs_apart", False) and self.rows > 1:
-            remedies.append(f"set micro_batch = {self.rows // 2}")
-        remedies.append("share the batch among more processes (gpus, nodes)")
+        ways = "".join(f"set {name} = {value}, ".lower() for name, value in self.ways_to_spare())
         return (
             f"out of memory with {self.rows} pairs of {height}x{width} px at once on "
-            f"{self.device}; {', '.join(remedies)}, or ask for more memory (memory_gb)"
+            f"{self.device}; lower optim.batch_size, {ways}share the batch among more processes "
+            "(gpus, nodes), or ask for more memory (memory_gb)"
         )

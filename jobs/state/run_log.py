@@ -18,7 +18,7 @@ from hvae_hpc.errors import NO_ROOM, UserError, say
 from hvae_hpc.jobs.sites.retry_policy import Failure
 from hvae_hpc.runs.files import refuse_links
 from hvae_hpc.runs.folder import METRICS, append_log, find_checkpoints, read_log
-from hvae_hpc.runs.lease import host, job_id, restart_count
+from hvae_hpc.runs.lease import host, job_id
 
 LEFT_EARLY = 75
 """Exit code of an element that saved and left, to continue later (sysexits: temporary failure)."""
@@ -56,11 +56,6 @@ def let_output_be_lost() -> None:
     for name, number in (("stdout", 1), ("stderr", 2)):
         raw = io.BufferedWriter(_Output(number, "w", closefd=False))
         setattr(sys, name, io.TextIOWrapper(raw, errors="backslashreplace", line_buffering=True))
-
-
-def announce() -> None:
-    """Print that this process of an element begins: what stands above is of earlier ones."""
-    say(f"element {job_id()} begins, after {restart_count()} restarts")
 
 
 def checkpoint_at(folder: Path) -> int:

@@ -9,6 +9,7 @@ elements and give a first idea of GPU-hours; they promise nothing.
 import math
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import replace
 from statistics import median
 from typing import NamedTuple
 
@@ -114,9 +115,7 @@ def kind_of(run: Run) -> Hashable:
         if key not in ("seed", "arm", "keep_weights")
     }
     if "optim" in config:
-        config["optim"] = tuple(
-            (key, value) for key, value in vars(config["optim"]).items() if key != "images"
-        )
+        config["optim"] = replace(config["optim"], images=config["optim"].batch_size)
     return (run.stage, *config.items())
 
 

@@ -23,7 +23,6 @@ from hvae_hpc.jobs.failures.canary import why_held
 from hvae_hpc.jobs.slurm.client import ask
 from hvae_hpc.jobs.state.run_log import (
     LEFT_EARLY,
-    announce,
     how_far,
     last_event_in,
     let_output_be_lost,
@@ -54,7 +53,7 @@ def run_element(plan_file: Path, array: int) -> int:
         0 where all are done; 1 where one failed, is blocked or is held; 75 where the element was
         told to leave.
     """
-    announce()
+    say(f"element {job_id()} begins, after {restart_count()} restarts")  # see BEGINS in run_log
     plan = read_plan(plan_file)
     rank = int(os.environ.get("SLURM_PROCID", "0"))
     place = int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))

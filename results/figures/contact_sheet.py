@@ -1,6 +1,5 @@
 """Contact sheets: packed pairs with their masks' outlines, to be looked at before training."""
 
-import io
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -8,26 +7,27 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.style
-import numpy as np
 
 from hvae_hpc.results.figures.panels import TRUTH, Panel, Row, draw_grid
-from hvae_hpc.runs.folder import write_atomic
+from hvae_hpc.results.figures.style import save_figure
 
 COLUMNS, PER_PAGE = 8, 48
 _SIZE_INCH, _DPI = 1.5, 130
 _TITLE_LETTERS = 24
-Read = Callable[[Sequence[int]], tuple[np.ndarray, np.ndarray]]
 
 
 def write_contact_sheets(
-    folder: Path, titles: Sequence[str], read: Read, at_most: int = PER_PAGE
+    folder: Path,
+    titles: Sequence[str],
+    read: Callable[[Sequence[int]], Any],
+    at_most: int = PER_PAGE,
 ) -> list[Path]:
     """Draw pairs on pages of 48: ``contact.png``, or ``contact-01.png`` and so on.
 
     Args:
         folder: where the pages go; those of before are removed.
         titles: of all N pairs.
-        read: rows -> images (n, H, W) in [0, 1] and masks (n, H, W).
+        read: rows -> pairs: ``images`` (n, H, W) in [0, 1] and ``masks`` (n, H, W).
         at_most: how many pairs to draw; fewer than N are spread evenly over all.
 
     Returns:
@@ -45,15 +45,15 @@ def write_contact_sheets(
         number = f"-{page + 1:0{len(str(pages))}}" if pages > 1 else ""
         paths.append(folder / f"contact{number}.png")
         shown = rows[page * PER_PAGE : (page + 1) * PER_PAGE]
-        _write_page(paths[-1], [titles[row] for row in shown], *read(shown))
+        _write_page(paths[-1], [titles[row] for row in shown], read(shown))
     return paths
 
 
-def _write_page(path: Path, titles: Sequence[str], images: np.ndarray, masks: np.ndarray) -> None:
+def _write_page(path: Path, titles: Sequence[str], pairs: Any) -> None:
     thin = TRUTH | {"linewidth": 0.7}
     panels = [
         Panel(image=image, title=_shorten(title), outlines=((mask, thin),))
-        for title, image, mask in zip(titles, images, masks, strict=True)
+        for title, image, mask in zip(titles, pairs.images, pairs.masks, strict=True)
     ]
     starts = range(0, len(panels), COLUMNS)
     lines: list[Row] = [("", panels[start : start + COLUMNS]) for start in starts]
@@ -61,9 +61,7 @@ def _write_page(path: Path, titles: Sequence[str], images: np.ndarray, masks: np
     style: Any = {"font.size": 5, "axes.titlesize": 5, "axes.titlepad": 2, "text.parse_math": False}
     with matplotlib.style.context(style, after_reset=True):
         figure = draw_grid(lines, size=_SIZE_INCH, top=0.25, gap=0.25)
-        content = io.BytesIO()
-        figure.savefig(content, dpi=_DPI, format="png")
-        write_atomic(path, content.getvalue())
+        save_figure(figure, path, dpi=_DPI)
 
 
 def _shorten(title: str) -> str:

@@ -1,7 +1,9 @@
 """What the figures share: styles that differ in grey too, a row per arm, how means are drawn."""
 
+import io
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -12,6 +14,7 @@ from hvae_hpc.errors import UserError
 from hvae_hpc.results.labels import KNOWN_GENERATORS, REFERENCE, arm_label, generators_of, method_of
 from hvae_hpc.results.scores import ArmScores
 from hvae_hpc.results.statistics import Estimate
+from hvae_hpc.runs.folder import write_atomic
 from hvae_hpc.runs.plan import Plan
 
 GREY = "0.35"
@@ -95,6 +98,13 @@ def split_ends(estimates: Sequence[Estimate]) -> list[list[float]]:
 def wrap_label(arm: ArmConfig) -> str:
     """Return an arm's label in short lines."""
     return textwrap.fill(arm_label(arm), 26)
+
+
+def save_figure(figure: Figure, path: Path, **options: Any) -> None:
+    """Write a figure in the format that its name ends in, atomically."""
+    content = io.BytesIO()  # where a disk is full, the PDF writer fails in ways of its own
+    figure.savefig(content, format=path.suffix[1:], **options)
+    write_atomic(path, content.getvalue())
 
 
 def hide_frame(axes: Axes) -> None:

@@ -3,7 +3,6 @@
 A figure that has no data yet is left out, with a remark.
 """
 
-import io
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -21,9 +20,9 @@ from hvae_hpc.results.figures.cost import draw_cost
 from hvae_hpc.results.figures.dose import draw_dose
 from hvae_hpc.results.figures.images import draw_cases, draw_figure2
 from hvae_hpc.results.figures.per_case import draw_per_case
+from hvae_hpc.results.figures.style import save_figure
 from hvae_hpc.results.figures.training import draw_progress
 from hvae_hpc.results.scores import ArmScores
-from hvae_hpc.runs.folder import write_atomic
 from hvae_hpc.runs.plan import Plan
 
 DPI = 150
@@ -81,7 +80,8 @@ def write_figures(
                 endings, left_out = [], []
                 remarks.append(f"{name}.png is left out: {error}")
             for ending in endings:
-                paths.append(_save(figure, out / f"{name}.{ending}", ending))
+                paths.append(out / f"{name}.{ending}")
+                save_figure(figure, paths[-1], dpi=DPI, metadata=_NO_DATE[ending])
                 figure.set_layout_engine("none")  # the first one's holds for all
         # Not before: another sweep's last job may be reading what is drawn anew here.
         for ending in set(PLOT).difference(endings):
@@ -126,10 +126,3 @@ def _list_figures(
 def _file_name(name: str) -> str:
     """Replace what a file's name should not have."""
     return re.sub(r"[^A-Za-z0-9._+-]", "_", name)
-
-
-def _save(figure: Figure, path: Path, ending: str) -> Path:
-    content = io.BytesIO()  # where a disk is full, the PDF writer fails in ways of its own
-    figure.savefig(content, format=ending, dpi=DPI, metadata=_NO_DATE[ending])
-    write_atomic(path, content.getvalue())
-    return path

@@ -16,6 +16,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from hvae_hpc.jobs.worker import signals
 from hvae_hpc.jobs.worker.run import execute
 from hvae_hpc.preprocess.pack import pack
 from hvae_hpc.preprocess.store.manifest import read_manifest
+from hvae_hpc.preprocess.store.pairs import take
 from hvae_hpc.preprocess.store.shards import read_pairs
 from hvae_hpc.results import __main__ as results
 from hvae_hpc.results.figures import write as figures
@@ -255,10 +257,7 @@ def stages(work: Path, filler: Filler) -> Iterator[tuple[str, Command]]:
     save_cases(raw, 2, first=3)
     yield "pack again", lambda: pack(recipe, raw, disk / "packed", workers=1) and 0
     pairs, _ = read_pairs(next((disk / "packed").glob("shard-*.h5")))
-    titles, read = (
-        list(pairs.case_ids),
-        lambda rows: (pairs.images[list(rows)], pairs.masks[list(rows)]),
-    )
+    titles, read = list(pairs.case_ids), partial(take, pairs)
     yield "contact sheets", lambda: write_contact_sheets(disk / "packed", titles, read) and 0
 
     plan = make_plan(work, disk)

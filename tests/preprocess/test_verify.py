@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -124,7 +125,9 @@ def test_the_sheet_shows_each_pair_with_its_outline(packed, tmp_path):
     masks = np.zeros((3, 40, 40), np.uint8)
     masks[1, 25:35, 25:35] = 1
     (path,) = write_contact_sheets(
-        tmp_path, ["a", "b", "c"], lambda rows: (images[rows], masks[rows])
+        tmp_path,
+        ["a", "b", "c"],
+        lambda rows: SimpleNamespace(images=images[rows], masks=masks[rows]),
     )
     assert path.name == "contact.png"
     pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
@@ -168,7 +171,8 @@ def test_pages_spread_over_all_pairs_and_old_pages_go(tmp_path):
 
     def read(rows):
         shown.append(list(rows))
-        return np.random.default_rng(0).random((len(rows), 8, 8)), np.zeros((len(rows), 8, 8))
+        images = np.random.default_rng(0).random((len(rows), 8, 8))
+        return SimpleNamespace(images=images, masks=np.zeros((len(rows), 8, 8)))
 
     titles = [f"case {number}" for number in range(100)]
     assert [path.name for path in write_contact_sheets(tmp_path, titles, read, 60)] == [
