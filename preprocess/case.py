@@ -4,11 +4,11 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
 from hvae_hpc.errors import UserError
+from hvae_hpc.frozen import frozen
 from hvae_hpc.preprocess.journal import CaseRecord, stamp_files
 from hvae_hpc.preprocess.read.find_cases import CaseFiles
 from hvae_hpc.preprocess.read.volume import read_volume
@@ -18,7 +18,7 @@ from hvae_hpc.preprocess.store.manifest import CaseEntry, SkippedEntry
 from hvae_hpc.preprocess.store.pairs import Pairs
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class PackedCase:
     """A good case: just packed, or taken over from an earlier packing.
 

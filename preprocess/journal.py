@@ -6,11 +6,11 @@ is no part of the data set: without it everything is packed again, to the same c
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hvae_hpc.config.loader import dump, load
+from hvae_hpc.frozen import frozen
 from hvae_hpc.preprocess.read.find_cases import CaseFiles
 from hvae_hpc.preprocess.read.scan import source_files
 from hvae_hpc.preprocess.read.volume import Facts
@@ -24,7 +24,7 @@ PACKING_VERSION = 2
 """Raised when the same files and recipe give other pairs than before, or none."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class CaseRecord:
     """One packed case.
 
@@ -47,7 +47,7 @@ class CaseRecord:
     stamps: dict[str, tuple[int, ...]]
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ShardRecords:
     """One closed shard and its cases."""
 

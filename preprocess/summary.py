@@ -2,12 +2,12 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 from hvae_hpc.config.loader import dump, load, read_json
 from hvae_hpc.errors import printable
+from hvae_hpc.frozen import frozen
 from hvae_hpc.preprocess.journal import CaseRecord
 from hvae_hpc.preprocess.read.find_cases import RawFolder
 from hvae_hpc.preprocess.store.manifest import Manifest, SkippedEntry
@@ -16,7 +16,7 @@ from hvae_hpc.runs.folder import write_json
 SUMMARY = "summary.json"
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Spread:
     """Least, median and greatest of some numbers."""
 
@@ -25,7 +25,7 @@ class Spread:
     greatest: float
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class PackingSummary:
     """What summary.json holds.
 

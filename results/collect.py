@@ -6,7 +6,6 @@ numbers can be; any other run is missing, with its reason.
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import pandas as pd
 
 from hvae_hpc.config.arms import ArmConfig
 from hvae_hpc.config.stages import QualityConfig
+from hvae_hpc.frozen import frozen
 from hvae_hpc.results.statistics import Summary, summarise
 from hvae_hpc.runs.done import REMADE, Results, ResultSummary, read_results
 from hvae_hpc.runs.plan import Plan
@@ -97,7 +97,7 @@ NOT_YET = "no metrics.json yet"
 _MOST_NAMED = 9
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Collected:
     """What the runs of a plan have given so far.
 

@@ -2,13 +2,13 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from hvae_hpc.config.arms import ArmConfig
 from hvae_hpc.config.stages import SegmentConfig
+from hvae_hpc.frozen import frozen
 from hvae_hpc.results.collect import MORE_MEASURES, Collected, rows_of
 from hvae_hpc.results.labels import REFERENCE, ordered_arms
 from hvae_hpc.results.statistics import (
@@ -25,7 +25,7 @@ TRAINING = "generator_seed"
 SEED = ["split_seed", "seed"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ArmScores:
     """What the done runs of one arm on one data set say.
 

@@ -5,13 +5,14 @@ One model gives intervals and p: crossed random effects of splits, trainings, se
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from hvae_hpc.frozen import frozen
 
 Scores = NDArray[np.float64]
 LEVEL = 0.05
@@ -25,7 +26,7 @@ EXACT_UP_TO = 14
 """Up to so many differences, all ways to flip their signs are tried; of more, 2^14 random ways."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Summary:
     """A sample's size, mean and standard deviation (ddof 1), which is None for a single value."""
 
@@ -61,7 +62,7 @@ def pool(parts: Iterable[Summary]) -> Summary:
     return Summary(n=n, mean=mean, sd=math.sqrt(squares / (n - 1)))
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Estimate:
     """A mean with its 95 % interval."""
 
@@ -84,7 +85,7 @@ class Block(NamedTuple):
     has_trainings: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Comparison(Estimate):
     """A mean with its interval and p, which agree: p is below 0.05 where 0 is outside.
 

@@ -19,7 +19,7 @@ arm's budget is not the sweep's.
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal, cast, get_args
 
 from hvae_hpc.config.augmentations import join
@@ -27,6 +27,7 @@ from hvae_hpc.config.kinds import AugmentationConfig
 from hvae_hpc.config.loader import ONLY_WHEN_SET
 from hvae_hpc.config.model import require
 from hvae_hpc.errors import UserError
+from hvae_hpc.frozen import frozen
 
 Budget = Literal["epochs", "steps"]
 USES: dict[str, dict[str, Any]] = {
@@ -38,7 +39,7 @@ USES: dict[str, dict[str, Any]] = {
 """Endings of a source's name, and what they say of how its pairs are used."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ArmConfig:
     """One row of Table 1: what the segmentation network is trained on.
 

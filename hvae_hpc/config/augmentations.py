@@ -4,14 +4,14 @@ All of it is hashed into run ids. They are what synthetic pairs have to be bette
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from hvae_hpc.config.kinds import AugmentationConfig
 from hvae_hpc.config.model import require
+from hvae_hpc.frozen import frozen
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class NNUNetConfig(AugmentationConfig):
     """The augmentation with which nnU-Net v2 trains in 2D; its probabilities are in the module."""
 
@@ -21,7 +21,7 @@ class NNUNetConfig(AugmentationConfig):
     kind: Literal["nnunet"] = "nnunet"
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class MixingConfig(AugmentationConfig):
     """What the mixing of a pair with another real pair is asked.
 
@@ -40,7 +40,7 @@ class MixingConfig(AugmentationConfig):
         require("a share between 0 and 1", self, "share")
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class CutMixConfig(MixingConfig):
     """CutMix (Yun et al. 2019): a rectangle of a pair is replaced by another pair's."""
 
@@ -50,7 +50,7 @@ class CutMixConfig(MixingConfig):
     kind: Literal["cutmix"] = "cutmix"
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class MixupConfig(MixingConfig):
     """Mixup (Zhang et al. 2018): images and masks are averaged; the masks become soft.
 
@@ -69,7 +69,7 @@ class MixupConfig(MixingConfig):
         require("more than 0", self, "alpha")
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class CarveMixConfig(MixingConfig):
     """CarveMix (Zhang et al. 2021): a lesion and a margin are carved out of another pair."""
 
@@ -79,7 +79,7 @@ class CarveMixConfig(MixingConfig):
     kind: Literal["carvemix"] = "carvemix"
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class TumorCPConfig(MixingConfig):
     """TumorCP (Yang et al. 2021): a lesion of another pair is turned, scaled and pasted.
 
@@ -99,7 +99,7 @@ class TumorCPConfig(MixingConfig):
         require("a share between 0 and 1", self, "elsewhere")
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class JoinedConfig(AugmentationConfig):
     """Several augmentations, one after the other."""
 

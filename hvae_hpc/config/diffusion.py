@@ -1,13 +1,13 @@
 """What the diffusion model of image and mask is asked; all of it is hashed into run ids."""
 
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from hvae_hpc.config.kinds import GeneratorConfig
 from hvae_hpc.config.model import require, require_halvings
+from hvae_hpc.frozen import frozen
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class EDMConfig(GeneratorConfig):
     """The diffusion model of Karras et al. (2022), of image and mask together or given the mask.
 

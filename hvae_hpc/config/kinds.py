@@ -8,13 +8,13 @@ runs folder holds is ever imported. docs/DEVELOP.md has a worked example.
 
 import pkgutil
 import sys
-from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
 
 from hvae_hpc.errors import UserError
+from hvae_hpc.frozen import frozen
 
 BUILT_IN = {
     "hvae_hpc.generators": {
@@ -36,7 +36,7 @@ BUILT_IN = {
 """Group to kind to config class. The kind "" is meant where a config names none."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class GeneratorConfig:
     """What the project asks of every generator's config.
 
@@ -91,7 +91,7 @@ class GeneratorConfig:
         return 1.5e6
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class AugmentationConfig:
     """What the project asks of the config of an augmentation in every step of a training.
 

@@ -5,11 +5,12 @@ because planning a sweep must not import torch.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, ClassVar, Literal
 
 from hvae_hpc.config.kinds import AugmentationConfig, GeneratorConfig
 from hvae_hpc.config.loader import ONLY_WHEN_SET
+from hvae_hpc.frozen import frozen
 
 RULES: dict[str, Callable[[Any], bool]] = {
     "more than 0": lambda value: value > 0,
@@ -47,7 +48,7 @@ def require_halvings(config_name: str, image_size: tuple[int, int], halvings: in
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class NetworkConfig:
     """The encoder and the decoder, mirror images of each other.
 
@@ -92,7 +93,7 @@ class NetworkConfig:
         return 9.0 * 8 * sum(width**2 for width in self.channels)
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class HVAEConfig(GeneratorConfig):
     """The Hamiltonian VAE; with ``n_leapfrog = 0`` it is the VAE on the same network.
 
@@ -243,7 +244,7 @@ class HVAEConfig(GeneratorConfig):
         return 3 * self.network.operations_per_pixel() * passes
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class LSGANConfig(GeneratorConfig):
     """The least-squares GAN (Mao et al. 2017): the same decoder against a discriminator of pairs.
 
@@ -282,7 +283,7 @@ class LSGANConfig(GeneratorConfig):
         return 3 * self.network.operations_per_pixel() * 2
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class UNetConfig:
     """The classic U-Net (Ronneberger et al. 2015), padded, with batch normalisation.
 
@@ -302,7 +303,7 @@ class UNetConfig:
         require("more than 0", self, "base_channels", "depth")
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class OptimConfig:
     """One training: how long, how big the steps, in which precision.
 
@@ -345,7 +346,7 @@ class OptimConfig:
         require("0 or more", self, "weight_decay", "clip_norm")
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class MovesConfig(AugmentationConfig):
     """Random moves of image and mask together in every step of a training.
 

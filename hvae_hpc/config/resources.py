@@ -2,8 +2,10 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
+
+from hvae_hpc.frozen import frozen
 
 START_S = 30
 """Seconds that a process may take until it works."""
@@ -29,7 +31,7 @@ SET_BY = {
 """What sets an option of sbatch and srun, and which ones: nobody else can."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Resources:
     """One stage's share of a machine, and how SLURM is asked for it.
 

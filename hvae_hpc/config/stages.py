@@ -7,7 +7,7 @@ torch.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, ClassVar, Literal
 
 from hvae_hpc.config.arms import ArmConfig
@@ -19,6 +19,7 @@ from hvae_hpc.config.model import (
     UNetConfig,
     require,
 )
+from hvae_hpc.frozen import frozen
 
 Sampler = Literal["prior", "aggregated", "mixture", "hmc", "mask", "riemannian"]
 Stage = Literal["train", "likelihood", "generate", "augment", "quality", "segment"]
@@ -34,7 +35,7 @@ STAGE_VERSIONS: dict[Stage, int] = {
 """Raised when a stage's numbers change, so that old results are not taken for new ones."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class SplitConfig:
     """A seeded draw of cases (patients); no case is in both parts.
 
@@ -51,7 +52,7 @@ class SplitConfig:
         require("more than 0", self, "train", "test")
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class TrainConfig:
     """Train one generator on the split's training cases.
 
@@ -69,7 +70,7 @@ class TrainConfig:
     image_px: int
     model: GeneratorConfig
     optim: OptimConfig
-    moves: AugmentationConfig = field(default_factory=MovesConfig)
+    moves: AugmentationConfig = MovesConfig()
     seed: int = 0
     n_cases: int = field(default=0, metadata=ONLY_WHEN_SET)
 
@@ -88,7 +89,7 @@ class TrainConfig:
         return cases - math.ceil(held_out * cases)
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class LikelihoodConfig:
     """How likely a trained generator with an encoder finds held-out pairs.
 
@@ -141,7 +142,7 @@ class LikelihoodConfig:
             )
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class GenerateConfig:
     """Draw pairs from a trained generator's snapshot.
 
@@ -208,7 +209,7 @@ def source_name(generator: str, sampler: str) -> str:
     return generator if sampler == "prior" else f"{generator}-{sampler}"
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class AugmentConfig:
     """Make augmented copies of the real training pairs, once, and store them.
 
@@ -234,7 +235,7 @@ class AugmentConfig:
         require("more than 0", self, "n_pairs")
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class StandardCopiesConfig(AugmentConfig):
     """Standard augmentation: copies moved at random with torchio.
 
@@ -257,7 +258,7 @@ class StandardCopiesConfig(AugmentConfig):
         require("a number in (0, 1]", self, "crop_min")
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class QualityConfig:
     """A set of images or pairs against the test cases.
 
@@ -294,7 +295,7 @@ class QualityConfig:
             )
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class SegmentConfig:
     """Train a U-Net on one arm's pairs with one seed and measure it on the split's test cases.
 

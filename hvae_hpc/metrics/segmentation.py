@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion, distance_transform_edt
+
+from hvae_hpc.frozen import frozen
 
 Mask = NDArray[np.bool_]
 
@@ -15,7 +16,7 @@ TOLERANCE = 2.0
 SIZES = ("small", "medium", "large")
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class MaskScores:
     """How a predicted mask agrees with the true one; all slices of a case together.
 

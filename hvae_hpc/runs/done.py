@@ -15,11 +15,12 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
 from hvae_hpc.errors import UserError, printable
+from hvae_hpc.frozen import frozen
 from hvae_hpc.runs.files import RECORD_BYTES, read_file
 from hvae_hpc.runs.folder import METRICS, RunResult, read_result, result_stamp, write_atomic
 from hvae_hpc.runs.plan import PLANS, Plan
@@ -40,7 +41,7 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
 REMADE = "what it was made from was made again, or is gone"
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ResultSummary:
     """What is known of a run's result.
 
@@ -91,7 +92,7 @@ Results = Mapping[str, ResultSummary]
 """Run id to what is known of its result."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class _Entry:
     """What the cache holds of a run: its summary's fields, and what marked its metrics.json then.
 

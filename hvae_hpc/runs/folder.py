@@ -14,12 +14,13 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from hvae_hpc.config.loader import dump, load, read_json
 from hvae_hpc.errors import NO_ROOM, NonFiniteError, UserError, say
+from hvae_hpc.frozen import frozen
 from hvae_hpc.runs.files import RECORD_BYTES, open_to_append, read_last_lines, refuse_links
 from hvae_hpc.runs.identity import JOB, content_hash, require_form
 from hvae_hpc.runs.lease import check
@@ -52,7 +53,7 @@ _TOLD: set[Path] = set()
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Provenance:
     """Where, when and with what a run was made: recorded, never hashed.
 
@@ -93,7 +94,7 @@ class Provenance:
     gpu: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class RunResult:
     """What metrics.json holds.
 

@@ -25,13 +25,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from hvae_hpc.config.loader import dump, load
 from hvae_hpc.errors import UserError, say
+from hvae_hpc.frozen import frozen
 from hvae_hpc.runs.files import SETTINGS_BYTES, open_file
 
 LEASE = ".lease-"
@@ -68,7 +68,7 @@ def restart_count() -> int:
     return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Holder:
     """The process that holds a folder, as its lease says; empty while that is being written.
 

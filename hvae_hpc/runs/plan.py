@@ -4,7 +4,7 @@ The sweep command writes it before anything starts. Elements find their runs in 
 the tables learn from it what is missing.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +12,7 @@ from hvae_hpc.config.loader import dump, load, read_json
 from hvae_hpc.config.resources import Resources
 from hvae_hpc.config.stages import CONFIGS, Stage
 from hvae_hpc.errors import UserError
+from hvae_hpc.frozen import frozen
 from hvae_hpc.runs.files import refuse_links
 from hvae_hpc.runs.folder import write_atomic
 from hvae_hpc.runs.identity import (
@@ -34,7 +35,7 @@ LONGEST_FOLDER = 200
 REPLAN = "give the sweep command again to write a new plan"
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Array:
     """One SLURM array of a submission, or its last job, which makes the tables.
 
@@ -74,7 +75,7 @@ class Array:
         return tuple(run_id for element in self.elements for run_id in element)
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Plan:
     """All runs that a sweep expects, where their data lies, and what each stage may use.
 
@@ -137,7 +138,7 @@ class Plan:
         return [run.config for run in self.runs.values() if isinstance(run.config, kind)]
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class _RunEntry:
     """A run as it stands in the file; its config is loaded by its stage."""
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 
 from hvae_hpc.config.loader import dump
@@ -14,13 +14,14 @@ from hvae_hpc.config.stages import (
     Stage,
     StageConfig,
 )
+from hvae_hpc.frozen import frozen
 from hvae_hpc.runs.identity import content_hash
 
 _UNFIT = re.compile(r"[^A-Za-z0-9+._-]")
 """What the name of a folder does not contain."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Run:
     """A stage with its config and parents; what it makes lies in the folder named after it.
 

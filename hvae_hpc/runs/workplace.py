@@ -1,15 +1,16 @@
 """Where a run works, and what a finished stage hands back."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
 from hvae_hpc.config.resources import Resources
+from hvae_hpc.frozen import frozen
 from hvae_hpc.runs.folder import append_log
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Workplace:
     """Where a run works and what it may use; every stage is given one.
 
@@ -42,7 +43,7 @@ class Workplace:
             append_log(self.folder, record)
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Outcome:
     """What a finished stage found; it becomes metrics.json.
 

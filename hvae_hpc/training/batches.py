@@ -8,7 +8,7 @@ loader being saved.
 import hashlib
 import pkgutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from itertools import compress
 from pathlib import Path
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from hvae_hpc.config.kinds import AugmentationConfig
 from hvae_hpc.config.model import OptimConfig
 from hvae_hpc.errors import UserError
+from hvae_hpc.frozen import frozen
 from hvae_hpc.preprocess.store.pairs import Pairs
 from hvae_hpc.preprocess.store.reader import read_dataset
 
@@ -97,7 +98,7 @@ def shared_images_of_step(data: "PairTensors", seed: int, step: int, batch_size:
     return torch.cat([real, synthetic])[places]
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class PairTensors:
     """Pairs in memory.
 

@@ -16,7 +16,7 @@ import socket
 import struct
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import timedelta
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hvae_hpc.config.loader import dump, load, read_json
 from hvae_hpc.errors import UserError
+from hvae_hpc.frozen import frozen
 from hvae_hpc.models.blocks import Phase
 from hvae_hpc.runs.folder import write_atomic_by
 from hvae_hpc.runs.workplace import Workplace
@@ -39,7 +40,7 @@ HERE = "here"
 """The key that says that the first process is in the store."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Meeting:
     """Where the first process listens, and under which random key the others meet it."""
 
@@ -48,7 +49,7 @@ class Meeting:
     key: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Team:
     """The processes of one run; all call a method at the same place, and wait for each other.
 

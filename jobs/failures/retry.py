@@ -12,12 +12,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hvae_hpc.config.loader import dump, load, read_json
 from hvae_hpc.errors import UserError, say
+from hvae_hpc.frozen import frozen
 from hvae_hpc.jobs.failures.bad_nodes import gather_failures
 from hvae_hpc.jobs.failures.classify import Evidence, classify
 from hvae_hpc.jobs.sites.retry_policy import Failure, change, in_words
@@ -32,7 +33,7 @@ from hvae_hpc.runs.plan import Plan
 HISTORY_FILE = "retries.json"
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class RunRetries:
     """The retries of one run.
 
@@ -47,7 +48,7 @@ class RunRetries:
     answered: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class RetryHistory:
     """The retries of a runs folder.
 

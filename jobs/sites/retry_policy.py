@@ -7,7 +7,7 @@ before (:mod:`hvae_hpc.jobs.failures.retry`).
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -16,6 +16,7 @@ from hvae_hpc.config.model import require
 from hvae_hpc.config.resources import Resources
 from hvae_hpc.config.stages import TrainConfig
 from hvae_hpc.errors import UserError
+from hvae_hpc.frozen import frozen
 from hvae_hpc.runs.run import Run
 
 POLICY = Path(__file__).parent / "retry_policy.toml"
@@ -37,7 +38,7 @@ Failure = Literal[
 FAILURES: tuple[Failure, ...] = get_args(Failure)
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Rule:
     """The retries after one class of failure.
 

@@ -11,13 +11,14 @@ there. Only this one may hold ``[caps]``.
 import argparse
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
 
 from hvae_hpc.config.loader import load, merge, read_toml
 from hvae_hpc.config.resources import Resources, is_option
 from hvae_hpc.errors import UserError
+from hvae_hpc.frozen import frozen
 from hvae_hpc.jobs.sites.retry_policy import Failure, Rule, check_tables, read_rules
 from hvae_hpc.jobs.slurm.client import POLL_S, is_available
 from hvae_hpc.jobs.slurm.limits import Cluster
@@ -29,7 +30,7 @@ CAPPED = ("nodes", "gpus", "cpus", "memory_gb", "minutes", "array_parallelism")
 """The fields of Resources that have a cap of the same name."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Caps:
     """What an administrator allows at most; 0 is no cap.
 
@@ -59,7 +60,7 @@ class Caps:
     forbidden_args: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Site:
     """What a cluster allows.
 

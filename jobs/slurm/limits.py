@@ -5,11 +5,12 @@ import getpass
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import NamedTuple
 
 from hvae_hpc.config.resources import Resources, count_gpus
 from hvae_hpc.errors import UserError
+from hvae_hpc.frozen import frozen
 from hvae_hpc.jobs.slurm.client import ask
 
 
@@ -26,7 +27,7 @@ def of_each_node(asked: Resources) -> Node:
     return Node(asked.gpus, asked.memory_gb, asked.cpus * asked.tasks_per_node)
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Partition:
     """What a partition allows; 0 is no limit, or none that is known.
 
@@ -66,7 +67,7 @@ class Partition:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Cluster:
     """What SLURM allows.
 

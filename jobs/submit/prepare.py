@@ -11,12 +11,13 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from hvae_hpc.config.resources import Resources
 from hvae_hpc.errors import UserError
+from hvae_hpc.frozen import frozen
 from hvae_hpc.jobs.failures.bad_nodes import without_bad_nodes
 from hvae_hpc.jobs.failures.canary import canaries_of
 from hvae_hpc.jobs.failures.retry import (
@@ -50,7 +51,7 @@ IN_QUEUE = ("waiting", "running")
 Scope = Literal["all", "new", "retries"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Prepared:
     """A submission that is planned but not written.
 

@@ -4,7 +4,7 @@ It is not yet runs: :mod:`hvae_hpc.jobs.sweeps.expand` multiplies it out.
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from hvae_hpc.config.arms import USES, Budget
@@ -18,6 +18,7 @@ from hvae_hpc.config.model import (
     require,
 )
 from hvae_hpc.config.stages import Sampler, SplitConfig, source_name
+from hvae_hpc.frozen import frozen
 
 MOST_SEEDS = 100_000
 TAKEN_NAMES = ("real", "mean", "standard", "copies", "moved", "reference", *FREE)
@@ -30,17 +31,17 @@ SET_BY_THE_PLANNER = {
 """Fields of a stage's config that follow from the rest of the sweep, beside those of all stages."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class GeneratorSettings:
     """One generator of a sweep: its network and its training; see :class:`TrainConfig`."""
 
     model: GeneratorConfig
     optim: OptimConfig
-    moves: AugmentationConfig = field(default_factory=MovesConfig)
+    moves: AugmentationConfig = MovesConfig()
     n_cases: int = field(default=0, metadata=ONLY_WHEN_SET)
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class SegmentSettings:
     """How every arm's U-Net is trained.
 
@@ -55,11 +56,11 @@ class SegmentSettings:
         augmentations: further ones by name; an arm of that name has it in every step.
     """
 
-    unet: UNetConfig = field(default_factory=UNetConfig)
+    unet: UNetConfig = UNetConfig()
     epochs: int = 80
     budget: Budget = "epochs"
     optim: dict[str, Any] = field(default_factory=dict)
-    moves: AugmentationConfig = field(default_factory=MovesConfig)
+    moves: AugmentationConfig = MovesConfig()
     augmentations: dict[str, AugmentationConfig] = field(default_factory=dict)
     loss: str = "dice+ce"
     threshold: float = 0.5
@@ -72,7 +73,7 @@ class SegmentSettings:
             raise ValueError("optim.images follows from epochs; remove it")
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class SweepConfig:
     """What a sweep file says.
 
@@ -116,7 +117,7 @@ class SweepConfig:
     seeds: int = 10
     splits: int = 1
     generator_seeds: int = 1
-    split: SplitConfig = field(default_factory=SplitConfig)
+    split: SplitConfig = SplitConfig()
     factors: tuple[int, ...] = (2, 3, 5)
     doses: tuple[int, ...] = (100, 200, 300, 500)
     combined: tuple[int, ...] = ()

@@ -6,7 +6,7 @@ resolves every default and every "80 epochs", so a run's config says all that it
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from hvae_hpc.config.stages import (
     Stage,
 )
 from hvae_hpc.errors import UserError
+from hvae_hpc.frozen import frozen
 from hvae_hpc.jobs.sweeps.config import SweepConfig
 from hvae_hpc.preprocess.store.manifest import Manifest
 from hvae_hpc.preprocess.store.splits import Split, draw_split
@@ -35,7 +36,7 @@ Source = tuple[str, int]
 """Name of a source of synthetic pairs, and the seed of its generator."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class DataSet:
     """A packed data set as the planner sees it."""
 
@@ -84,7 +85,7 @@ def expand(sweep: SweepConfig, data_sets: list[DataSet]) -> list[Run]:
     return list(runs.values())
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class _Draw:
     """One draw of a data set's training and test cases, from which runs are made."""
 

@@ -6,13 +6,14 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 from hvae_hpc.config.loader import dump, read_json
 from hvae_hpc.errors import UserError, is_gpu_lost, say
+from hvae_hpc.frozen import frozen
 from hvae_hpc.jobs.state.run_log import (
     MACHINE_ERRORS,
     check_stall,
@@ -71,7 +72,7 @@ HEADLINES = {
 End = Literal["done", "stopped", "failed", "blocked", "busy"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Report:
     """How an attempt at a run ended.
 

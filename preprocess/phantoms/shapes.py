@@ -4,11 +4,12 @@ Places are (x, y, z) in mm, towards the patient's left, back and head (LPS). Eve
 on the axes of a grid, so two grids of different spacing see the same object.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from hvae_hpc.frozen import frozen
 
 Floats = NDArray[np.float32]
 Places = NDArray[np.float64]
@@ -17,7 +18,7 @@ Axes = tuple[Floats, Floats, Floats]
 """Coordinates along x, y, z, mm, shaped (X, 1, 1), (1, Y, 1), (1, 1, Z)."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Grid:
     """Voxels along x, y, z (LPS).
 

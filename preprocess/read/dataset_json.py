@@ -2,12 +2,13 @@
 
 import re
 import unicodedata
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import field, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hvae_hpc.config.loader import load, read_json
 from hvae_hpc.errors import UserError
+from hvae_hpc.frozen import frozen
 from hvae_hpc.preprocess.read.match_files import compile_pattern
 from hvae_hpc.preprocess.recipes.recipe import Recipe
 
@@ -17,7 +18,7 @@ _EXAMPLE = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class TrainingFiles:
     """A training case's files, relative to the folder."""
 
@@ -25,7 +26,7 @@ class TrainingFiles:
     label: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class DatasetFiles:
     """The same in version 2, whose images have a file for each channel."""
 
@@ -33,7 +34,7 @@ class DatasetFiles:
     label: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Index:
     """What a dataset.json says, under its own names.
 

@@ -5,13 +5,14 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from hvae_hpc.errors import UserError
+from hvae_hpc.frozen import frozen
 from hvae_hpc.preprocess.read.dataset_json import Index, find_listed, follow_ending, read_index
 from hvae_hpc.preprocess.read.match_files import compile_pattern, match_files
 from hvae_hpc.preprocess.read.scan import source_files
@@ -21,7 +22,7 @@ from hvae_hpc.runs.files import IMAGE_BYTES, open_file
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class CaseFiles:
     """A case's files.
 
@@ -45,7 +46,7 @@ class CaseFiles:
         return by_role(self.images, [path for paths in self.labels for path in paths])
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class RawFolder:
     """What lies in a raw folder.
 

@@ -5,7 +5,6 @@ image is cut to what the grid can see and then interpolated by SimpleITK.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvae_hpc.errors import UserError
+from hvae_hpc.frozen import frozen
 from hvae_hpc.preprocess.read.scan import LPS_TO_RAS, Affine, Scan
 from hvae_hpc.preprocess.recipes.recipe import GridConfig
 
@@ -20,7 +20,7 @@ _MARGIN = 12
 """Voxels kept around what interpolation needs: a cubic spline's reach fades by 0.27 a voxel."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Target:
     """A grid to resample to.
 

@@ -7,7 +7,7 @@ A 2D picture is a scan of one slice whose place and spacing are unknown (NaN).
 
 import hashlib
 import math
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from nibabel.orientations import (
 from numpy.typing import NDArray
 
 from hvae_hpc.errors import UserError
+from hvae_hpc.frozen import frozen
 from hvae_hpc.runs.files import IMAGE_BYTES, read_file
 
 Affine = NDArray[np.float64]
@@ -35,7 +36,7 @@ _SMALLEST_MM, _LARGEST_MM = 0.01, 50.0
 """No scan that anybody segments tumours in has voxels beyond these: such a header is wrong."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Scan:
     """One file, read and reoriented.
 

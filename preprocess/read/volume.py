@@ -6,7 +6,7 @@ known for the whole volume; the image is brought to the grid for the chosen slic
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from hvae_hpc.config.loader import dump
 from hvae_hpc.errors import UserError
+from hvae_hpc.frozen import frozen
 from hvae_hpc.preprocess.read.find_cases import CaseFiles, by_role
 from hvae_hpc.preprocess.read.itk import ENDINGS, read_itk
 from hvae_hpc.preprocess.read.label import join_labels
@@ -31,7 +32,7 @@ _INFINITE = 1e38
 """Pairs have 32 bits, which hold no more."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Facts:
     """What a case's image is like in its file.
 
@@ -51,7 +52,7 @@ class Facts:
     window: tuple[float, float]
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Volume:
     """A case, ready to be cut into slices.
 

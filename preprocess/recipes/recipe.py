@@ -6,11 +6,12 @@ docs/RECIPES.md shows every field at work.
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from hvae_hpc.config.loader import ONLY_WHEN_SET, find_toml, load, read_toml
+from hvae_hpc.frozen import frozen
 
 LIBRARY = Path(__file__).resolve().parent
 CASE, SLICE = "{case}", "{slice}"
@@ -35,7 +36,7 @@ Finding = Literal[
 """What a recipe may accept; see ``preprocess/plausible.py``."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class LayoutConfig:
     """Where a case's files lie below the raw folder.
 
@@ -129,7 +130,7 @@ def _is_planar(pattern: str) -> bool:
     return pattern.lower().endswith(PICTURES)
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class LabelConfig:
     """Which label values are joined to the one tumour mask.
 
@@ -166,7 +167,7 @@ class LabelConfig:
                 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class GridConfig:
     """The pixels of a pair.
 
@@ -208,7 +209,7 @@ class GridConfig:
             raise ValueError(f"size_px is {self.size_px}, expected [rows, columns]")
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class IntensityConfig:
     """How intensities become [0, 1]: (value - low) / (high - low), clipped.
 
@@ -233,7 +234,7 @@ class IntensityConfig:
             )
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class SlicesConfig:
     """Which slices of a volume become pairs.
 
@@ -256,7 +257,7 @@ class SlicesConfig:
             )
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Recipe:
     """A data set's recipe.
 

@@ -7,12 +7,12 @@ does not.
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hvae_hpc.config.loader import dump, load, read_json
 from hvae_hpc.errors import UserError
+from hvae_hpc.frozen import frozen
 from hvae_hpc.runs.folder import write_json
 from hvae_hpc.runs.identity import NAME, SHA256, content_hash, require_form
 
@@ -23,7 +23,7 @@ _WORDS = ("name", "about", "layout")
 """Parts of a recipe that name things and change no pixel: they stay out of the content hash."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ShardEntry:
     """One shard of the data set.
 
@@ -43,7 +43,7 @@ class ShardEntry:
         require_form("content_sha256", self.content_sha256, SHA256)
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class CaseEntry:
     """One patient's pairs.
 
@@ -67,7 +67,7 @@ class CaseEntry:
     sources: dict[str, str]
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class SkippedEntry:
     """A case that could not be packed, and why."""
 
@@ -75,7 +75,7 @@ class SkippedEntry:
     reason: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Manifest:
     """What manifest.json holds.
 

@@ -2,15 +2,15 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hvae_hpc.frozen import frozen
 from hvae_hpc.runs.identity import canonical_json
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Pairs:
     """N image+mask pairs.
 

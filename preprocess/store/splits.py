@@ -7,12 +7,12 @@ few others.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from hvae_hpc.errors import UserError
+from hvae_hpc.frozen import frozen
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Split:
     """Case ids of one draw, in the order in which they were drawn; no case is in both.
 

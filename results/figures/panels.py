@@ -1,12 +1,13 @@
 """Rows of images with outlines: what Figure 2, the cases and the contact sheets are drawn with."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from hvae_hpc.frozen import frozen
 
 TRUTH: dict[str, Any] = {"color": "#F0E442", "linestyle": "-", "linewidth": 1.2}
 PREDICTION: dict[str, Any] = {"color": "#56B4E9", "linestyle": (0, (2.5, 1.2)), "linewidth": 1.2}
@@ -14,7 +15,7 @@ _LEFT, _LABEL_LINE, _RIGHT, _BETWEEN = 0.25, 0.13, 0.02, 0.025
 """Inches: room for a row's label, for each further line of it, at the right, and between panels."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Panel:
     """An image (H, W) in [0, 1] with a title and outlines: (mask, line style) each."""
 

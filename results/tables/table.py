@@ -4,12 +4,13 @@ import html
 import re
 import textwrap
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
 from hvae_hpc.errors import printable
+from hvae_hpc.frozen import frozen
 from hvae_hpc.results.statistics import Estimate, Summary
 
 NOTHING = "—"
@@ -35,7 +36,7 @@ _LATEX = str.maketrans(
 _NOT_LIKE_TEXT = re.compile(r"[=@\t\r]|[-+](?![\d.]+( %)?$)|\d+(e\d+)?$", re.IGNORECASE)
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Table:
     """A table, printed as text, Markdown, CSV, LaTeX or HTML; every text in it is escaped.
 
