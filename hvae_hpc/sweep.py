@@ -324,8 +324,7 @@ def _finish(options: argparse.Namespace, argv: Sequence[str]) -> int:
     # Where none of its own runs is done, the same submission would most likely fail again.
     results, submitted = read_results(plan), Submissions(plan.runs_folder).last_elements()
     rest = [i for i, result in results.items() if not result.done and i not in submitted]
-    own = [run_id for array in submission.arrays for run_id in array.run_ids]
-    is_broken = not any(results[run_id].done for run_id in own)
+    is_broken = not any(results[i].done for array in submission.arrays for i in array.run_ids)
     scope: prepare.Scope
     if rest and not is_broken:
         scope, left = "new", f"{len(rest)} runs are not in the queue yet"

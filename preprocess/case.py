@@ -30,11 +30,6 @@ class PackedCase:
     record: CaseRecord
     pairs: Pairs | None = None
 
-    @property
-    def case_id(self) -> str:
-        """The case's id."""
-        return self.record.entry.case_id
-
 
 def pack_case(
     recipe: Recipe, known: tuple[int, ...], files: CaseFiles

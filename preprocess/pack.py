@@ -35,6 +35,7 @@ from hvae_hpc.preprocess.recipes.recipe import Recipe
 from hvae_hpc.preprocess.store.manifest import (
     MANIFEST,
     MANIFEST_SCHEMA,
+    CaseEntry,
     Manifest,
     ShardEntry,
     SkippedEntry,
@@ -164,13 +165,14 @@ class _Packing:
         seen: dict[str, str] = {}
         for case in self._cases():
             if isinstance(case, PackedCase):
-                first = seen.setdefault(case.record.images_sha256, case.case_id)
-                if first != case.case_id and "repeated" not in self.recipe.accept:
+                case_id = case.record.entry.case_id
+                first = seen.setdefault(case.record.images_sha256, case_id)
+                if first != case_id and "repeated" not in self.recipe.accept:
                     reason = (
                         f"its images are those of {first}; remove one (no patient may train and "
                         'test), or say accept = ["repeated"] at the head of the recipe'
                     )
-                    case = SkippedEntry(case_id=case.case_id, reason=reason)
+                    case = SkippedEntry(case_id=case_id, reason=reason)
             if isinstance(case, SkippedEntry):
                 skipped.append(case)
                 continue
@@ -235,7 +237,7 @@ class _Packing:
             add_to_journal(self.out, closed)
 
     def _write_shard(self, held: Sequence[PackedCase]) -> ShardEntry:
-        pairs = concatenate([case.pairs or self._read_again(case.record) for case in held])
+        pairs = concatenate([case.pairs or self._read_again(case.record.entry) for case in held])
         attributes = {"kind": "real", "modality": self.modality}
         digest = hash_pairs(pairs, attributes)
         name = f"shard-{digest[:16]}.h5"
@@ -243,8 +245,7 @@ class _Packing:
             write_pairs(self.out / name, pairs, attributes)
         return ShardEntry(file=name, pairs=len(pairs), content_sha256=digest)
 
-    def _read_again(self, record: CaseRecord) -> Pairs:
-        entry = record.entry
+    def _read_again(self, entry: CaseEntry) -> Pairs:
         rows = range(entry.first_row, entry.first_row + entry.pairs)
         return read_pairs(self.out / entry.shard, rows)[0]
 

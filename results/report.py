@@ -57,7 +57,7 @@ def write_report(
     figures: Sequence[Path],
     figure_remarks: Sequence[str] = (),
     spent: Table | None = None,
-) -> Path:
+) -> None:
     """Write the page.
 
     Args:
@@ -68,19 +68,19 @@ def write_report(
         figures: files of figures: those in PNG are put in, others are named beside them.
         figure_remarks: "<figure>.png: what it does not show".
         spent: device hours by what came of them; None where nothing is known of it.
-
-    Returns:
-        The path.
     """
     # Remarks that hold for all tables are said once on the page.
     state = " ".join([_describe_progress(plan, collected), *sweep_remarks(plan, collected)])
+    titles = {name: html.escape(table.title.split(" (", 1)[0]) for name, table in tables.items()}
     parts = {
         "title": html.escape(f"{plan.sweep}: do synthetic pairs help?"),
         "sweep": html.escape(plan.sweep),
         "verdicts": _join("<p>{}</p>", verdicts) or "<p>No arm is done yet.</p>",
         "state": html.escape(state),
-        "contents": _list_tables(tables),
-        "tables": _show_tables(tables),
+        "contents": "".join(f'<a href="#{name}">{title}</a>' for name, title in titles.items()),
+        "tables": "".join(
+            f'<section id="{name}">{table.to_html()}</section>' for name, table in tables.items()
+        ),
         "figures": _show_figures(figures, figure_remarks) or "<p>None yet.</p>",
         "missing": _list_missing(collected),
         "cost": _cost_table(collected).to_html() + (spent.to_html() if spent else ""),
@@ -91,7 +91,6 @@ def write_report(
     for name, text in parts.items():
         page = page.replace(f"<!--{name}-->", text)  # no text has a "<" of its own
     write_atomic(path, page)
-    return path
 
 
 def _join(element: str, texts: Iterable[str]) -> str:
@@ -114,17 +113,6 @@ def _describe_progress(plan: Plan, collected: Collected) -> str:
 def _duration(seconds: float) -> str:
     """Say how long, in hours from one on."""
     return f"{seconds / 3600:,.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
-
-
-def _list_tables(tables: Mapping[str, Table]) -> str:
-    titles = {name: html.escape(table.title.split(" (", 1)[0]) for name, table in tables.items()}
-    return "".join(f'<a href="#{name}">{title}</a>' for name, title in titles.items())
-
-
-def _show_tables(tables: Mapping[str, Table]) -> str:
-    return "".join(
-        f'<section id="{name}">{table.to_html()}</section>' for name, table in tables.items()
-    )
 
 
 def _show_figures(figures: Sequence[Path], figure_remarks: Sequence[str]) -> str:

@@ -192,10 +192,15 @@ def _measure(images: Images, train: Images) -> Floats:
     shifts = [(y, x) for y in range(2 * SHIFT_PX + 1) for x in range(2 * SHIFT_PX + 1)]
 
     def window(means: Images, y: int, x: int) -> Images:
-        """Return the standardised blocks (n, pixels) from a corner on, of means around pixels."""
+        """Return blocks (n, pixels) from a corner on, of means around pixels.
+
+        They have mean 0 and norm 1, or are 0 if empty.
+        """
         y, x = y + block // 2, x + block // 2
-        blocks = means[:, y::block, x::block][:, :rows, :columns]
-        return _standardise(blocks.reshape(len(means), -1))
+        pixels = means[:, y::block, x::block][:, :rows, :columns].reshape(len(means), -1)
+        pixels = pixels - pixels.mean(1, keepdims=True)
+        norm = np.linalg.norm(pixels, axis=1, keepdims=True)
+        return np.divide(pixels, norm, out=np.zeros_like(pixels), where=norm > 1e-4)
 
     ours = window(uniform_filter(images, (1, block, block)), SHIFT_PX, SHIFT_PX)
     correlations = np.empty((len(images), len(train)))
@@ -204,10 +209,3 @@ def _measure(images: Images, train: Images) -> Floats:
         windows = np.concatenate([window(both, y, x) for y, x in shifts])
         correlations[:, i] = (ours @ windows.T).max(1)
     return np.sqrt(np.maximum(2 - 2 * correlations, 0))
-
-
-def _standardise(pixels: Images) -> Images:
-    """Return (n, pixels) with mean 0 and norm 1, or 0 if empty."""
-    pixels = pixels - pixels.mean(1, keepdims=True)
-    norm = np.linalg.norm(pixels, axis=1, keepdims=True)
-    return np.divide(pixels, norm, out=np.zeros_like(pixels), where=norm > 1e-4)

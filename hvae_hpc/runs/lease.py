@@ -93,19 +93,6 @@ class Holder:
         if not (0 < self.every_s <= LONGEST_HEARTBEAT_S and 0 <= self.pid < 2**31):
             raise ValueError(f"every_s is {self.every_s}, pid {self.pid}; no lease has such")
 
-    @classmethod
-    def this_process(cls) -> "Holder":
-        """Return the holder of a new lease of this process."""
-        return cls(
-            token=secrets.token_hex(8),
-            host=host(),
-            machine=_machine(),
-            pid=os.getpid(),
-            began=_start_of(os.getpid()) or "",
-            job=job_id(),
-            every_s=HEARTBEAT_S,
-        )
-
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}{f' (job {self.job})' if self.job else ''}"
 
@@ -306,7 +293,16 @@ def _take_over(folder: Path) -> Lease | Holder | None:
     number = 1 + max((int(path.name.removeprefix(LEASE)) for path in before), default=0)
     if not NUMBER.fullmatch(str(number)):
         raise OSError(errno.EINVAL, f"{LEASE}{number - 1} is none of ours, delete it")
-    path, holder = folder / f"{LEASE}{number}", Holder.this_process()
+    path = folder / f"{LEASE}{number}"
+    holder = Holder(
+        token=secrets.token_hex(8),
+        host=host(),
+        machine=_machine(),
+        pid=os.getpid(),
+        began=_start_of(os.getpid()) or "",
+        job=job_id(),
+        every_s=HEARTBEAT_S,
+    )
     if not _create(path, json.dumps(dump(holder)) + "\n"):
         return None
 

@@ -204,7 +204,9 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     if options.json:
         sweeps = read_sweep_statuses(options.runs, options.sweep)
-        say(json.dumps(_to_plain(sweeps, options.costs)))
+        queue = {"queue_asked_at": sweeps[0].asked_at, "note": sweeps[0].note}
+        plain = [_to_plain(sweep, options.costs) for sweep in sweeps]
+        say(json.dumps({"schema": SCHEMA, "time": time.time(), **queue, "sweeps": plain}))
     elif options.watch and sys.stdout.isatty():
         _watch(options)
     else:
@@ -212,14 +214,8 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _to_plain(sweeps: Sequence[SweepStatus], costs: bool) -> dict[str, Any]:
-    """Return everything as plain data with stable names."""
-    queue = {"queue_asked_at": sweeps[0].asked_at, "note": sweeps[0].note}
-    plain = [_sweep_to_plain(sweep, costs) for sweep in sweeps]
-    return {"schema": SCHEMA, "time": time.time(), **queue, "sweeps": plain}
-
-
-def _sweep_to_plain(sweep: SweepStatus, costs: bool) -> dict[str, Any]:
+def _to_plain(sweep: SweepStatus, costs: bool) -> dict[str, Any]:
+    """Return everything of a sweep as plain data with stable names."""
     plan = sweep.plan
     failures = {run_id: each.failure for each in _find_troubles(sweep) for run_id in each.run_ids}
     runs = [

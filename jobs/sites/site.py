@@ -121,7 +121,9 @@ def read_site(path: Path | None, flags: Mapping[str, Any] | None = None) -> Site
     Raises:
         UserError: a file is missing or wrong, or holds caps without being the administrator's.
     """
-    library, admin_file = read_toml(SITES / "default.toml", SITES), _find_admin_file()
+    library, chosen = read_toml(SITES / "default.toml", SITES), os.environ.get("HVAE_HPC_SITE")
+    named_file = Path(chosen) if chosen else None
+    admin_file = SYSTEM_SITE if SYSTEM_SITE.is_file() else named_file
 
     # Each file is a layer over those before it.
     layers, retry_rules, limits = [library], dict[str, Any](), dict[str, Any]()
@@ -172,12 +174,6 @@ def _fit_stages(site: Site, cluster: Cluster | None, why: str, where: str) -> Si
     return replace(site, resources=resources, notes=tuple(notes))
 
 
-def _find_admin_file() -> Path | None:
-    if SYSTEM_SITE.is_file():
-        return SYSTEM_SITE
-    return Path(chosen) if (chosen := os.environ.get("HVAE_HPC_SITE")) else None
-
-
 def _load_stage(
     stage: str, layers: Sequence[Mapping[str, Any]], flags: Mapping[str, Any], where: str
 ) -> Resources:
@@ -185,7 +181,9 @@ def _load_stage(
 
     Nodes and GPUs by flags are for the generators' training alone, constraints for GPU stages.
     """
-    table: dict[str, Any] = _read_profile()
+    # Account and QOS of the user's profile: sbatch would take them from there too.
+    profile = {name: os.environ.get(f"SBATCH_{name.upper()}") for name in ("account", "qos")}
+    table: dict[str, Any] = {name: value for name, value in profile.items() if value is not None}
     for layer in layers:
         table = merge(merge(table, layer.get(EVERY_STAGE, {})), layer.get(stage, {}))
     not_for_stage = {"nodes", "gpus"} if stage != "train" else set[str]()
@@ -200,14 +198,6 @@ def _load_stage(
             "only train runs on several nodes or GPUs, give nodes = 1 and gpus = 1 or 0"
         )
     return resources
-
-
-def _read_profile() -> dict[str, str]:
-    """Return account and QOS of the user's profile; sbatch would take them from there too."""
-    names = ("account", "qos")
-    return {
-        name: os.environ[key] for name in names if (key := f"SBATCH_{name.upper()}") in os.environ
-    }
 
 
 def fit_cluster(site: Site, partition: str, cluster: Cluster) -> Site:

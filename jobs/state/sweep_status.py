@@ -213,8 +213,7 @@ def read_progress(run: Run, folder: Path) -> Progress:
     seen_at = [(r["time"], r["images_seen"]) for r in attempt if "images_seen" in r]
     seen_at = seen_at or [(attempt[0]["time"], attempt[0].get("at", 0))]
     (earlier, seen_earlier), (latest, seen) = seen_at[-PACE_OVER:][0], seen_at[-1]
-    left: float | None = None
-    pace: float | None = None
+    left, pace = None, None
     if seen > seen_earlier and latest > earlier:
         took, silent = latest - earlier, time.time() - latest
         left = max(0.0, (images - seen) * took / (seen - seen_earlier) - silent)

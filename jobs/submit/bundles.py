@@ -40,7 +40,10 @@ def make_arrays(
     arrays: list[Array] = []
     place_of: dict[str, Place] = {}
     for ids in _group(plan, run_ids):
-        elements = bundle(ids, seconds, _capacity_s(plan, ids[0]))
+        # Runs of several processes, and runs that got a longer time limit, are not bundled.
+        resources = plan.resources[plan.runs[ids[0]].stage]
+        alone = resources.tasks > 1 or plan.changes.get(ids[0], {}).get("minutes")
+        elements = bundle(ids, seconds, 0.0 if alone else 60 * resources.element_minutes)
         for start in range(0, len(elements), max_array_size):
             part = elements[start : start + max_array_size]
             for place, element in enumerate(part):
@@ -62,16 +65,6 @@ def _group(plan: Plan, run_ids: Sequence[str]) -> list[list[str]]:
         changes = tuple(plan.changes.get(run_id, {}).items())
         groups[run.stage, run.config.data, run.source, changes, waits_for].append(run_id)
     return list(groups.values())
-
-
-def _capacity_s(plan: Plan, run_id: str) -> float:
-    """Return the seconds of a full element; 0 where a run has an element for itself.
-
-    These are runs of several processes, and runs that got a longer time limit after a failure.
-    """
-    resources = plan.resources[plan.runs[run_id].stage]
-    alone = resources.tasks > 1 or plan.changes.get(run_id, {}).get("minutes")
-    return 0.0 if alone else 60 * resources.element_minutes
 
 
 def _make_array(

@@ -181,11 +181,8 @@ def _choose_runs(
     retried: Collection[str],
 ) -> list[str]:
     """Return the runs that are neither done nor in the queue and are in the scope."""
-    left_out = set[str]()
-    if scope == "new":
-        left_out = set(submissions.last_elements()).difference(retried)
-    elif scope == "retries":
-        left_out = set(statuses).difference(retried)
+    known = {"all": (), "new": submissions.last_elements(), "retries": statuses}[scope]
+    left_out = set(known).difference(retried)
     return [
         run_id
         for run_id, status in statuses.items()

@@ -23,8 +23,7 @@ from hvae_hpc.jobs.state.run_log import (
     spent_s,
 )
 from hvae_hpc.jobs.worker import signals
-from hvae_hpc.jobs.worker.gpu_meter import read_energy_j
-from hvae_hpc.jobs.worker.provenance import make_provenance
+from hvae_hpc.jobs.worker.provenance import make_provenance, read_energy_j
 from hvae_hpc.preprocess.store.manifest import require_content
 from hvae_hpc.runs.done import read_summary
 from hvae_hpc.runs.files import refuse_links
@@ -121,7 +120,9 @@ def execute(
             outcome = _make(plan, run_id, stamps, lambda: lease.lost or stopped(), started, at_once)
             if outcome is None:
                 return report("stopped", "saved and left")
-            return report("done", _headline(outcome))
+            told = outcome.metrics
+            headlines = (text.format(told[n]) for n, text in HEADLINES.items() if n in told)
+            return report("done", next(headlines, ""))
     except LostError as error:  # the log is the other process's now
         say(error)
         return report("busy", str(error))
@@ -236,13 +237,6 @@ def _tidy(folder: Path) -> None:
     """Remove what training kept to go on from, and what killed writers left."""
     remove_checkpoints(folder)
     remove_temporaries(folder)
-
-
-def _headline(outcome: Outcome) -> str:
-    for name, text in HEADLINES.items():
-        if name in outcome.metrics:
-            return text.format(outcome.metrics[name])
-    return ""
 
 
 def stage_function(stage: str) -> Callable[[Any, Workplace], Outcome | None]:

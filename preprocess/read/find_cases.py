@@ -118,7 +118,13 @@ def find_cases(recipe: Recipe, raw: Path) -> RawFolder:
         for file in source_files(path)
     }
     unfit = _find_unfit(fit, (beside_labels | beside_images) - {layout.index})
-    images = _without_labels(images, labels)
+    # Masks that lie beside the images may fit the images' pattern too.
+    masks = set(chain(*labels.values()))
+    images = {
+        case_id: others
+        for case_id, paths in images.items()
+        if (others := [path for path in paths if path not in masks])
+    }
     if not images:
         raise UserError(_explain_no_fit(raw, layout))
     labels = _assign_labels(labels, images, layout, raw)
@@ -143,18 +149,6 @@ def known_labels(recipe: Recipe, index: Index | None) -> tuple[int, ...]:
     if index and index.values:
         return index.values
     return () if recipe.label.tumour == "any" else (0, *recipe.label.tumour)
-
-
-def _without_labels(
-    images: Mapping[str, list[Path]], labels: Mapping[str, list[Path]]
-) -> dict[str, list[Path]]:
-    """Leave out masks that lie beside the images where they fit the images' pattern too."""
-    masks = set(chain(*labels.values()))
-    return {
-        case_id: others
-        for case_id, paths in images.items()
-        if (others := [path for path in paths if path not in masks])
-    }
 
 
 def _assign_labels(

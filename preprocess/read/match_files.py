@@ -53,20 +53,16 @@ def compile_pattern(pattern: str, case_id: str = _CASE_ID) -> re.Pattern[str]:
         pattern: of a recipe's layout.
         case_id: regular expression of the ids that fit.
     """
-    regex = _translate(pattern)
-    for name, marker, text in (("case", CASE, case_id), ("slice", SLICE, r"\d+")):
-        regex = regex.replace(re.escape(marker), f"(?P<{name}>{text})", 1)
-        regex = regex.replace(re.escape(marker), f"(?P={name})")
-    return re.compile(regex)
-
-
-def _translate(pattern: str) -> str:
-    """Translate all but the markers; an ending may be written in any case."""
+    # All but the markers is translated; an ending may be written in any case.
     stem = re.sub(r"(\.nii)?\.\w+\*?$", "", pattern, flags=re.IGNORECASE)
     ending = pattern[len(stem) :]
     regex = re.escape(stem).replace(r"\*\*/", "(?:[^/]+/)*").replace(r"\*", "[^/]*")
     any_zip = ending.lower() == ".nii*"
-    return regex + "(?i:" + (r"\.nii(\.gz)?" if any_zip else re.escape(ending)) + ")"
+    regex += "(?i:" + (r"\.nii(\.gz)?" if any_zip else re.escape(ending)) + ")"
+    for name, marker, text in (("case", CASE, case_id), ("slice", SLICE, r"\d+")):
+        regex = regex.replace(re.escape(marker), f"(?P<{name}>{text})", 1)
+        regex = regex.replace(re.escape(marker), f"(?P={name})")
+    return re.compile(regex)
 
 
 def _walk(folder: Path, parts: tuple[str, ...]) -> Iterator[tuple[str, bool]]:

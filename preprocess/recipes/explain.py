@@ -28,12 +28,14 @@ _CENTRE = {
 def explain(recipe: Recipe) -> str:
     """Say step by step what a recipe does."""
     modality = recipe.modality or f"the name of the channel in {recipe.layout.index}"
-    explain_grid = _explain_picture if recipe.layout.planar else _explain_volume
+    explain_grid, grid = _explain_picture if recipe.layout.planar else _explain_volume, recipe.grid
+    size = f"{grid.size_px[0]} x {grid.size_px[1]} px (rows x columns)"
+    crop = f"cropped, or padded with black, to {size} around {_CENTRE[grid.centre]}"
     steps = {
         "modality": [modality],
         "files": _explain_layout(recipe.layout),
         "label": [_explain_label(recipe.label, recipe.layout)],
-        "grid": [*explain_grid(recipe.grid), _explain_crop(recipe.grid)],
+        "grid": [*explain_grid(grid), crop],
         "intensity": [_explain_intensity(recipe.intensity)],
         "slices": [_explain_slices(recipe.slices, recipe.layout)],
         "refused": _explain_refusals(recipe),
@@ -117,11 +119,6 @@ def _explain_picture(grid: GridConfig) -> list[str]:
             "masks by nearest pixel"
         )
     return lines
-
-
-def _explain_crop(grid: GridConfig) -> str:
-    size = f"{grid.size_px[0]} x {grid.size_px[1]} px (rows x columns)"
-    return f"cropped, or padded with black, to {size} around {_CENTRE[grid.centre]}"
 
 
 def _explain_intensity(intensity: IntensityConfig) -> str:

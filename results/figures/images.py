@@ -92,7 +92,10 @@ def draw_cases(plan: Plan, collected: Collected, data: str) -> tuple[Figure, lis
     for name in (REFERENCE, _best_arm(collected, data, list(arms))):
         folder = first_folder(collected.segment, data=data, arm=name)
         shown[name] = by_case(read_samples(plan.runs_folder, folder, CASES))
-        chosen[name] = _choose_cases(shown[name], float(medians[str(folder)]))
+        # Of the shown cases the worst, and the one nearest to the median over all test cases.
+        dice = pd.Series({case: float(arrays["dice"]) for case, arrays in shown[name].items()})
+        nearest = (dice - float(medians[str(folder)])).abs().idxmin()
+        chosen[name] = str(dice.idxmin()), str(nearest)
     both = set.intersection(*map(set, shown.values())).difference(*chosen.values())
     shared = sorted(both)[:N_SHARED]
 
@@ -160,9 +163,3 @@ def _best_arm(collected: Collected, data: str, names: Sequence[str]) -> str:
     if not means:
         raise UserError("no arm but the reference is done yet")
     return max(means, key=means.__getitem__)
-
-
-def _choose_cases(cases: dict[str, dict[str, Any]], median: float) -> tuple[str, str]:
-    """Return the worst shown case and the shown case nearest to the median over all test cases."""
-    dice = {case: float(arrays["dice"]) for case, arrays in cases.items()}
-    return min(dice, key=dice.__getitem__), min(dice, key=lambda case: abs(dice[case] - median))

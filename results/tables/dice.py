@@ -59,20 +59,16 @@ def _caption(plan: Plan, compared: bool, bold: bool) -> str:
         f"{data}: {split.train} training and {split.test} test cases"
         for data, split in splits.items()
     )
-    published = highest = ""
-    if compared:
-        published = (
-            f" Published: {SOURCE}, Table 1, as printed: real scans, 100 training and 100 test"
-            " cases."
-        )
-    if bold:
-        highest = (
-            " Bold: the highest, where it differs from the reference beyond chance (p in the table"
-            " of arms)."
-        )
+    published = (
+        f" Published: {SOURCE}, Table 1, as printed: real scans, 100 training and 100 test cases."
+    )
+    highest = (
+        " Bold: the highest, where it differs from the reference beyond chance (p in the table of"
+        " arms)."
+    )
     return (
         f"Hard Dice per case, mean over the test cases. {_describe_sd(plan)}{_describe_steps(plan)}"
-        f" {cases}.{published}{highest}"
+        f" {cases}.{published * compared}{highest * bold}"
     )
 
 

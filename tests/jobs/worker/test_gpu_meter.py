@@ -5,7 +5,7 @@ from types import ModuleType
 
 import pytest
 
-from hvae_hpc.jobs.worker import gpu_meter as gpu
+from hvae_hpc.jobs.worker import provenance as gpu
 
 
 class FakeNVML(ModuleType):
