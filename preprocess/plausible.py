@@ -60,18 +60,11 @@ def look_at_case(
     volume: Volume,
     recipe: Recipe,
 ) -> Iterator[tuple[str, bool, str]]:
-    """Look at a case's slices inside the crop; the one with the largest tumour stands for all.
+    """Yield what may be found: its name, whether it holds, and what to say.
 
-    Args:
-        images: (X, Y, n) in their own unit; NaN outside the field of view.
-        scaled: the same in [0, 1].
-        tumour: the masks there.
-        areas: (n,) of the masks, px.
-        volume: where they come from.
-        recipe: says what is expected.
-
-    Yields:
-        The name of a finding, whether it holds, and what to say.
+    Images are (X, Y, n), a case's slices inside the crop, in their own unit and NaN outside the
+    field of view; scaled, the same in [0, 1]; tumour, their masks; areas, (n,) of these in px. The
+    slice with the largest tumour stands for all.
     """
     facts, (low, high) = volume.facts, volume.facts.window
     window, reason = f"the intensity window {low:g} to {high:g}", _guess_reason(facts, recipe)
