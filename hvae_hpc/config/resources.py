@@ -66,7 +66,7 @@ class Resources:
         compile: whether to torch.compile the training step; "auto" does so on a GPU only.
         micro_batch: pairs that go through a (V/H)VAE at once; 0 for a process's whole share of the
             batch. For a share that does not fit: its gradients are added up, which changes the
-            weights by rounding alone. The likelihood stage cuts its rows likewise.
+            weights by rounding alone. The likelihood and generate stages cut their chains likewise.
         recompute: saves memory where an (H)VAE does not fit (256 px, large batches): its decodings
             are made again in the backward pass, not kept.
         activation_memory_budget: share of its activations that a compiled step keeps for the

@@ -114,7 +114,8 @@ def _open_generator(config: GenerateConfig, workplace: Workplace, device: torch.
     if config.sampler != "prior" or generator.config.model.needs_pairs:
         image_px = generator.config.image_px
         real = read_cases(workplace.data, generator.train_cases, image_px, device)
-    sampler = make_sampler(config, generator.config.model, model, real, device)
+    micro_batch = workplace.resources.micro_batch
+    sampler = make_sampler(config, generator.config.model, model, real, device, micro_batch)
 
     def draw(n: int, first: int) -> tuple[Tensor, Tensor]:
         # Only textured images are drawn; of others there is the mean.

@@ -43,6 +43,19 @@ def stand(energy: Energy, z: Tensor) -> Place:
     return Place(z, gradient, value)
 
 
+def stand_in_parts(energies: Sequence[Energy], rows: int, z: Tensor) -> Place:
+    """Evaluate potentials part by part: only one part's activations are in memory.
+
+    Args:
+        energies: one for each part.
+        rows: of each part; the last one may have fewer.
+        z: (n, d), of all parts.
+    """
+    parts = zip(energies, z.split(rows), strict=True)
+    places = [stand(energy, part) for energy, part in parts]
+    return Place(*(torch.cat(values) for values in zip(*places, strict=True)))
+
+
 def metropolis_step(
     stand_at: Stand,
     here: Place,

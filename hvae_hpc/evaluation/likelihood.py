@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hvae_hpc.config.stages import LikelihoodConfig
 from hvae_hpc.errors import UserError
-from hvae_hpc.evaluation.hamiltonian import Place, Start, anneal, stand
+from hvae_hpc.evaluation.hamiltonian import Start, anneal, stand_in_parts
 from hvae_hpc.models.blocks import Batch, Tensors
 from hvae_hpc.models.hvae import HVAE, LOG_2PI
 from hvae_hpc.preprocess.store.reader import read_dataset
@@ -202,15 +202,9 @@ def _anneal(
         image_nats, mask_nats = model.log_likelihood(z, part)
         return 0.5 * z.square().sum(1) + 0.5 * z.shape[1] * LOG_2PI - image_nats - mask_nats
 
-    def stand_at(z: Tensor) -> Place:
-        """Stand part by part: only one part's activations are in memory."""
-        sizes = [len(part["image"]) for part in parts]
-        cut = zip(parts, z.split(sizes), strict=True)
-        places = [stand(partial(energy, part), rows) for part, rows in cut]
-        return Place(*(torch.cat(values) for values in zip(*places, strict=True)))
-
+    energies = [partial(energy, part) for part in parts]
     annealed = anneal(
-        stand_at,
+        partial(stand_in_parts, energies, len(parts[0]["image"])),
         start,
         generator,
         temperatures=temperatures,

@@ -14,8 +14,9 @@ from torch import Tensor
 from hvae_hpc.config.kinds import GeneratorConfig
 from hvae_hpc.config.stages import GenerateConfig
 from hvae_hpc.errors import UserError
-from hvae_hpc.evaluation.hamiltonian import hamiltonian_walk, stand
-from hvae_hpc.training.batches import PairTensors, generator_for
+from hvae_hpc.evaluation.hamiltonian import Energy, hamiltonian_walk, stand_in_parts
+from hvae_hpc.models.blocks import Batch
+from hvae_hpc.training.batches import PairTensors, generator_for, split_batch
 
 RIEMANNIAN_WALK = 100, 15
 """Proposals and leaps, as published; they are cheap, as no network is asked."""
@@ -80,6 +81,7 @@ class LatentSampler:
         device: of the draws.
         pairs: the generator's training pairs, on the device; "prior" needs none.
         encodings: of the pairs; "prior" needs none.
+        micro_batch: chains whose gradients are taken at once; 0 for all.
 
     Attributes:
         facts: what is to be recorded with the pairs.
@@ -92,9 +94,10 @@ class LatentSampler:
         device: torch.device,
         pairs: Any = None,
         encodings: Any = None,
+        micro_batch: int = 0,
     ) -> None:
         self.config, self.model, self.device = config, model, device
-        self.pairs, self.encodings = pairs, encodings
+        self.pairs, self.encodings, self.micro_batch = pairs, encodings, micro_batch
         self.facts: dict[str, float] = {}
         if config.sampler == "aggregated":
             self.facts["posterior_noise"] = config.posterior_noise
@@ -155,17 +158,21 @@ class LatentSampler:
         batch = {"image": self.pairs.images[index], "mask": self.pairs.masks[index]}
         mean, scale = self.encodings.mean[index], self.encodings.scale[index]
 
-        def energy(z: Tensor) -> Tensor:
-            image, mask = self.model.log_likelihood(z, batch)
+        parts = [part for _, part in split_batch(batch, self.micro_batch)]
+
+        def energy(part: Batch, z: Tensor) -> Tensor:
+            image, mask = self.model.log_likelihood(z, part)
             return 0.5 * z.square().sum(1) - mask - (image if self.config.sampler == "hmc" else 0.0)
 
+        energies: list[Energy] = [partial(energy, part) for part in parts]
+        rows = len(parts[0]["image"])
         proposals, leaps = self.config.hmc_proposals, self.config.hmc_leaps
         if self.config.sampler == "riemannian":
-            energy, (proposals, leaps) = self.geometry.energy, RIEMANNIAN_WALK
+            energies, rows, (proposals, leaps) = [self.geometry.energy], n, RIEMANNIAN_WALK
         generator = generator_for(self.config.seed, "chain", first)
         start = mean + scale * torch.randn(mean.shape, generator=generator).to(mean)
         walk = hamiltonian_walk(
-            partial(stand, energy),
+            partial(stand_in_parts, energies, rows),
             start,
             scale if self.config.hmc_scale == "encoding" else torch.ones_like(scale),
             generator,
@@ -191,6 +198,7 @@ def make_sampler(
     model: Any,
     pairs: PairTensors | None,
     device: torch.device,
+    micro_batch: int = 0,
 ) -> LatentSampler:
     """Make the sampler that a config names.
 
@@ -200,6 +208,7 @@ def make_sampler(
         model: the generator's network, on the device.
         pairs: the generator's training pairs, on the device; not needed by "prior".
         device: of the draws.
+        micro_batch: see :class:`LatentSampler`.
 
     Raises:
         UserError: the generator does not have this sampler.
@@ -212,7 +221,7 @@ def make_sampler(
     encodings = None
     if pairs is not None and config.sampler != "prior":
         encodings = encode_pairs(model, pairs)
-    return LatentSampler(config, model, device, pairs, encodings)
+    return LatentSampler(config, model, device, pairs, encodings, micro_batch)
 
 
 def encode_pairs(model: Any, pairs: PairTensors, at_once: int = 64) -> Encodings:

@@ -11,15 +11,15 @@ from hvae_hpc.config.model import HVAEConfig, LSGANConfig, NetworkConfig
 from hvae_hpc.config.stages import GenerateConfig, SplitConfig, source_name
 from hvae_hpc.errors import UserError
 from hvae_hpc.evaluation import samplers
+from hvae_hpc.evaluation.hamiltonian import hamiltonian_walk, stand
 from hvae_hpc.evaluation.samplers import (
     Encodings,
     LatentSampler,
     encode_pairs,
     fit_mixture,
-    hamiltonian_walk,
     make_sampler,
-    stand,
 )
+from hvae_hpc.models.blocks import Batch
 from hvae_hpc.models.hvae import HVAE
 from hvae_hpc.models.lsgan import LSGAN
 from hvae_hpc.results.tables.draws import LEAST_MOVEMENT, STUCK
@@ -270,6 +270,31 @@ def test_given_a_mask_the_prior_as_unit_frees_the_image_of_a_tight_encoder() -> 
     assert facts["prior"]["acceptance"] < STUCK
     assert variances["encoding"].max() < 0.1
     torch.testing.assert_close(variances["prior"], torch.ones_like(tight), rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize("sampler", ["hmc", "mask", "riemannian"])
+def test_chains_in_parts_are_the_same_and_no_part_is_larger(
+    sampler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = linear_model(n_leapfrog=0)
+    images = observed().expand(3, -1, -1, -1)
+    pairs = PairTensors(images=images, masks=torch.zeros_like(images))
+    rows: list[int] = []
+    log_likelihood = HVAE.log_likelihood
+
+    def counted(self: HVAE, z: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        rows.append(len(batch["image"]))
+        return log_likelihood(self, z, batch)
+
+    monkeypatch.setattr(HVAE, "log_likelihood", counted)
+    draws = {}
+    for micro_batch in (0, 3):
+        rows.clear()
+        with torch.no_grad():
+            chain = make_sampler(config(sampler), model.config, model, pairs, CPU, micro_batch)
+            draws[micro_batch] = chain.draw(7, 0)
+    torch.testing.assert_close(draws[3], draws[0], rtol=1e-9, atol=1e-9)
+    assert rows[:3] == ([] if sampler == "riemannian" else [3, 3, 1])
 
 
 class SlopeDecoder(nn.Module):

@@ -50,6 +50,7 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     # beyond's, and without its folding
     "edm": lambda px: EDM(EDMConfig(fold=2, noise_mean=-0.4), (px, px)),
     "edm_fold_1": lambda px: EDM(EDMConfig(), (px, px)),
+    "resenc_unet": lambda px: UNet(UNetConfig(encoder="residual")),
     "hvae-gan": lambda px: HybridHVAE(HVAEConfig(kl_warm_up=0.0, flow_from=0.0, **GAN), (px, px)),
     # small ones, of every kind; the flow comes on half-way
     "small_unet": lambda px: UNet(UNetConfig(base_channels=8, depth=2)),

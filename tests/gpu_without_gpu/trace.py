@@ -75,6 +75,7 @@ def read_words(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--compile", choices=("off", "graphs", "on"), default="off")
     parser.add_argument("--recompute", action="store_true")
     parser.add_argument("--micro-batch", type=int, default=0)
+    parser.add_argument("--trained", action="store_true", help="draw pairs, bound likelihoods")
     parser.add_argument("--card-gib", type=float, default=float("inf"))
     parser.add_argument(
         "--kernels", nargs="*", default=[], help="such as sm_80 sm_90; needs triton"
@@ -85,6 +86,15 @@ def read_words(words: list[str]) -> argparse.Namespace:
 def main(words: list[str]) -> None:
     """Trace what the command line asks for, and print a line of JSON for each network."""
     asked = read_words(words)
+    if asked.trained:
+        from tests.gpu_without_gpu.trained import trace_use  # only here: it needs this module
+
+        for name in asked.networks:
+            model = build(lambda name=name: NETWORKS[name](asked.px), 0, torch.device("cpu"))
+            used = trace_use(model, asked.px, asked.card_gib * GIB, asked.micro_batch)
+            print(json.dumps({"network": name, **used}), flush=True)
+        return
+
     kernels: list[Any] = []
     if asked.compile != "off":
         # Only here: its import takes longer than that of the rest of torch.
