@@ -2,7 +2,7 @@
 # make check: lint, and the tests that need no SLURM, no compiler and no browser.
 # make drill: faults on purpose, at length.        make fuzz: 10,000 damaged inputs; N=500 for fewer.
 # make slurm: a private SLURM of four nodes on this machine.
-# make gpu-kernels: compile all Triton kernels of table1's training steps, without a GPU.
+# make gpu-kernels: compile all Triton kernels of the training steps, without a GPU; FORMS=0 in all their forms.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -39,9 +39,11 @@ slurm: $(VENV)/ready
 	$(RUN) -m tests.minislurm up
 
 # Triton is 0.6 GB and of no use on a CPU, so it has a folder of its own.
+# Autotuning tries each kernel in several forms; one of each takes CPU minutes, all take long.
+FORMS ?= 1
 gpu-kernels: $(VENV)/ready build/triton/triton
-	PYTHONPATH=build/triton $(RUN) -W ignore -m tests.gpu_without_gpu unet lsgan vae hvae edm \
-	--compile on --kernels sm_80 sm_90
+	PYTHONPATH=build/triton $(RUN) -W ignore -m tests.gpu_without_gpu \
+	hvae-gan resenc_unet unet lsgan vae hvae edm --compile on --kernels sm_80 sm_90 --most-forms $(FORMS)
 
 build/triton/triton:
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --target build/triton triton==3.7.1

@@ -5,17 +5,18 @@ measured/gpu/NAME.json and NAME.md (NAME is the GPU's). A part that cannot run s
 that the time does not suffice for keeps what it had.
 
 1. tests: those in tests/gpu.
-2. steps: each network eager and compiled, in bfloat16 and float32: seconds, share of the peak,
-   memory against benchmarks/traces.py.
+2. steps: each network eager and compiled (small ones by CUDA graphs too), in bfloat16 and float32:
+   seconds, share of the peak, memory against benchmarks/traces.py.
 3. peers: our U-Net against MONAI's and nnU-Net's.
 4. naive: the HVAE's step against the bound as one writes it down.
 5. at_once: five U-Nets in a row and at once.
 6. resume: a training that is killed and resumed, against the spread of two undisturbed ones.
-7. table1: a small Table 1 at 240 px, from shards to tables.
+7. table1: a small Table 1 at 240 px, from shards to tables, without the arms of standard
+   augmentation, which need torchio.
 8. projection: the GPU-hours of the whole Table 1, from the steps.
 
 It needs Python 3.11 or newer, torch 2.10 or newer, numpy and h5py; some parts need pytest, scipy,
-pandas, pyarrow, matplotlib and MONAI as well.
+pandas, pyarrow, matplotlib, tqdm and MONAI as well.
 
     python benchmarks/gpu.py [--minutes 25] [--only PART ...] [--device cpu --small]
 """
@@ -34,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 SCRIPT = Path(__file__).with_name("gpu_parts.py")
+ROOT = Path(__file__).resolve().parent.parent
 MEASURED = Path(__file__).parent / "measured" / "gpu"
 MINUTES = {
     "tests": 3,
@@ -52,8 +54,15 @@ def run_part(name: str, words: list[str], seconds: float) -> dict[str, Any]:
     """Run a part; return its figures, and what kept it from its end."""
     command = [sys.executable, str(SCRIPT), name, *words]
     started = time.perf_counter()
+    # The package need not be installed: what a part starts finds it in this checkout.
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": path},
     ) as process:
         try:
             out, err = process.communicate(timeout=max(1.0, seconds))

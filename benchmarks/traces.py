@@ -31,7 +31,8 @@ and H200 report 22.5, 39.6, 45.0, 79.6 and 140.4 GiB; the CUDA context takes 0.5
 QUICK = (("hvae", 256, "on"), ("hvae", 256, "off"), ("unet", 240, "off"))
 KEPT = Path(__file__).parent / "measured" / "gpu" / "traces.json"
 """What gpu.py compares its memory with."""
-MODES = {"on": "compiled", "off": "eager"}
+MODES = {"off": "eager", "on": "compiled"}
+NETWORKS = ("unet", "resenc_unet", "lsgan", "edm", "vae", "hvae", "hvae-gan")
 
 Step = tuple[str, int, str]
 """Network, side of the images in px, and compile."""
@@ -51,9 +52,10 @@ def name_of(step: Step) -> str:
 
 def trace_steps(steps: list[Step], card_gib: float, at_once: int) -> dict[Step, Trace]:
     """Trace steps and print a line for each."""
+    traces = {}
     lines = run_traces([words_of(step, card_gib) for step in steps], at_once)
-    traces = {step: line for step, [line] in zip(steps, lines, strict=True)}
-    for step, line in traces.items():
+    for step, [line] in zip(steps, lines, strict=True):
+        traces[step] = line
         notes = f"  ({'; '.join(line['notes'])})" if line["notes"] else ""
         print(f"{name_of(step):28}{line['peak_gib']:8.2f}{notes}", flush=True)
     return traces
@@ -89,8 +91,7 @@ def main() -> None:
         raise SystemExit(reason)
 
     print(f"Python {platform.python_version()}, torch {version('torch')}; a trace, GiB")
-    networks = ("hvae", "vae", "lsgan", "edm", "unet")
-    every = [(name, px, mode) for mode in MODES for name in networks for px in (240, 256)]
+    every = [(name, px, mode) for mode in MODES for name in NETWORKS for px in (240, 256)]
     traces = trace_steps(list(QUICK) if options.quick else every, CARDS_GIB[80], options.at_once)
     if not options.quick:
         print_cards(traces, options.at_once)

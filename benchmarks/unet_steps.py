@@ -35,8 +35,10 @@ def in_the_loop(
     optim: OptimConfig,
     compiled: bool,
     moves: MovesConfig | None = None,
+    cuda_graphs: bool = False,
 ) -> Turn:
     """Return a turn of the product's own training loop, of a network with new weights each time."""
+    mode = "cuda_graphs" if cuda_graphs else "on" if compiled else "off"
 
     def turn(steps: int) -> list[float]:
         stops: list[float] = []
@@ -47,7 +49,8 @@ def in_the_loop(
             return False
 
         with tempfile.TemporaryDirectory() as folder:
-            resources = Resources(compile="on" if compiled else "off", checkpoint_every_s=1e9)
+            gpus = int(data.images.device.type == "cuda")
+            resources = Resources(gpus=gpus, compile=mode, checkpoint_every_s=1e9)
             place = Workplace(
                 folder=Path(folder), data=Path(), parents={}, resources=resources, stopped=stopped
             )

@@ -64,6 +64,8 @@ class Resources:
         at_once: runs of an element that share its GPU, each in a process of its own. ``cpus`` and
             ``memory_gb`` must suffice for all of them.
         compile: whether to torch.compile the training step; "auto" does so on a GPU only.
+            "cuda_graphs" also launches each graph's kernels all at once, which may help small
+            networks on one GPU; no GPU has tried it yet.
         micro_batch: pairs that go through a (V/H)VAE at once; 0 for a process's whole share of the
             batch. For a share that does not fit: its gradients are added up, which changes the
             weights by rounding alone. The likelihood and generate stages cut their chains likewise.
@@ -103,7 +105,7 @@ class Resources:
     device: Literal["auto", "cpu"] = "auto"
     threads: int = 1
     at_once: int = 1
-    compile: Literal["auto", "on", "off"] = "auto"
+    compile: Literal["auto", "on", "off", "cuda_graphs"] = "auto"
     micro_batch: int = 0
     recompute: bool = False
     activation_memory_budget: float = 1.0
@@ -124,6 +126,12 @@ class Resources:
             if not line.isprintable() or line.lstrip().startswith("#SBATCH"):
                 raise ValueError(f"setup has {line!r}, expected single shell lines, and no #SBATCH")
         self._check_options()
+        one_gpu = (1, 1, "auto")
+        if self.compile == "cuda_graphs" and (self.nodes, self.gpus, self.device) != one_gpu:
+            raise ValueError(
+                'compile is "cuda_graphs", which is for a run on one GPU; '
+                'give nodes = 1, gpus = 1 and device = "auto", or compile = "on"'
+            )
         minutes = min(self.minutes, self.minutes_min or self.minutes)
         if 60 * minutes < self.signal_lead_s + START_S:
             raise ValueError(

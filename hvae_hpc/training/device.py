@@ -104,6 +104,8 @@ class CompiledForward(nn.Module):
         workplace: whose log is told of a failure.
         shapes: what else the graphs depend on: sizes of the batch, and precision.
         budget: share of the activations that are kept for the backward pass.
+        cuda_graphs: whether the kernels of a graph are launched all at once. What it returns is
+            then overwritten by the next step.
 
     Attributes:
         graphs_of: the networks whose graphs torch holds in this process.
@@ -118,6 +120,7 @@ class CompiledForward(nn.Module):
         workplace: Workplace,
         shapes: Hashable = None,
         budget: float = 1.0,
+        cuda_graphs: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
@@ -130,13 +133,14 @@ class CompiledForward(nn.Module):
             self._note(f"{missing} is missing on this node (see docs/CLUSTER.md)")
             return
 
-        self._drop_graphs_of_others((shapes, budget))
+        self._drop_graphs_of_others((shapes, budget, cuda_graphs))
         torch._functorch.config.activation_memory_budget = budget
         # By itself torch compiles the backward pass in it, where a failure would end the training.
         torch._functorch.config.force_non_lazy_backward_lowering = True
         self.parts = getattr(model, "compiled_parts", ("forward",))
         for name in self.parts:  # an attribute of the instance goes before the class's method
-            setattr(model, name, torch.compile(getattr(model, name), fullgraph=True, dynamic=False))
+            part, mode = getattr(model, name), "reduce-overhead" if cuda_graphs else None
+            setattr(model, name, torch.compile(part, fullgraph=True, dynamic=False, mode=mode))
 
     def close(self) -> None:
         """Give the model its own methods back.

@@ -147,9 +147,8 @@ class _Training:
         if hasattr(model, "recompute"):
             setattr(model, "recompute", resources.recompute)  # noqa: B010
         shapes = (data.image_size, memory.rows, optim.precision, resources.recompute)
-        self.forward = CompiledForward(
-            model, memory.compiled, self.workplace, shapes, memory.budget
-        )
+        how = memory.budget, memory.uses_cuda_graphs
+        self.forward = CompiledForward(model, memory.compiled, self.workplace, shapes, *how)
         self.forwards: list[nn.Module] = [self.forward for _ in self.phases]
         self.notes = list(memory.notes)
         if memory.rows < memory.share:
@@ -170,7 +169,9 @@ class _Training:
                 self.images_seen, share = at, at / self.optim.images
                 kind = frozenset(self.model.draw(1, share, torch.Generator()))  # type: ignore[operator]
                 if kind not in kinds:
-                    self.take_step()
+                    # CUDA graphs are recorded in the second step, and replayed in the third.
+                    for _ in range(3 if self.memory.uses_cuda_graphs else 1):
+                        self.take_step()
                     kinds.add(kind)
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)  # what went wrong is told here
@@ -298,11 +299,13 @@ class _Training:
         precision = self.optim.precision
         parts = split_batch(batch, self.memory.rows)
         total, terms = torch.zeros((), device=self.device), Tensors()
+        if self.memory.uses_cuda_graphs:
+            torch.compiler.cudagraph_mark_step_begin()
         for share, part in parts:
             with torch.autocast(self.device.type, AUTOCAST[precision], enabled=precision != "fp32"):
                 loss: Loss = forward(part, phase.name)
             self.scaler.scale(share * loss.total).backward()
-            if len(parts) == 1:
+            if len(parts) == 1 and not self.memory.uses_cuda_graphs:  # those overwrite it
                 return loss
 
             total = total + share * loss.total.detach()

@@ -55,7 +55,8 @@ class MemoryChoice:
         self.model, self.share, self.device = model, part.stop - part.start, device
         self.workplace = workplace
         wish = workplace.resources.compile
-        self.compiled = wish == "on" or (wish == "auto" and device.type == "cuda")
+        on_gpu = device.type == "cuda"
+        self.compiled = on_gpu if wish == "auto" else wish != "off"
         self.changes: dict[str, Any] = {}
         self.notes: list[str] = []
 
@@ -63,6 +64,11 @@ class MemoryChoice:
     def resources(self) -> Resources:
         """The resources that are chosen now."""
         return self.workplace.resources
+
+    @property
+    def uses_cuda_graphs(self) -> bool:
+        """Whether each graph's kernels are launched all at once."""
+        return self.compiled and self.resources.compile == "cuda_graphs"
 
     @property
     def rows(self) -> int:
@@ -89,6 +95,8 @@ class MemoryChoice:
 
     def ways_to_spare(self) -> Iterator[tuple[str, Any]]:
         """Yield what can be changed so that a step needs less memory: field and value."""
+        if self.uses_cuda_graphs:  # their memory is kept from all else
+            yield "compile", "on"
         if self.compiled and self.budget > SPARE_BUDGET:
             yield "activation_memory_budget", SPARE_BUDGET
         if hasattr(self.model, "recompute") and not self.resources.recompute:

@@ -34,7 +34,7 @@ PEAKS = {
 
 Their figures "with sparsity" are twice these."""
 SHARE_UNET = 0.2
-"""Share of it that a U-Net is taken to reach: about that of an H200; other cards were not tried."""
+"""Share of it that a U-Net is taken to reach: assumed, until benchmarks/gpu.py measures it."""
 SECONDS_PER_RUN = 2.0
 """Reading the data, making the network, writing the results."""
 SECONDS = {"likelihood": 5000.0, "generate": 10.0, "augment": 15.0, "quality": 900.0}

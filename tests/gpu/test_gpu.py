@@ -41,8 +41,9 @@ def train(
     folder: Path,
     device: str = "cuda",
     precision: str = "fp32",
-    compiled: bool = False,
+    compile: str = "off",
     stop_after: int = 0,
+    optimizer: str = "adamw",
 ) -> loop.TrainReport:
     """Train a small network for eight steps; stop_after is the step after which it is to leave."""
     folder.mkdir(exist_ok=True)
@@ -51,7 +52,7 @@ def train(
         folder=folder,
         data=Path(),
         parents={},
-        resources=Resources(compile="on" if compiled else "off"),
+        resources=Resources(compile=compile, gpus=int(device == "cuda")),  # type: ignore[arg-type]
         stopped=lambda: next(asked) == stop_after,
     )
     optim = OptimConfig(
@@ -59,6 +60,7 @@ def train(
         batch_size=BATCH,
         lr=1e-4,
         precision=precision,
+        optimizer=optimizer,
         ema_decay=0.9,  # type: ignore[arg-type]
     )
     model = build(lambda: NETWORKS[name](PX), 0, torch.device(device))
@@ -76,6 +78,12 @@ def test_a_training_has_the_cpu_s_losses(name: str, tmp_path: Path) -> None:
     assert loss_of(on_gpu) == pytest.approx(loss_of(on_cpu), rel=1e-2)
 
 
+def test_sgd_takes_the_cpu_s_steps(tmp_path: Path) -> None:
+    on_cpu = train("small_unet", tmp_path / "cpu", device="cpu", optimizer="sgd")
+    on_gpu = train("small_unet", tmp_path / "cuda", optimizer="sgd")
+    assert loss_of(on_gpu) == pytest.approx(loss_of(on_cpu), rel=1e-2)
+
+
 @pytest.mark.parametrize("name", SMALL_NETWORKS)
 def test_half_precision_trains_near_float32(name: str, tmp_path: Path) -> None:
     full = loss_of(train(name, tmp_path / "fp32"))
@@ -84,9 +92,10 @@ def test_half_precision_trains_near_float32(name: str, tmp_path: Path) -> None:
         assert half == pytest.approx(full, rel=0.2)
 
 
+@pytest.mark.parametrize("mode", ["on", "cuda_graphs"])
 @pytest.mark.parametrize("name", ["small_unet", "small_lsgan", "small_hvae", "small_edm"])
-def test_a_compiled_training_is_near_the_eager_one(name: str, tmp_path: Path) -> None:
-    compiled = train(name, tmp_path / "compiled", compiled=True)
+def test_a_compiled_training_is_near_the_eager_one(name: str, mode: str, tmp_path: Path) -> None:
+    compiled = train(name, tmp_path / "compiled", compile=mode)
     assert not compiled.notes, "it was not compiled"
     assert loss_of(compiled) == pytest.approx(loss_of(train(name, tmp_path / "eager")), rel=1e-2)
 

@@ -1,6 +1,7 @@
 """Compile the Triton kernels that inductor wrote, by triton's own ptxas; no GPU is needed for that."""
 
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,31 +37,38 @@ class Driver:
         return torch.device("cuda", 0)
 
 
-def compile_all(kernels: Sequence[Kernel], targets: Sequence[str]) -> dict[str, Any]:
-    """Compile kernels for targets such as "sm_90", in each form that autotuning would try there.
+def compile_all(
+    kernels: Sequence[Kernel], targets: Sequence[str], most_forms: int = 0
+) -> dict[str, Any]:
+    """Compile kernels for targets such as "sm_90", in the forms that autotuning would try there.
+
+    Args:
+        kernels: that inductor wrote.
+        targets: each kernel is compiled for all of them before the next one.
+        most_forms: of each kernel; 0 for all.
 
     Returns:
-        the number of different kernels, of kernels compiled for each target, and what failed.
+        the number of different kernels, of forms compiled for each target, and what failed.
     """
     # Alike but for their names: graphs of one network often hold the same kernel.
     sources = {kernel.source.replace(kernel.name, "kernel"): kernel for kernel in kernels}
-    result: dict[str, Any] = {"kernels": len(sources), "failed": []}
-    for target in targets:
-        capability = int(target.removeprefix("sm_"))
-        triton.runtime.driver.set_active(Driver(capability))
-        triton_helpers.set_driver_to_gpu = lambda: None
+    result: dict[str, Any] = {"kernels": len(sources), **dict.fromkeys(targets, 0), "failed": []}
+    triton_helpers.set_driver_to_gpu = lambda: None
+    for number, kernel in enumerate(sources.values(), 1):
+        for target in targets:
+            triton.runtime.driver.set_active(Driver(int(target.removeprefix("sm_"))))
 
-        # The product compiles in this very way; it drops a form that needs too much shared memory.
-        forms = 0
-        for kernel in sources.values():
-            source = retarget(kernel.source, target)
+            # The product compiles in this very way; it drops a form that needs too much shared memory.
             try:
+                source = retarget(kernel.source, target)
                 tuner = _load_triton_kernel_from_source(kernel.name, source)
+                tuner.configs = tuner.configs[: most_forms or None]
                 tuner._precompile_worker()
-                forms += len(tuner.compile_results)
+                result[target] += len(tuner.compile_results)
             except Exception as error:
                 result["failed"].append(f"{target} {kernel.name}: {type(error).__name__}: {error}")
-        result[target] = forms
+        if number % 50 == 0:
+            print(f"{number} of {len(sources)} kernels", file=sys.stderr, flush=True)
     return result
 
 

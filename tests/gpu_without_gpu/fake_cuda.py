@@ -62,7 +62,7 @@ def install() -> None:
     """Give this process the device; nothing may have imported torch before."""
     ctypes.CDLL(str(_build()))
     _replace_runtime()
-    _use_fused_attention()
+    _register_kernels()
 
 
 def _folder_of_torch() -> Path:
@@ -93,12 +93,12 @@ def _build() -> Path:
     return library
 
 
-ATTENTION: list[object] = []
+REGISTERED: list[object] = []
 """Keeps what was registered with torch, which else goes away again."""
 
 
-def _use_fused_attention() -> None:
-    """Choose attention's kernel as torch does on a GPU; on a build for CPUs it takes none that is fused."""
+def _register_kernels() -> None:
+    """Choose attention's kernel as torch does on a GPU, where a build for CPUs takes none that is fused."""
     import torch
 
     def attend(
@@ -124,7 +124,10 @@ def _use_fused_attention() -> None:
 
     library = torch.library.Library("aten", "IMPL")
     library.impl("scaled_dot_product_attention", attend, "AutogradCUDA")
-    ATTENTION.append(library)
+    # What a fused step of SGD changes has no numbers; for Adam's torch has the same itself.
+    for overload in ("_fused_sgd_", "_fused_sgd_.tensor_lr"):
+        library.impl(overload, lambda *_, **__: None, "Meta")
+    REGISTERED.append(library)
 
 
 def _replace_runtime() -> None:
@@ -154,6 +157,7 @@ def _replace_runtime() -> None:
     for name in ("getDevice", "getCurrentRawStream", "exchangeDevice", "maybeExchangeDevice"):
         setattr(torch._C, f"_cuda_{name}", lambda *_: 0)
     torch._C._cuda_setDevice = lambda *_: None
+    torch._C._cuda_cudaCachingAllocator_is_enabled = lambda: True
 
     # Else what torch.tensor(1.0) made is computed with for real, on the device.
     fake_tensor.CONSTANT_NUMEL_LIMIT = 0

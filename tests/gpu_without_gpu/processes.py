@@ -5,7 +5,7 @@ import itertools
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -30,10 +30,10 @@ def run_trace(words: tuple[str, ...]) -> list[Trace]:
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
-def run_traces(commands: Sequence[tuple[str, ...]], at_once: int = 2) -> list[list[Trace]]:
-    """Run several, some at once; those that take longest come first."""
+def run_traces(commands: Sequence[tuple[str, ...]], at_once: int = 2) -> Iterator[list[Trace]]:
+    """Run several, some at once; yield the lines of each, in their order."""
     with ThreadPoolExecutor(at_once) as pool:
-        return list(pool.map(run_trace, commands))
+        yield from pool.map(run_trace, commands)
 
 
 trace_once = functools.cache(run_trace)

@@ -30,6 +30,7 @@ class Recorder(TorchDispatchMode):
         live, peak: bytes on the device now, and at most so far.
         waits: of each line of code that waited for a number of the device, how often it did.
         step_waits: those of them that were in a training step, where nothing may wait.
+        operations: the names of all.
     """
 
     def __init__(self, capacity: float = float("inf")) -> None:
@@ -38,6 +39,7 @@ class Recorder(TorchDispatchMode):
         self.live = self.peak = 0
         self.waits: Counter[str] = Counter()
         self.step_waits: Counter[str] = Counter()
+        self.operations: set[str] = set()
         self.storages: dict[int, weakref.ref[Any]] = {}
 
     @classmethod
@@ -48,6 +50,7 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        self.operations.add(str(func))
         if func is torch.ops.aten._local_scalar_dense.default:
             if _on_device(args[0]):
                 self.wait()

@@ -16,8 +16,8 @@ COMMANDS = {
     "fp32": (*SMALL_NETWORKS, *TINY, "--precision", "fp32"),
     "fp16": ("small_unet", "small_lsgan", "small_vae", *TINY, "--precision", "fp16"),
     "parts": ("small_vae", "small_hvae", "small_edm", *TINY, "--micro-batch", "4"),
-    "240 px": ("unet", "lsgan", "vae", "edm"),
-    "256 px": ("hvae", "--px", "256", "--steps", "1"),
+    "240 px": ("unet", "resenc_unet", "lsgan", "vae", "edm", "hvae-gan"),
+    "256 px": ("hvae", "hvae-gan", "resenc_unet", "--px", "256", "--steps", "1"),
 }
 """The compiled steps of all small networks are in bf16, as are those of the last two lines."""
 
@@ -26,7 +26,11 @@ MOST_GIB = {
     ("240 px", "lsgan"): 5.5,
     ("240 px", "vae"): 8.5,
     ("240 px", "edm"): 6.5,
-    ("256 px", "hvae"): 40.0,
+    ("240 px", "resenc_unet"): 11.5,
+    ("240 px", "hvae-gan"): 22.0,
+    ("256 px", "hvae"): 20.0,
+    ("256 px", "hvae-gan"): 25.0,
+    ("256 px", "resenc_unet"): 12.5,
 }
 """Of a step of 32 pairs in bfloat16."""
 
@@ -47,6 +51,15 @@ def test_the_memory_of_steps_stays_within_bounds() -> None:
     assert peaks.keys() == MOST_GIB.keys()
     assert {key: peak for key, peak in peaks.items() if peak > MOST_GIB[key]} == {}
     assert min(peaks.values()) > 1  # it did count
+
+
+def test_optimizers_are_fused_and_resume_on_the_device_without_a_wait() -> None:
+    adamw, sgd = trace_once(("small_unet", "--optimizers"))
+    assert adamw["kernels"] == ["aten._fused_adamw_.default"]
+    assert sgd["kernels"] == ["aten._fused_sgd_.default"]
+    assert adamw["places"] == {key: ["cuda:0"] for key in ("step", "exp_avg", "exp_avg_sq")}
+    assert sgd["places"] == {"momentum_buffer": ["cuda:0"]}
+    assert adamw["step_waits"] == sgd["step_waits"] == {}
 
 
 def test_a_full_device_is_seen() -> None:

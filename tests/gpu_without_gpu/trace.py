@@ -57,6 +57,7 @@ def trace(
     return {
         "peak_gib": round(recorder.peak / GIB, 2),
         "graphs": counters["stats"]["unique_graphs"],
+        "cuda_graphs": counters["inductor"]["cuda_graphs"],
         "graph_breaks": sum(counters["graph_break"].values()) + gave_up,
         "step_waits": recorder.step_waits,
         "waits": recorder.waits,
@@ -72,27 +73,41 @@ def read_words(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--px", type=int, default=240)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--compile", choices=("off", "graphs", "on"), default="off")
+    parser.add_argument("--compile", choices=("off", "graphs", "on", "cuda_graphs"), default="off")
     parser.add_argument("--recompute", action="store_true")
     parser.add_argument("--micro-batch", type=int, default=0)
     parser.add_argument("--trained", action="store_true", help="draw pairs, bound likelihoods")
+    parser.add_argument("--optimizers", action="store_true", help="steps of the optimizers alone")
     parser.add_argument("--card-gib", type=float, default=float("inf"))
     parser.add_argument(
         "--kernels", nargs="*", default=[], help="such as sm_80 sm_90; needs triton"
     )
+    parser.add_argument("--most-forms", type=int, default=0, help="of each kernel; 0 for all")
     return parser.parse_args(words)
+
+
+def trace_others(asked: argparse.Namespace) -> None:
+    """Trace what is not a training: optimizers, or the use of trained networks."""
+    # Only here: these need this module.
+    from tests.gpu_without_gpu.optimizer_steps import trace_optimizer
+    from tests.gpu_without_gpu.trained import trace_use
+
+    for name in asked.networks:
+        for kind in ("adamw", "sgd") if asked.optimizers else ("",):
+            model = build(lambda name=name: NETWORKS[name](asked.px), 0, torch.device("cpu"))
+            if kind:
+                optim = OptimConfig(images=32, optimizer=kind)  # type: ignore[arg-type]
+                seen = {"optimizer": kind, **trace_optimizer(model, optim)}
+            else:
+                seen = trace_use(model, asked.px, asked.card_gib * GIB, asked.micro_batch)
+            print(json.dumps({"network": name, **seen}), flush=True)
 
 
 def main(words: list[str]) -> None:
     """Trace what the command line asks for, and print a line of JSON for each network."""
     asked = read_words(words)
-    if asked.trained:
-        from tests.gpu_without_gpu.trained import trace_use  # only here: it needs this module
-
-        for name in asked.networks:
-            model = build(lambda name=name: NETWORKS[name](asked.px), 0, torch.device("cpu"))
-            used = trace_use(model, asked.px, asked.card_gib * GIB, asked.micro_batch)
-            print(json.dumps({"network": name, **used}), flush=True)
+    if asked.trained or asked.optimizers:
+        trace_others(asked)
         return
 
     kernels: list[Any] = []
@@ -104,7 +119,7 @@ def main(words: list[str]) -> None:
 
     resources = Resources(
         gpus=1,
-        compile="off" if asked.compile == "off" else "on",
+        compile="on" if asked.compile == "graphs" else asked.compile,
         recompute=asked.recompute,
         micro_batch=asked.micro_batch,
         checkpoint_every_s=1e9,  # a tensor without numbers cannot be saved
@@ -123,7 +138,7 @@ def main(words: list[str]) -> None:
     if asked.kernels:
         from tests.gpu_without_gpu import compile_kernels
 
-        result = compile_kernels.compile_all(kernels, asked.kernels)
+        result = compile_kernels.compile_all(kernels, asked.kernels, asked.most_forms)
         print(json.dumps(result), flush=True)
         if result["failed"]:
             raise SystemExit(f"{len(result['failed'])} kernels failed")
