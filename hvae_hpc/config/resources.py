@@ -126,8 +126,7 @@ class Resources:
             if not line.isprintable() or line.lstrip().startswith("#SBATCH"):
                 raise ValueError(f"setup has {line!r}, expected single shell lines, and no #SBATCH")
         self._check_options()
-        one_gpu = (1, 1, "auto")
-        if self.compile == "cuda_graphs" and (self.nodes, self.gpus, self.device) != one_gpu:
+        if self.compile == "cuda_graphs" and (self.nodes, self.gpus, self.device) != (1, 1, "auto"):
             raise ValueError(
                 'compile is "cuda_graphs", which is for a run on one GPU; '
                 'give nodes = 1, gpus = 1 and device = "auto", or compile = "on"'

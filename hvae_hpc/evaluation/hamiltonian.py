@@ -51,8 +51,7 @@ def stand_in_parts(energies: Sequence[Energy], rows: int, z: Tensor) -> Place:
         rows: of each part; the last one may have fewer.
         z: (n, d), of all parts.
     """
-    parts = zip(energies, z.split(rows), strict=True)
-    places = [stand(energy, part) for energy, part in parts]
+    places = [stand(*part) for part in zip(energies, z.split(rows), strict=True)]
     return Place(*(torch.cat(values) for values in zip(*places, strict=True)))
 
 

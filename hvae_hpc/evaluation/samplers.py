@@ -165,7 +165,7 @@ class LatentSampler:
             return 0.5 * z.square().sum(1) - mask - (image if self.config.sampler == "hmc" else 0.0)
 
         energies: list[Energy] = [partial(energy, part) for part in parts]
-        rows = len(parts[0]["image"])
+        rows = self.micro_batch or n
         proposals, leaps = self.config.hmc_proposals, self.config.hmc_leaps
         if self.config.sampler == "riemannian":
             energies, rows, (proposals, leaps) = [self.geometry.energy], n, RIEMANNIAN_WALK

@@ -138,8 +138,9 @@ class CompiledForward(nn.Module):
         # By itself torch compiles the backward pass in it, where a failure would end the training.
         torch._functorch.config.force_non_lazy_backward_lowering = True
         self.parts = getattr(model, "compiled_parts", ("forward",))
+        mode = "reduce-overhead" if cuda_graphs else None
         for name in self.parts:  # an attribute of the instance goes before the class's method
-            part, mode = getattr(model, name), "reduce-overhead" if cuda_graphs else None
+            part = getattr(model, name)
             setattr(model, name, torch.compile(part, fullgraph=True, dynamic=False, mode=mode))
 
     def close(self) -> None:

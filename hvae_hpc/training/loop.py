@@ -147,7 +147,7 @@ class _Training:
         if hasattr(model, "recompute"):
             setattr(model, "recompute", resources.recompute)  # noqa: B010
         shapes = (data.image_size, memory.rows, optim.precision, resources.recompute)
-        how = memory.budget, memory.uses_cuda_graphs
+        how = memory.budget, memory.cuda_graphs
         self.forward = CompiledForward(model, memory.compiled, self.workplace, shapes, *how)
         self.forwards: list[nn.Module] = [self.forward for _ in self.phases]
         self.notes = list(memory.notes)
@@ -169,8 +169,7 @@ class _Training:
                 self.images_seen, share = at, at / self.optim.images
                 kind = frozenset(self.model.draw(1, share, torch.Generator()))  # type: ignore[operator]
                 if kind not in kinds:
-                    # CUDA graphs are recorded in the second step, and replayed in the third.
-                    for _ in range(3 if self.memory.uses_cuda_graphs else 1):
+                    for _ in range(3 if self.memory.cuda_graphs else 1):  # the second records
                         self.take_step()
                     kinds.add(kind)
             if self.device.type == "cuda":
@@ -299,15 +298,14 @@ class _Training:
         precision = self.optim.precision
         parts = split_batch(batch, self.memory.rows)
         total, terms = torch.zeros((), device=self.device), Tensors()
-        if self.memory.uses_cuda_graphs:
+        if self.memory.cuda_graphs:
             torch.compiler.cudagraph_mark_step_begin()
         for share, part in parts:
             with torch.autocast(self.device.type, AUTOCAST[precision], enabled=precision != "fp32"):
                 loss: Loss = forward(part, phase.name)
             self.scaler.scale(share * loss.total).backward()
-            if len(parts) == 1 and not self.memory.uses_cuda_graphs:  # those overwrite it
+            if len(parts) == 1 and not self.memory.cuda_graphs:  # those overwrite it
                 return loss
-
             total = total + share * loss.total.detach()
             for name, term in loss.terms.items():
                 terms[name] = share * term.float().mean() + terms.get(name, 0.0)

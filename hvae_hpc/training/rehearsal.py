@@ -66,7 +66,7 @@ class MemoryChoice:
         return self.workplace.resources
 
     @property
-    def uses_cuda_graphs(self) -> bool:
+    def cuda_graphs(self) -> bool:
         """Whether each graph's kernels are launched all at once."""
         return self.compiled and self.resources.compile == "cuda_graphs"
 
@@ -95,7 +95,7 @@ class MemoryChoice:
 
     def ways_to_spare(self) -> Iterator[tuple[str, Any]]:
         """Yield what can be changed so that a step needs less memory: field and value."""
-        if self.uses_cuda_graphs:  # their memory is kept from all else
+        if self.cuda_graphs:  # their memory is kept from all else
             yield "compile", "on"
         if self.compiled and self.budget > SPARE_BUDGET:
             yield "activation_memory_budget", SPARE_BUDGET
@@ -153,7 +153,7 @@ class MemoryChoice:
     def explain(self, image_size: tuple[int, int]) -> str:
         """Return a line for a person: what did not fit, and what to do."""
         height, width = image_size
-        ways = "".join(f"set {name} = {value}, ".lower() for name, value in self.ways_to_spare())
+        ways = "".join(f"set {name} = {value!r}, ".lower() for name, value in self.ways_to_spare())
         return (
             f"out of memory with {self.rows} pairs of {height}x{width} px at once on "
             f"{self.device}; lower optim.batch_size, {ways}share the batch among more processes "
