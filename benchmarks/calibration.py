@@ -41,6 +41,7 @@ class Setting:
         of_split, of_training, of_seed, of_case, rest: sd of effects of one arm.
         heavy: whether all effects have a t-distribution of 3 degrees of freedom.
         unequal: factor of all effects of three of the arms.
+        free: so many arms have no generator.
         required: whether the targets hold for it.
     """
 
@@ -57,6 +58,7 @@ class Setting:
     rest: float = 0.11
     heavy: bool = False
     unequal: float = 1.0
+    free: int = 0
     required: bool = True
 
 
@@ -83,6 +85,10 @@ SETTINGS = (
         **{"splits": 3, "trainings": 2, "seeds": 4, "of_all": 250},
         **{"of_split": SPLIT_SD / 3, "of_training": 0.01},
     ),
+    Setting(
+        name="12 splits x 2 seeds, trainings sd 0.03, 5 free",
+        **{"splits": 12, "seeds": 2, "of_all": 250, "of_training": 0.03, "free": 5},
+    ),
     Setting(name="three arms vary 2.5 times as much", seeds=8, unequal=2.5, required=False),
     Setting(name="3 seeds", seeds=3, required=False),
     Setting(name="one split, 2 trainings", seeds=5, trainings=2, of_training=0.02, required=False),
@@ -105,15 +111,17 @@ def draw(setting: Setting, random: np.random.Generator) -> dict[str, list[Block]
     for _ in range(setting.splits):
         cases = np.sort(random.choice(setting.of_all, n_cases, replace=False))
         of_training = normal(setting.of_training, trainings, 1, 1)
-        of_training[0] = 0  # the reference has no generator
+        of_training[: 1 + setting.free] = 0  # the reference has no generator
         scores = normal(setting.of_split, 1, 1, 1) + of_training + of_cases[..., cases]
         scores = scores + normal(setting.of_seed, trainings, seeds, 1)
         # The reference's runs are those of no training: all trainings share them.
         rest = normal(setting.rest, trainings, seeds, n_cases)
         scores = factors * (scores + rest)
         names = [f"case-{case}" for case in cases]
-        for of_arm, of_scores in zip(blocks.values(), scores[1:], strict=True):
-            of_arm.append(Block(of_scores - scores[0, :1], names, has_trainings=True))
+        for arm, of_arm in enumerate(blocks.values()):
+            is_free = arm < setting.free
+            runs = scores[arm + 1, :1] if is_free else scores[arm + 1]
+            of_arm.append(Block(runs - scores[0, :1], names, not is_free))
     return blocks
 
 

@@ -70,17 +70,19 @@ def measure_gain(
     """Compare the arms with and without synthetic pairs; None where one of both kinds is missing.
 
     Args:
-        scores: of the data set's arms. Those that have fewer seeds than others are left out: a
-            lucky one is not compared with arms that have all of theirs.
+        scores: of the data set's arms. Those that have fewer seeds than others, or other ones, are
+            left out: a lucky one is not compared with arms that have all of theirs.
     """
     free_sources = {"", *(c.source for c in plan.configs(GenerateConfig) if c.mixing)}
     arms = {s.arm.name: s for s in scores if s.n and _is_comparable(s.arm)}
     blocks = {name: to_blocks(dice_of(collected, data, name)) for name in arms}
-    shapes = {name: [block.scores.shape[1:] for block in of] for name, of in blocks.items()}
+    seeds = {name: [seed for block in of for seed in block.seeds] for name, of in blocks.items()}
+    of_arms = list(seeds.values())
+    most = max(of_arms, key=lambda of: (len(of), of_arms.count(of)), default=[])
     pairs: dict[str, Sequence[Block]] = {}
     free: dict[str, Sequence[Block]] = {}
-    for name, shape in shapes.items():
-        if shape == max(shapes.values()):
+    for name in blocks:
+        if seeds[name] == most:
             kind = free if arms[name].arm.generator in free_sources else pairs
             kind[name] = blocks[name]
     if not pairs or not free:
@@ -133,8 +135,13 @@ def bound_gain(
 
 
 def subtract_blocks(scores: Sequence[Block], others: Sequence[Block]) -> list[Block]:
-    """Return the differences of two arms that have the same splits, seeds and cases."""
-    return [
-        Block(one.scores - other.scores, one.cases, one.has_trainings or other.has_trainings)
-        for one, other in zip(scores, others, strict=True)
-    ]
+    """Return the differences of two arms that have the same splits, seeds and cases.
+
+    Of two generators, as many trainings count as both have: one may not be done.
+    """
+    differences = []
+    for one, other in zip(scores, others, strict=True):
+        trained = one.has_trainings, other.has_trainings
+        n = min(len(one.scores), len(other.scores)) if all(trained) else None
+        differences.append(Block(one.scores[:n] - other.scores[:n], one.cases, any(trained)))
+    return differences

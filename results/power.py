@@ -103,7 +103,7 @@ def find_power(
     of_draws = ((splits if splits > 1 else seeds) - 1) / alike
     if not of_draws or not draws:
         return 0.0
-    freedom = (draws + shared) ** 2 / (draws**2 / of_draws + shared**2 / (n_cases - 1))
+    freedom = (draws + shared) ** 2 / (draws**2 / of_draws + shared**2 / max(1, n_cases - 1))
     level = find_level(draw_largest(n_arms, CORRELATION, freedom), freedom)
     needed = -float(stdtrit(freedom, level / 2))
     return 1 - float(nctdtr(freedom, gain / math.sqrt(draws + shared), needed))

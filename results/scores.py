@@ -181,7 +181,7 @@ def to_blocks(dice: pd.DataFrame) -> list[Block]:
     """
     has_trainings = TRAINING in dice.index.names
     blocks = []
-    for _, of_split in dice.groupby(level="split_seed"):
+    for split, of_split in dice.groupby(level="split_seed"):
         tested = of_split.dropna(axis=1).droplevel("split_seed")
         trainings = [tested]
         if has_trainings:
@@ -189,5 +189,6 @@ def to_blocks(dice: pd.DataFrame) -> list[Block]:
         seeds = sorted(set.intersection(*(set(rows.index) for rows in trainings)))
         scores = np.stack([rows.loc[seeds].to_numpy() for rows in trainings])
         if seeds:
-            blocks.append(Block(scores, list(tested.columns), has_trainings))
+            named = [(split, seed) for seed in seeds]
+            blocks.append(Block(scores, list(tested.columns), has_trainings, named))
     return blocks

@@ -78,11 +78,13 @@ class Block(NamedTuple):
         scores: (generator trainings, U-Net seeds, cases); an arm without generator has one.
         cases: their names; the same case may be in several splits.
         has_trainings: whether the arm has a generator.
+        seeds: of the U-Nets, with the split's.
     """
 
     scores: Scores
     cases: Sequence[str]
     has_trainings: bool = False
+    seeds: Sequence[object] = ()
 
 
 @frozen
@@ -129,8 +131,14 @@ def compare(differences: Mapping[str, Sequence[Block]]) -> dict[str, Comparison]
     of_parts, of_freedoms, least = zip(*map(_list_parts, of_arms), strict=True)
     parts, freedoms = np.array(of_parts), np.array(of_freedoms)
     covered = np.column_stack([[len(blocks) > 1 for blocks in of_arms], freedoms[:, :3]])
-    correlation, alike = _correlate([blocks[0] for blocks in of_arms])
-    parts[:, 1], freedoms[:, 1], common = _pool(parts[:, 1], freedoms[:, 1], alike)
+    correlation, squared = _correlate([blocks[0] for blocks in of_arms])
+
+    # An arm without a generator lacks the chance of its training: it lends others nothing.
+    common = np.zeros_like(means)
+    trained = np.array([blocks[0].has_trainings for blocks in of_arms])
+    for kind in trained, ~trained:
+        pooled = _pool(parts[kind, 1], freedoms[kind, 1], squared[kind][:, kind])
+        parts[kind, 1], freedoms[kind, 1], common[kind] = pooled
 
     # No part is known to be 0 for sure.
     variances = np.maximum(_add(parts), TINY)
@@ -238,8 +246,8 @@ def _list_parts(blocks: Sequence[Block]) -> tuple[Scores, Scores, float]:
     return parts, np.array([1, len(means) - 1, free, 1]), least
 
 
-def _correlate(blocks: Sequence[Block]) -> tuple[float, float]:
-    """Return the mean correlation of two arms over cases, and the mean square of all.
+def _correlate(blocks: Sequence[Block]) -> tuple[float, Scores]:
+    """Return the mean correlation of two arms over cases, and the squares of all (arms, arms).
 
     Where cases cannot tell, these are 0 and 1, which make no p too small.
 
@@ -248,15 +256,14 @@ def _correlate(blocks: Sequence[Block]) -> tuple[float, float]:
     """
     n = len(blocks)
     if n == 1 or any(block.cases != blocks[0].cases for block in blocks):
-        return 0.0, 1.0
+        return 0.0, np.ones((n, n))
     with np.errstate(divide="ignore", invalid="ignore"):
         correlations = np.corrcoef([block.scores[0].mean(0) for block in blocks])
     mean = (np.nan_to_num(correlations).sum() - n) / (n * (n - 1))
-    squares = np.nan_to_num(correlations**2, nan=1.0)
-    return float(np.clip(mean, 0, 1)), float(squares.mean())
+    return float(np.clip(mean, 0, 1)), np.nan_to_num(correlations**2, nan=1.0)
 
 
-def _pool(own: Scores, freedoms: Scores, alike: float) -> tuple[Scores, Scores, float]:
+def _pool(own: Scores, freedoms: Scores, squared: Scores) -> tuple[Scores, Scores, float]:
     """Return arms' variances drawn to a common one, as far as they look alike (Smyth 2004).
 
     The true variances are taken as draws of a scaled inverse chi-squared distribution, so that
@@ -267,15 +274,15 @@ def _pool(own: Scores, freedoms: Scores, alike: float) -> tuple[Scores, Scores, 
     Args:
         own: (arms,), variances.
         freedoms: (arms,), theirs.
-        alike: mean squared correlation of arms, from 1 / number of arms to 1. The scale has so much
-            of the chance of one arm's variance.
+        squared: (arms, arms), squared correlations. The scale has so much of the chance of one
+            arm's variance as their mean says, from 1 / number of arms to 1.
 
     Returns:
         The variances, their freedoms, and the relative variance that all have in common.
     """
     from scipy.special import betaln
 
-    if len(own) == 1 or not own.all() or not freedoms.all():
+    if len(own) < 2 or not own.all() or not freedoms.all():
         return own, freedoms, 0.0
     priors = PRIORS[:, None]
     scales = np.full_like(priors, own.mean())
@@ -287,7 +294,7 @@ def _pool(own: Scores, freedoms: Scores, alike: float) -> tuple[Scores, Scores, 
     best = int((logs / 2 - betaln(freedoms / 2, priors / 2)).mean(1).argmax())
 
     weight = PRIORS[best] / (PRIORS[best] + freedoms)
-    common = weight**2 * alike * 2 / freedoms
+    common = weight**2 * squared.mean() * 2 / freedoms
     pooled = weight * scales[best] + (1 - weight) * own
     return pooled, 2 / (2 / (PRIORS[best] + freedoms) + common), float(common.mean())
 

@@ -21,7 +21,7 @@ SET_BY = {
     "memory_gb": "mem mem-per-cpu mem-per-gpu",
     "cpus": "cpus-per-task cpus-per-gpu",
     "gpus": "gpus gpus-per-node gpus-per-socket gpus-per-task ntasks ntasks-per-core ntasks-per-gpu"
-    " ntasks-per-node ntasks-per-socket",
+    " ntasks-per-node ntasks-per-socket ntasks-per-tres tasks-per-node tres-per-task",
     "signal_lead_s": "signal",
     "array_parallelism": "array",
     "--after": "dependency",
@@ -123,7 +123,8 @@ class Resources:
                 if value < 0:
                     raise ValueError(f"{name} is {value}, expected 0 or more")
         for line in self.setup:
-            if not line.isprintable() or line.lstrip().startswith("#SBATCH"):
+            # sbatch takes options of PBS and LSF as well.
+            if not line.isprintable() or line.lstrip().startswith(("#SBATCH", "#PBS", "#BSUB")):
                 raise ValueError(f"setup has {line!r}, expected single shell lines, and no #SBATCH")
         self._check_options()
         if self.compile == "cuda_graphs" and (self.nodes, self.gpus, self.device) != (1, 1, "auto"):

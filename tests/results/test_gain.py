@@ -58,3 +58,10 @@ def test_differences_of_an_arm_with_two_trainings_are_of_each_to_the_free_arm() 
     (difference,) = subtract_blocks(pairs, free)
     assert difference.scores.tolist() == (pairs[0].scores - 1).tolist()
     assert difference.has_trainings
+
+
+def test_of_two_generators_as_many_trainings_count_as_both_have_by_now() -> None:
+    two, three = (Block(np.ones((n, 2, 2)), ["a", "b"], True) for n in (2, 3))
+    for one, other in ((two, three), (three, two)):
+        (difference,) = subtract_blocks([one], [other])
+        assert difference.scores.tolist() == np.zeros((2, 2, 2)).tolist()

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hvae_hpc.results.power import Design, find_power, find_variances
+from hvae_hpc.results.power import ASSUMED_SD, Design, find_power, find_variances
 from hvae_hpc.results.statistics import compare
 from tests.results.test_statistics import draw
 
@@ -89,3 +89,10 @@ def test_the_power_of_a_design_is_the_share_of_tables_that_show_the_gain(
         shown = np.mean([each.low + gain > 0 for of_sweep in drawn for each in of_sweep])
         assert find_power(gain, variances, design, 4) == pytest.approx(shown, abs=0.12)
     assert find_power(0.8, variances, Design(1, 1, 1, 40, 40), 4) == 0.0
+
+
+def test_a_single_test_case_has_a_power_as_well() -> None:
+    variances = {name: sd**2 for name, sd in ASSUMED_SD.items()}
+    for splits in (1, 12):
+        design = Design(splits=splits, trainings=1, seeds=4, cases=1, of_all=20)
+        assert 0 < find_power(0.04, variances, design, 15) < 0.1

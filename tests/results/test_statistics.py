@@ -167,6 +167,18 @@ def test_arms_of_one_design_lend_each_other_what_three_splits_cannot_tell() -> N
     assert alone.freedom < 3 < together.freedom
 
 
+def test_arms_without_a_generator_do_not_hide_the_chance_of_its_training() -> None:
+    varied = draw(3, arms=10, splits=6, shape=(1, 2, 30), of_split=1.0)
+    varied = {arm: [b._replace(has_trainings=True) for b in of] for arm, of in varied.items()}
+    steady = draw(4, arms=8, splits=6, shape=(1, 2, 30), of_split=0.05)
+    steady = {
+        f"free {arm}": [b._replace(scores=b.scores / 3) for b in of] for arm, of in steady.items()
+    }
+    together, apart = compare(varied | steady), compare(varied)
+    for arm in varied:  # one pool for all made these a fifth too small
+        assert together[arm].standard_error == pytest.approx(apart[arm].standard_error)
+
+
 def test_splits_that_are_alike_by_chance_do_not_pass_for_many_degrees_of_freedom() -> None:
     (blocks,) = draw(3, splits=3, shape=(2, 4, 30), sds=(0.5, 0.5, 0.2)).values()
     alike = [each._replace(scores=each.scores - each.scores.mean()) for each in blocks]

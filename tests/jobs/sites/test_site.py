@@ -114,6 +114,8 @@ def test_no_cpu_stage_holds_a_gpu() -> None:
             '[all]\nsetup = ["#SBATCH --partition=urgent"]\n',
             "expected single shell lines, and no #SBATCH",
         ),
+        ('[all]\nsetup = ["#PBS -A theirs"]\n', "expected single shell lines, and no #SBATCH"),
+        ('[all]\nsetup = ["#BSUB -q urgent"]\n', "expected single shell lines, and no #SBATCH"),
         (
             '[all]\nsetup = ["true\\n#SBATCH --time=9"]\n',
             "expected single shell lines, and no #SBATCH",
@@ -187,6 +189,8 @@ def test_a_partition_s_own_limit_cuts_and_unknown_or_forbidden_partitions_are_re
         ('[train.sbatch_args]\npartition = "urgent"', "sbatch_args has 'partition', which partition sets"),
         ('[train.sbatch_args]\nmem-per-cpu = "9G"', "sbatch_args has 'mem-per-cpu', which memory_gb sets"),
         ('[train.sbatch_args]\nti = 9999', "sbatch_args has 'ti', which minutes sets"),
+        ("[train.sbatch_args]\ntasks-per-node = 8", "sbatch_args has 'tasks-per-node', which gpus sets"),
+        ('[train.sbatch_args]\ntres-per-task = "gres/gpu:8"', "'tres-per-task', which gpus sets"),
         ('[train.srun_args]\nntasks = 8', "srun_args has 'ntasks', which gpus sets"),
         ('[all.sbatch_args]\ndependency = "afterok:1"', "has 'dependency', which --after sets"),
         ('[all.sbatch_args]\noutput = "x"', "has 'output', which the sweep command sets; take it out"),

@@ -224,6 +224,25 @@ def test_an_arm_with_one_lucky_seed_does_not_take_a_partial_verdict(tmp_path: Pa
     assert "better: 5 arms" in rest
 
 
+def test_arms_of_as_many_but_other_seeds_are_not_compared(tmp_path: Path) -> None:
+    lost = {"reference": 0, "hvae+300": 3, "standard-x5": 3}
+    runs = make_runs(arms=(REFERENCE, HVAE, STANDARD), seeds=4, sources=())
+    write_plan(tmp_path, runs)
+    for run in runs:
+        seed, dice = getattr(run.config, "seed", 0), {}
+        if run.stage == "segment":  # seeds differ by more than arms
+            arm = run.config.arm
+            if lost[arm.name] == seed:
+                continue
+            dice = {"dice": 0.4 + 0.1 * seed + 0.0301 * (arm == HVAE)}
+        finish(tmp_path, run, {**fake_metrics(run), **dice})
+    first, rest = verdict_of(tmp_path)
+    assert first.startswith(
+        "brats2021: Yes: 300 HVAE pairs raise Dice by at least 0.03 over Standard"
+    )
+    assert "Reference" not in rest
+
+
 def test_one_seed_shows_nothing_and_the_verdict_says_so(tmp_path: Path) -> None:
     write_sweep(tmp_path, seeds=1)
     first, _ = verdict_of(tmp_path)
