@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from peak_memory import peak_memory
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from turns import name_device, peak_of, ratio
 from unet_peers import make_peers
@@ -156,16 +157,15 @@ def measure_step(setting: Setting, name: str, precision: str, mode: str) -> dict
 
 def count_operations(setting: Setting, name: str) -> float:
     """Return the operations of a training step, by torch's counter on tensors without numbers."""
-    model = NETWORKS[setting.network(name)](setting.px)
-    data = make_pairs(setting.batch, setting.px, torch.device("cpu"))
-    part = slice(0, setting.batch)
-    batch = make_batch(model, data, setting.optim("fp32"), 0, None, 0, part)
-    model.to("meta")
-    on_meta = {key: value.to("meta") for key, value in batch.items()}
-    counter = FlopCounterMode(display=False)
-    with counter:
+    make, part = NETWORKS[setting.network(name)], slice(0, setting.batch)
+    data = make_pairs(setting.batch, setting.px, setting.device)
+    batch = make_batch(make(setting.px), data, setting.optim("fp32"), 0, None, 0, part)
+    counter, mode = FlopCounterMode(display=False), FakeTensorMode()
+    fakes = {key: mode.from_tensor(value) for key, value in batch.items()}
+    with mode, setting.device, counter:
+        model = make(setting.px)
         for phase in model.phases():  # type: ignore[operator]
-            model(on_meta, phase.name).total.backward()
+            model(fakes, phase.name).total.backward()
     return float(counter.get_total_flops())
 
 
