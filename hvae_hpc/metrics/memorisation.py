@@ -3,8 +3,9 @@
 A plain distance is fooled by blur, which brings an image nearer to everything. So an image is
 judged by a ratio: its distance to the nearest training image over the mean distance to the next
 nearest, each of another case. It is near 1 for a new patient and for an average of several. It is
-near 0 for a copy, also one that was shifted, flipped, blurred, or changed in noise, brightness or
-contrast. Images are compared at about 40 px a side.
+near 0 for a copy, also one that was shifted, mirrored left to right, blurred, or changed in noise,
+brightness or contrast. Copies that were turned, or mirrored top to bottom, are not found. Images
+are compared at about 40 px a side.
 
 A smooth generator could hide copies in its blur. So training images are blurred as well, by several
 widths, and the lowest ratio counts. Of FLAIR images of 240 px this flags all copies with a blur of

@@ -63,12 +63,13 @@ def clean_environment() -> dict[str, str]:
     return own
 
 
-def ask_once(command: Sequence[str], limit_s: float = 60.0) -> str:
+def ask_once(command: Sequence[str], limit_s: float = 60.0, text: str = "") -> str:
     """Run one SLURM client command and return what it prints.
 
     Args:
         command: argv.
         limit_s: seconds after which it counts as not answering.
+        text: its standard input.
 
     Raises:
         BusyError: the controller is not there or too busy.
@@ -81,6 +82,7 @@ def ask_once(command: Sequence[str], limit_s: float = 60.0) -> str:
             command,
             capture_output=True,
             text=True,
+            input=text,
             timeout=limit_s,
             check=True,
             env=environment,
@@ -100,9 +102,14 @@ def ask_once(command: Sequence[str], limit_s: float = 60.0) -> str:
     return done.stdout
 
 
-def sbatch(arguments: Sequence[str]) -> str:
-    """Submit a job; returns what sbatch prints, for :func:`parse_job_id`."""
-    return ask_once(["sbatch", "--parsable", *arguments])
+def sbatch(arguments: Sequence[str], text: str) -> str:
+    """Submit a job; returns what sbatch prints, for :func:`parse_job_id`.
+
+    Args:
+        arguments: options.
+        text: for sbatch. It reads no file: others may be able to write in its folder.
+    """
+    return ask_once(["sbatch", "--parsable", *arguments], text=text)
 
 
 def parse_job_id(printed: str) -> str:

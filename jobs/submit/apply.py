@@ -102,11 +102,9 @@ class Application:
     def _submit(self, number: int, places: range) -> None:
         """Submit a part of an array (no places: the last job), and note its id."""
         array = self.plan.arrays[number]
-        script = self.prepared.folder / f"{number:03d}-{array.name}.sh"
-        write_atomic(script, array.script)
-
-        arguments = [*self._sbatch_options(number, places), str(script)]
-        job_id = self._sbatch(arguments, number, places)
+        # For people; sbatch does not read it.
+        write_atomic(self.prepared.folder / f"{number:03d}-{array.name}.sh", array.script)
+        job_id = self._sbatch(list(self._sbatch_options(number, places)), number, places)
         job = Job(self.prepared.name, number, job_id, tuple(places), round(time.time(), 3))
         self._submissions.note(job)
         self.jobs.append(job)
@@ -162,7 +160,7 @@ class Application:
             if uncertain and (job := self._find_in_queue(number, places)):
                 return job
             try:
-                return slurm.sbatch(arguments)
+                return slurm.sbatch(arguments, self.plan.arrays[number].script)
             except slurm.BusyError:
                 uncertain = True
                 raise

@@ -33,12 +33,12 @@ def submit_command(
     """
     check_path(folder)
     comment = comment_of(f"command-{content_hash(str(folder))[:12]}", 0)
-    script = folder / f"{name}.sh"
     with submitting(folder):
         for row in slurm.read_queue(not_before=time.time()).rows:
             if row.comment == comment:
                 return row.job, True
 
         argv = [*python_command(resources), *command]
-        write_atomic(script, sbatch_text(folder, name, resources, argv, comment=comment))
-        return slurm.parse_job_id(slurm.sbatch([str(script)])), False
+        text = sbatch_text(folder, name, resources, argv, comment=comment)
+        write_atomic(folder / f"{name}.sh", text)  # for people
+        return slurm.parse_job_id(slurm.sbatch([], text)), False

@@ -80,7 +80,7 @@ def test_the_id_of_a_job_is_read_from_what_sbatch_prints(
     printed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake(tmp_path, "sbatch", f"echo '{printed}'", monkeypatch)
-    assert slurm.parse_job_id(slurm.sbatch(["a.sh"])) == "12"
+    assert slurm.parse_job_id(slurm.sbatch([], "text")) == "12"
 
 
 @pytest.mark.parametrize("printed", ["Welcome to the cluster!\n12", "Submitted batch job 12", ""])
@@ -89,7 +89,7 @@ def test_an_answer_of_sbatch_that_is_no_id_is_told_in_a_line(
 ) -> None:
     fake(tmp_path, "sbatch", f"printf '{printed}'", monkeypatch)
     with pytest.raises(UserError) as error:
-        slurm.parse_job_id(slurm.sbatch(["a.sh"]))
+        slurm.parse_job_id(slurm.sbatch([], "text"))
     (line,) = str(error.value).splitlines()
     assert f"printed {printed.replace(chr(10), ' ')!r}, expected the job's id alone" in line
     assert "the job may be queued" in line

@@ -84,14 +84,33 @@ def test_who_lost_the_right_to_submit_asks_slurm_for_nothing(
     )
     with submitting(plan.runs_folder / SUBMISSIONS):
         application = Application(prepared)
-        assert application._sbatch(["a.sh"], 0, (0,)) == "7"
+        assert application._sbatch(["--hold"], 0, (0,)) == "7"
         (mine,) = (plan.runs_folder / SUBMISSIONS).glob(".lease-*")
         mine.rename(
             mine.with_name(".lease-99")
         )  # another command took over while this one was stopped
         with pytest.raises(LostError, match="lost the folder"):
-            application._sbatch(["a.sh"], 0, (0,))
-    assert asked == [["sbatch", "--parsable", "a.sh"]]
+            application._sbatch(["--hold"], 0, (0,))
+    assert asked == [["sbatch", "--parsable", "--hold"]]
+
+
+def test_sbatch_gets_the_text_that_was_made_whatever_others_write_in_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    array = Array(name="tiny", stage="segment", elements=(("0" * 12,),), script="#!/bin/sh\ntrue\n")
+    plan = replace(plan_of(make_project(tmp_path, 1)), arrays=(array, replace(array, elements=())))
+    folder = plan.runs_folder / SUBMISSIONS / "tiny-0"
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/sbatch").write_text(  # somebody replaces the file just before sbatch reads it
+        f'#!/bin/sh\nfor file in {folder}/*.sh; do echo theirs > "$file"; done\n'
+        'for last; do :; done; if [ -f "$last" ]; then cat "$last"; else cat; fi '
+        f">> {tmp_path}/got; echo 7\n"
+    )
+    (tmp_path / "bin/sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
+    with submitting(plan.runs_folder / SUBMISSIONS):
+        Application(Prepared(plan=plan, name="tiny-0", totals={}, statuses={}, room=None)).run()
+    assert (tmp_path / "got").read_text() == 2 * array.script
 
 
 def call(
