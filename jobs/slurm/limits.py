@@ -35,11 +35,13 @@ class Partition:
         minutes: longest time limit.
         grace_s: seconds from SIGTERM to the end when SLURM preempts.
         nodes: its nodes by name; none where SLURM does not tell.
+        max_nodes: the most nodes of one job.
     """
 
     minutes: int
     grace_s: int
     nodes: Mapping[str, Node] = field(default_factory=dict)
+    max_nodes: int = 0
 
     def find_best_nodes(self, asked: Resources) -> list[Node]:
         """Return what its best nodes have of what a run asks, for as many nodes as it asks for.
@@ -48,7 +50,7 @@ class Partition:
         """
         wanted = of_each_node(asked)
         nodes = sorted(Node._make(map(min, node, wanted)) for node in self.nodes.values())
-        return nodes[-asked.nodes :]
+        return nodes[-min(asked.nodes, self.max_nodes or asked.nodes) :]
 
     def suits(self, asked: Resources) -> bool:
         """Tell whether it is known to have the nodes that a run asks for."""
@@ -128,6 +130,7 @@ def read_cluster() -> Cluster:
                 node: has._replace(memory_gb=min(has.memory_gb, cap_gb))
                 for node, has in nodes.get(name, {}).items()
             },
+            max_nodes=int(re.sub(r"\D+", "", words.get("MaxNodes", "")) or 0),
         )
 
     config = ask(["scontrol", "show", "config"])

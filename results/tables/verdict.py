@@ -14,6 +14,7 @@ from hvae_hpc.config.arms import ArmConfig
 from hvae_hpc.results.collect import Collected, needed_runs, network_seconds
 from hvae_hpc.results.gain import Gain, conclude, measure_gain
 from hvae_hpc.results.labels import REFERENCE, arm_label, name_label
+from hvae_hpc.results.power import ASSUMED_SD
 from hvae_hpc.results.scores import ArmScores
 from hvae_hpc.results.tables.arms import describe_cover
 from hvae_hpc.runs.plan import Plan
@@ -94,11 +95,13 @@ def _count_more_splits(gain: Gain, smallest: float) -> int:
     """Return how many more splits would decide, if the mean stays as it is.
 
     An interval decides where it excludes 0, or lies within the smallest effect of interest. More
-    seeds would leave the chance of the test cases as it is.
+    seeds would leave the chance of the test cases as it is. One split does not tell how much splits
+    differ: it is what a plan assumes.
     """
     mean = abs(gain.difference.mean)
     largest_error = max(mean, smallest - mean) / FAR
-    share = (gain.difference.standard_error / largest_error) ** 2
+    unseen = ASSUMED_SD["split"] ** 2 + ASSUMED_SD["training"] ** 2 if gain.splits == 1 else 0.0
+    share = (gain.difference.standard_error**2 + unseen) / largest_error**2
     return max(1, math.ceil(gain.splits * (share - 1)))
 
 

@@ -12,8 +12,8 @@ from hvae_hpc.jobs.slurm.limits import Cluster, Node, Partition, read_cluster
 
 SCONTROL = """#!/bin/sh
 case "$*" in *partition*)
-    echo "PartitionName=gpu MaxTime=1-00:00:00 MaxMemPerNode=UNLIMITED GraceTime=30"
-    echo "PartitionName=capped MaxTime=UNLIMITED MaxMemPerNode=4096"
+    echo "PartitionName=gpu MaxTime=1-00:00:00 MaxMemPerNode=UNLIMITED MaxNodes=UNLIMITED GraceTime=30"
+    echo "PartitionName=capped MaxTime=UNLIMITED MaxMemPerNode=4096 MaxNodes=1"
     echo "PartitionName=unset MaxTime=01:00:00 MaxMemPerNode=UNLIMITED";;
 *) echo "ClusterName = one";; esac
 """
@@ -53,6 +53,20 @@ def test_nodes_have_what_sinfo_says_up_to_their_partition_s_cap(
         30,
         0,
     )
+    assert {name: each.max_nodes for name, each in partitions.items()} == {
+        "gpu": 0,
+        "capped": 1,
+        "unset": 0,
+    }
+
+
+def test_a_partition_does_not_suit_a_job_of_more_nodes_than_it_allows() -> None:
+    nodes = {name: Node(2, 8.0, 4) for name in ("n1", "n2", "n3")}
+    asked = Resources(nodes=2, gpus=2, memory_gb=8, cpus=2)
+    suited = [
+        Partition(minutes=0, grace_s=0, nodes=nodes, max_nodes=n).suits(asked) for n in range(4)
+    ]
+    assert suited == [True, False, True, True]  # 0 is no limit
 
 
 def make_cluster(**nodes: list[Node]) -> Cluster:
