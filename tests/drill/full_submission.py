@@ -4,9 +4,9 @@
 disk of its own. What was seen is printed, a line of JSON for each kind of file.
 """
 
-import getpass
 import json
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -35,7 +35,8 @@ def main(project: Path) -> None:
         return sweep.main(["--site", "site.toml", "--partition", "gpu"])
 
     def start_anew() -> None:
-        ask("scancel", "--user", getpass.getuser())
+        # Where a plain user mounts what only he sees, he is root, whatever his environment says.
+        ask("scancel", "--user", pwd.getpwuid(os.getuid()).pw_name)
         for path in disk.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 

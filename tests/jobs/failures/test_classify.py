@@ -370,7 +370,9 @@ def test_what_slurm_ends(
     assert any(line.startswith(f"retry:     {retry}") for line in lines)
     # Where there is no accounting, the element's log tells the same, unless its node was gone
     # before it could.
-    evidence = gather(plan, run_id, statuses[run_id], Submissions(plan.runs_folder))
+    unasked = Submissions(plan.runs_folder)
+    unasked.__dict__["asked_ends"] = 0.0, {}
+    evidence = gather(plan, run_id, statuses[run_id], unasked)
     assert classify(evidence) == ("lost" if kind == "node" else failure.partition(",")[0])
     assert evidence.cancelled == (kind == "cancelled")
 
