@@ -9,6 +9,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -154,3 +155,25 @@ def test_without_a_folder_of_its_own_a_process_has_a_temporary_cache(
     headers = f"{folder}/headers" if shutil.which("openssl") else ""
     assert headers == codecache._HEADER_DIR
     assert f"not kept: {own}: cannot be made" in capsys.readouterr().out
+
+
+def test_a_gpu_s_node_without_a_compiler_or_headers_runs_eager_and_says_what_it_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    assert device.find_missing_tools() == "a C compiler (gcc)"
+
+    network = nn.Linear(1, 1)
+    on_gpu = SimpleNamespace(device=torch.device("cuda"))
+    monkeypatch.setattr(network, "parameters", lambda: iter([on_gpu]))
+    place = Workplace(folder=tmp_path, data=tmp_path, parents={}, resources=Resources())
+    assert device.CompiledForward(network, True, place).parts == ()
+    assert "a C compiler (gcc) is missing on this node" in capsys.readouterr().out
+
+    (tmp_path / "gcc").touch(0o755)
+    monkeypatch.setattr(device.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    header = tmp_path / "Python.h"
+    assert device.find_missing_tools() == f"{header} (package python3-dev)"
+    header.touch()
+    assert device.find_missing_tools() == ""
