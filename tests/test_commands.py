@@ -346,7 +346,7 @@ def test_flags_targets_and_files_that_the_documents_name_are_there(
         for words in (["--help"], ["up", "--help"]):
             with pytest.raises(SystemExit):
                 import_module(module).main(words)
-    files = [*(ROOT / "benchmarks").glob("*.py"), ROOT / "tests/gpu_without_gpu/__main__.py"]
+    files = [*(ROOT / "benchmarks").glob("*.py"), ROOT / "tests/gpu_without_gpu/trace.py"]
     scripts = "".join(path.read_text() for path in files)
     said = capsys.readouterr().out + scripts
     known = {*re.findall(r"--[a-z][a-z-]+", said), *NOT_OURS}
