@@ -85,9 +85,10 @@ def answer(gain: Gain, smallest: float, cost: str) -> str:
             f"No need: none of the pairs tried raises Dice by {smallest:g} over {free} (95 % sure);"
             f" the best of these cost {cost}."
         )
+    more = _count_more_splits(gain, smallest)
     return (
         f"Undecided: {pairs} change Dice by {gain.low:+.3f} to {gain.high:+.3f} (95 %) against"
-        f" {against}; about {_count_more_splits(gain, smallest)} more splits would decide."
+        f" {against}; about {more} more split{'s' * (more > 1)} would decide."
     )
 
 
