@@ -4,6 +4,7 @@ All of it is hashed into run ids. The classes live apart from the torch code tha
 because planning a sweep must not import torch.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import field
 from typing import Any, ClassVar, Literal
@@ -57,12 +58,15 @@ class NetworkConfig:
         attention_levels: levels (0 is full resolution) with self-attention beside the bottleneck's.
         attention_heads: heads of every attention.
         latent_size: d, the number of latent variables.
+        latent_map: the latent variables are a map of the lowest level's height and width, and
+            ``latent_size`` is a multiple of its pixels. Else they are a vector.
     """
 
     channels: tuple[int, ...] = (32, 64, 128, 128, 128)
     attention_levels: tuple[int, ...] = (3, 4)
     attention_heads: int = 4
     latent_size: int = 128
+    latent_map: bool = field(default=False, metadata=ONLY_WHEN_SET)
 
     def __post_init__(self) -> None:
         require("more than 0", self, "latent_size", "attention_heads")
@@ -82,6 +86,12 @@ class NetworkConfig:
         """Raise ValueError where images (height, width) cannot be halved once per level."""
         levels = len(self.channels)
         require_halvings(f"{name}.network.channels of {levels} levels", image_size, levels - 1)
+        pixels = math.prod(image_size) // 4 ** (levels - 1)
+        if self.latent_map and self.latent_size % pixels:
+            raise ValueError(
+                f"{name}.network.latent_size is {self.latent_size}, expected with latent_map a "
+                f"multiple of the lowest level's {pixels} pixels"
+            )
 
     def operations_per_pixel(self) -> float:
         """Return the operations of a pass forward through encoder and decoder, per pixel."""

@@ -224,6 +224,16 @@ NARROW = 32
 """Channels before the dense layer, which would else hold most of the weights."""
 
 
+def _positions(config: NetworkConfig, size: tuple[int, int]) -> int:
+    """Return in how many places the latent variables lie: one each of a map, or one for all."""
+    return size[0] * size[1] if config.latent_map else 1
+
+
+def _by_position(features: Tensor, positions: int) -> Tensor:
+    """Return the features (B, C, H, W) as (B, positions, numbers)."""
+    return features.flatten(1).unflatten(1, (-1, positions)).transpose(1, 2)
+
+
 class Encoder(nn.Module):
     """q(z|x, m): image and mask as two channels to the mean and log-variance of z.
 
@@ -236,6 +246,7 @@ class Encoder(nn.Module):
         super().__init__()
         channels = config.channels
         height, width = bottleneck_size(config, image_size)
+        self.positions = _positions(config, (height, width))
         layers: list[nn.Module] = [nn.Conv2d(2, channels[0], 3, padding=1)]
         for level, here in enumerate(channels):
             layers += _stage(here, config, level)
@@ -246,15 +257,16 @@ class Encoder(nn.Module):
             normalisation(channels[-1]),
             nn.SiLU(),
             nn.Conv2d(channels[-1], NARROW, 1),
-            nn.Flatten(),
         ]
         self.layers = nn.Sequential(*layers)
-        self.out = nn.Linear(NARROW * height * width, 2 * config.latent_size)
+        features = NARROW * height * width // self.positions
+        self.out = nn.Linear(features, 2 * config.latent_size // self.positions)
 
     def forward(self, pair: Tensor) -> tuple[Tensor, Tensor]:
         """Encode (B, 2, H, W) to mean and log-variance, (B, d) float32; the latter in [-10, 4]."""
-        mean, log_var = widen(self.out(self.layers(pair))).chunk(2, dim=1)
-        return mean, log_var.clamp(-10.0, 4.0)
+        features = _by_position(self.layers(pair), self.positions)
+        mean, log_var = widen(self.out(features)).chunk(2, dim=2)
+        return mean.flatten(1), log_var.flatten(1).clamp(-10.0, 4.0)
 
 
 class Decoder(nn.Module):
@@ -278,7 +290,9 @@ class Decoder(nn.Module):
         channels = config.channels
         self.size = bottleneck_size(config, image_size)
         self.image_link = image_link
-        self.dense = nn.Linear(config.latent_size, NARROW * self.size[0] * self.size[1])
+        self.positions = _positions(config, self.size)
+        features = NARROW * self.size[0] * self.size[1] // self.positions
+        self.dense = nn.Linear(config.latent_size // self.positions, features)
         layers: list[nn.Module] = [
             nn.Conv2d(NARROW, channels[-1], 1),
             *_bottleneck(channels[-1], config),
@@ -293,8 +307,12 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Decode (B, d) to the image's numbers (B, C, H, W) and the mask's logits (B, 1, H, W)."""
-        h = self.dense(z).reshape(len(z), NARROW, *self.size)
-        return self._link(self.layers(h))
+        return self._link(self.layers(self._place(z)))
+
+    def _place(self, z: Tensor) -> Tensor:
+        """Return the lowest level's features, (B, NARROW, height, width)."""
+        h = self.dense(z.unflatten(1, (self.positions, -1)))
+        return h.transpose(1, 2).reshape(len(z), NARROW, *self.size)
 
     def _link(self, h: Tensor) -> tuple[Tensor, Tensor]:
         image, mask_logits = widen(h).split([h.shape[1] - 1, 1], dim=1)
@@ -305,7 +323,7 @@ class Decoder(nn.Module):
     ) -> tuple[tuple[Tensor, Tensor], Callable[[Tensor, Tensor], Tensor]]:
         """Return what :meth:`forward` does, and the pullback from both outputs to z, (B, d)."""
         first, *blocks, norm, _, last = self.layers
-        h = first(self.dense(z).reshape(len(z), NARROW, *self.size))
+        h = first(self._place(z))
         pulls = []
         for block in blocks:
             h, pull_block = block.linearise(h)  # type: ignore[operator]
@@ -319,7 +337,7 @@ class Decoder(nn.Module):
             g = pull_norm(pull_conv(last, torch.cat([by_image, by_mask_logits], dim=1)))  # type: ignore[arg-type]
             for pull_block in reversed(pulls):
                 g = pull_block(g)
-            g = pull_conv(first, g).reshape(len(z), -1)  # type: ignore[arg-type]
-            return widen(g @ self.dense.weight)
+            g = _by_position(pull_conv(first, g), self.positions)  # type: ignore[arg-type]
+            return widen((g @ self.dense.weight).flatten(1))
 
         return (image, mask_logits), pull

@@ -26,6 +26,7 @@ from hvae_hpc.training.device import CompiledForward
 D, SIDE = 2, 2  # latent size and image side of the linear-Gaussian model
 SIGMA = 0.4
 TINY = NetworkConfig(channels=(4, 8), attention_levels=(1,), attention_heads=2, latent_size=3)
+MAP = replace(TINY, latent_map=True, latent_size=48)  # two numbers at each of 4 x 6 pixels
 
 
 class LinearDecoder(nn.Module):
@@ -289,18 +290,24 @@ def test_a_pair_knows_nothing_of_the_others_in_its_batch() -> None:
             assert (size > 1e-3) if i == j else (size == 0.0)
 
 
-@pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
+@pytest.mark.parametrize(
+    ("likelihood", "network"),
+    [("gaussian", TINY), ("bernoulli", TINY), ("gaussian", MAP)],
+    ids=["gaussian", "bernoulli", "latent map"],
+)
 def test_the_force_is_the_gradient_of_the_likelihood_and_so_are_its_derivatives(
-    likelihood: str,
+    likelihood: str, network: NetworkConfig
 ) -> None:
     torch.manual_seed(1)
-    config = HVAEConfig(network=TINY, image_likelihood=likelihood, mask_weight=3.0)
+    config = HVAEConfig(network=network, image_likelihood=likelihood, mask_weight=3.0)
     model = HVAE(config, (8, 12)).double()
     generator = torch.Generator().manual_seed(2)
     image = torch.rand(2, 1, 8, 12, generator=generator, dtype=torch.float64)
     batch = {"image": image, "mask": (image > 0.7).double()}
     z, direction = (
-        torch.randn(2, 2, 3, generator=generator, dtype=torch.float64).requires_grad_().unbind()
+        torch.randn(2, 2, model.latent_size, generator=generator, dtype=torch.float64)
+        .requires_grad_()
+        .unbind()
     )
 
     values, force = model.linearised_likelihood(z, batch)
@@ -327,6 +334,30 @@ def test_the_force_is_the_gradient_of_the_likelihood_and_so_are_its_derivatives(
             assert one is None or not one.abs().max()
         else:
             torch.testing.assert_close(one, other)
+
+
+def test_a_latent_map_has_its_numbers_where_encoder_and_decoder_have_the_pixel() -> None:
+    torch.manual_seed(1)
+    model = HVAE(HVAEConfig(network=MAP), (8, 12))
+    model.encoder.layers = nn.Identity()
+    for layer in (model.encoder.out, model.decoder.dense):
+        nn.init.zeros_(layer.bias)
+    features = torch.zeros(1, blocks.NARROW, 4, 6)
+    features[:, :, 1, 2] = torch.randn(blocks.NARROW)
+
+    mean, _ = model.encoder(features)
+    assert mean.shape == (1, 48)
+    assert mean.nonzero()[:, 1].tolist() == [16, 17]  # row 1, column 2: the ninth pixel
+    placed = model.decoder._place(mean)
+    assert placed.abs().amax(1).nonzero().tolist() == [[0, 1, 2]]
+
+
+def test_a_latent_map_needs_as_many_numbers_at_each_pixel() -> None:
+    for size, side in ((48, (8, 12)), (24, (8, 12)), (5, (2, 2))):
+        replace(MAP, latent_size=size).check_image_size("generators.vae", side)
+    message = r"generators.vae.network.latent_size is 50, expected .* multiple of .* 24 pixels"
+    with pytest.raises(ValueError, match=message):
+        replace(MAP, latent_size=50).check_image_size("generators.vae", (8, 12))
 
 
 def test_the_force_in_bfloat16_is_as_close_as_autograd_s() -> None:
