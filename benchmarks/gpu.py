@@ -10,7 +10,8 @@ that the time does not suffice for keeps what it had.
 3. peers: our U-Net against MONAI's and nnU-Net's.
 4. naive: the HVAE's step against the bound as one writes it down.
 5. at_once: five U-Nets in a row and at once.
-6. resume: a training that is killed and resumed, against the spread of two undisturbed ones.
+6. resume: a training that is killed and resumed, against the spread of two undisturbed ones; the
+   price of ``deterministic``, and whether two such trainings are equal.
 7. table1: a small Table 1 at 240 px, from shards to tables, without the arms of standard
    augmentation, which need torchio.
 8. projection: the GPU-hours of the whole Table 1, from the steps.
@@ -41,9 +42,9 @@ MINUTES = {
     "tests": 3,
     "steps": 7,
     "peers": 3,
-    "naive": 4,
+    "naive": 3,
     "at_once": 2,
-    "resume": 1,
+    "resume": 2,
     "table1": 4,
     "projection": 1,
 }

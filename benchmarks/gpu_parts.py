@@ -33,7 +33,7 @@ from hvae_hpc.config.resources import Resources
 from hvae_hpc.models.unet import UNet
 from hvae_hpc.runs.workplace import Workplace
 from hvae_hpc.training.batches import make_batch
-from hvae_hpc.training.device import build
+from hvae_hpc.training.device import build, choose_device
 from hvae_hpc.training.loop import train
 from tests import ROOT
 from tests.gpu_without_gpu.networks import NETWORKS
@@ -238,8 +238,8 @@ def compare_at_once(setting: Setting) -> None:
         tell(f"five U-Nets {name} s", time.perf_counter() - started)
 
 
-def train_to_end(setting: Setting, folder: Path) -> None:
-    """Train a small HVAE in a folder, or go on there, and leave its weights."""
+def train_to_end(setting: Setting, folder: Path, deterministic: bool) -> None:
+    """Train a small HVAE in a folder, or go on there, and leave its weights and seconds."""
     data = make_pairs(40, setting.px, setting.device)
     steps = 16 if setting.small else 240
     optim = replace(setting.optim("fp32", steps * setting.batch), ema_decay=0.9)
@@ -247,22 +247,43 @@ def train_to_end(setting: Setting, folder: Path) -> None:
         folder=folder,
         data=Path(),
         parents={},
-        resources=Resources(compile="off", checkpoint_every_s=0.2),
+        resources=Resources(
+            gpus=int(setting.device.type == "cuda"),
+            compile="off",
+            checkpoint_every_s=0.2,
+            deterministic=deterministic,
+        ),
     )
+    choose_device(place)  # and the algorithms
     model = build(lambda: NETWORKS["small_hvae"](setting.px), 0, setting.device)
+    started = time.perf_counter()
     report = train(model, data, optim, 0, MovesConfig(), place)
+    (folder / "seconds").write_text(str(time.perf_counter() - started))
     torch.save(report.weights, folder / "weights.pt")
 
 
 def compare_resumed(setting: Setting) -> None:
-    """Kill a training after a checkpoint, resume it, and compare it with two undisturbed ones."""
+    """Kill a training after a checkpoint, resume it, and compare it with two undisturbed ones.
+
+    Two more trainings are deterministic: what that costs, and whether they are equal.
+    """
+    undisturbed: dict[str, tuple[str, ...]] = {
+        "first": (),
+        "second": (),
+        "ordered": ("--deterministic",),
+        "ordered again": ("--deterministic",),
+    }
     with tempfile.TemporaryDirectory() as place:
-        folders = {name: Path(place) / name for name in ("first", "second", "killed")}
+        folders = {name: Path(place) / name for name in (*undisturbed, "killed")}
         for folder in folders.values():
             folder.mkdir()
-        for name in ("first", "second"):
-            if again(setting, "train", "--folder", str(folders[name])).wait():
+        for name, words in undisturbed.items():
+            if again(setting, "train", "--folder", str(folders[name]), *words).wait():
                 raise SystemExit("an undisturbed training failed")
+        ordered_s, plain_s = (
+            float((folders[name] / "seconds").read_text()) for name in ("ordered again", "second")
+        )
+        tell("deterministic, its time over that without", ordered_s / plain_s)
 
         killed = again(setting, "train", "--folder", str(folders["killed"]))
         while killed.poll() is None and not list(folders["killed"].glob("checkpoint-*.pt")):
@@ -278,6 +299,8 @@ def compare_resumed(setting: Setting) -> None:
         }
         for other in ("second", "killed"):
             tell(f"first against {other}", differ(weights["first"], weights[other]))
+        same = differ(weights["ordered"], weights["ordered again"])
+        tell("deterministic against itself", same)
 
 
 def differ(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
@@ -383,6 +406,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("gpu.json"))
     parser.add_argument("--number", type=int, default=1)
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--deterministic", action="store_true")
     options = parser.parse_args()
 
     torch.backends.cudnn.allow_tf32 = False
@@ -391,7 +415,7 @@ def main() -> None:
     if options.part == "unets":
         train_unets(setting, options.number)
     elif options.part == "train":
-        train_to_end(setting, options.folder)
+        train_to_end(setting, options.folder, options.deterministic)
     else:
         PARTS[options.part](setting)
 
