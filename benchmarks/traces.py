@@ -3,8 +3,10 @@
 The product's own training loop takes two steps of 32 pairs in bfloat16 on a CUDA device that is not
 there (see tests/gpu_without_gpu). Tensors have sizes and no numbers. A compiled step has the memory
 that inductor plans for it. The device is as large as an 80 GB card, and a step that does not fit
-falls back as the product does. The figures are bytes of live tensors. The CUDA context (about 0.5
-GiB), workspaces and fragmentation come on top. These are traces: no GPU has measured them.
+falls back as the product does. The figures are bytes of live tensors in a step. The copies of the
+weights and moments to go back to come on top (the rehearsal has them, and the table of cards counts
+them), as do the CUDA context (about 0.5 GiB), workspaces and fragmentation. These are traces: no
+GPU has measured them.
 
 Without --quick the script also prints, for each network and card, whether a step fits, and with
 which fallback. It needs torch's build for CPUs, of the version that the device is written for, and
@@ -66,7 +68,7 @@ def print_cards(traces: dict[Step, Trace], at_once: int) -> None:
     print("\n| network | px | step | " + " | ".join(f"{card} GB" for card in CARDS_GIB) + " |")
     print("|---" * (3 + len(CARDS_GIB)) + "|")
     for step, line in traces.items():
-        fits = {card: line["peak_gib"] < gib for card, gib in CARDS_GIB.items()}
+        fits = {card: line["rehearsed_gib"] < gib for card, gib in CARDS_GIB.items()}
         small = [card for card, fit in fits.items() if not fit]
         commands = [words_of(step, CARDS_GIB[card]) for card in small]
         choices = {

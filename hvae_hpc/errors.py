@@ -21,7 +21,7 @@ DEVICE_MEMORY = "|".join(
         r"CUDA_ERROR_OUT_OF_MEMORY",
         r"Triton Error \[CUDA\]: out of memory",
         r"Cuda failure (\d+ )?'out of memory'",
-        r"CU\w+_STATUS_\w*ALLOC\w*_FAILED",
+        r"CU\w+_\w*ALLOC\w*_FAILED",
         r"Unable to find a valid cuDNN algorithm",
     )
 )

@@ -156,11 +156,12 @@ def estimate_likelihood(
         generator_for(config.seed, f"{kind}-{i}", first) for i in range(config.estimates + 2)
     )
 
-    # Each chain's pair is encoded once, for all estimates.
+    # Each pair is encoded once, for all chains, estimates and bounds.
+    encoded = zip(*(model.encode(part) for _, part in split_batch(batch, micro_batch)), strict=True)
+    batch["mean"], batch["scale"] = (torch.cat(values) for values in encoded)
     rows = _repeat(batch, config.chains)
     parts = [part for _, part in split_batch(rows, micro_batch)]
-    encoded = zip(*(model.encode(part) for part in parts), strict=True)
-    start = Start(*(torch.cat(values) for values in encoded))
+    start = Start(mean=rows["mean"], scale=rows["scale"])
     if config.start == "prior":
         start = Start(mean=torch.zeros_like(start.mean), scale=torch.ones_like(start.scale))
 
@@ -232,7 +233,7 @@ def _bounds(
 ) -> Tensors:
     """Return the importance-weighted bound and the ELBO without and with the flow.
 
-    All come from the model's own forward.
+    All come from the model's own bound. The batch has ``mean`` and ``scale``, of the encodings.
     """
     n = len(batch["image"])
 
@@ -246,7 +247,10 @@ def _bounds(
             for name in names:
                 noise = torch.randn(n * size, model.latent_size, generator=generator)
                 noisy[name] = noise.to(batch["image"])
-            terms = [model(part).terms for _, part in split_batch(noisy, micro_batch)]
+            terms = [
+                model.bound(part, part["mean"], part["scale"]).terms
+                for _, part in split_batch(noisy, micro_batch)
+            ]
             drawn.append(
                 [
                     torch.cat([of_part[name] for of_part in terms]).view(n, size)

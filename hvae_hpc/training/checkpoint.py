@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import torch
 
-from hvae_hpc.errors import UserError
+from hvae_hpc.errors import UserError, is_gpu_lost
 from hvae_hpc.runs.files import WEIGHT_BYTES, open_file, read_file
 from hvae_hpc.runs.folder import append_log, find_checkpoints, remove_checkpoints, write_atomic
 from hvae_hpc.training.device import is_out_of_memory
@@ -89,7 +89,7 @@ def loading(what: object) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a damaged zip, pickle or storage each raise something else
-        if isinstance(error, UserError) or is_out_of_memory(error):
+        if isinstance(error, UserError) or is_out_of_memory(error) or is_gpu_lost():
             raise
         raise UserError(
             f"{what}: cannot be read ({type(error).__name__}); delete its folder to train it again"

@@ -63,6 +63,9 @@ def _choose_algorithms(deterministic: bool) -> None:
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = not deterministic
+    # With warnings alone these add up their gradients in any order; the plain kernel does not.
+    for kernel in ("flash", "mem_efficient", "cudnn"):
+        getattr(torch.backends.cuda, f"enable_{kernel}_sdp")(not deterministic)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

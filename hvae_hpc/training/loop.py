@@ -29,7 +29,7 @@ from hvae_hpc.training.averages import MovingAverage, TermReader
 from hvae_hpc.training.batches import PairTensors, make_batch, split_batch
 from hvae_hpc.training.checkpoint import load_checkpoint, loading, save_checkpoint
 from hvae_hpc.training.device import CompiledForward, is_out_of_memory, move_only
-from hvae_hpc.training.distributed import Team, join_team, part_of_batch
+from hvae_hpc.training.distributed import ALONE, Team, join_team, part_of_batch
 from hvae_hpc.training.held_out import BestWeights
 from hvae_hpc.training.optimizers import learning_rate, make_optimizer, take_step
 from hvae_hpc.training.rehearsal import MemoryChoice
@@ -98,7 +98,8 @@ def train(
         return _Training(model, data, optim, seed, moves, memory, best)
 
     def rehearse() -> list[str]:
-        return start(copy.deepcopy(model), None).rehearse(saved.get("images_seen", 0))
+        # A roll-back goes to the good state, from where steps may be of another kind.
+        return start(copy.deepcopy(model), None).rehearse(saved.get("good_images_seen", 0))
 
     try:
         with join_team(workplace, memory.device) as team:
@@ -158,19 +159,23 @@ class _Training:
         """Take the steps that will cost most, for what they need; the weights are of no use then.
 
         They are a training's last, as what comes on late stays on, and, where that one is of
-        another kind, the next one.
+        another kind, the next one. The first step makes the optimizers' moments. At the second
+        they are there, as is a good state. The network that is copied stands for DDP's buckets.
 
         Returns:
             What was said where compiling failed; empty where it did not.
         """
+        self.team, self.reader = ALONE, TermReader(ALONE)
         kinds = set[frozenset[str]]()
         with contextlib.closing(self.forward):
             for at in (self.optim.images - self.optim.batch_size, images_seen):
                 self.images_seen, share = at, at / self.optim.images
                 kind = frozenset(self.model.draw(1, share, torch.Generator()))  # type: ignore[operator]
                 if kind not in kinds:
-                    for _ in range(3 if self.memory.cuda_graphs else 1):  # the second records
+                    for _ in range(3 if self.memory.cuda_graphs else 2):  # the second records
                         self.take_step()
+                        if not self.good_state:
+                            self.keep_good(at, self.state())
                     kinds.add(kind)
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)  # what went wrong is told here
@@ -234,8 +239,11 @@ class _Training:
         return self.average.state if self.average else self.model.state_dict()
 
     def check_held_out(self, best: BestWeights) -> None:
-        """Measure and log the loss of held-out pairs."""
-        loss = best.check(self.weights_to_use(), self.images_seen)
+        """Measure and log the loss of held-out pairs; nothing is compiled for so few."""
+        with contextlib.ExitStack() as eager:
+            if self.forward.parts:
+                eager.enter_context(torch.compiler.set_stance("force_eager"))
+            loss = best.check(self.weights_to_use(), self.images_seen)
         self.workplace.log({"event": "held_out", "images_seen": self.images_seen, "loss": loss})
 
     def restore(self, saved: dict[str, Any]) -> None:

@@ -115,7 +115,8 @@ class Evidence(NamedTuple):
         """Whether it ended by a fault of its node, which others would meet there as well."""
         said = "\n".join([str(self.ended.get("reason", "")), *self.lines])
         is_named = STATES.get(self.slurm_word) == "node failure" or re.search(BAD_NODE, said)
-        return self.node_looks_bad or bool(is_named or self.ended.get("gpu_lost"))
+        is_told = bool(is_named or self.ended.get("gpu_lost"))
+        return self.node_looks_bad or is_told or classify(self) == "device error"
 
     @property
     def got_further(self) -> bool:

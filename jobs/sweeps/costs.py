@@ -148,8 +148,8 @@ def find_peak(text: str) -> float:
 def _estimate(run: Run, resources: Resources) -> float:
     """Return the seconds of a run: a training's from its operations, else a number per stage.
 
-    The partition or the constraint may name the GPU, which counts for U-Nets. No other network's
-    time was compared with a GPU's peak.
+    The partition, the constraint or gres may name the GPU, which counts for U-Nets. No other
+    network's time was compared with a GPU's peak.
     """
     operations = count_operations(run)
     if not operations:
@@ -157,7 +157,8 @@ def _estimate(run: Run, resources: Resources) -> float:
     speed = FLOPS_CPU * resources.threads
     if resources.gpus:
         speed = FLOPS_GPU * resources.tasks
-        peak = find_peak(f"{resources.partition} {resources.constraint}")
+        gres = resources.sbatch_args.get("gres", "")
+        peak = find_peak(f"{resources.partition} {resources.constraint} {gres}")
         if peak and isinstance(run.config, SegmentConfig):
             speed = SHARE_UNET * peak * resources.tasks
     return SECONDS_PER_RUN + count_images(run) * operations / speed

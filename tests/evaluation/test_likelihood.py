@@ -207,13 +207,13 @@ def test_each_row_is_encoded_once_and_parts_of_them_give_the_same_numbers(
     count("encode")
     count("log_likelihood")
     whole = estimate(0)
-    assert rows["encode"][0] == 15  # three pairs' chains, for all estimates
-    assert sum(rows["encode"]) == 15 + 3 * 7 + 3 * likelihood.FLOW_SAMPLES  # and the bounds' draws
+    assert rows["encode"] == [3]  # each pair once, for all chains, estimates and bounds
+    assert max(rows["log_likelihood"]) > 4
 
     rows["encode"], rows["log_likelihood"] = [], []
-    cut = estimate(4)
-    assert rows["encode"][:4] == [4, 4, 4, 3]
-    assert max(rows["encode"]) == max(rows["log_likelihood"]) == 4
+    cut = estimate(2)
+    assert rows["encode"] == [2, 1]
+    assert max(rows["log_likelihood"]) == 2
     assert cut.keys() == whole.keys()
     for name, values in whole.items():
         assert torch.allclose(cut[name], values, rtol=1e-9, atol=1e-9), name

@@ -58,7 +58,9 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "small_lsgan": lambda px: LSGAN(
         LSGANConfig(network=SMALL, discriminator_channels=(8, 16)), (px, px)
     ),
-    "small_edm": lambda px: EDM(EDMConfig(channels=(8, 16), attention_levels=1), (px, px)),
+    "small_edm": lambda px: EDM(
+        EDMConfig(channels=(8, 16), attention_levels=1, held_out=0.1), (px, px)
+    ),
     "small_edm_given_mask": lambda px: EDM(
         EDMConfig(channels=(8, 16), attention_levels=1, given_mask=True), (px, px)
     ),
@@ -78,7 +80,6 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
         learn_sigma_x=False,
     ),
 }
-
 """By name: makes the network for images of so many px a side."""
 
 SMALL_NETWORKS = tuple(name for name in NETWORKS if name.startswith("small_"))

@@ -42,6 +42,7 @@ def test_steps_are_compiled_as_a_whole_and_do_not_wait_for_the_device(name: str)
         assert line["graph_breaks"] == 0, line["notes"]
         assert line["notes"] == []
         assert not line["step_waits"]
+        assert line["graphs"] > line["late_graphs"] == 0  # all are compiled in the rehearsal
 
 
 def test_each_part_of_a_network_is_compiled_once() -> None:

@@ -6,6 +6,7 @@ import json
 import tempfile
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from hvae_hpc.runs.workplace import Workplace
 from hvae_hpc.training import loop
 from hvae_hpc.training.batches import PairTensors
 from hvae_hpc.training.device import build, choose_device
+from hvae_hpc.training.held_out import BestWeights
 from tests.gpu_without_gpu.fake_cuda import move_to_device
 from tests.gpu_without_gpu.networks import NETWORKS
 from tests.gpu_without_gpu.recorder import Recorder
@@ -51,12 +53,27 @@ def trace(
             model.recompute = resources.recompute
         if hasattr(model, "measure"):
             model.measure(images, masks)  # type: ignore[operator]
-        report = loop.train(model, data, optim, 0, MovesConfig(), workplace)
+        rehearsed: dict[str, Any] = {}
+        run = loop._Training.run
+
+        def run_rehearsed(*of: Any) -> loop.TrainReport:
+            rehearsed["peak"], recorder.peak = recorder.peak, recorder.live
+            rehearsed["graphs"] = counters["stats"]["unique_graphs"]
+            return run(*of)
+
+        config: Any = getattr(model, "config", None)
+        held_out = PairTensors(images=images[:10], masks=masks[:10])
+        best = BestWeights(model, held_out, optim, 2) if getattr(config, "held_out", 0) else None
+        with mock.patch.object(loop._Training, "run", run_rehearsed):
+            report = loop.train(model, data, optim, 0, MovesConfig(), workplace, best)
 
     gave_up = sum("torch.compile failed" in note for note in report.notes)
     return {
         "peak_gib": round(recorder.peak / GIB, 2),
+        "rehearsed_gib": round(rehearsed["peak"] / GIB, 2),
+        "fits_as_rehearsed": recorder.peak <= rehearsed["peak"],
         "graphs": counters["stats"]["unique_graphs"],
+        "late_graphs": counters["stats"]["unique_graphs"] - rehearsed["graphs"],
         "cuda_graphs": counters["inductor"]["cuda_graphs"],
         "graph_breaks": sum(counters["graph_break"].values()) + gave_up,
         "step_waits": recorder.step_waits,

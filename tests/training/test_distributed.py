@@ -443,7 +443,10 @@ def test_each_process_takes_its_own_gpu_whether_slurm_hides_the_others_or_not(
     place = Workplace(
         folder=tmp_path, data=tmp_path, parents={}, resources=resources, local_rank=local_rank
     )
+    environment: dict[str, str] = {}
+    monkeypatch.setattr(device.os, "environ", environment)
     assert device.choose_device(place) == torch.device("cuda", index)
+    assert environment["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
     if visible > 1:
         with pytest.raises(UserError, match=r"torch sees 4 GPUs on this node.*give gpus = 4"):
             device.choose_device(replace(place, local_rank=4, resources=Resources(gpus=8)))

@@ -15,9 +15,10 @@ from hvae_hpc.models.blocks import Loss
 from hvae_hpc.models.hvae import HVAE
 from hvae_hpc.runs.folder import read_log
 from hvae_hpc.runs.workplace import Workplace
-from hvae_hpc.training import rehearsal
+from hvae_hpc.training import device, rehearsal
 from hvae_hpc.training.batches import PairTensors, to_tensors
-from hvae_hpc.training.loop import TrainReport
+from hvae_hpc.training.held_out import BestWeights
+from hvae_hpc.training.loop import TrainReport, train
 from tests.tiny import make_pairs
 from tests.training import test_training
 from tests.training.test_training import MODELS, OPTIM, assert_same, place
@@ -116,6 +117,48 @@ def test_too_little_memory_for_the_flow_is_met_before_the_first_step(
     assert not run("hvae", data, place(pieces, stop_after=3)).finished
     fill_memory(monkeypatch, lambda model, pairs: 0.0)
     assert_same(run("hvae", data, place(pieces)), as_asked)
+
+
+@pytest.mark.parametrize(
+    ("kind", "compiled", "ways"),
+    [
+        ("edm", True, [("activation_memory_budget", 0.5), ("micro_batch", 2)]),
+        ("edm", False, [("micro_batch", 2)]),
+        ("hvae", True, [("recompute", True), ("micro_batch", 2)]),  # it keeps half as it is
+        ("unet", True, [("activation_memory_budget", 0.5)]),
+        ("unet", False, []),
+    ],
+)
+def test_what_costs_least_is_spared_first(
+    kind: str, compiled: bool, ways: list[tuple[str, Any]], tmp_path: Path
+) -> None:
+    asked = place(tmp_path / "run", compile="on" if compiled else "off")
+    memory = rehearsal.MemoryChoice(MODELS[kind](), ALL_AT_ONCE, asked, torch.device("cpu"))
+    assert list(memory.ways_to_spare()) == ways
+
+
+def test_nothing_is_compiled_after_the_rehearsal(
+    data: PairTensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Held-out pairs, of another number and without gradients, would have graphs of their own."""
+    compiled_at: list[str] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        events = [line.get("event") for line in read_log(tmp_path / "run")]
+        compiled_at.append("training" if "training" in events else "rehearsal")
+        return graph.forward
+
+    compile_part = torch.compile
+    monkeypatch.setattr(
+        device.torch, "compile", lambda part, **how: compile_part(part, backend=backend)
+    )
+    where, optim = place(tmp_path / "run", compile="on"), replace(OPTIM, images=16)
+    model = MODELS["edm"]()
+    held_out = PairTensors(images=data.images[:1], masks=data.masks[:1])
+    best = BestWeights(model, held_out, optim, 2)
+    train(model, data, optim, 3, None, where, best)
+    assert [line.get("event") for line in read_log(tmp_path / "run")].count("held_out") == 2
+    assert set(compiled_at) == {"rehearsal"}
 
 
 @pytest.mark.usefixtures("on_a_gpu")

@@ -357,6 +357,7 @@ def test_too_little_memory_is_one_line_with_what_to_change(
         "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call",
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
         "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "cuFFT error: CUFFT_ALLOC_FAILED",
         "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
         "NCCL error in: x.cpp:94, unhandled cuda error\nLast error:\nCuda failure 2 'out of memory'",
         "Triton Error [CUDA]: out of memory",
@@ -485,6 +486,19 @@ def test_a_kernel_that_fails_in_a_later_step_runs_eager_from_there_on(
     report = run("vae", data, place(tmp_path / "compiled", compile="on"))
     assert "ran eager: RuntimeError: Triton Error [CUDA]: invalid argument" in report.notes[0]
     assert_same(report, run("vae", data, place(tmp_path / "eager")))
+
+
+def test_a_lost_gpu_is_no_failure_of_the_compiler(
+    data: PairTensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*of: object) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(device.torch, "compile", lambda part, **how: fail)
+    monkeypatch.setattr(device.CompiledForward, "graphs_of", None)
+    monkeypatch.setattr(device, "is_gpu_lost", lambda: True)
+    with pytest.raises(torch.AcceleratorError):
+        run("vae", data, place(tmp_path / "run", compile="on"))
 
 
 def graphs_compiled(
@@ -821,3 +835,18 @@ def test_a_gpu_that_was_asked_for_and_is_not_there_is_an_error(tmp_path: Path) -
     with pytest.raises(UserError, match="torch sees no GPU"):
         device.choose_device(place(tmp_path / "run", gpus=1))
     assert device.choose_device(place(tmp_path / "run", gpus=1, device="cpu")) == CPU
+
+
+def test_deterministic_trainings_use_what_adds_up_in_one_order(tmp_path: Path) -> None:
+    backends = torch.backends
+    kernels = ("flash", "mem_efficient", "cudnn")
+    try:
+        for wished in (True, False):
+            device.choose_device(place(tmp_path / "run", device="cpu", deterministic=wished))
+            assert torch.are_deterministic_algorithms_enabled() == wished
+            assert backends.cudnn.deterministic == wished != backends.cudnn.benchmark
+            on = [getattr(backends.cuda, f"{kernel}_sdp_enabled")() for kernel in kernels]
+            assert on == [not wished] * 3
+            assert backends.cuda.math_sdp_enabled()
+    finally:
+        device.choose_device(place(tmp_path / "run", device="cpu"))

@@ -137,7 +137,7 @@ def test_estimates_grow_with_pixels_images_and_the_flow(plan: Plan) -> None:
     assert all(seconds.high == math.inf for seconds in of.values())
 
 
-def test_a_u_net_s_estimate_follows_the_gpu_that_the_partition_or_the_constraint_names(
+def test_a_u_net_s_estimate_follows_the_gpu_that_partition_constraint_or_gres_names(
     plan: Plan,
 ) -> None:
     run_id = next(run_id for run_id, run in plan.runs.items() if run.stage == "segment")
@@ -151,6 +151,7 @@ def test_a_u_net_s_estimate_follows_the_gpu_that_the_partition_or_the_constraint
     h200 = estimate(partition="gpu-H200")
     assert unknown / h200 == pytest.approx(9.89)
     assert estimate(partition="gpu", constraint="a100|h200") == pytest.approx(unknown / 3.12)
+    assert estimate(partition="gpu", sbatch_args={"gres": "gpu:h200:1"}) == h200
 
 
 def test_runs_that_ask_for_more_have_arrays_of_their_own_and_with_a_longer_limit_elements_too(
