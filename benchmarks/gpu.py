@@ -23,6 +23,7 @@ pandas, pyarrow, matplotlib, tqdm and MONAI as well.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -68,10 +69,12 @@ def run_part(name: str, words: list[str], seconds: float) -> dict[str, Any]:
         try:
             out, err = process.communicate(timeout=max(1.0, seconds))
             reason = last_line(err) if process.returncode else ""
-        except subprocess.TimeoutExpired:
+        except (subprocess.TimeoutExpired, KeyboardInterrupt) as error:
             kill_all(process)
             out, err = process.communicate()
-            reason = f"stopped after {seconds:.0f} s"
+            reason = f"stopped after {time.perf_counter() - started:.0f} s"
+            if isinstance(error, KeyboardInterrupt):
+                reason += " by a signal"
     figures = dict(
         (line["name"], line["value"])
         for line in (json.loads(text) for text in out.splitlines() if text.startswith('{"name"'))
@@ -81,8 +84,19 @@ def run_part(name: str, words: list[str], seconds: float) -> dict[str, Any]:
 
 
 def kill_all(process: subprocess.Popen[str]) -> None:
-    """End a part with all that it started."""
-    os.killpg(process.pid, signal.SIGKILL)
+    """End a part with all that it started, also in sessions of their own, as a sweep's workers."""
+    for number in [*children_of(process.pid), process.pid]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(number, signal.SIGKILL)
+
+
+def children_of(number: int) -> list[int]:
+    """Return the processes below one, the lowest first."""
+    found = []
+    for file in Path(f"/proc/{number}/task").glob("*/children"):
+        for child in map(int, file.read_text().split()):
+            found += [*children_of(child), child]
+    return found
 
 
 def last_line(text: str) -> str:
@@ -138,11 +152,15 @@ def to_text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def path_of(result: dict[str, Any], out: Path) -> Path:
+    """Return the JSON file of a device."""
+    return out / (re.sub(r"\W+", "-", result["device"]).strip("-").lower() + ".json")
+
+
 def write(result: dict[str, Any], out: Path) -> Path:
     """Write the results so far; returns the JSON file."""
     out.mkdir(parents=True, exist_ok=True)
-    stem = re.sub(r"\W+", "-", result["device"]).strip("-").lower()
-    path = out / f"{stem}.json"
+    path = path_of(result, out)
     path.write_text(json.dumps(result, indent=1) + "\n")
     path.with_suffix(".md").write_text(to_markdown(result))
     return path
@@ -160,9 +178,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=MEASURED)
     options = parser.parse_args()
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     end = time.monotonic() + 60 * options.minutes
     result: dict[str, Any] = {**describe(options.device), "small": options.small, "parts": {}}
-    path = write(result, options.out)
+    path = path_of(result, options.out)
+    if len(options.only) < len(MINUTES) and path.exists():  # what was measured before stays
+        before = json.loads(path.read_text())
+        if all(before[key] == result[key] for key in ("versions", "small")):
+            result["parts"] = before["parts"]
+    write(result, options.out)
     words = ["--device", options.device, *(["--small"] if options.small else [])]
     words += ["--results", str(path)]
     for name in options.only:
@@ -174,6 +198,8 @@ def main() -> None:
             part = run_part(name, words, min(left, longest))
         result["parts"][name] = part
         write(result, options.out)
+        if str(part.get("not_run", "")).endswith("by a signal"):
+            break
         print(f"  {part['s']} s, {len(part['figures'])} figures {part.get('not_run', '')}")
     print(json.dumps(result))
 

@@ -30,15 +30,17 @@ from unet_steps import as_users_do, in_the_loop, make_pairs, take_turns
 
 from hvae_hpc.config.model import MovesConfig, OptimConfig, UNetConfig
 from hvae_hpc.config.resources import Resources
+from hvae_hpc.errors import is_gpu_lost
 from hvae_hpc.models.unet import UNet
 from hvae_hpc.runs.workplace import Workplace
 from hvae_hpc.training.batches import make_batch
-from hvae_hpc.training.device import build, choose_device
+from hvae_hpc.training.device import build, choose_device, move_only
 from hvae_hpc.training.loop import train
 from tests import ROOT
 from tests.gpu_without_gpu.networks import NETWORKS
 
 MIB_PER_GIB = 1024
+LARGE_CARD = 120 * 2**30
 TRACES = Path(__file__).parent / "measured" / "gpu" / "traces.json"
 
 
@@ -72,7 +74,7 @@ class Setting(NamedTuple):
 
     def network(self, name: str) -> str:
         """Return the name of a network of this size."""
-        return f"small_{name}" if self.small else name
+        return f"small_{name.replace('-', '_')}" if self.small else name
 
     def optim(self, precision: str, images: int = 0) -> OptimConfig:
         """Return a training of so many images, or of one step."""
@@ -105,7 +107,8 @@ def measure_steps(setting: Setting) -> None:
     """Measure the step of each network in bfloat16 and float32, eager, compiled, by CUDA graphs."""
     traces = json.loads(TRACES.read_text()) if TRACES.exists() else {}
     for precision in ("bf16", "fp32"):
-        for name in ("unet", "hvae", "vae", "lsgan", "edm"):
+        further = () if setting.small else ("resenc_unet",)
+        for name in ("unet", "hvae", "vae", "lsgan", "edm", "hvae-gan", *further):
             operations = count_operations(setting, name)
             for mode in modes_of(setting, name, precision):
                 try:
@@ -113,6 +116,8 @@ def measure_steps(setting: Setting) -> None:
                 except Exception as error:
                     figures = {"not_run": " ".join(str(error).split())[:300]}
                     tell(f"{name} {precision} {mode}", figures)
+                    if is_gpu_lost():
+                        raise SystemExit(f"the GPU was lost in {name} {precision} {mode}") from None
                     continue
 
                 figures["tflop"] = operations / 1e12
@@ -139,9 +144,9 @@ def measure_step(setting: Setting, name: str, precision: str, mode: str) -> dict
     """Return the seconds of one step in the product's loop, and the most memory, GiB."""
     data = make_pairs(2 * setting.batch, setting.px, setting.device)
     make = NETWORKS[setting.network(name)]
-    moves = None if name == "unet" else MovesConfig()
-    optim, graphs = setting.optim(precision), mode == "cuda graphs"
-    turn = in_the_loop(lambda: make(setting.px), data, optim, mode != "eager", moves, graphs)
+    moves = None if name.endswith("unet") else MovesConfig()
+    optim, graphs, notes = setting.optim(precision), mode == "cuda graphs", list[str]()
+    turn = in_the_loop(lambda: make(setting.px), data, optim, mode != "eager", moves, graphs, notes)
     started = time.perf_counter()
     turn(1)
     first_s = time.perf_counter() - started
@@ -152,6 +157,7 @@ def measure_step(setting: Setting, name: str, precision: str, mode: str) -> dict
         "images_per_s": setting.batch / seconds,
         "peak_gib": peak_mib[0] / MIB_PER_GIB,
         "first_s": first_s,
+        **({"notes": notes} if notes else {}),
     }
 
 
@@ -164,7 +170,9 @@ def count_operations(setting: Setting, name: str) -> float:
     fakes = {key: mode.from_tensor(value) for key, value in batch.items()}
     with mode, setting.device, counter:
         model = make(setting.px)
-        for phase in model.phases():  # type: ignore[operator]
+        phases = model.phases()  # type: ignore[operator]
+        for phase in phases:
+            move_only(phase, phases)
             model(fakes, phase.name).total.backward()
     return float(counter.get_total_flops())
 
@@ -182,23 +190,28 @@ def compare_with_peers(setting: Setting) -> None:
         sides[f"ours{ending}"] = in_the_loop(lambda: UNet(size), data, optim, compiled)
         for name, peer in peers.items():
             sides[f"{name}{ending}"] = as_users_do(peer, data, optim, compiled)
-    seconds = take_turns(sides, 2 if setting.small else 7, setting.steps)
-
-    for name, times in seconds.items():
-        tell(f"{name} s", statistics.median(times))
-    for peer in ("monai", "nnunet"):
-        if peer not in seconds:
-            tell(f"unet vs {peer}", {"not_run": f"{peer} is not installed"})
-        for ending in ("", "_compiled"):
-            if (value := ratio(seconds, f"{peer}{ending}", f"ours{ending}")) is not None:
-                tell(f"unet vs {peer}{ending}", value)
+    for peer in {"monai", "nnunet"} - sides.keys():
+        tell(f"unet vs {peer}", {"not_run": f"{peer} is not installed"})
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(2 if setting.small else 7):
+        for name, [time_s] in take_turns(sides, 1, setting.steps).items():
+            seconds[name].append(time_s)
+            tell(f"{name} s", statistics.median(seconds[name]))
+        for name in sides:
+            if not name.startswith("ours"):
+                ours = name.replace(name.partition("_")[0], "ours")
+                tell(f"unet vs {name}", ratio(seconds, name, ours))
 
 
 def compare_with_naive(setting: Setting) -> None:
     """Measure the HVAE's step against the bound as one writes it down, by generators.py."""
     script = Path(__file__).with_name("generators.py")
-    small = ["--quick", "--px", "16", "--batch", "2", "--repeats", "1", "--no-compile"]
-    command = [sys.executable, str(script), *(small if setting.small else ["--repeats", "5"])]
+    words = ["--repeats", "5"]
+    if setting.small:
+        words = ["--quick", "--px", "16", "--batch", "2", "--repeats", "1", "--no-compile"]
+    elif torch.cuda.get_device_properties(0).total_memory < LARGE_CARD:
+        words += ["--micro-batch", "16"]  # naively, 32 pairs of 240 px take 83 GiB
+    command = [sys.executable, str(script), *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit((done.stderr or done.stdout).strip().splitlines()[-1])
@@ -350,11 +363,18 @@ def make_table_1(setting: Setting) -> None:
         command = [sys.executable, "-m", "hvae_hpc.sweep", "gpu.toml", "--local"]
         command += ["--data", f"{name}={shards}", "--runs", "runs"]
         started = time.perf_counter()
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-        tell("s", time.perf_counter() - started)
-        tell("runs", len(list(folder.glob("runs/*/*/metrics.json"))))
-        if done.returncode:
-            raise SystemExit((done.stderr or done.stdout).strip().splitlines()[-1])
+        with (
+            (folder / "said").open("w+") as said,
+            subprocess.Popen(command, cwd=folder, stdout=said, stderr=said) as sweep,
+        ):
+            code = None
+            while code is None:
+                time.sleep(1)
+                code = sweep.poll()
+                tell("s", time.perf_counter() - started)
+                tell("runs", len(list(folder.glob("runs/*/*/metrics.json"))))
+        if code:
+            raise SystemExit((folder / "said").read_text().strip().splitlines()[-1])
 
 
 def project(setting: Setting) -> None:

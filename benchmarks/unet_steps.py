@@ -36,8 +36,12 @@ def in_the_loop(
     compiled: bool,
     moves: MovesConfig | None = None,
     cuda_graphs: bool = False,
+    notes: list[str] | None = None,
 ) -> Turn:
-    """Return a turn of the product's own training loop, of a network with new weights each time."""
+    """Return a turn of the product's own training loop, of a network with new weights each time.
+
+    ``notes`` takes what the training said: that it ran eager, or chose a sparer way.
+    """
     mode = "cuda_graphs" if cuda_graphs else "on" if compiled else "off"
 
     def turn(steps: int) -> list[float]:
@@ -56,9 +60,10 @@ def in_the_loop(
             )
             model = build(make, 0, data.images.device)
             # One step more: the first one's start is not seen.
-            train(
-                model, data, replace(optim, images=(steps + 1) * optim.batch_size), 0, moves, place
-            )
+            longer = replace(optim, images=(steps + 1) * optim.batch_size)
+            report = train(model, data, longer, 0, moves, place)
+        if notes is not None:
+            notes[:] = report.notes
         return [after - before for before, after in pairwise(stops)]
 
     return turn

@@ -18,9 +18,7 @@ from tests.tiny import make_pairs
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 
 PX, BATCH = 32, 8
-HVAES = [
-    name for name in SMALL_NETWORKS if name in ("small_hvae", "small_fixed", "small_metropolis")
-]
+HVAES = ("small_hvae", "small_hvae_gan", "small_fixed", "small_metropolis")
 
 
 @pytest.fixture(autouse=True)
