@@ -16,11 +16,12 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
+from gpu_setting import Setting, tell
 from peak_memory import peak_memory
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -28,7 +29,7 @@ from turns import name_device, peak_of, ratio
 from unet_peers import make_peers
 from unet_steps import as_users_do, in_the_loop, make_pairs, take_turns
 
-from hvae_hpc.config.model import MovesConfig, OptimConfig, UNetConfig
+from hvae_hpc.config.model import MovesConfig, UNetConfig
 from hvae_hpc.config.resources import Resources
 from hvae_hpc.errors import is_gpu_lost
 from hvae_hpc.models.unet import UNet
@@ -40,51 +41,7 @@ from tests import ROOT
 from tests.gpu_without_gpu.networks import NETWORKS
 
 MIB_PER_GIB = 1024
-LARGE_CARD = 120 * 2**30
 TRACES = Path(__file__).parent / "measured" / "gpu" / "traces.json"
-
-
-class Setting(NamedTuple):
-    """How large everything is; the small one tries every line on a CPU.
-
-    Attributes:
-        device: where to train.
-        small: small networks and images.
-        results: what gpu.py has so far.
-    """
-
-    device: torch.device
-    small: bool
-    results: Path
-
-    @property
-    def px(self) -> int:
-        """Side of the images."""
-        return 32 if self.small else 240
-
-    @property
-    def batch(self) -> int:
-        """Pairs a step."""
-        return 4 if self.small else 32
-
-    @property
-    def steps(self) -> int:
-        """Steps that are timed."""
-        return 1 if self.small else 20
-
-    def network(self, name: str) -> str:
-        """Return the name of a network of this size."""
-        return f"small_{name.replace('-', '_')}" if self.small else name
-
-    def optim(self, precision: str, images: int = 0) -> OptimConfig:
-        """Return a training of so many images, or of one step."""
-        images = images or self.batch
-        return OptimConfig(images=images, batch_size=self.batch, lr=1e-4, precision=precision)  # type: ignore[arg-type]
-
-
-def tell(name: str, value: Any) -> None:
-    """Print a figure for gpu.py."""
-    print(json.dumps({"name": name, "value": value}), flush=True)
 
 
 def check(setting: Setting) -> None:
@@ -209,7 +166,7 @@ def compare_with_naive(setting: Setting) -> None:
     words = ["--repeats", "5"]
     if setting.small:
         words = ["--quick", "--px", "16", "--batch", "2", "--repeats", "1", "--no-compile"]
-    elif torch.cuda.get_device_properties(0).total_memory < LARGE_CARD:
+    elif torch.cuda.get_device_properties(0).total_memory < 120 * 2**30:
         words += ["--micro-batch", "16"]  # naively, 32 pairs of 240 px take 83 GiB
     command = [sys.executable, str(script), *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -278,7 +235,7 @@ def train_to_end(setting: Setting, folder: Path, deterministic: bool) -> None:
 def compare_resumed(setting: Setting) -> None:
     """Kill a training after a checkpoint, resume it, and compare it with two undisturbed ones.
 
-    Two more trainings are deterministic: what that costs, and whether they are equal.
+    Two more are deterministic: what does that cost, and are they equal?
     """
     undisturbed: dict[str, tuple[str, ...]] = {
         "first": (),
@@ -293,10 +250,8 @@ def compare_resumed(setting: Setting) -> None:
         for name, words in undisturbed.items():
             if again(setting, "train", "--folder", str(folders[name]), *words).wait():
                 raise SystemExit("an undisturbed training failed")
-        ordered_s, plain_s = (
-            float((folders[name] / "seconds").read_text()) for name in ("ordered again", "second")
-        )
-        tell("deterministic, its time over that without", ordered_s / plain_s)
+        took = {name: float((folders[name] / "seconds").read_text()) for name in undisturbed}
+        tell("deterministic, its time over that without", took["ordered again"] / took["second"])
 
         killed = again(setting, "train", "--folder", str(folders["killed"]))
         while killed.poll() is None and not list(folders["killed"].glob("checkpoint-*.pt")):

@@ -137,7 +137,7 @@ def estimate_likelihood(
 
     Args:
         data: all pairs, on the model's device.
-        first: the group's first pair; the draws are a function of it.
+        first: the group's first pair, of which the draws are a function.
         stopped: asked between estimates.
         micro_batch: rows that go through the model at once; 0 for all. The draws are the same.
         made_from: latent variables (n, d) of pairs that the model made.
@@ -145,9 +145,8 @@ def estimate_likelihood(
     Returns:
         Numbers per pair, float64 on the CPU; None where it was asked to leave. ``log_likelihood``:
         log of the mean weight of all chains; ``log_likelihood_before``: with half of its
-        ``temperatures``; ``effective_samples`` and ``acceptance`` of its chains;
-        ``importance_bound``, under the encoder's Gaussian; ``elbo``: the bound at K = 0;
-        ``elbo_flow`` with the flow. Of pairs that the model made ``gap`` alone, upper minus lower.
+        ``temperatures``; ``effective_samples``, ``acceptance``; ``importance_bound``, under the
+        encoder; ``elbo``, ``elbo_flow``. Of pairs that the model made: ``gap``, upper less lower.
     """
     group = slice(first, first + group_size(config))
     batch = {"image": data.images[group], "mask": data.masks[group]}
@@ -161,9 +160,9 @@ def estimate_likelihood(
     batch["mean"], batch["scale"] = (torch.cat(values) for values in encoded)
     rows = _repeat(batch, config.chains)
     parts = [part for _, part in split_batch(rows, micro_batch)]
-    start = Start(mean=rows["mean"], scale=rows["scale"])
+    start = Start(rows["mean"], rows["scale"])
     if config.start == "prior":
-        start = Start(mean=torch.zeros_like(start.mean), scale=torch.ones_like(start.scale))
+        start = Start(torch.zeros_like(start.mean), torch.ones_like(start.scale))
 
     # The first run finds the step sizes, and does not count: a chain must not adapt to itself.
     anneal_rows = partial(_anneal, model, parts, start, config)

@@ -74,23 +74,21 @@ def train(
 
     Args:
         model: built by :func:`build`; :class:`hvae_hpc.config.kinds.GeneratorConfig` says what it
-            has. A U-Net has no ``decode``.
+            has; a U-Net has no ``decode``.
         data: on the model's device.
         optim: how.
         seed: of order, augmentation and noise.
         moves: augmentation of the pairs in every step; None for none.
-        workplace: its folder takes checkpoints and log.jsonl; its ``stopped`` is asked between
-            steps. With a ``world`` above 1, this is called in as many processes, and the first of
-            them writes.
-        best: measures held-out pairs now and then, and keeps the weights to use; None for the last
-            weights.
+        workplace: its folder takes checkpoints and log.jsonl; ``stopped`` is asked between steps.
+            With a ``world`` above 1 as many processes call this, and the first of them writes.
+        best: measures held-out pairs, and keeps the weights to use; None for the last ones.
 
     Returns:
         The report, the same in all processes.
 
     Raises:
-        UserError: a loss or gradient became non-finite again and again; the memory was not enough;
-            the processes cannot share a batch, meet, or stay together.
+        UserError: losses became non-finite again and again; the memory was not enough; processes
+            cannot share a batch, meet, or stay together.
     """
     memory = MemoryChoice(model, optim.batch_size, workplace, data.images.device)
 
@@ -98,8 +96,8 @@ def train(
         return _Training(model, data, optim, seed, moves, memory, best)
 
     def rehearse() -> list[str]:
-        # A roll-back goes to the good state, from where steps may be of another kind.
-        return start(copy.deepcopy(model), None).rehearse(saved.get("good_images_seen", 0))
+        good = saved.get("good_images_seen", 0)  # a roll-back may go there, to other steps
+        return start(copy.deepcopy(model), None).rehearse(good)
 
     try:
         with join_team(workplace, memory.device) as team:
@@ -131,7 +129,6 @@ class _Training:
         self.device = data.images.device
         self.part = part_of_batch(optim.batch_size, self.workplace)
 
-        # What a step moves.
         self.images_seen = 0
         self.phases: tuple[Phase, ...] = model.phases()  # type: ignore[operator]
         self.optimizers = [make_optimizer(phase, optim) for phase in self.phases]
@@ -159,8 +156,8 @@ class _Training:
         """Take the steps that will cost most, for what they need; the weights are of no use then.
 
         They are a training's last, as what comes on late stays on, and, where that one is of
-        another kind, the next one. The first step makes the optimizers' moments. At the second
-        they are there, as is a good state. The network that is copied stands for DDP's buckets.
+        another kind, the next one. The first makes the optimizers' moments, so the second has
+        these and a good state. The network that was copied stands for DDP's buckets.
 
         Returns:
             What was said where compiling failed; empty where it did not.
@@ -179,6 +176,8 @@ class _Training:
                     kinds.add(kind)
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)  # what went wrong is told here
+        if self.memory.cuda_graphs:
+            CompiledForward.graphs_of = None  # those of the copy's addresses go
         return self.forward.notes
 
     def run(self, team: Team, saved: dict[str, Any]) -> TrainReport:
@@ -222,9 +221,8 @@ class _Training:
                 if (leave or save) and not at_end:
                     self.save(in_window=not window_ends)
                     if leave:
-                        return TrainReport(
-                            self.reader.means, None, tuple(self.notes + self.forward.notes)
-                        )
+                        notes = tuple(self.notes + self.forward.notes)
+                        return TrainReport(self.reader.means, None, notes)
 
         self.tensorboard.close()
         state, terms = self.weights_to_use(), self.reader.means
@@ -240,9 +238,8 @@ class _Training:
 
     def check_held_out(self, best: BestWeights) -> None:
         """Measure and log the loss of held-out pairs; nothing is compiled for so few."""
-        with contextlib.ExitStack() as eager:
-            if self.forward.parts:
-                eager.enter_context(torch.compiler.set_stance("force_eager"))
+        stance = torch.compiler.set_stance if self.forward.parts else contextlib.nullcontext
+        with stance("force_eager"):
             loss = best.check(self.weights_to_use(), self.images_seen)
         self.workplace.log({"event": "held_out", "images_seen": self.images_seen, "loss": loss})
 
@@ -356,9 +353,8 @@ class _Training:
             remove_checkpoints(self.workplace.folder, beyond=self.images_seen)
         self.tensorboard.close()
         self.tensorboard = TensorBoardLog(self.workplace, self.images_seen)
-        self.workplace.log(
-            {"event": "rolled_back", "images_seen": self.images_seen, "reason": str(error)}
-        )
+        event = {"event": "rolled_back", "images_seen": self.images_seen, "reason": str(error)}
+        self.workplace.log(event)
         self.notes.append(f"{error}; went back to {self.images_seen} with half the step")
 
     def save(self, in_window: bool) -> None:

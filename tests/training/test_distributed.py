@@ -430,6 +430,15 @@ def test_a_process_that_is_alone_meets_nobody(
     assert perform(Job(folder=tmp_path / "run")).finished
 
 
+def test_gloo_and_nccl_take_the_interface_that_leads_to_the_first_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    environment: dict[str, str] = {}
+    monkeypatch.setattr(distributed.os, "environ", environment)
+    distributed._choose_interface("127.0.0.1", 29500)
+    assert environment == {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "=lo"}
+
+
 @pytest.mark.parametrize(
     ("visible", "local_rank", "index"), [(1, 0, 0), (1, 3, 0), (4, 0, 0), (4, 3, 3)]
 )

@@ -40,7 +40,7 @@ from hvae_hpc.models.lsgan import LSGAN
 from hvae_hpc.models.unet import UNet
 from hvae_hpc.runs.folder import read_log
 from hvae_hpc.runs.workplace import Workplace
-from hvae_hpc.training import device, loop
+from hvae_hpc.training import checkpoint, device, loop
 from hvae_hpc.training.averages import MovingAverage
 from hvae_hpc.training.batches import PairTensors, images_of_step, shared_images_of_step, to_tensors
 from hvae_hpc.training.checkpoint import (
@@ -850,3 +850,9 @@ def test_deterministic_trainings_use_what_adds_up_in_one_order(tmp_path: Path) -
             assert backends.cuda.math_sdp_enabled()
     finally:
         device.choose_device(place(tmp_path / "run", device="cpu"))
+
+
+def test_a_lost_gpu_is_not_taken_for_a_damaged_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "is_gpu_lost", lambda: True)
+    with pytest.raises(torch.AcceleratorError), checkpoint.loading("its checkpoint"):
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
