@@ -64,9 +64,13 @@ class TermReader:
                 the images seen.
         """
         scalars = [term for _, terms in self.pending for term in terms.values()]
-        # The device is waited for once, however many numbers there are.
-        device = next((term.device for term in scalars if term.device.type != "cpu"), None)
-        own = torch.stack([term.to(device) for term in scalars]).tolist() if scalars else []
+        # The device is waited for once, however many numbers there are; some are the host's.
+        own = [0.0] * len(scalars)
+        for device in {term.device for term in scalars}:
+            places = [i for i, term in enumerate(scalars) if term.device == device]
+            read = torch.stack([scalars[i] for i in places]).tolist()
+            for i, number in zip(places, read, strict=True):
+                own[i] = number
         numbers = iter(self.team.mean(own))
         for images_seen, terms in self.pending:
             for name in terms:
