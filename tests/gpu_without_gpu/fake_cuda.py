@@ -100,6 +100,7 @@ REGISTERED: list[object] = []
 def _register_kernels() -> None:
     """Choose attention's kernel as torch does on a GPU, where a build for CPUs takes none that is fused."""
     import torch
+    from torch import library as registration
 
     def attend(
         query: torch.Tensor,
@@ -122,12 +123,12 @@ def _register_kernels() -> None:
             query, key, value, dropout_p, is_causal, scale=scale
         )[0]
 
-    library = torch.library.Library("aten", "IMPL")
-    library.impl("scaled_dot_product_attention", attend, "AutogradCUDA")
+    kernels = registration.Library("aten", "IMPL")
+    kernels.impl("scaled_dot_product_attention", attend, "AutogradCUDA")
     # What a fused step of SGD changes has no numbers; for Adam's torch has the same itself.
     for overload in ("_fused_sgd_", "_fused_sgd_.tensor_lr"):
-        library.impl(overload, lambda *_, **__: None, "Meta")
-    REGISTERED.append(library)
+        kernels.impl(overload, lambda *_, **__: None, "Meta")
+    REGISTERED.append(kernels)
 
 
 def _replace_runtime() -> None:
