@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hvae_hpc.config.model import HVAEConfig, NetworkConfig
 from hvae_hpc.config.resources import Resources
@@ -19,6 +20,8 @@ from hvae_hpc.runs.workplace import Workplace
 from hvae_hpc.training.device import CompiledForward
 
 Loss = Callable[[dict[str, Tensor]], Tensor]
+twice_differentiable = partial(sdpa_kernel, SDPBackend.MATH)
+"""Attention without the fused kernel, which has no second derivative."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,7 @@ def make_model(n_leapfrog: int, px: int, device: torch.device) -> HVAE:
     return HVAE(config, (px, px)).to(device).to(memory_format=torch.channels_last)
 
 
+@twice_differentiable()
 def naive_loss(model: HVAE, batch: dict[str, Tensor]) -> Tensor:
     """Return the loss of an HVAE in whitened coordinates as one writes it down."""
     mean, scale = model.encode(batch)
@@ -220,6 +224,7 @@ def pythae_sides(
     return sides
 
 
+@twice_differentiable()
 def pythae_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """Return the loss of one of pythae's models, per pixel as ours is."""
     pair = torch.cat([batch["image"], batch["mask"]], 1)

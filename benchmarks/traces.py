@@ -34,7 +34,7 @@ QUICK = (("hvae", 256, "on"), ("hvae", 256, "off"), ("unet", 240, "off"))
 KEPT = Path(__file__).parent / "measured" / "gpu" / "traces.json"
 """What gpu.py compares its memory with."""
 MODES = {"off": "eager", "on": "compiled"}
-NETWORKS = ("unet", "resenc_unet", "lsgan", "edm", "vae", "hvae", "hvae-gan")
+NETWORKS = ("unet", "resenc_unet", "lsgan", "edm", "edm_fold_1", "vae", "hvae", "hvae-gan")
 
 Step = tuple[str, int, str]
 """Network, side of the images in px, and compile."""

@@ -1,10 +1,8 @@
 """What the networks are made of: residual blocks, self-attention, encoder, decoder, and the Loss.
 
 GroupNorm and SiLU, no dropout, no BatchNorm: pairs of a batch must not know of each other, or the
-bound is not a bound. The decoder is differentiated twice, so attention is plain matrix products:
-the fused kernels have no second derivative.
-
-What the decoder is made of can be ``linearised`` (see :mod:`hvae_hpc.models.vjp`).
+bound is not a bound. What the decoder is made of can be ``linearised`` (see
+:mod:`hvae_hpc.models.vjp`): a forward is differentiated once, and its attention is a fused kernel.
 """
 
 from collections.abc import Callable, Mapping
@@ -107,12 +105,18 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x plus what its pixels gathered from each other."""
-        query, key, value = self._split(self.query_key_value(self.norm(x)))
-        return x + self.out((value @ self._weights(query, key).transpose(-1, -2)).reshape(x.shape))
+        return x + self.out(
+            self._gather(self._split(self.query_key_value(self.norm(x)))).reshape(x.shape)
+        )
 
     def _split(self, qkv: Tensor) -> tuple[Tensor, ...]:
         """Split (B, 3 C, H, W) into query, key and value, (B, heads, C / heads, pixels) each."""
         return qkv.flatten(2).unflatten(1, (3, self.heads, -1)).unbind(1)
+
+    def _gather(self, parts: tuple[Tensor, ...]) -> Tensor:
+        """Return what pixels gather, as value; the fused kernel has no second derivative."""
+        query, key, value = (part.transpose(-1, -2).contiguous() for part in parts)
+        return F.scaled_dot_product_attention(query, key, value).transpose(-1, -2)
 
     def _weights(self, query: Tensor, key: Tensor) -> Tensor:
         """Return how much each pixel takes from each: (B, heads, pixels, pixels)."""
@@ -134,11 +138,7 @@ class SelfAttention(nn.Module):
             by_normed = pull_conv(self.query_key_value, by_qkv.unflatten(2, x.shape[2:]))
             return gradient + pull_norm(by_normed)
 
-        if weights is None:  # the fused kernel has a first derivative, and no second is asked for
-            q, k, v = (part.transpose(-1, -2).contiguous() for part in parts)
-            gathered = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2)
-        else:
-            gathered = value @ weights.transpose(-1, -2)
+        gathered = self._gather(parts) if weights is None else value @ weights.transpose(-1, -2)
         return x + self.out(gathered.reshape(x.shape)), pull
 
     def _pull_attention(

@@ -95,9 +95,9 @@ def train(
     def start(model: nn.Module, best: BestWeights | None) -> _Training:
         return _Training(model, data, optim, seed, moves, memory, best)
 
-    def rehearse() -> list[str]:
+    def rehearse(notes: list[str]) -> None:
         good = saved.get("good_images_seen", 0)  # a roll-back may go there, to other steps
-        return start(copy.deepcopy(model), None).rehearse(good)
+        start(copy.deepcopy(model), None).rehearse(good, notes)
 
     try:
         with join_team(workplace, memory.device) as team:
@@ -152,16 +152,16 @@ class _Training:
         if memory.rows < memory.share:
             self.notes.append(f"batches in parts of {memory.rows} pairs")
 
-    def rehearse(self, images_seen: int) -> list[str]:
+    def rehearse(self, images_seen: int, notes: list[str]) -> None:
         """Take the steps that will cost most, for what they need; the weights are of no use then.
 
         They are a training's last, as what comes on late stays on, and, where that one is of
         another kind, the next one. The first makes the optimizers' moments, so the second has
-        these and a good state. The network that was copied stands for DDP's buckets.
-
-        Returns:
-            What was said where compiling failed; empty where it did not.
+        these and a good state. The network that was copied stands for DDP's buckets. Where
+        compiling failed, notes say so.
         """
+        notes += self.forward.notes
+        self.forward.notes = notes
         self.team, self.reader = ALONE, TermReader(ALONE)
         kinds = set[frozenset[str]]()
         with contextlib.closing(self.forward):
@@ -178,7 +178,6 @@ class _Training:
                 torch.cuda.synchronize(self.device)  # what went wrong is told here
         if self.memory.cuda_graphs:
             CompiledForward.graphs_of = None  # those of the copy's addresses go
-        return self.forward.notes
 
     def run(self, team: Team, saved: dict[str, Any]) -> TrainReport:
         """Train to the end, or until one of the processes is asked to leave.

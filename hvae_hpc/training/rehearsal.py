@@ -8,7 +8,7 @@ compiled here too: later, a signal to save and leave would wait for it.
 """
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -104,12 +104,12 @@ class MemoryChoice:
         if getattr(self.model, "pairs_apart", False) and self.rows > 1:
             yield "micro_batch", self.rows // 2
 
-    def find_fitting(self, rehearse: Callable[[], Sequence[str]], team: Team) -> None:
+    def find_fitting(self, rehearse: Callable[[list[str]], None], team: Team) -> None:
         """Rehearse, ever sparer, until the memory suffices in all processes.
 
         Args:
-            rehearse: takes the costliest steps; returns what was said where compiling failed, and
-                raises where memory is not enough.
+            rehearse: takes the costliest steps, and raises where memory is not enough. Its list
+                takes what is said where compiling fails.
             team: all its processes choose alike.
 
         Raises:
@@ -128,12 +128,12 @@ class MemoryChoice:
             words = ", ".join(f"{name} = {value}" for name, value in self.changes.items())
             self.notes.append(f"chosen for too little memory: {words}")
 
-    def _rehearse(self, rehearse: Callable[[], Sequence[str]], team: Team) -> str:
+    def _rehearse(self, rehearse: Callable[[list[str]], None], team: Team) -> str:
         """Rehearse once; returns what was said of too little memory, "" where it sufficed."""
         shortage = ""
-        failures: Sequence[str] = ()
+        failures: list[str] = []
         try:
-            failures = rehearse()
+            rehearse(failures)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -141,13 +141,13 @@ class MemoryChoice:
 
         # What one process cannot do, none does.
         is_short, is_eager = team.any(bool(shortage), bool(failures))
+        self.compiled = self.compiled and not is_eager
+        self.notes += failures
         if is_short:  # what the step held goes, now that its exception has gone
             gc.collect()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             return shortage or "out of memory in another process"
-        self.compiled = self.compiled and not is_eager
-        self.notes += failures
         return ""
 
     def explain(self, image_size: tuple[int, int]) -> str:

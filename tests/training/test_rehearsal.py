@@ -137,6 +137,27 @@ def test_what_costs_least_is_spared_first(
     assert list(memory.ways_to_spare()) == ways
 
 
+def test_a_step_that_cannot_be_compiled_is_not_compiled_for_every_choice(
+    data: PairTensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eager, it has too little memory twice."""
+
+    def compile_badly(*of: object, **how: object) -> None:
+        raise RuntimeError("Triton Error [CUDA]: invalid argument")
+
+    monkeypatch.setattr(device.torch, "compile", lambda part, **how: compile_badly)
+    monkeypatch.setattr(device.CompiledForward, "graphs_of", None)
+    fill_memory(monkeypatch, needs_by(4.5))
+    report = run("hvae", data, place(tmp_path / "run", compile="on"))
+    lines = read_log(tmp_path / "run")
+    assert [line["event"] for line in lines[:4]] == [
+        "compile_failed", "memory_spared", "memory_spared", "training",
+    ]  # fmt: skip
+    assert lines[2]["recompute"] is True
+    assert lines[2]["micro_batch"] == 2
+    assert ["Triton Error" in note for note in report.notes] == [True, False, False]
+
+
 def test_nothing_is_compiled_after_the_rehearsal(
     data: PairTensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -502,13 +502,19 @@ def test_a_lost_gpu_is_no_failure_of_the_compiler(
 
 
 def graphs_compiled(
-    data: PairTensors, folder: Path, make: Callable[[], nn.Module], seed: int, optim: OptimConfig
+    data: PairTensors,
+    folder: Path,
+    make: Callable[[], nn.Module],
+    seed: int,
+    optim: OptimConfig,
+    micro_batch: int = 0,
 ) -> int:
     """Train a network compiled and return how many graphs torch had to compile for that."""
     graphs = torch._dynamo.utils.counters["stats"]
     before = graphs["unique_graphs"]
-    report = train(build(make, seed, CPU), data, optim, seed, None, place(folder, compile="on"))
-    assert report.notes == ()
+    where = place(folder, compile="on", micro_batch=micro_batch)
+    report = train(build(make, seed, CPU), data, optim, seed, None, where)
+    assert not [note for note in report.notes if "compile" in note]
     return int(graphs["unique_graphs"]) - before
 
 
@@ -541,6 +547,20 @@ def test_networks_that_differ_in_their_weights_share_what_was_compiled(
         place(tmp_path / "compiled", compile="on"),
     )
     assert again.terms["loss"] == pytest.approx(other.terms["loss"], rel=1e-5)
+
+
+@pytest.mark.usefixtures("traced")
+def test_parts_of_a_batch_have_one_size_and_each_size_graphs_of_its_own(
+    data: PairTensors, tmp_path: Path
+) -> None:
+    optim, make = replace(OPTIM, images=8), MODELS["vae"]  # batches of 4
+    whole = graphs_compiled(data, tmp_path / "whole", make, 0, optim)
+    assert whole == 2  # encode, log_likelihood
+    # 3 do not divide 4: parts of 2, and not one of 3 and one of 1.
+    assert graphs_compiled(data, tmp_path / "parts", make, 0, optim, micro_batch=3) == whole
+    assert graphs_compiled(data, tmp_path / "halves", make, 0, optim, micro_batch=2) == 0
+    # Torch held the graphs of 2 only.
+    assert graphs_compiled(data, tmp_path / "again", make, 0, optim) == whole
 
 
 @pytest.mark.usefixtures("traced")
