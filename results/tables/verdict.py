@@ -21,7 +21,7 @@ from hvae_hpc.runs.plan import Plan
 
 MOST_NAMED = 3
 FAR = 2.5
-"""Standard errors from a mean to the end of its interval, with many seeds and several arms."""
+"""Standard errors from a mean to the end of its interval, with many splits and several arms."""
 
 
 def judge(plan: Plan, collected: Collected, scores: Sequence[ArmScores]) -> list[str]:
@@ -97,13 +97,18 @@ def _count_more_splits(gain: Gain, smallest: float) -> int:
 
     An interval decides where it excludes 0, or lies within the smallest effect of interest. More
     seeds would leave the chance of the test cases as it is. One split does not tell how much splits
-    differ: it is what a plan assumes.
+    differ: it is what a plan assumes. Few splits tell their spread badly: t, of one split less.
     """
+    from scipy.special import stdtrit
+
     mean = abs(gain.difference.mean)
     largest_error = max(mean, smallest - mean) / FAR
     unseen = ASSUMED_SD["split"] ** 2 + ASSUMED_SD["training"] ** 2 if gain.splits == 1 else 0.0
     share = (gain.difference.standard_error**2 + unseen) / largest_error**2
-    return max(1, math.ceil(gain.splits * (share - 1)))
+    total = max(gain.splits + 1, math.ceil(gain.splits * share))
+    while gain.splits * share * (stdtrit(total - 1, 0.975) / 1.96) ** 2 > total:
+        total += 1
+    return total - gain.splits
 
 
 def _name_pairs(arm: ArmConfig) -> str:

@@ -111,12 +111,12 @@ def gain_of(
         (
             gain_of(-0.01, 0.04),
             "Undecided: 300 HVAE pairs change Dice by -0.010 to +0.040 (95 %) against Standard "
-            "aug. ×5 alone; about 16 more splits would decide.",
+            "aug. ×5 alone; about 19 more splits would decide.",
         ),
         (
             gain_of(-0.01, 0.04, pairs=ON_TOP),
             "Undecided: 300 HVAE aggregated pairs on Standard aug. ×5 change Dice by -0.010 to "
-            "+0.040 (95 %) against it alone; about 16 more splits would decide.",
+            "+0.040 (95 %) against it alone; about 19 more splits would decide.",
         ),
         (
             gain_of(-0.06, -0.012),
@@ -267,11 +267,13 @@ def test_an_arm_with_shuffled_masks_is_never_the_best(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("mean", "error", "splits", "said"),
     [
-        (-0.02, 0.016, 3, "about 9 more splits"),  # 3 (0.016 / (0.02 / 2.5))^2 = 12 in all
-        (0.0, 0.016, 3, "about 9 more splits"),  # to be equivalent
-        (0.01, 0.016, 3, "about 45 more splits"),  # the hardest mean
+        (-0.02, 0.016, 3, "about 12 more splits"),  # 15 in all: 3 (0.016 / (0.02 / 2.5))^2 is
+        # 12, and by Student's t of 14 degrees of freedom 12 (2.145 / 1.96)^2 = 14.4
+        (0.0, 0.016, 3, "about 12 more splits"),  # to be equivalent
+        (0.01, 0.016, 3, "about 48 more splits"),  # the hardest mean
+        (0.03, 0.01, 2, "about 2 more splits"),  # not 1: with 3 the spread is hardly known
         # One split: 0.016^2 + 0.02^2 + 0.01^2, of which splits and trainings are assumed.
-        (0.02, 0.016, 1, "about 11 more splits"),
+        (0.02, 0.016, 1, "about 14 more splits"),
     ],
 )
 def test_so_many_more_splits_decide_as_the_standard_error_says(
