@@ -6,6 +6,7 @@ What a part printed before it was stopped or failed is kept.
 
 import argparse
 import importlib.util
+import itertools
 import json
 import re
 import signal
@@ -21,10 +22,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from gpu_setting import Setting, tell
+from gpu_setting import Setting, count_operations, tell
 from peak_memory import peak_memory
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 from turns import name_device, peak_of, ratio
 from unet_peers import make_peers
 from unet_steps import as_users_do, in_the_loop, make_pairs, take_turns
@@ -34,8 +33,7 @@ from hvae_hpc.config.resources import Resources
 from hvae_hpc.errors import is_gpu_lost
 from hvae_hpc.models.unet import UNet
 from hvae_hpc.runs.workplace import Workplace
-from hvae_hpc.training.batches import make_batch
-from hvae_hpc.training.device import build, choose_device, move_only
+from hvae_hpc.training.device import build, choose_device
 from hvae_hpc.training.loop import train
 from tests import ROOT
 from tests.gpu_without_gpu.networks import NETWORKS
@@ -62,39 +60,41 @@ def check(setting: Setting) -> None:
 
 def measure_steps(setting: Setting) -> None:
     """Measure the step of each network in bfloat16 and float32, eager, compiled, by CUDA graphs."""
-    traces = json.loads(TRACES.read_text()) if TRACES.exists() else {}
-    for precision in ("bf16", "fp32"):
-        further = () if setting.small else ("resenc_unet",)
-        for name in ("unet", "hvae", "vae", "lsgan", "edm", "hvae-gan", *further):
-            operations = count_operations(setting, name)
-            for mode in modes_of(setting, name, precision):
-                try:
-                    figures = measure_step(setting, name, precision, mode)
-                except Exception as error:
-                    figures = {"not_run": " ".join(str(error).split())[:300]}
-                    tell(f"{name} {precision} {mode}", figures)
-                    if is_gpu_lost():
-                        raise SystemExit(f"the GPU was lost in {name} {precision} {mode}") from None
-                    continue
-
-                figures["tflop"] = operations / 1e12
-                peak = peak_of(name_device()) if precision == "bf16" else None
-                if peak:
-                    figures["share_of_peak"] = operations / figures["s"] / peak
-                if precision == "bf16":
-                    figures["traced_gib"] = traces.get(f"{name}_{setting.px}_{mode}_gib")
+    traces = json.loads(TRACES.read_text())["rehearsed"]
+    further = () if setting.small else ("resenc_unet",)
+    names = ("unet", "hvae", "vae", "lsgan", "edm", "hvae-gan", *further)
+    for precision, mode in itertools.product(
+        ("bf16", "fp32"), ("eager", "compiled", "cuda graphs")
+    ):
+        for name in names:
+            if not is_measured(setting, name, precision, mode):
+                continue
+            try:
+                figures = measure_step(setting, name, precision, mode)
+            except Exception as error:
+                figures = {"not_run": " ".join(str(error).split())[:300]}
                 tell(f"{name} {precision} {mode}", figures)
+                if is_gpu_lost():
+                    raise SystemExit(f"the GPU was lost in {name} {precision} {mode}") from None
+                continue
+
+            operations = count_operations(setting, name)
+            figures["tflop"] = operations / 1e12
+            peak = peak_of(name_device()) if precision == "bf16" else None
+            if peak:
+                figures["share_of_peak"] = operations / figures["s"] / peak
+            if precision == "bf16":
+                figures["traced_gib"] = traces.get(f"{name}_{setting.px}_{mode}_gib")
+            tell(f"{name} {precision} {mode}", figures)
 
 
-def modes_of(setting: Setting, name: str, precision: str) -> tuple[str, ...]:
-    """Return how a network's step is taken."""
+def is_measured(setting: Setting, name: str, precision: str, mode: str) -> bool:
+    """Tell whether a network's step is taken in this way."""
+    if mode == "cuda graphs":  # a launch costs much only where a step is small
+        is_small = name in ("unet", "lsgan", "edm")
+        return setting.device.type == "cuda" and precision == "bf16" and is_small
     # Compiling for a CPU takes minutes; one network shows that it works.
-    if setting.small and name != "unet":
-        return ("eager",)
-    # A launch costs much only where a step is small.
-    if setting.device.type == "cuda" and precision == "bf16" and name in ("unet", "lsgan", "edm"):
-        return ("eager", "compiled", "cuda graphs")
-    return ("eager", "compiled")
+    return mode == "eager" or not setting.small or name == "unet"
 
 
 def measure_step(setting: Setting, name: str, precision: str, mode: str) -> dict[str, Any]:
@@ -116,22 +116,6 @@ def measure_step(setting: Setting, name: str, precision: str, mode: str) -> dict
         "first_s": first_s,
         **({"notes": notes} if notes else {}),
     }
-
-
-def count_operations(setting: Setting, name: str) -> float:
-    """Return the operations of a training step, by torch's counter on tensors without numbers."""
-    make, part = NETWORKS[setting.network(name)], slice(0, setting.batch)
-    data = make_pairs(setting.batch, setting.px, setting.device)
-    batch = make_batch(make(setting.px), data, setting.optim("fp32"), 0, None, 0, part)
-    counter, mode = FlopCounterMode(display=False), FakeTensorMode()
-    fakes = {key: mode.from_tensor(value) for key, value in batch.items()}
-    with mode, setting.device, counter:
-        model = make(setting.px)
-        phases = model.phases()  # type: ignore[operator]
-        for phase in phases:
-            move_only(phase, phases)
-            model(fakes, phase.name).total.backward()
-    return float(counter.get_total_flops())
 
 
 def compare_with_peers(setting: Setting) -> None:
@@ -384,8 +368,9 @@ def main() -> None:
     parser.add_argument("--deterministic", action="store_true")
     options = parser.parse_args()
 
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cudnn.benchmark = True
+    gpus = int(options.device == "cuda")
+    resources = Resources(gpus=gpus, device="auto" if gpus else "cpu")
+    choose_device(Workplace(folder=Path(), data=Path(), parents={}, resources=resources))
     setting = Setting(torch.device(options.device), options.small, options.results)
     if options.part == "unets":
         train_unets(setting, options.number)

@@ -1,12 +1,19 @@
 """What gpu.py's parts are told, and how they tell what they found."""
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+from unet_steps import make_pairs
 
 from hvae_hpc.config.model import OptimConfig
+from hvae_hpc.training.batches import make_batch
+from hvae_hpc.training.device import move_only
+from tests.gpu_without_gpu.networks import NETWORKS
 
 
 class Setting(NamedTuple):
@@ -50,3 +57,23 @@ class Setting(NamedTuple):
 def tell(name: str, value: Any) -> None:
     """Print a figure for gpu.py."""
     print(json.dumps({"name": name, "value": value}), flush=True)
+
+
+@cache
+def count_operations(setting: Setting, name: str) -> float:
+    """Return the operations of a training step, by torch's counter on tensors without numbers.
+
+    They are on a CPU: to save a GPU's memory, an eager step computes some products twice.
+    """
+    make, part = NETWORKS[setting.network(name)], slice(0, setting.batch)
+    data = make_pairs(setting.batch, setting.px, torch.device("cpu"))
+    batch = make_batch(make(setting.px), data, setting.optim("fp32"), 0, None, 0, part)
+    counter, mode = FlopCounterMode(display=False), FakeTensorMode()
+    fakes = {key: mode.from_tensor(value) for key, value in batch.items()}
+    with mode, counter:
+        model = make(setting.px)
+        phases = model.phases()  # type: ignore[operator]
+        for phase in phases:
+            move_only(phase, phases)
+            model(fakes, phase.name).total.backward()
+    return float(counter.get_total_flops())

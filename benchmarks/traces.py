@@ -63,8 +63,9 @@ def trace_steps(steps: list[Step], card_gib: float, at_once: int) -> dict[Step, 
     return traces
 
 
-def print_cards(traces: dict[Step, Trace], at_once: int) -> None:
-    """Print a Markdown table: which card takes which step, and how."""
+def print_cards(traces: dict[Step, Trace], at_once: int) -> dict[str, dict[int, str]]:
+    """Print a Markdown table: which card takes which step, and how; return the sparer ways."""
+    spared = {}
     print("\n| network | px | step | " + " | ".join(f"{card} GB" for card in CARDS_GIB) + " |")
     print("|---" * (3 + len(CARDS_GIB)) + "|")
     for step, line in traces.items():
@@ -75,9 +76,11 @@ def print_cards(traces: dict[Step, Trace], at_once: int) -> None:
             card: "; ".join(fallen["notes"]) or "as it is"
             for card, [fallen] in zip(small, run_traces(commands, at_once), strict=True)
         }
+        spared[name_of(step)] = choices
         cells = [choices.get(card, "as it is") for card in CARDS_GIB]
         network, px, compiled = step
         print(f"| {network} | {px} | {MODES[compiled]} | {' | '.join(cells)} |", flush=True)
+    return {name: choices for name, choices in spared.items() if choices}
 
 
 def main() -> None:
@@ -95,15 +98,15 @@ def main() -> None:
     print(f"Python {platform.python_version()}, torch {version('torch')}; a trace, GiB")
     every = [(name, px, mode) for mode in MODES for name in NETWORKS for px in (240, 256)]
     traces = trace_steps(list(QUICK) if options.quick else every, CARDS_GIB[80], options.at_once)
-    if not options.quick:
-        print_cards(traces, options.at_once)
-
     figures: dict[str, object] = {name_of(step): line["peak_gib"] for step, line in traces.items()}
     figures["graph_breaks"] = sum(line["graph_breaks"] for line in traces.values())
     figures["step_waits"] = sum(sum(line["step_waits"].values()) for line in traces.values())
-    if options.keep:
-        KEPT.parent.mkdir(parents=True, exist_ok=True)
-        KEPT.write_text(json.dumps(figures, indent=1) + "\n")
+    if not options.quick:
+        rehearsed = {name_of(step): line["rehearsed_gib"] for step, line in traces.items()}
+        kept = {**figures, "rehearsed": rehearsed, "cards": print_cards(traces, options.at_once)}
+        if options.keep:
+            KEPT.parent.mkdir(parents=True, exist_ok=True)
+            KEPT.write_text(json.dumps(kept, indent=1) + "\n")
     print(json.dumps({**figures, "torch": version("torch"), "is": "a trace, not a measurement"}))
 
 

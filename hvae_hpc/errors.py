@@ -21,8 +21,11 @@ DEVICE_MEMORY = "|".join(
         r"CUDA_ERROR_OUT_OF_MEMORY",
         r"Triton Error \[CUDA\]: out of memory",
         r"Cuda failure (\d+ )?'out of memory'",
+        r"Failed to CUDA \w*alloc",
         r"CU\w+_\w*ALLOC\w*_FAILED",
         r"Unable to find a valid cuDNN algorithm",
+        # cuDNN's trials of algorithms say this of too little memory for each.
+        r"(GET|FIND) was unable to find an engine",
     )
 )
 """What torch, the CUDA driver, Triton, NCCL and cuDNN say where a GPU's memory is not enough."""

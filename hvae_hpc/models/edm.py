@@ -107,18 +107,11 @@ class Block(nn.Module):
 
 
 class Attention(SelfAttention):
-    """Self-attention that says nothing at first, by the fused kernel."""
+    """Self-attention that says nothing at first."""
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__(channels, heads)
         _silent(self.out)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return x plus what its pixels gathered from each other."""
-        qkv = self.query_key_value(self.norm(x)).flatten(2).unflatten(1, (3, self.heads, -1))
-        query, key, value = qkv.transpose(-1, -2).unbind(1)
-        gathered = F.scaled_dot_product_attention(query, key, value)
-        return x + self.out(gathered.transpose(-1, -2).reshape(x.shape))
 
 
 class Denoiser(nn.Module):

@@ -49,7 +49,8 @@ def choose_device(workplace: Workplace) -> torch.device:
             f"give gpus = {visible}"
         )
     # Steps of several sizes would else leave gaps that nothing fits into.
-    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    if "PYTORCH_ALLOC_CONF" not in os.environ:  # newer torch reads both names, this one first
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     device = torch.device("cuda", workplace.local_rank if visible > 1 else 0)
     torch.cuda.set_device(device)
     return device
@@ -69,8 +70,12 @@ def _choose_algorithms(deterministic: bool) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an exception says that memory was not enough, the host's or the device's."""
-    return isinstance(error, torch.OutOfMemoryError) or bool(NO_MEMORY.search(str(error)))
+    """Tell whether an exception says that memory was not enough, the host's or the device's.
+
+    What ends a CUDA graph's recording says so only in its context.
+    """
+    said = isinstance(error, torch.OutOfMemoryError) or bool(NO_MEMORY.search(str(error)))
+    return said or bool(error.__context__ and is_out_of_memory(error.__context__))
 
 
 def device_name(device: torch.device) -> str:

@@ -45,7 +45,7 @@ SENTENCES: Mapping[Failure, str] = {
     ),
     "node failure": (
         BAD_NODE + r"|uncorrectable|CUDA-capable devices? (is|are) (busy|detected)"
-        r"|CUDA error: (unspecified launch failure|unknown error|hardware)"
+        r"|CUDA error: (unknown error|hardware)"
     ),
     "device error": r"AcceleratorError|CUDA error: ",
     "out of memory (host)": (

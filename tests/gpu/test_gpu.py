@@ -1,7 +1,7 @@
 """Training on a real GPU: the CPU's numbers, compiled and eager alike, no wait in a step, and resuming."""
 
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +11,9 @@ from hvae_hpc.config.resources import Resources
 from hvae_hpc.runs.workplace import Workplace
 from hvae_hpc.training import loop
 from hvae_hpc.training.batches import PairTensors, to_tensors
-from hvae_hpc.training.device import build
+from hvae_hpc.training.device import build, choose_device
 from tests.gpu_without_gpu.networks import NETWORKS, SMALL_NETWORKS
+from tests.gpu_without_gpu.trained import bound, draw
 from tests.tiny import make_pairs
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
@@ -22,12 +23,10 @@ HVAES = ("small_hvae", "small_hvae_gan", "small_fixed", "small_metropolis")
 
 
 @pytest.fixture(autouse=True)
-def _float32() -> Iterator[None]:
-    """Compute float32 in float32, as the product does."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cudnn.allow_tf32 = before
+def _as_the_product() -> None:
+    """Choose the device's memory and algorithms as the product does."""
+    resources = Resources(gpus=1)
+    choose_device(Workplace(folder=Path(), data=Path(), parents={}, resources=resources))
 
 
 def pairs(device: str) -> PairTensors:
@@ -90,14 +89,6 @@ def test_half_precision_trains_near_float32(name: str, tmp_path: Path) -> None:
         assert half == pytest.approx(full, rel=0.2)
 
 
-@pytest.mark.parametrize("mode", ["on", "cuda_graphs"])
-@pytest.mark.parametrize("name", ["small_unet", "small_lsgan", "small_hvae", "small_edm"])
-def test_a_compiled_training_is_near_the_eager_one(name: str, mode: str, tmp_path: Path) -> None:
-    compiled = train(name, tmp_path / "compiled", compile=mode)
-    assert not compiled.notes, "it was not compiled"
-    assert loss_of(compiled) == pytest.approx(loss_of(train(name, tmp_path / "eager")), rel=1e-2)
-
-
 @pytest.mark.parametrize("name", SMALL_NETWORKS)
 def test_no_step_waits_for_the_device(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -124,3 +115,22 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_weights(name: str, tmp_
     assert resumed.weights is not None
     for key, value in whole.weights.items():
         torch.testing.assert_close(resumed.weights[key], value, rtol=1e-3, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["small_hvae", "small_edm", "small_edm_given_mask"])
+def test_pairs_are_drawn_and_likelihoods_bounded(name: str) -> None:
+    model = build(lambda: NETWORKS[name](PX), 0, torch.device("cuda")).eval()
+    config: Any = model.config
+    for sampler in config.samplers:
+        draw(sampler, 32, model, pairs("cuda"))
+    if getattr(config, "has_density", False):
+        bound(32, model, pairs("cuda"))
+
+
+@pytest.mark.parametrize("mode", ["on", "cuda_graphs"])
+@pytest.mark.parametrize("name", ["small_unet", "small_lsgan", "small_hvae", "small_edm"])
+def test_a_compiled_training_is_near_the_eager_one(name: str, mode: str, tmp_path: Path) -> None:
+    compiled = train(name, tmp_path / "compiled", compile=mode)
+    assert not compiled.notes, "it was not compiled"
+    assert loss_of(compiled) == pytest.approx(loss_of(train(name, tmp_path / "eager")), rel=1e-2)

@@ -35,6 +35,15 @@ struct CUDAHooks final : at::CUDAHooksInterface {
   bool hasPrimaryContext(at::DeviceIndex) const override { return true; }
   at::DeviceIndex deviceCount() const override { return 1; }
   at::DeviceIndex current_device() const override { return 0; }
+  // torch then chooses the kernels and the memory layout of convolutions as on a GPU.
+  bool hasCuDNN() const override { return true; }
+  bool compiledWithCuDNN() const override { return true; }
+  bool supportsDilatedConvolutionWithCuDNN() const override { return true; }
+  bool supportsDepthwiseConvolutionWithCuDNN() const override { return true; }
+  bool supportsBFloat16ConvolutionWithCuDNNv8() const override { return true; }
+  long versionCuDNN() const override { return 91900; }
+  long versionRuntimeCuDNN() const override { return 91900; }
+  double batchnormMinEpsilonCuDNN() const override { return 0.0; }
 };
 using at::CUDAHooksRegistry;
 using at::RegistererCUDAHooksRegistry;

@@ -115,6 +115,7 @@ def _register_kernels() -> None:
     ) -> torch.Tensor:
         assert attn_mask is None, "the fake device knows attention without a mask only"
         assert not enable_gqa, "the fake device knows attention with as many keys as queries only"
+        assert all(part.stride(-1) == 1 for part in (query, key, value)), "no kernel is for that"
         if query.dtype is torch.float32:
             return torch.ops.aten._scaled_dot_product_efficient_attention(
                 query, key, value, None, True, dropout_p, is_causal, scale=scale

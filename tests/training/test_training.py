@@ -360,6 +360,8 @@ def test_too_little_memory_is_one_line_with_what_to_change(
         "cuFFT error: CUFFT_ALLOC_FAILED",
         "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
         "NCCL error in: x.cpp:94, unhandled cuda error\nLast error:\nCuda failure 2 'out of memory'",
+        "NCCL WARN Failed to CUDA calloc async 4 bytes",
+        "FIND was unable to find an engine to execute this computation",
         "Triton Error [CUDA]: out of memory",
     ],
 )
@@ -372,6 +374,20 @@ def test_what_libraries_say_of_memory_is_told_as_too_little_of_it(
 
     with pytest.raises(UserError, match=r"out of memory with 4 pairs"):
         train(Refused(), data, OPTIM, 0, None, place(tmp_path / "run"))
+
+
+def test_too_little_memory_for_a_cuda_graph_is_told_by_what_came_before(
+    data: PairTensors, tmp_path: Path
+) -> None:
+    class Unrecorded(Exploding):
+        def forward(self, batch: Batch, phase: str) -> Loss:
+            try:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            finally:
+                raise RuntimeError("operation failed due to a previous error during capture")
+
+    with pytest.raises(UserError, match=r"out of memory with 4 pairs"):
+        train(Unrecorded(), data, OPTIM, 0, None, place(tmp_path / "run"))
 
 
 def events(folder: Path) -> dict[str, list[tuple[int, float]]]:

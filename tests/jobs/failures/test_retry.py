@@ -195,8 +195,10 @@ def test_a_node_that_failed_is_left_out_for_a_day_on_its_cluster(plan: Plan, wor
     choice = choose_once(plan, before)
     assert {train, reference, arm} <= choice.run_ids
     assert choice.history.nodes["two"] == before.nodes["two"]
-    assert set(choice.history.nodes["one"]) == {"n2", f"of-{train}"}
-    assert round((choice.history.nodes["one"][f"of-{train}"] - time.time()) / 3600) == 24
+    until = choice.history.nodes["one"]
+    hours = {node: round((until[node] - time.time()) / 3600) for node in until if node != "n2"}
+    # A launch may fail by a program's fault: its node is left out for an hour.
+    assert hours == {f"of-{train}": 24, f"of-{reference}": 1}
 
 
 @pytest.mark.parametrize("changes", [{"nodes": 2}, {"constraint": "a100"}])
