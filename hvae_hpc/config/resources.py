@@ -73,8 +73,8 @@ class Resources:
             are made again in the backward pass, not kept.
         activation_memory_budget: share of its activations that a compiled step keeps for the
             backward pass; the others are made again there, where that costs little.
-        deterministic: whether a GPU uses only algorithms that add up in one order, so that runs on
-            GPUs of one kind are equal bit for bit; slower.
+        deterministic: whether a GPU uses algorithms that add up in one order, wherever torch has
+            them. Then runs on GPUs of one kind are equal bit for bit; slower.
         tensorboard: whether the training's log is also written as TensorBoard event files, into
             ``tensorboard/`` of the run's folder.
         checkpoint_every_s: seconds of training between checkpoints.

@@ -15,13 +15,14 @@ pytestmark = [
 OVERFLOW_SAFE = ("small_unet", "small_lsgan", "small_vae", "small_edm", "small_edm_given_mask")
 """The product refuses the others in float16."""
 COMMANDS = {
+    "bf16": (*SMALL_NETWORKS, *TINY),
     "fp32": (*SMALL_NETWORKS, *TINY, "--precision", "fp32"),
     "fp16": (*OVERFLOW_SAFE, *TINY, "--precision", "fp16"),
     "parts": ("small_vae", "small_hvae", "small_edm", *TINY, "--micro-batch", "4"),
     "240 px": ("unet", "resenc_unet", "lsgan", "vae", "edm", "hvae-gan", "--steps", "1"),
     "256 px": ("hvae", "--px", "256", "--steps", "1"),
 }
-"""The compiled steps of all small networks are in bf16, as are those of the last two lines.
+"""The last two lines are in bf16 too.
 
 ``benchmarks/traces.py`` traces every network in both sizes."""
 

@@ -5,6 +5,7 @@ Starting a process costs seconds, so four are started once, and each test gives 
 
 import functools
 import hashlib
+import itertools
 import multiprocessing
 import shutil
 import time
@@ -35,7 +36,7 @@ from hvae_hpc.models.hybrid import HybridHVAE
 from hvae_hpc.models.lsgan import LSGAN
 from hvae_hpc.runs.folder import SNAPSHOT, read_log, write_json
 from hvae_hpc.runs.workplace import Outcome, Workplace
-from hvae_hpc.training import device, distributed, loop
+from hvae_hpc.training import device, distributed, loop, rehearsal
 from hvae_hpc.training.batches import PairTensors, to_tensors
 from hvae_hpc.training.checkpoint import find_checkpoints
 from hvae_hpc.training.train import train_generator
@@ -93,6 +94,7 @@ class Job:
         stop_after: rank to the steps after which that process alone is asked to leave.
         break_after: rank to the steps after which something breaks there.
         full_disk: no checkpoint can be written.
+        short_of_memory: the process whose first rehearsal finds too little memory.
         compiled, recompute, micro_batch: see Resources.
     """
 
@@ -105,6 +107,7 @@ class Job:
     break_after: Mapping[int, int] = field(default_factory=dict)
     checkpoint_every_s: float = 120.0
     full_disk: bool = False
+    short_of_memory: int | None = None
     compiled: bool = False
     recompute: bool = False
     micro_batch: int = 0
@@ -145,6 +148,7 @@ def perform(job: Job, rank: int = 0, world: int = 1) -> Result:
         resources=Resources(
             checkpoint_every_s=job.checkpoint_every_s,
             compile="on" if job.compiled else "off",
+            recompute=job.recompute,
             micro_batch=job.micro_batch,
         ),
         stopped=stopped,
@@ -173,10 +177,22 @@ def _train(job: Job, place: Workplace) -> Result:
             PairTensors(images=data.images.double(), masks=data.masks.double()),
             model.double(),
         )
-    model.recompute = job.recompute
+    rehearse, attempts = loop._Training.rehearse, itertools.count()
+
+    def rehearse_in_little_memory(self: loop._Training, *of: Any) -> None:
+        if place.rank == job.short_of_memory and next(attempts) == 0:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        rehearse(self, *of)
+
     # Compiled as on a GPU but for the last step, which takes a compiler minutes.
     traced = functools.partial(torch.compile, backend="aot_eager")
-    with mock.patch.object(device.torch, "compile", traced):
+    with (
+        mock.patch.object(device.torch, "compile", traced),
+        mock.patch.object(loop._Training, "rehearse", rehearse_in_little_memory),
+        mock.patch.object(
+            rehearsal, "needs_rehearsal", return_value=job.short_of_memory is not None
+        ),
+    ):
         report = loop.train(model, data, job.optim, 3, MovesConfig(), place)
     weights = {name: value.numpy() for name, value in (report.weights or {}).items()}
     digest = hashlib.sha256(b"".join(value.tobytes() for value in weights.values())).hexdigest()
@@ -303,6 +319,18 @@ def test_batches_in_parts_change_nothing_in_two_processes(crew: Crew, tmp_path: 
     )  # of two pairs each
     assert_near(alone, together[0])
     assert len({result.digest for result in together}) == 1
+
+
+def test_what_one_process_cannot_hold_is_spared_in_all(crew: Crew, tmp_path: Path) -> None:
+    asked = crew.run(2, Job(folder=tmp_path / "asked", kind="hvae", recompute=True))
+    spared = crew.run(2, Job(folder=tmp_path / "spared", kind="hvae", short_of_memory=1))
+    assert spared[0].finished, spared[0].error
+    assert {result.digest for result in spared} == {asked[0].digest}
+    [event] = [
+        line for line in read_log(tmp_path / "spared") if line.get("event") == "memory_spared"
+    ]
+    assert event["recompute"] is True
+    assert event["reason"] == "out of memory in another process"
 
 
 def test_float16_skips_the_same_steps_in_all_processes(crew: Crew, tmp_path: Path) -> None:

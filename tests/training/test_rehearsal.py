@@ -15,8 +15,9 @@ from hvae_hpc.models.blocks import Loss
 from hvae_hpc.models.hvae import HVAE
 from hvae_hpc.runs.folder import read_log
 from hvae_hpc.runs.workplace import Workplace
-from hvae_hpc.training import device, rehearsal
+from hvae_hpc.training import device, loop, rehearsal
 from hvae_hpc.training.batches import PairTensors, to_tensors
+from hvae_hpc.training.checkpoint import find_checkpoints
 from hvae_hpc.training.held_out import BestWeights
 from hvae_hpc.training.loop import TrainReport, train
 from tests.tiny import make_pairs
@@ -62,6 +63,24 @@ def fill_memory(monkeypatch: pytest.MonkeyPatch, needs: Callable[[HVAE, int], fl
 
 def run(kind: str, data: PairTensors, where: Workplace) -> TrainReport:
     return test_training.run(kind, data, where, SHORT)
+
+
+def run_until_killed(
+    monkeypatch: pytest.MonkeyPatch,
+    needs: Callable[[HVAE, int], float],
+    data: PairTensors,
+    where: Workplace,
+) -> None:
+    """Train in a process of its own, which kills itself where ``needs`` does so."""
+    child = os.fork()
+    if not child:
+        try:
+            fill_memory(monkeypatch, needs)
+            run("hvae", data, where)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
 
 
 def needs_by(size: float) -> Callable[[HVAE, int], float]:
@@ -114,9 +133,44 @@ def test_too_little_memory_for_the_flow_is_met_before_the_first_step(
 
     # Killed and gone on with, on a machine of any memory, it keeps to its choice.
     pieces = tmp_path / "pieces"
-    assert not run("hvae", data, place(pieces, stop_after=3)).finished
+
+    def needs(model: HVAE, pairs: int) -> float:
+        if any(line.get("event") == "training" for line in read_log(pieces)):
+            os.kill(os.getpid(), signal.SIGKILL)  # in the first step with the flow
+        return needs_by(size)(model, pairs)
+
+    run_until_killed(monkeypatch, needs, data, place(pieces, checkpoint_every_s=0.0))
+    assert find_checkpoints(pieces)
     fill_memory(monkeypatch, lambda model, pairs: 0.0)
     assert_same(run("hvae", data, place(pieces)), as_asked)
+
+
+def test_a_compiled_step_keeps_fewer_activations_where_memory_is_short(
+    data: PairTensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile_part = torch.compile
+    monkeypatch.setattr(
+        device.torch,
+        "compile",
+        lambda part, **how: compile_part(part, backend="aot_eager_decomp_partition", **how),
+    )
+    monkeypatch.setattr(device.CompiledForward, "graphs_of", None)
+    spared = {"compile": "on", "activation_memory_budget": 0.5}
+    as_asked = run("edm", data, place(tmp_path / "asked", **spared))
+    pull_back = loop._Training.pull_back
+
+    def pull_back_in_little_memory(self: loop._Training, *of: Any) -> Loss:
+        if torch._functorch.config.activation_memory_budget > 0.5:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return pull_back(self, *of)
+
+    monkeypatch.setattr(loop._Training, "pull_back", pull_back_in_little_memory)
+    pieces = tmp_path / "pieces"
+    assert not run("edm", data, place(pieces, stop_after=2, compile="on")).finished
+    monkeypatch.setattr(loop._Training, "pull_back", pull_back)
+    chosen = run("edm", data, place(pieces, compile="on"))
+    assert_same(chosen, as_asked)
+    assert chosen.notes == ("chosen for too little memory: activation_memory_budget = 0.5",)
 
 
 @pytest.mark.parametrize(
@@ -187,26 +241,18 @@ def test_a_rehearsal_that_is_killed_leaves_nothing_that_a_later_start_meets(
     data: PairTensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     undisturbed = run("hvae", data, place(tmp_path / "undisturbed"))
-    killed = tmp_path / "killed"
+    killed = place(tmp_path / "killed")
 
     def needs(model: HVAE, pairs: int) -> float:
         if model.recompute:  # chosen by the rehearsal, whose second try is under way
             os.kill(os.getpid(), signal.SIGKILL)
         return 1.5
 
-    child = os.fork()
-    if not child:
-        try:
-            fill_memory(monkeypatch, needs)
-            run("hvae", data, place(killed))
-        finally:
-            os._exit(1)
-    _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
-    assert [line["event"] for line in read_log(killed)] == ["memory_spared"]
+    run_until_killed(monkeypatch, needs, data, killed)
+    assert [line["event"] for line in read_log(killed.folder)] == ["memory_spared"]
 
     # On a machine of more memory it is the training that was asked for.
-    chosen = run("hvae", data, place(killed))
+    chosen = run("hvae", data, killed)
     assert_same(chosen, undisturbed)
     assert chosen.notes == ()
 
