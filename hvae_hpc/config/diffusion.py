@@ -31,6 +31,7 @@ class EDMConfig(GeneratorConfig):
     network_class: ClassVar[str] = "hvae_hpc.models.edm:EDM"
     label: ClassVar[str] = "EDM"
     pairs_apart: ClassVar[bool] = True
+    is_told_moves: ClassVar[bool] = True
 
     kind: Literal["edm"] = "edm"
     given_mask: bool = False

@@ -76,6 +76,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         self.model.check_training(self.optim)
+        is_told = getattr(self.model, "is_told_moves", False)
+        if is_told and not isinstance(self.moves, MovesConfig):
+            raise ValueError(
+                f"moves is {self.moves.label}, but {self.model.label} is told of moves alone: "
+                "its pairs would be augmented ones; leave [moves] without a kind"
+            )
         if not self.learned_cases:
             raise ValueError(
                 f"model.held_out keeps all {self.split.train} training cases back; lower it"

@@ -68,8 +68,12 @@ class Geometry(NamedTuple):
         mean, scale = self.encodings
         nearness = torch.exp(-(torch.cdist(z, mean) / self.temperature).square())
         energy = -0.5 * torch.log(nearness @ scale.square() + self.floor).sum(1)
-        box = (mean - 3 * scale).amin(0), (mean + 3 * scale).amax(0)
-        return torch.where((z == z.clamp(*box)).all(1), energy, torch.inf)
+        return torch.where((z == self.into_box(z)).all(1), energy, torch.inf)
+
+    def into_box(self, z: Tensor) -> Tensor:
+        """Return the nearest points to z (n, d) in the box that holds all encodings."""
+        mean, scale = self.encodings
+        return z.clamp((mean - 3 * scale).amin(0), (mean + 3 * scale).amax(0))
 
 
 class LatentSampler:
@@ -171,6 +175,7 @@ class LatentSampler:
             energies, rows, (proposals, leaps) = [self.geometry.energy], n, RIEMANNIAN_WALK
         generator = generator_for(self.config.seed, "chain", first)
         start = mean + scale * torch.randn(mean.shape, generator=generator).to(mean)
+        start = self.geometry.into_box(start) if self.config.sampler == "riemannian" else start
         walk = hamiltonian_walk(
             partial(stand_in_parts, energies, rows),
             start,

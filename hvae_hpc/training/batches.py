@@ -265,8 +265,10 @@ def augment(
     drawn = _to_device(_cut(drawn, part), data.images)
     if moves.needs_donors:
         generator = generator_for(seed, "donors", index)
-        donors = torch.randint(len(data) - data.added, (len(rows),), generator=generator)[part]
-        donors = donors.to(data.images.device, non_blocking=True)
+        # A real pair's donor is another one, where there are two.
+        n_real = len(data) - data.added
+        further = torch.randint(1, max(2, n_real), (len(rows),), generator=generator)[part]
+        donors = (rows[part] + further.to(rows.device, non_blocking=True)) % n_real
         drawn["donor_images"], drawn["donor_masks"] = data.images[donors], data.masks[donors]
         drawn["donor_distances"] = data.distances[donors]
 

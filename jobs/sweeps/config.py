@@ -8,7 +8,7 @@ from dataclasses import field
 from typing import Any
 
 from hvae_hpc.config.arms import USES, Budget
-from hvae_hpc.config.augmentations import FREE
+from hvae_hpc.config.augmentations import FREE, MixingConfig, MixupConfig
 from hvae_hpc.config.kinds import AugmentationConfig, GeneratorConfig
 from hvae_hpc.config.loader import ONLY_WHEN_SET
 from hvae_hpc.config.model import (
@@ -64,7 +64,7 @@ class SegmentSettings:
     augmentations: dict[str, AugmentationConfig] = field(default_factory=dict)
     loss: str = "dice+ce"
     threshold: float = 0.5
-    synthetic_share: float = 0.0
+    synthetic_share: float = 0.5
 
     def __post_init__(self) -> None:
         require("more than 0", self, "epochs")
@@ -159,7 +159,12 @@ class SweepConfig:
                 raise ValueError(
                     f"{name!r} cannot be a name; use letters, digits, '.', '_' and '-'"
                 )
-        mixing = [name for name, kind in {**FREE, **augmentations}.items() if kind.needs_donors]
+        # Mixup's pairs cannot be stored: their masks are soft.
+        mixing = [
+            name
+            for name, kind in {**FREE, **augmentations}.items()
+            if isinstance(kind, MixingConfig) and not isinstance(kind, MixupConfig)
+        ]
         if unknown := set(self.mixed) - set(mixing):
             raise ValueError(f"mixed has {min(unknown)!r}, expected some of {', '.join(mixing)}")
         for name, settings in self.generators.items():

@@ -495,7 +495,7 @@ def test_mixed_pairs_are_stored_like_a_generators(data: Path, tmp_path: Path) ->
     real = read_cases(data, split.train, 0)
     base = real.take(torch.arange(9) % 6)
     changed = torch.from_numpy(pairs.images) != base.images[:, 0]
-    assert changed.any((1, 2)).sum() >= 6
+    assert changed.any((1, 2)).all()  # none is its own donor
     assert changed.float().mean() < 0.5
     kept = ~changed
     assert torch.equal(torch.from_numpy(pairs.masks)[kept].float(), base.masks[:, 0][kept])

@@ -1,5 +1,7 @@
 """Augmentations in every step: nnU-Net's, and the mixing of pairs."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -24,7 +26,6 @@ from hvae_hpc.config.model import MovesConfig, OptimConfig, UNetConfig
 from hvae_hpc.errors import UserError
 from hvae_hpc.models.mixing import CarveMix, CutMix, Mixup, TumorCP
 from hvae_hpc.models.nnunet_augmentation import (
-    CHANCES,
     NNUNetAugmentation,
     blur,
     change_gamma,
@@ -52,24 +53,55 @@ def draw(augmentation: object, n: int, seed: int = 0) -> dict[str, Tensor]:
     return augmentation.draw(n, SIZE, torch.Generator().manual_seed(seed))  # type: ignore[attr-defined,no-any-return]
 
 
-def test_nnunets_chances_are_those_of_its_source() -> None:
-    drawn, n = draw(NNUNetAugmentation(NNUNetConfig()), 20_000), 20_000
-    moved = drawn["maps"][:, :, :2].abs()
-    turned = moved[:, 0, 1] > 1e-6
-    happened = {
-        "rotation": turned,
-        "noise": drawn["noise_sd"] > 0,
-        "blur": drawn["blurred"] > 0,
-        "low_resolution": drawn["resolution"] < 1,
-        **{
-            name: drawn[name] != 1 for name in ("brightness", "contrast", "gamma", "inverted_gamma")
-        },
+NNUNET = {
+    # of batchgeneratorsv2's transforms, as nnUNetTrainer.get_training_transforms asks for them
+    "noise_sd": (0.1, 0.0, 0.1),
+    "brightness": (0.15, 0.75, 1.25),
+    "contrast": (0.15, 0.75, 1.25),
+    "resolution": (0.25 * 0.5, 0.5, 1.0),
+    "inverted_gamma": (0.1, 0.7, 1.5),
+    "gamma": (0.3, 0.7, 1.5),
+    "scale": (0.2, 0.7, 1.4),
+    "blur": (0.2 * 0.5, 0.5, 1.0),
+    "degrees": (0.2, 0.0, 180.0),
+}
+"""The chance of each change, and the range of what is drawn where it happens."""
+
+
+def test_nnunets_chances_and_ranges_are_those_of_its_source() -> None:
+    n = 20_000
+    drawn = draw(NNUNetAugmentation(NNUNetConfig()), n)
+    linear = drawn["maps"][:, :, :2].clone()
+    linear[:, 0, 1] *= SIZE[1] / SIZE[0]  # from sides of the image to px
+    linear[:, 1, 0] *= SIZE[0] / SIZE[1]
+    drawn["scale"] = torch.linalg.det(linear).abs().sqrt()
+    upright = torch.atan2(linear[:, 1, 0].abs(), linear[:, 0, 0].abs()).rad2deg()
+    drawn["degrees"] = torch.where(upright < 1e-3, torch.nan, 2 * upright)  # mirrors fold it
+    drawn["blur"] = torch.where(drawn["blurred"] > 0, drawn["blur_px"][:, 0], torch.nan)
+    for name, (chance, low, high) in NNUNET.items():
+        values = drawn[name]
+        nothing = 0 if name == "noise_sd" else 1
+        values = values[~values.isnan() & ((values - nothing).abs() > 1e-5)]
+        sd = (chance * (1 - chance) / n) ** 0.5
+        assert len(values) / n == pytest.approx(chance, abs=5 * sd), name
+        assert low - 1e-4 <= values.min() < low + 0.02 * (high - low), name
+        assert high + 1e-4 >= values.max() > high - 0.02 * (high - low), name
+
+
+def test_what_mixing_draws_has_the_ranges_of_its_sources() -> None:
+    n = 20_000
+    tumorcp, carvemix = draw(TumorCP(TumorCPConfig()), n), draw(CarveMix(CarveMixConfig()), n)
+    ranges = {
+        "scale": (tumorcp["scale"], 0.85, 1.25),
+        "gamma": (tumorcp["gamma"], 0.7, 1.5),
+        "angle": (tumorcp["angle"], 0.0, 2 * math.pi),
+        "margin": (carvemix["margin"], -1.0, 1.0),
     }
-    for name, which in happened.items():
-        sd = (CHANCES[name] * (1 - CHANCES[name]) / n) ** 0.5
-        assert which.float().mean().item() == pytest.approx(CHANCES[name], abs=5 * sd), name
-    scaled = (torch.linalg.det(drawn["maps"][:, :, :2]).abs() - 1).abs() > 1e-4
-    assert scaled.float().mean().item() == pytest.approx(CHANCES["scaling"], abs=0.015)
+    for name, (values, low, high) in ranges.items():
+        places = ((values - low) / (high - low)).double().sort().values  # uniform: k-th of n at k/n
+        assert (places - torch.arange(n) / n).abs().max() < 2 / n**0.5, name
+    for drawn in (tumorcp, carvemix):
+        assert drawn["used"].mean().item() == pytest.approx(0.5, abs=0.02)
 
 
 def test_nnunet_changes_nothing_where_nothing_happens() -> None:

@@ -6,10 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from hvae_hpc.config.augmentations import NNUNetConfig
 from hvae_hpc.config.diffusion import EDMConfig
-from hvae_hpc.config.model import MovesConfig
-from hvae_hpc.models.augmentations import Moves
+from hvae_hpc.config.model import MovesConfig, OptimConfig
+from hvae_hpc.config.stages import SplitConfig, TrainConfig
+from hvae_hpc.models.augmentations import Moves, apply_moves
 from hvae_hpc.models.edm import EDM, SIGMA_MAX, draw_by_heun, noise_levels, warp
+from hvae_hpc.training.batches import PairTensors, images_of_step, make_batch
 
 CONFIG = {"channels": (4, 8), "attention_heads": 2}
 
@@ -78,6 +81,7 @@ def test_the_objective_is_the_weighted_error_of_the_denoised_pair() -> None:
     model.measure(batch["image"], batch["mask"])
     y = 2 * torch.cat([batch["image"], batch["mask"]], 1) - 1
     torch.testing.assert_close(model.centre, y.mean((0, 2, 3))[:, None, None])
+    torch.testing.assert_close(model.spread, y.std((0, 2, 3))[:, None, None])
 
     sigma, spread = batch["sigma"][:, None, None, None], model.spread
     clean = y - model.centre
@@ -92,6 +96,35 @@ def test_a_silent_network_denoises_as_is_best_for_gaussian_pixels() -> None:
     y, sigma = torch.randn(3, 2, 8, 8), torch.tensor([0.1, 0.5, 3.0])
     level = sigma[:, None, None, None]
     torch.testing.assert_close(model.denoise(y, sigma), y * 0.25 / (0.25 + level**2))
+
+
+def test_noise_levels_and_what_is_left_out_follow_their_laws() -> None:
+    n = 20_000
+    drawn = a_model(given_mask=True).draw(n, 0.0, torch.Generator().manual_seed(0))
+    level = drawn["sigma"].log()
+    assert level.mean().item() == pytest.approx(-0.8, abs=0.05)
+    assert level.std().item() == pytest.approx(1.2, abs=0.05)
+    assert drawn["mask_shown"].mean().item() == pytest.approx(0.85, abs=0.02)
+    assert (drawn["kept"] > 0).float().mean().item() == pytest.approx(0.9, abs=0.01)
+    assert drawn["kept"].mean().item() == pytest.approx(1.0, abs=0.01)  # what is kept makes up
+
+
+def test_a_batch_says_how_each_of_its_pairs_was_moved() -> None:
+    images = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+    data = PairTensors(images=images, masks=(images > 0.5).float())
+    optim = OptimConfig(images=32, batch_size=4)
+    batch = make_batch(a_model(), data, optim, 0, MovesConfig(), 8, slice(0, 4))
+    rows = images_of_step(6, 0, 8, 4)
+    torch.testing.assert_close(apply_moves(images[rows], batch["maps"]), batch["image"])
+    assert not torch.equal(images[rows], batch["image"])
+
+
+def test_moves_that_the_network_cannot_be_told_are_refused() -> None:
+    asked = {"data": "d", "generator": "edm", "split": SplitConfig(), "image_px": 0}
+    fields = {**asked, "model": EDMConfig(), "optim": OptimConfig(images=64)}
+    with pytest.raises(ValueError, match="but EDM is told of moves alone"):
+        TrainConfig(**fields, moves=NNUNetConfig())
+    assert TrainConfig(**fields, moves=MovesConfig()).moves == MovesConfig()
 
 
 def test_moves_are_told_in_training_and_not_when_pairs_are_drawn() -> None:

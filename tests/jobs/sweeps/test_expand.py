@@ -486,7 +486,7 @@ def test_every_sampler_of_a_sweep_makes_pairs_and_arms_of_one_training() -> None
     runs = {run.run_id: run for run in expand.expand(read_sweep("samplers"), PAPER[:1])}
     made = [run for run in runs.values() if isinstance(run.config, GenerateConfig)]
     sources = {run.config.source for run in made}
-    samplers = ("aggregated", "mixture", "hmc", "mask")
+    samplers = ("aggregated", "mixture", "hmc", "mask", "riemannian")
     assert sources == {
         "lsgan",
         "vae",
