@@ -23,8 +23,8 @@ class EDMConfig(GeneratorConfig):
             standard deviation, for images in [-1, 1].
         mask_dropout: share of the training pairs whose mask is not shown, where it is given.
         held_out: share of the training cases that is kept back. The averaged weights with the
-            lowest denoising loss on these cases' pairs are used. 0 keeps none back and uses the
-            last weights.
+            lowest denoising loss on these cases' pairs are used, of those that do not copy. 0 keeps
+            none back and uses the last weights.
         checks: how often that loss is measured, at equal distances.
     """
 

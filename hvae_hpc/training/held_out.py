@@ -2,11 +2,12 @@
 
 The held-out pairs are of training cases, never of test cases. A generator that begins to learn its
 training pairs by heart gets better on these and worse on others; the weights from before that are
-the ones to use.
+the ones to use. Weights whose draws the test of :mod:`hvae_hpc.metrics.memorisation` calls copies
+are used only where all others are called so too.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,10 +15,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hvae_hpc.config.model import OptimConfig
+from hvae_hpc.errors import UserError
 from hvae_hpc.training.batches import PairTensors, generator_for
 
 DRAWS = 8
 """The noise of a loss is averaged over so many draws, the same ones at every check."""
+JUDGED = 32
+"""Pairs that are drawn to see whether they are copies, from the same noise at every check."""
 
 
 class BestWeights:
@@ -28,17 +32,29 @@ class BestWeights:
         data: the held-out pairs, on its device; None for no checks.
         optim: the training's length.
         checks: how many there are, at equal distances.
+        learned: the pairs that are trained on, on its device; None for no test for copies.
+        cases: the case of each of them.
 
     Attributes:
-        loss: the lowest, at ``images_seen``; infinite before the first check.
+        loss: of the best weights, at ``images_seen``; infinite before the first check.
+        copies: share of their draws that are called copies.
+        copying: whether these are more than chance explains.
         weights: a copy of the best ones; None before the first check.
     """
 
     def __init__(
-        self, model: nn.Module, data: PairTensors | None, optim: OptimConfig, checks: int
+        self,
+        model: nn.Module,
+        data: PairTensors | None,
+        optim: OptimConfig,
+        checks: int,
+        learned: PairTensors | None = None,
+        cases: Sequence[str] = (),
     ) -> None:
         self.model, self.data, self.optim, self.checks = model, data, optim, checks
+        self.learned, self.cases = learned, cases
         self.loss, self.images_seen = math.inf, 0
+        self.copies, self.copying = 0.0, True
         self.weights: dict[str, Tensor] | None = None
 
     def is_due(self, images_seen: int) -> bool:
@@ -50,8 +66,25 @@ class BestWeights:
         return images_seen * self.checks // images > before * self.checks // images
 
     @torch.no_grad()
-    def check(self, weights: Mapping[str, Tensor], images_seen: int) -> float:
-        """Measure the loss of some weights, and copy them where it is the lowest."""
+    def check(self, weights: Mapping[str, Tensor], images_seen: int) -> dict[str, float]:
+        """Measure some weights, and copy them where they are the best; return what was found."""
+        loss = self._measure_loss(weights)
+        if loss >= self.loss and not self.copying:
+            return {"loss": loss}
+        copies, copying = self._find_copies(weights)
+        if (copying, loss) < (self.copying, self.loss):
+            self.loss, self.images_seen = loss, images_seen
+            self.copies, self.copying = copies, copying
+            self.weights = {name: value.detach().clone() for name, value in weights.items()}
+        return {"loss": loss, "copies": copies, "copying": float(copying)}
+
+    def terms(self) -> dict[str, float]:
+        """Return what is recorded of the best weights."""
+        seen = float(self.images_seen)
+        return {"held_out_loss": self.loss, "best_images_seen": seen, "best_copies": self.copies}
+
+    def _measure_loss(self, weights: Mapping[str, Tensor]) -> float:
+        """Return the loss of the held-out pairs."""
         assert self.data is not None
         pairs = {"image": self.data.images, "mask": self.data.masks}
         device, (phase,) = self.data.images.device, self.model.phases()  # type: ignore[operator]
@@ -66,17 +99,39 @@ class BestWeights:
             total += float(functional_call(self.model, dict(weights), (batch, phase.name)).total)
         self.model.train(was_training)
 
-        loss = total / DRAWS
-        if loss < self.loss:
-            self.loss, self.images_seen = loss, images_seen
-            self.weights = {name: value.detach().clone() for name, value in weights.items()}
-        return loss
+        return total / DRAWS
+
+    def _find_copies(self, weights: Mapping[str, Tensor]) -> tuple[float, bool]:
+        """Return the share of draws that are copies, and whether the test says that it copies."""
+        if self.learned is None:
+            return 0.0, False
+        # Only here: a training without this test need not wait for scipy.
+        from hvae_hpc.metrics.memorisation import find_copies
+
+        model: Any = self.model
+        own = {name: value.clone() for name, value in model.state_dict().items()}
+        was_training = model.training
+        model.eval().load_state_dict(weights)
+        masks = self.learned.masks if model.config.needs_pairs else None
+        z = model.draw_latent(JUDGED, masks, generator_for(0, "copies", 0))
+        drawn, learned = (
+            images[:, 0].cpu().numpy()
+            for images in (model.decode(z.to(self.learned.images))[0], self.learned.images)
+        )
+        model.train(was_training).load_state_dict(own)
+        try:
+            found = find_copies(drawn, learned, None, self.cases)
+        except UserError:  # too few cases to tell
+            return 0.0, False
+        return float(found.flagged.mean()), found.copying
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
-        return {"loss": self.loss, "images_seen": self.images_seen, "weights": self.weights}
+        names = ("loss", "images_seen", "copies", "copying", "weights")
+        return {name: getattr(self, name) for name in names}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from what a checkpoint kept."""
         self.loss, self.images_seen = float(state["loss"]), int(state["images_seen"])
+        self.copies, self.copying = float(state["copies"]), bool(state["copying"])
         self.weights = state["weights"]

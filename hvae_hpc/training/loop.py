@@ -226,8 +226,7 @@ class _Training:
         self.tensorboard.close()
         state, terms = self.weights_to_use(), self.reader.means
         if self.best and self.best.weights:
-            state, seen = self.best.weights, float(self.best.images_seen)
-            terms = {**terms, "held_out_loss": self.best.loss, "best_images_seen": seen}
+            state, terms = self.best.weights, {**terms, **self.best.terms()}
         weights = {name: value.detach().cpu().clone() for name, value in state.items()}
         return TrainReport(terms, weights, tuple(self.notes + self.forward.notes))
 
@@ -236,11 +235,11 @@ class _Training:
         return self.average.state if self.average else self.model.state_dict()
 
     def check_held_out(self, best: BestWeights) -> None:
-        """Measure and log the loss of held-out pairs; nothing is compiled for so few."""
+        """Measure and log held-out loss and copies; nothing is compiled for so few pairs."""
         stance = torch.compiler.set_stance if self.forward.parts else contextlib.nullcontext
         with stance("force_eager"):
-            loss = best.check(self.weights_to_use(), self.images_seen)
-        self.workplace.log({"event": "held_out", "images_seen": self.images_seen, "loss": loss})
+            found = best.check(self.weights_to_use(), self.images_seen)
+        self.workplace.log({"event": "held_out", "images_seen": self.images_seen, **found})
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Go on from a checkpoint, if there is one, and keep a copy to go back to."""

@@ -11,6 +11,7 @@ from hvae_hpc.config.kinds import GeneratorConfig
 from hvae_hpc.config.loader import load, read_json
 from hvae_hpc.config.stages import SplitConfig, TrainConfig
 from hvae_hpc.preprocess.store.manifest import read_manifest
+from hvae_hpc.preprocess.store.reader import read_dataset
 from hvae_hpc.preprocess.store.splits import Split, draw_split
 from hvae_hpc.runs.folder import CONFIG, SNAPSHOT
 from hvae_hpc.runs.workplace import Outcome, Workplace
@@ -60,7 +61,9 @@ def train_generator(config: TrainConfig, workplace: Workplace) -> Outcome | None
     best = None
     if held_out:
         pairs = read_cases(workplace.data, held_out, config.image_px, device)
-        best = BestWeights(model, pairs, config.optim, getattr(config.model, "checks", 10))
+        checks = getattr(config.model, "checks", 10)
+        case_ids = read_dataset(workplace.data, learned).case_ids
+        best = BestWeights(model, pairs, config.optim, checks, data, case_ids)
     report = train(model, data, config.optim, config.seed, config.moves, workplace, best)
     if report.weights is None:
         return None

@@ -27,6 +27,11 @@ OPTIM = OptimConfig(images=80, batch_size=4, lr=0.3, ema_decay=0.5, precision="f
 CONFIG = EDMConfig(channels=(4, 8), attention_heads=2, held_out=0.3, checks=5)
 
 
+@pytest.fixture(autouse=True)
+def _few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held_out, "JUDGED", 8)
+
+
 @pytest.fixture
 def pairs() -> PairTensors:
     return to_tensors(make_pairs(8, 16), 0)
@@ -34,9 +39,10 @@ def pairs() -> PairTensors:
 
 def trained(pairs: PairTensors, folder: Path, stop_after: int | None = None) -> TrainReport:
     model = build(lambda: EDM(CONFIG, (16, 16)), 3, CPU)
-    best = BestWeights(model, pairs.take(slice(6, 8)), OPTIM, CONFIG.checks)
+    held_out, learned = pairs.take(slice(6, 8)), pairs.take(slice(0, 6))
+    best = BestWeights(model, held_out, OPTIM, CONFIG.checks, learned, list("abcdef"))
     where = place(folder, stop_after)
-    return train(model, pairs.take(slice(0, 6)), OPTIM, 3, MovesConfig(), where, best)
+    return train(model, learned, OPTIM, 3, MovesConfig(), where, best)
 
 
 def losses(folder: Path) -> dict[int, float]:
@@ -73,6 +79,49 @@ def test_the_weights_of_the_lowest_loss_are_kept(pairs: PairTensors, tmp_path: P
             batch = {"image": pairs.images[6:], "mask": pairs.masks[6:], **drawn}
             total += float(model(batch).total)
     assert total / held_out.DRAWS == pytest.approx(by_images[lowest], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("losses", "copying", "kept"),
+    [
+        ((3.0, 1.0, 2.0), (False, True, False), 2.0),  # those of 1.0 copy
+        ((3.0, 1.0, 2.0), (True, True, False), 2.0),
+        ((3.0, 1.0, 2.0), (True, True, True), 1.0),  # all do
+        ((3.0, 1.0, 2.0), (False, False, True), 1.0),  # the last ones are not even judged
+    ],
+)
+def test_weights_whose_draws_are_copies_are_kept_only_where_all_are(
+    pairs: PairTensors,
+    monkeypatch: pytest.MonkeyPatch,
+    losses: tuple[float, ...],
+    copying: tuple[bool, ...],
+    kept: float,
+) -> None:
+    model = build(lambda: EDM(CONFIG, (16, 16)), 3, CPU)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    best = BestWeights(model, pairs, OPTIM, 3, pairs, list("abcdefgh"))
+    for number, (loss, copies) in enumerate(zip(losses, copying, strict=True)):
+        monkeypatch.setattr(BestWeights, "_measure_loss", lambda self, weights, loss=loss: loss)
+
+        def decode(z: torch.Tensor, copies: bool = copies) -> tuple[torch.Tensor, None]:
+            # As if the weights had the training images by heart, or knew nothing of them.
+            noise = z.reshape(len(z), 2, 16, 16)[:, :1].sigmoid()
+            return (pairs.images if copies else noise), None
+
+        monkeypatch.setattr(model, "decode", decode)
+        weights = {name: value + number for name, value in before.items()}
+        found = best.check(weights, number)
+        assert found.get("copying", 1.0) == copies
+        assert found["loss"] == loss
+    assert best.loss == kept
+    assert best.images_seen == losses.index(kept)
+    assert best.weights is not None
+    assert torch.equal(best.weights["centre"], before["centre"] + losses.index(kept))
+    assert best.terms()["best_copies"] == float(copying[losses.index(kept)])
+    # The training goes on as if nobody had looked.
+    assert model.training
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
 
 
 @pytest.mark.parametrize("steps", [4, 5, 7])
