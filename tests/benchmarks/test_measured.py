@@ -7,13 +7,28 @@ from pathlib import Path
 import pytest
 
 from benchmarks.keep import MEASURED, unpack
+from hvae_hpc.jobs.sweeps.expand import expand
 from hvae_hpc.results.write import write_results
+from hvae_hpc.sweep import read_sweep
+from tests.jobs.sweeps.test_expand import paper_data
 
+SWEEPS = sorted(
+    path
+    for path in MEASURED.parent.glob("**/*.toml")
+    if path.name != "recipe.toml"  # of the packing
+)
 KEPT = sorted(path.parent for path in MEASURED.glob("*/runs.json.gz"))
 
 
 def test_something_is_kept() -> None:
     assert KEPT
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_each_sweep_of_the_benchmarks_can_be_planned(path: Path) -> None:
+    sweep = read_sweep(str(path))
+    stages = {run.stage for run in expand(sweep, [paper_data(name, 240) for name in sweep.data])}
+    assert {"segment", "quality", "train"} <= stages
 
 
 @pytest.mark.parametrize("folder", KEPT, ids=lambda folder: folder.name)

@@ -18,7 +18,7 @@ COMMANDS = {
 MOST_GIB = {
     "hvae": {
         **dict.fromkeys(("prior", "aggregated", "mixture", "riemannian"), 2.5),
-        **dict.fromkeys(("hmc", "mask", "likelihood"), 14.0),
+        **dict.fromkeys(("hmc", "mask", "likelihood"), 12.5),
     },
     "edm": {"prior": 3.5},
 }
