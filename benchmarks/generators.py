@@ -298,8 +298,10 @@ def measure_edm(options: argparse.Namespace, device: torch.device) -> dict[str, 
     print_steps(seconds, memory, options.batch)
     more = count_operations(sides["monai"]) / count_operations(sides["edm_eager"])
     best = "edm_compiled" if "edm_compiled" in seconds else "edm_eager"
+    of_steps = ratio(seconds, "monai", best)
     figures = {
-        "edm_vs_monai": ratio(seconds, "monai", best),
+        "edm_vs_monai": of_steps,
+        "edm_vs_monai_per_operation": of_steps / more if of_steps else None,
         "edm_eager_vs_monai": ratio(seconds, "monai", "edm_eager"),
         "edm_draw_vs_monai": ratio(seconds, "monai_draw", "edm_draw"),
         "monai_operations_vs_edm": more,

@@ -99,8 +99,6 @@ class Team:
         """Return a forward per phase, whose backward gives the gradients of the whole batch."""
         if self.world == 1:
             return [forward for _ in phases]
-        # Dynamo would cut graphs where the buckets of gradients end; compiled parts stay whole.
-        torch._dynamo.config.optimize_ddp = False
         for phase in phases:
             # A wrapper takes care of the weights that ask for a gradient now.
             move_only(phase, phases)
@@ -154,6 +152,8 @@ def join_team(workplace: Workplace, device: torch.device) -> Iterator[Team]:
         team.any(True)
         if team.rank == 0 and workplace.rendezvous is not None:
             workplace.rendezvous.unlink(missing_ok=True)
+        # Dynamo would cut graphs where the buckets of gradients end; compiled parts stay whole.
+        torch._dynamo.config.optimize_ddp = False
         yield team
         team.any(True)  # srun ends all when one leaves early, and the first may still be writing
     except RuntimeError as error:
