@@ -49,7 +49,7 @@ def choose_device(workplace: Workplace) -> torch.device:
             f"give gpus = {visible}"
         )
     # Steps of several sizes would else leave gaps that nothing fits into.
-    if "PYTORCH_ALLOC_CONF" not in os.environ:  # newer torch reads both names, this one first
+    if "PYTORCH_ALLOC_CONF" not in os.environ:  # the old name would go before it
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     device = torch.device("cuda", workplace.local_rank if visible > 1 else 0)
     torch.cuda.set_device(device)

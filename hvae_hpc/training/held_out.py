@@ -103,8 +103,8 @@ class BestWeights:
 
     def _find_copies(self, weights: Mapping[str, Tensor]) -> tuple[float, bool]:
         """Return the share of draws that are copies, and whether the test says that it copies."""
-        if self.learned is None:
-            return 0.0, False
+        if self.learned is None or not hasattr(self.model, "draw_latent"):
+            return 0.0, False  # another package's generator may draw by its sampler alone
         # Only here: a training without this test need not wait for scipy.
         from hvae_hpc.metrics.memorisation import find_copies
 

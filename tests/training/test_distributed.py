@@ -483,7 +483,10 @@ def test_each_process_takes_its_own_gpu_whether_slurm_hides_the_others_or_not(
     environment: dict[str, str] = {}
     monkeypatch.setattr(device.os, "environ", environment)
     assert device.choose_device(place) == torch.device("cuda", index)
-    assert environment["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+    assert environment.pop("PYTORCH_CUDA_ALLOC_CONF") == "expandable_segments:True"
+    environment["PYTORCH_ALLOC_CONF"] = "a user's own"
+    device.choose_device(place)
+    assert "PYTORCH_CUDA_ALLOC_CONF" not in environment
     if visible > 1:
         with pytest.raises(UserError, match=r"torch sees 4 GPUs on this node.*give gpus = 4"):
             device.choose_device(replace(place, local_rank=4, resources=Resources(gpus=8)))

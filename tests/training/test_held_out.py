@@ -124,6 +124,16 @@ def test_weights_whose_draws_are_copies_are_kept_only_where_all_are(
         assert torch.equal(value, before[name])
 
 
+def test_a_network_that_does_not_draw_by_itself_is_chosen_by_its_loss_alone(
+    pairs: PairTensors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(EDM, "draw_latent")
+    model = build(lambda: EDM(CONFIG, (16, 16)), 3, CPU)
+    best = BestWeights(model, pairs, OPTIM, 3, pairs, list("abcdefgh"))
+    found = best.check(model.state_dict(), 4)
+    assert (found["copies"], found["copying"], best.images_seen) == (0.0, 0.0, 4)
+
+
 @pytest.mark.parametrize("steps", [4, 5, 7])
 def test_a_training_that_was_stopped_keeps_the_same_weights(
     pairs: PairTensors, tmp_path: Path, steps: int
