@@ -40,7 +40,8 @@ class Moves:
     ) -> tuple[Tensor, Tensor]:
         """Move the pairs; masks stay binary."""
         maps = drawn["maps"]
-        return apply_moves(images, maps), apply_moves(masks, maps, mode="nearest")
+        moved = apply_moves(images, maps, self.config.interpolation).clamp(0, 1)
+        return moved, apply_moves(masks, maps, mode="nearest")
 
 
 class Joined:
@@ -91,10 +92,28 @@ def draw_moves(
     scale = 1 + uniform[:, 2] * config.scale
     flip = torch.where(uniform[:, 0] < 2 * config.flip - 1, -1.0, 1.0)
 
-    cos, sin = angle.cos() * scale, angle.sin() * scale
+    maps = make_maps(angle, scale, torch.stack([flip, torch.ones(n)], dim=1), aspect)
+    maps[:, :, 2] = uniform[:, 3:] * 2 * config.shift
+    if config.probability < 1:
+        moved = torch.rand(n, 1, 1, generator=generator) < config.probability
+        maps = torch.where(moved, maps, torch.eye(2, 3))
+    return maps
+
+
+def make_maps(angle: Tensor, scale: Tensor, flips: Tensor, aspect: float) -> Tensor:
+    """Return affine maps from output to input coordinates, both in [-1, 1], (B, 2, 3).
+
+    Args:
+        angle: radians, (B,).
+        scale: above 1 shrinks, (B,).
+        flips: 1 or -1 along columns and rows, (B, 2).
+        aspect: height over width of the images, so that rotations stay rotations.
+    """
+    cos, sin, nothing = angle.cos() * scale, angle.sin() * scale, torch.zeros_like(angle)
+    over_columns, over_rows = flips.unbind(1)
     rows = [
-        torch.stack([cos * flip, -sin * aspect, uniform[:, 3] * 2 * config.shift], dim=1),
-        torch.stack([sin * flip / aspect, cos, uniform[:, 4] * 2 * config.shift], dim=1),
+        torch.stack([cos * over_columns, -sin * aspect * over_rows, nothing], dim=1),
+        torch.stack([sin / aspect * over_columns, cos * over_rows, nothing], dim=1),
     ]
     return torch.stack(rows, dim=1)
 
@@ -105,7 +124,7 @@ def apply_moves(x: Tensor, moves: Tensor, mode: str = "bilinear") -> Tensor:
     Args:
         x: images or masks.
         moves: from :func:`draw_moves`.
-        mode: "bilinear", or "nearest" to keep a mask binary.
+        mode: "bilinear" or "bicubic"; "nearest" keeps a mask binary.
     """
     # In bfloat16 the grid would be off by up to 0.7 px of 240.
     with torch.autocast(x.device.type, enabled=False):
@@ -114,5 +133,5 @@ def apply_moves(x: Tensor, moves: Tensor, mode: str = "bilinear") -> Tensor:
         # On a GPU the gradient of grid_sample adds up in any order, that of indexing in one.
         from torch._decomp.decompositions import grid_sampler_2d
 
-        return grid_sampler_2d(x, grid, ("bilinear", "nearest").index(mode))
+        return grid_sampler_2d(x, grid, ("bilinear", "nearest", "bicubic").index(mode))
     return F.grid_sample(x, grid, mode=mode, padding_mode="zeros", align_corners=False)

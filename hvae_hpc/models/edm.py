@@ -88,7 +88,10 @@ class Block(nn.Module):
         self.conv_2 = _silent(nn.Conv2d(channels_out, channels_out, 3, padding=1))
         same = channels_in == channels_out
         self.skip = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1)
-        self.attention = Attention(channels_out, heads) if heads else nn.Identity()
+        self.attention: nn.Module = nn.Identity()
+        if heads:
+            self.attention = attention = SelfAttention(channels_out, heads)
+            _silent(attention.out)
 
     def forward(self, x: Tensor, embedding: Tensor, kept: Tensor | None) -> Tensor:
         """Return the block's output.
@@ -104,14 +107,6 @@ class Block(nn.Module):
         if kept is not None:
             h = h * kept[:, :, None, None].to(h.dtype)
         return self.attention(self.skip(x) + self.conv_2(h))
-
-
-class Attention(SelfAttention):
-    """Self-attention that says nothing at first."""
-
-    def __init__(self, channels: int, heads: int) -> None:
-        super().__init__(channels, heads)
-        _silent(self.out)
 
 
 class Denoiser(nn.Module):

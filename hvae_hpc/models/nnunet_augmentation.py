@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hvae_hpc.config.augmentations import NNUNetConfig
-from hvae_hpc.models.augmentations import Drawn, apply_moves, per_pair
+from hvae_hpc.models.augmentations import Drawn, apply_moves, make_maps, per_pair
 
 CHANCES = {
     "rotation": 0.2,
@@ -86,39 +86,17 @@ class NNUNetAugmentation:
         x = x + per_pair(drawn["noise_sd"]) * x.std((2, 3), keepdim=True) * drawn["noise"]
         x = torch.where(per_pair(drawn["blurred"]) > 0, blur(x, drawn["blur_px"]), x)
         x = scale_about_mean(x, drawn["brightness"])
-        x = _keep_range(scale_about_mean(x, drawn["contrast"]), x)
+        low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+        x = scale_about_mean(x, drawn["contrast"]).clamp(low, high)
         x = lower_resolution(x, drawn["resolution"])
         x = -change_gamma(-x, drawn["inverted_gamma"])
         return change_gamma(x, drawn["gamma"]), masks
-
-
-def make_maps(angle: Tensor, scale: Tensor, flips: Tensor, aspect: float) -> Tensor:
-    """Return affine maps from output to input coordinates, both in [-1, 1], (B, 2, 3).
-
-    Args:
-        angle: radians, (B,).
-        scale: above 1 shrinks, (B,).
-        flips: 1 or -1 along columns and rows, (B, 2).
-        aspect: height over width of the images, so that rotations stay rotations.
-    """
-    cos, sin, nothing = angle.cos() * scale, angle.sin() * scale, torch.zeros_like(angle)
-    over_columns, over_rows = flips.unbind(1)
-    rows = [
-        torch.stack([cos * over_columns, -sin * aspect * over_rows, nothing], dim=1),
-        torch.stack([sin / aspect * over_columns, cos * over_rows, nothing], dim=1),
-    ]
-    return torch.stack(rows, dim=1)
 
 
 def scale_about_mean(x: Tensor, factor: Tensor) -> Tensor:
     """Multiply the distance to each image's mean by its factor, (B,)."""
     mean = x.mean((2, 3), keepdim=True)
     return mean + per_pair(factor) * (x - mean)
-
-
-def _keep_range(x: Tensor, before: Tensor) -> Tensor:
-    """Clip images to the ranges that they had before."""
-    return x.clamp(before.amin((2, 3), keepdim=True), before.amax((2, 3), keepdim=True))
 
 
 def change_gamma(x: Tensor, gamma: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from hvae_hpc.config.diffusion import EDMConfig
 from hvae_hpc.config.model import HVAEConfig, LSGANConfig, MovesConfig, NetworkConfig, UNetConfig
-from hvae_hpc.models.augmentations import apply_moves, draw_moves
+from hvae_hpc.models.augmentations import Moves, apply_moves, draw_moves
 from hvae_hpc.models.blocks import Decoder, Encoder, ResidualBlock, SelfAttention, Upsample
 from hvae_hpc.models.edm import EDM
 from hvae_hpc.models.hvae import HVAE
@@ -187,7 +187,7 @@ def test_spectral_normalisation_bounds_the_discriminator() -> None:
     )
 
 
-@pytest.mark.parametrize("mode", ["bilinear", "nearest"])
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic", "nearest"])
 def test_moves_by_algorithms_that_add_up_in_one_order_are_the_same_moves(mode: str) -> None:
     generator = torch.Generator().manual_seed(3)
     pair = torch.rand(3, 2, 12, 8, generator=generator).requires_grad_()
@@ -326,3 +326,43 @@ def test_moved_masks_stay_binary_and_on_their_image() -> None:
     mask = apply_moves(image, moves, mode="nearest")
     assert set(mask.unique().tolist()) == {0.0, 1.0}
     assert (mask - apply_moves(image, moves)).abs().mean() < 0.02
+
+
+def test_only_the_share_asked_is_moved_and_the_others_stay_as_they_are() -> None:
+    config = MovesConfig(probability=0.3)
+    drawn = Moves(config).draw(4000, (8, 8), torch.Generator().manual_seed(5))
+    still = (drawn["maps"] == torch.eye(2, 3)).flatten(1).all(1)
+    assert 1 - still.double().mean() == pytest.approx(0.3, abs=0.025)  # 3.5 standard errors
+
+    images = torch.rand(4000, 1, 8, 8, generator=torch.Generator().manual_seed(6))
+    moved, masks = Moves(config).apply(images, images.round(), drawn)
+    torch.testing.assert_close(moved[still], images[still], rtol=0, atol=1e-5)
+    assert torch.equal(masks[still], images.round()[still])
+    assert (moved - images)[~still].abs().amax((1, 2, 3)).min() > 0.05
+
+    every = Moves(MovesConfig()).draw(4000, (8, 8), torch.Generator().manual_seed(5))["maps"]
+    assert torch.equal(drawn["maps"][~still], every[~still])
+
+
+def test_bicubic_moves_keep_the_fine_detail_that_bilinear_ones_blur() -> None:
+    """Half a pixel is where the two weigh -3/32, 19/32, 19/32, -3/32 (Keys, a = -0.75) and 1/2."""
+    row = torch.tensor([0.2, 0.9, 0.1, 0.6, 0.7, 0.3, 0.8, 0.2])
+    images = row.expand(1, 1, 8, 8).contiguous()
+    half = torch.eye(2, 3)[None].clone()
+    half[0, 0, 2] = 1 / 8  # of a side of 2: half a pixel of 8
+    for name, weights in (("bilinear", [0, 16, 16, 0]), ("bicubic", [-3, 19, 19, -3])):
+        moves = Moves(MovesConfig(interpolation=name))  # type: ignore[arg-type]
+        moved, _ = moves.apply(images, images.round(), {"maps": half})
+        expected = row.unfold(0, 4, 1) @ torch.tensor(weights).float() / 32
+        torch.testing.assert_close(moved[0, 0, 4, 1:6], expected.clamp(0, 1))
+
+    noise = torch.rand(16, 1, 32, 32, generator=torch.Generator().manual_seed(7))
+    drawn = Moves(MovesConfig()).draw(16, (32, 32), torch.Generator().manual_seed(8))
+    inner = {
+        name: Moves(MovesConfig(interpolation=name)).apply(noise, noise, drawn)[0][..., 8:24, 8:24]  # type: ignore[arg-type]
+        for name in ("bilinear", "bicubic")
+    }
+    kept = {name: float(x.std() / noise.std()) for name, x in inner.items()}
+    assert kept["bilinear"] + 0.1 < kept["bicubic"] < 1
+    assert inner["bicubic"].min() >= 0
+    assert inner["bicubic"].max() <= 1
