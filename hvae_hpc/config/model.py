@@ -365,7 +365,6 @@ class MovesConfig(AugmentationConfig):
         rotate_deg: largest rotation, degrees.
         scale: largest relative change of size.
         shift: largest shift, as a share of the image's side.
-        probability: of moving a pair at all.
         interpolation: of images. "bilinear" takes most of their fine detail away.
     """
 
@@ -376,9 +375,8 @@ class MovesConfig(AugmentationConfig):
     rotate_deg: float = 10.0
     scale: float = 0.1
     shift: float = 0.05
-    probability: float = field(default=1.0, metadata=ONLY_WHEN_SET)
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
 
     def __post_init__(self) -> None:
-        require("a share between 0 and 1", self, "flip", "scale", "shift", "probability")
+        require("a share between 0 and 1", self, "flip", "scale", "shift")
         require("degrees between 0 and 180", self, "rotate_deg")

@@ -94,9 +94,6 @@ def draw_moves(
 
     maps = make_maps(angle, scale, torch.stack([flip, torch.ones(n)], dim=1), aspect)
     maps[:, :, 2] = uniform[:, 3:] * 2 * config.shift
-    if config.probability < 1:
-        moved = torch.rand(n, 1, 1, generator=generator) < config.probability
-        maps = torch.where(moved, maps, torch.eye(2, 3))
     return maps
 
 

@@ -328,22 +328,6 @@ def test_moved_masks_stay_binary_and_on_their_image() -> None:
     assert (mask - apply_moves(image, moves)).abs().mean() < 0.02
 
 
-def test_only_the_share_asked_is_moved_and_the_others_stay_as_they_are() -> None:
-    config = MovesConfig(probability=0.3)
-    drawn = Moves(config).draw(4000, (8, 8), torch.Generator().manual_seed(5))
-    still = (drawn["maps"] == torch.eye(2, 3)).flatten(1).all(1)
-    assert 1 - still.double().mean() == pytest.approx(0.3, abs=0.025)  # 3.5 standard errors
-
-    images = torch.rand(4000, 1, 8, 8, generator=torch.Generator().manual_seed(6))
-    moved, masks = Moves(config).apply(images, images.round(), drawn)
-    torch.testing.assert_close(moved[still], images[still], rtol=0, atol=1e-5)
-    assert torch.equal(masks[still], images.round()[still])
-    assert (moved - images)[~still].abs().amax((1, 2, 3)).min() > 0.05
-
-    every = Moves(MovesConfig()).draw(4000, (8, 8), torch.Generator().manual_seed(5))["maps"]
-    assert torch.equal(drawn["maps"][~still], every[~still])
-
-
 def test_bicubic_moves_keep_the_fine_detail_that_bilinear_ones_blur() -> None:
     """Half a pixel is where the two weigh -3/32, 19/32, 19/32, -3/32 (Keys, a = -0.75) and 1/2."""
     row = torch.tensor([0.2, 0.9, 0.1, 0.6, 0.7, 0.3, 0.8, 0.2])
