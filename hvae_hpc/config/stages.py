@@ -28,7 +28,7 @@ STAGE_VERSIONS: dict[Stage, int] = {
     "train": 2,
     "likelihood": 2,
     "generate": 1,
-    "augment": 1,
+    "augment": 2,
     "quality": 3,
     "segment": 2,
 }

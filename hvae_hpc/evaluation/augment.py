@@ -1,7 +1,7 @@
 """The augment stage: augmented copies of the real pairs, made once, on a CPU, into a shard.
 
 A standard copy is flipped with some probability, rotated, and a random crop of it is resized to
-full size, with torchio: linear interpolation for the image, nearest for the mask. Another kind of
+full size, with torchio: B-splines for the image, nearest for the mask. Another kind of
 copies is a config with a ``copy_function`` of its own.
 """
 
@@ -81,12 +81,12 @@ def move_pair(
         steps.append(torchio.Flip(axes=(1,)))  # axis 1 is the column: left-right
     degrees = (2 * draw[1] - 1) * config.rotate_deg
     rotation = {"scales": (1, 1, 1), "degrees": (0, 0, degrees), "translation": (0, 0, 0)}
-    steps.append(torchio.Affine(**rotation, image_interpolation="linear", default_pad_value=0))
+    steps.append(torchio.Affine(**rotation, image_interpolation="bspline", default_pad_value=0))
     side = config.crop_min + (1 - config.crop_min) * draw[2]
     rows, columns = round(height * side), round(width * side)
     top, left = round(draw[3] * (height - rows)), round(draw[4] * (width - columns))
     steps.append(torchio.Crop((top, height - rows - top, left, width - columns - left, 0, 0)))
-    steps.append(torchio.Resize((height, width, 1), image_interpolation="linear"))
+    steps.append(torchio.Resize((height, width, 1), image_interpolation="bspline"))
 
     moved = torchio.Compose(steps)(subject)
     image = moved.image.data[0, :, :, 0].clamp(0, 1).float().numpy()

@@ -55,23 +55,17 @@ class Joined:
 
     def draw(self, n: int, image_size: tuple[int, int], generator: torch.Generator) -> Drawn:
         """Draw what each of them needs, in their order."""
-        drawn = [part.draw(n, image_size, generator) for part in self.parts]
         return {
             f"{number}.{name}": value
-            for number, by_name in enumerate(drawn)
-            for name, value in by_name.items()
+            for number, part in enumerate(self.parts)
+            for name, value in part.draw(n, image_size, generator).items()
         }
 
     def apply(self, images: Tensor, masks: Tensor, drawn: Drawn) -> tuple[Tensor, Tensor]:
         """Apply them in their order."""
-        shared = {name: value for name, value in drawn.items() if name.startswith("donor_")}
         for number, part in enumerate(self.parts):
-            own = {
-                name.partition(".")[2]: value
-                for name, value in drawn.items()
-                if name.startswith(f"{number}.")
-            }
-            images, masks = part.apply(images, masks, {**shared, **own})
+            own = {name.removeprefix(f"{number}."): value for name, value in drawn.items()}
+            images, masks = part.apply(images, masks, own)
         return images, masks
 
 

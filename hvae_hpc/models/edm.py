@@ -189,9 +189,8 @@ class Denoiser(nn.Module):
 
 def _silent(layer: nn.Conv2d) -> nn.Conv2d:
     """Let a layer say nothing at first: a block begins as its skip, F as 0."""
-    nn.init.zeros_(layer.weight)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
+    for values in layer.parameters():
+        nn.init.zeros_(values)
     return layer
 
 
