@@ -52,10 +52,10 @@ class Peer(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, noise_label: Tensor, places: Tensor, kept: Tensor | None = None
+        self, x: Tensor, noise_label: Tensor, moves: Tensor, kept: Tensor | None = None
     ) -> Tensor:
-        """Return the output, (B, 2, H, W); places and dropout are not known to it."""
-        del places, kept
+        """Return the output, (B, 2, H, W); moves and dropout are not known to it."""
+        del moves, kept
         folded = self.network(F.pixel_unshuffle(x, self.fold), 1000 * noise_label)
         return F.pixel_shuffle(folded, self.fold)
 

@@ -43,7 +43,7 @@ class Moves:
         # Cubic waves overshoot; what comes from outside is 0.
         low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
         moved = apply_moves(images, maps, self.config.interpolation)
-        moved = moved.clamp(low.clamp(max=0), high)
+        moved = moved.clamp(low.clamp(max=0), high.clamp(min=1))
         return moved, apply_moves(masks, maps, mode="nearest")
 
 
@@ -120,22 +120,12 @@ def apply_moves(x: Tensor, moves: Tensor, mode: str = "bilinear") -> Tensor:
         moves: from :func:`draw_moves`.
         mode: "bilinear" or "bicubic"; "nearest" keeps a mask binary.
     """
-    grid = find_places(moves, x.shape)
+    # In bfloat16 the grid would be off by up to 0.7 px of 240.
+    with torch.autocast(x.device.type, enabled=False):
+        grid = F.affine_grid(moves, list(x.shape), align_corners=False)
     if torch.are_deterministic_algorithms_enabled():
         # On a GPU the gradient of grid_sample adds up in any order, that of indexing in one.
         from torch._decomp.decompositions import grid_sampler_2d
 
         return grid_sampler_2d(x, grid, ("bilinear", "nearest", "bicubic").index(mode))
     return F.grid_sample(x, grid, mode=mode, padding_mode="zeros", align_corners=False)
-
-
-def find_places(moves: Tensor, shape: torch.Size) -> Tensor:
-    """Return where each pixel of moved images comes from, (B, H, W, 2), x first, in [-1, 1].
-
-    Args:
-        moves: (B, 2, 3) maps.
-        shape: of the images, (B, C, H, W).
-    """
-    # In bfloat16 the grid would be off by up to 0.7 px of 240.
-    with torch.autocast(moves.device.type, enabled=False):
-        return F.affine_grid(moves, list(shape), align_corners=False)

@@ -11,10 +11,9 @@ denoiser D sees y + sigma n, with n ~ N(0, I):
 where s is the standard deviation of a channel over the training pairs. So F has inputs and targets
 of variance 1, and its squared error is D's, weighted by (sigma^2 + s^2) / (sigma s)^2.
 
-F is told where each pixel of a moved training pair comes from, and where pairs are drawn, that none
-was moved. So moves that no scanner makes do not get into the pairs (Karras et al. 2020 and 2022,
-"non-leaky augmentation"). It is told by waves over the places, as channels: six numbers beside the
-noise level, as in Karras et al., or plain coordinates it hardly learns to use.
+The moves of a training pair are told to F, and are zero where pairs are drawn, as in Karras et al.
+2022. In short trainings on few cases F learns to ignore them, and drawn pairs are moved as training
+pairs are. Telling it more clearly made it learn its cases by heart (docs/measurements.md).
 
 Pairs are drawn by Heun's method along the deterministic path from sigma = 80 to 0.
 """
@@ -29,13 +28,12 @@ from torch.nn import functional as F
 
 from hvae_hpc.config.diffusion import EDMConfig
 from hvae_hpc.config.model import MovesConfig
-from hvae_hpc.models.augmentations import apply_moves, draw_moves, find_places
+from hvae_hpc.models.augmentations import apply_moves, draw_moves
 from hvae_hpc.models.blocks import Batch, Loss, Phase, SelfAttention, Tensors, normalisation
 from hvae_hpc.models.vjp import widen
 
 SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7.0  # Karras et al. 2022, Table 1
 FREQUENCIES = 32  # random Fourier features of the noise level
-WAVES = 8  # sine and cosine, once and twice over the image's side, along columns and rows
 MASK_MOVES = MovesConfig(flip=0.5, rotate_deg=20.0, scale=0.15, shift=0.08)
 """How real masks are moved before an image is drawn to them."""
 WARP, WARP_GRID = 0.06, 5  # largest bend of a mask, as a share of its side; control points a side
@@ -113,7 +111,7 @@ class Block(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """F: a U-Net of residual blocks, told the noise level and the places of the pixels.
+    """F: a U-Net of residual blocks, told the noise level and the moves of the pair.
 
     Args:
         config: channels, attention, fold.
@@ -129,7 +127,7 @@ class Denoiser(nn.Module):
         embedded = 4 * widths[0]
         self.register_buffer("frequencies", torch.randn(FREQUENCIES))
         self.embed = nn.Sequential(
-            nn.Linear(2 * FREQUENCIES, embedded),
+            nn.Linear(2 * FREQUENCIES + MOVE_NUMBERS, embedded),
             nn.SiLU(),
             nn.Linear(embedded, embedded),
             nn.SiLU(),
@@ -141,7 +139,7 @@ class Denoiser(nn.Module):
             return Block(before, widths[level], embedded, heads)
 
         squares = config.fold**2
-        self.first = nn.Conv2d((channels_in + WAVES) * squares, widths[0], 3, padding=1)
+        self.first = nn.Conv2d(channels_in * squares, widths[0], 3, padding=1)
         self.down = nn.ModuleList(
             block(widths[max(0, level - 1)], level) for level in range(levels)
         )
@@ -157,23 +155,21 @@ class Denoiser(nn.Module):
         self.maps = [*widths, widths[-1], *reversed(widths)]
 
     def forward(
-        self, x: Tensor, noise_label: Tensor, places: Tensor, kept: Tensor | None = None
+        self, x: Tensor, noise_label: Tensor, moves: Tensor, kept: Tensor | None = None
     ) -> Tensor:
         """Return F's output, (B, channels_out, H, W).
 
         Args:
             x: (B, channels_in, H, W).
             noise_label: ln(sigma) / 4, (B,).
-            places: (B, 2, H, W), where each pixel comes from; see :func:`find_places`.
+            moves: (B, 6), how the pair was moved; zeros for not at all.
             kept: factors (B, sum of ``maps``) of feature maps; None for 1.
         """
         phase = 2 * math.pi * noise_label[:, None] * self.frequencies
-        embedding = self.embed(torch.cat([phase.cos(), phase.sin()], dim=1))
+        embedding = self.embed(torch.cat([phase.cos(), phase.sin(), moves], dim=1))
         parts = iter([None] * len(self.maps) if kept is None else kept.split(self.maps, dim=1))
 
-        waves = math.pi * torch.cat([places, 2 * places], dim=1)
-        told = torch.cat([x, waves.sin(), waves.cos()], dim=1)
-        h = self.first(F.pixel_unshuffle(told, self.fold))
+        h = self.first(F.pixel_unshuffle(x, self.fold))
         skips: list[Tensor] = []
         for level, block in enumerate(self.down):
             h = block(F.avg_pool2d(h, 2) if level else h, embedding, next(parts))
@@ -185,6 +181,10 @@ class Denoiser(nn.Module):
                 h = F.interpolate(h, size=skip.shape[2:], mode="nearest")
             h = block(torch.cat([h, skip], dim=1), embedding, next(parts))
         return F.pixel_shuffle(self.last(F.silu(self.norm(h))), self.fold)
+
+
+MOVE_NUMBERS = 6
+"""An affine map has so many numbers."""
 
 
 def _silent(layer: nn.Conv2d) -> nn.Conv2d:
@@ -262,7 +262,7 @@ class EDM(nn.Module):
         y: Tensor,
         sigma: Tensor,
         mask: Tensor | None = None,
-        maps: Tensor | None = None,
+        moves: Tensor | None = None,
         kept: Tensor | None = None,
     ) -> Tensor:
         """Return D(y; sigma), (B, C, H, W) float32.
@@ -271,15 +271,13 @@ class EDM(nn.Module):
             y: noisy and centred, (B, C, H, W).
             sigma: (B,).
             mask: in [-1, 1], 0 where it is not shown, (B, 1, H, W); None where none is given.
-            maps: how the pairs were moved, (B, 2, 3); None for not at all.
+            moves: see :class:`Denoiser`; None for none.
             kept: see there.
         """
         c_skip, c_out, c_in = self._scales(sigma)
         x = c_in * y if mask is None else torch.cat([c_in * y, mask], dim=1)
-        if maps is None:
-            maps = torch.eye(2, 3, dtype=y.dtype, device=y.device).expand(len(y), 2, 3)
-        places = find_places(maps, y.shape).permute(0, 3, 1, 2)
-        return c_skip * y + c_out * widen(self.denoiser(x, sigma.log() / 4, places, kept))
+        moves = y.new_zeros(len(y), MOVE_NUMBERS) if moves is None else moves
+        return c_skip * y + c_out * widen(self.denoiser(x, sigma.log() / 4, moves, kept))
 
     def forward(self, batch: Batch, phase: str = "denoising") -> Loss:
         """Return the mean of F's squared error, which is D's with the weight of its noise level.
@@ -289,14 +287,17 @@ class EDM(nn.Module):
                 (B, 2, 3) where the pairs were moved.
             phase: "denoising".
         """
-        sigma, mask = batch["sigma"], None
+        sigma, mask, moves = batch["sigma"], None, None
         clean = self._signed(batch["image"], batch["mask"]) - self.centre
         noisy = clean + sigma[:, None, None, None] * batch["noise"]
         if self.config.given_mask:
             mask = (2 * batch["mask"] - 1) * batch["mask_shown"]
+        if "maps" in batch:
+            unmoved = torch.eye(2, 3, dtype=sigma.dtype, device=sigma.device)
+            moves = (batch["maps"] - unmoved).flatten(1)
 
         kept = batch["kept"] if self.training else None
-        denoised = self.denoise(noisy, sigma, mask, batch.get("maps"), kept)
+        denoised = self.denoise(noisy, sigma, mask, moves, kept)
         error = ((denoised - clean) / self._scales(sigma)[1]).square().mean((1, 2, 3))
         return Loss(error.mean(), {"denoising": error.detach()})
 
