@@ -281,7 +281,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
     process = subprocess.Popen(
         command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    deadline = time.time() + 60
+    deadline = time.time() + 300
     while not any(r.get("images_seen") for p in project.glob("runs/train/*") for r in read_log(p)):
         assert time.time() < deadline
         time.sleep(0.1)
