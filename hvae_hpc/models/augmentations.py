@@ -40,7 +40,7 @@ class Moves:
     ) -> tuple[Tensor, Tensor]:
         """Move the pairs; masks stay binary."""
         maps = drawn["maps"]
-        # Cubic waves overshoot; what comes from outside is 0.
+        # Bicubic values overshoot; what comes from outside is 0.
         low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
         moved = apply_moves(images, maps, self.config.interpolation)
         moved = moved.clamp(low.clamp(max=0), high.clamp(min=1))

@@ -350,3 +350,8 @@ def test_bicubic_moves_keep_the_fine_detail_that_bilinear_ones_blur() -> None:
     assert kept["bilinear"] + 0.1 < kept["bicubic"] < 1
     assert inner["bicubic"].min() >= 0
     assert inner["bicubic"].max() <= 1
+
+    # What another augmentation took beyond [0, 1] stays there.
+    wide, _ = Moves(MovesConfig()).apply(2 * noise - 0.5, noise, drawn)
+    assert (noise * 2 - 0.5).min() <= wide.min() < -0.3
+    assert (noise * 2 - 0.5).max() >= wide.max() > 1.3
