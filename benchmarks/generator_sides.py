@@ -1,5 +1,6 @@
 """The sides of generators.py: our networks, a naive HVAE step, and pythae's models."""
 
+import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,7 +55,8 @@ def naive_loss(model: HVAE, batch: dict[str, Tensor]) -> Tensor:
         image_nats, mask_nats = model.log_likelihood(z, batch)
         potential = (0.5 * z.square().sum(1) - image_nats - mask_nats).sum()
         (gradient,) = torch.autograd.grad(potential, u, create_graph=True)
-        return gradient
+        longest = model.config.force_max * math.sqrt(u.shape[1])
+        return gradient / (1 + (gradient.norm(dim=1, keepdim=True) / longest) ** 2).sqrt()
 
     for alpha in model.alphas():
         rho = rho - 0.5 * eps * force(u)

@@ -114,6 +114,8 @@ class HVAEConfig(GeneratorConfig):
             "posterior".
         learn_step_size: learn eps, between 0 and ``step_size_max``.
         step_size_max: upper bound of a learned eps.
+        force_max: bound of the force's length, in sqrt(d): its length where the posterior is the
+            encoder's. A steep posterior would throw a pair far.
         mass: "posterior" leaps in whitened coordinates, "identity" in z itself (the paper's form).
         tempering: "none", "fixed" (quadratic in k) or "free" (alpha_k learned).
         sqrt_beta_0: square root of the initial inverse temperature, in (0, 1]; not used by "none".
@@ -155,6 +157,7 @@ class HVAEConfig(GeneratorConfig):
     step_size: float = 0.3
     learn_step_size: bool = True
     step_size_max: float = 0.5
+    force_max: float = 1.5
     mass: Literal["posterior", "identity"] = "posterior"
     tempering: Literal["none", "fixed", "free"] = "free"
     sqrt_beta_0: float = 0.9
@@ -173,7 +176,9 @@ class HVAEConfig(GeneratorConfig):
 
     def __post_init__(self) -> None:
         require("0 or more", self, "n_leapfrog")
-        require("more than 0", self, "step_size", "sigma_x", "sigma_x_floor", "mask_weight")
+        require(
+            "more than 0", self, "step_size", "force_max", "sigma_x", "sigma_x_floor", "mask_weight"
+        )
         require("a share between 0 and 1", self, "kl_warm_up", "flow_from", "adversarial_from")
         require("0 or more", self, "adversarial_weight", "perceptual_weight")
         require("a number in (0, 1]", self, "sqrt_beta_0")

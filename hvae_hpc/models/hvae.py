@@ -60,13 +60,12 @@ class HVAE(nn.Module):
         image_size: height and width, px.
 
     Attributes:
-        compiled_parts: the methods that cost time; the leaps between them are a few small
-            operations.
+        compiled_parts: the methods that cost time.
         has_bound: what is maximised is a bound, but for Metropolis.
         activation_memory_budget: share of its activations that a compiled step keeps. With this one
             it computes no product again, by a trace, and needs a third of the memory.
-        recompute: keep no activation of the decoder for the backward pass, but decode again there:
-            a flow of K leaps then needs about the memory of one decoding, not of K + 1.
+        recompute: decode again in the backward pass: a flow of K leaps then needs about the memory
+            of one decoding, not of K + 1.
     """
 
     pairs_apart = HVAEConfig.pairs_apart
@@ -204,9 +203,8 @@ class HVAE(nn.Module):
         self, z: Tensor, batch: Batch
     ) -> tuple[tuple[Tensor, Tensor], Tensor]:
         """Return what :meth:`log_likelihood` does, and its sum's gradient by z (B, d)."""
-        (parameter, mask_logits), pull = self.decoder.linearise(z)
-        slopes = self.slopes(parameter, mask_logits, batch)
-        return self._nats(parameter, mask_logits, batch), pull(*slopes)
+        decoded, pull = self.decoder.linearise(z)
+        return self._nats(*decoded, batch), pull(*self.slopes(*decoded, batch))
 
     def slopes(self, parameter: Tensor, mask_logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the gradients of the nats by what the decoder put out."""
@@ -229,18 +227,18 @@ class HVAE(nn.Module):
         K leaps take K + 1 gradients: the force at a step's end is the force at the next one's
         start, and the last evaluation also gives log p(x, m|z_K).
         """
+        # The coordinates of the leaps: z = origin + unit * q.
         whitened = self.config.mass == "posterior"
-
-        def latent(q: Tensor) -> Tensor:
-            return mean + scale * q if whitened else q
+        origin, unit = (mean, scale) if whitened else (0, 1)
 
         def slope(q: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
             """Return the potential's gradient by q, and the potential with its parts."""
-            z = latent(q)
+            z = origin + unit * q
             (image_nats, mask_nats), by_z = self.linearised_likelihood(z, batch)
-            gradient = z - by_z
-            if whitened:
-                gradient = gradient * scale
+            gradient = unit * (z - by_z)
+            # By any force the leaps are reversible and of determinant 1.
+            share = _square(gradient) / self.latent_size / self.config.force_max**2
+            gradient = gradient * torch.rsqrt(1 + share)[:, None]
             if self.config.inner_gradient == "detached":
                 gradient = gradient.detach()
             return gradient, (0.5 * _square(z) - image_nats - mask_nats, image_nats, mask_nats)
@@ -264,9 +262,8 @@ class HVAE(nn.Module):
             energy_change = energy_change + energy + 0.5 * _square(momentum) - before
             momentum = alpha * momentum
 
-        path = Path(
-            q_0, q, z_0, latent(q), momentum, *at_start, image_nats, mask_nats, energy_change
-        )
+        z = origin + unit * q
+        path = Path(q_0, q, z_0, z, momentum, *at_start, image_nats, mask_nats, energy_change)
         return self._accept_or_stay(path, batch) if self.config.metropolis else path
 
     def _accept_or_stay(self, path: Path, batch: Batch) -> Path:
@@ -305,24 +302,23 @@ class HVAE(nn.Module):
             path = self.leap(batch, mean, scale)
             image_nats, mask_nats = path.image_k, path.mask_k
             kl = 0.5 * _square(path.z_k) + 0.5 * _square(path.momentum) - log_scale - mean.shape[1]
-            at_end = image_nats + mask_nats + log_scale
-            at_end = at_end - 0.5 * _square(path.z_k) - 0.5 * _square(path.momentum)
-            log_weight = at_end + 0.5 * _square(batch["noise"]) + 0.5 * _square(batch["momentum"])
+            drawn = _square(batch["noise"]) + _square(batch["momentum"])
+            sampled_kl = kl + mean.shape[1] - 0.5 * drawn
             terms = self._describe_flow(path, scale)
             if is_bound:
-                elbo_at_start = path.image_0 + path.mask_0 - analytic_kl
-                terms["elbo_gain"] = image_nats + mask_nats - kl - elbo_at_start
+                gained = image_nats - path.image_0 + mask_nats - path.mask_0
+                terms["elbo_gain"] = gained + analytic_kl - kl
         else:  # the VAE, whose KL is analytic
             z = mean + scale * batch["noise"]
             image_nats, mask_nats = self._spare(lambda z: self.log_likelihood(z, batch), z)
             kl = analytic_kl
-            at_z = image_nats + mask_nats + log_scale
-            log_weight = at_z + 0.5 * _square(batch["noise"]) - 0.5 * _square(z)
+            sampled_kl = 0.5 * _square(z) - 0.5 * _square(batch["noise"]) - log_scale
 
         pixels = batch["image"][0].numel()
         bound = image_nats + mask_nats - batch["kl_weight"] * kl
         elbo = image_nats + mask_nats - kl
         if is_bound:
+            log_weight = image_nats + mask_nats - sampled_kl
             bits = -elbo / (pixels * math.log(2))
             terms |= {"elbo": elbo, "log_weight": log_weight, "bits_per_pixel": bits}
         else:

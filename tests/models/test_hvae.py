@@ -118,15 +118,29 @@ def batch_of(model: HVAE, n: int, seed: int = 0) -> dict[str, Tensor]:
 FLOWS = [
     pytest.param({"n_leapfrog": 0}, id="K=0"),
     pytest.param(
-        {"n_leapfrog": 1, "step_size": 0.3, "tempering": "fixed", "sqrt_beta_0": 0.7},
+        {
+            "n_leapfrog": 1,
+            "step_size": 0.3,
+            "tempering": "fixed",
+            "sqrt_beta_0": 0.7,
+            "force_max": 0.5,
+        },
         id="K=1,fixed",
     ),
-    pytest.param({"n_leapfrog": 3, "step_size": 0.2, "tempering": "none"}, id="K=3,none"),
+    pytest.param(
+        {"n_leapfrog": 3, "step_size": 0.2, "tempering": "none", "force_max": 0.5}, id="K=3,none"
+    ),
     pytest.param(
         {"n_leapfrog": 3, "step_size": 0.4, "tempering": "free", "sqrt_beta_0": 0.8}, id="K=3,free"
     ),
     pytest.param(
-        {"n_leapfrog": 5, "step_size": 0.3, "tempering": "fixed", "sqrt_beta_0": 0.6},
+        {
+            "n_leapfrog": 5,
+            "step_size": 0.3,
+            "tempering": "fixed",
+            "sqrt_beta_0": 0.6,
+            "force_max": 1e9,
+        },
         id="K=5,fixed",
     ),
     pytest.param(
@@ -214,9 +228,40 @@ def test_k_leaps_take_one_gradient_more_than_there_are_leaps_and_no_other_decodi
     assert len(plain) == len(both)  # linearise of this decoder calls its forward
 
 
+def steep_leap(force_max: float, times: float) -> tuple[Tensor, Tensor]:
+    """Leap once from 64 places, with an encoder so many times too wide.
+
+    Returns:
+        The force's length at the start, in sqrt(d), and the change of energy.
+    """
+    model = linear_model(
+        n_leapfrog=1, step_size=0.3, learn_step_size=False, tempering="none", force_max=force_max
+    )
+    model.encoder.log_var = model.encoder.log_var + 2 * math.log(times)
+    start = torch.randn(2, 64, D, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
+    path = leap(model, start[0], start[1])
+    force = 2 / 0.3 * ((path.q_k - path.q_0) / 0.3 - start[1])
+    return force.norm(dim=1) / math.sqrt(D), path.energy_change
+
+
+@pytest.mark.parametrize("force_max", [0.5, 2.0])
+def test_a_steep_posterior_pulls_with_the_greatest_force_and_no_more(force_max: float) -> None:
+    force, _ = steep_leap(force_max, 1e4)
+    torch.testing.assert_close(force, torch.full_like(force, force_max))
+
+
+def test_a_bounded_force_throws_no_pair_far() -> None:
+    free, bounded = (steep_leap(force_max, 10.0)[1].abs() for force_max in (1e9, 1.5))
+    assert free.median() > 100 * bounded.median()
+
+
 def energy_error(n_leapfrog: int, step_size: float) -> float:
     model = linear_model(
-        nonlinear=True, n_leapfrog=n_leapfrog, step_size=step_size, tempering="none"
+        nonlinear=True,
+        n_leapfrog=n_leapfrog,
+        step_size=step_size,
+        tempering="none",
+        force_max=1e9,
     )
     start = torch.randn(2, 64, D, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     return float(leap(model, start[0], start[1]).energy_change.abs().mean())
