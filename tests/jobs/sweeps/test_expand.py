@@ -531,10 +531,11 @@ def test_the_ablation_changes_one_thing_at_a_time() -> None:
         "tempering",
         "sqrt_beta_0",
         "image_likelihood",
+        "force_max",
     } == literal
     for name, fields in changed.items():
         assert fields == several[name] if name in several else len(fields) == 1, name
-    assert len(changed) == 14  # with the VAE
+    assert len(changed) == 15  # with the VAE
 
 
 @pytest.mark.parametrize("samplers", [(), ("prior", "prior")])
