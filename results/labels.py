@@ -113,7 +113,7 @@ def name_label(name: str) -> str:
         "standard": "Standard aug.",
         "edm-given": "EDM given masks",
     }
-    return f"{labels[generator]} {sampler}".strip() if generator in labels else name
+    return f"{labels.get(generator, generator)} {sampler}".strip()
 
 
 def ordered_sources(plan: Plan, data: str) -> list[str]:

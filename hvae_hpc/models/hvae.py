@@ -227,13 +227,13 @@ class HVAE(nn.Module):
         K leaps take K + 1 gradients: the force at a step's end is the force at the next one's
         start, and the last evaluation also gives log p(x, m|z_K).
         """
-        # The coordinates of the leaps: z = origin + unit * q.
+        # The coordinates of the leaps: z = shift + unit * q.
         whitened = self.config.mass == "posterior"
-        origin, unit = (mean, scale) if whitened else (0, 1)
+        shift, unit = (mean, scale) if whitened else (0, 1)
 
         def slope(q: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
             """Return the potential's gradient by q, and the potential with its parts."""
-            z = origin + unit * q
+            z = shift + unit * q
             (image_nats, mask_nats), by_z = self.linearised_likelihood(z, batch)
             gradient = unit * (z - by_z)
             # By any force the leaps are reversible and of determinant 1.
@@ -262,8 +262,9 @@ class HVAE(nn.Module):
             energy_change = energy_change + energy + 0.5 * _square(momentum) - before
             momentum = alpha * momentum
 
-        z = origin + unit * q
-        path = Path(q_0, q, z_0, z, momentum, *at_start, image_nats, mask_nats, energy_change)
+        path = Path(
+            q_0, q, z_0, shift + unit * q, momentum, *at_start, image_nats, mask_nats, energy_change
+        )
         return self._accept_or_stay(path, batch) if self.config.metropolis else path
 
     def _accept_or_stay(self, path: Path, batch: Batch) -> Path:

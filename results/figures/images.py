@@ -5,6 +5,7 @@ Their images lie in the runs' samples.npz. generate runs leave ``images`` (n, H,
 (n,), for test cases.
 """
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def draw_figure2(plan: Plan, collected: Collected, data: str) -> tuple[Figure, l
         pairs = list(zip(samples["images"], samples["masks"], strict=True))[:N_COLUMNS]
         outlined = [Panel(image=image, outlines=((mask, TRUTH),)) for image, mask in pairs]
         masks = [Panel(image=mask > 0) for _, mask in pairs]
-        rows += [(label, outlined), ("mask", masks)]
+        rows += [(textwrap.fill(label, 12), outlined), ("mask", masks)]
 
     if {label for label, _ in rows} <= {"Real", "mask"}:
         raise UserError("; ".join(left_out))
