@@ -7,8 +7,10 @@ et al. 2023, equations 3 and 4):
 
     ELBO(y) = E[log p(x, m|z_K) - |z_K|^2 / 2 - |rho_K|^2 / 2] + sum_i log s_i + d
 
-With mass "posterior" the leaps are made in whitened coordinates u, z = mu + s u: the same as a mass
-matrix diag(1 / s^2) in z, and the only form in which one step size suits every direction.
+Leaps by any force that depends on the place alone keep volumes and can be reversed. So the force is
+bounded in length, and the bound stays exact. With mass "posterior" the leaps are made in whitened
+coordinates u, z = mu + s u: the same as a mass matrix diag(1 / s^2) in z, and the only form in
+which one step size suits every direction.
 """
 
 import math
