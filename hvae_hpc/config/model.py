@@ -114,8 +114,8 @@ class HVAEConfig(GeneratorConfig):
             "posterior".
         learn_step_size: learn eps, between 0 and ``step_size_max``.
         step_size_max: upper bound of a learned eps.
-        force_max: bound of the force's length, in sqrt(d), which is about its length where the
-            encoder's Gaussian is the posterior. A steeper one would throw a pair far.
+        force_max: bound of the force's length, in sqrt(d). With mass "posterior" that is about its
+            length where the encoder is exact; a steeper posterior would throw a pair far.
         mass: "posterior" leaps in whitened coordinates, "identity" in z itself (the paper's form).
         tempering: "none", "fixed" (quadratic in k) or "free" (alpha_k learned).
         sqrt_beta_0: square root of the initial inverse temperature, in (0, 1]; not used by "none".

@@ -7,8 +7,9 @@ et al. 2023, equations 3 and 4):
 
     ELBO(y) = E[log p(x, m|z_K) - |z_K|^2 / 2 - |rho_K|^2 / 2] + sum_i log s_i + d
 
-Leaps by any force that depends on the place alone keep volumes and can be reversed. So the force is
-bounded in length, and the bound stays exact. With mass "posterior" the leaps are made in whitened
+Leaps by any force that depends on the place alone keep volumes and can be reversed. So the force,
+minus the gradient of U, is bounded in length: energy is then not conserved, and the bound stays
+exact. With mass "posterior" the leaps are made in whitened
 coordinates u, z = mu + s u: the same as a mass matrix diag(1 / s^2) in z, and the only form in
 which one step size suits every direction.
 """
@@ -234,7 +235,7 @@ class HVAE(nn.Module):
         shift, unit = (mean, scale) if whitened else (0, 1)
 
         def slope(q: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-            """Return the potential's gradient by q, and the potential with its parts."""
+            """Return the bounded gradient by q, and the potential with its parts."""
             z = shift + unit * q
             (image_nats, mask_nats), by_z = self.linearised_likelihood(z, batch)
             gradient = unit * (z - by_z)

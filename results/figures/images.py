@@ -70,7 +70,7 @@ def draw_figure2(plan: Plan, collected: Collected, data: str) -> tuple[Figure, l
         pairs = list(zip(samples["images"], samples["masks"], strict=True))[:N_COLUMNS]
         outlined = [Panel(image=image, outlines=((mask, TRUTH),)) for image, mask in pairs]
         masks = [Panel(image=mask > 0) for _, mask in pairs]
-        rows += [(textwrap.fill(label, 12), outlined), ("mask", masks)]
+        rows += [(textwrap.fill(label, 16), outlined), ("mask", masks)]
 
     if {label for label, _ in rows} <= {"Real", "mask"}:
         raise UserError("; ".join(left_out))

@@ -11,6 +11,7 @@ from hvae_hpc.config.arms import ArmConfig
 from hvae_hpc.config.stages import GenerateConfig
 from hvae_hpc.errors import UserError
 from hvae_hpc.results.collect import Collected, collect
+from hvae_hpc.results.figures import images
 from hvae_hpc.results.figures.images import (
     CASES,
     N_COLUMNS,
@@ -128,6 +129,21 @@ def test_long_names_of_arms_have_room_beside_their_row(tmp_path: Path) -> None:
         assert box.x0 > 0
         assert box.x1 < axes.get_window_extent().x0
         assert 0 < box.y0 < box.y1 < figure.bbox.y1
+
+
+def test_long_names_of_generators_have_room_beside_their_row(
+    sweep: tuple[Path, list[Run]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "name_label", lambda name: f"{name}-of-a-long-name riemannian")
+    with matplotlib.rc_context(_SETTINGS):
+        figure, _ = draw_figure2(*read_all(sweep[0]))
+        figure.draw_without_rendering()
+    named = [axes for axes in figure.axes if axes.get_ylabel()]
+    assert sum("riemannian" in axes.get_ylabel() for axes in named) == 3
+    for axes in named:
+        box, panel = axes.yaxis.label.get_window_extent(), axes.get_window_extent()
+        assert 0 < box.x0 < box.x1 < panel.x0
+        assert panel.y0 - 2 < box.y0 < box.y1 < panel.y1 + 2
 
 
 def test_arms_without_a_case_in_common_are_drawn_with_their_own(

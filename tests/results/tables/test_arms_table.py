@@ -222,6 +222,10 @@ def test_an_arm_without_runs_has_dashes(tmp_path: Path) -> None:
             "HVAE-GAN hmc + 100",
         ),
         (
+            ArmConfig(name="mine-a-hmc+100", generator="mine-a-hmc", n_synthetic=100),
+            "Mine-a hmc + 100",
+        ),
+        (
             ArmConfig(name="mine-first+100", generator="mine", n_synthetic=100, first_share=0.5),
             "First mine + 100",
         ),
