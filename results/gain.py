@@ -28,7 +28,8 @@ class Gain(NamedTuple):
     """What the best pairs gain over the best free arm.
 
     Attributes:
-        pairs: the arm with synthetic pairs for which most can be promised.
+        pairs: the arm with synthetic pairs for which most can be promised. Where none promises a
+            gain, that of the highest mean Dice.
         free: the arm of the highest mean Dice of those without.
         low: ``pairs`` gains no less over any free arm.
         high: no arm with pairs gains more over ``free``. Each bound holds with 97.5 %.
@@ -89,13 +90,14 @@ def measure_gain(
         return None
 
     with_pairs, lows, highs = bound_gain(pairs, free)
-    best = max(pairs, key=lambda name: (lows[name], arms[name].mean_dice))
+    # An arm that promises no gain has no claim to be named before one of a higher mean.
+    best = max(pairs, key=lambda name: (max(lows[name], 0.0), arms[name].mean_dice))
     rival = max(free, key=lambda name: arms[name].mean_dice)
     means = {
         name: np.concatenate([block.scores.mean((0, 2)) for block in blocks[name]])
         for name in (*pairs, *free)
     }
-    highest = np.max(list(means.values()), axis=0)
+    highest = np.max([*means.values()], 0)
     return Gain(
         pairs=arms[best],
         free=arms[rival],
@@ -112,8 +114,9 @@ def measure_gain(
 
 def _is_comparable(arm: ArmConfig) -> bool:
     """Return whether an arm has the sweep's real cases and budget, and uses pairs as they are."""
-    others = (arm.n_cases, arm.alone, arm.first_share, arm.shuffled, arm.nearest)
-    return "@" not in arm.name and not any(others)
+    return "@" not in arm.name and not any(
+        (arm.n_cases, arm.alone, arm.first_share, arm.shuffled, arm.nearest)
+    )
 
 
 def bound_gain(
