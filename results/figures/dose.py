@@ -72,7 +72,7 @@ def draw_dose(plan: Plan, scores: Sequence[ArmScores], data: str) -> tuple[Figur
     )
     handles, labels = grid[0].get_legend_handles_labels()
     figure.legend(
-        handles, labels, loc="outside lower center", ncols=4, frameon=False, handlelength=3.5
+        handles, labels, loc="outside lower center", ncols=3, frameon=False, handlelength=3.5
     )
     return figure, list_not_drawn(scores, drawn)
 

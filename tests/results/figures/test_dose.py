@@ -3,13 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from hvae_hpc.config.arms import ArmConfig
 from hvae_hpc.results.collect import Collected, collect
 from hvae_hpc.results.figures.dose import draw_dose
+from hvae_hpc.results.figures.write import _SETTINGS
 from hvae_hpc.results.scores import score_arms
 from hvae_hpc.results.statistics import Block, estimate_mean
 from hvae_hpc.runs.plan import read_plan
@@ -59,6 +62,16 @@ def test_every_dose_has_its_mean_and_its_interval_over_seeds_and_cases(tmp_path:
     np.testing.assert_allclose(means, [estimate.mean for estimate in estimates])
     np.testing.assert_allclose(ends, [(estimate.low, estimate.high) for estimate in estimates])
     assert figure.axes[-1].get_xlabel().endswith("95 % interval over seeds and cases")
+
+
+def test_the_legend_of_many_generators_with_long_names_is_not_cut(tmp_path: Path) -> None:
+    names = ("lsgan", *(f"{name}-aggregated" for name in ("vae", "hvae", "hvae-gan", "vae-gan")))
+    arms = [ArmConfig(name=f"{name}+300", generator=name, n_synthetic=300) for name in names]
+    with matplotlib.rc_context(_SETTINGS):
+        figure, _, _ = draw(tmp_path, arms=(ArmConfig(name="reference"), *arms))
+        figure.draw_without_rendering()
+    legend = figure.legends[0].get_window_extent()
+    assert figure.bbox.x0 <= legend.x0 < legend.x1 <= figure.bbox.x1
 
 
 def test_below_is_the_paired_difference_to_the_reference(tmp_path: Path) -> None:
