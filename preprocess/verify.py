@@ -8,7 +8,7 @@ from hvae_hpc.config.loader import load
 from hvae_hpc.errors import UserError
 from hvae_hpc.preprocess.parallel import map_in_order
 from hvae_hpc.preprocess.read.find_cases import find_cases
-from hvae_hpc.preprocess.read.scan import hash_source
+from hvae_hpc.preprocess.read.scan import read_source
 from hvae_hpc.preprocess.recipes.recipe import Recipe
 from hvae_hpc.preprocess.store.manifest import CaseEntry, read_manifest
 from hvae_hpc.preprocess.store.shards import read_pairs
@@ -85,7 +85,7 @@ def check_sources(item: tuple[CaseEntry, dict[str, Path]]) -> str:
         return f"{case.case_id}: has {got}, expected {expected}"
     try:
         changed = [
-            str(path) for role, path in paths.items() if hash_source(path) != case.sources[role]
+            str(path) for role, path in paths.items() if read_source(path)[1] != case.sources[role]
         ]
     except UserError as error:
         return f"{case.case_id}: {error}"

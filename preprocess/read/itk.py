@@ -5,7 +5,6 @@ orientation, a scaling, damaged bytes of a MetaImage, and voxels in a file that 
 """
 
 import contextlib
-import hashlib
 import math
 import re
 import zlib
@@ -19,7 +18,7 @@ from hvae_hpc.preprocess.read.scan import (
     Scan,
     check_affine,
     choose_volume,
-    read_bytes,
+    read_source,
     source_files,
     turn_axes,
 )
@@ -57,7 +56,7 @@ def read_itk(path: Path, orientation: str, channel: int | None = None) -> Scan:
     """
     import SimpleITK as sitk  # only data sets in these formats pay for it
 
-    content = read_bytes(path)
+    content, digest = read_source(path)
     header, voxels = _split(path, content)
     reader = sitk.ImageFileReader()
     reader.SetImageIO("NrrdImageIO" if header.startswith(b"NRRD") else "MetaImageIO")
@@ -82,7 +81,6 @@ def read_itk(path: Path, orientation: str, channel: int | None = None) -> Scan:
     steps = np.reshape(image.GetDirection(), (sides, sides)) * image.GetSpacing()
     affine[:3, :3] = LPS_TO_RAS @ steps[:3, :3]
     affine[:3, 3] = LPS_TO_RAS @ image.GetOrigin()[:3]
-    digest = hashlib.sha256(content).hexdigest()
     return turn_axes(path, digest, values, shape, check_affine(path, affine), orientation)
 
 

@@ -48,19 +48,14 @@ def _find_tumour(label: Scan, recipe: Recipe, known: tuple[int, ...]) -> NDArray
             )
         data, inside = np.rint(data), whole[whole != 0]
     values = [int(value) for value in np.unique(inside)]
-    _check_values(label, values, recipe, known)
+    _check_values(label, values, known)
 
     if wanted == "any" or set(values) <= set(wanted):
         return data != 0
-    tumour = data == wanted[0]
-    for value in wanted[1:]:
-        tumour |= data == value
-    return tumour
+    return functools.reduce(np.logical_or, (data == value for value in wanted))
 
 
-def _check_values(
-    label: Scan, values: Sequence[int], recipe: Recipe, known: tuple[int, ...]
-) -> None:
+def _check_values(label: Scan, values: Sequence[int], known: tuple[int, ...]) -> None:
     """Refuse values that are not known or, where all are, lie as close as grey levels."""
     strange = [value for value in values if value < 0 or (known and value not in known)]
     if strange:

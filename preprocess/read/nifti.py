@@ -6,7 +6,6 @@ bytes.
 
 import contextlib
 import gzip
-import hashlib
 import math
 import zlib
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from hvae_hpc.preprocess.read.scan import (
     Scan,
     check_affine,
     choose_volume,
-    read_bytes,
+    read_source,
     turn_axes,
 )
 from hvae_hpc.preprocess.store.reader import available_memory
@@ -49,7 +48,7 @@ def read_scan(path: Path, orientation: str, channel: int | None = None) -> Scan:
     Raises:
         UserError: missing, cut short, not NIfTI, not 3D, or without a usable orientation.
     """
-    content = read_bytes(path)
+    content, digest = read_source(path)
     header = _parse(path, _unzip(path, content, nib.Nifti2Header.sizeof_hdr, gunzip_start))
     dims = tuple(int(side) for side in header["dim"][1 : max(0, int(header["dim"][0])) + 1])
     shape, first = choose_volume(path, dims, channel)
@@ -71,7 +70,6 @@ def read_scan(path: Path, orientation: str, channel: int | None = None) -> Scan:
     if slope is not None and (slope, intercept) != (1, 0):
         values = values * np.float64(slope) + np.float64(intercept)
 
-    digest = hashlib.sha256(content).hexdigest()
     scan = turn_axes(path, digest, values, shape, affine, orientation)
     return replace(scan, to_qform=_find_to_qform(header, affine))
 

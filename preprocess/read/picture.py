@@ -1,6 +1,5 @@
 """A 2D picture (PNG, TIFF, BMP, GIF, JPEG) -> a scan of one slice, or one line on what is wrong."""
 
-import hashlib
 import io
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageChops
 
 from hvae_hpc.errors import UserError
-from hvae_hpc.preprocess.read.scan import Scan, read_bytes
+from hvae_hpc.preprocess.read.scan import Scan, read_source
 from hvae_hpc.preprocess.recipes.recipe import LabelConfig
 
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own bound, which warns; ours is an error
@@ -46,7 +45,7 @@ def read_picture(
     Raises:
         UserError: missing, damaged, too large, of several pages, turned, or a label in colours.
     """
-    content = read_bytes(path)
+    content, digest = read_source(path)
     try:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as opened:
             _check_form(path, opened)
@@ -65,7 +64,7 @@ def read_picture(
     pixels = np.asarray(picture)
     return Scan(
         path=path,
-        sha256=hashlib.sha256(content).hexdigest(),
+        sha256=digest,
         data=pixels.T[:, :, None],
         values=pixels.reshape(-1),
         affine=np.full((4, 4), np.nan),

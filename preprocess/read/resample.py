@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.frozen import frozen
-from hvae_hpc.preprocess.read.scan import LPS_TO_RAS, Affine, Scan
+from hvae_hpc.preprocess.read.scan import LPS_TO_RAS, Affine, Scan, find_corners
 from hvae_hpc.preprocess.recipes.recipe import GridConfig
 
 _MARGIN = 12
@@ -40,14 +40,15 @@ class Target:
     first_slice: int
 
 
-def find_target(
-    image: Scan,
-    mask: Scan,
-    box: tuple[tuple[int, ...], tuple[int, ...]],
-    grid: GridConfig,
-    *,
-    whole: bool,
-) -> Target:
+def bounding_box(mask: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Return (2, 3): the first and the last index that is True along each axis; all for none."""
+    if not mask.any():
+        mask = np.ones_like(mask)
+    inside = [np.flatnonzero(mask.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
+    return np.array([[index[end] for index in inside] for end in (0, -1)])
+
+
+def find_target(image: Scan, mask: Scan, grid: GridConfig, *, whole: bool) -> Target:
     """Define the grid: along the label's axes, cropped in plane and to the tumour's slices.
 
     All lengths are mm along the label's axes from the centre of its first voxel, so slice k lies at
@@ -56,14 +57,13 @@ def find_target(
     Args:
         image: for its middle.
         mask: the tumour on the label's grid.
-        box: first and last index of the tumour along each axis.
         grid: the recipe's.
         whole: take all of the label's slices, also those without tumour.
 
     Raises:
         UserError: the image does not cover the tumour.
     """
-    low, high = np.array(box[0]), np.array(box[1])
+    low, high = bounding_box(mask.data)
     size, step = mask.spacing_mm, grid.spacing_mm
     extent = np.array(image.data.shape)
     middle = (low + high) / 2
@@ -170,9 +170,8 @@ def _crop_around(
     Returns:
         The voxels, and the world's place of the first one.
     """
-    unit = np.array(list(np.ndindex(2, 2, 2)))
-    corners = np.column_stack([unit * (np.array(shape) - 1), np.ones(8)])
-    index = (np.linalg.inv(image.affine) @ affine @ corners.T)[:3]
+    corners = find_corners([side - 1 for side in shape])
+    index = (np.linalg.inv(image.affine) @ affine @ corners)[:3]
     last = np.array(image.data.shape) - 1
     low = np.clip(np.floor(index.min(axis=1)).astype(int) - _MARGIN, 0, last)
     high = np.clip(np.ceil(index.max(axis=1)).astype(int) + _MARGIN, low, last)

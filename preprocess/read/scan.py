@@ -7,6 +7,7 @@ A 2D picture is a scan of one slice whose place and spacing are unknown (NaN).
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import field
 from functools import cached_property
 from pathlib import Path
@@ -82,19 +83,25 @@ class Scan:
 
         0 where that is less than a tenth of a voxel: headers of one grid differ by rounding.
         """
-        corners = np.array([[*index, 1] for index in np.ndindex(2, 2, 2)]) * [*self.data.shape, 1]
-        gap = float(np.abs((self.affine - affine) @ corners.T).max())
+        gap = float(np.abs((self.affine - affine) @ find_corners(self.data.shape)).max())
         return gap if gap > 0.1 * float(self.spacing_mm.min()) else 0.0
 
 
-def read_bytes(path: Path) -> bytes:
-    """Read a scan's files whole: its hash and its voxels come from the same bytes.
+def find_corners(shape: Sequence[int]) -> Affine:
+    """Return (4, 8), the places of a box's corners in voxels, from 0 to its shape; 1 below each."""
+    corners = np.array([[*index, 1.0] for index in np.ndindex(2, 2, 2)])
+    return (corners * [*shape, 1]).T
+
+
+def read_source(path: Path) -> tuple[bytes, str]:
+    """Read a scan's files whole, and return their bytes and the SHA-256 of these very bytes.
 
     Raises:
         UserError: it cannot be read.
     """
     try:
-        return b"".join(read_file(file, IMAGE_BYTES) for file in source_files(path))
+        content = b"".join(read_file(file, IMAGE_BYTES) for file in source_files(path))
+        return content, hashlib.sha256(content).hexdigest()
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); check path and permission"
@@ -105,11 +112,6 @@ def source_files(path: Path) -> list[Path]:
     """Return a scan's file and, where its name ends in .mhd, the file of its voxels."""
     endings = (".raw", ".zraw") if path.suffix.lower() == ".mhd" else ()
     return [path, *filter(Path.is_file, map(path.with_suffix, endings))]
-
-
-def hash_source(path: Path) -> str:
-    """Return the SHA-256 of a scan's bytes, as :class:`Scan` has it."""
-    return hashlib.sha256(read_bytes(path)).hexdigest()
 
 
 def choose_volume(

@@ -21,9 +21,14 @@ from hvae_hpc.preprocess.read.itk import ENDINGS, read_itk
 from hvae_hpc.preprocess.read.label import join_labels
 from hvae_hpc.preprocess.read.nifti import read_scan
 from hvae_hpc.preprocess.read.picture import read_picture
-from hvae_hpc.preprocess.read.resample import find_target, resample_image, resample_mask
+from hvae_hpc.preprocess.read.resample import (
+    bounding_box,
+    find_target,
+    resample_image,
+    resample_mask,
+)
 from hvae_hpc.preprocess.read.scan import Scan
-from hvae_hpc.preprocess.recipes.recipe import IntensityConfig, Recipe
+from hvae_hpc.preprocess.recipes.recipe import IntensityConfig, LabelConfig, Recipe
 
 _8_BITS, _16_BITS = 255.0, 65535.0
 _ONE_GRID = "give them one grid, or of volumes set grid.spacing_mm in the recipe to resample"
@@ -89,8 +94,8 @@ def read_volume(recipe: Recipe, files: CaseFiles, known: tuple[int, ...]) -> Vol
     Raises:
         UserError: a file cannot be believed; the line names it.
     """
-    read = _read_pictures if recipe.layout.planar else _read_scans
-    slices = [read(recipe, *pair) for pair in zip(files.images, files.labels, strict=True)]
+    pairs = zip(files.images, files.labels, strict=True)
+    slices = [_read_slice(recipe, *pair) for pair in pairs]
     image = _stack([image for image, _ in slices])
     labels = [label for _, labels in slices for label in labels]
     if recipe.intensity.rule == "percentile":
@@ -105,11 +110,10 @@ def read_volume(recipe: Recipe, files: CaseFiles, known: tuple[int, ...]) -> Vol
     if not recipe.layout.planar and recipe.grid.spacing_mm == 0:
         _check_same_grid(image, labels[0])
 
-    unknown = recipe.grid.spacing == "unknown"
     volume = Volume(
         tumour=tumour,
         take=lambda slices: image.data[:, :, slices],
-        spacing_mm=np.full(3, np.nan) if unknown else image.spacing_mm,
+        spacing_mm=image.spacing_mm if facts.spacing_mm else np.full(3, np.nan),
         centre_px=_find_centre(tumour, recipe.grid.centre),
         first_slice=0,
         sources=by_role([image.sha256 for image, _ in slices], [label.sha256 for label in labels]),
@@ -119,37 +123,30 @@ def read_volume(recipe: Recipe, files: CaseFiles, known: tuple[int, ...]) -> Vol
     return _resample(volume, image, labels[0], recipe) if recipe.grid.spacing_mm else volume
 
 
-def _read_scans(
+def _read_slice(
     recipe: Recipe, image_path: Path, label_paths: Sequence[Path]
 ) -> tuple[Scan, list[Scan]]:
-    image = _read_scan(image_path, recipe, recipe.layout.channel)
-    labels = [_read_scan(path, recipe, recipe.label.channel) for path in label_paths]
-    for label in labels[1:]:
-        _check_same_grid(labels[0], label)
-    return image, labels
-
-
-def _read_scan(path: Path, recipe: Recipe, channel: int | None) -> Scan:
-    read = read_itk if path.suffix.lower() in ENDINGS else read_scan
-    return read(path, recipe.grid.orientation, channel)
-
-
-def _read_pictures(
-    recipe: Recipe, image_path: Path, label_paths: Sequence[Path]
-) -> tuple[Scan, list[Scan]]:
-    fit = recipe.grid.size_px if recipe.grid.fit == "scale" else None
-    image = read_picture(image_path, fit, None, recipe.layout.channel)
-    labels = [read_picture(path, fit, recipe.label) for path in label_paths]
+    """Read an image and its labels; a volume's image may lie on another grid than they do."""
+    image = _read_file(image_path, recipe, None)
+    labels = [_read_file(path, recipe, recipe.label) for path in label_paths]
     for label in labels:
-        _check_same_shape(image, label)
+        _check_same_grid(image if recipe.layout.planar else labels[0], label)
     return image, labels
+
+
+def _read_file(path: Path, recipe: Recipe, label: LabelConfig | None) -> Scan:
+    grid, channel = recipe.grid, (label or recipe.layout).channel
+    if recipe.layout.planar:
+        return read_picture(path, grid.size_px if grid.fit == "scale" else None, label, channel)
+    read = read_itk if path.suffix.lower() in ENDINGS else read_scan
+    return read(path, grid.orientation, channel)
 
 
 def _stack(images: Sequence[Scan]) -> Scan:
     """Make one scan of a case's slices; a volume is one already."""
     first = images[0]
     for image in images:
-        _check_same_shape(first, image)
+        _check_same_grid(first, image)
     if len(images) == 1:
         return first
     data = _join([image.data for image in images])
@@ -165,7 +162,7 @@ def _resample(volume: Volume, image: Scan, label: Scan, recipe: Recipe) -> Volum
     _check_forms(image, label)
     mask = replace(label, data=volume.tumour)
     whole = recipe.slices.choose == "all" and recipe.slices.min_px == 0
-    target = find_target(image, mask, bounding_box(volume.tumour), recipe.grid, whole=whole)
+    target = find_target(image, mask, recipe.grid, whole=whole)
     return replace(
         volume,
         tumour=resample_mask(mask, target),
@@ -251,34 +248,23 @@ def find_percentiles(values: NDArray[Any], which: Sequence[float]) -> list[float
     return [float(value) for value in first + (last - first) * (place - np.floor(place))]
 
 
-def bounding_box(mask: NDArray[np.bool_]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the first and the last index that is True along each axis; all where none is."""
-    if not mask.any():
-        mask = np.ones_like(mask)
-    inside = [np.flatnonzero(mask.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
-    return tuple(int(index[0]) for index in inside), tuple(int(index[-1]) for index in inside)
-
-
 def _find_centre(tumour: NDArray[np.bool_], centre: str) -> tuple[float, float]:
     if centre == "image":
         return (tumour.shape[0] - 1) / 2, (tumour.shape[1] - 1) / 2
-    low, high = bounding_box(tumour)
-    return (low[0] + high[0]) / 2, (low[1] + high[1]) / 2
+    x, y, _ = bounding_box(tumour).mean(axis=0)
+    return x, y
 
 
 def _check_same_grid(image: Scan, label: Scan) -> None:
-    _check_same_shape(image, label)
+    """Refuse a label on another grid than its image. Of pictures the shape alone is known."""
+    if label.shape != image.shape:
+        raise UserError(
+            f"{label.path}: shape {label.shape}, {image.path.name} has {image.shape}; {_ONE_GRID}"
+        )
     _check_forms(image, label)
     if gap := image.lies_off(label.affine):
         raise UserError(
             f"{label.path}: lies {gap:.2f} mm off {image.path.name} by the headers; {_ONE_GRID}"
-        )
-
-
-def _check_same_shape(first: Scan, other: Scan) -> None:
-    if other.shape != first.shape:
-        raise UserError(
-            f"{other.path}: shape {other.shape}, {first.path.name} has {first.shape}; {_ONE_GRID}"
         )
 
 

@@ -7,7 +7,6 @@ import SimpleITK as sitk
 
 from hvae_hpc.preprocess.read.nifti import read_scan
 from hvae_hpc.preprocess.read.resample import find_target, resample_image, resample_mask
-from hvae_hpc.preprocess.read.volume import bounding_box
 from hvae_hpc.preprocess.recipes.recipe import GridConfig
 from tests.preprocess.scans import save
 
@@ -60,7 +59,7 @@ def make(pair, **changes):
     grid = GridConfig(**parts)
     image, label = (read_scan(path, grid.orientation) for path in pair)
     mask = type(label)(**{**vars(label), "data": label.data > 0})
-    return image, mask, find_target(image, mask, bounding_box(mask.data), grid, whole=False)
+    return image, mask, find_target(image, mask, grid, whole=False)
 
 
 @pytest.mark.parametrize(
