@@ -17,7 +17,7 @@ from hvae_hpc.preprocess.recipes.explain import explain
 from hvae_hpc.preprocess.recipes.recipe import LIBRARY, Recipe, load_recipe
 from hvae_hpc.preprocess.store.manifest import Manifest
 from hvae_hpc.preprocess.store.reader import DatasetReader
-from hvae_hpc.preprocess.summary import read_summary, to_text
+from hvae_hpc.preprocess.summary import to_text
 from hvae_hpc.preprocess.verify import verify
 
 
@@ -144,7 +144,7 @@ def pack_here(options: argparse.Namespace, recipe: Recipe, raw: Path, out: Path)
         made = write_phantoms(recipe.name, raw, options.phantom, options.seed, workers)
         say(f"{made} phantom cases made in {raw}, {options.phantom - made} were there")
     manifest = pack(recipe, raw, out, workers, options.skip_bad, say)
-    say(to_text(read_summary(out)))
+    say(to_text(out))
     _draw_sheets(manifest, out, options.sheet)
 
 

@@ -45,7 +45,7 @@ from hvae_hpc.preprocess.store.manifest import (
 )
 from hvae_hpc.preprocess.store.pairs import Pairs, concatenate
 from hvae_hpc.preprocess.store.shards import hash_pairs, read_pairs, write_pairs
-from hvae_hpc.preprocess.summary import summarise, write_summary
+from hvae_hpc.preprocess.summary import write_summary
 from hvae_hpc.preprocess.verify import check_shard, check_sources
 from hvae_hpc.runs.files import RECORD_BYTES, read_file
 from hvae_hpc.runs.folder import remove_temporaries
@@ -92,11 +92,14 @@ def pack(
             _refuse_bad(skipped, len(packing.records), skip_bad)
             manifest = packing.make_manifest(skipped)
 
-            if _is_up_to_date(out, manifest):
+            before = None
+            with contextlib.suppress(UserError):
+                before = read_manifest(out)
+            if before == manifest:
                 report(f"{out} is up to date")
             else:
                 write_manifest(out, manifest)
-            write_summary(out, summarise(packing.folder, manifest, packing.records))
+            write_summary(out, packing.folder, manifest, packing.records)
             write_journal(out, packing.key, packing.closed)
         finally:
             _clear(out)
@@ -140,8 +143,11 @@ class _Packing:
         self.before = _sound_shards(out, read_journal(out, self.key), workers)
         write_journal(out, self.key, self.before.values())
 
-        packed = (record for shard in self.before.values() for record in shard.records)
-        records = {record.entry.case_id: record for record in packed}
+        records = {
+            record.entry.case_id: record
+            for shard in self.before.values()
+            for record in shard.records
+        }
         self.known: dict[str, CaseRecord] = {}
         for files in folder.cases:
             record, stamps = records.get(files.case_id), stamp_files(files)
@@ -198,9 +204,7 @@ class _Packing:
             shards=shards,
             cases=cases,
             skipped=tuple(skipped),
-            content_hash=compute_content_hash(
-                schema=MANIFEST_SCHEMA, recipe=rules, shards=shards, cases=cases
-            ),
+            content_hash=compute_content_hash(rules, shards, cases),
         )
 
     def _cases(self) -> Iterator[PackedCase | SkippedEntry]:
@@ -210,7 +214,7 @@ class _Packing:
         work = functools.partial(pack_case, recipe, self.labels)
         packed = iter(
             tqdm(
-                map_in_order(work, new, min(self.workers, len(new))),
+                map_in_order(work, new, self.workers),
                 total=len(new),
                 unit="case",
                 disable=not new,
@@ -225,25 +229,21 @@ class _Packing:
 
     def _close_shard(self, held: Sequence[PackedCase]) -> None:
         """Make one shard of cases."""
-        shard = self._write_shard(held)
-        row, records = 0, []
-        for case in held:
-            entry = replace(case.record.entry, shard=shard.file, first_row=row)
-            records.append(replace(case.record, entry=entry))
-            row += entry.pairs
-        closed = ShardRecords(shard=shard, records=tuple(records))
-        self.closed.append(closed)
-        if shard.file not in self.before:
-            add_to_journal(self.out, closed)
-
-    def _write_shard(self, held: Sequence[PackedCase]) -> ShardEntry:
         pairs = concatenate([case.pairs or self._read_again(case.record.entry) for case in held])
         attributes = {"kind": "real", "modality": self.modality}
         digest = hash_pairs(pairs, attributes)
         name = f"shard-{digest[:16]}.h5"
+        row, records = 0, []
+        for case in held:
+            entry = replace(case.record.entry, shard=name, first_row=row)
+            records.append(replace(case.record, entry=entry))
+            row += entry.pairs
+        shard = ShardEntry(file=name, pairs=len(pairs), content_sha256=digest)
+        closed = ShardRecords(shard=shard, records=tuple(records))
+        self.closed.append(closed)
         if name not in self.before:
             write_pairs(self.out / name, pairs, attributes)
-        return ShardEntry(file=name, pairs=len(pairs), content_sha256=digest)
+            add_to_journal(self.out, closed)
 
     def _read_again(self, entry: CaseEntry) -> Pairs:
         rows = range(entry.first_row, entry.first_row + entry.pairs)
@@ -288,12 +288,6 @@ def _refuse_bad(skipped: Sequence[SkippedEntry], n_good: int, skip_bad: bool) ->
             "repair the bad and give the same command again, "
             f"or accept the data set without them by --skip-bad:{lines}"
         )
-
-
-def _is_up_to_date(out: Path, manifest: Manifest) -> bool:
-    with contextlib.suppress(UserError):
-        return read_manifest(out) == manifest
-    return False
 
 
 def _clear(out: Path) -> None:

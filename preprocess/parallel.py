@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
@@ -30,7 +30,7 @@ _SET_TO_ONE = (
 """Environment of the workers, who are the parallelism, and find no modules where they work."""
 
 
-def map_in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
+def map_in_order(function: Callable[[T], R], items: Sequence[T], workers: int) -> Iterator[R]:
     """Apply a function to all items and yield the results in the items' order.
 
     At most two results per worker are held or under way, however slow their reader is.
@@ -38,11 +38,12 @@ def map_in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -
     Args:
         function: a module's function, or a partial of one; its exceptions are raised here.
         items: can be pickled.
-        workers: processes; 1 works in this one.
+        workers: processes, of which no more start than there are items; 1 works in this one.
 
     Raises:
         UserError: a worker was killed from outside, by the system's memory limit most likely.
     """
+    workers = min(workers, len(items))
     if workers <= 1:
         keep_freed_memory()
         yield from map(function, items)

@@ -1,8 +1,7 @@
 """Is a packed data set what its manifest says, to the last pixel, and are its sources the same?"""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TypeVar
 
 from hvae_hpc.config.loader import load
 from hvae_hpc.errors import UserError
@@ -12,8 +11,6 @@ from hvae_hpc.preprocess.read.scan import read_source
 from hvae_hpc.preprocess.recipes.recipe import Recipe
 from hvae_hpc.preprocess.store.manifest import CaseEntry, read_manifest
 from hvae_hpc.preprocess.store.shards import read_pairs
-
-T = TypeVar("T")
 
 
 def verify(folder: Path, raw: Path | None, workers: int, report: Callable[[str], None]) -> None:
@@ -31,13 +28,12 @@ def verify(folder: Path, raw: Path | None, workers: int, report: Callable[[str],
     manifest = read_manifest(folder)
     n_shards, n_cases = len(manifest.shards), len(manifest.cases)
 
-    cases = {s.file: [c for c in manifest.cases if c.shard == s.file] for s in manifest.shards}
-    work = [(folder / s.file, s.content_sha256, cases[s.file]) for s in manifest.shards]
-    faults = _find_faults(check_shard, work, workers)
-    if faults:
-        raise UserError(
-            f"{folder}: {len(faults)} of {n_shards} shards are bad; pack again:{_lines(faults)}"
-        )
+    shards = [
+        (folder / s.file, s.content_sha256, [c for c in manifest.cases if c.shard == s.file])
+        for s in manifest.shards
+    ]
+    faults = map_in_order(check_shard, shards, workers)
+    _refuse_faults(folder, f"of {n_shards} shards are bad", faults)
     pairs = sum(shard.pairs for shard in manifest.shards)
     report(f"{folder}: {n_shards} shards, {n_cases} cases, {pairs} pairs: all as in the manifest")
 
@@ -46,16 +42,15 @@ def verify(folder: Path, raw: Path | None, workers: int, report: Callable[[str],
     recipe = load(Recipe, manifest.recipe, "the manifest's recipe")
     paths = {files.case_id: files.paths for files in find_cases(recipe, raw).scans}
     sources = [(case, paths.get(case.case_id, {})) for case in manifest.cases]
-    faults = _find_faults(check_sources, sources, min(workers, n_cases // 8))
-    if faults:
-        raise UserError(
-            f"{raw}: {len(faults)} cases differ from what was packed; pack again:{_lines(faults)}"
-        )
+    faults = map_in_order(check_sources, sources, min(workers, n_cases // 8))
+    _refuse_faults(raw, "cases differ from what was packed", faults)
     report(f"{raw}: the files of all {n_cases} cases are those that were packed")
 
 
-def _find_faults(check: Callable[[T], str], work: Sequence[T], workers: int) -> list[str]:
-    return [fault for fault in map_in_order(check, work, min(workers, len(work))) if fault]
+def _refuse_faults(where: Path, what: str, found: Iterable[str]) -> None:
+    faults = [f"\n  {fault}" for fault in found if fault]
+    if faults:
+        raise UserError(f"{where}: {len(faults)} {what}; pack again:{''.join(faults)}")
 
 
 def check_shard(item: tuple[Path, str, list[CaseEntry]]) -> str:
@@ -90,7 +85,3 @@ def check_sources(item: tuple[CaseEntry, dict[str, Path]]) -> str:
     except UserError as error:
         return f"{case.case_id}: {error}"
     return f"{case.case_id}: {', '.join(changed)} changed" if changed else ""
-
-
-def _lines(faults: list[str]) -> str:
-    return "".join(f"\n  {fault}" for fault in faults)

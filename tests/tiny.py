@@ -71,9 +71,7 @@ def make_data_set(
             shards=shards,
             cases=cases,
             skipped=(),
-            content_hash=compute_content_hash(
-                schema=MANIFEST_SCHEMA, recipe=recipe, shards=shards, cases=cases
-            ),
+            content_hash=compute_content_hash(recipe, shards, cases),
         ),
     )
     return folder

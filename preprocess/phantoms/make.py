@@ -44,7 +44,7 @@ def write_phantoms(recipe_name: str, folder: Path, n: int, seed: int, workers: i
             f"no phantoms for recipe {recipe_name!r}, expected one of {', '.join(KINDS)}"
         )
     write = functools.partial(_write_case, recipe_name, folder, seed)
-    cases = map_in_order(write, range(n), min(workers, n))
+    cases = map_in_order(write, range(n), workers)
     return sum(tqdm(cases, total=n, unit="phantom"))
 
 

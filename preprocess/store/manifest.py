@@ -118,15 +118,12 @@ def require_rows(shards: Sequence[ShardEntry], cases: Sequence[CaseEntry]) -> No
 
 
 def compute_content_hash(
-    *,
-    schema: int,
-    recipe: Mapping[str, Any],
-    shards: Sequence[ShardEntry],
-    cases: Sequence[CaseEntry],
+    recipe: Mapping[str, Any], shards: Sequence[ShardEntry], cases: Sequence[CaseEntry]
 ) -> str:
     """Return 64 digits that change with the data, and with no path or word of the recipe."""
     rules = {key: value for key, value in recipe.items() if key not in _WORDS}
-    return content_hash([schema, rules, [entry.content_sha256 for entry in shards], dump(cases)])
+    digests = [entry.content_sha256 for entry in shards]
+    return content_hash([MANIFEST_SCHEMA, rules, digests, dump(cases)])
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

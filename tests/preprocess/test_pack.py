@@ -12,6 +12,7 @@ import types
 import numpy as np
 import pytest
 
+from hvae_hpc.config.loader import read_json
 from hvae_hpc.errors import UserError, run_command
 from hvae_hpc.jobs.slurm.limits import Cluster, Partition
 from hvae_hpc.preprocess.__main__ import main
@@ -23,7 +24,7 @@ from hvae_hpc.preprocess.read.volume import read_volume
 from hvae_hpc.preprocess.recipes.recipe import LayoutConfig, SlicesConfig, load_recipe
 from hvae_hpc.preprocess.store.manifest import read_manifest
 from hvae_hpc.preprocess.store.reader import read_dataset
-from hvae_hpc.preprocess.summary import read_summary
+from hvae_hpc.preprocess.summary import SUMMARY
 from hvae_hpc.preprocess.verify import verify
 from hvae_hpc.runs.lease import LostError, check, locked
 from tests import ROOT
@@ -276,7 +277,7 @@ def test_of_a_patients_scans_the_first_good_one_is_packed(tmp_path):
             "case21",
             "case30",
         ]
-        assert list(read_summary(out).further) == ["case12", "case13"]
+        assert list(read_json(out / SUMMARY)["further"]) == ["case12", "case13"]
     verify(out, raw, 1, lambda line: None)
     assert len(list(out.glob("shard-*.h5"))) == 1
 

@@ -11,7 +11,7 @@ from hvae_hpc.preprocess.pack import pack
 from hvae_hpc.preprocess.recipes.recipe import load_recipe
 from hvae_hpc.preprocess.store.manifest import read_manifest
 from hvae_hpc.preprocess.store.shards import read_pairs
-from hvae_hpc.preprocess.summary import read_summary, to_text
+from hvae_hpc.preprocess.summary import to_text
 from tests.preprocess.scans import LPS, save
 
 SHAPE = (24, 20, 5)
@@ -148,9 +148,7 @@ def test_what_is_implausible_is_named_with_its_reason_and_can_be_accepted(tmp_pa
     head = accept.replace("]", ', "repeated"]')  # two pictures of nothing but white are equal
     assert len(pack_with(tmp_path, tmp_path / "raw", extends, head=head).cases) == 2
     first = re.search(r'"(\w+)"', accept)[1]
-    assert f"implausible, but accepted: {first} (2 cases)" in to_text(
-        read_summary(tmp_path / "out")
-    )
+    assert f"implausible, but accepted: {first} (2 cases)" in to_text(tmp_path / "out")
 
 
 @pytest.mark.parametrize(

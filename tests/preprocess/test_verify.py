@@ -1,6 +1,5 @@
 """A packed folder held against its manifest and its sources; its summary; its contact sheets."""
 
-import json
 import shutil
 from types import SimpleNamespace
 
@@ -8,11 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hvae_hpc.config.loader import read_json
 from hvae_hpc.errors import UserError, run_command
 from hvae_hpc.preprocess.__main__ import main
 from hvae_hpc.preprocess.pack import pack
 from hvae_hpc.preprocess.recipes.recipe import GridConfig, SlicesConfig
-from hvae_hpc.preprocess.summary import read_summary, to_text
+from hvae_hpc.preprocess.summary import SUMMARY, to_text
 from hvae_hpc.preprocess.verify import verify
 from hvae_hpc.results.figures.contact_sheet import write_contact_sheets
 from tests.preprocess.scans import draw_case, save, save_cases, tiny_recipe
@@ -82,27 +82,31 @@ def test_the_summary_counts_what_is_there(tmp_path):
         grid=GridConfig(size_px=(16, 6), centre="image"), slices=SlicesConfig(choose="all")
     )
     pack(recipe, raw, tmp_path / "out", workers=1, skip_bad=True)
-    summary = read_summary(tmp_path / "out")
-    assert (summary.found, summary.labelled, summary.packed, len(summary.skipped)) == (5, 4, 3, 2)
-    assert summary.pairs == 9
-    assert summary.pairs_per_case == {"3": 3}
-    assert summary.orientations == {"LPS": 2, "LAS": 1}
-    assert summary.spacings == {"1 x 1 x 1 mm": 2, "2 x 0.5 x 3 mm": 1}
-    assert summary.shapes == {"20 x 18 x 6": 3}
+    summary = read_json(tmp_path / "out" / "summary.json")
+    assert (summary["found"], summary["labelled"], summary["packed"], len(summary["skipped"])) == (
+        5,
+        4,
+        3,
+        2,
+    )
+    assert summary["pairs"] == 9
+    assert summary["pairs_per_case"] == {"3": 3}
+    assert summary["orientations"] == {"LPS": 2, "LAS": 1}
+    assert summary["spacings"] == {"1 x 1 x 1 mm": 2, "2 x 0.5 x 3 mm": 1}
+    assert summary["shapes"] == {"20 x 18 x 6": 3}
     # Of columns 6 to 11 of the tumour a crop of 6 in 20 columns keeps those from 7 to 12.
     areas = (3 * 4, 3 * 4 + 5, 3 * 4)
-    assert summary.tumour_px.greatest == max(areas)
-    assert summary.tumour_mm2 is not None
-    assert summary.tumour_mm2.greatest == max(areas)
-    assert summary.tumour_mm2.least == min(areas)
-    assert summary.cut == {case: 4 + 4 + 5 for case in ("case0", "case1", "case8")}
-    assert summary.highest.greatest == image.max() * 3
-    text = to_text(summary)
+    assert summary["tumour_px"]["greatest"] == max(areas)
+    assert summary["tumour_mm2"] is not None
+    assert summary["tumour_mm2"]["greatest"] == max(areas)
+    assert summary["tumour_mm2"]["least"] == min(areas)
+    assert summary["cut"] == {case: 4 + 4 + 5 for case in ("case0", "case1", "case8")}
+    assert summary["highest"]["greatest"] == image.max() * 3
+    text = to_text(tmp_path / "out")
     assert "5 found, 4 with image and label, 3 packed, 2 skipped" in text
     assert "skipped case2: " in text
     assert "cut by the crop: 3 cases (case0 13 px" in text
     assert "LPS (2), LAS (1)" in text
-    assert json.loads((tmp_path / "out" / "summary.json").read_text())["cut"] == summary.cut
 
 
 def test_an_unknown_spacing_is_unknown_everywhere(tmp_path):
@@ -110,10 +114,10 @@ def test_an_unknown_spacing_is_unknown_everywhere(tmp_path):
     recipe = tiny_recipe(grid=GridConfig(size_px=(16, 16), centre="image", spacing="unknown"))
     manifest = pack(recipe, tmp_path / "raw", tmp_path / "out", workers=1)
     assert manifest.cases[0].spacing_mm == ()
-    summary = read_summary(tmp_path / "out")
-    assert summary.tumour_mm2 is None
-    assert summary.spacings == {"spacing unknown": 2}
-    assert "(spacing unknown)" in to_text(summary)
+    summary = read_json(tmp_path / "out" / SUMMARY)
+    assert summary["tumour_mm2"] is None
+    assert summary["spacings"] == {"spacing unknown": 2}
+    assert "(spacing unknown)" in to_text(tmp_path / "out")
 
 
 # The contact sheets.

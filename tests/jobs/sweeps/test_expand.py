@@ -43,7 +43,7 @@ def paper_data(name: str, side: int, cases: int = 210) -> expand.DataSet:
         )
         for i in range(cases)
     )  # fmt: skip
-    content = compute_content_hash(schema=1, recipe={}, shards=(), cases=entries)
+    content = compute_content_hash({}, (), entries)
     shards = (ShardEntry(file="s", pairs=cases, content_sha256="0" * 64),)
     manifest = Manifest(
         schema=1, name=name, modality="", recipe={}, size_px=(side, side), shards=shards, cases=entries,

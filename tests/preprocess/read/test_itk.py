@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from hvae_hpc.config.loader import read_json
 from hvae_hpc.errors import UserError
 from hvae_hpc.preprocess.case import pack_case
 from hvae_hpc.preprocess.pack import pack
@@ -16,7 +17,7 @@ from hvae_hpc.preprocess.read.itk import read_itk
 from hvae_hpc.preprocess.read.nifti import read_scan
 from hvae_hpc.preprocess.recipes.recipe import LabelConfig, LayoutConfig
 from hvae_hpc.preprocess.store.reader import DatasetReader
-from hvae_hpc.preprocess.summary import read_summary
+from hvae_hpc.preprocess.summary import SUMMARY
 from hvae_hpc.preprocess.verify import verify
 from tests.preprocess.scans import draw_case, save, tiny_recipe
 
@@ -249,7 +250,9 @@ def test_metaimages_pack_as_nifti_does_and_a_change_of_their_voxels_is_seen(tmp_
     )
     for name, recipe in (("nifti", nifti), ("meta", meta)):
         pack(recipe, tmp_path / name, tmp_path / f"{name}-out", workers=1)
-        assert not read_summary(tmp_path / f"{name}-out").notes  # the .raw files fit the .mhd files
+        assert not read_json(tmp_path / f"{name}-out" / SUMMARY)[
+            "notes"
+        ]  # the .raw files fit the .mhd files
     pairs, expected = (
         DatasetReader(tmp_path / f"{name}-out").read_all() for name in ("meta", "nifti")
     )

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hvae_hpc.config.loader import read_json
 from hvae_hpc.preprocess.pack import pack
 from hvae_hpc.preprocess.recipes.recipe import LIBRARY, load_recipe
 from hvae_hpc.preprocess.store.reader import DatasetReader
-from hvae_hpc.preprocess.summary import read_summary
+from hvae_hpc.preprocess.summary import SUMMARY
 from tests.preprocess.scans import draw_case, save
 
 TUMOUR_PX, CAVITY_PX = 22, 3
@@ -198,7 +199,7 @@ def test_a_folder_as_it_is_downloaded_is_packed_whole_and_nothing_else(tmp_path,
         else:
             assert mask.mean() == pytest.approx(MASK_PX / 1600, rel=0.05)
             assert image[mask > 0].mean() > 2 * image[mask == 0].mean()
-    notes = read_summary(tmp_path / "out").notes
+    notes = read_json(tmp_path / "out" / SUMMARY)["notes"]
     assert [note.partition(" file")[0] for note in notes] == [str(n_unfit)] * bool(n_unfit)
 
 
@@ -210,4 +211,4 @@ def test_a_patients_slices_are_numbered_by_their_files(tmp_path):
     green = draw_picture(10)[0] / 255
     image = DatasetReader(tmp_path / "out").read_all().images[0]
     assert image[image > 0].mean() == pytest.approx(green.mean(), rel=0.02)
-    assert read_summary(tmp_path / "out").shapes == {"40 x 40 x 12": 2}
+    assert read_json(tmp_path / "out" / SUMMARY)["shapes"] == {"40 x 40 x 12": 2}

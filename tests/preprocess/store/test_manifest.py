@@ -48,9 +48,7 @@ def make_manifest(recipe=None, tumour_px=30):
         shards=shards,
         cases=cases,
         skipped=(),
-        content_hash=compute_content_hash(
-            schema=MANIFEST_SCHEMA, recipe=plain, shards=shards, cases=cases
-        ),
+        content_hash=compute_content_hash(plain, shards, cases),
     )
 
 
