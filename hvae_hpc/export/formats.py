@@ -104,10 +104,8 @@ def _write_nifti(path: Path, pixels: NDArray[Any], spacing_mm: NDArray[np.float6
 
 def write_png(folder: Path, part: Part) -> None:
     """Write ``images/`` with 8 bits a pixel, to look at, and ``masks/`` with 0 and 255."""
-    for name in ("images", "masks"):
-        (folder / name).mkdir()
-    for row, record in enumerate(part.records):
-        record["image"], record["mask"] = (f"{x}/{record['name']}.png" for x in ("images", "masks"))
-        image = np.round(255 * part.pairs.images[row]).astype(np.uint8)
-        Image.fromarray(image).save(folder / record["image"])
-        Image.fromarray(255 * part.pairs.masks[row]).save(folder / record["mask"])
+    for what, pixels in (("image", part.pairs.images), ("mask", part.pairs.masks)):
+        (folder / f"{what}s").mkdir()
+        for record, values in zip(part.records, pixels, strict=True):
+            record[what] = f"{what}s/{record['name']}.png"
+            Image.fromarray(np.round(255 * values).astype(np.uint8)).save(folder / record[what])

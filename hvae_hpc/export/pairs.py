@@ -94,12 +94,18 @@ def export_pairs(
     # Test images have no part in this: they may be what results are judged by.
     real = source.real
     copies = find_copies(source.synthetic.images, real.images, None, real.case_ids)
-    kept, left_out = _choose_pairs(copies, keep_copies)
+    chosen, left_out = list[Record](), list[Record]()
+    for record in _describe_synthetic(source, copies):
+        (left_out if record["copy"] and not keep_copies else chosen).append(record)
+    if not chosen:
+        raise UserError(
+            f"each of the {len(left_out)} pairs copies a training image; "
+            "--keep-copies hands them over"
+        )
 
     # Write the pairs and their manifest.
-    records = _describe_synthetic(source, copies)
-    chosen = [records[row] for row in kept]
-    parts = [Part(kind="synthetic", pairs=take(source.synthetic, kept), records=chosen)]
+    kept = take(source.synthetic, [record["pair"] for record in chosen])
+    parts = [Part(kind="synthetic", pairs=kept, records=chosen)]
     if form == "nnunet" and not synthetic_only:
         parts += [_real_part("real", real), _real_part("test", source.test)]
     label = plain_name(plan.runs[run_id].label)
@@ -112,23 +118,11 @@ def export_pairs(
         else:
             write_png(new_folder, parts[0])
         content["pairs"] = [record for part in parts for record in part.records]
-        content["left_out"] = [records[row] for row in left_out]
+        content["left_out"] = left_out
         write_json(new_folder / MANIFEST, content)
 
     remarks = _remarks_on_nnunet(parts, synthetic_only) if form == "nnunet" else []
     return [*_sum_up(folder / name, parts, copies, len(left_out)), *remarks]
-
-
-def _choose_pairs(copies: Copies, keep_copies: bool) -> tuple[list[int], list[int]]:
-    """Return the rows of the pairs that are handed over, and of those that are left out."""
-    kept = np.flatnonzero(~copies.flagged | keep_copies).tolist()
-    left_out = [] if keep_copies else np.flatnonzero(copies.flagged).tolist()
-    if not kept:
-        raise UserError(
-            f"each of the {len(left_out)} pairs copies a training image; "
-            "--keep-copies hands them over"
-        )
-    return kept, left_out
 
 
 def _check(dataset_id: int, folder: Path) -> None:
