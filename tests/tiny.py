@@ -44,7 +44,7 @@ def make_data_set(
     """Pack n tiny cases into folder / name and return it."""
     folder = folder / name
     pairs = make_pairs(n, side, seed)
-    sha = write_pairs(folder / "shard-0.h5", pairs)
+    sha = write_pairs(folder / "shard-0.h5", pairs, {})
     shards = (ShardEntry(file="shard-0.h5", pairs=n, content_sha256=sha),)
     cases = tuple(
         CaseEntry(

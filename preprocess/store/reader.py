@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from hvae_hpc.errors import UserError
-from hvae_hpc.preprocess.store.manifest import Manifest, ShardEntry, read_manifest
+from hvae_hpc.preprocess.store.manifest import Manifest, read_manifest
 from hvae_hpc.preprocess.store.pairs import Pairs
 from hvae_hpc.preprocess.store.shards import Shard
 
@@ -94,8 +94,16 @@ class DatasetReader:
         for position, row in enumerate(rows):
             positions.setdefault(self._places[row][0], []).append(position)
         for name, to in positions.items():
-            asked = [self._places[rows[position]][1] for position in to]
-            part = self._read_shard(self._shards[name], asked)
+            path, entry = self.folder / name, self._shards[name]
+            with Shard(path, entry.content_sha256) as shard:
+                expected = (entry.pairs, self.image_size)
+                if (len(shard), shard.image_size) != expected:
+                    raise UserError(
+                        f"{path}: has {len(shard)} pairs of {shard.image_size} px, "
+                        f"the manifest says {entry.pairs} of {self.image_size}; "
+                        "pack the data again"
+                    )
+                part = shard.read([self._places[rows[position]][1] for position in to])
             images[to], masks[to] = part.images, part.masks
             slices[to], spacing[to] = part.slice_index, part.spacing_mm
             sources[to] = part.source_sha256
@@ -116,16 +124,6 @@ class DatasetReader:
             UserError: as :meth:`read`.
         """
         return self.read(range(len(self)))
-
-    def _read_shard(self, entry: ShardEntry, rows: Sequence[int]) -> Pairs:
-        path, expected = self.folder / entry.file, (entry.pairs, *self.image_size)
-        with Shard(path, entry.content_sha256) as shard:
-            if (len(shard), *shard.image_size) != expected:
-                raise UserError(
-                    f"{path}: has {len(shard)} pairs of {shard.image_size} px, "
-                    f"the manifest says {expected[0]} of {expected[1:]}; pack the data again"
-                )
-            return shard.read(rows)
 
 
 def read_dataset(folder: Path, case_ids: Sequence[str]) -> Pairs:

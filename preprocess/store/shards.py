@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ _DAMAGE = (
 """What h5py and zlib raise for a damaged file."""
 
 
-def write_pairs(path: Path, pairs: Pairs, attributes: Mapping[str, str] | None = None) -> str:
+def write_pairs(path: Path, pairs: Pairs, attributes: dict[str, str]) -> str:
     """Write a shard atomically.
 
     Args:
@@ -67,15 +67,15 @@ def write_pairs(path: Path, pairs: Pairs, attributes: Mapping[str, str] | None =
     """
     _check(pairs)
     rows = hash_rows(pairs)
-    text = canonical_json(dict(attributes or {}))
-    digest = _combine(pairs, rows, text)
+    text = canonical_json(attributes)
+    digest = _combine(pairs.images.shape, rows, text)
     write_atomic(path, _to_hdf5(pairs, rows, text, digest))
     return digest
 
 
-def hash_pairs(pairs: Pairs, attributes: Mapping[str, str] | None = None) -> str:
+def hash_pairs(pairs: Pairs, attributes: dict[str, str]) -> str:
     """Return the content hash that :func:`write_pairs` would return."""
-    return _combine(pairs, hash_rows(pairs), canonical_json(dict(attributes or {})))
+    return _combine(pairs.images.shape, hash_rows(pairs), canonical_json(attributes))
 
 
 class Shard:
@@ -148,12 +148,12 @@ class Shard:
 
         self._words = {name: dataset[()] for name, dataset in values.items()}
         text = self._words.pop("attributes").decode()
-        self._hashes = [value.decode() for value in self._words.pop("row_sha256")]
+        self._hashes = _to_texts(self._words.pop("row_sha256"))
         if {len(self._hashes), *map(len, self._words.values())} != {shape[0]}:
             raise ValueError("its arrays have unlike lengths")
 
         digest = str(self._file.attrs["content_sha256"])
-        if digest != content_hash([SHARD_SCHEMA, list(shape), self._hashes, text]):
+        if digest != _combine(shape, self._hashes, text):
             raise ValueError("its content does not match its hash")
         self.attributes: dict[str, str] = json.loads(text)
         return digest
@@ -294,8 +294,8 @@ def _check(pairs: Pairs) -> None:
         raise ValueError(f"masks hold {pairs.masks.max()}, expected 0 and 1")
 
 
-def _combine(pairs: Pairs, row_hashes: Sequence[str], text: str) -> str:
-    return content_hash([SHARD_SCHEMA, list(pairs.images.shape), list(row_hashes), text])
+def _combine(shape: Sequence[int], row_hashes: Sequence[str], text: str) -> str:
+    return content_hash([SHARD_SCHEMA, shape, row_hashes, text])
 
 
 def _to_hdf5(pairs: Pairs, row_hashes: Sequence[str], text: str, digest: str) -> bytes:

@@ -49,7 +49,7 @@ def test_pairs_and_attributes_come_back_as_they_were_written(tmp_path):
 
 
 def test_rows_come_in_the_order_asked_for(tmp_path):
-    write_pairs(tmp_path / "a.h5", make_pairs())
+    write_pairs(tmp_path / "a.h5", make_pairs(), {})
     assert_equal(read_pairs(tmp_path / "a.h5", [4, 0, 4])[0], take(make_pairs(), [4, 0, 4]))
 
 
@@ -63,8 +63,8 @@ def test_equal_pairs_give_equal_bytes(tmp_path):
 def test_the_hash_changes_with_one_value_of_any_array(field):
     pairs, other = make_pairs(), make_pairs()
     getattr(other, field).flat[-2] = 0 if getattr(other, field).flat[-2] else 1
-    assert hash_pairs(other) != hash_pairs(pairs)
-    assert hash_pairs(pairs, {"kind": "real"}) != hash_pairs(pairs)
+    assert hash_pairs(other, {}) != hash_pairs(pairs, {})
+    assert hash_pairs(pairs, {"kind": "real"}) != hash_pairs(pairs, {})
 
 
 def test_damaged_bytes_are_known_before_hdf5_sees_them(tmp_path, monkeypatch):
@@ -79,7 +79,7 @@ def test_damaged_bytes_are_known_before_hdf5_sees_them(tmp_path, monkeypatch):
 
 
 def test_a_changed_pixel_is_caught_also_where_the_bytes_match(tmp_path):
-    write_pairs(tmp_path / "a.h5", make_pairs())
+    write_pairs(tmp_path / "a.h5", make_pairs(), {})
     with h5py.File(tmp_path / "a.h5", "r+") as file:
         file["masks"][2, 0, 0] ^= 1
     reseal(tmp_path / "a.h5")
@@ -90,7 +90,7 @@ def test_a_changed_pixel_is_caught_also_where_the_bytes_match(tmp_path):
 
 def test_a_shard_of_an_earlier_version_has_no_seal_and_is_read(tmp_path):
     path = tmp_path / "a.h5"
-    write_pairs(path, make_pairs())
+    write_pairs(path, make_pairs(), {})
     with h5py.File(path) as sealed, h5py.File(tmp_path / "old.h5", "w") as old:
         for name in sealed:
             sealed.copy(name, old)
@@ -153,7 +153,7 @@ HOSTILE = {
 def test_what_leads_elsewhere_or_asks_for_memory_is_refused(tmp_path, change):
     path = tmp_path / "a.h5"
     os.mkfifo(tmp_path / "fifo")
-    write_pairs(path, make_pairs())
+    write_pairs(path, make_pairs(), {})
     with h5py.File(path, "r+") as file:
         change(file)
     reseal(path)
@@ -166,7 +166,7 @@ def test_what_leads_elsewhere_or_asks_for_memory_is_refused(tmp_path, change):
 
 def test_a_shard_cut_short_is_damaged(tmp_path):
     path = tmp_path / "a.h5"
-    write_pairs(path, make_pairs())
+    write_pairs(path, make_pairs(), {})
     path.write_bytes(path.read_bytes()[:-500])
     with pytest.raises(UserError, match=r"a.h5: shard is damaged"):
         read_pairs(path)
@@ -176,7 +176,7 @@ def test_a_missing_shard_another_schema_and_other_content_are_told_apart(tmp_pat
     path = tmp_path / "a.h5"
     with pytest.raises(UserError, match="no such shard"):
         read_pairs(path)
-    write_pairs(path, make_pairs())
+    write_pairs(path, make_pairs(), {})
     with pytest.raises(UserError, match="the manifest says 000000000000"):
         read_pairs(path, content_sha256="0" * 64)
     with h5py.File(path, "r+") as file:
@@ -194,7 +194,7 @@ def test_pairs_outside_their_range_are_refused_at_writing(tmp_path, field, value
     pairs = make_pairs()
     getattr(pairs, field)[1, 2, 3] = value
     with pytest.raises(ValueError, match="expected"):
-        write_pairs(tmp_path / "a.h5", pairs)
+        write_pairs(tmp_path / "a.h5", pairs, {})
     assert not list(tmp_path.iterdir())
 
 
