@@ -54,7 +54,7 @@ def pack_case(
         shard="",
         first_row=0,
         pairs=len(pairs),
-        slices=tuple(int(index) for index in pairs.slice_index),
+        slices=tuple(pairs.slice_index.tolist()),
         tumour_px=tuple(int(mask.sum()) for mask in pairs.masks),
         spacing_mm=tuple(round(float(side), 6) for side in spacing[~np.isnan(spacing)]),
         sources=volume.sources,

@@ -71,7 +71,7 @@ def choose_slices(areas: NDArray[np.int_], config: SlicesConfig) -> list[int]:
     enough = [int(index) for index in np.flatnonzero(areas >= config.min_px)]
     if config.choose == "all":
         return enough
-    return sorted(enough, key=lambda index: (-int(areas[index]), index))[: config.count]
+    return sorted(enough, key=lambda index: -areas[index])[: config.count]
 
 
 def find_crop(

@@ -50,7 +50,7 @@ def read_picture(
         with Image.open(io.BytesIO(content), formats=_FORMATS) as opened:
             _check_form(path, opened)
             opened.load()
-            picture = _to_label(path, opened, label) if label else _to_grey(path, opened, channel)
+            picture = _to_numbers(path, opened, label, channel)
     except (UserError, MemoryError):
         raise
     except Exception as error:  # Pillow has a dozen kinds for a damaged file
@@ -100,26 +100,27 @@ def _scale_into(picture: Image.Image, fit: tuple[int, ...], *, is_label: bool) -
     return picture.resize(size, Image.Resampling.BILINEAR)
 
 
-def _to_grey(path: Path, picture: Image.Image, channel: int | None) -> Image.Image:
-    if _has_alpha(picture):
-        raise UserError(f"{path}: {_TRANSPARENT}")
-    if picture.mode in _GREY and picture.mode != "1":
-        return picture.copy()
-    colours = picture.convert("RGB")
-    return colours.convert("L") if channel is None else colours.getchannel(channel)
-
-
-def _to_label(path: Path, picture: Image.Image, label: LabelConfig) -> Image.Image:
-    """Return a label's values as one number per pixel."""
+def _to_numbers(
+    path: Path, picture: Image.Image, label: LabelConfig | None, channel: int | None
+) -> Image.Image:
+    """Return one number per pixel: an image's grey or channel, or a label's values."""
     has_alpha = _has_alpha(picture)
-    if label.channel is not None and (has_alpha or label.channel != _ALPHA):
+    if label and label.channel is not None and (has_alpha or label.channel != _ALPHA):
         return picture.convert("RGBA").getchannel(label.channel)
     if has_alpha:
         raise UserError(f"{path}: {_TRANSPARENT}")
-
     if picture.mode in _GREY:
         return picture.convert("L") if picture.mode == "1" else picture.copy()
     colours = picture.convert("RGB")
+    if label:
+        return _to_label(path, picture, colours, label)
+    return colours.convert("L") if channel is None else colours.getchannel(channel)
+
+
+def _to_label(
+    path: Path, picture: Image.Image, colours: Image.Image, label: LabelConfig
+) -> Image.Image:
+    """Return the values of a label in colours."""
     if picture.mode == "P" and label.tumour != "any":
         black = np.asarray(colours.convert("L")) == 0
         if np.asarray(picture)[black].any():

@@ -5,7 +5,6 @@ image is cut to what the grid can see and then interpolated by SimpleITK.
 """
 
 from collections.abc import Sequence
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -125,14 +124,12 @@ def resample_image(
     Returns:
         (columns, rows, len(slices)); NaN where the image does not reach.
     """
-    made: dict[int, NDArray[np.float32]] = {}
-    # Neighbouring slices, whose numbers rise as their places do, are made at once.
-    numbered = enumerate(sorted(set(slices)))
-    for _, group in groupby(numbered, key=lambda item: item[1] - item[0]):
-        run = [index for _, index in group]
-        block = _interpolate(image, target, run[0], len(run), interpolation)
-        made.update({index: block[:, :, place] for place, index in enumerate(run)})
-    return np.stack([made[index] for index in slices], axis=2)
+    rising, places = np.unique(slices, return_inverse=True)
+    planes: list[NDArray[np.float32]] = []
+    for run in np.split(rising, np.flatnonzero(np.diff(rising) > 1) + 1):  # neighbours, at once
+        block = _interpolate(image, target, int(run[0]), len(run), interpolation)
+        planes += [block[:, :, place] for place in range(len(run))]
+    return np.stack([planes[place] for place in places], axis=2)
 
 
 def _interpolate(
