@@ -8,6 +8,7 @@ from hvae_hpc.preprocess.phantoms.shapes import (
     Floats,
     Grid,
     Places,
+    Triple,
     cut_box,
     draw_noise,
     ellipsoid,
@@ -55,10 +56,6 @@ class _Head:
         tissue: 1 in tissue, 0 in the ventricles.
     """
 
-    image: Floats
-    depth: Floats
-    tissue: Floats
-
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
         self.centre = np.array([120.0, -112.0, 70.0]) + rng.uniform(-4, 4, 3)
@@ -93,9 +90,7 @@ class _Head:
         size = rng.uniform(0.8, 1.6)
         spread = u - np.sign(u) * np.float32(0.5) * v * v
         horns = _mirrored(spread, v, w, (0.085, 0.02, 0.14), (0.07 * size, 0.42, 0.17 * size))
-        third = np.sqrt(
-            np.square(u / 0.02) + np.square((v - 0.05) / 0.17) + np.square((w - 0.02) / 0.14)
-        )
+        third = ellipsoid((u, v, w), (0.0, 0.05, 0.02), (0.02, 0.17, 0.14))
         ventricles = np.maximum(soft(1 - horns, 0.10), soft(1 - third, 0.15))
         fluid = np.maximum(fluid, ventricles)
         rim = (
@@ -167,12 +162,6 @@ class _Head:
                 return self.centre + self.radii * place
 
 
-def _mirrored(
-    u: Floats,
-    v: Floats,
-    w: Floats,
-    centre: tuple[float, float, float],
-    radii: tuple[float, float, float],
-) -> Floats:
+def _mirrored(u: Floats, v: Floats, w: Floats, centre: Triple, radii: Triple) -> Floats:
     """Return the distance from the nearer of two ellipsoids left and right: 1 on the surface."""
-    return ellipsoid((np.abs(u), v, w), np.array(centre), np.array(radii))
+    return ellipsoid((np.abs(u), v, w), centre, radii)

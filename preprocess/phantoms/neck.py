@@ -8,11 +8,12 @@ from hvae_hpc.preprocess.phantoms.shapes import (
     Drawing,
     Floats,
     Grid,
-    Noise,
     Places,
+    Triple,
     cut_box,
     draw_noise,
     ellipsoid,
+    make_noise,
     soft,
 )
 
@@ -45,11 +46,9 @@ def draw_neck(rng: np.random.Generator) -> Drawing:
         grid.
     """
     patient = _Patient(rng)
-    pet = patient.draw_pet()
-    ct = patient.draw_ct()
     return [
-        (pet, patient.pet_grid),
-        (ct, patient.ct_grid),
+        (patient.draw_pet(), patient.pet_grid),
+        (patient.draw_ct(), patient.ct_grid),
         (patient.labels, patient.ct_grid),
     ]
 
@@ -103,11 +102,9 @@ class _Patient:
         return np.sqrt(np.square(axes[0] / width) + np.square(axes[1] / depth))
 
     def _airway(self, axes: Axes) -> Floats:
-        return ellipsoid(
-            axes, np.array([0.0, -22.0, 70.0]) * self.size, np.array([8.0, 10.0, 70.0])
-        )
+        return ellipsoid(axes, np.array([0.0, -22.0, 70.0]) * self.size, (8.0, 10.0, 70.0))
 
-    def _draw_uptake(self) -> list[tuple[Places, tuple[float, float, float], float]]:
+    def _draw_uptake(self) -> list[tuple[Places, Triple, float]]:
         """Draw places, radii (mm) and SUVs of uptake that is no tumour."""
         rng = self.rng
         spots = [(np.array(place), radii, rng.uniform(*suv)) for place, radii, suv in _SINGLE]
@@ -141,8 +138,8 @@ class _Patient:
         rng = self.rng
         place, reach = np.array(middle) * self.size, 2 * radius
         radii = radius * rng.uniform(0.75, 1.3, 3)
-        shape = Noise(rng, place - reach, place + reach, 0.6 * radius)
-        uptake = Noise(rng, place - reach, place + reach, 8.0)
+        shape = make_noise(rng, place - reach, place + reach, 0.6 * radius)
+        uptake = make_noise(rng, place - reach, place + reach, 8.0)
         necrosis = float(rng.uniform(0.3, 0.9)) if radius > 13 and rng.uniform() < 0.4 else 0.0
 
         def edge(axes: Axes) -> Floats:

@@ -4,6 +4,7 @@ Places are (x, y, z) in mm, towards the patient's left, back and head (LPS). Eve
 on the axes of a grid, so two grids of different spacing see the same object.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from hvae_hpc.frozen import frozen
 Floats = NDArray[np.float32]
 Places = NDArray[np.float64]
 """(3,) x, y, z, mm."""
+Triple = tuple[float, float, float]
+"""The same, written down."""
 Axes = tuple[Floats, Floats, Floats]
 """Coordinates along x, y, z, mm, shaped (X, 1, 1), (1, Y, 1), (1, 1, Z)."""
 
@@ -29,8 +32,8 @@ class Grid:
     """
 
     shape: tuple[int, int, int]
-    spacing_mm: tuple[float, float, float]
-    origin_mm: tuple[float, float, float]
+    spacing_mm: Triple
+    origin_mm: Triple
 
     @property
     def axes(self) -> Axes:
@@ -70,59 +73,56 @@ def cut_box(
     return (x, y, z), (axes[0][x], axes[1][:, y], axes[2][:, :, z])
 
 
-class Noise:
-    """A smooth random function of place, mean 0, standard deviation about 1: cubic B-splines."""
+def make_noise(
+    rng: np.random.Generator, low_mm: NDArray[Any], high_mm: NDArray[Any], cell_mm: float
+) -> Callable[[Axes], Floats]:
+    """Draw a smooth function of place, mean 0, standard deviation about 1: cubic B-splines.
 
-    def __init__(
-        self, rng: np.random.Generator, low_mm: NDArray[Any], high_mm: NDArray[Any], cell_mm: float
-    ) -> None:
-        """Draw it for a box of places.
+    Args:
+        rng: source of the draw.
+        low_mm, high_mm: (3,) corners of the places; beyond them the function fades to 0.
+        cell_mm: distance between the splines' knots; bumps are about two cells wide.
 
-        Args:
-            rng: source of the draw.
-            low_mm, high_mm: (3,) corners; beyond them the function fades to 0.
-            cell_mm: distance between the splines' knots; bumps are about two cells wide.
+    Returns:
+        The axes of a grid -> the values there, (X, Y, Z).
+    """
+    low = np.asarray(low_mm, np.float32)
+    counts = np.ceil((np.asarray(high_mm) - low) / cell_mm).astype(int) + 4
+    # 0.33 is the standard deviation of a sum of cubic B-splines with weights of
+    # standard deviation 1.
+    weights = rng.standard_normal(tuple(counts), dtype=np.float32) / np.float32(0.33)
+
+    def evaluate(axes: Axes) -> Floats:
+        """Add up the four splines that reach a place along each axis.
+
+        They are added one by one, and not by a matrix product, whose last bit depends on the number
+        of threads: a case would no longer be a function of its seed.
         """
-        self.low, self.cell = np.asarray(low_mm, np.float32), cell_mm
-        counts = np.ceil((np.asarray(high_mm) - self.low) / cell_mm).astype(int) + 4
-        # 0.33 is the standard deviation of a sum of cubic B-splines with weights of
-        # standard deviation 1.
-        self.weights = rng.standard_normal(tuple(counts), dtype=np.float32) / np.float32(0.33)
-
-    def __call__(self, axes: Axes) -> Floats:
-        """Evaluate on the axes of a grid, (X, Y, Z).
-
-        Along each axis four splines reach a place. They are added one by one, and not by a matrix
-        product, whose last bit depends on the number of threads: a case would no longer be a
-        function of its seed.
-        """
-        values = self.weights
+        values = weights
         for axis in (2, 1, 0):  # the last, largest sum runs along the first axis: whole planes
-            places = (axes[axis].ravel() - self.low[axis]) / np.float32(self.cell)
+            places = (axes[axis].ravel() - low[axis]) / np.float32(cell_mm)
             shape = [1, 1, 1]
             shape[axis] = -1
-            knots, heights = _splines(places, self.weights.shape[axis])
+            knots, heights = _splines(places, weights.shape[axis])
             total = np.take(values, knots[0], axis) * heights[0].reshape(shape)
             for knot, height in zip(knots[1:], heights[1:], strict=True):
                 total += np.take(values, knot, axis) * height.reshape(shape)
             values = total
         return values
 
+    return evaluate
+
 
 def draw_noise(rng: np.random.Generator, axes: Axes, cell_mm: float) -> Floats:
-    """Draw :class:`Noise` for the places of a grid and evaluate it there, (X, Y, Z)."""
+    """Draw :func:`make_noise` for the places of a grid and evaluate it there, (X, Y, Z)."""
     low, high = (np.array([axis.ravel()[end] for axis in axes]) for end in (0, -1))
-    return Noise(rng, low, high, cell_mm)(axes)
+    return make_noise(rng, low, high, cell_mm)(axes)
 
 
-def ellipsoid(axes: Axes, centre: Places, radii: Places) -> Floats:
+def ellipsoid(axes: Axes, centre: Triple | Places, radii: Triple | Places) -> Floats:
     """Return the distance from a centre in units of the radii: 1 on the surface, (X, Y, Z)."""
-    x, y, z = (
-        np.square((axis - middle) / radius)
-        for axis, middle, radius in zip(
-            axes, centre.astype(np.float32), radii.astype(np.float32), strict=True
-        )
-    )
+    middle, sides = np.asarray(centre, np.float32), np.asarray(radii, np.float32)
+    x, y, z = (np.square((axes[i] - middle[i]) / sides[i]) for i in range(3))
     return np.sqrt(x + y + z)
 
 

@@ -10,7 +10,7 @@ import pytest
 from hvae_hpc.errors import UserError
 from hvae_hpc.preprocess.pack import pack
 from hvae_hpc.preprocess.phantoms.make import write_phantoms
-from hvae_hpc.preprocess.phantoms.shapes import Grid, Noise, cut_box, draw_noise
+from hvae_hpc.preprocess.phantoms.shapes import Grid, cut_box, draw_noise, make_noise
 from hvae_hpc.preprocess.recipes.recipe import load_recipe
 from hvae_hpc.preprocess.store.reader import read_dataset
 from tests.preprocess.scans import draw_case, save
@@ -165,7 +165,7 @@ def test_a_head_takes_no_more_than_some_seconds_to_write(tmp_path):
 def test_noise_is_one_function_whatever_grid_it_is_seen_on():
     coarse = Grid(shape=(20, 20, 20), spacing_mm=(2.0, 2.0, 2.0), origin_mm=(0.0, 0.0, 0.0))
     fine = Grid(shape=(40, 40, 40), spacing_mm=(1.0, 1.0, 1.0), origin_mm=(0.0, 0.0, 0.0))
-    noise = Noise(np.random.default_rng(0), np.zeros(3), np.full(3, 39.0), 5.0)
+    noise = make_noise(np.random.default_rng(0), np.zeros(3), np.full(3, 39.0), 5.0)
     np.testing.assert_allclose(noise(coarse.axes), noise(fine.axes)[::2, ::2, ::2], atol=1e-4)
     large = Grid(shape=(90, 90, 90), spacing_mm=(1.0, 1.0, 1.0), origin_mm=(0.0, 0.0, 0.0))
     assert 0.85 < draw_noise(np.random.default_rng(1), large.axes, 5.0).std() < 1.15
