@@ -9,14 +9,11 @@ far these are from the limits.
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hvae_hpc.errors import UserError
+from hvae_hpc.preprocess.read.scan import Array, Image, Mask
 from hvae_hpc.preprocess.read.volume import Facts, Volume
 from hvae_hpc.preprocess.recipes.recipe import Recipe
-
-Image = NDArray[np.float32]
-Mask = NDArray[np.bool_]
 
 _MOST_OUTSIDE = 0.05
 _MOST_CLIPPED = 0.5
@@ -56,7 +53,7 @@ def look_at_case(
     images: Image,
     scaled: Image,
     tumour: Mask,
-    areas: NDArray[np.int_],
+    areas: Array,
     volume: Volume,
     recipe: Recipe,
 ) -> Iterator[tuple[str, bool, str]]:

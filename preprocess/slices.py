@@ -5,13 +5,12 @@ radiological view: anterior at the top, the patient's left on the viewer's right
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.preprocess.plausible import judge_case, look_at_case
+from hvae_hpc.preprocess.read.scan import Array, Image
 from hvae_hpc.preprocess.read.volume import Volume
 from hvae_hpc.preprocess.recipes.recipe import Recipe, SlicesConfig
 from hvae_hpc.preprocess.store.pairs import Pairs
@@ -63,7 +62,7 @@ def cut_pairs(volume: Volume, recipe: Recipe, case_id: str) -> tuple[Pairs, int,
     return pairs, int(whole_area) - int(areas[chosen].sum()), accepted
 
 
-def choose_slices(areas: NDArray[np.int_], config: SlicesConfig) -> list[int]:
+def choose_slices(areas: Array, config: SlicesConfig) -> list[int]:
     """Return the indices of the slices to take, given each slice's tumour area (Z,), px.
 
     Of equal areas the lower index wins.
@@ -98,7 +97,7 @@ def find_crop(
     return tuple(of), tuple(to)
 
 
-def scale_intensity(image: NDArray[Any], window: tuple[float, float]) -> NDArray[np.float32]:
+def scale_intensity(image: Array, window: tuple[float, float]) -> Image:
     """Map window[0] to 0 and window[1] to 1, clip to [0, 1].
 
     A percentile's window lies above the background, which becomes 0.

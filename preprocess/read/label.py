@@ -3,13 +3,11 @@
 import functools
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hvae_hpc.errors import UserError
-from hvae_hpc.preprocess.read.scan import Scan
+from hvae_hpc.preprocess.read.scan import Array, Mask, Scan
 from hvae_hpc.preprocess.recipes.recipe import Recipe
 
 _ROUNDING = 0.01
@@ -18,9 +16,7 @@ _CLASSES = 32
 """Labels with this many classes exist. Values that lie closer together are grey levels."""
 
 
-def join_labels(
-    labels: Sequence[Scan], recipe: Recipe, known: tuple[int, ...]
-) -> NDArray[np.bool_]:
+def join_labels(labels: Sequence[Scan], recipe: Recipe, known: tuple[int, ...]) -> Mask:
     """Join the tumour's label values, and several label files, to one mask (X, Y, Z).
 
     Raises:
@@ -30,7 +26,7 @@ def join_labels(
     return functools.reduce(np.logical_or, (_find_tumour(label, recipe, known) for label in labels))
 
 
-def _find_tumour(label: Scan, recipe: Recipe, known: tuple[int, ...]) -> NDArray[np.bool_]:
+def _find_tumour(label: Scan, recipe: Recipe, known: tuple[int, ...]) -> Mask:
     wanted, threshold = recipe.label.tumour, recipe.label.threshold
     data, inside = label.data, label.values[label.values != 0]  # most voxels are 0
     if not np.isfinite(inside).all():
@@ -78,7 +74,7 @@ def _shown(values: Sequence[int]) -> str:
     return ", ".join(map(str, values[:5])) + (f" ... {values[-1]}" if values[5:] else "")
 
 
-def _advise_threshold(values: Sequence[int] | NDArray[Any]) -> str:
+def _advise_threshold(values: Sequence[int] | Array) -> str:
     """Return what a recipe says where the brighter half of the grey levels is tumour."""
     half = np.abs(values).max() / 2
     return f', or for a mask in grey [label] tumour = "any", threshold = {half:g}'

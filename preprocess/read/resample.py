@@ -5,14 +5,12 @@ image is cut to what the grid can see and then interpolated by SimpleITK.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.frozen import frozen
-from hvae_hpc.preprocess.read.scan import LPS_TO_RAS, Affine, Scan, find_corners
+from hvae_hpc.preprocess.read.scan import LPS_TO_RAS, Affine, Array, Image, Mask, Scan, find_corners
 from hvae_hpc.preprocess.recipes.recipe import GridConfig
 
 _MARGIN = 12
@@ -39,7 +37,7 @@ class Target:
     first_slice: int
 
 
-def bounding_box(mask: NDArray[np.bool_]) -> NDArray[np.intp]:
+def bounding_box(mask: Mask) -> Array:
     """Return (2, 3): the first and the last index that is True along each axis; all for none."""
     if not mask.any():
         mask = np.ones_like(mask)
@@ -94,7 +92,7 @@ def find_target(image: Scan, mask: Scan, grid: GridConfig, *, whole: bool) -> Ta
     return Target(shape=shape, affine=affine, step_mm=step, start_mm=start, first_slice=first)
 
 
-def resample_mask(mask: Scan, target: Target) -> NDArray[np.bool_]:
+def resample_mask(mask: Scan, target: Target) -> Mask:
     """Look up the nearest voxel of the label for each of the target's; False outside of it."""
     # Slices first: they lie in memory one by one, in the file and in what is returned.
     looked_up = mask.data.T
@@ -110,9 +108,7 @@ def resample_mask(mask: Scan, target: Target) -> NDArray[np.bool_]:
     return resampled.T
 
 
-def resample_image(
-    image: Scan, target: Target, slices: Sequence[int], interpolation: str
-) -> NDArray[np.float32]:
+def resample_image(image: Scan, target: Target, slices: Sequence[int], interpolation: str) -> Image:
     """Interpolate the image at some of the target's slices.
 
     Args:
@@ -125,16 +121,14 @@ def resample_image(
         (columns, rows, len(slices)); NaN where the image does not reach.
     """
     rising, places = np.unique(slices, return_inverse=True)
-    planes: list[NDArray[np.float32]] = []
+    planes: list[Image] = []
     for run in np.split(rising, np.flatnonzero(np.diff(rising) > 1) + 1):  # neighbours, at once
         block = _interpolate(image, target, int(run[0]), len(run), interpolation)
         planes += [block[:, :, place] for place in range(len(run))]
     return np.stack([planes[place] for place in places], axis=2)
 
 
-def _interpolate(
-    image: Scan, target: Target, first: int, count: int, interpolation: str
-) -> NDArray[np.float32]:
+def _interpolate(image: Scan, target: Target, first: int, count: int, interpolation: str) -> Image:
     import SimpleITK as sitk  # only recipes that resample pay for it
 
     shape = (*target.shape[:2], count)
@@ -159,9 +153,7 @@ def _interpolate(
     return np.asarray(sitk.GetArrayFromImage(resampled)).T
 
 
-def _crop_around(
-    image: Scan, shape: tuple[int, int, int], affine: Affine
-) -> tuple[NDArray[Any], Affine]:
+def _crop_around(image: Scan, shape: tuple[int, int, int], affine: Affine) -> tuple[Array, Affine]:
     """Cut away what the grid does not need: less to convert and to keep in memory.
 
     Returns:
@@ -176,5 +168,5 @@ def _crop_around(
     return part, _apply(image.affine, low)
 
 
-def _apply(affine: NDArray[Any], point: NDArray[Any]) -> Affine:
+def _apply(affine: Array, point: Array) -> Affine:
     return affine[:3, :3] @ point + affine[:3, 3]

@@ -28,6 +28,9 @@ from hvae_hpc.errors import UserError
 from hvae_hpc.frozen import frozen
 from hvae_hpc.runs.files import IMAGE_BYTES, read_file
 
+Array = NDArray[Any]
+Image = NDArray[np.float32]
+Mask = NDArray[np.bool_]
 Affine = NDArray[np.float64]
 """A matrix or a vector of places, in mm or voxels."""
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
@@ -56,8 +59,8 @@ class Scan:
 
     path: Path
     sha256: str
-    data: NDArray[Any]
-    values: NDArray[Any]
+    data: Array
+    values: Array
     affine: Affine
     stored: str
     shape: tuple[int, ...]
@@ -146,7 +149,7 @@ def choose_volume(
     return (shape[0], shape[1], shape[2]), number
 
 
-def check_affine(path: Path, affine: NDArray[Any]) -> Affine:
+def check_affine(path: Path, affine: Array) -> Affine:
     """Return a header's (4, 4) from voxel index to world (RAS+), mm, if it can be believed.
 
     Raises:
@@ -174,7 +177,7 @@ def check_affine(path: Path, affine: NDArray[Any]) -> Affine:
 def turn_axes(
     path: Path,
     sha256: str,
-    values: NDArray[Any],
+    values: Array,
     shape: tuple[int, int, int],
     affine: Affine,
     orientation: str,

@@ -8,10 +8,8 @@ known for the whole volume; the image is brought to the grid for the chosen slic
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hvae_hpc.config.loader import dump
 from hvae_hpc.errors import UserError
@@ -27,7 +25,7 @@ from hvae_hpc.preprocess.read.resample import (
     resample_image,
     resample_mask,
 )
-from hvae_hpc.preprocess.read.scan import Scan
+from hvae_hpc.preprocess.read.scan import Affine, Array, Mask, Scan
 from hvae_hpc.preprocess.recipes.recipe import IntensityConfig, LabelConfig, Recipe
 
 _8_BITS, _16_BITS = 255.0, 65535.0
@@ -73,9 +71,9 @@ class Volume:
         label_path: for messages.
     """
 
-    tumour: NDArray[np.bool_]
-    take: Callable[[Sequence[int]], NDArray[Any]]
-    spacing_mm: NDArray[np.float64]
+    tumour: Mask
+    take: Callable[[Sequence[int]], Array]
+    spacing_mm: Affine
     centre_px: tuple[float, float]
     first_slice: int
     sources: dict[str, str]
@@ -153,7 +151,7 @@ def _stack(images: Sequence[Scan]) -> Scan:
     return replace(first, data=data, values=data.reshape(-1), shape=(*first.shape[:2], len(images)))
 
 
-def _join(slices: Sequence[NDArray[Any]]) -> NDArray[Any]:
+def _join(slices: Sequence[Array]) -> Array:
     return slices[0] if len(slices) == 1 else np.concatenate(slices, axis=2)
 
 
@@ -233,7 +231,7 @@ def find_window(image: Scan, config: IntensityConfig) -> tuple[float, float]:
     return low, high
 
 
-def find_percentiles(values: NDArray[Any], which: Sequence[float]) -> list[float]:
+def find_percentiles(values: Array, which: Sequence[float]) -> list[float]:
     """Return ``numpy.percentile(values, which)``.
 
     Small integers from 0 are counted, which is five times as fast.
@@ -248,7 +246,7 @@ def find_percentiles(values: NDArray[Any], which: Sequence[float]) -> list[float
     return [float(value) for value in first + (last - first) * (place - np.floor(place))]
 
 
-def _find_centre(tumour: NDArray[np.bool_], centre: str) -> tuple[float, float]:
+def _find_centre(tumour: Mask, centre: str) -> tuple[float, float]:
     if centre == "image":
         return (tumour.shape[0] - 1) / 2, (tumour.shape[1] - 1) / 2
     x, y, _ = bounding_box(tumour).mean(axis=0)
