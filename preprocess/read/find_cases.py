@@ -117,7 +117,10 @@ def find_cases(recipe: Recipe, raw: Path) -> RawFolder:
         for path in chain(*labels.values(), *images.values())
         for file in source_files(path)
     }
-    unfit = _find_unfit(fit, (beside_labels | beside_images) - {layout.index})
+    # What another pattern takes fits, and so does a folder that was entered.
+    beside = (beside_labels | beside_images) - {layout.index}
+    entered = {f"{folder}/" for path in fit | beside for folder in PurePosixPath(path).parents}
+    unfit = sorted(beside - fit - entered)
     # Masks that lie beside the images may fit the images' pattern too.
     masks = set(chain(*labels.values()))
     images = {
@@ -174,12 +177,6 @@ def _assign_labels(
             )
             assigned[next(fitting, longest)].append(path)
     return dict(assigned)
-
-
-def _find_unfit(fit: set[str], beside: set[str]) -> list[str]:
-    """Leave out of what does not fit what another pattern takes, and folders that were entered."""
-    entered = {f"{folder}/" for path in fit | beside for folder in PurePosixPath(path).parents}
-    return sorted(beside - fit - entered)
 
 
 def _make_case(

@@ -14,34 +14,26 @@ _HIGHEST_RATIO = 1032
 """Deflate shrinks nothing by more: a size beyond it is a damaged one, and is not allocated."""
 
 
-def gunzip(content: bytes, most: int) -> bytes | bytearray:
-    """Return what a gzip file holds, after checking gzip's own checksum.
+def gunzip(content: bytes, least: int, most: int) -> bytes | bytearray:
+    """Return what a gzip file holds, after checking gzip's own checksum as far as it is read.
 
-    Of a file of several members of equal size it may be the first alone. A caller who gets fewer
-    bytes than there must be asks :func:`gunzip_start`.
+    Of several members of equal size it may be the first alone, if that has ``least`` bytes.
 
     Args:
         content: the whole file.
+        least: bytes that a sound file holds.
         most: bytes that are unzipped; a few MB may hold many GB.
 
     Raises:
         EOFError: it ends early.
         gzip.BadGzipFile, zlib.error: it is damaged, or is no gzip file.
     """
-    size = int.from_bytes(content[-4:], "little")  # of the last member
-    if deflate is not None and 0 < size <= min(most, _HIGHEST_RATIO * len(content)):
+    # Of the last member; libdeflate reads the first one alone, into so many bytes.
+    size = int.from_bytes(content[-4:], "little")
+    if deflate is not None and 0 < least <= size <= min(most, _HIGHEST_RATIO * len(content)):
         try:
             return deflate.gzip_decompress(content)
         except (deflate.DeflateError, ValueError, MemoryError):
             pass  # Python's gzip says what is wrong, and reads files of several members
-    return gunzip_start(content, most)
-
-
-def gunzip_start(content: bytes, most: int) -> bytes:
-    """Return the first bytes of what a gzip file holds, of any number of members.
-
-    Raises:
-        EOFError, gzip.BadGzipFile, zlib.error: as :func:`gunzip`, as far as is read.
-    """
     with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
         return file.read(most)

@@ -8,7 +8,6 @@ import contextlib
 import gzip
 import math
 import zlib
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
 from hvae_hpc.errors import UserError
-from hvae_hpc.preprocess.read.gunzip import gunzip, gunzip_start
+from hvae_hpc.preprocess.read.gunzip import gunzip
 from hvae_hpc.preprocess.read.scan import (
     MOST_VOXELS,
     Affine,
@@ -49,7 +48,8 @@ def read_scan(path: Path, orientation: str, channel: int | None = None) -> Scan:
         UserError: missing, cut short, not NIfTI, not 3D, or without a usable orientation.
     """
     content, digest = read_source(path)
-    header = _parse(path, _unzip(path, content, nib.Nifti2Header.sizeof_hdr, gunzip_start))
+    longest = nib.Nifti2Header.sizeof_hdr
+    header = _parse(path, _unzip(path, content, longest, longest))
     dims = tuple(int(side) for side in header["dim"][1 : max(0, int(header["dim"][0])) + 1])
     shape, first = choose_volume(path, dims, channel)
     kind, start = _find_voxels(path, header)
@@ -100,26 +100,18 @@ def _unzip_voxels(path: Path, content: bytes, end: int, whole: int) -> bytes | b
             f"{free / 2**30:.1f} GiB are free; copy it again, or ask for more memory"
         )
     most = whole + _SPARE_BYTES
-    unzipped = _unzip(path, content, most)
-    if len(unzipped) < end:
-        # Perhaps only the first of several gzip members was read, as bgzip writes them.
-        unzipped = _unzip(path, content, most, gunzip_start)
+    unzipped = _unzip(path, content, end, most)
     if len(unzipped) >= most:
         raise UserError(f"{path}: holds more than the {whole:,} bytes of its header; copy it again")
     return unzipped
 
 
-def _unzip(
-    path: Path,
-    content: bytes,
-    most: int,
-    unzip: Callable[[bytes, int], bytes | bytearray] = gunzip,
-) -> bytes | bytearray:
+def _unzip(path: Path, content: bytes, least: int, most: int) -> bytes | bytearray:
     """Unzip the file if it is zipped: only at its end is gzip's checksum verified."""
     if content[:2] != b"\x1f\x8b":
         return content
     try:
-        return unzip(content, most)
+        return gunzip(content, least, most)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(
             f"{path}: not a sound gzip file ({error}); copy or download it again"

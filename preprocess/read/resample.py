@@ -30,7 +30,7 @@ class Target:
         first_slice: number of its first slice, counted from the label's first one in steps.
     """
 
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     affine: Affine
     step_mm: float
     start_mm: Affine
@@ -153,7 +153,7 @@ def _interpolate(image: Scan, target: Target, first: int, count: int, interpolat
     return np.asarray(sitk.GetArrayFromImage(resampled)).T
 
 
-def _crop_around(image: Scan, shape: tuple[int, int, int], affine: Affine) -> tuple[Array, Affine]:
+def _crop_around(image: Scan, shape: tuple[int, ...], affine: Affine) -> tuple[Array, Affine]:
     """Cut away what the grid does not need: less to convert and to keep in memory.
 
     Returns:

@@ -119,7 +119,7 @@ def source_files(path: Path) -> list[Path]:
 
 def choose_volume(
     path: Path, shape: tuple[int, ...], channel: int | None
-) -> tuple[tuple[int, int, int], int]:
+) -> tuple[tuple[int, ...], int]:
     """Return the shape of one volume, and which one of the file's volumes it is.
 
     Args:
@@ -146,7 +146,7 @@ def choose_volume(
             f"{path}: shape {shape}, expected 4D with a channel {number} "
             "(layout.channel, of a label: label.channel)"
         )
-    return (shape[0], shape[1], shape[2]), number
+    return shape[:3], number
 
 
 def check_affine(path: Path, affine: Array) -> Affine:
@@ -178,7 +178,7 @@ def turn_axes(
     path: Path,
     sha256: str,
     values: Array,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     affine: Affine,
     orientation: str,
 ) -> Scan:

@@ -83,7 +83,7 @@ class LayoutConfig:
                     f"pattern {pattern!r}, expected an ending of {', '.join(VOLUMES + PICTURES)}; "
                     "convert DICOM with dcm2niix"
                 )
-        if _is_planar(self.image) != _is_planar(self.label):
+        if self.planar != self.label.lower().endswith(PICTURES):
             raise ValueError(
                 f"image {self.image!r}, label {self.label!r}, "
                 "expected both volumes or both 2D files"
@@ -113,7 +113,7 @@ class LayoutConfig:
     @property
     def planar(self) -> bool:
         """Whether the files are 2D pictures."""
-        return _is_planar(self.image)
+        return self.image.lower().endswith(PICTURES)
 
     @property
     def sliced(self) -> bool:
@@ -124,10 +124,6 @@ class LayoutConfig:
     def stacked(self) -> bool:
         """Whether a case's slices are files of their own: numbered, or a patient's pictures."""
         return self.planar and bool(self.sliced or self.patient)
-
-
-def _is_planar(pattern: str) -> bool:
-    return pattern.lower().endswith(PICTURES)
 
 
 @frozen

@@ -144,7 +144,7 @@ class Shard:
                 raise ValueError(f"{dataset.name} has form {form}")
             if (dataset.compression, dataset.shuffle) != ("gzip", False):
                 raise ValueError(f"{dataset.name} is not compressed by gzip alone")
-        self.image_size: tuple[int, int] = (int(shape[1]), int(shape[2]))
+        self.image_size: tuple[int, ...] = shape[1:]
 
         self._words = {name: dataset[()] for name, dataset in values.items()}
         text = self._words.pop("attributes").decode()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hvae_hpc.preprocess.read import gunzip as module
-from hvae_hpc.preprocess.read.gunzip import gunzip, gunzip_start
+from hvae_hpc.preprocess.read.gunzip import gunzip
 
 DATA = np.random.default_rng(0).integers(0, 9, 200_000).astype(np.uint8).tobytes()
 MOST = 2**20
@@ -24,8 +24,9 @@ def either(request, monkeypatch):
 
 @pytest.mark.usefixtures("either")
 def test_what_was_zipped_comes_back():
-    assert gunzip(gzip.compress(DATA), MOST) == DATA
-    assert gunzip(gzip.compress(b""), MOST) == b""
+    assert gunzip(gzip.compress(DATA), len(DATA), MOST) == DATA
+    assert gunzip(gzip.compress(DATA), 1, MOST) == DATA
+    assert gunzip(gzip.compress(b""), 0, MOST) == b""
 
 
 @pytest.mark.usefixtures("either")
@@ -35,7 +36,7 @@ def test_a_flipped_bit_is_seen_also_in_checksum_and_size():
     for place in [*places, len(file) - 6, len(file) - 2]:
         file[place] ^= 8
         with pytest.raises((EOFError, gzip.BadGzipFile, zlib.error)):
-            gunzip(bytes(file), MOST)
+            gunzip(bytes(file), 1, MOST)
         file[place] ^= 8
 
 
@@ -43,15 +44,18 @@ def test_a_flipped_bit_is_seen_also_in_checksum_and_size():
 @pytest.mark.parametrize("cut", [1, 8, 100])
 def test_a_file_cut_short_ends_early(cut):
     with pytest.raises(EOFError):
-        gunzip(gzip.compress(DATA)[:-cut], MOST)
+        gunzip(gzip.compress(DATA)[:-cut], 1, MOST)
 
 
 @pytest.mark.usefixtures("either")
 def test_members_of_unlike_sizes_are_all_read():
-    assert (
-        gunzip(gzip.compress(DATA) + gzip.compress(b"more") + gzip.compress(b""), MOST)
-        == DATA + b"more"
-    )
+    file = gzip.compress(DATA) + gzip.compress(b"more") + gzip.compress(b"")
+    assert gunzip(file, 1, MOST) == DATA + b"more"
+
+
+@pytest.mark.usefixtures("either")
+def test_members_of_one_size_are_all_read_where_so_much_is_asked_for():
+    assert gunzip(gzip.compress(DATA[:9]) * 3, 27, MOST) == DATA[:9] * 3
 
 
 def test_a_size_that_no_compression_reaches_is_not_asked_of_memory(monkeypatch):
@@ -60,10 +64,10 @@ def test_a_size_that_no_compression_reaches_is_not_asked_of_memory(monkeypatch):
         module.deflate, "gzip_decompress", lambda _: pytest.fail("was asked for 4 GiB")
     )
     with pytest.raises(gzip.BadGzipFile):
-        gunzip(file, 2**33)
+        gunzip(file, 1, 2**33)
 
 
 @pytest.mark.usefixtures("either")
 def test_no_more_is_unzipped_than_is_asked_for():
-    assert gunzip(gzip.compress(DATA), 1000) == DATA[:1000]
-    assert gunzip_start(gzip.compress(DATA[:9]) * 3, 20) == (DATA[:9] * 3)[:20]
+    assert gunzip(gzip.compress(DATA), 1000, 1000) == DATA[:1000]
+    assert gunzip(gzip.compress(DATA[:9]) * 3, 20, 20) == (DATA[:9] * 3)[:20]
