@@ -88,22 +88,9 @@ def pack(
             )
         remove_temporaries(out)
         try:
-            packing, skipped = _pack_folder(folder, out, workers, skip_bad, report)
-            _refuse_bad(skipped, len(packing.records), skip_bad)
-            manifest = packing.make_manifest(skipped)
-
-            before = None
-            with contextlib.suppress(UserError):
-                before = read_manifest(out)
-            if before == manifest:
-                report(f"{out} is up to date")
-            else:
-                write_manifest(out, manifest)
-            write_summary(out, packing.folder, manifest, packing.records)
-            write_journal(out, packing.key, packing.closed)
+            return _pack_folder(folder, out, workers, skip_bad, report)
         finally:
             _clear(out)
-    return manifest
 
 
 def _pack_folder(
@@ -112,7 +99,7 @@ def _pack_folder(
     workers: int,
     skip_bad: bool,
     report: Callable[[str], None],
-) -> tuple["_Packing", list[SkippedEntry]]:
+) -> Manifest:
     """Pack what is not packed yet; in the place of a bad scan take the patient's next one."""
     packing = _Packing(folder, out, workers)
     report(f"{len(packing.known)} of them are packed already")
@@ -121,7 +108,19 @@ def _pack_folder(
     if skip_bad and following.further != folder.further:
         report(f"{len(folder.further) - len(following.further)} bad scans: their patients' next")
         return _pack_folder(following, out, workers, skip_bad, report)
-    return packing, skipped
+
+    _refuse_bad(skipped, len(packing.records), skip_bad)
+    manifest = packing.make_manifest(skipped)
+    before = None
+    with contextlib.suppress(UserError):
+        before = read_manifest(out)
+    if before == manifest:
+        report(f"{out} is up to date")
+    else:
+        write_manifest(out, manifest)
+    write_summary(out, folder, manifest, packing.records)
+    write_journal(out, packing.key, packing.closed)
+    return manifest
 
 
 class _Packing:

@@ -67,7 +67,7 @@ def choose_slices(areas: Array, config: SlicesConfig) -> list[int]:
 
     Of equal areas the lower index wins.
     """
-    enough = [int(index) for index in np.flatnonzero(areas >= config.min_px)]
+    enough = np.flatnonzero(areas >= config.min_px).tolist()
     if config.choose == "all":
         return enough
     return sorted(enough, key=lambda index: -areas[index])[: config.count]

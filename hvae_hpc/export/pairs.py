@@ -121,8 +121,8 @@ def export_pairs(
         content["left_out"] = left_out
         write_json(new_folder / MANIFEST, content)
 
-    remarks = _remarks_on_nnunet(parts, synthetic_only) if form == "nnunet" else []
-    return [*_sum_up(folder / name, parts, copies, len(left_out)), *remarks]
+    lines = [*_sum_up(folder / name, parts, copies, len(left_out))]
+    return lines if form == "png" else [*lines, *_remark_on_nnunet(parts, synthetic_only)]
 
 
 def _check(dataset_id: int, folder: Path) -> None:
@@ -132,22 +132,21 @@ def _check(dataset_id: int, folder: Path) -> None:
         raise UserError(f"{folder}: is there and is no empty folder; name a new one, or delete it")
 
 
-def _remarks_on_nnunet(parts: Sequence[Part], synthetic_only: bool) -> list[str]:
-    """Return what a person must know of the data set before training on it."""
-    remarks = []
+def _remark_on_nnunet(parts: Sequence[Part], synthetic_only: bool) -> Iterator[str]:
+    """Yield what a person must know of the data set before training on it."""
     if any(np.isnan(part.pairs.spacing_mm).any() for part in parts):
-        remarks.append("the spacing is not known: the files say 1 mm")
+        yield "the spacing is not known: the files say 1 mm"
     if synthetic_only:
-        remarks.append(
+        yield (
             "no real pairs, so nothing to validate on and no splits_final.json: "
             "train nnU-Net with fold all"
         )
-    return remarks
 
 
 def _read_source(plan: Plan, run_id: str) -> ExportedRun:
     """Read a finished generate run's pairs and the real pairs of its split."""
-    run, config = plan.runs[run_id], plan.runs[run_id].config
+    run = plan.runs[run_id]
+    config = run.config
     if not isinstance(config, GenerateConfig):
         known = ", ".join(run.label for run in plan.runs.values() if run.stage == "generate")
         raise UserError(

@@ -237,13 +237,13 @@ def find_percentiles(values: Array, which: Sequence[float]) -> list[float]:
     Small integers from 0 are counted, which is five times as fast.
     """
     if values.dtype.kind not in "iu" or values.dtype.itemsize > 2 or values.min() < 0:
-        return [float(value) for value in np.percentile(values, which)]
+        return np.percentile(values, which).tolist()
     below = np.cumsum(np.bincount(values))
     place = (len(values) - 1) * np.asarray(which) / 100
     first, last = (
         np.searchsorted(below, rounded(place), side="right") for rounded in (np.floor, np.ceil)
     )
-    return [float(value) for value in first + (last - first) * (place - np.floor(place))]
+    return (first + (last - first) * (place - np.floor(place))).tolist()
 
 
 def _find_centre(tumour: Mask, centre: str) -> tuple[float, float]:
