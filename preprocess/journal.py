@@ -84,8 +84,8 @@ def read_journal(folder: Path, key: str) -> dict[str, ShardRecords]:
 
 def write_journal(folder: Path, key: str, shards: Iterable[ShardRecords]) -> None:
     """Replace the journal, atomically."""
-    lines = [canonical_json({"key": key}), *(canonical_json(dump(shard)) for shard in shards)]
-    write_atomic(folder / JOURNAL, "\n".join(lines) + "\n")
+    records = [{"key": key}, *map(dump, shards)]
+    write_atomic(folder / JOURNAL, "\n".join(map(canonical_json, records)) + "\n")
 
 
 def add_to_journal(folder: Path, shard: ShardRecords) -> None:

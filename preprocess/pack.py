@@ -138,7 +138,7 @@ class _Packing:
         self.modality = recipe.modality or _name_channel(recipe, folder)
         self.labels = known_labels(recipe, folder.index)
         self.key = packing_key(recipe, self.modality, self.labels)
-        self.closed: list[ShardRecords] = []
+        self.closed = list[ShardRecords]()
         self.before = _sound_shards(out, read_journal(out, self.key), workers)
         write_journal(out, self.key, self.before.values())
 
@@ -147,7 +147,7 @@ class _Packing:
             for shard in self.before.values()
             for record in shard.records
         }
-        self.known: dict[str, CaseRecord] = {}
+        self.known = dict[str, CaseRecord]()
         for files in folder.cases:
             record, stamps = records.get(files.case_id), stamp_files(files)
             if record is None or files.fault:
@@ -165,9 +165,9 @@ class _Packing:
         """Read what is missing or changed, close shard after shard, and return the bad cases."""
         rows, columns = self.recipe.grid.size_px
         most = max(1, min(PAIRS_PER_SHARD, BYTES_PER_SHARD // (5 * rows * columns)))
-        skipped: list[SkippedEntry] = []
-        held: list[PackedCase] = []
-        seen: dict[str, str] = {}
+        skipped = list[SkippedEntry]()
+        held = list[PackedCase]()
+        seen = dict[str, str]()
         for case in self._cases():
             if isinstance(case, PackedCase):
                 case_id = case.record.entry.case_id
@@ -292,14 +292,14 @@ def _refuse_bad(skipped: Sequence[SkippedEntry], n_good: int, skip_bad: bool) ->
 def _clear(out: Path) -> None:
     """Remove shards that neither manifest nor journal names; leave nothing in an empty folder."""
     check(out)  # who lost the folder removes nothing of its new owner
-    texts = []
+    named = b""
     for name in (JOURNAL, MANIFEST):
         # Searched as text: a manifest that is damaged names its shards all the same.
         with contextlib.suppress(FileNotFoundError):
-            texts.append(read_file(out / name, RECORD_BYTES))
+            named += read_file(out / name, RECORD_BYTES)
     for path in out.glob("shard-*.h5"):
         is_ours = re.fullmatch(r"shard-[0-9a-f]{16}\.h5", path.name)
-        if is_ours and not any(path.name.encode() in text for text in texts):
+        if is_ours and path.name.encode() not in named:
             path.unlink(missing_ok=True)
 
     names = {path.name for path in out.iterdir() if not path.name.startswith(LEASE)}

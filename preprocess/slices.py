@@ -30,7 +30,7 @@ def cut_pairs(volume: Volume, recipe: Recipe, case_id: str) -> tuple[Pairs, int,
     rows, columns = recipe.grid.size_px
     of, to = find_crop(volume.centre_px, columns, rows, volume.tumour.shape)
     inside = volume.tumour[of]
-    areas = np.array([np.count_nonzero(inside[:, :, index]) for index in range(inside.shape[2])])
+    areas = np.array([np.count_nonzero(plane) for plane in inside.T])
     chosen = choose_slices(areas, recipe.slices)
     if not chosen:
         raise UserError(
@@ -42,19 +42,19 @@ def cut_pairs(volume: Volume, recipe: Recipe, case_id: str) -> tuple[Pairs, int,
     # Scaled before it is padded: 0 HU is not black.
     taken = volume.take(chosen)[of]
     seen = scale_intensity(taken, volume.facts.window)
-    looked = look_at_case(taken, seen, inside[:, :, chosen], areas[chosen], volume, recipe)
+    tumour, count = inside[:, :, chosen], len(chosen)
+    looked = look_at_case(taken, seen, tumour, areas[chosen], volume, recipe)
     accepted = judge_case(looked, recipe)
-    count = len(chosen)
-    images = np.zeros((columns, rows, count), np.float32)
-    images[to] = seen
-    masks = np.zeros((columns, rows, count), np.uint8)
-    masks[to] = inside[:, :, chosen]
+    images = np.zeros((count, rows, columns), np.float32)
+    images.T[to] = seen
+    masks = np.zeros((count, rows, columns), np.uint8)
+    masks.T[to] = tumour
 
     pairs = Pairs(
-        images=np.ascontiguousarray(images.T),
-        masks=np.ascontiguousarray(masks.T),
+        images=images,
+        masks=masks,
         case_ids=(case_id,) * count,
-        slice_index=np.asarray(chosen, dtype=np.int32) + np.int32(volume.first_slice),
+        slice_index=np.array(chosen, np.int32) + np.int32(volume.first_slice),
         spacing_mm=np.tile(volume.spacing_mm[[1, 0]], (count, 1)),
         source_sha256=(content_hash(volume.sources),) * count,
     )

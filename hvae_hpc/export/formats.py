@@ -82,7 +82,7 @@ def make_folds(real: Part, synthetic: Part) -> list[dict[str, list[str]]]:
     for fold in range(min(FOLDS, len(cases))):
         validating = cases[fold::FOLDS]
         train = [record["name"] for record in synthetic.records]
-        val: list[str] = []
+        val = list[str]()
         for record in real.records:
             (val if record["case"] in validating else train).append(record["name"])
         folds.append({"train": train, "val": val})

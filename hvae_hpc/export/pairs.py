@@ -65,9 +65,9 @@ def export_pairs(
     form: Literal["nnunet", "png"],
     folder: Path,
     *,
-    keep_copies: bool = False,
-    synthetic_only: bool = False,
-    dataset_id: int = 501,
+    keep_copies: bool,
+    synthetic_only: bool,
+    dataset_id: int,
 ) -> list[str]:
     """Write the pairs of a generate run, without those that copy a training image.
 

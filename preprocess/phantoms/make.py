@@ -8,7 +8,6 @@ number) alone.
 
 import functools
 import gzip
-from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -19,7 +18,6 @@ from hvae_hpc.errors import UserError
 from hvae_hpc.preprocess.parallel import map_in_order
 from hvae_hpc.preprocess.phantoms.brain import draw_brain
 from hvae_hpc.preprocess.phantoms.neck import draw_neck
-from hvae_hpc.preprocess.phantoms.shapes import Drawing
 from hvae_hpc.runs.folder import write_atomic
 
 
@@ -59,7 +57,7 @@ def _name_hecktor(number: int) -> list[str]:
     return [f"imagesTr/{case}__PT.nii.gz", f"imagesTr/{case}__CT.nii.gz", f"labelsTr/{case}.nii.gz"]
 
 
-KINDS: dict[str, tuple[Callable[[int], list[str]], Callable[[np.random.Generator], Drawing]]] = {
+KINDS = {
     "brats2021": (_name_brats, draw_brain),
     "hecktor2022": (_name_hecktor, draw_neck),
 }

@@ -70,7 +70,7 @@ class RawFolder:
     @cached_property
     def further(self) -> dict[str, str]:
         """Case id -> why it is not among the cases though nothing is wrong with it."""
-        first: dict[str, str] = {}
+        first = dict[str, str]()
         further = {}
         for scan in self.scans:
             if scan.fault:
@@ -163,7 +163,7 @@ def _assign_labels(
     """
     if "*" not in layout.label.removesuffix(".nii*"):
         return labels
-    assigned: defaultdict[str, list[Path]] = defaultdict(list)
+    assigned = defaultdict[str, list[Path]](list)
     for longest, paths in labels.items():
         for path in paths:
             relative = unicodedata.normalize("NFC", path.relative_to(raw).as_posix())
@@ -197,7 +197,9 @@ def _make_case(
     elif not (images and labels):
         role, pattern = ("label", layout.label) if images else ("image", layout.image)
         says = " and layout.label_says" if images and layout.label_says else ""
-        near = _find_near(case_id, pattern, unfit)
+        of_case = [path for path in unfit if case_id.split("/")[0] in path]
+        nearest = difflib.get_close_matches(pattern, of_case, 1, cutoff=0)
+        near = f"; there is {nearest[0]}" if nearest else ""
         known = [*images, *labels, f"the entry in {layout.index}"][0]
         fault = f"{known} has no {role} ({pattern}{says}{near}); add it, or remove the case"
     elif len(images) > 1:
@@ -215,13 +217,6 @@ def _make_case(
     )
 
 
-def _find_near(case_id: str, pattern: str, unfit: Sequence[str]) -> str:
-    """Name the file of a case that is nearest to the pattern without fitting it."""
-    of_case = [path for path in unfit if case_id.split("/")[0] in path]
-    near = difflib.get_close_matches(pattern, of_case, 1, cutoff=0)
-    return f"; there is {near[0]}" if near else ""
-
-
 def _too_many(role: str, paths: list[Path]) -> str:
     names = ", ".join(path.name for path in paths[:3])
     return (
@@ -232,7 +227,7 @@ def _too_many(role: str, paths: list[Path]) -> str:
 
 def _join_slices(pictures: list[CaseFiles], sliced: bool) -> list[CaseFiles]:
     """Make one case of a scan's numbered slices, or else of a patient's pictures, in order."""
-    cases: defaultdict[str, list[CaseFiles]] = defaultdict(list)
+    cases = defaultdict[str, list[CaseFiles]](list)
     for picture in sorted(pictures, key=lambda picture: _split_numbers(picture.case_id)):
         cases[picture.case_id.split("/")[0] if sliced else picture.patient].append(picture)
     return [

@@ -34,7 +34,7 @@ def match_files(raw: Path, pattern: str, says: str = "") -> tuple[dict[str, list
         folders as "name/".
     """
     regex = compile_pattern(pattern)  # of several ids that fit a name, it finds the longest
-    files: defaultdict[str, list[Path]] = defaultdict(list)
+    files = defaultdict[str, list[Path]](list)
     beside = set()
     for relative, fits in sorted(set(_walk(raw, PurePosixPath(pattern).parts))):
         match = regex.fullmatch(unicodedata.normalize("NFC", relative)) if fits else None

@@ -121,7 +121,7 @@ def resample_image(image: Scan, target: Target, slices: Sequence[int], interpola
         (columns, rows, len(slices)); NaN where the image does not reach.
     """
     rising, places = np.unique(slices, return_inverse=True)
-    planes: list[Image] = []
+    planes = list[Image]()
     for run in np.split(rising, np.flatnonzero(np.diff(rising) > 1) + 1):  # neighbours, at once
         block = _interpolate(image, target, int(run[0]), len(run), interpolation)
         planes += [block[:, :, place] for place in range(len(run))]

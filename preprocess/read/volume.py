@@ -161,12 +161,13 @@ def _resample(volume: Volume, image: Scan, label: Scan, recipe: Recipe) -> Volum
     mask = replace(label, data=volume.tumour)
     whole = recipe.slices.choose == "all" and recipe.slices.min_px == 0
     target = find_target(image, mask, recipe.grid, whole=whole)
+    tumour = resample_mask(mask, target)
     return replace(
         volume,
-        tumour=resample_mask(mask, target),
+        tumour=tumour,
         take=lambda slices: resample_image(image, target, slices, recipe.grid.interpolation),
         spacing_mm=np.full(3, recipe.grid.spacing_mm),
-        centre_px=((target.shape[0] - 1) / 2, (target.shape[1] - 1) / 2),
+        centre_px=_find_centre(tumour, "image"),  # the target lies around the recipe's centre
         first_slice=target.first_slice,
     )
 

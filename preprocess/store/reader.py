@@ -90,7 +90,7 @@ class DatasetReader:
         slices, spacing = np.empty(len(rows), np.int32), np.empty((len(rows), 2))
         sources = np.empty(len(rows), object)
 
-        positions: dict[str, list[int]] = {}  # by shard: each is opened once
+        positions = dict[str, list[int]]()  # by shard: each is opened once
         for position, row in enumerate(rows):
             positions.setdefault(self._places[row][0], []).append(position)
         for name, to in positions.items():

@@ -38,12 +38,11 @@ _WORDS = ("case_ids", "slice_index", "spacing_mm", "source_sha256", "row_sha256"
 _REMEDY = "delete it, and pack the data or run the stage again"
 _DAMAGE = (
     OSError,
-    KeyError,
+    LookupError,
     ValueError,
     RuntimeError,
     TypeError,
     AttributeError,
-    IndexError,
     zlib.error,
 )
 """What h5py and zlib raise for a damaged file."""
