@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -110,15 +110,14 @@ def export_pairs(
         parts += [_real_part("real", real), _real_part("test", source.test)]
     label = plain_name(plan.runs[run_id].label)
     name = f"Dataset{dataset_id:03d}_{label}" if form == "nnunet" else "."
-    content: dict[str, Any] = {"schema": EXPORT_SCHEMA, "form": form}
-    content |= {**_describe_origin(plan, run_id, source, copies), "folder": name}
+    content = {"schema": EXPORT_SCHEMA, "form": form, "folder": name, "left_out": left_out}
+    content |= _describe_origin(plan, run_id, source, copies)
     with _new_folder(folder) as new_folder:
         if form == "nnunet":
             write_nnunet(new_folder / name, parts, source.manifest.modality)
         else:
             write_png(new_folder, parts[0])
         content["pairs"] = [record for part in parts for record in part.records]
-        content["left_out"] = left_out
         write_json(new_folder / MANIFEST, content)
 
     lines = [*_sum_up(folder / name, parts, copies, len(left_out))]

@@ -106,14 +106,6 @@ class Shard:
             # No file locks: shards are never changed in place, and network file systems often
             # refuse locks.
             self._file = h5py.File(path, "r", locking=False)
-        except (OSError, ValueError) as error:
-            if "locking flag" in str(error):
-                raise UserError(
-                    f"{path}: is open in this process by h5py's defaults; give h5py locking=False"
-                ) from error
-            raise self._damaged(error) from error
-
-        try:
             self.content_sha256 = self._open(state.st_size)
             if content_sha256 not in (None, self.content_sha256):
                 raise UserError(
@@ -122,6 +114,10 @@ class Shard:
                 )
         except BaseException as error:
             self.close()
+            if "locking flag" in str(error):
+                raise UserError(
+                    f"{path}: is open in this process by h5py's defaults; give h5py locking=False"
+                ) from error
             if isinstance(error, _DAMAGE):
                 raise self._damaged(error) from error
             raise
@@ -168,7 +164,8 @@ class Shard:
 
     def close(self) -> None:
         """Close the file."""
-        with contextlib.suppress(Exception):  # of a damaged file HDF5 may refuse even this
+        # A damaged file may never have been opened, or HDF5 may refuse even this of it.
+        with contextlib.suppress(Exception):
             self._file.close()
 
     def read(self, rows: Sequence[int] | None = None) -> Pairs:
