@@ -98,10 +98,8 @@ def export_pairs(
     for record in _describe_synthetic(source, copies):
         (left_out if record["copy"] and not keep_copies else chosen).append(record)
     if not chosen:
-        raise UserError(
-            f"each of the {len(left_out)} pairs copies a training image; "
-            "--keep-copies hands them over"
-        )
+        what = f"each of the {len(left_out)} pairs copies a training image"
+        raise UserError(f"{what}; --keep-copies hands them over")
 
     # Write the pairs and their manifest.
     kept = take(source.synthetic, [record["pair"] for record in chosen])
@@ -119,7 +117,6 @@ def export_pairs(
             write_png(new_folder, parts[0])
         content["pairs"] = [record for part in parts for record in part.records]
         write_json(new_folder / MANIFEST, content)
-
     lines = [*_sum_up(folder / name, parts, copies, len(left_out))]
     return lines if form == "png" else [*lines, *_remark_on_nnunet(parts, synthetic_only)]
 
