@@ -58,7 +58,7 @@ def read_picture(
             f"{path}: not a sound picture ({', '.join(_FORMATS)}); copy it again"
         ) from error
 
-    width, height = picture.size
+    shape = (*picture.size, 1)
     if fit is not None:
         picture = _scale_into(picture, fit, is_label=label is not None)
     pixels = np.asarray(picture)
@@ -69,7 +69,7 @@ def read_picture(
         values=pixels.reshape(-1),
         affine=np.full((4, 4), np.nan),
         stored="",
-        shape=(width, height, 1),
+        shape=shape,
     )
 
 

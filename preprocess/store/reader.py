@@ -5,6 +5,7 @@ processes. Every row is verified whenever it is read.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -144,10 +145,7 @@ def read_dataset(folder: Path, case_ids: Sequence[str]) -> Pairs:
 def available_memory() -> float:
     """Return how many bytes the machine can still give; infinity where it does not say."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        found = re.search(r"MemAvailable: *(\d+) kB", Path("/proc/meminfo").read_text())
     except OSError:
-        return float("inf")
-    return next(
-        (int(line.split()[1]) * 1024.0 for line in lines if line.startswith("MemAvailable:")),
-        float("inf"),
-    )
+        return math.inf
+    return int(found[1]) * 1024.0 if found else math.inf
