@@ -16,7 +16,7 @@ from hvae_hpc.errors import UserError
 from hvae_hpc.results.collect import Collected
 from hvae_hpc.results.labels import arm_label
 from hvae_hpc.results.scores import ArmScores, dice_of
-from hvae_hpc.results.tables.table import Table, paragraph
+from hvae_hpc.results.tables.table import Table
 from hvae_hpc.runs.files import RECORD_BYTES, plain_name, read_file
 
 SUMMARY = "summary.json"
@@ -80,6 +80,6 @@ def build_nnunet(
         title=f"nnU-Net beside our U-Net ({sweep})",
         columns=("data", "our arm", "cases", "Dice, ours", "Dice, nnU-Net", "difference"),
         rows=rows,
-        notes=[paragraph(note)],
+        notes=[note],
         numbers=numbers,
     )

@@ -10,18 +10,16 @@ from hvae_hpc.results.collect import Collected
 from hvae_hpc.results.labels import REFERENCE, arm_label
 from hvae_hpc.results.scores import ArmScores, dice_of, subtract, to_blocks
 from hvae_hpc.results.statistics import estimate_mean
-from hvae_hpc.results.tables.table import Table, format_estimate, paragraph
+from hvae_hpc.results.tables.table import Table, format_estimate
 from hvae_hpc.runs.plan import Plan
 
 COLUMNS = ("data", "trained on", "real cases", "gain in Dice", "worth, real cases")
-NOTE = paragraph(
-    """
-    Gain: mean Dice less that of the same training without synthetic pairs, with its 95 % interval.
-    Worth: so many real cases in all would give this Dice without synthetic pairs. It is read off
-    the arms with other numbers of real cases (straight lines over the logarithm of the number), for
-    the gain and both ends of its interval. The uncertainty of these arms is left out.
-    """
-)
+NOTE = """
+Gain: mean Dice less that of the same training without synthetic pairs, with its 95 % interval.
+Worth: so many real cases in all would give this Dice without synthetic pairs. It is read off
+the arms with other numbers of real cases (straight lines over the logarithm of the number), for
+the gain and both ends of its interval. The uncertainty of these arms is left out.
+"""
 
 
 def build_worth(plan: Plan, collected: Collected, scores: Sequence[ArmScores]) -> Table | None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from hvae_hpc.results.collect import Collected, rows_of
 from hvae_hpc.results.labels import REFERENCE
 from hvae_hpc.results.tables.published import read_published
-from hvae_hpc.results.tables.table import NOTHING, Table, paragraph
+from hvae_hpc.results.tables.table import NOTHING, Table
 from hvae_hpc.runs.plan import Plan
 
 PAPER_DATA = ("brats2021", "hecktor2022")
@@ -16,13 +16,11 @@ FALLS_BEYOND = {"lsgan": 200, "vae": 200, "hvae": 300}
 """Generator to the number of pairs from which on more of them lower the Dice, says the paper."""
 LARGEST_SD = 0.03
 COLUMNS = ("data", "claim", "paper", "ours", "holds")
-NOTE = paragraph(
-    """
-    Compared are means, without a test: the table of arms has intervals. Made-up phantoms under a
-    data set's name say nothing about it. The gains that the paper's text gives: 26.8 % for BRATS;
-    61.1 % for HECKTOR, which is its VAE's.
-    """
-)
+NOTE = """
+Compared are means, without a test: the table of arms has intervals. Made-up phantoms under a
+data set's name say nothing about it. The gains that the paper's text gives: 26.8 % for BRATS;
+61.1 % for HECKTOR, which is its VAE's.
+"""
 
 Numbers = dict[str, float]
 """Dice by arm ("hvae+300"), its sd ("hvae+300 sd"), PSNR and SSIM by generator ("hvae psnr")."""

@@ -3,15 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hvae_hpc.results.tables.table import NOTHING, Table, paragraph
+from hvae_hpc.results.tables.table import NOTHING, Table
 
-NOTE = paragraph(
-    """
-    Of all attempts, also at runs that are not done. Useful is what made a result, or was saved and
-    gone on from; preempted is also lost with a node, interrupted what ended for no reason that is
-    known.
-    """
-)
+NOTE = """
+Of all attempts, also at runs that are not done. Useful is what made a result, or was saved and
+gone on from; preempted is also lost with a node, interrupted what ended for no reason that is
+known.
+"""
 
 
 def build_device_hours(stages: Sequence[Mapping[str, Any]]) -> Table | None:

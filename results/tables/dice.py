@@ -8,7 +8,7 @@ from hvae_hpc.results.collect import Collected
 from hvae_hpc.results.labels import arm_label, method_of, ordered_arms
 from hvae_hpc.results.scores import ArmScores, supported_best
 from hvae_hpc.results.tables.published import SOURCE, format_published, read_published
-from hvae_hpc.results.tables.table import Table, format_summary, paragraph, summary_numbers
+from hvae_hpc.results.tables.table import Table, format_summary, summary_numbers
 from hvae_hpc.runs.plan import Plan
 
 
@@ -90,13 +90,11 @@ def _describe_sd(plan: Plan) -> str:
     trainings = Counter((c.data, c.generator, c.split) for c in plan.configs(TrainConfig))
     generators = max(trainings.values(), default=1)
     if len(splits) == 1 and generators == 1:
-        return paragraph(
-            """
-            ± is the standard deviation (ddof 1) over the U-Net seeds (their number in brackets), on
-            one split and with one generator seed: it does not cover the draw of cases or the
-            generator.
-            """
-        )
+        return """
+        ± is the standard deviation (ddof 1) over the U-Net seeds (their number in brackets), on
+        one split and with one generator seed: it does not cover the draw of cases or the
+        generator.
+        """
     return (
         "± is the standard deviation (ddof 1) over all runs of an arm, their number in brackets:"
         f" U-Net seeds, {len(splits)} split(s) and {generators} generator seed(s) together."

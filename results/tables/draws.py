@@ -8,7 +8,7 @@ import pandas as pd
 from hvae_hpc.config.stages import GenerateConfig
 from hvae_hpc.results.collect import Collected, rows_of
 from hvae_hpc.results.labels import generators_of, name_label
-from hvae_hpc.results.tables.table import NOTHING, Table, paragraph
+from hvae_hpc.results.tables.table import NOTHING, Table
 from hvae_hpc.runs.plan import Plan
 
 COUNTS = ["draws", "rejected", "smallest_mask_px"]
@@ -38,14 +38,12 @@ def build_draws(plan: Plan, collected: Collected) -> Table | None:
 
     config = plan.runs[counted["run_id"].iloc[0]].config
     assert isinstance(config, GenerateConfig)
-    note = paragraph(
-        f"""
-        A draw whose mask (probability above {config.threshold:g}) has fewer than
-        {config.min_mask_px} px is rejected: a pair without a tumour teaches segmentation nothing.
-        The more are rejected, the less the pairs are what the generator makes. All trainings and
-        splits together.
-        """
-    )
+    note = f"""
+    A draw whose mask (probability above {config.threshold:g}) has fewer than
+    {config.min_mask_px} px is rejected: a pair without a tumour teaches segmentation nothing.
+    The more are rejected, the less the pairs are what the generator makes. All trainings and
+    splits together.
+    """
     if counted["acceptance"].notna().any():
         note += " Acceptance: of the Metropolis proposals by which chains draw pairs."
     return Table(
@@ -66,13 +64,11 @@ def _describe_stuck(name: str, runs: pd.DataFrame) -> list[str]:
     if pd.isna(movement) or (acceptance <= STUCK and movement >= LEAST_MOVEMENT):
         return []
     return [
-        paragraph(
-            f"""
-            {name}: its chains do not mix (acceptance up to {acceptance:.2f}, movement down to
-            {movement:.2f} of the prior's), so its images stay near real ones. Raise
-            generate.hmc_proposals or generate.hmc_leaps.
-            """
-        )
+        f"""
+        {name}: its chains do not mix (acceptance up to {acceptance:.2f}, movement down to
+        {movement:.2f} of the prior's), so its images stay near real ones. Raise
+        generate.hmc_proposals or generate.hmc_leaps.
+        """
     ]
 
 

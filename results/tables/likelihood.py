@@ -6,7 +6,7 @@ from hvae_hpc.config.stages import LikelihoodConfig
 from hvae_hpc.results.collect import Collected, rows_of
 from hvae_hpc.results.labels import name_label
 from hvae_hpc.results.statistics import summarise
-from hvae_hpc.results.tables.table import Table, format_summary, paragraph, summary_numbers
+from hvae_hpc.results.tables.table import Table, format_summary, summary_numbers
 from hvae_hpc.runs.plan import Plan
 
 COLUMNS = {
@@ -54,16 +54,14 @@ def build_likelihoods(plan: Plan, collected: Collected) -> Table | None:
 
 
 def _caption(config: LikelihoodConfig, gap: float) -> str:
-    return paragraph(
-        f"""
-        Means over held-out pairs; ± is the standard deviation (ddof 1) over trainings (their number
-        in brackets), not over cases. log p(x, m) at mask weight 1: a stochastic lower bound by
-        annealed importance sampling from the {config.start}, {config.chains} chains per pair, which
-        uses no flow. The {config.temperatures} temperatures are doubled until two bounds agree
-        within {config.agree_nats:g} nats, {config.estimates - 1} times at most. The gap is what
-        lies between it and an upper bound, on pairs that the generator makes itself. Do not
-        compare generators that differ by less than the largest gap ({gap:.1f} nats). Effective
-        chains: of {config.chains}. The importance bound takes {config.importance_samples} draws of
-        the encoder and, as the ELBOs, rewards the encoder too.
-        """
-    )
+    return f"""
+    Means over held-out pairs; ± is the standard deviation (ddof 1) over trainings (their number
+    in brackets), not over cases. log p(x, m) at mask weight 1: a stochastic lower bound by
+    annealed importance sampling from the {config.start}, {config.chains} chains per pair, which
+    uses no flow. The {config.temperatures} temperatures are doubled until two bounds agree
+    within {config.agree_nats:g} nats, {config.estimates - 1} times at most. The gap is what
+    lies between it and an upper bound, on pairs that the generator makes itself. Do not
+    compare generators that differ by less than the largest gap ({gap:.1f} nats). Effective
+    chains: of {config.chains}. The importance bound takes {config.importance_samples} draws of
+    the encoder and, as the ELBOs, rewards the encoder too.
+    """

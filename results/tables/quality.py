@@ -16,7 +16,6 @@ from hvae_hpc.results.tables.table import (
     NOTHING,
     Table,
     format_summary,
-    paragraph,
     summary_numbers,
 )
 from hvae_hpc.runs.plan import Plan
@@ -202,12 +201,10 @@ def _describe_faults_of_run(name: str, run: Mapping[Hashable, Any], limit: float
     faults = []
     if run["duplicates_low"] > limit:
         faults.append(
-            paragraph(
-                f"""
+            f"""
             {name} repeats itself: {100 * run["duplicates"]:.0f} % of its pairs are near-duplicates
             of others of its own; they amount to {run["distinct"]:.0f} different ones.
             """
-            )
         )
     if run["copying"] == 1:
         faults.append(
@@ -219,31 +216,25 @@ def _describe_faults_of_run(name: str, run: Mapping[Hashable, Any], limit: float
 
 def _caption2(compared: bool) -> str:
     published = f" Published: {SOURCE}, Table 2, as printed." if compared else ""
-    return paragraph(
-        f"""
-        Unpaired: PSNR and SSIM compare unrelated images, as in the paper, a set's images with test
-        images paired at random. A constant mean image typically scores higher than real images
-        against real ones: read the generators against these two rows. ± is the standard deviation
-        (ddof 1) over the draws (their number in brackets). SSIM is a fraction.{published}
-        """
-    )
+    return f"""
+    Unpaired: PSNR and SSIM compare unrelated images, as in the paper, a set's images with test
+    images paired at random. A constant mean image typically scores higher than real images
+    against real ones: read the generators against these two rows. ± is the standard deviation
+    (ddof 1) over the draws (their number in brackets). SSIM is a fraction.{published}
+    """
 
 
 def _captions(config: QualityConfig) -> tuple[str, ...]:
     return (
-        paragraph(
-            f"""
+        f"""
         Up to {config.n_images} images of each source against as many test images. ↑: higher is
         better. ↓: lower is better. Real (training images) is what a perfect copy of the training
         set would get. Numbers beyond it mean images that are easier or more uniform, not better. A
-        source
-        that repeats itself fools KID and realism. [low, high] is the 95 % interval over images,
-        found by leaving out one case at a time. Where there are several trainings or splits, ± is
-        the standard deviation (ddof 1) over them (their number in brackets).
-        """
-        ),
-        paragraph(
-            f"""
+        source that repeats itself fools KID and realism. [low, high] is the 95 % interval over
+        images, found by leaving out one case at a time. Where there are several trainings or
+        splits, ± is the standard deviation (ddof 1) over them (their number in brackets).
+        """,
+        f"""
         All but copies, masks, lesions and tissue is about what the judge sees. The judge is the
         reference arm's first U-Net, trained on the real training cases alone. So it knows these a
         little better than the test cases. Another judge has another scale: compare sources of one
@@ -258,21 +249,16 @@ def _captions(config: QualityConfig) -> tuple[str, ...]:
         cases at most 1 in 20 is (1 in N + 1 where there are N, fewer than 19). Image-mask Dice: of
         the judge's prediction with the pair's own mask; for real, on the test pairs. It is low also
         where the images are unlike any real ones.
+        """,
         """
-        ),
-        paragraph(
-            """
         Tumour area, parts (8-connected) and centre: by how much the masks' values must change on
         average to be spread like the test masks' (Wasserstein distance). It is not 0 for real masks
         either. Below it stands the median of the source, in brackets that of the test masks.
+        """,
         """
-        ),
-        paragraph(
-            """
         Lesion and tissue, seen without the judge: the same distance, in standard deviations of the
         test pairs. Real (training images) shows what chance alone gives. Contrast: the lesion's
         brightness less that of the 3 px around it. Edge: how sharply brightness changes
         there. Texture: fine detail in the other tissue.
-        """
-        ),
+        """,
     )

@@ -43,7 +43,7 @@ class Table:
     Attributes:
         title: one line.
         columns, rows: what people read, rounded.
-        notes: the caption's paragraphs, below the table.
+        notes: the caption's paragraphs, below the table; their line breaks do not count.
         numbers: the CSV's rows, column to value, with all digits; None for what does not exist.
             Where there are none, the CSV has ``rows``.
         bold: (row, column) of cells that stand out.
@@ -58,6 +58,10 @@ class Table:
     numbers: Sequence[Mapping[Any, Any]] = ()
     bold: Collection[tuple[int, int]] = ()
     remarks: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        # In the code they have line breaks and indentation.
+        object.__setattr__(self, "notes", [" ".join(note.split()) for note in self.notes])
 
     def to_text(self) -> str:
         """Return the table for a terminal."""
@@ -188,11 +192,6 @@ def to_csv(rows: pd.DataFrame) -> str:
     return marked.to_csv(index=False, lineterminator="\n")
 
 
-def paragraph(text: str) -> str:
-    """Return a text without its line breaks and indentation."""
-    return " ".join(text.split())
-
-
 def format_summary(summary: Summary | None, expected: int, digits: int = 3) -> str:
     """Return "mean ± sd (n)" for people; "(7/10)" where 3 of 10 are missing."""
     if summary is None:
@@ -211,8 +210,8 @@ def format_estimate(estimate: Estimate | None, sign: str = "") -> str:
 
 def summary_numbers(summary: Summary | None, **expected: int) -> dict[str, Any]:
     """Return n, n_expected where it is given by this name, mean and sd for the CSV."""
-    n, mean, sd = (summary.n, summary.mean, summary.sd) if summary else (0, None, None)
-    return {"n": n, **expected, "mean": mean, "sd": sd}
+    numbers = {"n": 0, **expected, "mean": None, "sd": None}
+    return {**numbers, **vars(summary)} if summary else numbers
 
 
 def _leading_number(cell: str) -> str:

@@ -4,17 +4,15 @@ import pandas as pd
 
 from hvae_hpc.results.collect import Collected
 from hvae_hpc.results.power import ASSUMED_SD, median_variances
-from hvae_hpc.results.tables.table import NOTHING, Table, paragraph
+from hvae_hpc.results.tables.table import NOTHING, Table
 from hvae_hpc.runs.plan import Plan
 
-CAPTION = paragraph(
-    """
-    Standard deviation of a single difference of Dice to the reference, by its source: the median
-    over arms. A dash: the source was not repeated. The variance of an arm's mean is the sum over
-    sources, each divided by how often it was repeated. The plan of a sweep (--plan) says which
-    gains a design can show.
-    """
-)
+CAPTION = """
+Standard deviation of a single difference of Dice to the reference, by its source: the median
+over arms. A dash: the source was not repeated. The variance of an arm's mean is the sum over
+sources, each divided by how often it was repeated. The plan of a sweep (--plan) says which
+gains a design can show.
+"""
 
 
 def build_variance(plan: Plan, collected: Collected) -> Table | None:
