@@ -169,8 +169,8 @@ def collect(plan: Plan) -> Collected:
     )
 
 
-def needed_runs(plan: Plan, collected: Collected, data: str, arm: str) -> list[set[str]]:
-    """Return, for each done network of an arm, the ids of its run and of all runs before it.
+def needed_runs(plan: Plan, run_ids: Iterable[str]) -> list[set[str]]:
+    """Return, for each of some networks, the ids of its run and of all runs before it.
 
     These are the standard augmentation, and the training of the generator and the making of all its
     pairs, whole, however many of them the arm takes.
@@ -179,18 +179,24 @@ def needed_runs(plan: Plan, collected: Collected, data: str, arm: str) -> list[s
     def with_parents(run_id: str) -> set[str]:
         return {run_id}.union(*map(with_parents, plan.parents(run_id).values()))
 
-    rows = rows_of(collected.segment, data=data, arm=arm)
-    return [with_parents(str(run_id)) for run_id in rows["run_id"]]
+    return [with_parents(run_id) for run_id in run_ids]
 
 
-def network_seconds(collected: Collected, networks: Sequence[set[str]]) -> float:
-    """Return the device seconds that a network needed, mean over an arm's networks.
+def network_cost(collected: Collected, networks: Sequence[set[str]]) -> tuple[float, set[str]]:
+    """Return the device seconds that a network needed, mean over an arm's networks, and of what.
 
     All attempts at all its runs count.
+
+    Args:
+        networks: the ids of the runs that each of them needed.
+
+    Returns:
+        The seconds, and the names of the devices.
     """
-    costs = collected.costs
-    seconds = dict(zip(costs["run_id"], costs["spent_s"] * costs["processes"], strict=True))
-    return float(np.mean([sum(seconds[run_id] for run_id in sorted(runs)) for runs in networks]))
+    costs = collected.costs.set_index("run_id")
+    seconds = costs["spent_s"] * costs["processes"]
+    mean = np.mean([sum(seconds[sorted(runs)]) for runs in networks])
+    return float(mean), set(costs["device"][sorted(set().union(*networks))])
 
 
 def name_some(lines: Sequence[str]) -> str:

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from hvae_hpc.config.stages import SegmentConfig
-from hvae_hpc.results.collect import Collected
 from hvae_hpc.results.labels import REFERENCE, arm_label
-from hvae_hpc.results.scores import ArmScores, dice_of, subtract, to_blocks
+from hvae_hpc.results.scores import ArmScores, subtract, to_blocks
 from hvae_hpc.results.statistics import estimate_mean
 from hvae_hpc.results.tables.table import Table, format_estimate
 from hvae_hpc.runs.plan import Plan
@@ -22,7 +21,7 @@ the gain and both ends of its interval. The uncertainty of these arms is left ou
 """
 
 
-def build_worth(plan: Plan, collected: Collected, scores: Sequence[ArmScores]) -> Table | None:
+def build_worth(plan: Plan, scores: Sequence[ArmScores]) -> Table | None:
     """Return how many real cases the pairs of each arm are worth.
 
     Returns:
@@ -41,8 +40,7 @@ def build_worth(plan: Plan, collected: Collected, scores: Sequence[ArmScores]) -
         size = s.arm.n_cases or n_train[s.data]
         if not s.arm.generator or not s.dice or len(curve) < 2 or size not in curve:
             continue
-        dice, free = (dice_of(collected, s.data, arm.name) for arm in (s.arm, curve[size].arm))
-        if blocks := to_blocks(subtract(dice, free)):
+        if blocks := to_blocks(subtract(s.by_case, curve[size].by_case)):
             gain = estimate_mean(blocks)
             points = {n: curve[n].mean_dice for n in sorted(curve)}
             ends = (points[size] + end for end in (gain.mean, gain.low, gain.high))

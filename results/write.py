@@ -64,7 +64,7 @@ def write_results(
 
     scores = score_arms(plan, collected)
     tables = build_tables(plan, collected, scores)
-    tables["nnunet"] = build_nnunet(nnunet, sweep, collected, scores) if nnunet else None
+    tables["nnunet"] = build_nnunet(nnunet, sweep, scores) if nnunet else None
     paths = _write_tables(folder, sweep, tables)
     verdicts = [*map(printable, judge(plan, collected, scores))]
     paths += _write_verdicts(folder, verdicts)

@@ -26,14 +26,14 @@ PANELS = {"dice": "Dice", "difference": "difference to the reference, Dice"}
 _TICK_INCH = 0.4
 
 
-def draw_dose(plan: Plan, scores: Sequence[ArmScores], data: str) -> tuple[Figure, list[str]]:
+def draw_dose(plan: Plan, scores: Sequence[ArmScores]) -> tuple[Figure, list[str]]:
     """Draw one line per method, in steps of what it adds; the reference goes on as a level.
 
     Above is the mean Dice. Its interval is mostly the spread of cases, which all arms share, so
     below is the paired difference to the reference.
 
     Args:
-        scores: of the data set's arms, in the tables' order.
+        scores: of a data set's arms, in the tables' order.
 
     Returns:
         The figure, and a line that names the arms that it does not show.
@@ -64,7 +64,7 @@ def draw_dose(plan: Plan, scores: Sequence[ArmScores], data: str) -> tuple[Figur
         axes.set_ylabel(PANELS[field])
         hide_frame(axes)
 
-    grid[0].set_title(data, loc="left")
+    grid[0].set_title(scores[0].data, loc="left")
     grid[-1].set_xticks(range(len(ticks)), ticks)
     grid[-1].set_xlabel(
         "synthetic pairs added to the real ones (+), or standard augmentation (×)\n"

@@ -13,7 +13,7 @@ from hvae_hpc.config.arms import ArmConfig
 from hvae_hpc.errors import UserError
 from hvae_hpc.results.labels import KNOWN_GENERATORS, REFERENCE, arm_label, generators_of, method_of
 from hvae_hpc.results.scores import ArmScores
-from hvae_hpc.results.statistics import Estimate
+from hvae_hpc.results.statistics import Comparison
 from hvae_hpc.runs.folder import write_atomic
 from hvae_hpc.runs.plan import Plan
 
@@ -75,13 +75,13 @@ def choose_rows(scores: Sequence[ArmScores]) -> list[ArmScores]:
     return done[:MOST_ROWS]
 
 
-def start_rows(rows: Sequence[ArmScores], data: str) -> tuple[Figure, Axes, Axes]:
+def start_rows(rows: Sequence[ArmScores]) -> tuple[Figure, Axes, Axes]:
     """Return a figure of two panels beside each other, which share a named row per arm."""
     figure = Figure(figsize=(7.2, 1.0 + _ROW_INCH * len(rows)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     left.set_yticks(range(len(rows)), [wrap_label(s.arm) for s in rows])
     left.set_ylim(len(rows) - 0.5, -0.6)
-    left.set_title(data, loc="left")
+    left.set_title(rows[0].data, loc="left")
     for axes in (left, right):
         hide_frame(axes)
         axes.tick_params(axis="y", length=0)
@@ -90,7 +90,7 @@ def start_rows(rows: Sequence[ArmScores], data: str) -> tuple[Figure, Axes, Axes
     return figure, left, right
 
 
-def split_ends(estimates: Sequence[Estimate]) -> list[list[float]]:
+def split_ends(estimates: Sequence[Comparison]) -> list[list[float]]:
     """Return how far the intervals reach below and above their means, for error bars."""
     return [[e.mean - e.low for e in estimates], [e.high - e.mean for e in estimates]]
 

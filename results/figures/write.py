@@ -111,9 +111,9 @@ def _list_figures(
         ending = _file_name(data)
         figures |= {
             f"figure2-{ending}": (IMAGES, partial(draw_figure2, plan, collected, data)),
-            f"dice-{ending}": (PLOT, partial(draw_dose, plan, of_data, data)),
-            f"per-case-{ending}": (PLOT, partial(draw_per_case, plan, collected, of_data, data)),
-            f"cost-{ending}": (PLOT, partial(draw_cost, plan, collected, of_data, data)),
+            f"dice-{ending}": (PLOT, partial(draw_dose, plan, of_data)),
+            f"per-case-{ending}": (PLOT, partial(draw_per_case, plan, of_data)),
+            f"cost-{ending}": (PLOT, partial(draw_cost, plan, collected, of_data)),
             f"cases-{ending}": (IMAGES, partial(draw_cases, plan, collected, data)),
         }
     for run_id, run in plan.runs.items():

@@ -9,7 +9,7 @@ from hvae_hpc.config.stages import SegmentConfig
 from hvae_hpc.results.gain import conclude
 from hvae_hpc.results.labels import arm_label
 from hvae_hpc.results.scores import ArmScores, supported_best
-from hvae_hpc.results.statistics import Estimate
+from hvae_hpc.results.statistics import Comparison
 from hvae_hpc.results.tables.table import NOTHING, Table, format_estimate
 from hvae_hpc.runs.plan import Plan
 
@@ -128,9 +128,9 @@ def _format_p(p: float | None) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def _estimate_numbers(name: str, estimate: Estimate | None) -> dict[str, float | None]:
-    mean, low, high = (estimate.mean, estimate.low, estimate.high) if estimate else (None,) * 3
-    return {name: mean, f"{name}_low": low, f"{name}_high": high}
+def _estimate_numbers(name: str, estimate: Comparison | None) -> dict[str, float | None]:
+    fields = {name: "mean", f"{name}_low": "low", f"{name}_high": "high"}
+    return {column: getattr(estimate, field, None) for column, field in fields.items()}
 
 
 def _caption(plan: Plan, scores: Sequence[ArmScores]) -> str:

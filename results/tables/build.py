@@ -37,7 +37,7 @@ def build_tables(
     tables = {
         "table1": build_table1(plan, collected, scores),
         "arms": build_arms(plan, scores),
-        "worth": build_worth(plan, collected, scores),
+        "worth": build_worth(plan, scores),
         "measures": build_measures(plan, scores),
         "variance": build_variance(plan, collected),
         "table2": build_table2(plan, collected),

@@ -11,10 +11,23 @@ import pandas as pd
 
 from hvae_hpc.errors import printable
 from hvae_hpc.frozen import frozen
-from hvae_hpc.results.statistics import Estimate, Summary
+from hvae_hpc.results.statistics import Comparison, Summary
 
 NOTHING = "—"
 _WIDTH = 100
+_LATEX_TABLE = r"""\begin{table}
+\centering
+\caption{%s}
+\label{tab:%s}
+\begin{tabular}{%s}
+\toprule
+%s
+\midrule
+%s
+\bottomrule
+\end{tabular}
+\end{table}
+"""
 _LATEX = str.maketrans(
     {
         **{letter: rf"\{letter}" for letter in "&%$#_{}"},
@@ -104,24 +117,13 @@ class Table:
         align = "".join("r" if any(map(_leading_number, cells)) else "l" for cells in columns)
         caption = f"{self.title}. {' '.join((*self.notes, *self.remarks))}"
 
-        rows = self._escape_rows(_escape_latex, r"\textbf{{{}}}")
-        body = [" & ".join(row) + r" \\" for row in rows]
-
-        lines = [
-            r"\begin{table}",
-            r"\centering",
-            rf"\caption{{{_escape_latex(caption)}}}",
-            rf"\label{{tab:{re.sub(r'[^A-Za-z0-9-]', '-', label)}}}",
-            rf"\begin{{tabular}}{{{align}}}",
-            r"\toprule",
-            " & ".join(map(_escape_latex, self.columns)) + r" \\",
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
-        ]
-        return "\n".join(lines) + "\n"
+        lines = (
+            map(_escape_latex, self.columns),
+            *self._escape_rows(_escape_latex, r"\textbf{{{}}}"),
+        )
+        head, *body = (" & ".join(line) + r" \\" for line in lines)
+        name = re.sub(r"[^A-Za-z0-9-]", "-", label)
+        return _LATEX_TABLE % (_escape_latex(caption), name, align, head, "\n".join(body))
 
     def to_html(self) -> str:
         """Return a figure with the table, without the remarks.
@@ -201,7 +203,7 @@ def format_summary(summary: Summary | None, expected: int, digits: int = 3) -> s
     return f"{summary.mean:.{digits}f} ± {sd} ({count})"
 
 
-def format_estimate(estimate: Estimate | None, sign: str = "") -> str:
+def format_estimate(estimate: Comparison | None, sign: str = "") -> str:
     """Return "mean [low, high]" for people; a sign of "+" writes the plus of positive numbers."""
     if estimate is None:
         return NOTHING

@@ -23,7 +23,7 @@ def draw(folder: Path, **choices: Any) -> tuple[Figure, list[str], Collected]:
     write_sweep(folder, **choices)
     plan = read_plan(folder / "plans/small.json")
     collected = collect(plan)
-    figure, remarks = draw_dose(plan, score_arms(plan, collected), "brats2021")
+    figure, remarks = draw_dose(plan, score_arms(plan, collected))
     return figure, remarks, collected
 
 

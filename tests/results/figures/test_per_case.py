@@ -32,7 +32,7 @@ def read(folder: Path, **choices: Any) -> tuple[Any, Collected, list[ArmScores]]
 
 def draw(folder: Path, **choices: Any) -> tuple[Figure, Collected]:
     plan, collected, scores = read(folder, **choices)
-    return draw_per_case(plan, collected, scores, "brats2021")[0], collected
+    return draw_per_case(plan, scores)[0], collected
 
 
 def case_means(collected: Collected, arm: str) -> np.ndarray:
@@ -78,7 +78,7 @@ def test_no_point_lies_on_the_edge_where_all_cases_are_alike(tmp_path: Path) -> 
     write_sweep(tmp_path)
     plan = read_plan(tmp_path / "plans/small.json")
     collected = collect(plan)  # of made-up runs all cases differ from the reference's by the same
-    figure, _ = draw_per_case(plan, collected, score_arms(plan, collected), "brats2021")
+    figure, _ = draw_per_case(plan, score_arms(plan, collected))
     low, high = figure.axes[1].get_xlim()
     values = np.concatenate(points(figure.axes[1]))
     assert low < min(values.min(), 0) - 0.01 * (high - low)
