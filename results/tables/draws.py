@@ -5,7 +5,6 @@ from typing import Any
 
 import pandas as pd
 
-from hvae_hpc.config.stages import GenerateConfig
 from hvae_hpc.results.collect import Collected, rows_of
 from hvae_hpc.results.labels import generators_of, name_label
 from hvae_hpc.results.tables.table import NOTHING, Table
@@ -32,12 +31,23 @@ def build_draws(plan: Plan, collected: Collected) -> Table | None:
         for source in generators_of(plan):
             runs = rows_of(counted, data=data, source=source)
             if len(runs):
-                rows.append((data, name_label(source), *_format_draws(runs)))
+                n, rejected = runs["draws"].sum(), runs["rejected"].sum()
+                share = f"{100 * rejected / n:.0f} %" if n else NOTHING
+                acceptance = runs["acceptance"].mean()
+                rows.append(
+                    (
+                        data,
+                        name_label(source),
+                        f"{n:,.0f}",
+                        f"{rejected:,.0f} ({share})",
+                        f"{runs['smallest_mask_px'].min():.0f}",
+                        NOTHING if pd.isna(acceptance) else f"{acceptance:.2f}",
+                    )
+                )
                 warnings += _describe_stuck(f"{name_label(source)} ({data})", runs)
             numbers += [_numbers_of(plan, row) for row in runs.to_dict("records")]
 
-    config = plan.runs[counted["run_id"].iloc[0]].config
-    assert isinstance(config, GenerateConfig)
+    config: Any = plan.runs[counted["run_id"].iloc[0]].config
     note = f"""
     A draw whose mask (probability above {config.threshold:g}) has fewer than
     {config.min_mask_px} px is rejected: a pair without a tumour teaches segmentation nothing.
@@ -72,22 +82,9 @@ def _describe_stuck(name: str, runs: pd.DataFrame) -> list[str]:
     ]
 
 
-def _format_draws(runs: pd.DataFrame) -> tuple[str, ...]:
-    draws, rejected = runs["draws"].sum(), runs["rejected"].sum()
-    acceptance = runs["acceptance"].mean()
-    share = f"{100 * rejected / draws:.0f} %" if draws else NOTHING
-    return (
-        f"{draws:,.0f}",
-        f"{rejected:,.0f} ({share})",
-        f"{runs['smallest_mask_px'].min():.0f}",
-        NOTHING if pd.isna(acceptance) else f"{acceptance:.2f}",
-    )
-
-
 def _numbers_of(plan: Plan, row: Mapping[Hashable, Any]) -> dict[str, Any]:
     """Return a run's row of the CSV."""
-    config = plan.runs[str(row["run_id"])].config
-    assert isinstance(config, GenerateConfig)
+    config: Any = plan.runs[row["run_id"]].config
     return {
         **{name: row[name] for name in ("data", "source", "split_seed", "seed")},
         **{name: int(row[name]) for name in COUNTS},

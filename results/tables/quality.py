@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -104,31 +104,35 @@ def build_quality(plan: Plan, collected: Collected) -> Table | None:
     names = [data for data in plan.data if any(key[0] == data for key in expected)]
     sources = list(dict.fromkeys(s for data in names for s in ordered_sources(plan, data)))
 
-    rows, numbers, all_runs = [], [], {}
+    runs = {
+        (data, source): rows_of(collected.quality, data=data, source=source)
+        for data in names
+        for source in sources
+    }
+    rows, numbers = [], []
     for data in names:
-        runs = {s: rows_of(collected.quality, data=data, source=s) for s in sources}
-        all_runs[data] = runs
-
         for name, (label, digits) in MEASURES.items():
-            cells = [_format_measure(runs[s], expected[data, s], name, digits) for s in sources]
+            cells = [
+                _format_measure(runs[data, s], expected[data, s], name, digits) for s in sources
+            ]
             if set(cells) != {NOTHING}:
                 rows.append((data, label, *cells))
             if name in MEDIANS:
                 label, digits = MEDIANS[name]
-                cells = [_format_medians(runs[s], name, digits) for s in sources]
+                cells = [_format_medians(runs[data, s], name, digits) for s in sources]
                 rows.append((data, label, *cells))
 
-        for source in sources:
-            n = expected[data, source]
-            for name in (*SET_MEASURES, *MASK_MEDIANS, "copying") if n else ():
-                key = {"data": data, "source": source, "metric": name}
-                numbers.append({**key, **_measure_numbers(runs[source], n, name)})
+    for (data, source), of_source in runs.items():
+        n = expected[data, source]
+        for name in (*SET_MEASURES, *MASK_MEDIANS, "copying") if n else ():
+            key = {"data": data, "source": source, "metric": name}
+            numbers.append({**key, **_measure_numbers(of_source, n, name)})
 
     return Table(
         title=f"Quality ({plan.sweep}): sets of images against the test images",
         columns=("data", "measure", *map(name_label, sources)),
         rows=rows,
-        notes=[*_describe_faults(all_runs), *_captions(configs[0])],
+        notes=[*_describe_faults(runs), *_captions(configs[0])],
         numbers=numbers,
     )
 
@@ -170,47 +174,38 @@ def _measure_numbers(runs: pd.DataFrame, expected: int, name: str) -> dict[str, 
     return numbers
 
 
-def _describe_faults(runs: Mapping[str, Mapping[str, pd.DataFrame]]) -> list[str]:
+def _describe_faults(runs: Mapping[tuple[str, str], pd.DataFrame]) -> list[str]:
     """Say which generators' pairs repeat themselves or copy the training set.
 
     Args:
-        runs: data set to source to its done runs.
+        runs: data set and source to its done runs.
     """
     n_sets = 0
     faults = []
-    for data, of_data in runs.items():
-        usual = of_data["real"]["duplicates_high"] if "real" in of_data else ()
-        limit = max([MOST_DUPLICATES, *usual])
-        for source, of_source in of_data.items():
-            if source in IMAGE_SOURCES:
-                continue
-            for run in of_source.dropna(subset="duplicates_low").to_dict("records"):
-                n_sets += 1
-                name = f"{data}, {name_label(source)}"
-                if len(of_source) > 1:
-                    name += f" (split {run['split_seed']}, generator seed {run['seed']})"
-                faults += _describe_faults_of_run(name, run, limit)
+    for (data, source), of_source in runs.items():
+        if source in IMAGE_SOURCES:
+            continue
+        usual = runs[data, "real"]["duplicates_high"] if (data, "real") in runs else ()
+        for run in of_source.dropna(subset="duplicates_low").to_dict("records"):
+            n_sets += 1
+            name = f"{data}, {name_label(source)}"
+            if len(of_source) > 1:
+                name += f" (split {run['split_seed']}, generator seed {run['seed']})"
+            if run["duplicates_low"] > max([MOST_DUPLICATES, *usual]):
+                share, different = 100 * run["duplicates"], run["distinct"]
+                faults.append(
+                    f"{name} repeats itself: {share:.0f} % of its pairs are near-duplicates of"
+                    f" others of its own; they amount to {different:.0f} different ones."
+                )
+            if run["copying"] == 1:
+                faults.append(
+                    f"{name} copies its training set: {100 * run['copies']:.0f} % of its pairs are"
+                    " copies of a training image, more than chance explains."
+                )
 
     if n_sets and not faults:
         none = "sets of pairs was found to repeat itself or to copy its training set."
         return [f"None of the {n_sets} {none}"]
-    return faults
-
-
-def _describe_faults_of_run(name: str, run: Mapping[Hashable, Any], limit: float) -> list[str]:
-    faults = []
-    if run["duplicates_low"] > limit:
-        faults.append(
-            f"""
-            {name} repeats itself: {100 * run["duplicates"]:.0f} % of its pairs are near-duplicates
-            of others of its own; they amount to {run["distinct"]:.0f} different ones.
-            """
-        )
-    if run["copying"] == 1:
-        faults.append(
-            f"{name} copies its training set: {100 * run['copies']:.0f} % of its pairs are copies"
-            " of a training image, more than chance explains."
-        )
     return faults
 
 
