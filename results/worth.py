@@ -30,7 +30,7 @@ def build_worth(plan: Plan, scores: Sequence[ArmScores]) -> Table | None:
     n_train = {config.data: config.split.train for config in plan.configs(SegmentConfig)}
     rows = []
     for s in scores:
-        name = s.arm.name.replace(f"{s.arm.generator}+{s.arm.n_synthetic}", "").strip("+")
+        name = s.arm.name.replace(f"{s.arm.generator}+{s.arm.n_synthetic}", "")
         curve = {
             c.arm.n_cases or n_train[c.data]: c
             for c in scores

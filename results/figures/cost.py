@@ -6,7 +6,6 @@ from matplotlib.figure import Figure
 
 from hvae_hpc.results.collect import Collected, needed_runs, network_cost
 from hvae_hpc.results.figures.style import (
-    choose_rows,
     describe_interval,
     list_not_drawn,
     split_ends,
@@ -34,12 +33,11 @@ def draw_cost(
     Raises:
         UserError: no arm is done yet.
     """
-    arms = choose_rows(scores)
+    arms, figure, left, right = start_rows(scores)
     costs = [network_cost(collected, needed_runs(plan, s.run_ids)) for s in arms]
     seconds, devices = zip(*costs, strict=True)
     unit = next(name for name, (least, _) in _UNITS.items() if max(seconds) >= least)
 
-    figure, left, right = start_rows(arms)
     for row, s in enumerate(arms):
         assert s.dice, "all of them are done"
         colour = style_of(plan, s.arm)["color"]

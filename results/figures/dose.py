@@ -1,7 +1,6 @@
 """Dice, and its difference to the reference, against the number of synthetic pairs."""
 
 from collections.abc import Mapping, Sequence
-from operator import attrgetter
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,7 +11,6 @@ from hvae_hpc.results.figures.style import (
     GREY,
     describe_interval,
     hide_frame,
-    is_plain,
     list_not_drawn,
     split_ends,
     style_of,
@@ -41,7 +39,9 @@ def draw_dose(plan: Plan, scores: Sequence[ArmScores]) -> tuple[Figure, list[str
     Raises:
         UserError: no arm with synthetic pairs is done yet.
     """
-    drawn = [s for s in scores if s.dice and is_plain(s.arm)]
+    # The reference, and arms that add only moved copies or only synthetic pairs.
+    plain = [s for s in scores if method_of(s.arm)[0] in (REFERENCE, "standard", s.arm.generator)]
+    drawn = [s for s in plain if s.dice]
     if not any(s.arm.generator for s in drawn):
         raise UserError("no arm that adds nothing but a number of synthetic pairs is done yet")
     by_method: dict[str, list[ArmScores]] = {}
@@ -51,7 +51,7 @@ def draw_dose(plan: Plan, scores: Sequence[ArmScores]) -> tuple[Figure, list[str
     # Steps are equally far from each other, whatever their sizes.
     by_dose = sorted(drawn, key=lambda s: s.arm.n_synthetic)
     ticks = list(dict.fromkeys(_name_tick(s.arm) for s in by_dose))
-    panels = [field for field in PANELS if any(map(attrgetter(field), drawn))]
+    panels = [field for field in PANELS if any(getattr(s, field) for s in drawn)]
     size = max(5.8, 1.0 + _TICK_INCH * len(ticks)), 0.8 + 2.5 * len(panels)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]

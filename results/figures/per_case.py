@@ -1,7 +1,6 @@
 """Case by case: how Dice is spread over the test cases, and how it differs from the reference's."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +10,6 @@ from numpy.typing import NDArray
 
 from hvae_hpc.results.figures.style import (
     GREY,
-    choose_rows,
     list_not_drawn,
     start_rows,
     style_of,
@@ -38,8 +36,7 @@ def draw_per_case(plan: Plan, scores: Sequence[ArmScores]) -> tuple[Figure, list
     Raises:
         UserError: no arm is done yet.
     """
-    arms = choose_rows(scores)
-    figure, left, right = start_rows(arms)
+    arms, figure, left, right = start_rows(scores)
     # Where all cases are alike, the edge of a box would be the edge of the axes.
     right.use_sticky_edges = False
 
@@ -67,8 +64,9 @@ def over_seeds(dice: pd.DataFrame) -> NDArray[np.float64]:
 def _draw_row(axes: Axes, row: int, values: NDArray[np.float64], colour: str) -> None:
     """Draw sorted values, the lowest at the bottom of the row, with a box of the quartiles."""
     low, median, high = np.quantile(values, (0.25, 0.5, 0.75))
-    box: dict[str, Any] = {"facecolor": "0.88", "edgecolor": "0.55", "linewidth": 0.6}
-    axes.barh(row, high - low, 2 * _HALF_HEIGHT, low, **box)
+    axes.barh(
+        row, high - low, 2 * _HALF_HEIGHT, low, facecolor="0.88", edgecolor="0.55", linewidth=0.6
+    )
     ends = [row - _HALF_HEIGHT, row + _HALF_HEIGHT]
     axes.plot([median, median], ends, color="0.15", linewidth=1.8)
 

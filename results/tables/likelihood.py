@@ -44,17 +44,8 @@ def build_likelihoods(plan: Plan, collected: Collected) -> Table | None:
             key = {"data": data, "generator": generator, "metric": metric}
             numbers.append({**key, **summary_numbers(summary, n_expected=expected)})
         rows.append(cells)
-    return Table(
-        title=f"Held-out likelihood ({plan.sweep}): lower bounds for test pairs",
-        columns=("data", "generator", *(name for name, _ in COLUMNS.values())),
-        rows=rows,
-        notes=[_caption(configs[0], collected.likelihood["gap"].max())],
-        numbers=numbers,
-    )
-
-
-def _caption(config: LikelihoodConfig, gap: float) -> str:
-    return f"""
+    config, gap = configs[0], collected.likelihood["gap"].max()
+    note = f"""
     Means over held-out pairs; ± is the standard deviation (ddof 1) over trainings (their number
     in brackets), not over cases. log p(x, m) at mask weight 1: a stochastic lower bound by
     annealed importance sampling from the {config.start}, {config.chains} chains per pair, which
@@ -65,3 +56,10 @@ def _caption(config: LikelihoodConfig, gap: float) -> str:
     chains: of {config.chains}. The importance bound takes {config.importance_samples} draws of
     the encoder and, as the ELBOs, rewards the encoder too.
     """
+    return Table(
+        title=f"Held-out likelihood ({plan.sweep}): lower bounds for test pairs",
+        columns=("data", "generator", *(name for name, _ in COLUMNS.values())),
+        rows=rows,
+        notes=[note],
+        numbers=numbers,
+    )

@@ -82,11 +82,18 @@ def build_table2(plan: Plan, collected: Collected) -> Table | None:
             rows.append(cells)
 
     beside = ["published"] if compared else []
+    printed = f"Published: {SOURCE}, Table 2, as printed." if compared else ""
+    note = f"""
+    Unpaired: PSNR and SSIM compare unrelated images, as in the paper, a set's images with test
+    images paired at random. A constant mean image typically scores higher than real images
+    against real ones: read the generators against these two rows. ± is the standard deviation
+    (ddof 1) over the draws (their number in brackets). SSIM is a fraction. {printed}
+    """
     return Table(
         title=f"Table 2 ({plan.sweep}): images against the test images, unpaired",
         columns=("data", "images", "PSNR (dB)", *beside, "SSIM", *beside),
         rows=rows,
-        notes=[_caption2(compared)],
+        notes=[note],
         numbers=numbers,
     )
 
@@ -207,16 +214,6 @@ def _describe_faults(runs: Mapping[tuple[str, str], pd.DataFrame]) -> list[str]:
         none = "sets of pairs was found to repeat itself or to copy its training set."
         return [f"None of the {n_sets} {none}"]
     return faults
-
-
-def _caption2(compared: bool) -> str:
-    published = f" Published: {SOURCE}, Table 2, as printed." if compared else ""
-    return f"""
-    Unpaired: PSNR and SSIM compare unrelated images, as in the paper, a set's images with test
-    images paired at random. A constant mean image typically scores higher than real images
-    against real ones: read the generators against these two rows. ± is the standard deviation
-    (ddof 1) over the draws (their number in brackets). SSIM is a fraction.{published}
-    """
 
 
 def _captions(config: QualityConfig) -> tuple[str, ...]:

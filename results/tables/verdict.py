@@ -155,7 +155,10 @@ def _describe_sets(plan: Plan, gain: Gain, scores: Sequence[ArmScores]) -> list[
             names[arm_label(replace(s.arm, name=base))][said].append(arm_label(s.arm))
     return [
         f"Against {base} alone, "
-        + "; ".join(f"{said}: {_list_some(of)}" for said, of in sorted(arms.items()))
+        + "; ".join(
+            f"{said}: {', '.join(of) if len(of) <= MOST_NAMED else f'{len(of)} arms'}"
+            for said, of in sorted(arms.items())
+        )
         + "."
         for base, arms in names.items()
     ]
@@ -165,7 +168,3 @@ def base_of(arm: ArmConfig) -> str:
     """Return the name of the arm that is the same but for its synthetic pairs."""
     pairs = f"{arm.generator}+{arm.n_synthetic}"
     return REFERENCE if arm.name == pairs else arm.name.removesuffix(f"+{pairs}")
-
-
-def _list_some(names: Sequence[str]) -> str:
-    return ", ".join(names) if len(names) <= MOST_NAMED else f"{len(names)} arms"
