@@ -15,9 +15,11 @@ from hvae_hpc.results.statistics import (
     LEVEL,
     Block,
     Comparison,
+    Summary,
     compare,
     estimate_mean,
     sign_flip_test,
+    summarise,
 )
 from hvae_hpc.runs.plan import Plan
 
@@ -37,6 +39,7 @@ class ArmScores:
         run_ids: of those that are done.
         by_case: their Dice, see :func:`dice_of`.
         differences: less that of the arm of ``versus``, see :func:`subtract`; a reference has none.
+        summary: of the runs' Dice; None without runs.
         seeds: different U-Net seeds of the done runs, the most on one split.
         dice: mean over runs and cases; None without runs; so the following.
         versus: name of the arm that it is compared with; "" for a reference.
@@ -55,6 +58,7 @@ class ArmScores:
     run_ids: tuple[str, ...]
     by_case: pd.DataFrame
     differences: pd.DataFrame
+    summary: Summary | None
     seeds: int
     dice: Comparison | None
     versus: str
@@ -104,6 +108,7 @@ def score_arms(plan: Plan, collected: Collected) -> list[ArmScores]:
                     run_ids=tuple(runs["run_id"]),
                     by_case=dice,
                     differences=rows,
+                    summary=summarise(runs["dice"]),
                     seeds=max(runs.groupby("split_seed")["seed"].nunique(), default=0),
                     dice=estimate_mean(to_blocks(dice)) if len(dice) else None,
                     versus="" if versus == arm.name else versus,
@@ -158,7 +163,7 @@ def dice_of(collected: Collected, data: str, arm: str) -> pd.DataFrame:
     """
     rows = rows_of(collected.segment, data=data, arm=arm)
     levels = ["split_seed", TRAINING, "seed"] if rows["generator"].any() else SEED
-    of_runs = [collected.case_dice[run_id] for run_id in rows["run_id"]]
+    of_runs = [collected.results[run_id].case_dice for run_id in rows["run_id"]]
     index = pd.MultiIndex.from_frame(rows[levels])
     return pd.DataFrame(of_runs, index=index).sort_index().sort_index(axis=1)
 
@@ -171,9 +176,8 @@ def subtract(dice: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
     if TRAINING in other.index.names and TRAINING not in dice.index.names:
         return -subtract(other, dice)
     keys = pd.MultiIndex.from_frame(dice.index.to_frame()[list(other.index.names)])
-    rows = dice[keys.isin(other.index)]
-    known = keys[keys.isin(other.index)]
-    return rows - other.reindex(index=known, columns=rows.columns).to_numpy()
+    known = keys.isin(other.index)
+    return dice[known] - other.reindex(index=keys[known], columns=dice.columns).to_numpy()
 
 
 def to_blocks(dice: pd.DataFrame) -> list[Block]:

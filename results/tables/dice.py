@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Sequence
 
 from hvae_hpc.config.stages import SegmentConfig, TrainConfig
-from hvae_hpc.results.collect import Collected
 from hvae_hpc.results.labels import arm_label, method_of, ordered_arms
 from hvae_hpc.results.scores import ArmScores, supported_best
 from hvae_hpc.results.tables.published import SOURCE, format_published, read_published
@@ -12,15 +11,15 @@ from hvae_hpc.results.tables.table import Table, format_summary, summary_numbers
 from hvae_hpc.runs.plan import Plan
 
 
-def build_table1(plan: Plan, collected: Collected, scores: Sequence[ArmScores]) -> Table | None:
+def build_table1(plan: Plan, scores: Sequence[ArmScores]) -> Table | None:
     """Return Dice per arm and data set beside the published; None without segment runs."""
-    expected = Counter((config.data, config.arm.name) for config in plan.configs(SegmentConfig))
-    if not expected:
+    if not scores:
         return None
+    known = {(s.data, s.arm.name): s for s in scores}
     arms = ordered_arms(plan)
     best = supported_best(scores)
     published = read_published("table1")
-    names = [data for data in plan.data if any(key[0] == data for key in expected)]
+    names = list(dict.fromkeys(s.data for s in scores))
     compared = {data for data, _, _ in published}.intersection(names)
 
     columns = {"arm": [arm_label(arm) for arm in arms]}
@@ -28,7 +27,8 @@ def build_table1(plan: Plan, collected: Collected, scores: Sequence[ArmScores]) 
     for data in names:
         ours, printed = [], []
         for i, arm in enumerate(arms):
-            dice, n = collected.dice(data, arm.name), expected[data, arm.name]
+            s = known.get((data, arm.name))
+            dice, n = (s.summary, s.n_expected) if s else (None, 0)
             method, amount = method_of(arm)
             in_paper = published.get((data, method, amount), {})
             ours.append(format_summary(dice, n))

@@ -23,7 +23,7 @@ def build_draws(plan: Plan, collected: Collected) -> Table | None:
     Returns:
         None where no run counted them.
     """
-    counted = collected.draws.dropna(subset=COUNTS)
+    counted = collected.generate.dropna(subset=COUNTS)
     if counted.empty:
         return None
     rows, warnings, numbers = [], list[str](), list[dict[str, Any]]()

@@ -30,7 +30,9 @@ def draw(folder: Path, **choices: Any) -> tuple[Figure, list[str], Collected]:
 def matrix(collected: Collected, arm: str) -> NDArray[np.float64]:
     """Return an arm's Dice (seeds, cases)."""
     rows = collected.segment[collected.segment["arm"] == arm].sort_values("seed")
-    return np.array([list(collected.case_dice[run_id].values()) for run_id in rows["run_id"]])
+    return np.array(
+        [list(collected.results[run_id].case_dice.values()) for run_id in rows["run_id"]]
+    )
 
 
 def named(scores: NDArray[np.float64]) -> Block:

@@ -23,10 +23,13 @@ def read(folder: Path, **choices: Any) -> tuple[Any, Collected, list[ArmScores]]
     collected = collect(plan)
     rng = np.random.default_rng(0)
     noisy = {  # every run has other noise
-        run_id: {case: dice + rng.normal(0, 0.05) for case, dice in cases.items()}
-        for run_id, cases in collected.case_dice.items()
+        run_id: replace(
+            result,
+            case_dice={case: dice + rng.normal(0, 0.05) for case, dice in result.case_dice.items()},
+        )
+        for run_id, result in collected.results.items()
     }
-    collected = replace(collected, case_dice=noisy)
+    collected = replace(collected, results=noisy)
     return plan, collected, score_arms(plan, collected)
 
 
@@ -38,7 +41,7 @@ def draw(folder: Path, **choices: Any) -> tuple[Figure, Collected]:
 def case_means(collected: Collected, arm: str) -> np.ndarray:
     rows = collected.segment[collected.segment["arm"] == arm]
     return np.mean(
-        [list(collected.case_dice[run_id].values()) for run_id in rows["run_id"]], axis=0
+        [list(collected.results[run_id].case_dice.values()) for run_id in rows["run_id"]], axis=0
     )
 
 
