@@ -20,22 +20,6 @@ A sweep with missing runs is refused. With --partial it is shown, with the count
 
 def main(argv: Sequence[str]) -> int:
     """Make each sweep's results; a sweep that is refused does not stop the others."""
-    options = _parser().parse_args(argv)
-    plans = find_plans(options.runs, options.sweep)
-    # pandas and matplotlib take a second that --help and a wrong path need not wait for.
-    from hvae_hpc.results.write import write_results
-
-    code = 0
-    for path in plans:
-        try:
-            write_results(options.runs, path.stem, options.partial, options.out, options.nnunet)
-        except UserError as error:
-            say(f"error: {error}", to=sys.stderr)
-            code = 2
-    return code
-
-
-def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m hvae_hpc.results",
         description=_DESCRIPTION,
@@ -59,7 +43,19 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="set nnU-Net's Dice per case (DIR/summary.json) beside ours",
     )
-    return parser
+    options = parser.parse_args(argv)
+    plans = find_plans(options.runs, options.sweep)
+    # pandas and matplotlib take a second that --help and a wrong path need not wait for.
+    from hvae_hpc.results.write import write_results
+
+    code = 0
+    for path in plans:
+        try:
+            write_results(options.runs, path.stem, options.partial, options.out, options.nnunet)
+        except UserError as error:
+            say(f"error: {error}", to=sys.stderr)
+            code = 2
+    return code
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import pandas as pd
 from hvae_hpc.config.arms import ArmConfig
 from hvae_hpc.config.stages import QualityConfig
 from hvae_hpc.frozen import frozen
-from hvae_hpc.results.statistics import Summary, summarise
 from hvae_hpc.runs.done import REMADE, Results, ResultSummary, read_results
 from hvae_hpc.runs.plan import Plan
 from hvae_hpc.runs.run import Run
@@ -48,20 +47,17 @@ COLUMNS = {
     "segment": (
         *("data", "arm", "generator", "n_synthetic", "n_standard", "seed", "split_seed"),
         *("dice", "precision", "recall", "hausdorff_95", "hausdorff_95_unit", "median_dice"),
-        *("n_cases", *MORE_MEASURES, "generator_seed", "wall_s", "run_id", "folder"),
+        *("n_cases", *MORE_MEASURES, "generator_seed"),
     ),
     "quality": (
         *("data", "source", "seed", "split_seed", "n"),
-        *("psnr_mean", "psnr_sd", "ssim_mean", "ssim_sd", *SET_COLUMNS, "wall_s", "run_id"),
-        "folder",
+        *("psnr_mean", "psnr_sd", "ssim_mean", "ssim_sd", *SET_COLUMNS),
     ),
-    "likelihood": (
-        *("data", "generator", "seed", "split_seed", *LIKELIHOOD_METRICS, "elbo_flow"),
-        *("wall_s", "run_id", "folder"),
-    ),
-    "generate": ("data", "source", "split_seed", "seed", *DRAW_METRICS, "run_id", "folder"),
+    "likelihood": ("data", "generator", "seed", "split_seed", *LIKELIHOOD_METRICS, "elbo_flow"),
+    "generate": ("data", "source", "split_seed", "seed", *DRAW_METRICS),
 }
-"""Stage to the columns of its rows."""
+"""Stage to the columns of its rows; at the end all have those of RUN_COLUMNS."""
+RUN_COLUMNS = ("wall_s", "run_id", "folder")
 COST_COLUMNS = (
     *("run_id", "stage", "data", "device", "host", "processes", "attempt", "wall_s", "spent_s"),
     *("peak_memory_mib", "energy_j", "torch", "code_sha"),
@@ -108,10 +104,9 @@ class Collected:
             NaN, and so is a set measure that the source does not have.
         likelihood: one row per done likelihood run; columns COLUMNS["likelihood"]; elbo_flow is NaN
             for a VAE.
-        draws: one row per done generate run; columns COLUMNS["generate"]; acceptance is NaN where
-            no chain drew.
+        generate: one row per done generate run; columns COLUMNS["generate"]; acceptance is NaN
+            where no chain drew.
         costs: one row per done run: where it was made and what it took; columns COST_COLUMNS.
-        case_dice: id of a segment run to its Dice by case id.
         results: what is known of each run of the plan; a result that is not believed is none.
         missing: "folder: reason" of every other expected run.
     """
@@ -119,15 +114,10 @@ class Collected:
     segment: pd.DataFrame
     quality: pd.DataFrame
     likelihood: pd.DataFrame
-    draws: pd.DataFrame
+    generate: pd.DataFrame
     costs: pd.DataFrame
-    case_dice: Mapping[str, Mapping[str, float]]
     results: Results
     missing: tuple[str, ...]
-
-    def dice(self, data: str, arm: str) -> Summary | None:
-        """Return the summary of an arm's Dice over its done runs; None where there is none."""
-        return summarise(rows_of(self.segment, data=data, arm=arm)["dice"])
 
 
 def rows_of(frame: pd.DataFrame, **values: str) -> pd.DataFrame:
@@ -140,8 +130,11 @@ def rows_of(frame: pd.DataFrame, **values: str) -> pd.DataFrame:
 def collect(plan: Plan) -> Collected:
     """Collect the results of all runs that a plan expects in its runs folder."""
     results = read_results(plan)
-    done = {run_id: result for run_id, result in results.items() if result.done}
-    impossible = {run_id: _check_numbers(plan.runs[run_id], done[run_id]) for run_id in done}
+    impossible = {
+        run_id: _check_numbers(plan.runs[run_id], result)
+        for run_id, result in results.items()
+        if result.done
+    }
     results = _refuse(plan, results, impossible)
     results = _refuse(plan, results, _find_other_cases(plan, results))
     missing = tuple(
@@ -151,26 +144,25 @@ def collect(plan: Plan) -> Collected:
     )
 
     # Stages in the order of the plan, and in each stage its runs.
-    rows: dict[str, list[dict[str, Any]]] = {run.stage: [] for run in plan.runs.values()}
-    for run_id, result in results.items():
-        if result.done:
-            rows[plan.runs[run_id].stage].append(_row(plan, run_id, result))
-    costs = _frame((row for of_stage in rows.values() for row in of_stage), COST_COLUMNS)
-    frames = {stage: _frame(rows.get(stage, ()), names) for stage, names in COLUMNS.items()}
+    stages = list(dict.fromkeys(run.stage for run in plan.runs.values()))
+    rows = [_row(plan, run_id, result) for run_id, result in results.items() if result.done]
+    rows.sort(key=lambda row: stages.index(row["stage"]))
+    frames = {
+        stage: pd.DataFrame(
+            [row for row in rows if row["stage"] == stage], columns=[*names, *RUN_COLUMNS]
+        )
+        for stage, names in COLUMNS.items()
+    }
     return Collected(
-        segment=frames["segment"],
-        quality=frames["quality"],
-        likelihood=frames["likelihood"],
-        draws=frames["generate"],
-        costs=costs,
-        case_dice={run_id: results[run_id].case_dice for run_id in frames["segment"]["run_id"]},
+        **frames,
+        costs=pd.DataFrame(rows, columns=[*COST_COLUMNS]),
         results=results,
         missing=missing,
     )
 
 
-def needed_runs(plan: Plan, collected: Collected, data: str, arm: str) -> list[set[str]]:
-    """Return, for each done network of an arm, the ids of its run and of all runs before it.
+def needed_runs(plan: Plan, run_ids: Iterable[str]) -> list[set[str]]:
+    """Return, for each of some networks, the ids of its run and of all runs before it.
 
     These are the standard augmentation, and the training of the generator and the making of all its
     pairs, whole, however many of them the arm takes.
@@ -179,18 +171,24 @@ def needed_runs(plan: Plan, collected: Collected, data: str, arm: str) -> list[s
     def with_parents(run_id: str) -> set[str]:
         return {run_id}.union(*map(with_parents, plan.parents(run_id).values()))
 
-    rows = rows_of(collected.segment, data=data, arm=arm)
-    return [with_parents(str(run_id)) for run_id in rows["run_id"]]
+    return [with_parents(run_id) for run_id in run_ids]
 
 
-def network_seconds(collected: Collected, networks: Sequence[set[str]]) -> float:
-    """Return the device seconds that a network needed, mean over an arm's networks.
+def network_cost(collected: Collected, networks: Sequence[set[str]]) -> tuple[float, set[str]]:
+    """Return the device seconds that a network needed, mean over an arm's networks, and of what.
 
     All attempts at all its runs count.
+
+    Args:
+        networks: the ids of the runs that each of them needed.
+
+    Returns:
+        The seconds, and the names of the devices.
     """
-    costs = collected.costs
-    seconds = dict(zip(costs["run_id"], costs["spent_s"] * costs["processes"], strict=True))
-    return float(np.mean([sum(seconds[run_id] for run_id in sorted(runs)) for runs in networks]))
+    costs = collected.costs.set_index("run_id")
+    seconds = costs["spent_s"] * costs["processes"]
+    mean = np.mean([sum(seconds[sorted(runs)]) for runs in networks])
+    return float(mean), set(costs["device"][sorted(set().union(*networks))])
 
 
 def name_some(lines: Sequence[str]) -> str:
@@ -258,10 +256,6 @@ def _find_other_cases(plan: Plan, results: Results) -> dict[str, str]:
     return faults
 
 
-def _frame(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
-    return pd.DataFrame(list(rows), columns=list(columns))
-
-
 def _row(plan: Plan, run_id: str, result: ResultSummary) -> dict[str, Any]:
     """Return the cells of all columns that a done run has."""
     run = plan.runs[run_id]
@@ -278,6 +272,7 @@ def _row(plan: Plan, run_id: str, result: ResultSummary) -> dict[str, Any]:
         metrics["median_dice"] = float(np.median(list(result.case_dice.values())))
     return {
         **metrics,
+        **vars(arm),
         **vars(result),
         "energy_j": np.nan if result.energy_j is None else result.energy_j,
         "hausdorff_95_unit": result.hausdorff_unit,
@@ -288,10 +283,6 @@ def _row(plan: Plan, run_id: str, result: ResultSummary) -> dict[str, Any]:
         "data": config.data,
         "seed": config.seed,
         "split_seed": config.split.seed,
-        "source": getattr(config, "source", ""),
+        "source": run.source,
         "arm": arm.name,
-        "generator": arm.generator,
-        "generator_seed": arm.generator_seed,
-        "n_synthetic": arm.n_synthetic,
-        "n_standard": arm.n_standard,
     }

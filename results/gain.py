@@ -16,8 +16,7 @@ import numpy as np
 
 from hvae_hpc.config.arms import ArmConfig
 from hvae_hpc.config.stages import GenerateConfig
-from hvae_hpc.results.collect import Collected
-from hvae_hpc.results.scores import ArmScores, dice_of, to_blocks
+from hvae_hpc.results.scores import ArmScores, to_blocks
 from hvae_hpc.results.statistics import Block, Comparison, compare, estimate_mean
 from hvae_hpc.runs.plan import Plan
 
@@ -65,27 +64,22 @@ def conclude(low: float, high: float, smallest: float) -> str:
     return "worse" if high < 0 else "undecided"
 
 
-def measure_gain(
-    plan: Plan, collected: Collected, data: str, scores: Sequence[ArmScores]
-) -> Gain | None:
+def measure_gain(plan: Plan, scores: Sequence[ArmScores]) -> Gain | None:
     """Compare the arms with and without synthetic pairs; None where one of both kinds is missing.
 
     Args:
-        scores: of the data set's arms. Those that have fewer seeds than others, or other ones, are
+        scores: of a data set's arms. Those that have fewer seeds than others, or other ones, are
             left out: a lucky one is not compared with arms that have all of theirs.
     """
     free_sources = {"", *(c.source for c in plan.configs(GenerateConfig) if c.mixing)}
     arms = {s.arm.name: s for s in scores if s.n and _is_comparable(s.arm)}
-    blocks = {name: to_blocks(dice_of(collected, data, name)) for name in arms}
+    blocks = {name: to_blocks(s.by_case) for name, s in arms.items()}
     seeds = {name: [seed for block in of for seed in block.seeds] for name, of in blocks.items()}
     of_arms = list(seeds.values())
     most = max(of_arms, key=lambda of: (len(of), of_arms.count(of)), default=[])
-    pairs: dict[str, Sequence[Block]] = {}
-    free: dict[str, Sequence[Block]] = {}
-    for name in blocks:
-        if seeds[name] == most:
-            kind = free if arms[name].arm.generator in free_sources else pairs
-            kind[name] = blocks[name]
+    same = [name for name in blocks if seeds[name] == most]
+    free = {name: blocks[name] for name in same if arms[name].arm.generator in free_sources}
+    pairs = {name: blocks[name] for name in same if name not in free}
     if not pairs or not free:
         return None
 
@@ -94,8 +88,7 @@ def measure_gain(
     best = max(pairs, key=lambda name: (max(lows[name], 0.0), arms[name].mean_dice))
     rival = max(free, key=lambda name: arms[name].mean_dice)
     means = {
-        name: np.concatenate([block.scores.mean((0, 2)) for block in blocks[name]])
-        for name in (*pairs, *free)
+        name: np.concatenate([block.scores.mean((0, 2)) for block in blocks[name]]) for name in same
     }
     highest = np.max([*means.values()], 0)
     return Gain(

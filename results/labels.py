@@ -49,9 +49,8 @@ def ordered_arms(plan: Plan) -> list[ArmConfig]:
 
     def place(arm: ArmConfig) -> tuple[int, int]:
         method, amount = method_of(arm)
-        if method in methods:
-            return methods.index(method), int(amount.strip("x+") or 0)
-        return len(methods), 0  # sorting is stable: others keep the plan's order
+        row = methods.index(method) if method in methods else len(methods)
+        return row, int(amount.strip("x+") or 0)  # sorting is stable: others keep the plan's order
 
     return sorted(arms.values(), key=place)
 

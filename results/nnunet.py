@@ -13,10 +13,9 @@ from typing import Any
 import pandas as pd
 
 from hvae_hpc.errors import UserError
-from hvae_hpc.results.collect import Collected
 from hvae_hpc.results.labels import arm_label
-from hvae_hpc.results.scores import ArmScores, dice_of
-from hvae_hpc.results.tables.table import Table, paragraph
+from hvae_hpc.results.scores import ArmScores
+from hvae_hpc.results.tables.table import Table
 from hvae_hpc.runs.files import RECORD_BYTES, plain_name, read_file
 
 SUMMARY = "summary.json"
@@ -48,9 +47,7 @@ def read_nnunet(folder: Path) -> pd.Series:
     return by_file.groupby(cases).mean()
 
 
-def build_nnunet(
-    folder: Path, sweep: str, collected: Collected, scores: Sequence[ArmScores]
-) -> Table:
+def build_nnunet(folder: Path, sweep: str, scores: Sequence[ArmScores]) -> Table:
     """Return the mean Dice of each arm on nnU-Net's cases, beside nnU-Net's own.
 
     Raises:
@@ -59,7 +56,7 @@ def build_nnunet(
     theirs = read_nnunet(folder)
     rows, numbers = [], list[dict[str, Any]]()
     for s in scores:
-        ours = dice_of(collected, s.data, s.arm.name).mean().rename(plain_name)
+        ours = s.by_case.mean().rename(plain_name)
         both = pd.DataFrame({"dice": ours, "nnunet": theirs}).dropna()
         if len(both):
             gain = f"{(both['nnunet'] - both['dice']).mean():+.3f}"
@@ -80,6 +77,6 @@ def build_nnunet(
         title=f"nnU-Net beside our U-Net ({sweep})",
         columns=("data", "our arm", "cases", "Dice, ours", "Dice, nnU-Net", "difference"),
         rows=rows,
-        notes=[paragraph(note)],
+        notes=[note],
         numbers=numbers,
     )

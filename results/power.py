@@ -5,14 +5,13 @@ repetition divides the variance of its own source.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from hvae_hpc.results.collect import Collected
-from hvae_hpc.results.scores import subtract_references, to_blocks
+from hvae_hpc.results.scores import to_blocks
 from hvae_hpc.results.statistics import (
     SOURCES,
     Block,
@@ -22,7 +21,6 @@ from hvae_hpc.results.statistics import (
     share_cases,
     split_means,
 )
-from hvae_hpc.runs.plan import Plan
 
 ASSUMED_SD = {"split": 0.02, "training": 0.01, "seed": 0.02, "case": 0.08, "rest": 0.16}
 """Of differences of Dice to the reference. Seed, case and rest are those of the kept sweep lgg-arms
@@ -66,10 +64,13 @@ def find_variances(blocks: Sequence[Block]) -> dict[str, float]:
     return variances | {name: float(variance) for name, variance, free in sized if free}
 
 
-def median_variances(plan: Plan, collected: Collected, data: str) -> dict[str, float]:
-    """Return the median of all arms' variances of each source, 0 where it is below."""
-    rows = subtract_references(plan, collected, data).values()
-    table = pd.DataFrame([find_variances(to_blocks(of_arm)) for of_arm in rows if len(of_arm)])
+def median_variances(differences: Iterable[pd.DataFrame]) -> dict[str, float]:
+    """Return the median of all arms' variances of each source, 0 where it is below.
+
+    Args:
+        differences: of each arm to its reference, see :func:`subtract_references`.
+    """
+    table = pd.DataFrame([find_variances(to_blocks(rows)) for rows in differences if len(rows)])
     medians = table.median().clip(lower=0).to_dict()
     return {name: medians[name] for name in ASSUMED_SD if name in medians}
 

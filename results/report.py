@@ -55,8 +55,8 @@ def write_report(
     tables: Mapping[str, Table],
     verdicts: Sequence[str],
     figures: Sequence[Path],
-    figure_remarks: Sequence[str] = (),
-    spent: Table | None = None,
+    figure_remarks: Sequence[str],
+    spent: Table | None,
 ) -> None:
     """Write the page.
 
@@ -118,12 +118,10 @@ def _duration(seconds: float) -> str:
 def _show_figures(figures: Sequence[Path], figure_remarks: Sequence[str]) -> str:
     """Return each picture with its caption, what else is said of it, and links to its files."""
     shown = ""
-    for path in figures:
-        if path.suffix != ".png":
-            continue
+    for path in (path for path in figures if path.suffix == ".png"):
         caption = next((said for kind, said in CAPTIONS.items() if path.name.startswith(kind)), "")
-        about = [line.partition(": ") for line in figure_remarks]
-        said = [caption, *(remark for name, _, remark in about if name == path.name)]
+        about = f"{path.name}: "
+        said = [caption, *(s.removeprefix(about) for s in figure_remarks if s.startswith(about))]
         files = [html.escape(other.name) for other in figures if other.stem == path.stem]
         links = ", ".join(f'<a href="{name}">{name}</a>' for name in files)
         alt = html.escape(f"{caption}: {path.stem}")

@@ -51,7 +51,7 @@ def _list_cases(collected: Collected) -> pa.Table:
     """Return run id, case and Dice of every test case."""
     columns: dict[str, list[object]] = {"run_id": [], "case": [], "dice": []}
     for run_id in collected.segment["run_id"]:
-        case_dice = collected.case_dice[run_id]
+        case_dice = collected.results[run_id].case_dice
         columns["run_id"] += [run_id] * len(case_dice)
         columns["case"] += case_dice
         columns["dice"] += case_dice.values()

@@ -15,14 +15,18 @@ from hvae_hpc.results.statistics import (
     LEVEL,
     Block,
     Comparison,
+    Summary,
     compare,
     estimate_mean,
     sign_flip_test,
+    summarise,
 )
 from hvae_hpc.runs.plan import Plan
 
 TRAINING = "generator_seed"
 SEED = ["split_seed", "seed"]
+OTHERS = ("hausdorff_95", "precision", "recall", *MORE_MEASURES)
+"""Measures of masks beside Dice."""
 
 
 @frozen
@@ -32,6 +36,10 @@ class ArmScores:
     Attributes:
         arm: which.
         n, n_expected: runs done and planned.
+        run_ids: of those that are done.
+        by_case: their Dice, see :func:`dice_of`.
+        differences: less that of the arm of ``versus``, see :func:`subtract`; a reference has none.
+        summary: of the runs' Dice; None without runs.
         seeds: different U-Net seeds of the done runs, the most on one split.
         dice: mean over runs and cases; None without runs; so the following.
         versus: name of the arm that it is compared with; "" for a reference.
@@ -47,6 +55,10 @@ class ArmScores:
     arm: ArmConfig
     n: int
     n_expected: int
+    run_ids: tuple[str, ...]
+    by_case: pd.DataFrame
+    differences: pd.DataFrame
+    summary: Summary | None
     seeds: int
     dice: Comparison | None
     versus: str
@@ -65,8 +77,9 @@ class ArmScores:
     @property
     def p(self) -> float | None:
         """Of no difference, as the interval says it; None where a single seed tells nothing."""
-        is_tested = self.difference and "seed" not in self.difference.not_covered
-        return self.difference.p if self.difference and is_tested else None
+        if self.difference and "seed" not in self.difference.not_covered:
+            return self.difference.p
+        return None
 
 
 def score_arms(plan: Plan, collected: Collected) -> list[ArmScores]:
@@ -81,9 +94,34 @@ def score_arms(plan: Plan, collected: Collected) -> list[ArmScores]:
             family = [arm.name for arm in arms if reference_of(arm) == reference]
             blocks = {name: to_blocks(differences[name]) for name in family}
             compared |= compare({name: of_arm for name, of_arm in blocks.items() if of_arm})
+
         for arm in arms:
-            n, difference = expected[data, arm.name], compared.get(arm.name)
-            scores.append(_score(collected, data, arm, n, differences[arm.name], difference))
+            runs, rows = rows_of(collected.segment, data=data, arm=arm.name), differences[arm.name]
+            dice, versus = dice_of(collected, data, arm.name), reference_of(arm)
+            by_seed = rows.mean(axis=1).groupby(level=SEED).mean().to_numpy()
+            scores.append(
+                ArmScores(
+                    data=data,
+                    arm=arm,
+                    n=len(runs),
+                    n_expected=expected[data, arm.name],
+                    run_ids=tuple(runs["run_id"]),
+                    by_case=dice,
+                    differences=rows,
+                    summary=summarise(runs["dice"]),
+                    seeds=max(runs.groupby("split_seed")["seed"].nunique(), default=0),
+                    dice=estimate_mean(to_blocks(dice)) if len(dice) else None,
+                    versus="" if versus == arm.name else versus,
+                    difference=compared.get(arm.name),
+                    better=int((by_seed > 0).sum()),
+                    paired=len(by_seed),
+                    p_seeds=sign_flip_test(by_seed) if len(rows) else None,
+                    others={
+                        name: float(runs[name].mean(skipna=False)) for name in OTHERS if len(runs)
+                    },
+                    unit=next(iter(runs["hausdorff_95_unit"]), ""),
+                )
+            )
     return scores
 
 
@@ -112,40 +150,9 @@ def subtract_references(plan: Plan, collected: Collected, data: str) -> dict[str
     differences = {}
     for arm in ordered_arms(plan):
         dice, versus = dice_of(collected, data, arm.name), reference_of(arm)
-        is_reference = versus == arm.name
-        reference = dice if is_reference else dice_of(collected, data, versus)
-        differences[arm.name] = dice.iloc[:0] if is_reference else subtract(dice, reference)
+        reference = dice_of(collected, data, versus)
+        differences[arm.name] = dice.iloc[:0] if versus == arm.name else subtract(dice, reference)
     return differences
-
-
-def _score(
-    collected: Collected,
-    data: str,
-    arm: ArmConfig,
-    n_expected: int,
-    rows: pd.DataFrame,
-    difference: Comparison | None,
-) -> ArmScores:
-    """Put together what is known of an arm, given its differences and what they come to."""
-    runs = rows_of(collected.segment, data=data, arm=arm.name)
-    measures = ("hausdorff_95", "precision", "recall", *MORE_MEASURES)
-    dice = dice_of(collected, data, arm.name)
-    by_seed = rows.mean(axis=1).groupby(level=SEED).mean().to_numpy()
-    return ArmScores(
-        data=data,
-        arm=arm,
-        n=len(runs),
-        n_expected=n_expected,
-        seeds=int(runs.groupby("split_seed")["seed"].nunique().max()) if len(runs) else 0,
-        dice=estimate_mean(to_blocks(dice)) if len(dice) else None,
-        versus="" if reference_of(arm) == arm.name else reference_of(arm),
-        difference=difference,
-        better=int((by_seed > 0).sum()),
-        paired=len(by_seed),
-        p_seeds=sign_flip_test(by_seed) if len(rows) else None,
-        others={name: float(runs[name].mean(skipna=False)) for name in measures if len(runs)},
-        unit=str(runs["hausdorff_95_unit"].iloc[0]) if len(runs) else "",
-    )
 
 
 def dice_of(collected: Collected, data: str, arm: str) -> pd.DataFrame:
@@ -156,7 +163,7 @@ def dice_of(collected: Collected, data: str, arm: str) -> pd.DataFrame:
     """
     rows = rows_of(collected.segment, data=data, arm=arm)
     levels = ["split_seed", TRAINING, "seed"] if rows["generator"].any() else SEED
-    of_runs = [collected.case_dice[run_id] for run_id in rows["run_id"]]
+    of_runs = [collected.results[run_id].case_dice for run_id in rows["run_id"]]
     index = pd.MultiIndex.from_frame(rows[levels])
     return pd.DataFrame(of_runs, index=index).sort_index().sort_index(axis=1)
 
@@ -169,9 +176,8 @@ def subtract(dice: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
     if TRAINING in other.index.names and TRAINING not in dice.index.names:
         return -subtract(other, dice)
     keys = pd.MultiIndex.from_frame(dice.index.to_frame()[list(other.index.names)])
-    rows = dice[keys.isin(other.index)]
-    known = keys[keys.isin(other.index)]
-    return rows - other.reindex(index=known, columns=rows.columns).to_numpy()
+    known = keys.isin(other.index)
+    return dice[known] - other.reindex(index=keys[known], columns=dice.columns).to_numpy()
 
 
 def to_blocks(dice: pd.DataFrame) -> list[Block]:

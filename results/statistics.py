@@ -62,15 +62,6 @@ def pool(parts: Iterable[Summary]) -> Summary:
     return Summary(n=n, mean=mean, sd=math.sqrt(squares / (n - 1)))
 
 
-@frozen
-class Estimate:
-    """A mean with its 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
-
-
 class Block(NamedTuple):
     """Scores of several runs on the test cases of one split.
 
@@ -88,10 +79,11 @@ class Block(NamedTuple):
 
 
 @frozen
-class Comparison(Estimate):
-    """A mean with its interval and p, which agree: p is below 0.05 where 0 is outside.
+class Comparison:
+    """A mean with its 95 % interval and p, which agree: p is below 0.05 where 0 is outside.
 
     Attributes:
+        mean, low, high: the mean and the ends of its interval.
         p: two-sided, of a mean of 0. It and the interval allow for all arms that were compared.
         standard_error: of the mean; infinite where nothing was repeated.
         freedom: degrees of freedom of the standard error.
@@ -99,6 +91,9 @@ class Comparison(Estimate):
             says nothing about another one.
     """
 
+    mean: float
+    low: float
+    high: float
     p: float
     standard_error: float
     freedom: float

@@ -6,25 +6,22 @@ from collections.abc import Sequence
 import numpy as np
 
 from hvae_hpc.config.stages import SegmentConfig
-from hvae_hpc.results.collect import Collected
 from hvae_hpc.results.labels import REFERENCE, arm_label
-from hvae_hpc.results.scores import ArmScores, dice_of, subtract, to_blocks
+from hvae_hpc.results.scores import ArmScores, subtract, to_blocks
 from hvae_hpc.results.statistics import estimate_mean
-from hvae_hpc.results.tables.table import Table, format_estimate, paragraph
+from hvae_hpc.results.tables.table import Table, format_estimate
 from hvae_hpc.runs.plan import Plan
 
 COLUMNS = ("data", "trained on", "real cases", "gain in Dice", "worth, real cases")
-NOTE = paragraph(
-    """
-    Gain: mean Dice less that of the same training without synthetic pairs, with its 95 % interval.
-    Worth: so many real cases in all would give this Dice without synthetic pairs. It is read off
-    the arms with other numbers of real cases (straight lines over the logarithm of the number), for
-    the gain and both ends of its interval. The uncertainty of these arms is left out.
-    """
-)
+NOTE = """
+Gain: mean Dice less that of the same training without synthetic pairs, with its 95 % interval.
+Worth: so many real cases in all would give this Dice without synthetic pairs. It is read off
+the arms with other numbers of real cases (straight lines over the logarithm of the number), for
+the gain and both ends of its interval. The uncertainty of these arms is left out.
+"""
 
 
-def build_worth(plan: Plan, collected: Collected, scores: Sequence[ArmScores]) -> Table | None:
+def build_worth(plan: Plan, scores: Sequence[ArmScores]) -> Table | None:
     """Return how many real cases the pairs of each arm are worth.
 
     Returns:
@@ -33,7 +30,7 @@ def build_worth(plan: Plan, collected: Collected, scores: Sequence[ArmScores]) -
     n_train = {config.data: config.split.train for config in plan.configs(SegmentConfig)}
     rows = []
     for s in scores:
-        name = s.arm.name.replace(f"{s.arm.generator}+{s.arm.n_synthetic}", "").strip("+")
+        name = s.arm.name.replace(f"{s.arm.generator}+{s.arm.n_synthetic}", "")
         curve = {
             c.arm.n_cases or n_train[c.data]: c
             for c in scores
@@ -43,8 +40,7 @@ def build_worth(plan: Plan, collected: Collected, scores: Sequence[ArmScores]) -
         size = s.arm.n_cases or n_train[s.data]
         if not s.arm.generator or not s.dice or len(curve) < 2 or size not in curve:
             continue
-        dice, free = (dice_of(collected, s.data, arm.name) for arm in (s.arm, curve[size].arm))
-        if blocks := to_blocks(subtract(dice, free)):
+        if blocks := to_blocks(subtract(s.by_case, curve[size].by_case)):
             gain = estimate_mean(blocks)
             points = {n: curve[n].mean_dice for n in sorted(curve)}
             ends = (points[size] + end for end in (gain.mean, gain.low, gain.high))

@@ -64,7 +64,7 @@ def write_results(
 
     scores = score_arms(plan, collected)
     tables = build_tables(plan, collected, scores)
-    tables["nnunet"] = build_nnunet(nnunet, sweep, collected, scores) if nnunet else None
+    tables["nnunet"] = build_nnunet(nnunet, sweep, scores) if nnunet else None
     paths = _write_tables(folder, sweep, tables)
     verdicts = [*map(printable, judge(plan, collected, scores))]
     paths += _write_verdicts(folder, verdicts)
@@ -97,33 +97,31 @@ def ask_jobs(plan: Plan, collected: Collected) -> tuple[Collected, Table | None]
     submissions = Submissions(plan.runs_folder)
     statuses = read_run_status(plan, results, submissions, None)
 
-    missing = []
-    for run_id, result in results.items():
-        if not result.done:
-            status, reason = statuses[run_id], result.reason or NOT_YET
-            if not result.reason and status.kind in ("failed", "lost", "blocked"):
-                reason = f"{status.kind}: {status.reason}"
-            missing.append(f"{plan.folder_name(run_id)}: {reason}")
+    # Why there is nothing yet, where their files say it.
+    better = {
+        f"{plan.folder_name(run_id)}: {NOT_YET}": (
+            f"{plan.folder_name(run_id)}: {status.kind}: {status.reason}"
+        )
+        for run_id, status in statuses.items()
+        if status.kind in ("failed", "lost", "blocked")
+    }
+    missing = tuple(better.get(line, line) for line in collected.missing)
 
     hours = read_device_hours(plan, results, statuses, submissions)
     table = build_device_hours([of_stage._asdict() for of_stage in hours])
-    return replace(collected, missing=tuple(missing)), table
+    return replace(collected, missing=missing), table
 
 
 def _write_tables(folder: Path, sweep: str, tables: Mapping[str, Table | None]) -> list[Path]:
     """Print the tables and write each as Markdown, CSV and LaTeX."""
     paths = []
     for name, table in tables.items():
-        texts = {"md": "", "csv": "", "tex": ""}
         if table:
             say(table.to_text())
-            texts = {
-                "md": table.to_markdown(),
-                "csv": table.to_csv(),
-                "tex": table.to_latex(f"{sweep}-{name}"),
-            }
-        for ending, text in texts.items():
-            paths += _write_text(folder / f"{name}.{ending}", text)
+        latex = table.to_latex(f"{sweep}-{name}") if table else ""
+        paths += _write_text(folder / f"{name}.md", table.to_markdown() if table else "")
+        paths += _write_text(folder / f"{name}.csv", table.to_csv() if table else "")
+        paths += _write_text(folder / f"{name}.tex", latex)
     return paths
 
 

@@ -23,11 +23,12 @@ from hvae_hpc.metrics.image_sets import (
     average,
     compare_features,
     compare_statistics,
+    compare_tissue,
     describe_masks,
+    describe_tissue,
 )
 from hvae_hpc.metrics.images import Images, psnr, ssim
 from hvae_hpc.metrics.memorisation import Features, find_copies
-from hvae_hpc.metrics.tissue import compare_tissue, describe_tissue
 from hvae_hpc.preprocess.store.reader import read_dataset
 from hvae_hpc.preprocess.store.shards import read_pairs
 from hvae_hpc.preprocess.store.splits import Split

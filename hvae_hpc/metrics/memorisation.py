@@ -103,6 +103,7 @@ def find_copies(
     Source:
         Such ratios: Carlini et al. 2023, Yoon et al. 2023. The threshold: Vovk et al. 2005.
     """
+    n = len(images)
     real = train if held_out is None else held_out
     case_ids = np.array(train_cases if held_out is None else held_out_cases)
     cases = np.unique(train_cases, return_inverse=True)[1]
@@ -112,13 +113,12 @@ def find_copies(
         both = np.concatenate([features.images, features.held_out])
         distances = np.concatenate([distances, cdist(both, features.train)[None]])
     if held_out is None:
-        distances[:, len(images) :][:, cases[:, None] == cases] = np.inf
+        distances[:, n:][:, cases[:, None] == cases] = np.inf
 
     # The lowest score of all comparisons counts.
     by_view = np.stack([_score(of_view, cases, held_out is None) for of_view in distances])
-    view, rows = by_view.argmin(0)[: len(images)], np.arange(len(images))
-    nearest = distances[view, rows].argmin(1)
-    score, of_real = by_view.min(0)[rows], by_view.min(0)[len(images) :]
+    nearest = distances[by_view.argmin(0)[:n], np.arange(n)].argmin(1)
+    score, of_real = np.split(by_view.min(0), [n])
 
     # The threshold is an order statistic of the held-out cases' scores.
     of_cases = sorted(float(of_real[case_ids == case].min()) for case in np.unique(case_ids))
@@ -127,11 +127,11 @@ def find_copies(
     flagged = score < threshold
     return Copies(
         nearest=nearest,
-        distance=distances[0, rows, nearest],
+        distance=distances[0, np.arange(n), nearest],
         score=score,
         threshold=threshold,
         flagged=flagged,
-        p_value=float(betabinom.sf(flagged.sum() - 1, len(images), k, len(of_cases) + 1 - k)),
+        p_value=float(betabinom.sf(flagged.sum() - 1, n, k, len(of_cases) + 1 - k)),
     )
 
 

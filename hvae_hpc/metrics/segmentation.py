@@ -26,7 +26,9 @@ class MaskScores:
         dice: 2 |P and T| / (|P| + |T|).
         precision: |P and T| / |P|.
         recall: |P and T| / |T|.
-        hausdorff_95: see there, in the unit of the spacing.
+        hausdorff_95: the 95 % Hausdorff distance, in the unit of the spacing: the larger one of
+            both directions' 95th percentiles of :func:`edge_distances`, linear between ranks; 0
+            where both masks are empty.
         surface_dice_2: the share of both masks' edge pixels that lie within TOLERANCE of the other
             mask's edge in their slice (Nikolov et al. 2021, doi:10.2196/26151).
         true_area: of T, summed over the slices, in mm2 or px.
@@ -56,7 +58,7 @@ def score_masks(prediction: Mask, truth: Mask, spacing: tuple[float, float]) -> 
         dice=_share(2 * both, predicted + true),
         precision=_share(both, predicted or true),
         recall=_share(both, true or predicted),
-        hausdorff_95=hausdorff_95(distances),
+        hausdorff_95=max(np.percentile(d, 95).item() if d.size else 0.0 for d in distances),
         surface_dice_2=_share(near, sum(of_mask.size for of_mask in distances)),
         true_area=true * spacing[0] * spacing[1],
         area_error=abs(predicted - true) / true if true else None,
@@ -113,21 +115,10 @@ def edge_distances(
     height, width = prediction.shape[-2:]
     predicted, true = (mask.reshape(-1, height, width) for mask in (prediction, truth))
     farthest = math.hypot(height * spacing[0], width * spacing[1])
-    there, back = (
-        [_slice_distances(mask, other, spacing, farthest) for mask, other in slices]
-        for slices in (zip(predicted, true, strict=True), zip(true, predicted, strict=True))
-    )
+    pairs = list(zip(predicted, true, strict=True))
+    there = [_slice_distances(mask, other, spacing, farthest) for mask, other in pairs]
+    back = [_slice_distances(mask, other, spacing, farthest) for other, mask in pairs]
     return np.concatenate(there), np.concatenate(back)
-
-
-def hausdorff_95(distances: Collection[NDArray[np.float64]]) -> float:
-    """Return the 95 % Hausdorff distance of two masks: the larger of both directions' percentiles.
-
-    Args:
-        distances: of both directions, see :func:`edge_distances`. Of each, the 95th percentile is
-            linear between ranks; 0 where both masks are empty.
-    """
-    return max(float(np.percentile(of_mask, 95)) if of_mask.size else 0.0 for of_mask in distances)
 
 
 def _slice_distances(

@@ -10,6 +10,7 @@ from hvae_hpc.config.stages import SegmentConfig
 from hvae_hpc.jobs.sweeps.costs import expected_seconds
 from hvae_hpc.results.collect import collect
 from hvae_hpc.results.power import ASSUMED_SD, Design, find_power, median_variances
+from hvae_hpc.results.scores import subtract_references
 from hvae_hpc.runs.done import Results
 from hvae_hpc.runs.plan import Plan
 
@@ -41,7 +42,7 @@ def describe_power(plan: Plan, results: Results, n_cases: Mapping[str, int]) -> 
             cases=configs[0].split.test,
             of_all=n_cases[data],
         )
-        measured = median_variances(plan, collected, data)
+        measured = median_variances(subtract_references(plan, collected, data).values())
         variances = {name: sd**2 for name, sd in ASSUMED_SD.items()} | measured
         chances = {gain: find_power(gain, variances, design, n_arms) for gain in GAINS}
 

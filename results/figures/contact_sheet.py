@@ -52,7 +52,12 @@ def write_contact_sheets(
 def _write_page(path: Path, titles: Sequence[str], pairs: Any) -> None:
     thin = TRUTH | {"linewidth": 0.7}
     panels = [
-        Panel(image=image, title=_shorten(title), outlines=((mask, thin),))
+        # The end of each line is kept, where case ids differ.
+        Panel(
+            image=image,
+            title="\n".join(line[-_TITLE_LETTERS:] for line in title.split("\n")),
+            outlines=((mask, thin),),
+        )
         for title, image, mask in zip(titles, pairs.images, pairs.masks, strict=True)
     ]
     starts = range(0, len(panels), COLUMNS)
@@ -62,8 +67,3 @@ def _write_page(path: Path, titles: Sequence[str], pairs: Any) -> None:
     with matplotlib.style.context(style, after_reset=True):
         figure = draw_grid(lines, size=_SIZE_INCH, top=0.25, gap=0.25)
         save_figure(figure, path, dpi=_DPI)
-
-
-def _shorten(title: str) -> str:
-    """Keep the end of each line, where case ids differ."""
-    return "\n".join(line[-_TITLE_LETTERS:] for line in title.split("\n"))

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from hvae_hpc.results.collect import Collected, needed_runs, network_seconds
+from hvae_hpc.results.collect import Collected, needed_runs, network_cost
 from hvae_hpc.results.figures.style import (
-    choose_rows,
     describe_interval,
     list_not_drawn,
     split_ends,
@@ -21,12 +20,12 @@ _UNITS = {"hours": (7200.0, 3600.0), "minutes": (120.0, 60.0), "seconds": (0.0, 
 
 
 def draw_cost(
-    plan: Plan, collected: Collected, scores: Sequence[ArmScores], data: str
+    plan: Plan, collected: Collected, scores: Sequence[ArmScores]
 ) -> tuple[Figure, list[str]]:
     """Draw a row per arm: its mean Dice with the interval, and beside it a bar of its cost.
 
     Args:
-        scores: of the data set's arms, in the tables' order.
+        scores: of a data set's arms, in the tables' order.
 
     Returns:
         The figure, and a line that names the arms that it does not show.
@@ -34,12 +33,11 @@ def draw_cost(
     Raises:
         UserError: no arm is done yet.
     """
-    arms = choose_rows(scores)
-    needed = [needed_runs(plan, collected, data, s.arm.name) for s in arms]
-    seconds = [network_seconds(collected, networks) for networks in needed]
+    arms, figure, left, right = start_rows(scores)
+    costs = [network_cost(collected, needed_runs(plan, s.run_ids)) for s in arms]
+    seconds, devices = zip(*costs, strict=True)
     unit = next(name for name, (least, _) in _UNITS.items() if max(seconds) >= least)
 
-    figure, left, right = start_rows(arms, data)
     for row, s in enumerate(arms):
         assert s.dice, "all of them are done"
         colour = style_of(plan, s.arm)["color"]
@@ -47,10 +45,8 @@ def draw_cost(
         bar = right.barh(row, seconds[row] / _UNITS[unit][1], 0.6, color=colour)
         right.bar_label(bar, fmt="%.3g", padding=3)
 
-    run_ids = set().union(*(runs for networks in needed for runs in networks))
-    made = collected.costs[collected.costs["run_id"].isin(run_ids)]
-    devices = ", ".join(sorted(map(str, made["device"].unique())))
+    named = ", ".join(sorted(set().union(*devices)))
     left.set_xlabel(f"Dice: mean,\n{describe_interval(arms)}")
-    right.set_xlabel(f"device {unit} for one network, with all runs\nthat it needed ({devices})")
+    right.set_xlabel(f"device {unit} for one network, with all runs\nthat it needed ({named})")
     right.margins(x=0.15)
     return figure, list_not_drawn(scores, arms)

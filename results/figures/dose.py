@@ -1,7 +1,6 @@
 """Dice, and its difference to the reference, against the number of synthetic pairs."""
 
 from collections.abc import Mapping, Sequence
-from operator import attrgetter
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,7 +11,6 @@ from hvae_hpc.results.figures.style import (
     GREY,
     describe_interval,
     hide_frame,
-    is_plain,
     list_not_drawn,
     split_ends,
     style_of,
@@ -26,14 +24,14 @@ PANELS = {"dice": "Dice", "difference": "difference to the reference, Dice"}
 _TICK_INCH = 0.4
 
 
-def draw_dose(plan: Plan, scores: Sequence[ArmScores], data: str) -> tuple[Figure, list[str]]:
+def draw_dose(plan: Plan, scores: Sequence[ArmScores]) -> tuple[Figure, list[str]]:
     """Draw one line per method, in steps of what it adds; the reference goes on as a level.
 
     Above is the mean Dice. Its interval is mostly the spread of cases, which all arms share, so
     below is the paired difference to the reference.
 
     Args:
-        scores: of the data set's arms, in the tables' order.
+        scores: of a data set's arms, in the tables' order.
 
     Returns:
         The figure, and a line that names the arms that it does not show.
@@ -41,7 +39,9 @@ def draw_dose(plan: Plan, scores: Sequence[ArmScores], data: str) -> tuple[Figur
     Raises:
         UserError: no arm with synthetic pairs is done yet.
     """
-    drawn = [s for s in scores if s.dice and is_plain(s.arm)]
+    # The reference, and arms that add only moved copies or only synthetic pairs.
+    plain = [s for s in scores if method_of(s.arm)[0] in (REFERENCE, "standard", s.arm.generator)]
+    drawn = [s for s in plain if s.dice]
     if not any(s.arm.generator for s in drawn):
         raise UserError("no arm that adds nothing but a number of synthetic pairs is done yet")
     by_method: dict[str, list[ArmScores]] = {}
@@ -51,7 +51,7 @@ def draw_dose(plan: Plan, scores: Sequence[ArmScores], data: str) -> tuple[Figur
     # Steps are equally far from each other, whatever their sizes.
     by_dose = sorted(drawn, key=lambda s: s.arm.n_synthetic)
     ticks = list(dict.fromkeys(_name_tick(s.arm) for s in by_dose))
-    panels = [field for field in PANELS if any(map(attrgetter(field), drawn))]
+    panels = [field for field in PANELS if any(getattr(s, field) for s in drawn)]
     size = max(5.8, 1.0 + _TICK_INCH * len(ticks)), 0.8 + 2.5 * len(panels)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
@@ -64,7 +64,7 @@ def draw_dose(plan: Plan, scores: Sequence[ArmScores], data: str) -> tuple[Figur
         axes.set_ylabel(PANELS[field])
         hide_frame(axes)
 
-    grid[0].set_title(data, loc="left")
+    grid[0].set_title(scores[0].data, loc="left")
     grid[-1].set_xticks(range(len(ticks)), ticks)
     grid[-1].set_xlabel(
         "synthetic pairs added to the real ones (+), or standard augmentation (×)\n"

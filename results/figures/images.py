@@ -8,7 +8,6 @@ Their images lie in the runs' samples.npz. generate runs leave ``images`` (n, H,
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,7 +25,8 @@ from hvae_hpc.results.figures.panels import (
     draw_outline_legend,
 )
 from hvae_hpc.results.figures.style import wrap_label
-from hvae_hpc.results.labels import REFERENCE, generators_of, name_label, ordered_arms
+from hvae_hpc.results.labels import REFERENCE, generators_of, name_label
+from hvae_hpc.results.scores import ArmScores
 from hvae_hpc.runs.files import IMAGE_BYTES, open_file
 from hvae_hpc.runs.folder import SAMPLES
 from hvae_hpc.runs.plan import Plan
@@ -54,10 +54,11 @@ def draw_figure2(plan: Plan, collected: Collected, data: str) -> tuple[Figure, l
     if not makers:
         raise UserError("the sweep has no generator for it")
     folders = {"Real": first_folder(collected.segment, data=data, arm=REFERENCE)}
-    for name in generators_of(plan):
-        if name in makers:
-            made = first_folder(collected.draws, data=data, source=name)
-            folders[name_label(name)] = made
+    folders |= {
+        name_label(name): first_folder(collected.generate, data=data, source=name)
+        for name in generators_of(plan)
+        if name in makers
+    }
 
     rows: list[Row] = []
     left_out = []
@@ -77,22 +78,35 @@ def draw_figure2(plan: Plan, collected: Collected, data: str) -> tuple[Figure, l
     return draw_grid(rows, size=1.05), [f"without {line}" for line in left_out]
 
 
-def draw_cases(plan: Plan, collected: Collected, data: str) -> tuple[Figure, list[str]]:
+def draw_cases(
+    plan: Plan, collected: Collected, scores: Sequence[ArmScores]
+) -> tuple[Figure, list[str]]:
     """Draw truth and prediction for the reference and for the arm of the highest mean Dice.
 
     Each arm shows its own worst and median case, then cases that both arms show and that were not
     chosen by either's Dice: on one arm's worst case any other arm looks better than it is.
 
+    Args:
+        scores: of a data set's arms.
+
     Raises:
         UserError: one of the two arms has no samples yet.
     """
-    arms = {arm.name: arm for arm in ordered_arms(plan)}
+    arms = {s.arm.name: s.arm for s in scores}
+    means = {s.arm.name: s.summary.mean for s in scores if s.summary}
+    means.pop(REFERENCE, None)
+    if not means:
+        raise UserError("no arm but the reference is done yet")
     medians = collected.segment.set_index("folder")["median_dice"]
     shown = {}
     chosen = {}
-    for name in (REFERENCE, _best_arm(collected, data, list(arms))):
-        folder = first_folder(collected.segment, data=data, arm=name)
-        shown[name] = by_case(read_samples(plan.runs_folder, folder, CASES))
+    for name in (REFERENCE, max(means, key=means.__getitem__)):
+        folder = first_folder(collected.segment, data=scores[0].data, arm=name)
+        samples = read_samples(plan.runs_folder, folder, CASES)
+        shown[name] = {
+            str(case): {field: array[i] for field, array in samples.items()}
+            for i, case in enumerate(samples["case_ids"])
+        }
         # Of the shown cases the worst, and the one nearest to the median over all test cases.
         dice = pd.Series({case: float(arrays["dice"]) for case, arrays in shown[name].items()})
         nearest = (dice - float(medians[str(folder)])).abs().idxmin()
@@ -148,19 +162,3 @@ def read_samples(runs: Path, folder: str | None, names: Sequence[str]) -> dict[s
         shapes = ", ".join(f"{name} {array.shape}" for name, array in samples.items())
         raise UserError(f"{where} has {shapes}; expected (n, H, W) with one n > 0 for all")
     return samples
-
-
-def by_case(samples: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-    """Turn arrays over cases into one entry per case id."""
-    return {
-        str(case): {name: array[i] for name, array in samples.items()}
-        for i, case in enumerate(samples["case_ids"])
-    }
-
-
-def _best_arm(collected: Collected, data: str, names: Sequence[str]) -> str:
-    means = {name: dice.mean for name in names if (dice := collected.dice(data, name))}
-    means.pop(REFERENCE, None)
-    if not means:
-        raise UserError("no arm but the reference is done yet")
-    return max(means, key=means.__getitem__)

@@ -1,7 +1,6 @@
 """Case by case: how Dice is spread over the test cases, and how it differs from the reference's."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,31 +8,27 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from hvae_hpc.results.collect import Collected
 from hvae_hpc.results.figures.style import (
     GREY,
-    choose_rows,
     list_not_drawn,
     start_rows,
     style_of,
 )
-from hvae_hpc.results.scores import ArmScores, dice_of, reference_of, subtract, to_blocks
+from hvae_hpc.results.scores import ArmScores, to_blocks
 from hvae_hpc.runs.plan import Plan
 
 _HALF_HEIGHT = 0.36
 """Of a row's points."""
 
 
-def draw_per_case(
-    plan: Plan, collected: Collected, scores: Sequence[ArmScores], data: str
-) -> tuple[Figure, list[str]]:
+def draw_per_case(plan: Plan, scores: Sequence[ArmScores]) -> tuple[Figure, list[str]]:
     """Draw the Dice of every test case, mean over seeds, and its difference to the reference.
 
     The points of a row are sorted, so they show the whole distribution; a box has its quartiles, a
     bar its median.
 
     Args:
-        scores: of the data set's arms, in the tables' order.
+        scores: of a data set's arms, in the tables' order.
 
     Returns:
         The figure, and a line that names the arms that it does not show.
@@ -41,18 +36,15 @@ def draw_per_case(
     Raises:
         UserError: no arm is done yet.
     """
-    arms = choose_rows(scores)
-    figure, left, right = start_rows(arms, data)
+    arms, figure, left, right = start_rows(scores)
     # Where all cases are alike, the edge of a box would be the edge of the axes.
     right.use_sticky_edges = False
 
     for row, s in enumerate(arms):
-        dice = dice_of(collected, data, s.arm.name)
         colour = str(style_of(plan, s.arm)["color"])
-        _draw_row(left, row, over_seeds(dice), colour)
+        _draw_row(left, row, over_seeds(s.by_case), colour)
         if s.difference:
-            reference = dice_of(collected, data, reference_of(s.arm))
-            differences = over_seeds(subtract(dice, reference))
+            differences = over_seeds(s.differences)
             _draw_row(right, row, differences, colour)
             _write_at_right(right, row, f"{(differences > 0).sum()} of {differences.size}")
 
@@ -72,8 +64,9 @@ def over_seeds(dice: pd.DataFrame) -> NDArray[np.float64]:
 def _draw_row(axes: Axes, row: int, values: NDArray[np.float64], colour: str) -> None:
     """Draw sorted values, the lowest at the bottom of the row, with a box of the quartiles."""
     low, median, high = np.quantile(values, (0.25, 0.5, 0.75))
-    box: dict[str, Any] = {"facecolor": "0.88", "edgecolor": "0.55", "linewidth": 0.6}
-    axes.barh(row, high - low, 2 * _HALF_HEIGHT, low, **box)
+    axes.barh(
+        row, high - low, 2 * _HALF_HEIGHT, low, facecolor="0.88", edgecolor="0.55", linewidth=0.6
+    )
     ends = [row - _HALF_HEIGHT, row + _HALF_HEIGHT]
     axes.plot([median, median], ends, color="0.15", linewidth=1.8)
 

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 
 from hvae_hpc.config.arms import ArmConfig
 from hvae_hpc.errors import UserError
-from hvae_hpc.results.labels import KNOWN_GENERATORS, REFERENCE, arm_label, generators_of, method_of
+from hvae_hpc.results.labels import KNOWN_GENERATORS, arm_label, generators_of
 from hvae_hpc.results.scores import ArmScores
-from hvae_hpc.results.statistics import Estimate
+from hvae_hpc.results.statistics import Comparison
 from hvae_hpc.runs.folder import write_atomic
 from hvae_hpc.runs.plan import Plan
 
@@ -43,11 +43,6 @@ def style_of(plan: Plan, arm: ArmConfig) -> dict[str, Any]:
     }
 
 
-def is_plain(arm: ArmConfig) -> bool:
-    """Return whether an arm is the reference, or adds only moved copies or only synthetic pairs."""
-    return method_of(arm)[0] in (REFERENCE, "standard", arm.generator)
-
-
 def describe_interval(scores: Sequence[ArmScores]) -> str:
     """Say what the intervals of some arms are over: with one seed there is none over seeds."""
     single = [s.seeds == 1 or (bool(s.versus) and s.paired == 1) for s in scores]
@@ -63,34 +58,33 @@ def list_not_drawn(scores: Sequence[ArmScores], drawn: Sequence[ArmScores]) -> l
     return [f"not drawn: {', '.join(others)}"] if others else []
 
 
-def choose_rows(scores: Sequence[ArmScores]) -> list[ArmScores]:
-    """Return the done arms that have a row: the first ones of the tables, where they are many.
+def start_rows(scores: Sequence[ArmScores]) -> tuple[list[ArmScores], Figure, Axes, Axes]:
+    """Return a figure of two panels beside each other, which share a named row per arm.
+
+    Returns:
+        The done arms that have a row (the first ones of the tables, where they are many), the
+        figure, and both panels.
 
     Raises:
         UserError: no arm is done yet.
     """
-    done = [s for s in scores if s.dice]
-    if not done:
+    rows = [s for s in scores if s.dice][:MOST_ROWS]
+    if not rows:
         raise UserError("no arm is done yet")
-    return done[:MOST_ROWS]
-
-
-def start_rows(rows: Sequence[ArmScores], data: str) -> tuple[Figure, Axes, Axes]:
-    """Return a figure of two panels beside each other, which share a named row per arm."""
     figure = Figure(figsize=(7.2, 1.0 + _ROW_INCH * len(rows)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     left.set_yticks(range(len(rows)), [wrap_label(s.arm) for s in rows])
     left.set_ylim(len(rows) - 0.5, -0.6)
-    left.set_title(data, loc="left")
+    left.set_title(rows[0].data, loc="left")
     for axes in (left, right):
         hide_frame(axes)
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x", color="0.92", linewidth=0.6)
         axes.set_axisbelow(True)
-    return figure, left, right
+    return rows, figure, left, right
 
 
-def split_ends(estimates: Sequence[Estimate]) -> list[list[float]]:
+def split_ends(estimates: Sequence[Comparison]) -> list[list[float]]:
     """Return how far the intervals reach below and above their means, for error bars."""
     return [[e.mean - e.low for e in estimates], [e.high - e.mean for e in estimates]]
 

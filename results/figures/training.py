@@ -79,8 +79,11 @@ def _read_progress(folder: Path) -> tuple[pd.DataFrame, list[float]]:
     went_back = []
     for entry in read_log(folder):
         # JSON's integers may exceed any double.
-        is_number = {n: isinstance(x, int | float) and abs(x) < _LARGEST for n, x in entry.items()}
-        numbers = {name: float(x) for name, x in entry.items() if is_number[name]}
+        numbers = {
+            name: float(x)
+            for name, x in entry.items()
+            if isinstance(x, int | float) and abs(x) < _LARGEST
+        }
         if "images_seen" not in numbers:
             continue
         if "event" not in entry:
@@ -98,8 +101,15 @@ def _draw_terms(axes: Axes, progress: pd.DataFrame, terms: dict[str, str]) -> No
         if term in progress:
             points = progress[term].dropna()
             marker = "o" if len(points) == 1 else ""
-            style = {"color": COLOURS[i], "linestyle": DASHES[i - 2], "marker": marker}
-            axes.plot(points.index, points, label=name, linewidth=1.1, **style)
+            axes.plot(
+                points.index,
+                points,
+                label=name,
+                linewidth=1.1,
+                color=COLOURS[i],
+                linestyle=DASHES[i - 2],
+                marker=marker,
+            )
     _cut_start(axes, progress.filter(list(terms)))
     hide_frame(axes)
     if len(axes.lines) > 1:

@@ -4,7 +4,6 @@ A figure that has no data yet is left out, with a remark.
 """
 
 import os
-import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -108,21 +107,15 @@ def _list_figures(
     figures: dict[str, tuple[tuple[str, ...], Draw]] = {}
     for data in plan.data:
         of_data = [s for s in scores if s.data == data]
-        ending = _file_name(data)
         figures |= {
-            f"figure2-{ending}": (IMAGES, partial(draw_figure2, plan, collected, data)),
-            f"dice-{ending}": (PLOT, partial(draw_dose, plan, of_data, data)),
-            f"per-case-{ending}": (PLOT, partial(draw_per_case, plan, collected, of_data, data)),
-            f"cost-{ending}": (PLOT, partial(draw_cost, plan, collected, of_data, data)),
-            f"cases-{ending}": (IMAGES, partial(draw_cases, plan, collected, data)),
+            f"figure2-{data}": (IMAGES, partial(draw_figure2, plan, collected, data)),
+            f"dice-{data}": (PLOT, partial(draw_dose, plan, of_data)),
+            f"per-case-{data}": (PLOT, partial(draw_per_case, plan, of_data)),
+            f"cost-{data}": (PLOT, partial(draw_cost, plan, collected, of_data)),
+            f"cases-{data}": (IMAGES, partial(draw_cases, plan, collected, of_data)),
         }
     for run_id, run in plan.runs.items():
         if isinstance(run.config, TrainConfig) and collected.results[run_id].done:
             draw = partial(draw_progress, plan.folder(run_id), run.label)
-            figures[f"progress-{_file_name(run.label)}"] = PROGRESS, draw
+            figures[f"progress-{run.label}"] = PROGRESS, draw
     return figures
-
-
-def _file_name(name: str) -> str:
-    """Replace what a file's name should not have."""
-    return re.sub(r"[^A-Za-z0-9._+-]", "_", name)

@@ -9,8 +9,8 @@ from hvae_hpc.config.stages import SegmentConfig
 from hvae_hpc.results.gain import conclude
 from hvae_hpc.results.labels import arm_label
 from hvae_hpc.results.scores import ArmScores, supported_best
-from hvae_hpc.results.statistics import Estimate
-from hvae_hpc.results.tables.table import NOTHING, Table, format_estimate, paragraph
+from hvae_hpc.results.statistics import Comparison
+from hvae_hpc.results.tables.table import NOTHING, Table, format_estimate
 from hvae_hpc.runs.plan import Plan
 
 MEASURES = {
@@ -25,18 +25,16 @@ MEASURES = {
     "recall": "recall",
 }
 """Measure to the name of its column."""
-MEASURES_CAPTION = paragraph(
-    """
-    Means over runs and test cases. With tumour: Dice of the cases that have one, where some have
-    none. Small, medium, large: Dice of these cases, by thirds of the tumour's true area. NSD
-    (normalised surface distance): share of both masks' edge pixels within 2 mm of the other's edge.
-    HD95: the 95th percentile of the distances from one mask's edge to the other's, of the two
-    directions the larger one. Both are within slices, and in px where the spacing is unknown. Area
-    error: difference of both areas, as a share of the true one, over cases with a tumour. Where
-    both masks are empty, shares are 1 and HD95 is 0. Where just one is, they are 0 and the image's
-    diagonal.
-    """
-)
+MEASURES_CAPTION = """
+Means over runs and test cases. With tumour: Dice of the cases that have one, where some have
+none. Small, medium, large: Dice of these cases, by thirds of the tumour's true area. NSD
+(normalised surface distance): share of both masks' edge pixels within 2 mm of the other's edge.
+HD95: the 95th percentile of the distances from one mask's edge to the other's, of the two
+directions the larger one. Both are within slices, and in px where the spacing is unknown. Area
+error: difference of both areas, as a share of the true one, over cases with a tumour. Where
+both masks are empty, shares are 1 and HD95 is 0. Where just one is, they are 0 and the image's
+diagonal.
+"""
 COVERS = {
     "seed": "other U-Net seeds",
     "case": "other test cases",
@@ -130,9 +128,9 @@ def _format_p(p: float | None) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def _estimate_numbers(name: str, estimate: Estimate | None) -> dict[str, float | None]:
-    mean, low, high = (estimate.mean, estimate.low, estimate.high) if estimate else (None,) * 3
-    return {name: mean, f"{name}_low": low, f"{name}_high": high}
+def _estimate_numbers(name: str, estimate: Comparison | None) -> dict[str, float | None]:
+    fields = {name: "mean", f"{name}_low": "low", f"{name}_high": "high"}
+    return {column: getattr(estimate, field, None) for column, field in fields.items()}
 
 
 def _caption(plan: Plan, scores: Sequence[ArmScores]) -> str:
@@ -140,29 +138,23 @@ def _caption(plan: Plan, scores: Sequence[ArmScores]) -> str:
     missing = {name for s in scores if s.difference for name in s.difference.not_covered}
     budget = tested = ""
     if any(s.p is not None for s in scores):
-        tested = paragraph(
-            f"""
-            p: of no difference; bold: the highest, where it is below 0.05. Conclusion: better or
-            worse where the interval excludes 0; equivalent where it lies within
-            {plan.smallest_effect:g} of 0 (smallest_effect of the sweep file); else undecided.
-            """
-        )
-    if any("@" in config.arm.name for config in plan.configs(SegmentConfig)):
-        budget = paragraph(
-            """
-            Arms named by a budget (equal epochs, equal steps) are compared with the reference of
-            that budget. At equal epochs it has far fewer steps. So differences to it are not those
-            to the reference above.
-            """
-        )
-    return paragraph(
-        f"""
-        Hard Dice per case, mean over runs and test cases, in brackets with its 95 % interval.
-        Against the reference: the mean difference of runs with the same seed, which have the same
-        initial weights and order of the real pairs. Its interval and p allow for all arms with that
-        reference (Dunnett's largest t). They cover {describe_cover(missing)} {budget} {tested}
+        tested = f"""
+        p: of no difference; bold: the highest, where it is below 0.05. Conclusion: better or
+        worse where the interval excludes 0; equivalent where it lies within
+        {plan.smallest_effect:g} of 0 (smallest_effect of the sweep file); else undecided.
         """
-    )
+    if any("@" in config.arm.name for config in plan.configs(SegmentConfig)):
+        budget = """
+        Arms named by a budget (equal epochs, equal steps) are compared with the reference of
+        that budget. At equal epochs it has far fewer steps. So differences to it are not those
+        to the reference above.
+        """
+    return f"""
+    Hard Dice per case, mean over runs and test cases, in brackets with its 95 % interval.
+    Against the reference: the mean difference of runs with the same seed, which have the same
+    initial weights and order of the real pairs. Its interval and p allow for all arms with that
+    reference (Dunnett's largest t). They cover {describe_cover(missing)} {budget} {tested}
+    """
 
 
 def describe_cover(missing: Collection[str]) -> str:

@@ -35,16 +35,16 @@ def build_tables(
         for a table that has nothing to say of this sweep.
     """
     tables = {
-        "table1": build_table1(plan, collected, scores),
+        "table1": build_table1(plan, scores),
         "arms": build_arms(plan, scores),
-        "worth": build_worth(plan, collected, scores),
+        "worth": build_worth(plan, scores),
         "measures": build_measures(plan, scores),
-        "variance": build_variance(plan, collected),
+        "variance": build_variance(plan, scores),
         "table2": build_table2(plan, collected),
         "quality": build_quality(plan, collected),
         "likelihoods": build_likelihoods(plan, collected),
         "draws": build_draws(plan, collected),
-        "claims": build_claims(plan, collected),
+        "claims": build_claims(plan, collected, scores),
     }
     remarks = tuple(sweep_remarks(plan, collected))
     return {

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from hvae_hpc.results.collect import Collected, rows_of
 from hvae_hpc.results.labels import REFERENCE
+from hvae_hpc.results.scores import ArmScores
 from hvae_hpc.results.tables.published import read_published
-from hvae_hpc.results.tables.table import NOTHING, Table, paragraph
+from hvae_hpc.results.tables.table import NOTHING, Table
 from hvae_hpc.runs.plan import Plan
 
 PAPER_DATA = ("brats2021", "hecktor2022")
@@ -16,13 +17,11 @@ FALLS_BEYOND = {"lsgan": 200, "vae": 200, "hvae": 300}
 """Generator to the number of pairs from which on more of them lower the Dice, says the paper."""
 LARGEST_SD = 0.03
 COLUMNS = ("data", "claim", "paper", "ours", "holds")
-NOTE = paragraph(
-    """
-    Compared are means, without a test: the table of arms has intervals. Made-up phantoms under a
-    data set's name say nothing about it. The gains that the paper's text gives: 26.8 % for BRATS;
-    61.1 % for HECKTOR, which is its VAE's.
-    """
-)
+NOTE = """
+Compared are means, without a test: the table of arms has intervals. Made-up phantoms under a
+data set's name say nothing about it. The gains that the paper's text gives: 26.8 % for BRATS;
+61.1 % for HECKTOR, which is its VAE's.
+"""
 
 Numbers = dict[str, float]
 """Dice by arm ("hvae+300"), its sd ("hvae+300 sd"), PSNR and SSIM by generator ("hvae psnr")."""
@@ -35,11 +34,11 @@ class Finding(NamedTuple):
     holds: bool
 
 
-def build_claims(plan: Plan, collected: Collected) -> Table | None:
+def build_claims(plan: Plan, collected: Collected, scores: Sequence[ArmScores]) -> Table | None:
     """Return the paper's claims beside ours; None for a plan without the paper's data sets."""
     rows = []
     for data in filter(plan.data.__contains__, PAPER_DATA):
-        ours = _check_claims(_read_ours(collected, data), data)
+        ours = _check_claims(_read_ours(collected, scores, data), data)
         for claim, in_paper in _check_claims(_read_paper(data), data).items():
             cells = NOTHING, "not tested"
             if here := ours.get(claim):
@@ -65,14 +64,17 @@ def _check_claims(numbers: Numbers, data: str) -> dict[str, Finding]:
     )
     if dice and (reference := numbers.get(REFERENCE)):
         gain = max(dice) / reference - 1
-        said = Finding(f"{100 * gain:+.1f} %", gain > 0)
-        findings["the best HVAE arm gains over the reference"] = said
+        findings["the best HVAE arm gains over the reference"] = Finding(
+            f"{100 * gain:+.1f} %", gain > 0
+        )
     if dice and (standard := numbers.get("standard-x5")) is not None:
-        said = Finding(f"{max(dice):.3f} against {standard:.3f}", max(dice) > standard)
-        findings["the best HVAE arm is above standard augmentation ×5"] = said
+        findings["the best HVAE arm is above standard augmentation ×5"] = Finding(
+            f"{max(dice):.3f} against {standard:.3f}", max(dice) > standard
+        )
     if sds:
-        said = Finding(f"{min(sds):.3f} to {max(sds):.3f}", max(sds) <= LARGEST_SD)
-        findings["the HVAE arms vary by about 2 % Dice (sd at most 0.03)"] = said
+        findings["the HVAE arms vary by about 2 % Dice (sd at most 0.03)"] = Finding(
+            f"{min(sds):.3f} to {max(sds):.3f}", max(sds) <= LARGEST_SD
+        )
 
     # What is said to fall, in this order.
     for metric, digits in (("psnr", 2), ("ssim", 3)):
@@ -111,14 +113,13 @@ def _read_paper(data: str) -> Numbers:
     return numbers
 
 
-def _read_ours(collected: Collected, data: str) -> Numbers:
+def _read_ours(collected: Collected, scores: Sequence[ArmScores], data: str) -> Numbers:
     numbers: Numbers = {}
-    for arm in rows_of(collected.segment, data=data)["arm"].unique():
-        dice = collected.dice(data, arm)
-        if dice:
-            numbers[arm] = dice.mean
-        if dice and dice.sd is not None:
-            numbers[f"{arm} sd"] = dice.sd
+    for s in scores:
+        if s.data == data and s.summary:
+            numbers[s.arm.name] = s.summary.mean
+            if s.summary.sd is not None:
+                numbers[f"{s.arm.name} sd"] = s.summary.sd
     for source, rows in rows_of(collected.quality, data=data).groupby("source"):
         for metric in ("psnr", "ssim"):
             numbers[f"{source} {metric}"] = float(rows[f"{metric}_mean"].mean())

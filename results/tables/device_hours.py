@@ -3,15 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hvae_hpc.results.tables.table import NOTHING, Table, paragraph
+from hvae_hpc.results.tables.table import NOTHING, Table
 
-NOTE = paragraph(
-    """
-    Of all attempts, also at runs that are not done. Useful is what made a result, or was saved and
-    gone on from; preempted is also lost with a node, interrupted what ended for no reason that is
-    known.
-    """
-)
+NOTE = """
+Of all attempts, also at runs that are not done. Useful is what made a result, or was saved and
+gone on from; preempted is also lost with a node, interrupted what ended for no reason that is
+known.
+"""
 
 
 def build_device_hours(stages: Sequence[Mapping[str, Any]]) -> Table | None:
@@ -29,7 +27,14 @@ def build_device_hours(stages: Sequence[Mapping[str, Any]]) -> Table | None:
     return Table(
         title="Where the time went (hours of GPUs, or of CPU cores)",
         columns=("stage", "of", *outcomes),
-        rows=[_format_stage(stage, outcomes) for stage in stages],
+        rows=[
+            (
+                stage["stage"],
+                stage["unit"].upper(),
+                *(f"{stage['hours'][n]:,.2f}" if stage["hours"][n] else NOTHING for n in outcomes),
+            )
+            for stage in stages
+        ],
         notes=[NOTE, *(stage["advice"] for stage in stages if stage["advice"])],
         numbers=[
             {
@@ -39,13 +44,4 @@ def build_device_hours(stages: Sequence[Mapping[str, Any]]) -> Table | None:
             }
             for stage in stages
         ],
-    )
-
-
-def _format_stage(stage: Mapping[str, Any], outcomes: Sequence[str]) -> tuple[str, ...]:
-    hours = [stage["hours"][name] for name in outcomes]
-    return (
-        stage["stage"],
-        stage["unit"].upper(),
-        *(f"{spent:,.2f}" if spent else NOTHING for spent in hours),
     )

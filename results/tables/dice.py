@@ -4,23 +4,22 @@ from collections import Counter
 from collections.abc import Sequence
 
 from hvae_hpc.config.stages import SegmentConfig, TrainConfig
-from hvae_hpc.results.collect import Collected
 from hvae_hpc.results.labels import arm_label, method_of, ordered_arms
 from hvae_hpc.results.scores import ArmScores, supported_best
 from hvae_hpc.results.tables.published import SOURCE, format_published, read_published
-from hvae_hpc.results.tables.table import Table, format_summary, paragraph, summary_numbers
+from hvae_hpc.results.tables.table import Table, format_summary, summary_numbers
 from hvae_hpc.runs.plan import Plan
 
 
-def build_table1(plan: Plan, collected: Collected, scores: Sequence[ArmScores]) -> Table | None:
+def build_table1(plan: Plan, scores: Sequence[ArmScores]) -> Table | None:
     """Return Dice per arm and data set beside the published; None without segment runs."""
-    expected = Counter((config.data, config.arm.name) for config in plan.configs(SegmentConfig))
-    if not expected:
+    if not scores:
         return None
+    known = {(s.data, s.arm.name): s for s in scores}
     arms = ordered_arms(plan)
     best = supported_best(scores)
     published = read_published("table1")
-    names = [data for data in plan.data if any(key[0] == data for key in expected)]
+    names = list(dict.fromkeys(s.data for s in scores))
     compared = {data for data, _, _ in published}.intersection(names)
 
     columns = {"arm": [arm_label(arm) for arm in arms]}
@@ -28,7 +27,8 @@ def build_table1(plan: Plan, collected: Collected, scores: Sequence[ArmScores]) 
     for data in names:
         ours, printed = [], []
         for i, arm in enumerate(arms):
-            dice, n = collected.dice(data, arm.name), expected[data, arm.name]
+            s = known.get((data, arm.name))
+            dice, n = (s.summary, s.n_expected) if s else (None, 0)
             method, amount = method_of(arm)
             in_paper = published.get((data, method, amount), {})
             ours.append(format_summary(dice, n))
@@ -90,13 +90,11 @@ def _describe_sd(plan: Plan) -> str:
     trainings = Counter((c.data, c.generator, c.split) for c in plan.configs(TrainConfig))
     generators = max(trainings.values(), default=1)
     if len(splits) == 1 and generators == 1:
-        return paragraph(
-            """
-            ± is the standard deviation (ddof 1) over the U-Net seeds (their number in brackets), on
-            one split and with one generator seed: it does not cover the draw of cases or the
-            generator.
-            """
-        )
+        return """
+        ± is the standard deviation (ddof 1) over the U-Net seeds (their number in brackets), on
+        one split and with one generator seed: it does not cover the draw of cases or the
+        generator.
+        """
     return (
         "± is the standard deviation (ddof 1) over all runs of an arm, their number in brackets:"
         f" U-Net seeds, {len(splits)} split(s) and {generators} generator seed(s) together."

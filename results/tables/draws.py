@@ -5,10 +5,9 @@ from typing import Any
 
 import pandas as pd
 
-from hvae_hpc.config.stages import GenerateConfig
 from hvae_hpc.results.collect import Collected, rows_of
 from hvae_hpc.results.labels import generators_of, name_label
-from hvae_hpc.results.tables.table import NOTHING, Table, paragraph
+from hvae_hpc.results.tables.table import NOTHING, Table
 from hvae_hpc.runs.plan import Plan
 
 COUNTS = ["draws", "rejected", "smallest_mask_px"]
@@ -24,7 +23,7 @@ def build_draws(plan: Plan, collected: Collected) -> Table | None:
     Returns:
         None where no run counted them.
     """
-    counted = collected.draws.dropna(subset=COUNTS)
+    counted = collected.generate.dropna(subset=COUNTS)
     if counted.empty:
         return None
     rows, warnings, numbers = [], list[str](), list[dict[str, Any]]()
@@ -32,20 +31,29 @@ def build_draws(plan: Plan, collected: Collected) -> Table | None:
         for source in generators_of(plan):
             runs = rows_of(counted, data=data, source=source)
             if len(runs):
-                rows.append((data, name_label(source), *_format_draws(runs)))
+                n, rejected = runs["draws"].sum(), runs["rejected"].sum()
+                share = f"{100 * rejected / n:.0f} %" if n else NOTHING
+                acceptance = runs["acceptance"].mean()
+                rows.append(
+                    (
+                        data,
+                        name_label(source),
+                        f"{n:,.0f}",
+                        f"{rejected:,.0f} ({share})",
+                        f"{runs['smallest_mask_px'].min():.0f}",
+                        NOTHING if pd.isna(acceptance) else f"{acceptance:.2f}",
+                    )
+                )
                 warnings += _describe_stuck(f"{name_label(source)} ({data})", runs)
             numbers += [_numbers_of(plan, row) for row in runs.to_dict("records")]
 
-    config = plan.runs[counted["run_id"].iloc[0]].config
-    assert isinstance(config, GenerateConfig)
-    note = paragraph(
-        f"""
-        A draw whose mask (probability above {config.threshold:g}) has fewer than
-        {config.min_mask_px} px is rejected: a pair without a tumour teaches segmentation nothing.
-        The more are rejected, the less the pairs are what the generator makes. All trainings and
-        splits together.
-        """
-    )
+    config: Any = plan.runs[counted["run_id"].iloc[0]].config
+    note = f"""
+    A draw whose mask (probability above {config.threshold:g}) has fewer than
+    {config.min_mask_px} px is rejected: a pair without a tumour teaches segmentation nothing.
+    The more are rejected, the less the pairs are what the generator makes. All trainings and
+    splits together.
+    """
     if counted["acceptance"].notna().any():
         note += " Acceptance: of the Metropolis proposals by which chains draw pairs."
     return Table(
@@ -66,32 +74,17 @@ def _describe_stuck(name: str, runs: pd.DataFrame) -> list[str]:
     if pd.isna(movement) or (acceptance <= STUCK and movement >= LEAST_MOVEMENT):
         return []
     return [
-        paragraph(
-            f"""
-            {name}: its chains do not mix (acceptance up to {acceptance:.2f}, movement down to
-            {movement:.2f} of the prior's), so its images stay near real ones. Raise
-            generate.hmc_proposals or generate.hmc_leaps.
-            """
-        )
+        f"""
+        {name}: its chains do not mix (acceptance up to {acceptance:.2f}, movement down to
+        {movement:.2f} of the prior's), so its images stay near real ones. Raise
+        generate.hmc_proposals or generate.hmc_leaps.
+        """
     ]
-
-
-def _format_draws(runs: pd.DataFrame) -> tuple[str, ...]:
-    draws, rejected = runs["draws"].sum(), runs["rejected"].sum()
-    acceptance = runs["acceptance"].mean()
-    share = f"{100 * rejected / draws:.0f} %" if draws else NOTHING
-    return (
-        f"{draws:,.0f}",
-        f"{rejected:,.0f} ({share})",
-        f"{runs['smallest_mask_px'].min():.0f}",
-        NOTHING if pd.isna(acceptance) else f"{acceptance:.2f}",
-    )
 
 
 def _numbers_of(plan: Plan, row: Mapping[Hashable, Any]) -> dict[str, Any]:
     """Return a run's row of the CSV."""
-    config = plan.runs[str(row["run_id"])].config
-    assert isinstance(config, GenerateConfig)
+    config: Any = plan.runs[row["run_id"]].config
     return {
         **{name: row[name] for name in ("data", "source", "split_seed", "seed")},
         **{name: int(row[name]) for name in COUNTS},

@@ -6,7 +6,7 @@ from hvae_hpc.config.stages import LikelihoodConfig
 from hvae_hpc.results.collect import Collected, rows_of
 from hvae_hpc.results.labels import name_label
 from hvae_hpc.results.statistics import summarise
-from hvae_hpc.results.tables.table import Table, format_summary, paragraph, summary_numbers
+from hvae_hpc.results.tables.table import Table, format_summary, summary_numbers
 from hvae_hpc.runs.plan import Plan
 
 COLUMNS = {
@@ -44,26 +44,22 @@ def build_likelihoods(plan: Plan, collected: Collected) -> Table | None:
             key = {"data": data, "generator": generator, "metric": metric}
             numbers.append({**key, **summary_numbers(summary, n_expected=expected)})
         rows.append(cells)
+    config, gap = configs[0], collected.likelihood["gap"].max()
+    note = f"""
+    Means over held-out pairs; ± is the standard deviation (ddof 1) over trainings (their number
+    in brackets), not over cases. log p(x, m) at mask weight 1: a stochastic lower bound by
+    annealed importance sampling from the {config.start}, {config.chains} chains per pair, which
+    uses no flow. The {config.temperatures} temperatures are doubled until two bounds agree
+    within {config.agree_nats:g} nats, {config.estimates - 1} times at most. The gap is what
+    lies between it and an upper bound, on pairs that the generator makes itself. Do not
+    compare generators that differ by less than the largest gap ({gap:.1f} nats). Effective
+    chains: of {config.chains}. The importance bound takes {config.importance_samples} draws of
+    the encoder and, as the ELBOs, rewards the encoder too.
+    """
     return Table(
         title=f"Held-out likelihood ({plan.sweep}): lower bounds for test pairs",
         columns=("data", "generator", *(name for name, _ in COLUMNS.values())),
         rows=rows,
-        notes=[_caption(configs[0], collected.likelihood["gap"].max())],
+        notes=[note],
         numbers=numbers,
-    )
-
-
-def _caption(config: LikelihoodConfig, gap: float) -> str:
-    return paragraph(
-        f"""
-        Means over held-out pairs; ± is the standard deviation (ddof 1) over trainings (their number
-        in brackets), not over cases. log p(x, m) at mask weight 1: a stochastic lower bound by
-        annealed importance sampling from the {config.start}, {config.chains} chains per pair, which
-        uses no flow. The {config.temperatures} temperatures are doubled until two bounds agree
-        within {config.agree_nats:g} nats, {config.estimates - 1} times at most. The gap is what
-        lies between it and an upper bound, on pairs that the generator makes itself. Do not
-        compare generators that differ by less than the largest gap ({gap:.1f} nats). Effective
-        chains: of {config.chains}. The importance bound takes {config.importance_samples} draws of
-        the encoder and, as the ELBOs, rewards the encoder too.
-        """
     )

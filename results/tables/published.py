@@ -2,7 +2,6 @@
 
 import csv
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 
 from hvae_hpc.results.tables.table import NOTHING
@@ -11,7 +10,6 @@ SOURCE = "Kebaili et al. 2023, arXiv:2311.10472"
 _FOLDER = Path(__file__).parents[1] / "published"
 
 
-@cache
 def read_published(name: str) -> dict[tuple[str, str, str], dict[str, str]]:
     """Read "table1" or "table2": (data, method, amount) to column to number.
 

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -16,7 +16,6 @@ from hvae_hpc.results.tables.table import (
     NOTHING,
     Table,
     format_summary,
-    paragraph,
     summary_numbers,
 )
 from hvae_hpc.runs.plan import Plan
@@ -83,11 +82,18 @@ def build_table2(plan: Plan, collected: Collected) -> Table | None:
             rows.append(cells)
 
     beside = ["published"] if compared else []
+    printed = f"Published: {SOURCE}, Table 2, as printed." if compared else ""
+    note = f"""
+    Unpaired: PSNR and SSIM compare unrelated images, as in the paper, a set's images with test
+    images paired at random. A constant mean image typically scores higher than real images
+    against real ones: read the generators against these two rows. ± is the standard deviation
+    (ddof 1) over the draws (their number in brackets). SSIM is a fraction. {printed}
+    """
     return Table(
         title=f"Table 2 ({plan.sweep}): images against the test images, unpaired",
         columns=("data", "images", "PSNR (dB)", *beside, "SSIM", *beside),
         rows=rows,
-        notes=[_caption2(compared)],
+        notes=[note],
         numbers=numbers,
     )
 
@@ -105,31 +111,35 @@ def build_quality(plan: Plan, collected: Collected) -> Table | None:
     names = [data for data in plan.data if any(key[0] == data for key in expected)]
     sources = list(dict.fromkeys(s for data in names for s in ordered_sources(plan, data)))
 
-    rows, numbers, all_runs = [], [], {}
+    runs = {
+        (data, source): rows_of(collected.quality, data=data, source=source)
+        for data in names
+        for source in sources
+    }
+    rows, numbers = [], []
     for data in names:
-        runs = {s: rows_of(collected.quality, data=data, source=s) for s in sources}
-        all_runs[data] = runs
-
         for name, (label, digits) in MEASURES.items():
-            cells = [_format_measure(runs[s], expected[data, s], name, digits) for s in sources]
+            cells = [
+                _format_measure(runs[data, s], expected[data, s], name, digits) for s in sources
+            ]
             if set(cells) != {NOTHING}:
                 rows.append((data, label, *cells))
             if name in MEDIANS:
                 label, digits = MEDIANS[name]
-                cells = [_format_medians(runs[s], name, digits) for s in sources]
+                cells = [_format_medians(runs[data, s], name, digits) for s in sources]
                 rows.append((data, label, *cells))
 
-        for source in sources:
-            n = expected[data, source]
-            for name in (*SET_MEASURES, *MASK_MEDIANS, "copying") if n else ():
-                key = {"data": data, "source": source, "metric": name}
-                numbers.append({**key, **_measure_numbers(runs[source], n, name)})
+    for (data, source), of_source in runs.items():
+        n = expected[data, source]
+        for name in (*SET_MEASURES, *MASK_MEDIANS, "copying") if n else ():
+            key = {"data": data, "source": source, "metric": name}
+            numbers.append({**key, **_measure_numbers(of_source, n, name)})
 
     return Table(
         title=f"Quality ({plan.sweep}): sets of images against the test images",
         columns=("data", "measure", *map(name_label, sources)),
         rows=rows,
-        notes=[*_describe_faults(all_runs), *_captions(configs[0])],
+        notes=[*_describe_faults(runs), *_captions(configs[0])],
         numbers=numbers,
     )
 
@@ -171,26 +181,34 @@ def _measure_numbers(runs: pd.DataFrame, expected: int, name: str) -> dict[str, 
     return numbers
 
 
-def _describe_faults(runs: Mapping[str, Mapping[str, pd.DataFrame]]) -> list[str]:
+def _describe_faults(runs: Mapping[tuple[str, str], pd.DataFrame]) -> list[str]:
     """Say which generators' pairs repeat themselves or copy the training set.
 
     Args:
-        runs: data set to source to its done runs.
+        runs: data set and source to its done runs.
     """
     n_sets = 0
     faults = []
-    for data, of_data in runs.items():
-        usual = of_data["real"]["duplicates_high"] if "real" in of_data else ()
-        limit = max([MOST_DUPLICATES, *usual])
-        for source, of_source in of_data.items():
-            if source in IMAGE_SOURCES:
-                continue
-            for run in of_source.dropna(subset="duplicates_low").to_dict("records"):
-                n_sets += 1
-                name = f"{data}, {name_label(source)}"
-                if len(of_source) > 1:
-                    name += f" (split {run['split_seed']}, generator seed {run['seed']})"
-                faults += _describe_faults_of_run(name, run, limit)
+    for (data, source), of_source in runs.items():
+        if source in IMAGE_SOURCES:
+            continue
+        usual = runs[data, "real"]["duplicates_high"] if (data, "real") in runs else ()
+        for run in of_source.dropna(subset="duplicates_low").to_dict("records"):
+            n_sets += 1
+            name = f"{data}, {name_label(source)}"
+            if len(of_source) > 1:
+                name += f" (split {run['split_seed']}, generator seed {run['seed']})"
+            if run["duplicates_low"] > max([MOST_DUPLICATES, *usual]):
+                share, different = 100 * run["duplicates"], run["distinct"]
+                faults.append(
+                    f"{name} repeats itself: {share:.0f} % of its pairs are near-duplicates of"
+                    f" others of its own; they amount to {different:.0f} different ones."
+                )
+            if run["copying"] == 1:
+                faults.append(
+                    f"{name} copies its training set: {100 * run['copies']:.0f} % of its pairs are"
+                    " copies of a training image, more than chance explains."
+                )
 
     if n_sets and not faults:
         none = "sets of pairs was found to repeat itself or to copy its training set."
@@ -198,52 +216,17 @@ def _describe_faults(runs: Mapping[str, Mapping[str, pd.DataFrame]]) -> list[str
     return faults
 
 
-def _describe_faults_of_run(name: str, run: Mapping[Hashable, Any], limit: float) -> list[str]:
-    faults = []
-    if run["duplicates_low"] > limit:
-        faults.append(
-            paragraph(
-                f"""
-            {name} repeats itself: {100 * run["duplicates"]:.0f} % of its pairs are near-duplicates
-            of others of its own; they amount to {run["distinct"]:.0f} different ones.
-            """
-            )
-        )
-    if run["copying"] == 1:
-        faults.append(
-            f"{name} copies its training set: {100 * run['copies']:.0f} % of its pairs are copies"
-            " of a training image, more than chance explains."
-        )
-    return faults
-
-
-def _caption2(compared: bool) -> str:
-    published = f" Published: {SOURCE}, Table 2, as printed." if compared else ""
-    return paragraph(
-        f"""
-        Unpaired: PSNR and SSIM compare unrelated images, as in the paper, a set's images with test
-        images paired at random. A constant mean image typically scores higher than real images
-        against real ones: read the generators against these two rows. ± is the standard deviation
-        (ddof 1) over the draws (their number in brackets). SSIM is a fraction.{published}
-        """
-    )
-
-
 def _captions(config: QualityConfig) -> tuple[str, ...]:
     return (
-        paragraph(
-            f"""
+        f"""
         Up to {config.n_images} images of each source against as many test images. ↑: higher is
         better. ↓: lower is better. Real (training images) is what a perfect copy of the training
         set would get. Numbers beyond it mean images that are easier or more uniform, not better. A
-        source
-        that repeats itself fools KID and realism. [low, high] is the 95 % interval over images,
-        found by leaving out one case at a time. Where there are several trainings or splits, ± is
-        the standard deviation (ddof 1) over them (their number in brackets).
-        """
-        ),
-        paragraph(
-            f"""
+        source that repeats itself fools KID and realism. [low, high] is the 95 % interval over
+        images, found by leaving out one case at a time. Where there are several trainings or
+        splits, ± is the standard deviation (ddof 1) over them (their number in brackets).
+        """,
+        f"""
         All but copies, masks, lesions and tissue is about what the judge sees. The judge is the
         reference arm's first U-Net, trained on the real training cases alone. So it knows these a
         little better than the test cases. Another judge has another scale: compare sources of one
@@ -258,21 +241,16 @@ def _captions(config: QualityConfig) -> tuple[str, ...]:
         cases at most 1 in 20 is (1 in N + 1 where there are N, fewer than 19). Image-mask Dice: of
         the judge's prediction with the pair's own mask; for real, on the test pairs. It is low also
         where the images are unlike any real ones.
+        """,
         """
-        ),
-        paragraph(
-            """
         Tumour area, parts (8-connected) and centre: by how much the masks' values must change on
         average to be spread like the test masks' (Wasserstein distance). It is not 0 for real masks
         either. Below it stands the median of the source, in brackets that of the test masks.
+        """,
         """
-        ),
-        paragraph(
-            """
         Lesion and tissue, seen without the judge: the same distance, in standard deviations of the
         test pairs. Real (training images) shows what chance alone gives. Contrast: the lesion's
         brightness less that of the 3 px around it. Edge: how sharply brightness changes
         there. Texture: fine detail in the other tissue.
-        """
-        ),
+        """,
     )

@@ -11,10 +11,23 @@ import pandas as pd
 
 from hvae_hpc.errors import printable
 from hvae_hpc.frozen import frozen
-from hvae_hpc.results.statistics import Estimate, Summary
+from hvae_hpc.results.statistics import Comparison, Summary
 
 NOTHING = "—"
 _WIDTH = 100
+_LATEX_TABLE = r"""\begin{table}
+\centering
+\caption{%s}
+\label{tab:%s}
+\begin{tabular}{%s}
+\toprule
+%s
+\midrule
+%s
+\bottomrule
+\end{tabular}
+\end{table}
+"""
 _LATEX = str.maketrans(
     {
         **{letter: rf"\{letter}" for letter in "&%$#_{}"},
@@ -43,7 +56,7 @@ class Table:
     Attributes:
         title: one line.
         columns, rows: what people read, rounded.
-        notes: the caption's paragraphs, below the table.
+        notes: the caption's paragraphs, below the table; their line breaks do not count.
         numbers: the CSV's rows, column to value, with all digits; None for what does not exist.
             Where there are none, the CSV has ``rows``.
         bold: (row, column) of cells that stand out.
@@ -58,6 +71,10 @@ class Table:
     numbers: Sequence[Mapping[Any, Any]] = ()
     bold: Collection[tuple[int, int]] = ()
     remarks: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        # In the code they have line breaks and indentation.
+        object.__setattr__(self, "notes", [" ".join(note.split()) for note in self.notes])
 
     def to_text(self) -> str:
         """Return the table for a terminal."""
@@ -100,24 +117,13 @@ class Table:
         align = "".join("r" if any(map(_leading_number, cells)) else "l" for cells in columns)
         caption = f"{self.title}. {' '.join((*self.notes, *self.remarks))}"
 
-        rows = self._escape_rows(_escape_latex, r"\textbf{{{}}}")
-        body = [" & ".join(row) + r" \\" for row in rows]
-
-        lines = [
-            r"\begin{table}",
-            r"\centering",
-            rf"\caption{{{_escape_latex(caption)}}}",
-            rf"\label{{tab:{re.sub(r'[^A-Za-z0-9-]', '-', label)}}}",
-            rf"\begin{{tabular}}{{{align}}}",
-            r"\toprule",
-            " & ".join(map(_escape_latex, self.columns)) + r" \\",
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
-        ]
-        return "\n".join(lines) + "\n"
+        lines = (
+            map(_escape_latex, self.columns),
+            *self._escape_rows(_escape_latex, r"\textbf{{{}}}"),
+        )
+        head, *body = (" & ".join(line) + r" \\" for line in lines)
+        name = re.sub(r"[^A-Za-z0-9-]", "-", label)
+        return _LATEX_TABLE % (_escape_latex(caption), name, align, head, "\n".join(body))
 
     def to_html(self) -> str:
         """Return a figure with the table, without the remarks.
@@ -188,11 +194,6 @@ def to_csv(rows: pd.DataFrame) -> str:
     return marked.to_csv(index=False, lineterminator="\n")
 
 
-def paragraph(text: str) -> str:
-    """Return a text without its line breaks and indentation."""
-    return " ".join(text.split())
-
-
 def format_summary(summary: Summary | None, expected: int, digits: int = 3) -> str:
     """Return "mean ± sd (n)" for people; "(7/10)" where 3 of 10 are missing."""
     if summary is None:
@@ -202,7 +203,7 @@ def format_summary(summary: Summary | None, expected: int, digits: int = 3) -> s
     return f"{summary.mean:.{digits}f} ± {sd} ({count})"
 
 
-def format_estimate(estimate: Estimate | None, sign: str = "") -> str:
+def format_estimate(estimate: Comparison | None, sign: str = "") -> str:
     """Return "mean [low, high]" for people; a sign of "+" writes the plus of positive numbers."""
     if estimate is None:
         return NOTHING
@@ -211,8 +212,8 @@ def format_estimate(estimate: Estimate | None, sign: str = "") -> str:
 
 def summary_numbers(summary: Summary | None, **expected: int) -> dict[str, Any]:
     """Return n, n_expected where it is given by this name, mean and sd for the CSV."""
-    n, mean, sd = (summary.n, summary.mean, summary.sd) if summary else (0, None, None)
-    return {"n": n, **expected, "mean": mean, "sd": sd}
+    numbers = {"n": 0, **expected, "mean": None, "sd": None}
+    return {**numbers, **vars(summary)} if summary else numbers
 
 
 def _leading_number(cell: str) -> str:

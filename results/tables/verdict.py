@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from hvae_hpc.config.arms import ArmConfig
-from hvae_hpc.results.collect import Collected, needed_runs, network_seconds
+from hvae_hpc.results.collect import Collected, needed_runs, network_cost
 from hvae_hpc.results.gain import Gain, conclude, measure_gain
 from hvae_hpc.results.labels import REFERENCE, arm_label, name_label
 from hvae_hpc.results.power import ASSUMED_SD
@@ -34,14 +34,14 @@ def judge(plan: Plan, collected: Collected, scores: Sequence[ArmScores]) -> list
     lines = []
     for data in dict.fromkeys(s.data for s in scores):
         of_data = [s for s in scores if s.data == data]
-        gain = measure_gain(plan, collected, data, of_data)
+        gain = measure_gain(plan, of_data)
         if gain is None:
             lines += [
                 f"{data}: No answer: no arm with synthetic pairs is done beside one without.",
                 "Both kinds need the same splits and seeds.",
             ]
             continue
-        cost = _describe_cost(plan, collected, data, gain.pairs.arm)
+        cost = _describe_cost(plan, collected, gain.pairs)
         rest = [*_describe_gain(gain, cost), *_describe_sets(plan, gain, of_data)]
         lines += [f"{data}: {answer(gain, plan.smallest_effect, cost)}", " ".join(rest)]
     return lines
@@ -118,13 +118,11 @@ def _name_pairs(arm: ArmConfig) -> str:
     return f"{arm.n_synthetic} {name_label(arm.generator)} pairs{on_top}"
 
 
-def _describe_cost(plan: Plan, collected: Collected, data: str, arm: ArmConfig) -> str:
+def _describe_cost(plan: Plan, collected: Collected, pairs: ArmScores) -> str:
     """Return the device hours of the pairs: the generator's training, and the making of them."""
-    networks = set(collected.segment["run_id"])
-    needed = [runs - networks for runs in needed_runs(plan, collected, data, arm.name)]
-    hours = network_seconds(collected, needed) / 3600
-    made = collected.costs[collected.costs["run_id"].isin(set().union(*needed))]
-    unit = "CPU" if (made["device"] == "cpu").all() else "GPU"
+    needed = [runs.difference(pairs.run_ids) for runs in needed_runs(plan, pairs.run_ids)]
+    seconds, devices = network_cost(collected, needed)
+    hours, unit = seconds / 3600, "CPU" if devices == {"cpu"} else "GPU"
     return f"{hours:,.0f} {unit}-hours" if hours >= 10 else f"{hours:.2g} {unit}-hours"
 
 
@@ -157,7 +155,10 @@ def _describe_sets(plan: Plan, gain: Gain, scores: Sequence[ArmScores]) -> list[
             names[arm_label(replace(s.arm, name=base))][said].append(arm_label(s.arm))
     return [
         f"Against {base} alone, "
-        + "; ".join(f"{said}: {_list_some(of)}" for said, of in sorted(arms.items()))
+        + "; ".join(
+            f"{said}: {', '.join(of) if len(of) <= MOST_NAMED else f'{len(of)} arms'}"
+            for said, of in sorted(arms.items())
+        )
         + "."
         for base, arms in names.items()
     ]
@@ -167,7 +168,3 @@ def base_of(arm: ArmConfig) -> str:
     """Return the name of the arm that is the same but for its synthetic pairs."""
     pairs = f"{arm.generator}+{arm.n_synthetic}"
     return REFERENCE if arm.name == pairs else arm.name.removesuffix(f"+{pairs}")
-
-
-def _list_some(names: Sequence[str]) -> str:
-    return ", ".join(names) if len(names) <= MOST_NAMED else f"{len(names)} arms"

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hvae_hpc.metrics.image_sets import TISSUE, Measurement
-from hvae_hpc.metrics.tissue import compare_tissue, describe_tissue
+from hvae_hpc.metrics.image_sets import TISSUE, Measurement, compare_tissue, describe_tissue
 
 
 def draw_pairs(

@@ -34,8 +34,7 @@ def evaluation(folder: Path, dice: dict[str, float]) -> Path:
 
 def build(runs: Path, theirs: Path) -> Table:
     plan = read_plan(plan_path(runs, "small"))
-    collected = collect(plan)
-    return build_nnunet(theirs, "small", collected, score_arms(plan, collected))
+    return build_nnunet(theirs, "small", score_arms(plan, collect(plan)))
 
 
 def test_slices_are_averaged_and_an_empty_case_that_was_left_empty_counts_1(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_every_case_of_every_done_run_has_a_row(written: tuple[Collected, Path])
     for run_id, of_run in cases.groupby("run_id"):
         assert (
             dict(zip(of_run["case"], of_run["dice"], strict=True))
-            == collected.case_dice[str(run_id)]
+            == collected.results[str(run_id)].case_dice
         )
 
 

@@ -44,7 +44,7 @@ def test_pairs_are_worth_the_cases_of_the_curve_at_their_dice(
     plan = read_plan(plan_path(tmp_path, "small"))
     collected = collect(plan)
     scores = score_arms(plan, collected)
-    table = build_worth(plan, collected, scores)
+    table = build_worth(plan, scores)
     assert table is not None
     worth = {(row[1], row[2]): row[4] for row in table.rows}
     # Shuffled pairs and those beside moved copies have no curve.
@@ -57,7 +57,7 @@ def test_pairs_are_worth_the_cases_of_the_curve_at_their_dice(
     assert by_size["80"].startswith("more than 80")
 
     few = [s for s in scores if not s.arm.n_cases]
-    assert build_worth(plan, collected, few) is None
+    assert build_worth(plan, few) is None
 
 
 def test_seeds_that_are_not_paired_yet_make_no_row(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_seeds_that_are_not_paired_yet_make_no_row(tmp_path: Path) -> None:
     )
     plan = read_plan(plan_path(tmp_path, "small"))
     collected = collect(plan)
-    assert build_worth(plan, collected, score_arms(plan, collected)) is None
+    assert build_worth(plan, score_arms(plan, collected)) is None
 
 
 def _numbers(text: str) -> list[float]:

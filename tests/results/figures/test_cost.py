@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from hvae_hpc.results.collect import Collected, collect
-from hvae_hpc.results.figures.cost import draw_cost, needed_runs, network_seconds
+from hvae_hpc.results.figures.cost import draw_cost, needed_runs, network_cost
 from hvae_hpc.results.scores import score_arms
 from hvae_hpc.runs.plan import Plan, read_plan
 from tests.results.made_up import SMALL_ARMS, segments, write_sweep
@@ -30,7 +30,7 @@ def read(folder: Path, scale: float = 1.0, **choices: Any) -> tuple[Plan, Collec
 
 
 def draw(plan: Plan, collected: Collected) -> Figure:
-    return draw_cost(plan, collected, score_arms(plan, collected), "brats2021")[0]
+    return draw_cost(plan, collected, score_arms(plan, collected))[0]
 
 
 def bars(figure: Figure) -> list[float]:
@@ -42,7 +42,8 @@ def test_a_network_needs_its_own_run_and_the_generators_and_nothing_of_other_arm
 ) -> None:
     runs = write_sweep(tmp_path)
     plan = read_plan(tmp_path / "plans/small.json")
-    needed = needed_runs(plan, collect(plan), "brats2021", "vae+300")
+    (scores,) = [s for s in score_arms(plan, collect(plan)) if s.arm.name == "vae+300"]
+    needed = needed_runs(plan, scores.run_ids)
     own = {run.run_id for run in segments(runs, "vae+300")}
     pairs = {
         run.run_id
@@ -60,10 +61,10 @@ def test_all_attempts_on_all_devices_are_counted_whatever_the_number_of_seeds(
     for seeds in (1, 3):
         plan, collected = read(tmp_path / str(seeds), seeds=seeds)
         collected.costs.loc[collected.costs["stage"] == "train", "processes"] = 4
-        costs.append(
-            network_seconds(collected, needed_runs(plan, collected, "brats2021", "hvae+100"))
-        )
-    assert costs == [4110.0, 4110.0]
+        (scores,) = [s for s in score_arms(plan, collected) if s.arm.name == "hvae+100"]
+        costs.append(network_cost(collected, needed_runs(plan, scores.run_ids)))
+    devices = {"gpu", "cpu of generate", "cpu of segment"}
+    assert costs == [(4110.0, devices), (4110.0, devices)]
 
 
 @pytest.mark.parametrize(

@@ -23,14 +23,16 @@ def draw(folder: Path, **choices: Any) -> tuple[Figure, list[str], Collected]:
     write_sweep(folder, **choices)
     plan = read_plan(folder / "plans/small.json")
     collected = collect(plan)
-    figure, remarks = draw_dose(plan, score_arms(plan, collected), "brats2021")
+    figure, remarks = draw_dose(plan, score_arms(plan, collected))
     return figure, remarks, collected
 
 
 def matrix(collected: Collected, arm: str) -> NDArray[np.float64]:
     """Return an arm's Dice (seeds, cases)."""
     rows = collected.segment[collected.segment["arm"] == arm].sort_values("seed")
-    return np.array([list(collected.case_dice[run_id].values()) for run_id in rows["run_id"]])
+    return np.array(
+        [list(collected.results[run_id].case_dice.values()) for run_id in rows["run_id"]]
+    )
 
 
 def named(scores: NDArray[np.float64]) -> Block:

@@ -22,6 +22,7 @@ from hvae_hpc.results.figures.images import (
     read_samples,
 )
 from hvae_hpc.results.figures.write import _SETTINGS, write_figures
+from hvae_hpc.results.scores import ArmScores, score_arms
 from hvae_hpc.runs.folder import SAMPLES
 from hvae_hpc.runs.plan import Plan, read_plan
 from hvae_hpc.runs.run import Run
@@ -33,6 +34,11 @@ PX = 32
 def read_all(folder: Path) -> tuple[Plan, Collected, str]:
     plan = read_plan(folder / "plans/small.json")
     return plan, collect(plan), "brats2021"
+
+
+def read_scores(folder: Path) -> tuple[Plan, Collected, list[ArmScores]]:
+    plan, collected, _ = read_all(folder)
+    return plan, collected, score_arms(plan, collected)
 
 
 def generated(runs: list[Run], generator: str) -> Run:
@@ -89,14 +95,14 @@ def test_samples_of_a_run_that_is_not_done_are_not_shown(sweep: tuple[Path, list
 def test_each_arm_shows_its_own_worst_and_median_case_then_shared_ones(
     sweep: tuple[Path, list[Run]],
 ) -> None:
-    plan, collected, data = read_all(sweep[0])
-    figure, _ = draw_cases(plan, collected, data)
+    plan, collected, scores = read_scores(sweep[0])
+    figure, _ = draw_cases(plan, collected, scores)
     assert row_labels(figure) == ["Reference", "Standard aug. ×5"]
     titles = [axes.get_title().splitlines() for axes in figure.axes]
     used = set()
     for row, arm in enumerate(("reference", "standard-x5")):
         samples = read_samples(
-            plan.runs_folder, first_folder(collected.segment, data=data, arm=arm), CASES
+            plan.runs_folder, first_folder(collected.segment, data="brats2021", arm=arm), CASES
         )
         case_dice = dict(zip(samples["case_ids"], samples["dice"], strict=True))
         worst, median = titles[4 * row : 4 * row + 2]
@@ -120,7 +126,7 @@ def test_long_names_of_arms_have_room_beside_their_row(tmp_path: Path) -> None:
     runs = write_sweep(tmp_path, arms=(ArmConfig(name="reference"), long))
     write_samples(tmp_path, [run for run in runs if run.stage == "segment"], PX)
     with matplotlib.rc_context(_SETTINGS):
-        figure, _ = draw_cases(*read_all(tmp_path))
+        figure, _ = draw_cases(*read_scores(tmp_path))
         figure.draw_without_rendering()
     boxes = [axes.yaxis.label.get_window_extent() for axes in figure.axes if axes.get_ylabel()]
     assert len(boxes) == 2
@@ -154,7 +160,7 @@ def test_arms_without_a_case_in_common_are_drawn_with_their_own(
     np.savez(
         path, **(dict(np.load(path)) | {"case_ids": np.array([f"other{i}" for i in range(12)])})
     )
-    figure, _ = draw_cases(*read_all(folder))
+    figure, _ = draw_cases(*read_scores(folder))
     assert len(figure.axes) == 4
 
 
@@ -171,10 +177,10 @@ def test_truth_and_prediction_are_outlined_and_an_empty_mask_is_not(
         if run.config.seed == 0:
             other = dict(np.load(folder / run.folder / SAMPLES)) | {"case_ids": samples["case_ids"]}
             np.savez(folder / run.folder / SAMPLES, **other)
-    figure, _ = draw_cases(*read_all(folder))
+    figure, _ = draw_cases(*read_scores(folder))
     assert [len(axes.collections) for axes in figure.axes[:4]] == [1] * 4
     assert all(len(axes.collections) == 2 for axes in figure.axes[4:])
-    write_figures(*read_all(folder)[:2], [], folder / "out")
+    write_figures(*read_scores(folder), folder / "out")
     assert (folder / "out/cases-brats2021.png").exists()
 
 

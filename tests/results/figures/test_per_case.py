@@ -23,22 +23,25 @@ def read(folder: Path, **choices: Any) -> tuple[Any, Collected, list[ArmScores]]
     collected = collect(plan)
     rng = np.random.default_rng(0)
     noisy = {  # every run has other noise
-        run_id: {case: dice + rng.normal(0, 0.05) for case, dice in cases.items()}
-        for run_id, cases in collected.case_dice.items()
+        run_id: replace(
+            result,
+            case_dice={case: dice + rng.normal(0, 0.05) for case, dice in result.case_dice.items()},
+        )
+        for run_id, result in collected.results.items()
     }
-    collected = replace(collected, case_dice=noisy)
+    collected = replace(collected, results=noisy)
     return plan, collected, score_arms(plan, collected)
 
 
 def draw(folder: Path, **choices: Any) -> tuple[Figure, Collected]:
     plan, collected, scores = read(folder, **choices)
-    return draw_per_case(plan, collected, scores, "brats2021")[0], collected
+    return draw_per_case(plan, scores)[0], collected
 
 
 def case_means(collected: Collected, arm: str) -> np.ndarray:
     rows = collected.segment[collected.segment["arm"] == arm]
     return np.mean(
-        [list(collected.case_dice[run_id].values()) for run_id in rows["run_id"]], axis=0
+        [list(collected.results[run_id].case_dice.values()) for run_id in rows["run_id"]], axis=0
     )
 
 
@@ -78,7 +81,7 @@ def test_no_point_lies_on_the_edge_where_all_cases_are_alike(tmp_path: Path) -> 
     write_sweep(tmp_path)
     plan = read_plan(tmp_path / "plans/small.json")
     collected = collect(plan)  # of made-up runs all cases differ from the reference's by the same
-    figure, _ = draw_per_case(plan, collected, score_arms(plan, collected), "brats2021")
+    figure, _ = draw_per_case(plan, score_arms(plan, collected))
     low, high = figure.axes[1].get_xlim()
     values = np.concatenate(points(figure.axes[1]))
     assert low < min(values.min(), 0) - 0.01 * (high - low)

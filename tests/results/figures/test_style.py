@@ -8,9 +8,9 @@ from hvae_hpc.config.arms import ArmConfig
 from hvae_hpc.results.collect import collect
 from hvae_hpc.results.figures.style import (
     MOST_ROWS,
-    choose_rows,
     describe_interval,
     list_not_drawn,
+    start_rows,
     style_of,
 )
 from hvae_hpc.results.scores import score_arms
@@ -41,7 +41,7 @@ def test_of_many_arms_the_first_have_a_row_and_the_others_are_named(tmp_path: Pa
     write_sweep(tmp_path, arms=(SMALL_ARMS[0], *arms), seeds=1)
     plan = read_plan(tmp_path / "plans/small.json")
     scores = score_arms(plan, collect(plan))
-    rows = choose_rows(scores)
+    rows = start_rows(scores)[0]
     assert rows == scores[:MOST_ROWS]
     assert list_not_drawn(scores, rows) == [f"not drawn: hvae+{doses[-2]}, hvae+{doses[-1]}"]
 

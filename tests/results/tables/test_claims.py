@@ -6,6 +6,7 @@ import pytest
 
 from hvae_hpc.config.arms import ArmConfig
 from hvae_hpc.results.collect import collect
+from hvae_hpc.results.scores import score_arms
 from hvae_hpc.results.tables.claims import build_claims
 from hvae_hpc.results.tables.table import Table
 from hvae_hpc.runs.plan import read_plan
@@ -25,7 +26,8 @@ from tests.results.made_up import (
 
 def table_of(folder: Path) -> Table | None:
     plan = read_plan(folder / "plans/small.json")
-    return build_claims(plan, collect(plan))
+    collected = collect(plan)
+    return build_claims(plan, collected, score_arms(plan, collected))
 
 
 def rows_of(folder: Path) -> dict[tuple[str, str], tuple[str, ...]]:

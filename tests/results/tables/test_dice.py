@@ -39,7 +39,7 @@ def tables_of(folder: Path, sweep: str = "small") -> tuple[Table | None, Table |
     plan = read_plan(folder / f"plans/{sweep}.json")
     collected = collect(plan)
     tables = (
-        build_table1(plan, collected, score_arms(plan, collected)),
+        build_table1(plan, score_arms(plan, collected)),
         build_table2(plan, collected),
     )
     remarks = tuple(sweep_remarks(plan, collected))
