@@ -305,8 +305,7 @@ def _submit(
         application = apply.Application(prepared)
         application.run()
     say(*preview.tell(application, retries))
-    in_queue = any(status.kind in prepare.IN_QUEUE for status in prepared.statuses.values())
-    return 0 if application.jobs or in_queue or not application.refused else 1
+    return 0 if application.jobs or prepared.queued or not application.refused else 1
 
 
 def _finish(options: argparse.Namespace, argv: Sequence[str]) -> int:

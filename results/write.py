@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hvae_hpc.errors import UserError, printable, say
 from hvae_hpc.jobs.state.device_hours import read_device_hours
-from hvae_hpc.jobs.state.run_status import read_run_status
+from hvae_hpc.jobs.state.run_status import read_standing
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.results.collect import NOT_YET, Collected, collect, name_some
 from hvae_hpc.results.figures.write import write_figures
@@ -93,19 +93,17 @@ def ask_jobs(plan: Plan, collected: Collected) -> tuple[Collected, Table | None]
         What was collected, with better reasons; and the table of device hours, None where no time
         is known.
     """
-    results = collected.results
-    submissions = Submissions(plan.runs_folder)
-    statuses = read_run_status(plan, results, submissions, None)
+    standing = read_standing(plan, collected.results, Submissions(plan.runs_folder), None)
 
     missing = []
-    for run_id, result in results.items():
+    for run_id, result in standing.results.items():
         if not result.done:
-            status, reason = statuses[run_id], result.reason or NOT_YET
+            status, reason = standing.statuses[run_id], result.reason or NOT_YET
             if not result.reason and status.kind in ("failed", "lost", "blocked"):
                 reason = f"{status.kind}: {status.reason}"
             missing.append(f"{plan.folder_name(run_id)}: {reason}")
 
-    hours = read_device_hours(plan, results, statuses, submissions)
+    hours = read_device_hours(standing)
     table = build_device_hours([of_stage._asdict() for of_stage in hours])
     return replace(collected, missing=tuple(missing)), table
 

@@ -13,7 +13,6 @@ from hvae_hpc.jobs.sites.site import Site, read_site
 from hvae_hpc.jobs.state.find_run import add_run, find_run, name_run
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.jobs.state.sweep_status import make_sweep_status, read_our_queue
-from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.plan import Plan
 
 WIDTH = 200
@@ -45,10 +44,10 @@ def main(argv: Sequence[str]) -> int:
     plan, run_id = find_run(options.runs, options.run)
     submissions = Submissions(plan.runs_folder)
     queue, note = read_our_queue(submissions)
-    statuses = make_sweep_status(plan, submissions, queue).statuses
+    sweep = make_sweep_status(plan, submissions, queue)
     # The failures of other runs may speak against its node.
-    failures = gather_failures(plan, read_results(plan), statuses, submissions)
-    evidence = failures.get(run_id) or gather(plan, run_id, statuses[run_id], submissions)
+    failures = gather_failures(sweep)
+    evidence = failures.get(run_id) or gather(plan, run_id, sweep.statuses[run_id], submissions)
     say(*explain(plan, run_id, evidence, read_site(options.site), note))
     return 0
 

@@ -15,10 +15,7 @@ from hvae_hpc.config.resources import Resources
 from hvae_hpc.jobs.failures.classify import Evidence, classify, gather
 from hvae_hpc.jobs.sites.retry_policy import Failure
 from hvae_hpc.jobs.slurm.limits import Cluster
-from hvae_hpc.jobs.state.run_status import Statuses
-from hvae_hpc.jobs.state.submissions import Submissions
-from hvae_hpc.runs.done import Results
-from hvae_hpc.runs.plan import Plan
+from hvae_hpc.jobs.state.run_status import Standing
 
 NODE_MAY_BE_WHY: tuple[Failure, ...] = (
     "lost",
@@ -59,19 +56,9 @@ def _looks_bad(node: str, runs: Collection[RunOnNode]) -> bool:
     return not any(run.succeeded and run.began >= first for run in here)
 
 
-def gather_failures(
-    plan: Plan,
-    results: Results,
-    statuses: Statuses,
-    submissions: Submissions,
-) -> dict[str, Evidence]:
-    """Return the evidence of each run that failed or was lost, also what speaks against its node.
-
-    Args:
-        plan: of the sweep.
-        results, statuses: of its runs.
-        submissions: of its runs folder.
-    """
+def gather_failures(standing: Standing) -> dict[str, Evidence]:
+    """Return the evidence of each run that failed or was lost, and what is against its node."""
+    plan, submissions = standing.plan, standing.submissions
 
     def kind(run_id: str) -> Hashable:
         run = plan.runs[run_id]
@@ -79,11 +66,11 @@ def gather_failures(
 
     runs = [
         RunOnNode(True, kind(run_id), result.host, result.job, result.started_at)
-        for run_id, result in results.items()
+        for run_id, result in standing.results.items()
         if result.done
     ]
     failures: dict[str, Evidence] = {}
-    for run_id, status in statuses.items():
+    for run_id, status in standing.statuses.items():
         if status.kind not in ("failed", "lost"):
             continue
         evidence = gather(plan, run_id, status, submissions)

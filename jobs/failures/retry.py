@@ -11,7 +11,6 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Collection
 from dataclasses import field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,9 +23,8 @@ from hvae_hpc.jobs.failures.classify import Evidence, classify
 from hvae_hpc.jobs.sites.retry_policy import Failure, change, in_words
 from hvae_hpc.jobs.sites.site import Site
 from hvae_hpc.jobs.slurm.limits import Cluster
-from hvae_hpc.jobs.state.run_status import Statuses
-from hvae_hpc.jobs.state.submissions import SUBMISSIONS, Submissions
-from hvae_hpc.runs.done import Results
+from hvae_hpc.jobs.state.run_status import Standing
+from hvae_hpc.jobs.state.submissions import SUBMISSIONS
 from hvae_hpc.runs.folder import write_json
 from hvae_hpc.runs.plan import Plan
 
@@ -176,9 +174,7 @@ class Choice(NamedTuple):
 
 
 def choose_retries(
-    plan: Plan,
-    results: Results,
-    statuses: Statuses,
+    standing: Standing,
     history: RetryHistory,
     limit: int,
     site: Site,
@@ -189,21 +185,20 @@ def choose_retries(
     """Choose which runs of a sweep are retried, and with which resources.
 
     Args:
-        plan: of the sweep, with the changes of earlier retries.
-        results, statuses: of its runs.
+        standing: of the sweep's runs; its plan has the changes of earlier retries.
         history: the retries so far.
         limit: retries that a run may have.
         site: for the rules and the caps.
         cluster: what SLURM allows.
         by_hand: a person gave the command: retries are counted from 0.
     """
-    submissions, runs = Submissions(plan.runs_folder), dict(history.runs)
+    runs = dict(history.runs)
     nodes = {name: dict(excluded) for name, excluded in history.nodes.items()}
     no_retry = "taken up as it was" if by_hand else "no retry"
     chosen, summary = set[str](), Counter[tuple[str, str]]()
 
     # What failed or was lost.
-    for run_id, evidence in gather_failures(plan, results, statuses, submissions).items():
+    for run_id, evidence in gather_failures(standing).items():
         past = runs.get(run_id, RunRetries())
         attempt = f"{evidence.status.element}:{evidence.attempts}"
         # Its retry was written, and then not submitted.
@@ -212,7 +207,7 @@ def choose_retries(
             continue
         if by_hand:
             past = replace(past, counts={})
-        decision = decide_retry(plan, run_id, evidence, past, limit, site, cluster)
+        decision = decide_retry(standing.plan, run_id, evidence, past, limit, site, cluster)
         what = no_retry if decision.changes is None else "retry"
         summary[what, f"after {decision.failure} ({decision.words})"] += 1
         if decision.changes is None:
@@ -228,8 +223,7 @@ def choose_retries(
             until = time.time() + 3600 * site.rules[decision.failure].exclude_hours
             nodes.setdefault(cluster.name, {})[decision.bad_node] = round(until, 3)
 
-    submitted = submissions.last_elements().keys()
-    _add_followers(plan, results, statuses, submitted, chosen, runs)
+    _add_followers(standing, chosen, runs)
     lines = [
         f"{what}: {n:,} run{'s' * (n > 1)} {words}"
         for (what, words), n in sorted(summary.items(), reverse=True)
@@ -237,24 +231,18 @@ def choose_retries(
     return Choice(frozenset(chosen), RetryHistory(runs=runs, nodes=nodes), tuple(lines))
 
 
-def _add_followers(
-    plan: Plan,
-    results: Results,
-    statuses: Statuses,
-    submitted: Collection[str],
-    chosen: set[str],
-    runs: dict[str, RunRetries],
-) -> None:
+def _add_followers(standing: Standing, chosen: set[str], runs: dict[str, RunRetries]) -> None:
     """Add the blocked runs whose parents are made, under way or chosen, and what was held.
 
     What was held follows the canary that its reason names, and has the changes that it has.
 
     Args:
-        plan, results, statuses: of the sweep.
-        submitted: the runs that were ever submitted.
+        standing: of the sweep's runs.
         chosen: the runs that are retried; followers are added.
         runs: the retries of each run; those of held runs are changed.
     """
+    plan, results, statuses = standing.plan, standing.results, standing.statuses
+    submitted = standing.submissions.last_elements()
 
     def is_coming(run_id: str) -> bool:
         under_way = run_id in statuses and statuses[run_id].kind in ("done", "waiting", "running")

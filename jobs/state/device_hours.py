@@ -15,12 +15,11 @@ from typing import Any, NamedTuple
 
 from hvae_hpc.config.stages import CONFIGS
 from hvae_hpc.jobs.state.run_log import duration_s, split_attempts
-from hvae_hpc.jobs.state.run_status import RunStatus, Statuses
+from hvae_hpc.jobs.state.run_status import Standing
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.jobs.sweeps.costs import HEADROOM, percentile_95
-from hvae_hpc.runs.done import Results, ResultSummary
+from hvae_hpc.runs.done import ResultSummary
 from hvae_hpc.runs.folder import read_log
-from hvae_hpc.runs.plan import Plan
 
 OUTCOMES = ("useful", "preempted", "time limit", "failed", "cancelled", "interrupted", "at work")
 """What came of device time: "preempted" includes lost nodes, "interrupted" has no known reason."""
@@ -48,14 +47,10 @@ class StageHours(NamedTuple):
     advice: str
 
 
-def read_device_hours(
-    plan: Plan,
-    results: Results,
-    statuses: Statuses,
-    submissions: Submissions,
-) -> list[StageHours]:
+def read_device_hours(standing: Standing) -> list[StageHours]:
     """Return what each stage of a sweep took so far; stages without any time are left out."""
-    submitted, stages = submissions.last_elements(), []
+    plan, results = standing.plan, standing.results
+    submitted, stages = standing.submissions.last_elements(), []
     for stage in [stage for stage in CONFIGS if stage in plan.resources]:
         run_ids = [run_id for run_id, run in plan.runs.items() if run.stage == stage]
         made = [results[run_id] for run_id in run_ids if results[run_id].done]
@@ -64,39 +59,37 @@ def read_device_hours(
 
         hours = dict.fromkeys(OUTCOMES, 0.0)
         for run_id in run_ids:
-            needs, result = plan.resources_of(run_id), results[run_id]
+            needs = plan.resources_of(run_id)
             # Without SLURM a run has no cores of its own, so its threads count.
             cores = needs.tasks * needs.cpus if run_id in submitted else needs.threads
             devices = needs.nodes * needs.gpus if unit == "gpu" else cores
-            status = statuses[run_id]
-            for outcome, seconds in _seconds_of_run(plan, run_id, result, status, submissions):
+            for outcome, seconds in _seconds_of_run(standing, run_id):
                 hours[outcome] += devices * seconds / 3600
 
         if any(hours.values()):
-            stages.append(StageHours(stage, unit, hours, _advise(plan, stage, made, submissions)))
+            stages.append(StageHours(stage, unit, hours, _advise(standing, stage, made)))
     return stages
 
 
-def _seconds_of_run(
-    plan: Plan, run_id: str, result: ResultSummary, status: RunStatus, submissions: Submissions
-) -> Iterator[tuple[str, float]]:
+def _seconds_of_run(standing: Standing, run_id: str) -> Iterator[tuple[str, float]]:
     """Yield outcome and seconds of parts of a run's attempts."""
+    result = standing.results[run_id]
     if result.done:
         yield "useful", result.wall_s
     if result.attempt == 1:
         return
 
     # "blocked" neither begins nor ends an attempt.
-    log = [r for r in read_log(plan.folder(run_id)) if r.get("event") != "blocked"]
+    log = [r for r in read_log(standing.plan.folder(run_id)) if r.get("event") != "blocked"]
     attempts = split_attempts(log)
     for attempt, following in zip_longest(attempts, attempts[1:]):
         first = following[0] if following else {}
         side_by_side = max(1, int(attempt[0].get("at_once", 1)))
         seconds = max(0.0, duration_s(attempt))
-        outcome = _outcome(attempt, first, submissions)
+        outcome = _outcome(attempt, first, standing.submissions)
         if not following and result.done:
             return  # its seconds are those of the result
-        if not following and status.kind == "running":
+        if not following and standing.statuses[run_id].kind == "running":
             outcome, seconds = "at work", time.time() - float(attempt[0]["time"])
         yield outcome, seconds / side_by_side
 
@@ -120,7 +113,7 @@ def _outcome(
     return "preempted" if end.startswith(NODE_GONE) else "interrupted"
 
 
-def _advise(plan: Plan, stage: str, made: Sequence[ResultSummary], submissions: Submissions) -> str:
+def _advise(standing: Standing, stage: str, made: Sequence[ResultSummary]) -> str:
     """Return a line on how much less memory would do; "" where that is not known, or not much less.
 
     It looks at the elements that made all their runs at the first attempt. 95 % of them must have
@@ -132,12 +125,12 @@ def _advise(plan: Plan, stage: str, made: Sequence[ResultSummary], submissions: 
     elements = [
         results
         for name, results in by_element.items()
-        if name in submissions.elements and all(result.attempt == 1 for result in results)
+        if name in standing.submissions.elements and all(result.attempt == 1 for result in results)
     ]
     if len(elements) < ENOUGH_ELEMENTS:
         return ""
 
-    needs = plan.resources[stage]
+    needs = standing.plan.resources[stage]
     mib = percentile_95(max(result.peak_memory_mib for result in results) for results in elements)
     enough_gb = max(1, math.ceil(mib * needs.tasks_per_node / 1024 * HEADROOM))
     if enough_gb > WORTH_IT * needs.memory_gb:

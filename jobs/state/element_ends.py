@@ -6,11 +6,12 @@ submissions keeps what it said, so nobody asks twice for an element that ended.
 
 import contextlib
 import time
+from dataclasses import replace
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.slurm.accounting import ask_accounting, is_final
 from hvae_hpc.jobs.slurm.client import POLL_S
-from hvae_hpc.jobs.state.run_status import RunStatus, Statuses
+from hvae_hpc.jobs.state.run_status import Standing
 from hvae_hpc.jobs.state.submissions import ENDS_FILE, Submissions
 from hvae_hpc.runs.files import refuse_links
 from hvae_hpc.runs.folder import write_json
@@ -20,27 +21,22 @@ BEHIND_S = 600.0
 
 
 def explain_lost(
-    statuses: Statuses,
-    submissions: Submissions,
-    patience_s: float = 10.0,
-    *,
-    thorough: bool = False,
-) -> dict[str, RunStatus]:
+    standing: Standing, patience_s: float = 10.0, *, thorough: bool = False
+) -> Standing:
     """Add to the reason of each lost run how SLURM says that its element ended.
 
     Args:
-        statuses: of a plan's runs.
-        submissions: of its runs folder.
+        standing: of a plan's runs.
         patience_s: how long to try.
         thorough: ask even if somebody asked less than ``POLL_S`` ago.
     """
-    elements = {status.element for status in statuses.values() if status.kind == "lost"} - {""}
-    _find_ends(elements, submissions, patience_s, thorough)
-    explained = dict(statuses)
-    for run_id, status in statuses.items():
-        if status.kind == "lost" and (end := submissions.end_of(status.element)):
-            explained[run_id] = status._replace(reason=f"{status.reason}: {end}")
-    return explained
+    lost = {i: status for i, status in standing.statuses.items() if status.kind == "lost"}
+    elements = {status.element for status in lost.values()} - {""}
+    _find_ends(elements, standing.submissions, patience_s, thorough)
+    for run_id, status in lost.items():
+        if end := standing.submissions.end_of(status.element):
+            lost[run_id] = status._replace(reason=f"{status.reason}: {end}")
+    return replace(standing, statuses={**standing.statuses, **lost})
 
 
 def _find_ends(

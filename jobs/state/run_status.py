@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
+from hvae_hpc.frozen import frozen
 from hvae_hpc.jobs.slurm.client import Queue, Queued
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.runs.done import Results, list_folders
@@ -53,10 +54,27 @@ Statuses = Mapping[str, RunStatus]
 """Run id to status."""
 
 
-def read_run_status(
+@frozen
+class Standing:
+    """How all runs of a plan stand.
+
+    Attributes:
+        plan: of the sweep.
+        results: of its runs.
+        statuses: of its runs, parents before children.
+        submissions: of its runs folder.
+    """
+
+    plan: Plan
+    results: Results
+    statuses: Statuses
+    submissions: Submissions
+
+
+def read_standing(
     plan: Plan, results: Results, submissions: Submissions, queue: Queue | None
-) -> dict[str, RunStatus]:
-    """Return the status of every run of a plan.
+) -> Standing:
+    """Find the status of every run of a plan.
 
     Args:
         plan: of the sweep.
@@ -102,7 +120,7 @@ def read_run_status(
             statuses[run_id] = _status_after_end(
                 plan, run_id, result.reason, last, element, statuses
             )
-    return statuses
+    return Standing(plan=plan, results=results, statuses=statuses, submissions=submissions)
 
 
 def _status_in_element(last: Mapping[str, Any], element: str, row: Queued) -> RunStatus:

@@ -15,14 +15,14 @@ from typing import NamedTuple
 
 from hvae_hpc.config.stages import SegmentConfig, TrainConfig
 from hvae_hpc.errors import UserError
+from hvae_hpc.frozen import frozen
 from hvae_hpc.jobs.sites.site import read_site
 from hvae_hpc.jobs.slurm import client as slurm
 from hvae_hpc.jobs.state.element_ends import explain_lost
 from hvae_hpc.jobs.state.run_log import split_attempts
-from hvae_hpc.jobs.state.run_status import KINDS, Statuses, read_run_status
+from hvae_hpc.jobs.state.run_status import KINDS, Standing, read_standing
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.jobs.sweeps.costs import (
-    Seconds,
     add_up,
     count_operations,
     expected_seconds,
@@ -30,7 +30,7 @@ from hvae_hpc.jobs.sweeps.costs import (
     kind_of,
     measure_rates,
 )
-from hvae_hpc.runs.done import Results, read_results
+from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.folder import read_log
 from hvae_hpc.runs.plan import Plan, find_plans, read_plan
 from hvae_hpc.runs.run import Run
@@ -61,13 +61,12 @@ class Progress(NamedTuple):
     share_of_peak: float | None = None
 
 
-class SweepStatus(NamedTuple):
+@frozen
+class SweepStatus(Standing):
     """The status of a sweep.
 
     Attributes:
-        plan: of the sweep.
-        statuses: of its runs.
-        progress: of those that run.
+        progress: of the runs that run.
         totals: the numbers of ``runs`` and of each kind of status; ``gpu_hours_left`` and
             ``cpu_hours_left``; and ``measured``, the share of the runs left whose time is known
             from finished runs of their kind.
@@ -75,8 +74,6 @@ class SweepStatus(NamedTuple):
         note: why the queue is not known, where it should be.
     """
 
-    plan: Plan
-    statuses: Statuses
     progress: Mapping[str, Progress]
     totals: Mapping[str, float]
     asked_at: float | None = None
@@ -131,36 +128,34 @@ def make_sweep_status(
         queue: the user's, read just before; None where there is none.
         note: why not.
     """
-    results = read_results(plan)
-    statuses = read_run_status(plan, results, submissions, queue)
+    standing = read_standing(plan, read_results(plan), submissions, queue)
     if queue:
-        statuses = explain_lost(statuses, submissions, PATIENCE_S)
-
-    left = [run_id for run_id, status in statuses.items() if status.kind != "done"]
-    seconds = expected_seconds(plan, results, left)
+        standing = explain_lost(standing, PATIENCE_S)
     progress = {
         run_id: read_progress(plan.runs[run_id], plan.folder(run_id))
-        for run_id in left
-        if statuses[run_id].kind == "running"
+        for run_id, status in standing.statuses.items()
+        if status.kind == "running"
     }
-    progress = _compare_paces(plan, results, progress)
-    totals = _add_up(plan, statuses, seconds, progress)
-    return SweepStatus(plan, statuses, progress, totals, queue.asked_at if queue else None, note)
+    progress = _compare_paces(standing, progress)
+    return SweepStatus(
+        **vars(standing),
+        progress=progress,
+        totals=_add_up(standing, progress),
+        asked_at=queue.asked_at if queue else None,
+        note=note,
+    )
 
 
-def _add_up(
-    plan: Plan,
-    statuses: Statuses,
-    seconds: Mapping[str, Seconds],
-    progress: Mapping[str, Progress],
-) -> dict[str, float]:
-    """Return the totals of a sweep, given the expected seconds of the runs that are left."""
+def _add_up(standing: Standing, progress: Mapping[str, Progress]) -> dict[str, float]:
+    """Return the totals of a sweep."""
+    statuses = standing.statuses
     kinds = Counter(status.kind for status in statuses.values())
-    left = dict(seconds)
+    left = [run_id for run_id, status in statuses.items() if status.kind != "done"]
+    seconds = expected_seconds(standing.plan, standing.results, left)
     for run_id, far in progress.items():
         expected = seconds[run_id].expected * (1 - (far.progress or 0.0))
-        left[run_id] = seconds[run_id]._replace(expected=expected)
-    costs = add_up(plan, left)
+        seconds[run_id] = seconds[run_id]._replace(expected=expected)
+    costs = add_up(standing.plan, seconds)
     return {
         "runs": len(statuses),
         **{kind: kinds[kind] for kind in KINDS},
@@ -170,10 +165,9 @@ def _add_up(
     }
 
 
-def _compare_paces(
-    plan: Plan, results: Results, progress: Mapping[str, Progress]
-) -> dict[str, Progress]:
+def _compare_paces(standing: Standing, progress: Mapping[str, Progress]) -> dict[str, Progress]:
     """Add to each run's pace what is usual, and its share of the peak of a device that is known."""
+    plan, results = standing.plan, standing.results
     rates = measure_rates(plan, results)
     for run_id, far in progress.items():
         if far.images_per_s:

@@ -32,7 +32,7 @@ from hvae_hpc.jobs.slurm import client as slurm
 from hvae_hpc.jobs.slurm.limits import Cluster
 from hvae_hpc.jobs.slurm.sbatch import python_command, sbatch_text
 from hvae_hpc.jobs.state.element_ends import explain_lost
-from hvae_hpc.jobs.state.run_status import Statuses, read_run_status
+from hvae_hpc.jobs.state.run_status import Standing, read_standing
 from hvae_hpc.jobs.state.submissions import (
     PLAN_FILE,
     SUBMISSIONS,
@@ -43,7 +43,7 @@ from hvae_hpc.jobs.state.submissions import (
 from hvae_hpc.jobs.submit.bundles import make_arrays
 from hvae_hpc.jobs.submit.code_archive import CodeArchive, pack_code
 from hvae_hpc.jobs.sweeps.costs import add_up, expected_seconds
-from hvae_hpc.runs.done import Results, read_results
+from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.plan import Array, Plan, plan_id
 
 TABLES = "tables"
@@ -59,7 +59,7 @@ class Prepared:
         plan: with arrays and sbatch texts.
         name: of the submission and its folder.
         totals: what it will cost (:func:`hvae_hpc.jobs.sweeps.costs.add_up`).
-        statuses: status of every run of the sweep.
+        queued: number of the sweep's runs that wait or run already.
         room: elements that the queue still takes; None where no limit is known.
         adopted: jobs in the queue that an earlier command submitted and did not live to note.
         again_s: seconds that the last job waits where it is to submit the rest.
@@ -71,7 +71,7 @@ class Prepared:
     plan: Plan
     name: str
     totals: Mapping[str, float]
-    statuses: Statuses
+    queued: int
     room: int | None
     adopted: tuple[Job, ...] = ()
     again_s: int = 300
@@ -121,12 +121,13 @@ def prepare(
     queue = slurm.read_queue(not_before=time.time() - may_be_s_old)
     room = max(0, min(limits) - queue.elements) if limits else None
     results = read_results(plan)  # after the queue: what ends in between would seem lost
-    statuses = read_run_status(plan, results, submissions, queue)
+    standing = read_standing(plan, results, submissions, queue)
     if retries:
-        statuses = explain_lost(statuses, submissions, thorough=True)
+        standing = explain_lost(standing, thorough=True)
 
-    plan, choice = _plan_retries(plan, results, statuses, site, cluster, scope, retries)
-    wanted = _choose_runs(statuses, scope, submissions, choice.run_ids)
+    plan, choice = _plan_retries(standing, site, cluster, scope, retries)
+    wanted = _choose_runs(standing, scope, choice.run_ids)
+    statuses = standing.statuses
     queued = {i: s.element for i, s in statuses.items() if s.kind in IN_QUEUE and s.element}
     seconds = expected_seconds(plan, results, wanted)
     largest = cluster.max_array_size
@@ -142,46 +143,34 @@ def prepare(
         plan=_with_scripts(plan, name, tables_command, choice.history, cluster, code),
         name=name,
         totals=add_up(plan, seconds),
-        statuses=statuses,
+        queued=sum(status.kind in IN_QUEUE for status in statuses.values()),
         room=room,
         adopted=tuple(submissions.find_unnoted(queue)),
         again_s=int(5 * site.caps.poll_s),
         history=choice.history if retries else None,
-        told=(*choice.summary, *_tell_held(statuses, wanted)),
+        told=(*choice.summary, *_tell_held(standing, wanted)),
         code=code,
     )
 
 
 def _plan_retries(
-    plan: Plan,
-    results: Results,
-    statuses: Statuses,
-    site: Site,
-    cluster: Cluster,
-    scope: Scope,
-    retries: int,
+    standing: Standing, site: Site, cluster: Cluster, scope: Scope, retries: int
 ) -> tuple[Plan, Choice]:
     """Choose the failed runs to retry; returns the plan with the resources of all retries."""
-    history = read_history(plan.runs_folder)
-    plan = with_retry_changes(plan, history, site, cluster)
+    history = read_history(standing.plan.runs_folder)
+    plan = with_retry_changes(standing.plan, history, site, cluster)
     if not retries:
         return plan, Choice(frozenset(), history, ())
 
-    by_hand = scope == "all"
-    choice = choose_retries(
-        plan, results, statuses, history, retries, site, cluster, by_hand=by_hand
-    )
+    standing, by_hand = replace(standing, plan=plan), scope == "all"
+    choice = choose_retries(standing, history, retries, site, cluster, by_hand=by_hand)
     return with_retry_changes(plan, choice.history, site, cluster), choice
 
 
-def _choose_runs(
-    statuses: Statuses,
-    scope: Scope,
-    submissions: Submissions,
-    retried: Collection[str],
-) -> list[str]:
+def _choose_runs(standing: Standing, scope: Scope, retried: Collection[str]) -> list[str]:
     """Return the runs that are neither done nor in the queue and are in the scope."""
-    known = {"all": (), "new": submissions.last_elements(), "retries": statuses}[scope]
+    statuses, submitted = standing.statuses, standing.submissions.last_elements()
+    known = {"all": (), "new": submitted, "retries": statuses}[scope]
     left_out = set(known).difference(retried)
     return [
         run_id
@@ -266,9 +255,10 @@ def _with_scripts(
     return replace(plan, arrays=tuple(arrays))
 
 
-def _tell_held(statuses: Statuses, wanted: Sequence[str]) -> Iterator[str]:
+def _tell_held(standing: Standing, wanted: Sequence[str]) -> Iterator[str]:
     """Yield how many of the runs that are to be submitted were held, and why."""
-    reasons = Counter(statuses[run_id].reason for run_id in wanted if statuses[run_id].held)
+    statuses = [standing.statuses[run_id] for run_id in wanted]
+    reasons = Counter(status.reason for status in statuses if status.held)
     for reason, n in reasons.items():
         yield f"taken up: {n:,} run{'s' * (n > 1)} that {'were' if n > 1 else 'was'} {reason}"
 

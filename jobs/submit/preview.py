@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from hvae_hpc.jobs.failures.canary import GATE_MINUTES, canaries_ahead
 from hvae_hpc.jobs.submit.apply import Application
-from hvae_hpc.jobs.submit.prepare import IN_QUEUE, TABLES, Prepared
+from hvae_hpc.jobs.submit.prepare import TABLES, Prepared
 from hvae_hpc.jobs.sweeps.costs import duration
 from hvae_hpc.runs.plan import Array, Plan
 
@@ -90,10 +90,9 @@ def tell(application: Application, retries: int) -> Iterator[str]:
     for job in application.jobs:
         elements = f", {len(job.places)} elements" if job.places else ""
         yield f"  job {job.job}: {prepared.plan.arrays[job.array].name}{elements}"
-    queued = sum(status.kind in IN_QUEUE for status in prepared.statuses.values())
     yield (
         f"submitted {application.submitted} runs in {len(application.jobs)} jobs; "
-        f"{queued} runs were queued already"
+        f"{prepared.queued} runs were queued already"
     )
     if left := len(prepared.run_ids) - application.submitted:
         who = "try again later"

@@ -15,7 +15,7 @@ from hvae_hpc.config.resources import Resources
 from hvae_hpc.jobs.failures.canary import canaries_ahead, canaries_of, why_held
 from hvae_hpc.jobs.sites.site import read_site
 from hvae_hpc.jobs.slurm.client import Queued
-from hvae_hpc.jobs.state.run_status import read_run_status
+from hvae_hpc.jobs.state.run_status import read_standing
 from hvae_hpc.jobs.state.submissions import Job, Submissions
 from hvae_hpc.jobs.submit.prepare import prepare
 from hvae_hpc.jobs.worker import element
@@ -157,8 +157,8 @@ def run(path: Path, place: int, monkeypatch: pytest.MonkeyPatch) -> int:
 
 def read_kinds(plan: Plan, *rows: Queued) -> list[str]:
     submissions = Submissions(plan.runs_folder)
-    statuses = read_run_status(plan, read_results(plan), submissions, queue_of(*rows))
-    return [status.kind for status in statuses.values()]
+    standing = read_standing(plan, read_results(plan), submissions, queue_of(*rows))
+    return [status.kind for status in standing.statuses.values()]
 
 
 def test_the_rest_ends_where_it_begins_and_the_same_command_submits_it_again(

@@ -20,7 +20,7 @@ from hvae_hpc.jobs.slurm.client import read_queue
 from hvae_hpc.jobs.slurm.sbatch import sbatch_text
 from hvae_hpc.jobs.state.element_ends import explain_lost
 from hvae_hpc.jobs.state.element_logs import read_tail
-from hvae_hpc.jobs.state.run_status import RunStatus, read_run_status
+from hvae_hpc.jobs.state.run_status import RunStatus, read_standing
 from hvae_hpc.jobs.state.submissions import ENDS_FILE, Submissions, comment_of
 from hvae_hpc.jobs.worker import run as tasks
 from hvae_hpc.jobs.worker.pool import run_locally
@@ -47,7 +47,7 @@ def plan(tmp_path: Path) -> Plan:
 def why(plan: Plan, run_id: str, status: RunStatus | None = None) -> list[str]:
     """Return what ``hvae-hpc why`` says of a run; it is printed too (pytest -rP)."""
     submissions = Submissions(plan.runs_folder)
-    status = status or read_run_status(plan, read_results(plan), submissions, None)[run_id]
+    status = status or read_standing(plan, read_results(plan), submissions, None).statuses[run_id]
     evidence = gather(plan, run_id, status, submissions)
     lines = list(explain(plan, run_id, evidence, SITE))
     print("\n".join(lines))
@@ -315,11 +315,8 @@ def ended(
         queue, statuses = read_queue(not_before=time.time()), dict[str, RunStatus]()
 
         def all_known() -> bool:  # slurmdbd takes its time
-            statuses.update(
-                explain_lost(
-                    read_run_status(plan, results, submissions, queue), submissions, thorough=True
-                )
-            )
+            standing = read_standing(plan, results, submissions, queue)
+            statuses.update(explain_lost(standing, thorough=True).statuses)
             return len([end for end in submissions.asked_ends[1].values() if end]) == len(KINDS)
 
         wait_until(all_known, 20)
@@ -433,7 +430,8 @@ def test_a_local_attempt_after_a_submitted_one_is_told_by_its_own_log(plan: Plan
         {"event": "started", "job_id": ""},
         {"event": "died", "signal": "SIGSEGV", "job_id": ""},
     )
-    status = read_run_status(plan, read_results(plan), Submissions(plan.runs_folder), None)[run_id]
+    submissions = Submissions(plan.runs_folder)
+    status = read_standing(plan, read_results(plan), submissions, None).statuses[run_id]
     ends = {"asked_at": time.time(), "ends": {"12_0": "PREEMPTED"}}
     write_json(plan.runs_folder / "submissions" / ENDS_FILE, ends)
     evidence = gather(plan, run_id, status, Submissions(plan.runs_folder))

@@ -27,7 +27,7 @@ from hvae_hpc.jobs.failures.retry import (
 from hvae_hpc.jobs.failures.retry import write_history as keep
 from hvae_hpc.jobs.sites.site import Site, read_site
 from hvae_hpc.jobs.slurm.limits import Cluster, Node, Partition
-from hvae_hpc.jobs.state.run_status import read_run_status
+from hvae_hpc.jobs.state.run_status import read_standing
 from hvae_hpc.jobs.state.submissions import ENDS_FILE, Submissions
 from hvae_hpc.jobs.submit.prepare import prepare
 from hvae_hpc.runs.done import read_results
@@ -74,12 +74,12 @@ def choose_once(
     site: Site | None = None,
     by_hand: bool = False,
 ) -> Choice:
-    statuses = read_run_status(plan, read_results(plan), Submissions(plan.runs_folder), queue_of())
+    submissions = Submissions(plan.runs_folder)
+    standing = read_standing(plan, read_results(plan), submissions, queue_of())
     site = site or read_site(None)
     plan = with_retry_changes(plan, history, site, CLUSTER)
-    return choose_retries(
-        plan, read_results(plan), statuses, history, most, site, CLUSTER, by_hand=by_hand
-    )
+    standing = replace(standing, plan=plan)
+    return choose_retries(standing, history, most, site, CLUSTER, by_hand=by_hand)
 
 
 def test_a_failure_is_retried_once_and_the_next_one_with_more(plan: Plan) -> None:

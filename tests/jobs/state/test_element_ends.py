@@ -11,7 +11,7 @@ import pytest
 from hvae_hpc.jobs.slurm.client import read_queue
 from hvae_hpc.jobs.state import element_ends
 from hvae_hpc.jobs.state.element_ends import explain_lost
-from hvae_hpc.jobs.state.run_status import RunStatus, read_run_status
+from hvae_hpc.jobs.state.run_status import RunStatus, Standing, read_standing
 from hvae_hpc.jobs.state.submissions import ENDS_FILE, Submissions
 from hvae_hpc.runs.done import read_results
 from tests.jobs.queues import make_plan, submit
@@ -41,8 +41,15 @@ def sacct(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "answer"
 
 
+def explain(folder: Path, statuses: dict[str, RunStatus]) -> dict[str, RunStatus]:
+    plan = make_plan(folder, [])
+    submissions = Submissions(folder)
+    standing = Standing(plan=plan, results={}, statuses=statuses, submissions=submissions)
+    return dict(explain_lost(standing, patience_s=5.0).statuses)
+
+
 def reasons(folder: Path, statuses: dict[str, RunStatus] = LOST) -> list[str]:
-    explained = explain_lost(statuses, Submissions(folder), patience_s=5.0)
+    explained = explain(folder, statuses)
     return [status.reason.partition(": ")[2] for status in explained.values()]
 
 
@@ -70,7 +77,7 @@ def test_nobody_is_asked_about_what_is_not_lost(tmp_path: Path, sacct: Path) -> 
         "b": RunStatus("lost", "", "ended without a result"),
         "c": RunStatus("waiting", "12_1", "Priority"),
     }
-    assert explain_lost(statuses, Submissions(tmp_path)) == statuses
+    assert explain(tmp_path, statuses) == statuses
     assert calls(tmp_path) == []
 
 
@@ -143,8 +150,8 @@ def lose_one(slurm: MiniSlurm, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     queue = read_queue(not_before=time.time())
     try:
         for _ in range(20):  # slurmdbd takes its time
-            statuses = read_run_status(plan, read_results(plan), submissions, queue)
-            statuses = explain_lost(statuses, submissions)
+            standing = read_standing(plan, read_results(plan), submissions, queue)
+            statuses = explain_lost(standing).statuses
             if ":" in statuses[second].reason or not slurm.config.accounting:
                 break
             time.sleep(0.5)
