@@ -22,7 +22,6 @@ from hvae_hpc.jobs.failures.bad_nodes import gather_failures
 from hvae_hpc.jobs.failures.classify import Evidence, classify
 from hvae_hpc.jobs.sites.retry_policy import Failure, change, in_words
 from hvae_hpc.jobs.sites.site import Site
-from hvae_hpc.jobs.slurm.limits import Cluster
 from hvae_hpc.jobs.state.run_status import Standing
 from hvae_hpc.jobs.state.submissions import SUBMISSIONS
 from hvae_hpc.runs.folder import write_json
@@ -76,9 +75,7 @@ def write_history(runs_folder: Path, history: RetryHistory) -> None:
     write_json(runs_folder / SUBMISSIONS / HISTORY_FILE, dump(history))
 
 
-def with_retry_changes(
-    plan: Plan, history: RetryHistory, site: Site, cluster: Cluster | None = None
-) -> Plan:
+def with_retry_changes(plan: Plan, history: RetryHistory, site: Site) -> Plan:
     """Return the plan with the resources that retries changed, as far as site and cluster allow.
 
     Where a person has given a stage more memory since, that stays.
@@ -93,7 +90,7 @@ def with_retry_changes(
             # A limit that leaves no time to work by what the site file says now is refused, and so
             # is what no command of ours has written.
             with contextlib.suppress(ValueError, TypeError):
-                fitted, _ = site.fit(replace(had, **wanted), cluster)
+                fitted, _ = site.fit(replace(had, **wanted))
                 names = [*wanted, *["cpus"] * (fitted.cpus < had.cpus)]  # large nodes have fewer
                 changes[run_id] = {name: getattr(fitted, name) for name in names}
     return replace(plan, changes=changes)
@@ -116,13 +113,7 @@ class RetryDecision(NamedTuple):
 
 
 def decide_retry(
-    plan: Plan,
-    run_id: str,
-    evidence: Evidence,
-    past: RunRetries,
-    limit: int,
-    site: Site,
-    cluster: Cluster | None = None,
+    plan: Plan, run_id: str, evidence: Evidence, past: RunRetries, limit: int, site: Site
 ) -> RetryDecision:
     """Decide whether a failed run is retried.
 
@@ -132,8 +123,7 @@ def decide_retry(
         evidence: of its failure.
         past: its retries so far.
         limit: retries that a run may have, after all failures together.
-        site: for the rules and the caps.
-        cluster: what SLURM allows; None where nobody asked it.
+        site: for the rules, the caps and the cluster.
     """
     failure = classify(evidence)
     if not evidence.had_turn and not evidence.cancelled:
@@ -141,9 +131,7 @@ def decide_retry(
 
     rule, had = site.rules[failure], plan.resources_of(run_id)
     count, total = past.counts.get(failure, 0), sum(past.counts.values())
-    changes = change(
-        rule, plan.runs[run_id], had, evidence.minutes, lambda asked: site.fit(asked, cluster)[0]
-    )
+    changes = change(rule, plan.runs[run_id], had, evidence.minutes, site.fit)
     why_not = ""
     if rule.times == 0:
         why_not = "never: it would end in the same way"
@@ -178,7 +166,6 @@ def choose_retries(
     history: RetryHistory,
     limit: int,
     site: Site,
-    cluster: Cluster,
     *,
     by_hand: bool,
 ) -> Choice:
@@ -188,8 +175,7 @@ def choose_retries(
         standing: of the sweep's runs; its plan has the changes of earlier retries.
         history: the retries so far.
         limit: retries that a run may have.
-        site: for the rules and the caps.
-        cluster: what SLURM allows.
+        site: for the rules, the caps and the cluster.
         by_hand: a person gave the command: retries are counted from 0.
     """
     runs = dict(history.runs)
@@ -207,7 +193,7 @@ def choose_retries(
             continue
         if by_hand:
             past = replace(past, counts={})
-        decision = decide_retry(standing.plan, run_id, evidence, past, limit, site, cluster)
+        decision = decide_retry(standing.plan, run_id, evidence, past, limit, site)
         what = no_retry if decision.changes is None else "retry"
         summary[what, f"after {decision.failure} ({decision.words})"] += 1
         if decision.changes is None:
@@ -221,7 +207,7 @@ def choose_retries(
             runs[run_id] = RunRetries(counts=counts, changes=changes, answered=attempt)
         if decision.bad_node:
             until = time.time() + 3600 * site.rules[decision.failure].exclude_hours
-            nodes.setdefault(cluster.name, {})[decision.bad_node] = round(until, 3)
+            nodes.setdefault(site.cluster.name, {})[decision.bad_node] = round(until, 3)
 
     _add_followers(standing, chosen, runs)
     lines = [

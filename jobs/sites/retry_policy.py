@@ -88,7 +88,11 @@ def read_rules(layers: Mapping[str, Any]) -> dict[Failure, Rule]:
 
 
 def change(
-    rule: Rule, run: Run, had: Resources, minutes: int, fit: Callable[[Resources], Resources]
+    rule: Rule,
+    run: Run,
+    had: Resources,
+    minutes: int,
+    fit: Callable[[Resources], tuple[Resources, str]],
 ) -> dict[str, Any] | None:
     """Return the fields of a run's resources that a retry has otherwise; None for no retry.
 
@@ -97,7 +101,7 @@ def change(
         run: that failed.
         had: what it had.
         minutes: the time limit that it had, which may be shorter than its stage's; 0 for that.
-        fit: cuts resources to what may be asked for.
+        fit: cuts resources to what may be asked for, and says what it cut.
     """
     before = {**vars(had), "minutes": minutes or had.minutes}
     asked: dict[str, Any] = {}
@@ -109,7 +113,7 @@ def change(
     if rule.micro_batch < 1 and pairs > 1:
         asked["micro_batch"] = max(1, math.floor(pairs * rule.micro_batch))
 
-    fitted = vars(fit(replace(had, **asked)))
+    fitted = vars(fit(replace(had, **asked))[0])
     changes = {name: fitted[name] for name in asked if fitted[name] != before[name]}
     # A rule that changes resources is of no use where nothing can be changed.
     is_change_due = rule.memory > 1 or rule.minutes > 1 or rule.micro_batch < 1

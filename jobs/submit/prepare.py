@@ -29,7 +29,6 @@ from hvae_hpc.jobs.failures.retry import (
 )
 from hvae_hpc.jobs.sites.site import Site
 from hvae_hpc.jobs.slurm import client as slurm
-from hvae_hpc.jobs.slurm.limits import Cluster
 from hvae_hpc.jobs.slurm.sbatch import python_command, sbatch_text
 from hvae_hpc.jobs.state.element_ends import explain_lost
 from hvae_hpc.jobs.state.run_status import Standing, read_standing
@@ -93,7 +92,6 @@ class Prepared:
 def prepare(
     plan: Plan,
     site: Site,
-    cluster: Cluster,
     tables_command: Sequence[str],
     *,
     scope: Scope = "all",
@@ -104,8 +102,7 @@ def prepare(
 
     Args:
         plan: of the sweep, its resources fitted to the cluster.
-        site: for the caps.
-        cluster: what SLURM allows.
+        site: for the caps and the cluster.
         tables_command: module and options of the last job; the submission's folder is added.
         scope: "all" is what a person asks for, who has looked at what failed. "new" leaves out
             what was ever submitted, but for retries; "retries" takes nothing else.
@@ -114,7 +111,7 @@ def prepare(
     """
     check_path(plan.runs_folder)
     submissions = Submissions(plan.runs_folder)
-    limits = [limit for limit in (cluster.submit_limit, site.caps.elements) if limit]
+    limits = [limit for limit in (site.cluster.submit_limit, site.caps.elements) if limit]
 
     # What was submitted from here must be in the answer; without submissions an older one will do.
     may_be_s_old = 0.0 if submissions.plans or limits else site.caps.poll_s
@@ -125,22 +122,22 @@ def prepare(
     if retries:
         standing = explain_lost(standing, thorough=True)
 
-    plan, choice = _plan_retries(standing, site, cluster, scope, retries)
+    plan, choice = _plan_retries(standing, site, scope, retries)
     wanted = _choose_runs(standing, scope, choice.run_ids)
     statuses = standing.statuses
     queued = {i: s.element for i, s in statuses.items() if s.kind in IN_QUEUE and s.element}
     seconds = expected_seconds(plan, results, wanted)
-    largest = cluster.max_array_size
+    largest = site.cluster.max_array_size
     arrays = make_arrays(plan, wanted, seconds, queued=queued, max_array_size=largest)
-    arrays = [_fit_array(array, plan, site, cluster, after) for array in arrays]
+    arrays = [_fit_array(array, plan, site, after) for array in arrays]
     if arrays or (queued and not _last_job_waits(plan.sweep, submissions, queue)):
-        arrays.append(_last_job(plan, arrays, queued.values(), site, cluster))
+        arrays.append(_last_job(plan, arrays, queued.values(), site))
 
     plan = replace(plan, arrays=tuple(arrays), requeues=site.caps.requeues)
     name = f"{plan.sweep}-{plan_id(plan)}"
     code = None if plan.allow_code_drift else pack_code(submissions.folder)
     return Prepared(
-        plan=_with_scripts(plan, name, tables_command, choice.history, cluster, code),
+        plan=_with_scripts(plan, name, tables_command, choice.history, site, code),
         name=name,
         totals=add_up(plan, seconds),
         queued=sum(status.kind in IN_QUEUE for status in statuses.values()),
@@ -154,17 +151,17 @@ def prepare(
 
 
 def _plan_retries(
-    standing: Standing, site: Site, cluster: Cluster, scope: Scope, retries: int
+    standing: Standing, site: Site, scope: Scope, retries: int
 ) -> tuple[Plan, Choice]:
     """Choose the failed runs to retry; returns the plan with the resources of all retries."""
     history = read_history(standing.plan.runs_folder)
-    plan = with_retry_changes(standing.plan, history, site, cluster)
+    plan = with_retry_changes(standing.plan, history, site)
     if not retries:
         return plan, Choice(frozenset(), history, ())
 
     standing, by_hand = replace(standing, plan=plan), scope == "all"
-    choice = choose_retries(standing, history, retries, site, cluster, by_hand=by_hand)
-    return with_retry_changes(plan, choice.history, site, cluster), choice
+    choice = choose_retries(standing, history, retries, site, by_hand=by_hand)
+    return with_retry_changes(plan, choice.history, site), choice
 
 
 def _choose_runs(standing: Standing, scope: Scope, retried: Collection[str]) -> list[str]:
@@ -179,31 +176,27 @@ def _choose_runs(standing: Standing, scope: Scope, retried: Collection[str]) -> 
     ]
 
 
-def _fit_array(
-    array: Array, plan: Plan, site: Site, cluster: Cluster, after: Sequence[str]
-) -> Array:
+def _fit_array(array: Array, plan: Plan, site: Site, after: Sequence[str]) -> Array:
     """Return an array with its partition's grace time and its canaries, if it can ever start."""
     resources = plan.resources[array.stage]
-    _check_fits(array.stage, plan.resources_of(array.run_ids[0]), site, cluster)
+    _check_fits(array.stage, plan.resources_of(array.run_ids[0]), site)
     return replace(
         array,
         after_jobs=(*array.after_jobs, *after),
-        grace_s=max(resources.grace_s, cluster.partitions[resources.partition].grace_s),
+        grace_s=max(resources.grace_s, site.cluster.partitions[resources.partition].grace_s),
         canaries=canaries_of(len(array.elements), site.caps.canary),
     )
 
 
-def _check_fits(stage: str, resources: Resources, site: Site, cluster: Cluster) -> None:
+def _check_fits(stage: str, resources: Resources, site: Site) -> None:
     if stage in site.misfits:
         raise UserError(site.misfits[stage])
-    cluster.check_suits(stage, resources)
+    site.cluster.check_suits(stage, resources)
 
 
-def _last_job(
-    plan: Plan, arrays: Sequence[Array], queued: Collection[str], site: Site, cluster: Cluster
-) -> Array:
+def _last_job(plan: Plan, arrays: Sequence[Array], queued: Collection[str], site: Site) -> Array:
     """Return the job that makes the tables, after all arrays and all jobs in the queue."""
-    _check_fits(TABLES, plan.resources[TABLES], site, cluster)
+    _check_fits(TABLES, plan.resources[TABLES], site)
     return Array(
         name=f"{plan.sweep}-{TABLES}",
         stage=TABLES,
@@ -227,12 +220,12 @@ def _with_scripts(
     name: str,
     tables_command: Sequence[str],
     history: RetryHistory,
-    cluster: Cluster,
+    site: Site,
     code: CodeArchive | None,
 ) -> Plan:
     """Return the plan with the sbatch text of each array; a container has code of its own."""
     folder = plan.runs_folder / SUBMISSIONS / name
-    bad_nodes = history.nodes.get(cluster.name, {})
+    bad_nodes = history.nodes.get(site.cluster.name, {})
     element = ["hvae_hpc.jobs.worker.element", "--plan", str(folder / PLAN_FILE)]
     arrays = []
     for number, array in enumerate(plan.arrays):
@@ -241,7 +234,7 @@ def _with_scripts(
         else:  # all runs of an array have the same resources
             resources = plan.resources_of(array.run_ids[0])
             command = [*element, "--array", str(number)]
-        resources = without_bad_nodes(resources, bad_nodes, cluster)
+        resources = without_bad_nodes(resources, bad_nodes, site.cluster)
         start = code.start if code and not resources.container else ["-m"]
         script = sbatch_text(
             folder,

@@ -176,12 +176,12 @@ def test_the_rest_ends_where_it_begins_and_the_same_command_submits_it_again(
     monkeypatch.setattr("hvae_hpc.jobs.slurm.client.read_queue", lambda **_: queue_of())
     monkeypatch.setattr("hvae_hpc.jobs.submit.prepare.sbatch_text", lambda *_, **__: "")
     resources = {stage: replace(r, partition="gpu") for stage, r in plan.resources.items()}
-    plan, site = replace(plan, resources=resources), read_site(None)
-    prepared = prepare(plan, site, CLUSTER, [])
+    plan, site = replace(plan, resources=resources), replace(read_site(None), cluster=CLUSTER)
+    prepared = prepare(plan, site, [])
     assert len(prepared.run_ids) == 6
     assert re.match(f"taken up: 4 runs that were {HELD}", prepared.told[0])
     # Bad input is never retried, and what it holds is not either.
-    assert prepare(plan, site, CLUSTER, [], scope="new", retries=1).run_ids == []
+    assert prepare(plan, site, [], scope="new", retries=1).run_ids == []
 
 
 def test_canaries_that_were_killed_are_found_by_the_rest_and_one_that_is_at_work_is_waited_for(

@@ -21,9 +21,9 @@ def changed(
     rule: Rule, run: Run = SEGMENT, had: Resources = HAD, minutes: int = 60, **caps: object
 ) -> object:
     site = read_site(None)
-    site = replace(site, caps=replace(site.caps, **caps))
     cluster = Cluster(partitions={"gpu": Partition(minutes=100, grace_s=0)})
-    return change(rule, run, had, minutes, lambda resources: site.fit(resources, cluster)[0])
+    site = replace(site, caps=replace(site.caps, **caps), cluster=cluster)
+    return change(rule, run, had, minutes, site.fit)
 
 
 def test_every_class_has_a_rule_and_what_would_end_in_the_same_way_is_never_retried() -> None:

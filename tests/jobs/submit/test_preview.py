@@ -27,7 +27,7 @@ def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> prepare.Prepare
     monkeypatch.setattr(slurm, "read_queue", lambda **_: slurm.Queue(time.time(), ()))
     site = fit_cluster(read_site(None), "gpu", CLUSTER)
     plan = expand.make_plan(read_sweep("table1"), PAPER, tmp_path / "runs", site.resources)
-    return prepare.prepare(plan, site, CLUSTER, ["hvae_hpc.sweep", "--finish"])
+    return prepare.prepare(plan, site, ["hvae_hpc.sweep", "--finish"])
 
 
 def test_the_costs_are_those_of_the_arrays(prepared: prepare.Prepared) -> None:
