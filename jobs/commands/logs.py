@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hvae_hpc.errors import say
-from hvae_hpc.jobs.state.element_logs import process_logs, read_end
 from hvae_hpc.jobs.state.find_run import add_run, find_run
-from hvae_hpc.jobs.state.run_log import split_attempts
+from hvae_hpc.jobs.state.run_log import process_logs, read_end, split_attempts
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.jobs.state.sweep_status import make_sweep_status, read_our_queue
 from hvae_hpc.runs.folder import read_log
@@ -36,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
 
     # The last attempt's process, or that of the element that has it; that of local workers is "".
     attempts = split_attempts(log)
-    name = str(attempts[-1][0].get("job_id", "")) if attempts else element
+    name = attempts[-1][0].get("job_id", "") if attempts else element
     paths = process_logs(plan.runs_folder, name, "0")[-1:] if attempts or element else []
     for path in paths:
         say(f"\n{path}")
@@ -47,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _describe(record: Mapping[str, Any]) -> str:
     """Return a record of log.jsonl: "Nov 29 09:24:35  failed, reason loss became nan"."""
-    when = time.strftime("%b %d %H:%M:%S", time.localtime(record.get("time", 0)))
+    when = time.strftime("%b %d %H:%M:%S", time.localtime(record["time"]))
     words = [str(record["event"])] if "event" in record else []
     for name, value in record.items():
         if name not in ("time", "event"):

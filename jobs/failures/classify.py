@@ -10,8 +10,15 @@ from typing import Any, NamedTuple
 
 from hvae_hpc.errors import DEVICE_MEMORY
 from hvae_hpc.jobs.sites.retry_policy import Failure
-from hvae_hpc.jobs.state.element_logs import process_logs, read_tail
-from hvae_hpc.jobs.state.run_log import BEGINS, MACHINE_ERRORS, NO_TEMPORARY, checkpoint_at
+from hvae_hpc.jobs.state.run_log import (
+    BEGINS,
+    MACHINE_ERRORS,
+    NO_TEMPORARY,
+    checkpoint_at,
+    process_logs,
+    read_tail,
+    split_attempts,
+)
 from hvae_hpc.jobs.state.run_status import ENDS, RunStatus
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.runs.folder import read_log
@@ -108,12 +115,12 @@ class Evidence(NamedTuple):
         """The node on which it ran, or was to begin; "" where nobody says."""
         in_accounting = NODE_IN_ACCOUNTING.search(self.state)
         by_slurm = in_accounting[1] if in_accounting else ""
-        return str(self.began.get("host") or self.ended.get("host") or by_slurm)
+        return self.began.get("host") or self.ended.get("host") or by_slurm
 
     @property
     def node_failed(self) -> bool:
         """Whether it ended by a fault of its node, which others would meet there as well."""
-        said = "\n".join([str(self.ended.get("reason", "")), *self.lines])
+        said = "\n".join([self.ended.get("reason", ""), *self.lines])
         is_named = STATES.get(self.slurm_word) == "node failure" or re.search(BAD_NODE, said)
         is_told = bool(is_named or self.ended.get("gpu_lost"))
         return self.node_looks_bad or is_told or classify(self) == "device error"
@@ -121,7 +128,7 @@ class Evidence(NamedTuple):
     @property
     def got_further(self) -> bool:
         """Whether the last attempt got further than where it began."""
-        saved = bool(self.began) and self.reached > int(self.began.get("at", 0))
+        saved = bool(self.began) and self.reached > self.began.get("at", 0)
         return saved or bool(self.ended.get("further"))
 
     @property
@@ -150,9 +157,9 @@ def gather(plan: Plan, run_id: str, status: RunStatus, submissions: Submissions)
     submitted = submissions.element(element)
 
     # The last attempt. It may have been made by a local process since the element was submitted.
-    starts = [number for number, record in enumerate(log) if record.get("event") == "started"]
-    attempt = log[starts[-1] :] if starts else log
-    began = attempt[0] if starts else {}
+    attempts = split_attempts(log)
+    attempt = attempts[-1] if attempts else log
+    began = attempt[0] if attempts else {}
     if began and not began.get("job_id") and began.get("time", 0.0) > submitted.submitted_at:
         element = ""
 
@@ -176,7 +183,7 @@ def gather(plan: Plan, run_id: str, status: RunStatus, submissions: Submissions)
         state=submissions.end_of(element) or (NEVER_BEGAN if never_began else ""),
         began=began if began.get("job_id", "") == element else {},
         ended=endings[-1] if endings else {},
-        attempts=len(starts),
+        attempts=len(attempts),
         reached=checkpoint_at(plan.folder(run_id)),
         minutes=submitted.minutes,
         lines=lines,
@@ -234,8 +241,8 @@ def classify(evidence: Evidence) -> Failure:
 
 def _classify_record(evidence: Evidence) -> Failure:
     """Return the class of what the run's log recorded: exceptions and numbers before sentences."""
-    record, reason = evidence.ended, str(evidence.ended.get("reason", ""))
-    errors = [str(name) for name in record.get("errors", ())]
+    record, reason = evidence.ended, evidence.ended.get("reason", "")
+    errors = list(record.get("errors", ()))
     named = [ERRORS[name] for name in errors if name in ERRORS]
     if record.get("oom_kills"):
         named.append("out of memory (host)")

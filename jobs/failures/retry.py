@@ -162,12 +162,7 @@ class Choice(NamedTuple):
 
 
 def choose_retries(
-    standing: Standing,
-    history: RetryHistory,
-    limit: int,
-    site: Site,
-    *,
-    by_hand: bool,
+    standing: Standing, history: RetryHistory, limit: int, site: Site, *, by_hand: bool
 ) -> Choice:
     """Choose which runs of a sweep are retried, and with which resources.
 

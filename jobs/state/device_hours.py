@@ -84,13 +84,13 @@ def _seconds_of_run(standing: Standing, run_id: str) -> Iterator[tuple[str, floa
     attempts = split_attempts(log)
     for attempt, following in zip_longest(attempts, attempts[1:]):
         first = following[0] if following else {}
-        side_by_side = max(1, int(attempt[0].get("at_once", 1)))
+        side_by_side = max(1, attempt[0].get("at_once", 1))
         seconds = max(0.0, duration_s(attempt))
         outcome = _outcome(attempt, first, standing.submissions)
         if not following and result.done:
             return  # its seconds are those of the result
         if not following and standing.statuses[run_id].kind == "running":
-            outcome, seconds = "at work", time.time() - float(attempt[0]["time"])
+            outcome, seconds = "at work", time.time() - attempt[0]["time"]
         yield outcome, seconds / side_by_side
 
 
@@ -98,7 +98,7 @@ def _outcome(
     attempt: Sequence[Mapping[str, Any]], following: Mapping[str, Any], submissions: Submissions
 ) -> str:
     """Return what came of an attempt that made no result."""
-    if int(following.get("at", 0)) > int(attempt[0].get("at", 0)):
+    if following.get("at", 0) > attempt[0].get("at", 0):
         return "useful"
     element = attempt[0].get("job_id", "")
     end = submissions.end_of(element)

@@ -2,21 +2,31 @@
 
 The runs' own files count first, then what was submitted and what the user's queue says. The sweep
 command submits what is neither done nor in the queue; ``hvae-hpc status`` shows everything.
+
+Of elements that left the queue without a result SLURM's accounting says how they ended: TIMEOUT,
+NODE_FAIL, CANCELLED and so on. It is asked for all of them in one call, at most once in ``POLL_S``.
+A file beside the submissions keeps what it said, so nobody asks twice for an element that ended.
 """
 
+import contextlib
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
+from hvae_hpc.errors import UserError
 from hvae_hpc.frozen import frozen
-from hvae_hpc.jobs.slurm.client import Queue, Queued
-from hvae_hpc.jobs.state.submissions import Submissions
+from hvae_hpc.jobs.slurm.client import POLL_S, Queue, Queued, ask_accounting, is_final
+from hvae_hpc.jobs.state.submissions import ENDS_FILE, Submissions
 from hvae_hpc.runs.done import Results, list_folders
-from hvae_hpc.runs.folder import read_log, read_log_tail
+from hvae_hpc.runs.files import refuse_links
+from hvae_hpc.runs.folder import read_log, read_log_tail, write_json
 from hvae_hpc.runs.lease import is_held
 from hvae_hpc.runs.plan import Plan
 
+BEHIND_S = 600.0
+"""Accounting may know an element only so long after it was submitted."""
 SILENT_S = 150.0
 """A run without a lease that has logged nothing for so long counts as ended."""
 HELD = "held: "
@@ -128,7 +138,7 @@ def _status_in_element(last: Mapping[str, Any], element: str, row: Queued) -> Ru
     if last.get("job_id") != element:
         return RunStatus("waiting", element, "their turn in the element")
     if last["event"] in ("failed", "blocked"):
-        return RunStatus(last["event"], element, str(last.get("reason", "")))
+        return RunStatus(last["event"], element, last.get("reason", ""))
     return RunStatus("running", element, "" if row.state == "RUNNING" else row.state.lower())
 
 
@@ -137,23 +147,18 @@ def _is_alive(folder: Path, last: Mapping[str, Any], queue: Queue | None) -> boo
     if last.get("event") != "started" or (last.get("job_id") and queue is not None):
         return False
     records = read_log_tail(folder)
-    written_at = float(records[-1].get("time", 0.0)) if records else 0.0
+    written_at = records[-1]["time"] if records else 0.0
     return is_held(folder) or time.time() - written_at < SILENT_S
 
 
 def _is_of_earlier_element(last: Mapping[str, Any], element: str, submissions: Submissions) -> bool:
     """Tell whether an earlier element logged the event: it does not say how the last one ended."""
-    logged_by = str(last.get("job_id", ""))
+    logged_by = last.get("job_id", "")
     return logged_by != element and bool(submissions.element(logged_by).run_ids)
 
 
 def _status_after_end(
-    plan: Plan,
-    run_id: str,
-    reason: str,
-    last: Mapping[str, Any],
-    element: str,
-    statuses: Statuses,
+    plan: Plan, run_id: str, reason: str, last: Mapping[str, Any], element: str, statuses: Statuses
 ) -> RunStatus:
     """Return the status of a run that no process makes now.
 
@@ -165,8 +170,8 @@ def _status_after_end(
         element: that had it last; "" for none.
         statuses: of its parents at least.
     """
-    element = element or str(last.get("job_id", ""))
-    event, said = last.get("event"), str(last.get("reason", ""))
+    element = element or last.get("job_id", "")
+    event, said = last.get("event"), last.get("reason", "")
     if event == "failed":
         return RunStatus("failed", element, said)
 
@@ -200,3 +205,46 @@ def _last_event(folder: Path) -> dict[str, Any]:
             if record.get("event") in ("started", *ENDS):
                 return record
     return {}
+
+
+def explain_lost(
+    standing: Standing, patience_s: float = 10.0, *, thorough: bool = False
+) -> Standing:
+    """Add to the reason of each lost run how SLURM says that its element ended.
+
+    Args:
+        standing: of a plan's runs.
+        patience_s: how long to try.
+        thorough: ask even if somebody asked less than ``POLL_S`` ago.
+    """
+    lost = {i: status for i, status in standing.statuses.items() if status.kind == "lost"}
+    elements = {status.element for status in lost.values()} - {""}
+    _find_ends(elements, standing.submissions, patience_s, thorough)
+    for run_id, status in lost.items():
+        if end := standing.submissions.end_of(status.element):
+            lost[run_id] = status._replace(reason=f"{status.reason}: {end}")
+    return replace(standing, statuses={**standing.statuses, **lost})
+
+
+def _find_ends(
+    elements: set[str], submissions: Submissions, patience_s: float, thorough: bool
+) -> None:
+    """Find out how elements ended, and keep it."""
+    asked_at, ends = submissions.asked_ends
+    unknown, now = elements - ends.keys(), time.time()
+    if not unknown or (not thorough and 0 <= now - asked_at < POLL_S):
+        return
+
+    jobs = {element.partition("_")[0] for element in unknown}
+    states = ask_accounting(jobs, patience_s)
+    if states is not None:
+        ends |= {name: states[name] for name in unknown & states.keys() if is_final(states[name])}
+        # Accounting never knows what was cancelled before it began.
+        for name in unknown - states.keys():
+            if now - submissions.element(name).submitted_at > BEHIND_S:
+                ends[name] = ""
+
+    # In somebody else's runs folder nothing is kept.
+    with contextlib.suppress(UserError, OSError):
+        refuse_links(submissions.folder, submissions.folder.parent)
+        write_json(submissions.folder / ENDS_FILE, {"asked_at": now, "ends": ends})

@@ -18,9 +18,8 @@ from hvae_hpc.errors import UserError
 from hvae_hpc.frozen import frozen
 from hvae_hpc.jobs.sites.site import read_site
 from hvae_hpc.jobs.slurm import client as slurm
-from hvae_hpc.jobs.state.element_ends import explain_lost
 from hvae_hpc.jobs.state.run_log import split_attempts
-from hvae_hpc.jobs.state.run_status import KINDS, Standing, read_standing
+from hvae_hpc.jobs.state.run_status import KINDS, Standing, explain_lost, read_standing
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.jobs.sweeps.costs import (
     add_up,
@@ -198,7 +197,7 @@ def read_progress(run: Run, folder: Path) -> Progress:
     if not attempts:
         return Progress()
     attempt = attempts[-1]
-    host = str(attempt[0].get("host", ""))
+    host = attempt[0].get("host", "")
     if not isinstance(run.config, (TrainConfig, SegmentConfig)):
         return Progress(host=host)
 

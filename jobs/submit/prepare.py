@@ -30,15 +30,8 @@ from hvae_hpc.jobs.failures.retry import (
 from hvae_hpc.jobs.sites.site import Site
 from hvae_hpc.jobs.slurm import client as slurm
 from hvae_hpc.jobs.slurm.sbatch import python_command, sbatch_text
-from hvae_hpc.jobs.state.element_ends import explain_lost
-from hvae_hpc.jobs.state.run_status import Standing, read_standing
-from hvae_hpc.jobs.state.submissions import (
-    PLAN_FILE,
-    SUBMISSIONS,
-    Job,
-    Submissions,
-    comment_of,
-)
+from hvae_hpc.jobs.state.run_status import Standing, explain_lost, read_standing
+from hvae_hpc.jobs.state.submissions import PLAN_FILE, SUBMISSIONS, Job, Submissions, comment_of
 from hvae_hpc.jobs.submit.bundles import make_arrays
 from hvae_hpc.jobs.submit.code_archive import CodeArchive, pack_code
 from hvae_hpc.jobs.sweeps.costs import add_up, expected_seconds

@@ -14,10 +14,7 @@ from hvae_hpc.runs.identity import content_hash
 
 
 def submit_command(
-    name: str,
-    command: Sequence[str],
-    resources: Resources,
-    folder: Path,
+    name: str, command: Sequence[str], resources: Resources, folder: Path
 ) -> tuple[str, bool]:
     """Submit one command as one job, unless it is in the queue already.
 

@@ -15,12 +15,7 @@ from hvae_hpc.config.augmentations import FREE
 from hvae_hpc.config.loader import dump, load
 from hvae_hpc.config.model import OptimConfig, require_halvings
 from hvae_hpc.config.resources import Resources
-from hvae_hpc.config.stages import (
-    CONFIGS,
-    GenerateConfig,
-    SplitConfig,
-    Stage,
-)
+from hvae_hpc.config.stages import CONFIGS, SplitConfig, Stage
 from hvae_hpc.errors import UserError
 from hvae_hpc.frozen import frozen
 from hvae_hpc.jobs.sweeps.config import SweepConfig
@@ -128,9 +123,9 @@ def _expand_draw(draw: _Draw) -> list[Run]:
     """Return the runs of one draw: generators and their pairs, U-Nets of every arm, quality."""
     generator_runs = [*_generator_runs(draw), *_mixing_runs(draw)]
     pairs = {
-        (run.config.source, run.config.seed): run.run_id
+        (run.source, run.config.seed): run.run_id
         for run in generator_runs
-        if isinstance(run.config, GenerateConfig)
+        if run.stage == "generate"
     }
 
     arms = _arms(draw, list(pairs))

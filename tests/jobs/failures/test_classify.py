@@ -18,9 +18,8 @@ from hvae_hpc.jobs.failures.classify import Evidence, classify, gather
 from hvae_hpc.jobs.sites.site import read_site
 from hvae_hpc.jobs.slurm.client import read_queue
 from hvae_hpc.jobs.slurm.sbatch import sbatch_text
-from hvae_hpc.jobs.state.element_ends import explain_lost
-from hvae_hpc.jobs.state.element_logs import read_tail
-from hvae_hpc.jobs.state.run_status import RunStatus, read_standing
+from hvae_hpc.jobs.state.run_log import read_tail
+from hvae_hpc.jobs.state.run_status import RunStatus, explain_lost, read_standing
 from hvae_hpc.jobs.state.submissions import ENDS_FILE, Submissions, comment_of
 from hvae_hpc.jobs.worker import run as tasks
 from hvae_hpc.jobs.worker.pool import run_locally
@@ -204,7 +203,7 @@ SWEEP = """
 import sys
 from pathlib import Path
 from hvae_hpc.jobs.worker.pool import run_locally
-from hvae_hpc.jobs.state.element_logs import read_tail
+from hvae_hpc.jobs.state.run_log import read_tail
 from hvae_hpc.runs.plan import read_plan
 Path(sys.argv[1], "cgroup.procs").write_text("0")
 plan = read_plan(Path(sys.argv[2]))
