@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hvae_hpc.errors import say
-from hvae_hpc.jobs.state.find_run import add_run, find_run
+from hvae_hpc.jobs.state.find_run import add_run, find_status
 from hvae_hpc.jobs.state.run_log import process_logs, read_end, split_attempts
-from hvae_hpc.jobs.state.submissions import Submissions
-from hvae_hpc.jobs.state.sweep_status import make_sweep_status, read_our_queue
 from hvae_hpc.runs.folder import read_log
 
 
@@ -21,11 +19,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--lines", type=int, default=20, metavar="N", help=about)
     options = parser.parse_args(argv)
 
-    plan, run_id = find_run(options.runs, options.run)
-    submissions = Submissions(plan.runs_folder)
-    statuses = make_sweep_status(plan, submissions, *read_our_queue(submissions)).statuses
-    kind, element, reason = statuses[run_id]
-    say(f"{plan.runs[run_id].stage} {plan.runs[run_id].label} ({run_id})")
+    sweep, run_id = find_status(options)
+    plan, (kind, element, reason) = sweep.plan, sweep.statuses[run_id]
+    say(f"{plan.runs[run_id]} ({run_id})")
     say(kind + (f" ({element})" if element else "") + (f": {reason}" if reason else ""))
 
     log = read_log(plan.folder(run_id))

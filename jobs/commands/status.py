@@ -123,10 +123,9 @@ def _describe_troubles(sweep: SweepStatus) -> Iterator[str]:
     if not troubles:
         return
     for kind, reason, failure, run_ids in troubles[:MOST_LINES]:
-        run = sweep.plan.runs[run_ids[0]]
         more = f" and {len(run_ids) - 1:,} more" if len(run_ids) > 1 else ""
         known = f" ({failure})" if kind == "failed" else ""
-        yield f"{kind}{known}: {run.stage} {run.label}{more}: {reason}"
+        yield f"{kind}{known}: {sweep.plan.runs[run_ids[0]]}{more}: {reason}"
     if others := troubles[MOST_LINES:]:
         yield f"... and {sum(len(each.run_ids) for each in others):,} more, for other reasons"
 
@@ -170,8 +169,8 @@ def _describe_work(sweep: SweepStatus) -> Iterator[str]:
     for run_id, progress in sweep.progress.items():
         pace, usual = progress.images_per_s, progress.usual_images_per_s
         if pace and usual and pace < SLOW * usual:
-            run, said = sweep.plan.runs[run_id], f"{pace:,.1f} images/s, usual are {usual:,.1f}"
-            yield f"slow: {run.stage} {run.label}: {said}; look at node {progress.host}"
+            said = f"{pace:,.1f} images/s, usual are {usual:,.1f}"
+            yield f"slow: {sweep.plan.runs[run_id]}: {said}; look at node {progress.host}"
 
 
 def _costs(sweep: SweepStatus) -> Iterator[str]:

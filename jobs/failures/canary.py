@@ -106,8 +106,7 @@ def _find_failure(
         if is_done or evidence.got_further or not is_over:
             return None
 
-        run, words = plan.runs[run_id], evidence.ended.get("reason", "")
-        words = words or "".join(evidence.lines[-1:])
+        words = evidence.ended.get("reason") or "".join(evidence.lines[-1:])
         words = words.replace(f"{plan.folder(run_id)}/", "")
-        failures.append((classify(evidence), f"{run.stage} {run.label} ({run_id}): {words}"))
+        failures.append((classify(evidence), f"{plan.runs[run_id]} ({run_id}): {words}"))
     return next((failure for failure in failures if failure[0] in ALIKE), None)

@@ -179,8 +179,7 @@ def _status_after_end(
         if statuses[parent].kind == "blocked":  # for the same reason
             return RunStatus("blocked", element, statuses[parent].reason)
         if statuses[parent].kind in ("failed", "lost"):
-            run, kind = plan.runs[parent], statuses[parent].kind
-            needs = f"needs {run.stage} {run.label} ({parent}), {kind}"
+            needs = f"needs {plan.runs[parent]} ({parent}), {statuses[parent].kind}"
             return RunStatus("blocked", element, needs)
 
     if event == "blocked" and said.startswith(HELD):

@@ -204,8 +204,7 @@ def _last_job(plan: Plan, arrays: Sequence[Array], queued: Collection[str], site
 
 
 def _last_job_waits(sweep: str, submissions: Submissions, queue: slurm.Queue) -> bool:
-    queued = submissions.find_queued(queue)
-    return any(submissions.makes_tables(sweep, name, array) for _, name, array in queued)
+    return any(submissions.makes_tables(sweep, job) for _, job in submissions.find_queued(queue))
 
 
 def _with_scripts(

@@ -159,8 +159,7 @@ def _stamp_parents(plan: Plan, run_id: str) -> dict[str, str]:
     for role, parent in plan.parents(run_id).items():
         result = read_result(plan.folder(parent), parent)
         if result is None:
-            run = plan.runs[parent]
-            raise UserError(f"needs {run.stage} {run.label} ({parent}), which has no metrics.json")
+            raise UserError(f"needs {plan.runs[parent]} ({parent}), which has no metrics.json")
         stamps[role] = result_stamp(result)
     return stamps
 
