@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from hvae_hpc.errors import UserError, printable, say
-from hvae_hpc.jobs.state.device_hours import read_device_hours
 from hvae_hpc.jobs.state.run_status import read_standing
 from hvae_hpc.jobs.state.submissions import Submissions
+from hvae_hpc.jobs.state.sweep_status import read_device_hours
 from hvae_hpc.results.collect import NOT_YET, Collected, collect, name_some
 from hvae_hpc.results.figures.write import write_figures
 from hvae_hpc.results.nnunet import build_nnunet

@@ -18,10 +18,14 @@ from typing import Any, NamedTuple
 from hvae_hpc.config.stages import CONFIGS, SegmentConfig
 from hvae_hpc.errors import say
 from hvae_hpc.jobs.failures.classify import classify, gather
-from hvae_hpc.jobs.state.device_hours import read_device_hours
 from hvae_hpc.jobs.state.find_run import name_run
 from hvae_hpc.jobs.state.run_status import KINDS, UNASKED, Kind
-from hvae_hpc.jobs.state.sweep_status import Progress, SweepStatus, read_sweep_statuses
+from hvae_hpc.jobs.state.sweep_status import (
+    Progress,
+    SweepStatus,
+    read_device_hours,
+    read_sweep_statuses,
+)
 from hvae_hpc.jobs.sweeps.costs import duration
 
 SCHEMA = 1

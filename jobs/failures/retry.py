@@ -131,7 +131,8 @@ def decide_retry(
 
     rule, had = site.rules[failure], plan.resources_of(run_id)
     count, total = past.counts.get(failure, 0), sum(past.counts.values())
-    changes = change(rule, plan.runs[run_id], had, evidence.minutes, site.fit)
+    before = {**vars(had), "minutes": evidence.minutes or had.minutes}
+    changes = change(rule, plan.runs[run_id], had, before, site.fit)
     why_not = ""
     if rule.times == 0:
         why_not = "never: it would end in the same way"
@@ -147,7 +148,7 @@ def decide_retry(
     # Of several nodes any may be at fault. Nodes with certain features may be too few to lose one.
     may_exclude = rule.exclude_hours > 0 and had.nodes == 1 and not had.constraint
     bad_node = evidence.node if may_exclude and evidence.node_failed else ""
-    words = in_words(changes, had, evidence.minutes)
+    words = in_words(changes, before)
     if bad_node:
         words += f", not on {bad_node} for {rule.exclude_hours:g} h"
     return RetryDecision(failure, changes, words, bad_node)

@@ -91,7 +91,7 @@ def change(
     rule: Rule,
     run: Run,
     had: Resources,
-    minutes: int,
+    before: Mapping[str, Any],
     fit: Callable[[Resources], tuple[Resources, str]],
 ) -> dict[str, Any] | None:
     """Return the fields of a run's resources that a retry has otherwise; None for no retry.
@@ -99,11 +99,10 @@ def change(
     Args:
         rule: of the class of its failure.
         run: that failed.
-        had: what it had.
-        minutes: the time limit that it had, which may be shorter than its stage's; 0 for that.
+        had: what it could have had.
+        before: the same by name, with the time limit that it had, which may be shorter.
         fit: cuts resources to what may be asked for, and says what it cut.
     """
-    before = {**vars(had), "minutes": minutes or had.minutes}
     asked: dict[str, Any] = {}
     if rule.memory > 1:
         asked["memory_gb"] = round(had.memory_gb * rule.memory, 1)
@@ -129,9 +128,8 @@ def _pairs_at_once(run: Run, had: Resources) -> int:
     return min(share, had.micro_batch or share)
 
 
-def in_words(changes: Mapping[str, Any], had: Resources, minutes: int) -> str:
+def in_words(changes: Mapping[str, Any], before: Mapping[str, Any]) -> str:
     """Return what a retry has otherwise than a run had: "memory_gb 16 -> 24", or "as it was"."""
-    before = {**vars(had), "minutes": minutes or had.minutes}
     words = [
         f"{name} {before[name]:g} -> {value:g}" if before[name] else f"{name} {value:g}"
         for name, value in changes.items()

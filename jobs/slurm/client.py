@@ -183,22 +183,20 @@ class Queue(NamedTuple):
         return sum(row.elements for row in self.rows)
 
 
-def read_queue(*, not_before: float | None = None, patience_s: float = PATIENCE_S) -> Queue:
+def read_queue(not_before: float, patience_s: float = PATIENCE_S) -> Queue:
     """Return the user's queue as any of the user's processes got it lately, or ask for it.
 
     Args:
-        not_before: an answer must be as young as this, in seconds since 1970; None for no older
-            than ``POLL_S``.
+        not_before: an answer must be as young as this, in seconds since 1970.
         patience_s: how long to try.
 
     Raises:
         BusyError: SLURM does not answer.
     """
     path, now = _cache_file(), time.time()
-    oldest = now - POLL_S if not_before is None else not_before
     with contextlib.suppress(OSError, ValueError, TypeError):
         asked_at, rows = json.loads(read_file(path, RECORD_BYTES))
-        if oldest <= asked_at <= now:
+        if not_before <= asked_at <= now:
             return Queue(asked_at, tuple(Queued(job, tuple(at), *rest) for job, at, *rest in rows))
 
     queue = Queue(now, tuple(_ask_queue(patience_s)))

@@ -187,13 +187,8 @@ def _status_after_end(
     # Its result is out of date, or its parents, which blocked it, no longer do.
     if reason or event == "blocked":
         return RunStatus("open", element, reason or said)
-    if event == "stopped":
-        return RunStatus("lost", element, "saved and left")
-    if event == "died":
-        return RunStatus("lost", element, said)
-    if element or last:
-        return RunStatus("lost", element, "ended without a result")
-    return RunStatus("open")
+    how = {"stopped": "saved and left", "died": said}.get(event, "ended without a result")
+    return RunStatus("lost", element, how) if element or last else RunStatus("open")
 
 
 def _last_event(folder: Path) -> dict[str, Any]:

@@ -126,11 +126,6 @@ class Submissions:
         jobs = read_records(self.folder / name / JOBS_FILE, check)
         yield from (job for job in jobs if job.array < len(self.plans[name].arrays))
 
-    def note(self, job: Job) -> None:
-        """Write a job's id beside its plan."""
-        entry = {"array": job.array, "job": job.job, "places": job.places, "time": job.time}
-        append_line(self.folder / job.submission / JOBS_FILE, json.dumps(entry))
-
     def element(self, name: str) -> Element:
         """Return an element by SLURM's ``<array>_<place>``; an empty one where it is not known."""
         return self.elements.get(name, Element())
@@ -209,11 +204,6 @@ class Submissions:
             for place in row.places:
                 yield f"{row.job}_{place}", row, self.run_ids(job, place)
 
-    def find_unnoted(self, queue: Queue) -> list[Job]:
-        """Return the jobs in the queue whose command was killed before it noted them."""
-        noted = {job.job for job in self.jobs}
-        return [job for _, job in self.find_queued(queue) if job.job not in noted]
-
 
 @cache
 def _read_plan(path: Path) -> SubmittedPlan | None:
@@ -226,6 +216,12 @@ def _read_plan(path: Path) -> SubmittedPlan | None:
     except NO_RECORD as error:
         say(f"{path}: is no plan, so this submission counts as none ({error})", to=sys.stderr)
     return None
+
+
+def note_job(runs_folder: Path, job: Job) -> None:
+    """Write a job's id beside its plan."""
+    entry = {"array": job.array, "job": job.job, "places": job.places, "time": job.time}
+    append_line(runs_folder / SUBMISSIONS / job.submission / JOBS_FILE, json.dumps(entry))
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.failures.canary import GATE_MINUTES, canaries_ahead
 from hvae_hpc.jobs.failures.retry import write_history
 from hvae_hpc.jobs.slurm import client as slurm
-from hvae_hpc.jobs.state.submissions import PLAN_FILE, Job, Submissions, parse_comment
+from hvae_hpc.jobs.state.submissions import PLAN_FILE, Job, note_job, parse_comment
 from hvae_hpc.jobs.submit.prepare import Prepared
 from hvae_hpc.runs.folder import write_atomic
 from hvae_hpc.runs.lease import check
@@ -41,7 +41,6 @@ class Application:
         self._ahead = canaries_ahead(self.plan)
         self.refused = ""
         self._room, self._refusal = prepared.room, ""
-        self._submissions = Submissions(prepared.plan.runs_folder)
 
     @property
     def submitted(self) -> int:
@@ -60,7 +59,7 @@ class Application:
                 before stays in the queue.
         """
         for job in self.prepared.adopted:
-            self._submissions.note(job)
+            note_job(self.plan.runs_folder, job)
         if not self.plan.arrays:
             return
         if self.prepared.history:
@@ -106,7 +105,7 @@ class Application:
         write_atomic(self.prepared.folder / f"{number:03d}-{array.name}.sh", array.script)
         job_id = self._sbatch(list(self._sbatch_options(number, places)), number, places)
         job = Job(self.prepared.name, number, job_id, tuple(places), round(time.time(), 3))
-        self._submissions.note(job)
+        note_job(self.plan.runs_folder, job)
         self.jobs.append(job)
         if self._room is not None:
             self._room -= max(1, len(places))

@@ -123,7 +123,10 @@ def prepare(
     largest = site.cluster.max_array_size
     arrays = make_arrays(plan, wanted, seconds, queued=queued, max_array_size=largest)
     arrays = [_fit_array(array, plan, site, after) for array in arrays]
-    if arrays or (queued and not _last_job_waits(plan.sweep, submissions, queue)):
+    noted = {job.job for job in submissions.jobs}
+    ours = [job for _, job in submissions.find_queued(queue)]
+    last_job_waits = any(submissions.makes_tables(plan.sweep, job) for job in ours)
+    if arrays or (queued and not last_job_waits):
         arrays.append(_last_job(plan, arrays, queued.values(), site))
 
     plan = replace(plan, arrays=tuple(arrays), requeues=site.caps.requeues)
@@ -135,7 +138,7 @@ def prepare(
         totals=add_up(plan, seconds),
         queued=sum(status.kind in IN_QUEUE for status in statuses.values()),
         room=room,
-        adopted=tuple(submissions.find_unnoted(queue)),
+        adopted=tuple(job for job in ours if job.job not in noted),
         again_s=int(5 * site.caps.poll_s),
         history=choice.history if retries else None,
         told=(*choice.summary, *_tell_held(standing, wanted)),
@@ -201,10 +204,6 @@ def _last_job(plan: Plan, arrays: Sequence[Array], queued: Collection[str], site
         after_jobs=tuple(sorted({element.partition("_")[0] for element in queued})),
         minutes=plan.resources[TABLES].minutes,
     )
-
-
-def _last_job_waits(sweep: str, submissions: Submissions, queue: slurm.Queue) -> bool:
-    return any(submissions.makes_tables(sweep, job) for _, job in submissions.find_queued(queue))
 
 
 def _with_scripts(

@@ -44,7 +44,7 @@ def make_plan(
     sweep: SweepConfig,
     data_sets: list[DataSet],
     runs_folder: Path,
-    resources: Mapping[str, Resources],
+    resources: dict[str, Resources],
 ) -> Plan:
     """Expand a sweep into its plan."""
     return Plan(
@@ -58,7 +58,7 @@ def make_plan(
             }
             for data in data_sets
         },
-        resources=dict(resources),
+        resources=resources,
         runs={run.run_id: run for run in expand(sweep, data_sets)},
         smallest_effect=sweep.smallest_effect,
     )

@@ -36,7 +36,7 @@ from hvae_hpc.jobs.worker.run import Report, execute_when_free
 from hvae_hpc.runs.files import open_to_append
 from hvae_hpc.runs.plan import Plan, read_plan
 
-STAGE_ORDER = {"train": 0, "augment": 1, "generate": 2, "segment": 3, "quality": 4, "likelihood": 5}
+STAGE_ORDER = ("train", "augment", "generate", "segment", "quality", "likelihood")
 """Order of runs that could start: what others wait for goes first, so parents before children."""
 
 
@@ -141,9 +141,8 @@ class Pool:
         Returns:
             Run id to report, also for what was blocked by a parent that failed.
         """
-        self._waiting = sorted(
-            run_ids, key=lambda run_id: STAGE_ORDER[self._plan.runs[run_id].stage]
-        )
+        runs = self._plan.runs
+        self._waiting = sorted(run_ids, key=lambda run_id: STAGE_ORDER.index(runs[run_id].stage))
         try:
             while not signals.leave_asked() and (self._waiting or self.running):
                 self._give_out()

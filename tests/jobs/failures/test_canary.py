@@ -16,7 +16,7 @@ from hvae_hpc.jobs.failures.canary import canaries_ahead, canaries_of, why_held
 from hvae_hpc.jobs.sites.site import read_site
 from hvae_hpc.jobs.slurm.client import Queued
 from hvae_hpc.jobs.state.run_status import read_standing
-from hvae_hpc.jobs.state.submissions import Job, Submissions
+from hvae_hpc.jobs.state.submissions import Job, Submissions, note_job
 from hvae_hpc.jobs.submit.prepare import prepare
 from hvae_hpc.jobs.worker import element
 from hvae_hpc.runs.done import read_results
@@ -138,7 +138,7 @@ def six(tmp_path: Path) -> tuple[Plan, Path]:
         path,
     )
     for job, places in (("7", (0, 1)), ("8", (2, 3, 4, 5))):
-        Submissions(plan.runs_folder).note(Job("tiny-1", 0, job, places, 0.0))
+        note_job(plan.runs_folder, Job("tiny-1", 0, job, places, 0.0))
     return plan, path
 
 
@@ -229,7 +229,7 @@ def pairs(tmp_path: Path) -> tuple[Plan, Path]:
         path,
     )
     for job, places in (("7", (0, 1)), ("8", (2,))):
-        Submissions(plan.runs_folder).note(Job("tiny-1", 0, job, places, 1.0))
+        note_job(plan.runs_folder, Job("tiny-1", 0, job, places, 1.0))
     return read_plan(path), path
 
 

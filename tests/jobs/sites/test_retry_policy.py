@@ -23,7 +23,7 @@ def changed(
     site = read_site(None)
     cluster = Cluster(partitions={"gpu": Partition(minutes=100, grace_s=0)})
     site = replace(site, caps=replace(site.caps, **caps), cluster=cluster)
-    return change(rule, run, had, minutes, site.fit)
+    return change(rule, run, had, {**vars(had), "minutes": minutes}, site.fit)
 
 
 def test_every_class_has_a_rule_and_what_would_end_in_the_same_way_is_never_retried() -> None:
@@ -59,10 +59,10 @@ def test_fewer_pairs_at_once_only_where_that_changes_no_number() -> None:
 
 
 def test_changes_are_told_in_words() -> None:
-    assert in_words({"memory_gb": 24.0, "minutes": 10, "micro_batch": 4}, HAD, 5) == (
-        "memory_gb 16 -> 24, minutes 5 -> 10, micro_batch 4"
-    )
-    assert in_words({}, HAD, 5) == "as it was"
+    assert in_words(
+        {"memory_gb": 24.0, "minutes": 10, "micro_batch": 4}, {**vars(HAD), "minutes": 5}
+    ) == ("memory_gb 16 -> 24, minutes 5 -> 10, micro_batch 4")
+    assert in_words({}, {**vars(HAD), "minutes": 5}) == "as it was"
 
 
 def test_site_files_lay_their_rules_over_the_library_s(

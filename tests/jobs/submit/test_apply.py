@@ -17,7 +17,7 @@ import pytest
 from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.sites.site import read_site
 from hvae_hpc.jobs.slurm.client import parse_places
-from hvae_hpc.jobs.state.submissions import SUBMISSIONS, Job, Submissions, submitting
+from hvae_hpc.jobs.state.submissions import SUBMISSIONS, Job, Submissions, note_job, submitting
 from hvae_hpc.jobs.submit.apply import Application
 from hvae_hpc.jobs.submit.prepare import Prepared, check_path
 from hvae_hpc.jobs.sweeps import expand
@@ -265,7 +265,7 @@ def test_the_last_job_does_not_touch_a_sweep_that_was_edited_since(tmp_path: Pat
         Array(name="a", stage="segment", elements=((run_id,),)) for run_id in (done, never)
     )
     write_plan(replace(old, arrays=arrays), folder / "plan.json")
-    Submissions(old.runs_folder).note(Job("tiny-1", 0, "1", (0,), 0.0))
+    note_job(old.runs_folder, Job("tiny-1", 0, "1", (0,), 0.0))
     write_plan(new, plan_path(old.runs_folder, "tiny"))
     command = [
         sys.executable,
