@@ -2,13 +2,12 @@
 
 import argparse
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from hvae_hpc.errors import say
 from hvae_hpc.jobs.state.find_run import add_run, find_status
 from hvae_hpc.jobs.state.run_log import process_logs, read_end, split_attempts
-from hvae_hpc.runs.folder import read_log
+from hvae_hpc.runs.folder import LogRecord, read_log
 
 
 def main(argv: Sequence[str]) -> int:
@@ -31,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
 
     # The last attempt's process, or that of the element that has it; that of local workers is "".
     attempts = split_attempts(log)
-    name = attempts[-1][0].get("job_id", "") if attempts else element
+    name = attempts[-1][0]["job_id"] if attempts else element
     paths = process_logs(plan.runs_folder, name, "0")[-1:] if attempts or element else []
     for path in paths:
         say(f"\n{path}")
@@ -40,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _describe(record: Mapping[str, Any]) -> str:
+def _describe(record: LogRecord) -> str:
     """Return a record of log.jsonl: "Nov 29 09:24:35  failed, reason loss became nan"."""
     when = time.strftime("%b %d %H:%M:%S", time.localtime(record["time"]))
     words = [str(record["event"])] if "event" in record else []

@@ -101,11 +101,11 @@ def _find_facts(evidence: Evidence) -> Iterator[str]:
         "on": evidence.node + looks_bad,
         "SLURM says": evidence.state,
         "limit in minutes:": evidence.minutes,
-        "raised": " from ".join(evidence.ended.get("errors", ())),
-        "error number": evidence.ended.get("errno"),
-        "ended by": evidence.ended.get("signal"),
-        "exit code": evidence.ended.get("exit_code"),
-        "kills for memory:": evidence.ended.get("oom_kills"),
+        "raised": " from ".join(evidence.ended["errors"]),
+        "error number": evidence.ended["errno"],
+        "ended by": evidence.ended["signal"],
+        "exit code": evidence.ended["exit_code"],
+        "kills for memory:": evidence.ended["oom_kills"],
     }
     yield from (f"{name} {fact}" for name, fact in facts.items() if fact)
 

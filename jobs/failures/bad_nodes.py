@@ -75,7 +75,7 @@ def gather_failures(standing: Standing) -> dict[str, Evidence]:
             continue
         evidence = gather(plan, run_id, status, submissions)
         failures[run_id] = evidence
-        began = evidence.began.get("time") or submissions.element(status.element).submitted_at
+        began = evidence.began["time"] or submissions.element(status.element).submitted_at
         if _may_be_the_node(evidence):
             runs.append(RunOnNode(False, kind(run_id), evidence.node, status.element, began))
 

@@ -6,7 +6,7 @@ log. Sentences are read only where nobody left anything better.
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from hvae_hpc.errors import DEVICE_MEMORY
 from hvae_hpc.jobs.sites.retry_policy import Failure
@@ -21,7 +21,7 @@ from hvae_hpc.jobs.state.run_log import (
 )
 from hvae_hpc.jobs.state.run_status import ENDS, RunStatus
 from hvae_hpc.jobs.state.submissions import Submissions
-from hvae_hpc.runs.folder import read_log
+from hvae_hpc.runs.folder import LogRecord, read_log
 from hvae_hpc.runs.plan import Plan
 
 LINES = 200
@@ -96,8 +96,8 @@ class Evidence(NamedTuple):
 
     status: RunStatus
     state: str = ""
-    began: Mapping[str, Any] = {}
-    ended: Mapping[str, Any] = {}
+    began: LogRecord = LogRecord()
+    ended: LogRecord = LogRecord()
     attempts: int = 0
     reached: int = 0
     minutes: int = 0
@@ -115,21 +115,21 @@ class Evidence(NamedTuple):
         """The node on which it ran, or was to begin; "" where nobody says."""
         in_accounting = NODE_IN_ACCOUNTING.search(self.state)
         by_slurm = in_accounting[1] if in_accounting else ""
-        return self.began.get("host") or self.ended.get("host") or by_slurm
+        return self.began["host"] or self.ended["host"] or by_slurm
 
     @property
     def node_failed(self) -> bool:
         """Whether it ended by a fault of its node, which others would meet there as well."""
-        said = "\n".join([self.ended.get("reason", ""), *self.lines])
+        said = "\n".join([self.ended["reason"], *self.lines])
         is_named = STATES.get(self.slurm_word) == "node failure" or re.search(BAD_NODE, said)
-        is_told = bool(is_named or self.ended.get("gpu_lost"))
+        is_told = bool(is_named or self.ended["gpu_lost"])
         return self.node_looks_bad or is_told or classify(self) == "device error"
 
     @property
     def got_further(self) -> bool:
         """Whether the last attempt got further than where it began."""
-        saved = bool(self.began) and self.reached > self.began.get("at", 0)
-        return saved or bool(self.ended.get("further"))
+        saved = bool(self.began) and self.reached > self.began["at"]
+        return saved or bool(self.ended["further"])
 
     @property
     def cancelled(self) -> bool:
@@ -138,8 +138,8 @@ class Evidence(NamedTuple):
             return True
         # SLURM says of what it preempts that it does so. A person's scancel may leave no such word.
         # What went back to the queue by itself, and is not there, was taken out of it.
-        told_to_go = self.ended.get("event") == "left" and (
-            self.ended.get("goes_back") or not self.ended.get("at_limit")
+        told_to_go = self.ended["event"] == "left" and (
+            self.ended["goes_back"] or not self.ended["at_limit"]
         )
         return bool(self.had_turn and told_to_go) and classify(self) == "lost"
 
@@ -159,30 +159,30 @@ def gather(plan: Plan, run_id: str, status: RunStatus, submissions: Submissions)
     # The last attempt. It may have been made by a local process since the element was submitted.
     attempts = split_attempts(log)
     attempt = attempts[-1] if attempts else log
-    began = attempt[0] if attempts else {}
-    if began and not began.get("job_id") and began.get("time", 0.0) > submitted.submitted_at:
+    began = attempt[0] if attempts else LogRecord()
+    if began and not began["job_id"] and began["time"] > submitted.submitted_at:
         element = ""
 
     # Its end. What an earlier element said counts only where it is the run's status.
-    endings = [record for record in attempt if record.get("event") in (*ENDS, "left")]
+    endings = [record for record in attempt if record["event"] in (*ENDS, "left")]
     if status.kind != "failed":
-        endings = [record for record in endings if record.get("job_id", "") == element]
+        endings = [record for record in endings if record["job_id"] == element]
     opened = bool(element) and bool(process_logs(plan.runs_folder, element))
     lines = _read_lines(plan, run_id, element) if opened else []
     reports = [words for words in map(REPORT.match, lines) if words and words[2] == run_id]
     if status.kind == "lost" and not endings:  # the run's folder may have taken no word
         failed = [words[3] for words in reports if words[1] == "failed"]
-        endings = [{"event": "failed", "reason": reason} for reason in failed]
+        endings = [LogRecord(event="failed", reason=reason) for reason in failed]
 
     # An element makes its runs in their order, so its first run has its turn at once.
-    is_named = any(record.get("job_id") == element for record in log)
+    is_named = any(record["job_id"] == element for record in log)
     is_first = run_id in submitted.run_ids[:1] or not submitted.run_ids
     never_began = bool(element) and not (opened or is_named)
     return Evidence(
         status=status,
         state=submissions.end_of(element) or (NEVER_BEGAN if never_began else ""),
-        began=began if began.get("job_id", "") == element else {},
-        ended=endings[-1] if endings else {},
+        began=began if began["job_id"] == element else LogRecord(),
+        ended=endings[-1] if endings else LogRecord(),
         attempts=len(attempts),
         reached=checkpoint_at(plan.folder(run_id)),
         minutes=submitted.minutes,
@@ -224,14 +224,14 @@ def classify(evidence: Evidence) -> Failure:
     if not evidence.had_turn:
         return "lost"
     ended = evidence.ended
-    if ended.get("event") in ("failed", "died"):
+    if ended["event"] in ("failed", "died"):
         return _classify_record(evidence)
 
-    goes_back = ended.get("goes_back", False)
+    goes_back = ended["goes_back"]
     is_told = evidence.slurm_word in ("TIMEOUT", "DEADLINE") or any(
         "DUE TO TIME LIMIT" in line for line in evidence.lines
     )
-    if is_told or (ended.get("at_limit") and not goes_back):
+    if is_told or (ended["at_limit"] and not goes_back):
         return "time limit with progress" if evidence.got_further else "time limit without progress"
     if evidence.slurm_word in STATES:
         return STATES[evidence.slurm_word]
@@ -241,12 +241,12 @@ def classify(evidence: Evidence) -> Failure:
 
 def _classify_record(evidence: Evidence) -> Failure:
     """Return the class of what the run's log recorded: exceptions and numbers before sentences."""
-    record, reason = evidence.ended, evidence.ended.get("reason", "")
-    errors = list(record.get("errors", ()))
+    record, reason = evidence.ended, evidence.ended["reason"]
+    errors = list(record["errors"])
     named = [ERRORS[name] for name in errors if name in ERRORS]
-    if record.get("oom_kills"):
+    if record["oom_kills"]:
         named.append("out of memory (host)")
-    if record.get("errno", 0) in MACHINE_ERRORS:
+    if record["errno"] in MACHINE_ERRORS:
         named.append(MACHINE_ERRORS[record["errno"]])
     if named:
         return named[0]
@@ -254,11 +254,11 @@ def _classify_record(evidence: Evidence) -> Failure:
     # Of several processes one died, and the others' exceptions say nothing: the logs may.
     lost_another = "lost touch with another" in reason
     lines = evidence.lines if lost_another or not errors else ()
-    if record.get("gpu_lost"):
+    if record["gpu_lost"]:
         return _find_sentence([reason]) or "device error"
     if failure := _find_sentence([reason]) or _find_sentence(lines):
         return failure
-    if lost_another or record.get("signal") in ("SIGKILL", "SIGTERM"):
+    if lost_another or record["signal"] in ("SIGKILL", "SIGTERM"):
         return "lost"
     is_input = errors[:1] == ["UserError"] or not (
         errors or "exit_code" in record or "signal" in record or "a bug: traceback" in reason

@@ -20,7 +20,7 @@ from hvae_hpc.errors import NO_ROOM, UserError, say
 from hvae_hpc.jobs.sites.retry_policy import Failure
 from hvae_hpc.jobs.state.submissions import SUBMISSIONS
 from hvae_hpc.runs.files import read_last_lines, refuse_links
-from hvae_hpc.runs.folder import METRICS, append_log, find_checkpoints, read_log
+from hvae_hpc.runs.folder import METRICS, LogRecord, append_log, find_checkpoints, read_log
 from hvae_hpc.runs.lease import host, job_id
 
 LEFT_EARLY = 75
@@ -75,10 +75,10 @@ def how_far(folder: Path) -> float:
 def last_event_in(folder: Path, job: str) -> str:
     """Return the last event of a run's log where an element of this name logged it; else ""."""
     events = [entry for entry in read_log(folder) if "event" in entry]
-    return events[-1]["event"] if events and job and events[-1].get("job_id") == job else ""
+    return events[-1]["event"] if events and job and events[-1]["job_id"] == job else ""
 
 
-def check_stall(folder: Path, log: Sequence[dict[str, Any]]) -> None:
+def check_stall(folder: Path, log: Sequence[LogRecord]) -> None:
     """Give a run up that one element began again and again without getting further.
 
     The next sweep command may submit a new element, which begins to count again.
@@ -86,7 +86,7 @@ def check_stall(folder: Path, log: Sequence[dict[str, Any]]) -> None:
     Raises:
         StallError: the run is given up.
     """
-    starts = [e for e in log if e.get("event") == "started" and e.get("job_id")]
+    starts = [e for e in log if e["event"] == "started" and e["job_id"]]
     by_us = [entry for entry in starts if entry["job_id"] == job_id()]
     reached = checkpoint_at(folder)
     if len(by_us) >= STALLS and all(entry.get("at") == reached for entry in starts[-STALLS:]):
@@ -96,23 +96,23 @@ def check_stall(folder: Path, log: Sequence[dict[str, Any]]) -> None:
         )
 
 
-def split_attempts(log: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+def split_attempts(log: Sequence[LogRecord]) -> list[list[LogRecord]]:
     """Return the records of each attempt, from its "started" to the last one before the next."""
-    attempts: list[list[dict[str, Any]]] = []
+    attempts: list[list[LogRecord]] = []
     for entry in log:
-        if entry.get("event") == "started":
+        if entry["event"] == "started":
             attempts.append([])
         if attempts:
             attempts[-1].append(entry)
     return attempts
 
 
-def duration_s(attempt: Sequence[Mapping[str, Any]]) -> float:
+def duration_s(attempt: Sequence[LogRecord]) -> float:
     """Return the seconds from an attempt's beginning to its last record."""
     return attempt[-1]["time"] - attempt[0]["time"]
 
 
-def spent_s(log: Sequence[dict[str, Any]]) -> float:
+def spent_s(log: Sequence[LogRecord]) -> float:
     """Return the seconds that all attempts in a log took."""
     return sum(map(duration_s, split_attempts(log)))
 

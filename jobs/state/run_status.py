@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.frozen import frozen
@@ -21,7 +21,7 @@ from hvae_hpc.jobs.slurm.client import POLL_S, Queue, Queued, ask_accounting, is
 from hvae_hpc.jobs.state.submissions import ENDS_FILE, Submissions
 from hvae_hpc.runs.done import Results, list_folders
 from hvae_hpc.runs.files import refuse_links
-from hvae_hpc.runs.folder import read_log, read_log_tail, write_json
+from hvae_hpc.runs.folder import LogRecord, read_log, read_log_tail, write_json
 from hvae_hpc.runs.lease import is_held
 from hvae_hpc.runs.plan import Plan
 
@@ -115,50 +115,50 @@ def read_standing(
         # Only of what is neither done nor waiting is the log read.
         stage, _, name = plan.folder_name(run_id).partition("/")
         folder = plan.folder(run_id) if name in folders[stage] else None
-        last = _last_event(folder) if folder else {}
+        last = _last_event(folder) if folder else LogRecord()
         if row:
             statuses[run_id] = _status_in_element(last, element, row)
         elif folder and _is_alive(folder, last, queue):
-            is_local = not last.get("job_id")
+            is_local = not last["job_id"]
             where = ("", "local") if is_local else (element, UNASKED)
             statuses[run_id] = RunStatus("running", *where)
         elif element and queue is None and not last:
             statuses[run_id] = RunStatus("waiting", element, UNASKED)
         else:
             if queue is not None and _is_of_earlier_element(last, element, submissions):
-                last = {}
+                last = LogRecord()
             statuses[run_id] = _status_after_end(
                 plan, run_id, result.reason, last, element, statuses
             )
     return Standing(plan=plan, results=results, statuses=statuses, submissions=submissions)
 
 
-def _status_in_element(last: Mapping[str, Any], element: str, row: Queued) -> RunStatus:
+def _status_in_element(last: LogRecord, element: str, row: Queued) -> RunStatus:
     """Return the status of a run whose element runs: before its turn, at its turn, or after it."""
-    if last.get("job_id") != element:
+    if last["job_id"] != element:
         return RunStatus("waiting", element, "their turn in the element")
     if last["event"] in ("failed", "blocked"):
-        return RunStatus(last["event"], element, last.get("reason", ""))
+        return RunStatus(last["event"], element, last["reason"])
     return RunStatus("running", element, "" if row.state == "RUNNING" else row.state.lower())
 
 
-def _is_alive(folder: Path, last: Mapping[str, Any], queue: Queue | None) -> bool:
+def _is_alive(folder: Path, last: LogRecord, queue: Queue | None) -> bool:
     """Tell whether a process that is not in the queue holds a run, or has logged just now."""
-    if last.get("event") != "started" or (last.get("job_id") and queue is not None):
+    if last["event"] != "started" or (last["job_id"] and queue is not None):
         return False
     records = read_log_tail(folder)
     written_at = records[-1]["time"] if records else 0.0
     return is_held(folder) or time.time() - written_at < SILENT_S
 
 
-def _is_of_earlier_element(last: Mapping[str, Any], element: str, submissions: Submissions) -> bool:
+def _is_of_earlier_element(last: LogRecord, element: str, submissions: Submissions) -> bool:
     """Tell whether an earlier element logged the event: it does not say how the last one ended."""
-    logged_by = last.get("job_id", "")
+    logged_by = last["job_id"]
     return logged_by != element and bool(submissions.element(logged_by).run_ids)
 
 
 def _status_after_end(
-    plan: Plan, run_id: str, reason: str, last: Mapping[str, Any], element: str, statuses: Statuses
+    plan: Plan, run_id: str, reason: str, last: LogRecord, element: str, statuses: Statuses
 ) -> RunStatus:
     """Return the status of a run that no process makes now.
 
@@ -170,8 +170,8 @@ def _status_after_end(
         element: that had it last; "" for none.
         statuses: of its parents at least.
     """
-    element = element or last.get("job_id", "")
-    event, said = last.get("event"), last.get("reason", "")
+    element = element or last["job_id"]
+    event, said = last["event"], last["reason"]
     if event == "failed":
         return RunStatus("failed", element, said)
 
@@ -191,14 +191,14 @@ def _status_after_end(
     return RunStatus("lost", element, how) if element or last else RunStatus("open")
 
 
-def _last_event(folder: Path) -> dict[str, Any]:
+def _last_event(folder: Path) -> LogRecord:
     """Return the log's last record that began or ended an attempt; empty where there is none."""
     # The last lines of a long log tell it nearly always.
     for read in (read_log_tail, read_log):
         for record in reversed(read(folder)):
-            if record.get("event") in ("started", *ENDS):
+            if record["event"] in ("started", *ENDS):
                 return record
-    return {}
+    return LogRecord()
 
 
 def explain_lost(

@@ -18,7 +18,7 @@ from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from hvae_hpc.config.stages import CONFIGS, SegmentConfig, TrainConfig
 from hvae_hpc.errors import UserError
@@ -39,7 +39,7 @@ from hvae_hpc.jobs.sweeps.costs import (
     percentile_95,
 )
 from hvae_hpc.runs.done import ResultSummary, read_results
-from hvae_hpc.runs.folder import read_log
+from hvae_hpc.runs.folder import LogRecord, read_log
 from hvae_hpc.runs.plan import Plan, find_plans, read_plan
 from hvae_hpc.runs.run import Run
 
@@ -213,14 +213,14 @@ def read_progress(run: Run, folder: Path) -> Progress:
     if not attempts:
         return Progress()
     attempt = attempts[-1]
-    host = attempt[0].get("host", "")
+    host = attempt[0]["host"]
     if not isinstance(run.config, (TrainConfig, SegmentConfig)):
         return Progress(host=host)
 
     # The present pace tells how long the rest will take.
     images = run.config.optim.images
     seen_at = [(r["time"], r["images_seen"]) for r in attempt if "images_seen" in r]
-    seen_at = seen_at or [(attempt[0]["time"], attempt[0].get("at", 0))]
+    seen_at = seen_at or [(attempt[0]["time"], attempt[0]["at"])]
     (earlier, seen_earlier), (latest, seen) = seen_at[-PACE_OVER:][0], seen_at[-1]
     left, pace = None, None
     if seen > seen_earlier and latest > earlier:
@@ -282,10 +282,10 @@ def _seconds_of_run(standing: Standing, run_id: str) -> Iterator[tuple[str, floa
         return
 
     # "blocked" neither begins nor ends an attempt.
-    log = [r for r in read_log(standing.plan.folder(run_id)) if r.get("event") != "blocked"]
+    log = [r for r in read_log(standing.plan.folder(run_id)) if r["event"] != "blocked"]
     attempts = split_attempts(log)
     for attempt, following in zip_longest(attempts, attempts[1:]):
-        first = following[0] if following else {}
+        first = following[0] if following else LogRecord()
         side_by_side = max(1, attempt[0].get("at_once", 1))
         seconds = max(0.0, duration_s(attempt))
         outcome = _outcome(attempt, first, standing.submissions)
@@ -296,19 +296,17 @@ def _seconds_of_run(standing: Standing, run_id: str) -> Iterator[tuple[str, floa
         yield outcome, seconds / side_by_side
 
 
-def _outcome(
-    attempt: Sequence[Mapping[str, Any]], following: Mapping[str, Any], submissions: Submissions
-) -> str:
+def _outcome(attempt: Sequence[LogRecord], following: LogRecord, submissions: Submissions) -> str:
     """Return what came of an attempt that made no result."""
-    if following.get("at", 0) > attempt[0].get("at", 0):
+    if following["at"] > attempt[0]["at"]:
         return "useful"
-    element = attempt[0].get("job_id", "")
+    element = attempt[0]["job_id"]
     end = submissions.end_of(element)
-    if any(record.get("event") in ("failed", "died", "again") for record in attempt):
+    if any(record["event"] in ("failed", "died", "again") for record in attempt):
         return "failed"
-    if any(record.get("at_limit") for record in attempt) or end.startswith(("TIMEOUT", "DEADLINE")):
+    if any(record["at_limit"] for record in attempt) or end.startswith(("TIMEOUT", "DEADLINE")):
         return "time limit"
-    if element and following.get("job_id") == element:  # SLURM began it again
+    if element and following["job_id"] == element:  # SLURM began it again
         return "preempted"
     if end.startswith("CANCELLED"):
         return "cancelled"

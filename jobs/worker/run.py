@@ -185,7 +185,7 @@ def _make(
     _drop_stale_checkpoints(folder, stamps)
 
     log = read_log(folder)
-    attempt = 1 + sum(entry.get("event") == "started" for entry in log)
+    attempt = 1 + sum(entry["event"] == "started" for entry in log)
     begins = {"event": "started", "attempt": attempt, "host": host(), "job_id": job_id()}
     append_log(folder, {**begins, "at": checkpoint_at(folder), "at_once": at_once})
     check_stall(folder, log)

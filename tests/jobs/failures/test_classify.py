@@ -24,7 +24,7 @@ from hvae_hpc.jobs.state.submissions import ENDS_FILE, Submissions, comment_of
 from hvae_hpc.jobs.worker import run as tasks
 from hvae_hpc.jobs.worker.pool import run_locally
 from hvae_hpc.runs.done import read_results
-from hvae_hpc.runs.folder import write_json
+from hvae_hpc.runs.folder import LogRecord, write_json
 from hvae_hpc.runs.plan import Plan, write_plan
 from tests.jobs.queues import log, submit
 from tests.jobs.queues import make_plan as make_up_plan
@@ -439,27 +439,31 @@ def test_a_local_attempt_after_a_submitted_one_is_told_by_its_own_log(plan: Plan
 
 
 def test_a_run_that_somebody_stopped_counts_as_cancelled() -> None:
-    lost, left = RunStatus("lost", "12_0", "saved and left"), {"event": "left", "at_limit": False}
-    assert Evidence(lost, began={"at": 0}, ended=left).cancelled
+    lost, left = (
+        RunStatus("lost", "12_0", "saved and left"),
+        LogRecord(event="left", at_limit=False),
+    )
+    assert Evidence(lost, began=LogRecord(at=0), ended=left).cancelled
     preempted = Evidence(
         lost,
-        began={"at": 0},
+        began=LogRecord(at=0),
         ended=left,
         lines=["*** STEP 5.0 ON n4 CANCELLED AT x DUE TO PREEMPTION ***"],
     )
     assert not preempted.cancelled
-    assert not Evidence(lost, began={"at": 0}, ended={**left, "at_limit": True}).cancelled
+    assert not Evidence(lost, began=LogRecord(at=0), ended=LogRecord(left, at_limit=True)).cancelled
 
 
 def test_a_time_limit_is_known_from_the_element_s_own_word() -> None:
-    left = {"event": "left", "at_limit": True, "further": True, "goes_back": False}
+    left = LogRecord(event="left", at_limit=True, further=True, goes_back=False)
     lost = RunStatus("lost", "12_0", "saved and left")
     assert classify(Evidence(lost, ended=left)) == "time limit with progress"
     assert (
-        classify(Evidence(lost, ended={**left, "further": False})) == "time limit without progress"
+        classify(Evidence(lost, ended=LogRecord(left, further=False)))
+        == "time limit without progress"
     )
     assert (
-        classify(Evidence(lost, ended={**left, "goes_back": True})) == "lost"
+        classify(Evidence(lost, ended=LogRecord(left, goes_back=True))) == "lost"
     )  # it was taken out before it came back
 
 
