@@ -63,7 +63,7 @@ def find_run(runs_folder: Path, text: str, stage: str = "") -> tuple[Plan, str]:
         for run_id, run in plan.runs.items():
             if stage not in ("", run.stage):
                 continue
-            folder = plan.folder_name(run_id)
+            folder = run.folder
             labels[run.label] = None
             called = (run.label, f"{run.stage}/{run.label}", folder, folder.partition("/")[2])
             if wanted in called or run_id.startswith(wanted):

@@ -94,12 +94,7 @@ def read_standing(
         queue: the user's; None where there is no SLURM, or no answer. Then what was submitted and
             has not begun counts as waiting.
     """
-    submitted = submissions.last_elements()
-    queued = {
-        run_id: (element, row)
-        for element, row, run_ids in submissions.queued_elements(queue)
-        for run_id in run_ids
-    }
+    submitted, queued = submissions.last_elements(), submissions.queued_runs(queue)
     folders = list_folders(plan)
     statuses: dict[str, RunStatus] = {}
 

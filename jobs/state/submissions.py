@@ -95,8 +95,7 @@ class Submissions:
     def __init__(self, runs_folder: Path, name: str = "*") -> None:
         self.folder = runs_folder / SUBMISSIONS
         files = self.folder.glob(f"{name}/{PLAN_FILE}")
-        plans = {path.parent.name: _read_plan(path) for path in files}
-        self.plans = {name: plan for name, plan in plans.items() if plan}
+        self.plans = {path.parent.name: plan for path in files if (plan := _read_plan(path))}
 
     def array_of(self, job: Job) -> Array:
         """Return the array that a job carries, or a part of which it carries."""
@@ -198,11 +197,14 @@ class Submissions:
         )
         return is_named and row.name.startswith(begins) and is_timely
 
-    def queued_elements(self, queue: Queue | None) -> Iterator[tuple[str, Queued, tuple[str, ...]]]:
-        """Yield each element in the queue that was submitted from here: its name, row and runs."""
-        for row, job in self.find_queued(queue):
-            for place in row.places:
-                yield f"{row.job}_{place}", row, self.run_ids(job, place)
+    def queued_runs(self, queue: Queue | None) -> dict[str, tuple[str, Queued]]:
+        """Return each run in the queue that was submitted from here, with its element and row."""
+        return {
+            run_id: (f"{row.job}_{place}", row)
+            for row, job in self.find_queued(queue)
+            for place in row.places
+            for run_id in self.run_ids(job, place)
+        }
 
 
 @cache

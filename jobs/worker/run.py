@@ -127,13 +127,15 @@ def execute(plan: Plan, run_id: str, at_once: int = 1) -> Report:
         return report("failed", record(folder, "failed", str(error), **evidence_of(error)))
     except Exception as error:  # a bug in one run must not take the others of this process along
         say(traceback.format_exc(), to=sys.stderr)
-        kind, evidence = type(error).__name__, evidence_of(error)
-        if is_gpu_lost():
-            message = record(folder, "failed", f"{kind}: {error}", gpu_lost=True, **evidence)
-            return replace(report("failed", message), gpu_lost=True)
-        is_bug = evidence.get("errno") not in MACHINE_ERRORS and not kind.endswith("MemoryError")
-        message = f"{kind}: {error}{' (a bug: traceback in the log)' if is_bug else ''}"
-        return report("failed", record(folder, "failed", message, **evidence))
+        kind, evidence, is_lost = type(error).__name__, evidence_of(error), is_gpu_lost()
+        is_known = evidence.get("errno") in MACHINE_ERRORS or kind.endswith("MemoryError")
+        message = f"{kind}: {error}"
+        if is_lost:
+            evidence["gpu_lost"] = True
+        elif not is_known:
+            message += " (a bug: traceback in the log)"
+        message = record(folder, "failed", message, **evidence)
+        return replace(report("failed", message), gpu_lost=is_lost)
 
 
 def execute_when_free(plan: Plan, run_id: str, at_once: int = 1) -> Report:
