@@ -25,7 +25,7 @@ from hvae_hpc.jobs.slurm import client as slurm
 from hvae_hpc.jobs.slurm.limits import read_cluster
 from hvae_hpc.jobs.state.run_log import let_output_be_lost
 from hvae_hpc.jobs.state.submissions import PLAN_FILE, SUBMISSIONS, Submissions, submitting
-from hvae_hpc.jobs.submit import apply, prepare, preview
+from hvae_hpc.jobs.submit import apply, prepare
 from hvae_hpc.jobs.submit.on_end import run_on_end
 from hvae_hpc.jobs.sweeps import expand
 from hvae_hpc.jobs.sweeps.config import SweepConfig
@@ -294,15 +294,15 @@ def _submit(
         prepared = prepare.prepare(
             plan, site, last_job, scope=scope, retries=retries, after=options.after
         )
-        for line in preview.describe(prepared, prepare.check_space(prepared)):
+        for line in apply.describe(prepared, prepare.check_space(prepared)):
             say(line)
         if options.plan:
-            say(*preview.sbatch_texts(prepared.plan.arrays), "nothing was done (--plan)")
+            say(*apply.sbatch_texts(prepared.plan.arrays), "nothing was done (--plan)")
             return 0
         write_plan(plan, plan_path(plan.runs_folder, plan.sweep))
         application = apply.Application(prepared)
         application.run()
-    say(*preview.tell(application, retries))
+    say(*apply.tell(application, retries))
     return 0 if application.jobs or prepared.queued or not application.refused else 1
 
 

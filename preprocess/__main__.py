@@ -151,7 +151,7 @@ def pack_here(options: argparse.Namespace, recipe: Recipe, raw: Path, out: Path)
 def _submit(options: argparse.Namespace, name: str, raw: Path, out: Path) -> list[str]:
     """Submit this command as a job that packs on its node; return the place of a sweep."""
     from hvae_hpc.jobs.slurm.limits import read_cluster
-    from hvae_hpc.jobs.submit.single_job import submit_command  # brings submitit
+    from hvae_hpc.jobs.submit.apply import submit_command
 
     flags = flags_of(options) | ({"cpus": options.workers} if options.workers else {})
     site = fit_cluster(read_site(options.site, flags), options.partition, read_cluster())

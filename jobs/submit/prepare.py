@@ -6,6 +6,7 @@ way. Each array waits by ``afterany`` for the arrays of its parents; every run c
 parents when it starts. No process has to stay alive.
 """
 
+import math
 import re
 import shutil
 import time
@@ -52,7 +53,7 @@ class Prepared:
         name: of the submission and its folder.
         totals: what it will cost (:func:`hvae_hpc.jobs.sweeps.costs.add_up`).
         queued: number of the sweep's runs that wait or run already.
-        room: elements that the queue still takes; None where no limit is known.
+        room: elements that the queue still takes; infinite where no limit is known.
         adopted: jobs in the queue that an earlier command submitted and did not live to note.
         again_s: seconds that the last job waits where it is to submit the rest.
         history: the retries, to be written before anything is submitted; None for as it was.
@@ -64,7 +65,7 @@ class Prepared:
     name: str
     totals: Mapping[str, float]
     queued: int
-    room: int | None
+    room: float
     adopted: tuple[Job, ...] = ()
     again_s: int = 300
     history: RetryHistory | None = None
@@ -104,12 +105,10 @@ def prepare(
     """
     check_path(plan.runs_folder)
     submissions = Submissions(plan.runs_folder)
-    limits = [limit for limit in (site.cluster.submit_limit, site.caps.elements) if limit]
-
+    limit = min(site.cluster.submit_limit or math.inf, site.caps.elements or math.inf)
     # What was submitted from here must be in the answer; without submissions an older one will do.
-    may_be_s_old = 0.0 if submissions.plans or limits else site.caps.poll_s
+    may_be_s_old = 0.0 if submissions.plans or limit < math.inf else site.caps.poll_s
     queue = slurm.read_queue(not_before=time.time() - may_be_s_old)
-    room = max(0, min(limits) - queue.elements) if limits else None
     results = read_results(plan)  # after the queue: what ends in between would seem lost
     standing = read_standing(plan, results, submissions, queue)
     if retries:
@@ -137,7 +136,7 @@ def prepare(
         name=name,
         totals=add_up(plan, seconds),
         queued=sum(status.kind in IN_QUEUE for status in statuses.values()),
-        room=room,
+        room=max(0, limit - queue.elements),
         adopted=tuple(job for job in ours if job.job not in noted),
         again_s=int(5 * site.caps.poll_s),
         history=choice.history if retries else None,

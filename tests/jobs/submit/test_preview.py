@@ -11,7 +11,7 @@ from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.sites.site import fit_cluster, read_site
 from hvae_hpc.jobs.slurm import client as slurm
 from hvae_hpc.jobs.submit import prepare
-from hvae_hpc.jobs.submit.preview import describe, sbatch_texts
+from hvae_hpc.jobs.submit.apply import describe, sbatch_texts
 from hvae_hpc.jobs.sweeps import expand
 from hvae_hpc.sweep import read_sweep
 from tests.jobs.sites.test_site import CLUSTER
