@@ -6,8 +6,7 @@ from pathlib import Path
 
 from hvae_hpc.config.stages import SegmentConfig, TrainConfig
 from hvae_hpc.errors import printable, say
-from hvae_hpc.jobs.failures.bad_nodes import gather_failures
-from hvae_hpc.jobs.failures.classify import Evidence, classify, gather
+from hvae_hpc.jobs.failures.classify import Evidence, classify, gather, gather_failures
 from hvae_hpc.jobs.failures.retry import RunRetries, decide_retry, read_history, with_retry_changes
 from hvae_hpc.jobs.sites.site import Site, read_site
 from hvae_hpc.jobs.state.find_run import add_run, find_status, name_run

@@ -2,10 +2,14 @@
 
 What the run's own log recorded counts most, then SLURM's word, then what stands in the element's
 log. Sentences are read only where nobody left anything better.
+
+A node without a GPU, with a full disk or with a missing folder fails run after run, and nothing in
+a single run's evidence says that the node is why. So all failures of a sweep are looked at
+together: a node looks bad where runs fail whose like succeed elsewhere.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 from hvae_hpc.errors import DEVICE_MEMORY
@@ -19,7 +23,7 @@ from hvae_hpc.jobs.state.run_log import (
     read_tail,
     split_attempts,
 )
-from hvae_hpc.jobs.state.run_status import ENDS, RunStatus
+from hvae_hpc.jobs.state.run_status import ENDS, RunStatus, Standing
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.runs.folder import LogRecord, read_log
 from hvae_hpc.runs.plan import Plan
@@ -75,6 +79,17 @@ NEVER_BEGAN = "CANCELLED before it began"
 """Stands for SLURM's word where an element left the queue, and its log was never opened."""
 REPORT = re.compile(r"(done|failed|blocked|stopped): .*?\(([0-9a-f]{12})\), [0-9.]+ s: (.*)")
 """How an element's log reports that a run ended: how, which run, and the message."""
+
+NODE_MAY_BE_WHY: tuple[Failure, ...] = (
+    "lost",
+    "code error",
+    "bad input",
+    "out of memory (device)",
+    "disk full or quota",
+)
+"""Classes that a bad node causes too: it has no GPU, another's process on it, or a full disk."""
+RUNS, ELEMENTS = 3, 2
+"""How many runs, of how many elements, must have failed on a node before it looks bad."""
 
 
 class Evidence(NamedTuple):
@@ -269,3 +284,67 @@ def _classify_record(evidence: Evidence) -> Failure:
 def _find_sentence(lines: Sequence[str]) -> Failure | None:
     text = "\n".join(lines)
     return next((name for name, words in SENTENCES.items() if re.search(words, text)), None)
+
+
+class RunOnNode(NamedTuple):
+    """A run that succeeded or failed on a node; runs of one kind ought to end alike everywhere."""
+
+    succeeded: bool
+    kind: Hashable
+    node: str
+    element: str
+    began: float
+
+
+def find_bad_nodes(runs: Collection[RunOnNode]) -> set[str]:
+    """Return the nodes on which runs fail whose like succeed elsewhere."""
+    nodes = {run.node for run in runs if not run.succeeded} - {""}
+    return {node for node in nodes if _looks_bad(node, runs)}
+
+
+def _looks_bad(node: str, runs: Collection[RunOnNode]) -> bool:
+    kinds_made_elsewhere = {run.kind for run in runs if run.succeeded and run.node != node}
+    here = [run for run in runs if run.node == node]
+    failed = [run for run in here if not run.succeeded and run.kind in kinds_made_elsewhere]
+    if len(failed) < RUNS or len({run.element for run in failed}) < ELEMENTS:
+        return False
+    # The node works again where a run succeeded there since.
+    first = min(run.began for run in failed)
+    return not any(run.succeeded and run.began >= first for run in here)
+
+
+def gather_failures(standing: Standing) -> dict[str, Evidence]:
+    """Return the evidence of each run that failed or was lost, and what is against its node."""
+    plan, submissions = standing.plan, standing.submissions
+
+    def kind(run_id: str) -> Hashable:
+        run = plan.runs[run_id]
+        return run.stage, run.config.data, run.source
+
+    runs = [
+        RunOnNode(True, kind(run_id), result.host, result.job, result.started_at)
+        for run_id, result in standing.results.items()
+        if result.done
+    ]
+    failures: dict[str, Evidence] = {}
+    for run_id, status in standing.statuses.items():
+        if status.kind not in ("failed", "lost"):
+            continue
+        evidence = gather(plan, run_id, status, submissions)
+        failures[run_id] = evidence
+        began = evidence.began["time"] or submissions.element(status.element).submitted_at
+        if _may_be_the_node(evidence):
+            runs.append(RunOnNode(False, kind(run_id), evidence.node, status.element, began))
+
+    bad = find_bad_nodes(runs)
+    return {
+        run_id: evidence._replace(
+            node_looks_bad=evidence.node in bad and _may_be_the_node(evidence)
+        )
+        for run_id, evidence in failures.items()
+    }
+
+
+def _may_be_the_node(evidence: Evidence) -> bool:
+    is_failure = evidence.had_turn and not evidence.cancelled
+    return is_failure and classify(evidence) in NODE_MAY_BE_WHY

@@ -4,24 +4,29 @@ The rules are the site's (:mod:`hvae_hpc.jobs.sites.retry_policy`). What earlier
 kept in one small file beside the submissions, :class:`RetryHistory`. It is written before anything
 is submitted. It names the failure that each retry answers, so a command that ended in between can
 be given again: it submits the same retry and does not count it twice.
+
+New jobs leave out the nodes that failed lately (:func:`without_bad_nodes`).
 """
 
 import contextlib
+import math
 import re
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hvae_hpc.config.loader import dump, load, read_json
+from hvae_hpc.config.resources import Resources
 from hvae_hpc.errors import UserError, say
 from hvae_hpc.frozen import frozen
-from hvae_hpc.jobs.failures.bad_nodes import gather_failures
-from hvae_hpc.jobs.failures.classify import Evidence, classify
+from hvae_hpc.jobs.failures.classify import Evidence, classify, gather_failures
 from hvae_hpc.jobs.sites.retry_policy import Failure, change, in_words
 from hvae_hpc.jobs.sites.site import Site
+from hvae_hpc.jobs.slurm.limits import Cluster
 from hvae_hpc.jobs.state.run_status import Standing
 from hvae_hpc.jobs.state.submissions import SUBMISSIONS
 from hvae_hpc.runs.folder import write_json
@@ -245,3 +250,26 @@ def _add_followers(standing: Standing, chosen: set[str], runs: dict[str, RunRetr
         for canary in canaries:
             past, changes = runs.get(run_id, RunRetries()), runs.get(canary, RunRetries()).changes
             runs[run_id] = replace(past, changes={**past.changes, **changes})
+
+
+def without_bad_nodes(
+    resources: Resources, until: Mapping[str, float], cluster: Cluster
+) -> Resources:
+    """Return resources that exclude the nodes that failed lately.
+
+    At least half of the partition's nodes stay, and as many as a run needs: a fault of our own may
+    look like that of many nodes. Nothing is added where a person asks for features or excludes
+    nodes, since nobody counts which nodes that leaves.
+
+    Args:
+        resources: of a stage, with its partition.
+        until: node to the time until which no run goes there, in seconds since 1970.
+        cluster: for the partition's nodes.
+    """
+    if resources.constraint or resources.exclude:
+        return resources
+    nodes, now = cluster.check_partition(resources.partition).nodes, time.time()
+    bad = [node for node in nodes if until.get(node, 0.0) > now]
+    bad.sort(key=lambda node: (-until[node], node))  # those that failed last go first
+    most = len(nodes) - max(resources.nodes, math.ceil(len(nodes) / 2))
+    return replace(resources, exclude=",".join(bad[: max(0, most)]))

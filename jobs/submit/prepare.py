@@ -19,7 +19,6 @@ from typing import Literal
 from hvae_hpc.config.resources import Resources
 from hvae_hpc.errors import UserError
 from hvae_hpc.frozen import frozen
-from hvae_hpc.jobs.failures.bad_nodes import without_bad_nodes
 from hvae_hpc.jobs.failures.canary import canaries_of
 from hvae_hpc.jobs.failures.retry import (
     Choice,
@@ -27,6 +26,7 @@ from hvae_hpc.jobs.failures.retry import (
     choose_retries,
     read_history,
     with_retry_changes,
+    without_bad_nodes,
 )
 from hvae_hpc.jobs.sites.site import Site
 from hvae_hpc.jobs.slurm import client as slurm

@@ -314,10 +314,9 @@ def _lengths(draw: _Draw, arms: Sequence[ArmConfig]) -> list[int]:
     for arm in arms:
         n_pairs = arm.n_added + (0 if arm.alone else draw.n_real(arm.n_cases))
         own.append(math.ceil(settings.epochs * n_pairs / batch) * batch)
-    budgets = [budget_of(arm.name, settings.budget) for arm in arms]
     return [
-        max(own) if budget == "steps" else images
-        for images, budget in zip(own, budgets, strict=True)
+        max(own) if budget_of(arm.name, settings.budget) == "steps" else images
+        for arm, images in zip(arms, own, strict=True)
     ]
 
 

@@ -15,7 +15,6 @@ import pytest
 
 from hvae_hpc.config.resources import Resources
 from hvae_hpc.errors import run_command
-from hvae_hpc.jobs.failures.bad_nodes import without_bad_nodes
 from hvae_hpc.jobs.failures.retry import (
     Choice,
     RetryHistory,
@@ -23,6 +22,7 @@ from hvae_hpc.jobs.failures.retry import (
     choose_retries,
     read_history,
     with_retry_changes,
+    without_bad_nodes,
 )
 from hvae_hpc.jobs.failures.retry import write_history as keep
 from hvae_hpc.jobs.sites.site import Site, read_site
