@@ -21,16 +21,18 @@ from typing import Any, NamedTuple
 
 from hvae_hpc.config.loader import dump, load, read_json
 from hvae_hpc.config.resources import Resources
+from hvae_hpc.config.stages import TrainConfig
 from hvae_hpc.errors import UserError, say
 from hvae_hpc.frozen import frozen
 from hvae_hpc.jobs.failures.classify import Evidence, classify, gather_failures
-from hvae_hpc.jobs.sites.retry_policy import Failure, change, in_words
+from hvae_hpc.jobs.sites.retry_policy import Failure, Rule
 from hvae_hpc.jobs.sites.site import Site
 from hvae_hpc.jobs.slurm.limits import Cluster
 from hvae_hpc.jobs.state.run_status import Standing
 from hvae_hpc.jobs.state.submissions import SUBMISSIONS
 from hvae_hpc.runs.folder import write_json
 from hvae_hpc.runs.plan import Plan
+from hvae_hpc.runs.run import Run
 
 HISTORY_FILE = "retries.json"
 
@@ -66,13 +68,12 @@ class RetryHistory:
 def read_history(runs_folder: Path) -> RetryHistory:
     """Return the retries of a runs folder; none where the file is missing, or damaged."""
     path = runs_folder / SUBMISSIONS / HISTORY_FILE
-    if not path.exists():
-        return RetryHistory()
     try:
-        return load(RetryHistory, read_json(path), str(path))
+        if path.exists():
+            return load(RetryHistory, read_json(path), str(path))
     except UserError as error:
         say(f"warning: {error}; earlier retries are forgotten", to=sys.stderr)
-        return RetryHistory()
+    return RetryHistory()
 
 
 def write_history(runs_folder: Path, history: RetryHistory) -> None:
@@ -137,7 +138,7 @@ def decide_retry(
     rule, had = site.rules[failure], plan.resources_of(run_id)
     count, total = past.counts.get(failure, 0), sum(past.counts.values())
     before = {**vars(had), "minutes": evidence.minutes or had.minutes}
-    changes = change(rule, plan.runs[run_id], had, before, site.fit)
+    changes = change(rule, plan.runs[run_id], had, before, site)
     why_not = ""
     if rule.times == 0:
         why_not = "never: it would end in the same way"
@@ -157,6 +158,56 @@ def decide_retry(
     if bad_node:
         words += f", not on {bad_node} for {rule.exclude_hours:g} h"
     return RetryDecision(failure, changes, words, bad_node)
+
+
+def change(
+    rule: Rule,
+    run: Run,
+    had: Resources,
+    before: Mapping[str, Any],
+    site: Site,
+) -> dict[str, Any] | None:
+    """Return the fields of a run's resources that a retry has otherwise; None for no retry.
+
+    Args:
+        rule: of the class of its failure.
+        run: that failed.
+        had: what it could have had.
+        before: the same by name, with the time limit that it had, which may be shorter.
+        site: cuts resources to what may be asked for.
+    """
+    asked: dict[str, Any] = {}
+    if rule.memory > 1:
+        asked["memory_gb"] = round(had.memory_gb * rule.memory, 1)
+    if rule.minutes > 1:
+        asked["minutes"] = math.ceil(before["minutes"] * rule.minutes)
+    pairs = _pairs_at_once(run, had)
+    if rule.micro_batch < 1 and pairs > 1:
+        asked["micro_batch"] = max(1, math.floor(pairs * rule.micro_batch))
+
+    fitted = vars(site.fit(replace(had, **asked))[0])
+    changes = {name: fitted[name] for name in asked if fitted[name] != before[name]}
+    # A rule that changes resources is of no use where nothing can be changed.
+    is_change_due = rule.memory > 1 or rule.minutes > 1 or rule.micro_batch < 1
+    return changes if rule.times > 0 and (changes or not is_change_due) else None
+
+
+def _pairs_at_once(run: Run, had: Resources) -> int:
+    """Return how many pairs go through the network at once; 1 where fewer change its numbers."""
+    config = run.config
+    if not (isinstance(config, TrainConfig) and config.model.pairs_apart):
+        return 1
+    share = config.optim.batch_size // had.tasks
+    return min(share, had.micro_batch or share)
+
+
+def in_words(changes: Mapping[str, Any], before: Mapping[str, Any]) -> str:
+    """Return what a retry has otherwise than a run had: "memory_gb 16 -> 24", or "as it was"."""
+    words = [
+        f"{name} {before[name]:g} -> {value:g}" if before[name] else f"{name} {value:g}"
+        for name, value in changes.items()
+    ]
+    return ", ".join(words) or "as it was"
 
 
 class Choice(NamedTuple):

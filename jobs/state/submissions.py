@@ -241,7 +241,5 @@ def comment_of(submission: str, array: int) -> str:
 
 def parse_comment(comment: str) -> tuple[str, int] | None:
     """Return submission and array number; None for a comment that is not ours."""
-    mark, _, rest = comment.partition(":")
-    submission, _, array = rest.rpartition(":")
-    is_ours = mark == "hvae_hpc" and re.fullmatch(r"[0-9]{1,9}", array)
-    return (submission, int(array)) if is_ours else None
+    ours = re.fullmatch(r"hvae_hpc:(.*):([0-9]{1,9})", comment)
+    return (ours[1], int(ours[2])) if ours else None

@@ -7,7 +7,8 @@ import pytest
 
 from hvae_hpc.config.resources import Resources
 from hvae_hpc.errors import UserError
-from hvae_hpc.jobs.sites.retry_policy import FAILURES, Rule, change, in_words, read_rules
+from hvae_hpc.jobs.failures.retry import change, in_words
+from hvae_hpc.jobs.sites.retry_policy import FAILURES, Rule, read_rules
 from hvae_hpc.jobs.sites.site import read_site
 from hvae_hpc.jobs.slurm.limits import Cluster, Partition
 from hvae_hpc.runs.run import Run
@@ -23,7 +24,7 @@ def changed(
     site = read_site(None)
     cluster = Cluster(partitions={"gpu": Partition(minutes=100, grace_s=0)})
     site = replace(site, caps=replace(site.caps, **caps), cluster=cluster)
-    return change(rule, run, had, {**vars(had), "minutes": minutes}, site.fit)
+    return change(rule, run, had, {**vars(had), "minutes": minutes}, site)
 
 
 def test_every_class_has_a_rule_and_what_would_end_in_the_same_way_is_never_retried() -> None:
