@@ -298,19 +298,18 @@ class RunOnNode(NamedTuple):
 
 def find_bad_nodes(runs: Collection[RunOnNode]) -> set[str]:
     """Return the nodes on which runs fail whose like succeed elsewhere."""
-    nodes = {run.node for run in runs if not run.succeeded} - {""}
-    return {node for node in nodes if _looks_bad(node, runs)}
-
-
-def _looks_bad(node: str, runs: Collection[RunOnNode]) -> bool:
-    kinds_made_elsewhere = {run.kind for run in runs if run.succeeded and run.node != node}
-    here = [run for run in runs if run.node == node]
-    failed = [run for run in here if not run.succeeded and run.kind in kinds_made_elsewhere]
-    if len(failed) < RUNS or len({run.element for run in failed}) < ELEMENTS:
-        return False
-    # The node works again where a run succeeded there since.
-    first = min(run.began for run in failed)
-    return not any(run.succeeded and run.began >= first for run in here)
+    bad = set[str]()
+    for node in {run.node for run in runs if not run.succeeded} - {""}:
+        kinds_made_elsewhere = {run.kind for run in runs if run.succeeded and run.node != node}
+        here = [run for run in runs if run.node == node]
+        failed = [run for run in here if not run.succeeded and run.kind in kinds_made_elsewhere]
+        if len(failed) < RUNS or len({run.element for run in failed}) < ELEMENTS:
+            continue
+        # The node works again where a run succeeded there since.
+        first = min(run.began for run in failed)
+        if not any(run.succeeded and run.began >= first for run in here):
+            bad.add(node)
+    return bad
 
 
 def gather_failures(standing: Standing) -> dict[str, Evidence]:

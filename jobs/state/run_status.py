@@ -114,8 +114,7 @@ def read_standing(
         if row:
             statuses[run_id] = _status_in_element(last, element, row)
         elif folder and _is_alive(folder, last, queue):
-            is_local = not last["job_id"]
-            where = ("", "local") if is_local else (element, UNASKED)
+            where = (element, UNASKED) if last["job_id"] else ("", "local")
             statuses[run_id] = RunStatus("running", *where)
         elif element and queue is None and not last:
             statuses[run_id] = RunStatus("waiting", element, UNASKED)
