@@ -63,11 +63,11 @@ def find_run(runs_folder: Path, text: str, stage: str = "") -> tuple[Plan, str]:
         for run_id, run in plan.runs.items():
             if stage not in ("", run.stage):
                 continue
-            folder = run.folder
             labels[run.label] = None
-            called = (run.label, f"{run.stage}/{run.label}", folder, folder.partition("/")[2])
+            named = f"{run.label}-{run_id}"
+            called = (run.label, f"{run.stage}/{run.label}", run.folder, named)
             if wanted in called or run_id.startswith(wanted):
-                matches[folder] = (plan, run_id)
+                matches[run.folder] = (plan, run_id)
 
     if not matches:
         close = difflib.get_close_matches(wanted.rpartition("/")[2], labels)

@@ -150,13 +150,11 @@ def _plan_retries(
 ) -> tuple[Plan, Choice]:
     """Choose the failed runs to retry; returns the plan with the resources of all retries."""
     history = read_history(standing.plan.runs_folder)
-    plan = with_retry_changes(standing.plan, history, site)
-    if not retries:
-        return plan, Choice(frozenset(), history, ())
-
-    standing, by_hand = replace(standing, plan=plan), scope == "all"
-    choice = choose_retries(standing, history, retries, site, by_hand=by_hand)
-    return with_retry_changes(plan, choice.history, site), choice
+    choice = Choice(frozenset(), history, ())
+    if retries:
+        standing = replace(standing, plan=with_retry_changes(standing.plan, history, site))
+        choice = choose_retries(standing, history, retries, site, by_hand=scope == "all")
+    return with_retry_changes(standing.plan, choice.history, site), choice
 
 
 def _choose_runs(standing: Standing, scope: Scope, retried: Collection[str]) -> list[str]:
