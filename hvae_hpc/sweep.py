@@ -22,10 +22,10 @@ from hvae_hpc.config.stages import SegmentConfig
 from hvae_hpc.errors import UserError, run_command, say
 from hvae_hpc.jobs.sites.site import Site, add_flags, fit_cluster, flags_of, place_of, read_site
 from hvae_hpc.jobs.slurm import client as slurm
-from hvae_hpc.jobs.slurm.limits import Cluster, read_cluster
+from hvae_hpc.jobs.slurm.limits import read_cluster
 from hvae_hpc.jobs.state.run_log import let_output_be_lost
 from hvae_hpc.jobs.state.submissions import PLAN_FILE, SUBMISSIONS, Submissions, submitting
-from hvae_hpc.jobs.submit import apply, prepare, preview
+from hvae_hpc.jobs.submit import apply, prepare
 from hvae_hpc.jobs.submit.on_end import run_on_end
 from hvae_hpc.jobs.sweeps import expand
 from hvae_hpc.jobs.sweeps.config import SweepConfig
@@ -58,9 +58,8 @@ def main(argv: Sequence[str]) -> int:
     # What is asked, and what the machine or the cluster allows.
     sweep = read_sweep(options.sweep, [name for name, _ in options.data])
     site = read_site(options.site, flags_of(options))
-    cluster = read_cluster() if options.partition else None
-    if cluster:
-        site = fit_cluster(site, options.partition, cluster)
+    if options.partition:
+        site = fit_cluster(site, options.partition, read_cluster())
     elif slurm.is_available() and not options.local and not options.plan:
         raise UserError(
             "this is a SLURM machine; give --partition P to submit, or --local to run here"
@@ -85,13 +84,13 @@ def main(argv: Sequence[str]) -> int:
         say(*describe_power(plan, results, sizes))
 
     # The runs, and in the end the tables.
-    if cluster and missing:
-        return _submit(plan, site, cluster, options, argv)
+    if options.partition and missing:
+        return _submit(plan, site, options, argv)
     if options.plan:
         say("nothing was done (--plan)")
         return 0
     write_plan(plan, plan_path(plan.runs_folder, plan.sweep))
-    if not cluster:
+    if not options.partition:
         return _run_here(plan, missing, options)
     say("submitted nothing: every run is done")
     say(f"tables: python -m hvae_hpc.results {shlex.quote(str(plan.runs_folder))}")
@@ -278,7 +277,6 @@ def _describe(sweep: SweepConfig, plan: Plan, results: Results) -> None:
 def _submit(
     plan: Plan,
     site: Site,
-    cluster: Cluster,
     options: argparse.Namespace,
     argv: Sequence[str],
     scope: prepare.Scope = "all",
@@ -294,19 +292,18 @@ def _submit(
     submissions = plan.runs_folder / SUBMISSIONS
     with contextlib.nullcontext() if options.plan else submitting(submissions):
         prepared = prepare.prepare(
-            plan, site, cluster, last_job, scope=scope, retries=retries, after=options.after
+            plan, site, last_job, scope=scope, retries=retries, after=options.after
         )
-        for line in preview.describe(prepared, prepare.check_space(prepared)):
+        for line in apply.describe(prepared, prepare.check_space(prepared)):
             say(line)
         if options.plan:
-            say(*preview.sbatch_texts(prepared.plan.arrays), "nothing was done (--plan)")
+            say(*apply.sbatch_texts(prepared.plan.arrays), "nothing was done (--plan)")
             return 0
         write_plan(plan, plan_path(plan.runs_folder, plan.sweep))
         application = apply.Application(prepared)
         application.run()
-    say(*preview.tell(application, retries))
-    in_queue = any(status.kind in prepare.IN_QUEUE for status in prepared.statuses.values())
-    return 0 if application.jobs or in_queue or not application.refused else 1
+    say(*apply.tell(application, retries))
+    return 0 if application.jobs or prepared.queued or not application.refused else 1
 
 
 def _finish(options: argparse.Namespace, argv: Sequence[str]) -> int:
@@ -338,10 +335,10 @@ def _finish(options: argparse.Namespace, argv: Sequence[str]) -> int:
         raise UserError(f"{left}, and the sweep or its code has changed; give the command again")
     try:
         # How jobs run is the site file's to say: others may write in the runs folder.
-        cluster = read_cluster()
-        site = fit_cluster(read_site(options.site, flags_of(options)), options.partition, cluster)
+        site = read_site(options.site, flags_of(options))
+        site = fit_cluster(site, options.partition, read_cluster())
         plan = replace(plan, resources={stage: site.resources[stage] for stage in plan.resources})
-        return _submit(plan, site, cluster, options, argv, scope)
+        return _submit(plan, site, options, argv, scope)
     except UserError as error:  # many sites forbid sbatch on compute nodes
         raise UserError(f"{left}: {error}; give the sweep command again") from error
 

@@ -151,16 +151,15 @@ def pack_here(options: argparse.Namespace, recipe: Recipe, raw: Path, out: Path)
 def _submit(options: argparse.Namespace, name: str, raw: Path, out: Path) -> list[str]:
     """Submit this command as a job that packs on its node; return the place of a sweep."""
     from hvae_hpc.jobs.slurm.limits import read_cluster
-    from hvae_hpc.jobs.submit.single_job import submit_command  # brings submitit
+    from hvae_hpc.jobs.submit.apply import submit_command
 
     flags = flags_of(options) | ({"cpus": options.workers} if options.workers else {})
-    cluster = read_cluster()
-    site = fit_cluster(read_site(options.site, flags), options.partition, cluster)
+    site = fit_cluster(read_site(options.site, flags), options.partition, read_cluster())
     for note in site.notes:
         if note.startswith("pack:"):
             say(note)
     resources = site.resources["pack"]
-    cluster.check_suits("pack", resources)
+    site.cluster.check_suits("pack", resources)
 
     recipe = options.recipe
     if recipe.endswith(".toml"):
@@ -183,7 +182,7 @@ def _submit(options: argparse.Namespace, name: str, raw: Path, out: Path) -> lis
     say(f"job {job} {already}packs {raw} into {out}; its log: {logs}")
     # Nodes that pack may have no GPU.
     train = site.resources["train"]
-    suited = cluster.find_suited(train) or [train.partition]
+    suited = site.cluster.find_suited(train) or [train.partition]
     return place_of(options, partition=train.partition if train.partition in suited else suited[0])
 
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from hvae_hpc.errors import UserError, printable, say
-from hvae_hpc.jobs.state.device_hours import read_device_hours
-from hvae_hpc.jobs.state.run_status import read_run_status
+from hvae_hpc.jobs.state.run_status import read_standing
 from hvae_hpc.jobs.state.submissions import Submissions
+from hvae_hpc.jobs.state.sweep_status import read_device_hours
 from hvae_hpc.results.collect import NOT_YET, Collected, collect, name_some
 from hvae_hpc.results.figures.write import write_figures
 from hvae_hpc.results.nnunet import build_nnunet
@@ -93,21 +93,19 @@ def ask_jobs(plan: Plan, collected: Collected) -> tuple[Collected, Table | None]
         What was collected, with better reasons; and the table of device hours, None where no time
         is known.
     """
-    results = collected.results
-    submissions = Submissions(plan.runs_folder)
-    statuses = read_run_status(plan, results, submissions, None)
+    standing = read_standing(plan, collected.results, Submissions(plan.runs_folder), None)
 
     # Why there is nothing yet, where their files say it.
     better = {
         f"{plan.folder_name(run_id)}: {NOT_YET}": (
             f"{plan.folder_name(run_id)}: {status.kind}: {status.reason}"
         )
-        for run_id, status in statuses.items()
+        for run_id, status in standing.statuses.items()
         if status.kind in ("failed", "lost", "blocked")
     }
     missing = tuple(better.get(line, line) for line in collected.missing)
 
-    hours = read_device_hours(plan, results, statuses, submissions)
+    hours = read_device_hours(standing)
     table = build_device_hours([of_stage._asdict() for of_stage in hours])
     return replace(collected, missing=missing), table
 

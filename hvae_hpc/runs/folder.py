@@ -41,6 +41,7 @@ TEMPORARY = re.compile(r"\.(.+\.\d+-[0-9a-f]{8}|(lease|here|over)-[\w-]*)\.tmp",
 LOG_TEXTS = ("event", "reason", "job_id", "host", "signal")
 LOG_NUMBERS = ("images_seen", "at", "attempt", "at_once", "errno", "exit_code", "oom_kills")
 """Fields of log.jsonl's records that our code reads; beside these it has a "time"."""
+_EMPTY: dict[str, Any] = {**dict.fromkeys(LOG_TEXTS, ""), "errors": ()}
 _UNWRITTEN: dict[Path, list[str]] = {}
 """By run folder: lines of its log for which the disk had no room yet."""
 NO_RECORD = (
@@ -120,6 +121,13 @@ class RunResult:
     per_case: dict[str, dict[str, float]]
     provenance: Provenance
     details: dict[str, Any] = field(default_factory=dict)
+
+
+class LogRecord(dict[str, Any]):
+    """A record of log.jsonl. A field that it does not have is empty: "", no errors, or 0."""
+
+    def __missing__(self, name: str) -> Any:
+        return _EMPTY.get(name, 0)
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
@@ -291,13 +299,13 @@ def append_log(folder: Path, record: dict[str, Any]) -> None:
             say(note, to=sys.stderr)
 
 
-def read_log(folder: Path) -> list[dict[str, Any]]:
+def read_log(folder: Path) -> list[LogRecord]:
     """Read log.jsonl with this process's lines that wait for room."""
-    unwritten = [json.loads(line) for line in _UNWRITTEN.get(folder, [])]
+    unwritten = [LogRecord(json.loads(line)) for line in _UNWRITTEN.get(folder, [])]
     return [*read_records(folder / LOG, _check_log_record), *unwritten]
 
 
-def read_log_tail(folder: Path, n_bytes: int = 8192) -> list[dict[str, Any]]:
+def read_log_tail(folder: Path, n_bytes: int = 8192) -> list[LogRecord]:
     """Read the last whole lines of log.jsonl, of which there may be thousands."""
     with contextlib.suppress(OSError):
         return _parse(read_last_lines(folder / LOG, n_bytes), _check_log_record)
@@ -337,19 +345,20 @@ def _parse(lines: Iterable[bytes], check: Callable[[Any], T]) -> list[T]:
     return records
 
 
-def _check_log_record(record: Any) -> dict[str, Any]:
+def _check_log_record(content: Any) -> LogRecord:
     """Return a record of log.jsonl whose fields, where our code reads them, are of their type."""
-    if not isinstance(record, dict):
+    if not isinstance(content, dict):
         raise TypeError("no table")
-    texts = [*(record.get(name, "") for name in LOG_TEXTS), *record.get("errors", ())]
-    numbers = [record["time"], *(record.get(name, 0) for name in LOG_NUMBERS)]
+    record = LogRecord(content)
+    texts = [*(record[name] for name in LOG_TEXTS), *record["errors"]]
+    numbers = [content["time"], *(record[name] for name in LOG_NUMBERS)]
     if not all(isinstance(text, str) for text in texts):
         raise ValueError("a text is none")
     if not all(type(number) in (int, float) and 0 <= number < 1e12 for number in numbers):
         raise ValueError("a number is none, or can never be")
-    if job_id := record.get("job_id"):
-        require_form("job_id", job_id, JOB)
-    return dict(record)
+    if record["job_id"]:
+        require_form("job_id", record["job_id"], JOB)
+    return record
 
 
 def find_checkpoints(folder: Path) -> list[Path]:

@@ -33,6 +33,9 @@ class Run:
     config: StageConfig
     parents: Mapping[str, str] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        return f"{self.stage} {self.label}"
+
     @cached_property
     def run_id(self) -> str:
         """The 12 hexadecimal digits that follow from all of the above."""

@@ -14,7 +14,7 @@ from hvae_hpc.errors import UserError, say
 from hvae_hpc.jobs.sites.site import read_site
 from hvae_hpc.jobs.slurm import client as slurm
 from hvae_hpc.jobs.state.find_run import add_runs_folder, find_run
-from hvae_hpc.jobs.state.submissions import Submissions
+from hvae_hpc.jobs.state.submissions import Job, Submissions
 from hvae_hpc.runs.plan import Plan, find_plans
 
 PATIENCE_S = 30.0
@@ -54,17 +54,17 @@ def _cancel_run(runs_folder: Path, plan: Plan, run_id: str) -> None:
     submissions, run = Submissions(runs_folder), plan.runs[run_id]
     elements = [
         (f"{row.job}_{place}", row, run_ids)
-        for row, submission, array in _find_proven(submissions)
+        for row, job in _find_proven(submissions)
         for place in row.places
-        if run_id in (run_ids := submissions.run_ids(submission, array, place))
+        if run_id in (run_ids := submissions.run_ids(job, place))
     ]
     if not elements:
-        say(f"{run.stage} {run.label} ({run_id}) is not in the queue")
+        say(f"{run} ({run_id}) is not in the queue")
         return
     element, row, run_ids = elements[0]
     _scancel([element])
     state = row.state.lower()
-    say(f"cancelled element {element} ({state}), which makes {run.stage} {run.label}")
+    say(f"cancelled element {element} ({state}), which makes {run}")
 
     if len(run_ids) > 1:
         say(f"the element's other runs, {len(run_ids) - 1}, are cancelled with it")
@@ -116,10 +116,10 @@ def _read_queue(runs_folder: Path, sweep: str) -> list[slurm.Queued]:
     """Return the sweep's rows of the queue that were submitted from this runs folder."""
     submissions = Submissions(runs_folder)
     rows = _find_proven(submissions)
-    return [row for row, submission, _ in rows if submissions.plans[submission].sweep == sweep]
+    return [row for row, job in rows if submissions.plans[job.submission].sweep == sweep]
 
 
-def _find_proven(submissions: Submissions) -> list[tuple[slurm.Queued, str, int]]:
+def _find_proven(submissions: Submissions) -> list[tuple[slurm.Queued, Job]]:
     """Return the queue's rows that are surely ours, and name the others that the record claims."""
     queue = slurm.read_queue(not_before=time.time(), patience_s=PATIENCE_S)
     rows = submissions.find_queued(queue)

@@ -2,16 +2,12 @@
 
 import argparse
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from hvae_hpc.errors import say
-from hvae_hpc.jobs.state.element_logs import process_logs, read_end
-from hvae_hpc.jobs.state.find_run import add_run, find_run
-from hvae_hpc.jobs.state.run_log import split_attempts
-from hvae_hpc.jobs.state.submissions import Submissions
-from hvae_hpc.jobs.state.sweep_status import make_sweep_status, read_our_queue
-from hvae_hpc.runs.folder import read_log
+from hvae_hpc.jobs.state.find_run import add_run, find_status
+from hvae_hpc.jobs.state.run_log import process_logs, read_end, split_attempts
+from hvae_hpc.runs.folder import LogRecord, read_log
 
 
 def main(argv: Sequence[str]) -> int:
@@ -22,11 +18,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--lines", type=int, default=20, metavar="N", help=about)
     options = parser.parse_args(argv)
 
-    plan, run_id = find_run(options.runs, options.run)
-    submissions = Submissions(plan.runs_folder)
-    statuses = make_sweep_status(plan, submissions, *read_our_queue(submissions)).statuses
-    kind, element, reason = statuses[run_id]
-    say(f"{plan.runs[run_id].stage} {plan.runs[run_id].label} ({run_id})")
+    sweep, run_id = find_status(options)
+    plan, (kind, element, reason) = sweep.plan, sweep.statuses[run_id]
+    say(f"{plan.runs[run_id]} ({run_id})")
     say(kind + (f" ({element})" if element else "") + (f": {reason}" if reason else ""))
 
     log = read_log(plan.folder(run_id))
@@ -36,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
 
     # The last attempt's process, or that of the element that has it; that of local workers is "".
     attempts = split_attempts(log)
-    name = str(attempts[-1][0].get("job_id", "")) if attempts else element
+    name = attempts[-1][0]["job_id"] if attempts else element
     paths = process_logs(plan.runs_folder, name, "0")[-1:] if attempts or element else []
     for path in paths:
         say(f"\n{path}")
@@ -45,9 +39,9 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _describe(record: Mapping[str, Any]) -> str:
+def _describe(record: LogRecord) -> str:
     """Return a record of log.jsonl: "Nov 29 09:24:35  failed, reason loss became nan"."""
-    when = time.strftime("%b %d %H:%M:%S", time.localtime(record.get("time", 0)))
+    when = time.strftime("%b %d %H:%M:%S", time.localtime(record["time"]))
     words = [str(record["event"])] if "event" in record else []
     for name, value in record.items():
         if name not in ("time", "event"):

@@ -18,13 +18,15 @@ from typing import Any, NamedTuple
 from hvae_hpc.config.stages import CONFIGS, SegmentConfig
 from hvae_hpc.errors import say
 from hvae_hpc.jobs.failures.classify import classify, gather
-from hvae_hpc.jobs.state.device_hours import StageHours, read_device_hours
 from hvae_hpc.jobs.state.find_run import name_run
 from hvae_hpc.jobs.state.run_status import KINDS, UNASKED, Kind
-from hvae_hpc.jobs.state.submissions import Submissions
-from hvae_hpc.jobs.state.sweep_status import Progress, SweepStatus, read_sweep_statuses
+from hvae_hpc.jobs.state.sweep_status import (
+    Progress,
+    SweepStatus,
+    read_device_hours,
+    read_sweep_statuses,
+)
 from hvae_hpc.jobs.sweeps.costs import duration
-from hvae_hpc.runs.done import read_results
 
 SCHEMA = 1
 """Of what ``--json`` prints."""
@@ -125,10 +127,9 @@ def _describe_troubles(sweep: SweepStatus) -> Iterator[str]:
     if not troubles:
         return
     for kind, reason, failure, run_ids in troubles[:MOST_LINES]:
-        run = sweep.plan.runs[run_ids[0]]
         more = f" and {len(run_ids) - 1:,} more" if len(run_ids) > 1 else ""
         known = f" ({failure})" if kind == "failed" else ""
-        yield f"{kind}{known}: {run.stage} {run.label}{more}: {reason}"
+        yield f"{kind}{known}: {sweep.plan.runs[run_ids[0]]}{more}: {reason}"
     if others := troubles[MOST_LINES:]:
         yield f"... and {sum(len(each.run_ids) for each in others):,} more, for other reasons"
 
@@ -145,11 +146,10 @@ def _find_troubles(sweep: SweepStatus) -> list[Trouble]:
             groups[kind, reason.replace(f"{plan.folder(run_id)}/", "")].append(run_id)
 
     # The logs of a group's first run tell the class of all, as logs may be many.
-    submissions = Submissions(plan.runs_folder)
     troubles = []
     for (kind, reason), run_ids in groups.items():
         first = run_ids[0]
-        evidence = gather(plan, first, statuses[first], submissions)
+        evidence = gather(plan, first, statuses[first], sweep.submissions)
         failure = "held" if statuses[first].held else classify(evidence)
         troubles.append(Trouble(kind, reason, failure, run_ids))
     return sorted(troubles, key=lambda each: (TROUBLES.index(each.kind), -len(each.run_ids)))
@@ -173,23 +173,18 @@ def _describe_work(sweep: SweepStatus) -> Iterator[str]:
     for run_id, progress in sweep.progress.items():
         pace, usual = progress.images_per_s, progress.usual_images_per_s
         if pace and usual and pace < SLOW * usual:
-            run, said = sweep.plan.runs[run_id], f"{pace:,.1f} images/s, usual are {usual:,.1f}"
-            yield f"slow: {run.stage} {run.label}: {said}; look at node {progress.host}"
+            said = f"{pace:,.1f} images/s, usual are {usual:,.1f}"
+            yield f"slow: {sweep.plan.runs[run_id]}: {said}; look at node {progress.host}"
 
 
 def _costs(sweep: SweepStatus) -> Iterator[str]:
     """Yield what the sweep took, by stage and by what came of it, and what to ask for."""
-    spent = _read_costs(sweep)
+    spent = read_device_hours(sweep)
     for stage in spent:
         hours = ", ".join(f"{n:,.2f} {name}" for name, n in stage.hours.items() if n >= 0.005)
         total = f"{sum(stage.hours.values()):,.2f} {stage.unit.upper()}-hours"
         yield f"spent: {stage.stage}: {total} ({hours})"
     yield from (f"advice: {stage.advice}" for stage in spent if stage.advice)
-
-
-def _read_costs(sweep: SweepStatus) -> list[StageHours]:
-    submissions = Submissions(sweep.plan.runs_folder)
-    return read_device_hours(sweep.plan, read_results(sweep.plan), sweep.statuses, submissions)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -235,7 +230,9 @@ def _to_plain(sweep: SweepStatus, costs: bool) -> dict[str, Any]:
         "totals": sweep.totals,
         "runs": runs,
     }
-    return plain | ({"costs": [stage._asdict() for stage in _read_costs(sweep)]} if costs else {})
+    return plain | (
+        {"costs": [stage._asdict() for stage in read_device_hours(sweep)]} if costs else {}
+    )
 
 
 def _screen(options: argparse.Namespace) -> str:

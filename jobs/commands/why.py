@@ -6,14 +6,10 @@ from pathlib import Path
 
 from hvae_hpc.config.stages import SegmentConfig, TrainConfig
 from hvae_hpc.errors import printable, say
-from hvae_hpc.jobs.failures.bad_nodes import gather_failures
-from hvae_hpc.jobs.failures.classify import Evidence, classify, gather
+from hvae_hpc.jobs.failures.classify import Evidence, classify, gather, gather_failures
 from hvae_hpc.jobs.failures.retry import RunRetries, decide_retry, read_history, with_retry_changes
 from hvae_hpc.jobs.sites.site import Site, read_site
-from hvae_hpc.jobs.state.find_run import add_run, find_run, name_run
-from hvae_hpc.jobs.state.submissions import Submissions
-from hvae_hpc.jobs.state.sweep_status import make_sweep_status, read_our_queue
-from hvae_hpc.runs.done import read_results
+from hvae_hpc.jobs.state.find_run import add_run, find_status, name_run
 from hvae_hpc.runs.plan import Plan
 
 WIDTH = 200
@@ -42,14 +38,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--site", type=Path, metavar="FILE", help=about)
     options = parser.parse_args(argv)
 
-    plan, run_id = find_run(options.runs, options.run)
-    submissions = Submissions(plan.runs_folder)
-    queue, note = read_our_queue(submissions)
-    statuses = make_sweep_status(plan, submissions, queue).statuses
+    sweep, run_id = find_status(options)
+    plan, status = sweep.plan, sweep.statuses[run_id]
     # The failures of other runs may speak against its node.
-    failures = gather_failures(plan, read_results(plan), statuses, submissions)
-    evidence = failures.get(run_id) or gather(plan, run_id, statuses[run_id], submissions)
-    say(*explain(plan, run_id, evidence, read_site(options.site), note))
+    evidence = gather_failures(sweep).get(run_id) or gather(plan, run_id, status, sweep.submissions)
+    say(*explain(plan, run_id, evidence, read_site(options.site), sweep.note))
     return 0
 
 
@@ -65,9 +58,9 @@ def explain(
         site: for the rules.
         note: why the queue is not known; "" where it is.
     """
-    status, run = evidence.status, plan.runs[run_id]
+    status = evidence.status
     reason = status.reason.replace(f"{plan.folder(run_id)}/", "")
-    lines = [f"{run.stage} {run.label} ({run_id})"]
+    lines = [f"{plan.runs[run_id]} ({run_id})"]
     if status.kind in ("failed", "lost", "blocked"):
         lines += _describe_failure(plan, run_id, evidence, reason)
         lines += _describe_retry(plan, run_id, evidence, reason, site)
@@ -107,11 +100,11 @@ def _find_facts(evidence: Evidence) -> Iterator[str]:
         "on": evidence.node + looks_bad,
         "SLURM says": evidence.state,
         "limit in minutes:": evidence.minutes,
-        "raised": " from ".join(evidence.ended.get("errors", ())),
-        "error number": evidence.ended.get("errno"),
-        "ended by": evidence.ended.get("signal"),
-        "exit code": evidence.ended.get("exit_code"),
-        "kills for memory:": evidence.ended.get("oom_kills"),
+        "raised": " from ".join(evidence.ended["errors"]),
+        "error number": evidence.ended["errno"],
+        "ended by": evidence.ended["signal"],
+        "exit code": evidence.ended["exit_code"],
+        "kills for memory:": evidence.ended["oom_kills"],
     }
     yield from (f"{name} {fact}" for name, fact in facts.items() if fact)
 

@@ -99,15 +99,14 @@ def _find_failure(
         is_done = (plan.folder(run_id) / METRICS).exists()
         was_killed = any(map(KILLED.search, evidence.lines))
         # The run's folder may have taken no word.
-        event = evidence.ended.get("event")
+        event = evidence.ended["event"]
         if evidence.attempts:
             event = last_event_in(plan.folder(run_id), element)
         is_over = was_killed or event in ("failed", "blocked", "died")
         if is_done or evidence.got_further or not is_over:
             return None
 
-        run, words = plan.runs[run_id], evidence.ended.get("reason", "")
-        words = words or "".join(evidence.lines[-1:])
+        words = evidence.ended["reason"] or "".join(evidence.lines[-1:])
         words = words.replace(f"{plan.folder(run_id)}/", "")
-        failures.append((classify(evidence), f"{run.stage} {run.label} ({run_id}): {words}"))
+        failures.append((classify(evidence), f"{plan.runs[run_id]} ({run_id}): {words}"))
     return next((failure for failure in failures if failure[0] in ALIKE), None)

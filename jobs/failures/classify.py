@@ -2,19 +2,30 @@
 
 What the run's own log recorded counts most, then SLURM's word, then what stands in the element's
 log. Sentences are read only where nobody left anything better.
+
+A node without a GPU, with a full disk or with a missing folder fails run after run, and nothing in
+a single run's evidence says that the node is why. So all failures of a sweep are looked at
+together: a node looks bad where runs fail whose like succeed elsewhere.
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from typing import NamedTuple
 
 from hvae_hpc.errors import DEVICE_MEMORY
 from hvae_hpc.jobs.sites.retry_policy import Failure
-from hvae_hpc.jobs.state.element_logs import process_logs, read_tail
-from hvae_hpc.jobs.state.run_log import BEGINS, MACHINE_ERRORS, NO_TEMPORARY, checkpoint_at
-from hvae_hpc.jobs.state.run_status import ENDS, RunStatus
+from hvae_hpc.jobs.state.run_log import (
+    BEGINS,
+    MACHINE_ERRORS,
+    NO_TEMPORARY,
+    checkpoint_at,
+    process_logs,
+    read_tail,
+    split_attempts,
+)
+from hvae_hpc.jobs.state.run_status import ENDS, RunStatus, Standing
 from hvae_hpc.jobs.state.submissions import Submissions
-from hvae_hpc.runs.folder import read_log
+from hvae_hpc.runs.folder import LogRecord, read_log
 from hvae_hpc.runs.plan import Plan
 
 LINES = 200
@@ -69,6 +80,17 @@ NEVER_BEGAN = "CANCELLED before it began"
 REPORT = re.compile(r"(done|failed|blocked|stopped): .*?\(([0-9a-f]{12})\), [0-9.]+ s: (.*)")
 """How an element's log reports that a run ended: how, which run, and the message."""
 
+NODE_MAY_BE_WHY: tuple[Failure, ...] = (
+    "lost",
+    "code error",
+    "bad input",
+    "out of memory (device)",
+    "disk full or quota",
+)
+"""Classes that a bad node causes too: it has no GPU, another's process on it, or a full disk."""
+RUNS, ELEMENTS = 3, 2
+"""How many runs, of how many elements, must have failed on a node before it looks bad."""
+
 
 class Evidence(NamedTuple):
     """What is known of how a run's last attempt ended.
@@ -89,8 +111,8 @@ class Evidence(NamedTuple):
 
     status: RunStatus
     state: str = ""
-    began: Mapping[str, Any] = {}
-    ended: Mapping[str, Any] = {}
+    began: LogRecord = LogRecord()
+    ended: LogRecord = LogRecord()
     attempts: int = 0
     reached: int = 0
     minutes: int = 0
@@ -108,21 +130,21 @@ class Evidence(NamedTuple):
         """The node on which it ran, or was to begin; "" where nobody says."""
         in_accounting = NODE_IN_ACCOUNTING.search(self.state)
         by_slurm = in_accounting[1] if in_accounting else ""
-        return str(self.began.get("host") or self.ended.get("host") or by_slurm)
+        return self.began["host"] or self.ended["host"] or by_slurm
 
     @property
     def node_failed(self) -> bool:
         """Whether it ended by a fault of its node, which others would meet there as well."""
-        said = "\n".join([str(self.ended.get("reason", "")), *self.lines])
+        said = "\n".join([self.ended["reason"], *self.lines])
         is_named = STATES.get(self.slurm_word) == "node failure" or re.search(BAD_NODE, said)
-        is_told = bool(is_named or self.ended.get("gpu_lost"))
+        is_told = bool(is_named or self.ended["gpu_lost"])
         return self.node_looks_bad or is_told or classify(self) == "device error"
 
     @property
     def got_further(self) -> bool:
         """Whether the last attempt got further than where it began."""
-        saved = bool(self.began) and self.reached > int(self.began.get("at", 0))
-        return saved or bool(self.ended.get("further"))
+        saved = bool(self.began) and self.reached > self.began["at"]
+        return saved or bool(self.ended["further"])
 
     @property
     def cancelled(self) -> bool:
@@ -131,8 +153,8 @@ class Evidence(NamedTuple):
             return True
         # SLURM says of what it preempts that it does so. A person's scancel may leave no such word.
         # What went back to the queue by itself, and is not there, was taken out of it.
-        told_to_go = self.ended.get("event") == "left" and (
-            self.ended.get("goes_back") or not self.ended.get("at_limit")
+        told_to_go = self.ended["event"] == "left" and (
+            self.ended["goes_back"] or not self.ended["at_limit"]
         )
         return bool(self.had_turn and told_to_go) and classify(self) == "lost"
 
@@ -150,33 +172,33 @@ def gather(plan: Plan, run_id: str, status: RunStatus, submissions: Submissions)
     submitted = submissions.element(element)
 
     # The last attempt. It may have been made by a local process since the element was submitted.
-    starts = [number for number, record in enumerate(log) if record.get("event") == "started"]
-    attempt = log[starts[-1] :] if starts else log
-    began = attempt[0] if starts else {}
-    if began and not began.get("job_id") and began.get("time", 0.0) > submitted.submitted_at:
+    attempts = split_attempts(log)
+    attempt = attempts[-1] if attempts else log
+    began = attempt[0] if attempts else LogRecord()
+    if began and not began["job_id"] and began["time"] > submitted.submitted_at:
         element = ""
 
     # Its end. What an earlier element said counts only where it is the run's status.
-    endings = [record for record in attempt if record.get("event") in (*ENDS, "left")]
+    endings = [record for record in attempt if record["event"] in (*ENDS, "left")]
     if status.kind != "failed":
-        endings = [record for record in endings if record.get("job_id", "") == element]
+        endings = [record for record in endings if record["job_id"] == element]
     opened = bool(element) and bool(process_logs(plan.runs_folder, element))
     lines = _read_lines(plan, run_id, element) if opened else []
     reports = [words for words in map(REPORT.match, lines) if words and words[2] == run_id]
     if status.kind == "lost" and not endings:  # the run's folder may have taken no word
         failed = [words[3] for words in reports if words[1] == "failed"]
-        endings = [{"event": "failed", "reason": reason} for reason in failed]
+        endings = [LogRecord(event="failed", reason=reason) for reason in failed]
 
     # An element makes its runs in their order, so its first run has its turn at once.
-    is_named = any(record.get("job_id") == element for record in log)
+    is_named = any(record["job_id"] == element for record in log)
     is_first = run_id in submitted.run_ids[:1] or not submitted.run_ids
     never_began = bool(element) and not (opened or is_named)
     return Evidence(
         status=status,
         state=submissions.end_of(element) or (NEVER_BEGAN if never_began else ""),
-        began=began if began.get("job_id", "") == element else {},
-        ended=endings[-1] if endings else {},
-        attempts=len(starts),
+        began=began if began["job_id"] == element else LogRecord(),
+        ended=endings[-1] if endings else LogRecord(),
+        attempts=len(attempts),
         reached=checkpoint_at(plan.folder(run_id)),
         minutes=submitted.minutes,
         lines=lines,
@@ -217,14 +239,14 @@ def classify(evidence: Evidence) -> Failure:
     if not evidence.had_turn:
         return "lost"
     ended = evidence.ended
-    if ended.get("event") in ("failed", "died"):
+    if ended["event"] in ("failed", "died"):
         return _classify_record(evidence)
 
-    goes_back = ended.get("goes_back", False)
+    goes_back = ended["goes_back"]
     is_told = evidence.slurm_word in ("TIMEOUT", "DEADLINE") or any(
         "DUE TO TIME LIMIT" in line for line in evidence.lines
     )
-    if is_told or (ended.get("at_limit") and not goes_back):
+    if is_told or (ended["at_limit"] and not goes_back):
         return "time limit with progress" if evidence.got_further else "time limit without progress"
     if evidence.slurm_word in STATES:
         return STATES[evidence.slurm_word]
@@ -234,12 +256,12 @@ def classify(evidence: Evidence) -> Failure:
 
 def _classify_record(evidence: Evidence) -> Failure:
     """Return the class of what the run's log recorded: exceptions and numbers before sentences."""
-    record, reason = evidence.ended, str(evidence.ended.get("reason", ""))
-    errors = [str(name) for name in record.get("errors", ())]
+    record, reason = evidence.ended, evidence.ended["reason"]
+    errors = list(record["errors"])
     named = [ERRORS[name] for name in errors if name in ERRORS]
-    if record.get("oom_kills"):
+    if record["oom_kills"]:
         named.append("out of memory (host)")
-    if record.get("errno", 0) in MACHINE_ERRORS:
+    if record["errno"] in MACHINE_ERRORS:
         named.append(MACHINE_ERRORS[record["errno"]])
     if named:
         return named[0]
@@ -247,11 +269,11 @@ def _classify_record(evidence: Evidence) -> Failure:
     # Of several processes one died, and the others' exceptions say nothing: the logs may.
     lost_another = "lost touch with another" in reason
     lines = evidence.lines if lost_another or not errors else ()
-    if record.get("gpu_lost"):
+    if record["gpu_lost"]:
         return _find_sentence([reason]) or "device error"
     if failure := _find_sentence([reason]) or _find_sentence(lines):
         return failure
-    if lost_another or record.get("signal") in ("SIGKILL", "SIGTERM"):
+    if lost_another or record["signal"] in ("SIGKILL", "SIGTERM"):
         return "lost"
     is_input = errors[:1] == ["UserError"] or not (
         errors or "exit_code" in record or "signal" in record or "a bug: traceback" in reason
@@ -262,3 +284,66 @@ def _classify_record(evidence: Evidence) -> Failure:
 def _find_sentence(lines: Sequence[str]) -> Failure | None:
     text = "\n".join(lines)
     return next((name for name, words in SENTENCES.items() if re.search(words, text)), None)
+
+
+class RunOnNode(NamedTuple):
+    """A run that succeeded or failed on a node; runs of one kind ought to end alike everywhere."""
+
+    succeeded: bool
+    kind: Hashable
+    node: str
+    element: str
+    began: float
+
+
+def find_bad_nodes(runs: Collection[RunOnNode]) -> set[str]:
+    """Return the nodes on which runs fail whose like succeed elsewhere."""
+    bad = set[str]()
+    for node in {run.node for run in runs if not run.succeeded} - {""}:
+        kinds_made_elsewhere = {run.kind for run in runs if run.succeeded and run.node != node}
+        here = [run for run in runs if run.node == node]
+        failed = [run for run in here if not run.succeeded and run.kind in kinds_made_elsewhere]
+        if len(failed) < RUNS or len({run.element for run in failed}) < ELEMENTS:
+            continue
+        # The node works again where a run succeeded there since.
+        first = min(run.began for run in failed)
+        if not any(run.succeeded and run.began >= first for run in here):
+            bad.add(node)
+    return bad
+
+
+def gather_failures(standing: Standing) -> dict[str, Evidence]:
+    """Return the evidence of each run that failed or was lost, and what is against its node."""
+    plan, submissions = standing.plan, standing.submissions
+
+    def kind(run_id: str) -> Hashable:
+        run = plan.runs[run_id]
+        return run.stage, run.config.data, run.source
+
+    runs = [
+        RunOnNode(True, kind(run_id), result.host, result.job, result.started_at)
+        for run_id, result in standing.results.items()
+        if result.done
+    ]
+    failures: dict[str, Evidence] = {}
+    for run_id, status in standing.statuses.items():
+        if status.kind not in ("failed", "lost"):
+            continue
+        evidence = gather(plan, run_id, status, submissions)
+        failures[run_id] = evidence
+        began = evidence.began["time"] or submissions.element(status.element).submitted_at
+        if _may_be_the_node(evidence):
+            runs.append(RunOnNode(False, kind(run_id), evidence.node, status.element, began))
+
+    bad = find_bad_nodes(runs)
+    return {
+        run_id: evidence._replace(
+            node_looks_bad=evidence.node in bad and _may_be_the_node(evidence)
+        )
+        for run_id, evidence in failures.items()
+    }
+
+
+def _may_be_the_node(evidence: Evidence) -> bool:
+    is_failure = evidence.had_turn and not evidence.cancelled
+    return is_failure and classify(evidence) in NODE_MAY_BE_WHY

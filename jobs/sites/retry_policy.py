@@ -5,19 +5,14 @@ module does not know why a run failed (:mod:`hvae_hpc.jobs.failures.classify`), 
 before (:mod:`hvae_hpc.jobs.failures.retry`).
 """
 
-import math
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from hvae_hpc.config.loader import load, merge, read_toml
 from hvae_hpc.config.model import require
-from hvae_hpc.config.resources import Resources
-from hvae_hpc.config.stages import TrainConfig
 from hvae_hpc.errors import UserError
 from hvae_hpc.frozen import frozen
-from hvae_hpc.runs.run import Run
 
 POLICY = Path(__file__).parent / "retry_policy.toml"
 Failure = Literal[
@@ -85,51 +80,3 @@ def read_rules(layers: Mapping[str, Any]) -> dict[Failure, Rule]:
         check_tables(layer, FAILURES, f"{where}: retry")
         rules, last = merge(rules, layer), where
     return {name: load(Rule, rules[name], f'{last}: retry."{name}"') for name in FAILURES}
-
-
-def change(
-    rule: Rule, run: Run, had: Resources, minutes: int, fit: Callable[[Resources], Resources]
-) -> dict[str, Any] | None:
-    """Return the fields of a run's resources that a retry has otherwise; None for no retry.
-
-    Args:
-        rule: of the class of its failure.
-        run: that failed.
-        had: what it had.
-        minutes: the time limit that it had, which may be shorter than its stage's; 0 for that.
-        fit: cuts resources to what may be asked for.
-    """
-    before = {**vars(had), "minutes": minutes or had.minutes}
-    asked: dict[str, Any] = {}
-    if rule.memory > 1:
-        asked["memory_gb"] = round(had.memory_gb * rule.memory, 1)
-    if rule.minutes > 1:
-        asked["minutes"] = math.ceil(before["minutes"] * rule.minutes)
-    pairs = _pairs_at_once(run, had)
-    if rule.micro_batch < 1 and pairs > 1:
-        asked["micro_batch"] = max(1, math.floor(pairs * rule.micro_batch))
-
-    fitted = vars(fit(replace(had, **asked)))
-    changes = {name: fitted[name] for name in asked if fitted[name] != before[name]}
-    # A rule that changes resources is of no use where nothing can be changed.
-    is_change_due = rule.memory > 1 or rule.minutes > 1 or rule.micro_batch < 1
-    return changes if rule.times > 0 and (changes or not is_change_due) else None
-
-
-def _pairs_at_once(run: Run, had: Resources) -> int:
-    """Return how many pairs go through the network at once; 1 where fewer change its numbers."""
-    config = run.config
-    if not (isinstance(config, TrainConfig) and config.model.pairs_apart):
-        return 1
-    share = config.optim.batch_size // had.tasks
-    return min(share, had.micro_batch or share)
-
-
-def in_words(changes: Mapping[str, Any], had: Resources, minutes: int) -> str:
-    """Return what a retry has otherwise than a run had: "memory_gb 16 -> 24", or "as it was"."""
-    before = {**vars(had), "minutes": minutes or had.minutes}
-    words = [
-        f"{name} {before[name]:g} -> {value:g}" if before[name] else f"{name} {value:g}"
-        for name, value in changes.items()
-    ]
-    return ", ".join(words) or "as it was"

@@ -69,6 +69,7 @@ class Site:
         caps: the administrator's.
         notes: what was cut, one line per stage.
         rules: of retries, by class of failure.
+        cluster: what SLURM allows; empty where nobody asked it.
         misfits: stage to why none of several partitions has what it asks for.
     """
 
@@ -77,10 +78,9 @@ class Site:
     notes: tuple[str, ...] = ()
     misfits: Mapping[str, str] = field(default_factory=dict)
     rules: Mapping[Failure, Rule] = field(default_factory=dict)
+    cluster: Cluster = Cluster()
 
-    def fit(
-        self, resources: Resources, cluster: Cluster | None = None, where: str = "the caps"
-    ) -> tuple[Resources, str]:
+    def fit(self, resources: Resources, where: str = "the caps") -> tuple[Resources, str]:
         """Cut resources to the caps, and to what their partition has if it is known.
 
         Returns:
@@ -90,8 +90,8 @@ class Site:
             UserError: what is left has no time to work; ``where`` says whose it is.
         """
         limits = {name: getattr(self.caps, name) for name in CAPPED}
-        if cluster:
-            partition = cluster.check_partition(resources.partition)
+        if self.cluster.partitions:
+            partition = self.cluster.check_partition(resources.partition)
             known = {"minutes": partition.minutes}
             if nodes := partition.find_best_nodes(resources):
                 _, known["memory_gb"], cpus = map(min, zip(*nodes, strict=True))
@@ -144,7 +144,7 @@ def read_site(path: Path | None, flags: Mapping[str, Any] | None = None) -> Site
         stage: _load_stage(stage, layers, flags or {}, f"{where}: {stage}") for stage in library
     }
     site = Site(resources=asked, caps=caps, rules=rules)
-    site = _fit_stages(site, None, f"capped by {admin_file}", f"{admin_file}: {{}}, capped")
+    site = _fit_stages(site, f"capped by {admin_file}", f"{admin_file}: {{}}, capped")
     for stage, resources in site.resources.items():
         if wrong := _find_wrong_option(stage, resources, caps):
             raise UserError(f"{where}: {stage}: {wrong}")
@@ -164,11 +164,11 @@ def _find_wrong_option(stage: str, asked: Resources, caps: Caps) -> str:
     return ""
 
 
-def _fit_stages(site: Site, cluster: Cluster | None, why: str, where: str) -> Site:
+def _fit_stages(site: Site, why: str, where: str) -> Site:
     """Cut the resources of all stages, and note the cuts."""
     resources, notes = {}, list(site.notes)
     for stage, asked in site.resources.items():
-        resources[stage], cuts = site.fit(asked, cluster, where.format(stage))
+        resources[stage], cuts = site.fit(asked, where.format(stage))
         if cuts:
             notes.append(f"{stage}: {cuts}, {why}")
     return replace(site, resources=resources, notes=tuple(notes))
@@ -236,8 +236,8 @@ def fit_cluster(site: Site, partition: str, cluster: Cluster) -> Site:
             )
         elif lacks[names[0]]:
             notes.append(f"{stage}: partition {fitting[0]}, since {reasons}")
-    fitted = replace(site, resources=resources, notes=tuple(notes), misfits=misfits)
-    return _fit_stages(fitted, cluster, "all that its partition has", "{}: its partition")
+    site = replace(site, resources=resources, notes=tuple(notes), misfits=misfits, cluster=cluster)
+    return _fit_stages(site, "all that its partition has", "{}: its partition")
 
 
 FLAGS: Mapping[str, tuple[str, type, str, str]] = {

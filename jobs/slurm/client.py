@@ -1,4 +1,4 @@
-"""Calls of SLURM's commands, and the user's queue.
+"""Calls of SLURM's commands, the user's queue, and what accounting knows of who left it.
 
 Few questions are asked: all processes of a user on a machine share one answer of squeue for
 ``POLL_S``, in a file of the user's cache folder. A controller that is busy is asked again later,
@@ -14,7 +14,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +35,10 @@ BUSY = re.compile(
     re.IGNORECASE,
 )
 POLICY = re.compile(r"\b(?:Assoc|QOS)[A-Z]\w+")
+FINAL_STATES = {
+    *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED"),
+    *("NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"),
+}
 
 
 class BusyError(UserError):
@@ -179,22 +183,20 @@ class Queue(NamedTuple):
         return sum(row.elements for row in self.rows)
 
 
-def read_queue(*, not_before: float | None = None, patience_s: float = PATIENCE_S) -> Queue:
+def read_queue(not_before: float, patience_s: float = PATIENCE_S) -> Queue:
     """Return the user's queue as any of the user's processes got it lately, or ask for it.
 
     Args:
-        not_before: an answer must be as young as this, in seconds since 1970; None for no older
-            than ``POLL_S``.
+        not_before: an answer must be as young as this, in seconds since 1970.
         patience_s: how long to try.
 
     Raises:
         BusyError: SLURM does not answer.
     """
     path, now = _cache_file(), time.time()
-    oldest = now - POLL_S if not_before is None else not_before
     with contextlib.suppress(OSError, ValueError, TypeError):
         asked_at, rows = json.loads(read_file(path, RECORD_BYTES))
-        if oldest <= asked_at <= now:
+        if not_before <= asked_at <= now:
             return Queue(asked_at, tuple(Queued(job, tuple(at), *rest) for job, at, *rest in rows))
 
     queue = Queue(now, tuple(_ask_queue(patience_s)))
@@ -234,3 +236,39 @@ def parse_places(text: str) -> tuple[int, ...]:
             first, last, step = int(match[1]), int(match[2] or match[1]), int(match[3] or 1)
             places += range(first, last + 1, step)
     return tuple(places)
+
+
+def ask_accounting(jobs: Iterable[str], patience_s: float) -> dict[str, str] | None:
+    """Return the states of the elements of some arrays, by one call of sacct.
+
+    Args:
+        jobs: the arrays' ids.
+        patience_s: how long to try.
+
+    Returns:
+        For example "12_3" to "TIMEOUT on n3", "CANCELLED by 1000"; None where there is no
+        accounting, or no answer.
+    """
+    command = ["sacct", "-nPX", "--jobs", ",".join(sorted(jobs))]
+    try:
+        answer = ask([*command, "--format=JobID,State,ExitCode,NodeList"], patience_s)
+    except UserError:  # no sacct, or "Slurm accounting storage is disabled"
+        return None
+
+    states: dict[str, str] = {}
+    for line in answer.splitlines():
+        element, state, code, nodes = line.split("|")
+        job, _, places = element.partition("_")
+        if state == "FAILED":
+            exit_code, _, number = code.partition(":")
+            killed = number not in ("", "0")
+            state += f", signal {number}" if killed else f", exit code {exit_code}"
+        if nodes not in ("", "None assigned"):
+            state += f" on {nodes}"
+        states |= {f"{job}_{place}": state for place in parse_places(places.strip("[]"))}
+    return states
+
+
+def is_final(state: str) -> bool:
+    """Tell whether an element stays in a state, as :func:`ask_accounting` returns it."""
+    return state.partition(" ")[0].rstrip(",") in FINAL_STATES

@@ -74,13 +74,13 @@ class Cluster:
     """What SLURM allows.
 
     Attributes:
-        partitions: by name.
+        partitions: by name; none where SLURM was not asked.
         max_array_size: the highest index of an array, plus one.
         submit_limit: elements that the user may have in the queue; 0 for no limit that we know of.
         name: what SLURM calls it.
     """
 
-    partitions: dict[str, Partition]
+    partitions: dict[str, Partition] = field(default_factory=dict)
     max_array_size: int = 1001
     submit_limit: int = 0
     name: str = ""

@@ -1,4 +1,4 @@
-"""From what a person types to the one run that is meant."""
+"""From what a person types to the one run that is meant, and how it stands."""
 
 import argparse
 import difflib
@@ -6,7 +6,13 @@ import shlex
 from pathlib import Path
 
 from hvae_hpc.errors import UserError
-from hvae_hpc.jobs.state.sweep_status import read_plans
+from hvae_hpc.jobs.state.submissions import Submissions
+from hvae_hpc.jobs.state.sweep_status import (
+    SweepStatus,
+    make_sweep_status,
+    read_our_queue,
+    read_plans,
+)
 from hvae_hpc.runs.plan import Plan
 
 MOST_NAMED = 9
@@ -32,6 +38,13 @@ def name_run(plan: Plan, run_id: str) -> str:
     return plan.folder_name(run_id) + flag
 
 
+def find_status(options: argparse.Namespace) -> tuple[SweepStatus, str]:
+    """Return the status of the sweep of the run that a command's options name, and the run's id."""
+    plan, run_id = find_run(options.runs, options.run)
+    submissions = Submissions(plan.runs_folder)
+    return make_sweep_status(plan, submissions, *read_our_queue(submissions)), run_id
+
+
 def find_run(runs_folder: Path, text: str, stage: str = "") -> tuple[Plan, str]:
     """Return the plan and the id of the run that a person means.
 
@@ -50,11 +63,11 @@ def find_run(runs_folder: Path, text: str, stage: str = "") -> tuple[Plan, str]:
         for run_id, run in plan.runs.items():
             if stage not in ("", run.stage):
                 continue
-            folder = plan.folder_name(run_id)
             labels[run.label] = None
-            called = (run.label, f"{run.stage}/{run.label}", folder, folder.partition("/")[2])
+            named = f"{run.label}-{run_id}"
+            called = (run.label, f"{run.stage}/{run.label}", run.folder, named)
             if wanted in called or run_id.startswith(wanted):
-                matches[folder] = (plan, run_id)
+                matches[run.folder] = (plan, run_id)
 
     if not matches:
         close = difflib.get_close_matches(wanted.rpartition("/")[2], labels)

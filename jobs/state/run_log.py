@@ -1,5 +1,7 @@
 """What a run's log says of its attempts: how far each got, how long it took, and why it ended.
 
+Beside it there are the logs that the processes of elements and of local workers print into.
+
 The process that knows why an attempt ended logs it with evidence: the exceptions' types, the
 system's error number, the signal, what the kernel counted. So nobody guesses it from a sentence.
 """
@@ -16,8 +18,9 @@ from typing import Any, Literal
 
 from hvae_hpc.errors import NO_ROOM, UserError, say
 from hvae_hpc.jobs.sites.retry_policy import Failure
-from hvae_hpc.runs.files import refuse_links
-from hvae_hpc.runs.folder import METRICS, append_log, find_checkpoints, read_log
+from hvae_hpc.jobs.state.submissions import SUBMISSIONS
+from hvae_hpc.runs.files import read_last_lines, refuse_links
+from hvae_hpc.runs.folder import METRICS, LogRecord, append_log, find_checkpoints, read_log
 from hvae_hpc.runs.lease import host, job_id
 
 LEFT_EARLY = 75
@@ -72,10 +75,10 @@ def how_far(folder: Path) -> float:
 def last_event_in(folder: Path, job: str) -> str:
     """Return the last event of a run's log where an element of this name logged it; else ""."""
     events = [entry for entry in read_log(folder) if "event" in entry]
-    return str(events[-1]["event"]) if events and job and events[-1].get("job_id") == job else ""
+    return events[-1]["event"] if events and job and events[-1]["job_id"] == job else ""
 
 
-def check_stall(folder: Path, log: Sequence[dict[str, Any]]) -> None:
+def check_stall(folder: Path, log: Sequence[LogRecord]) -> None:
     """Give a run up that one element began again and again without getting further.
 
     The next sweep command may submit a new element, which begins to count again.
@@ -83,7 +86,7 @@ def check_stall(folder: Path, log: Sequence[dict[str, Any]]) -> None:
     Raises:
         StallError: the run is given up.
     """
-    starts = [e for e in log if e.get("event") == "started" and e.get("job_id")]
+    starts = [e for e in log if e["event"] == "started" and e["job_id"]]
     by_us = [entry for entry in starts if entry["job_id"] == job_id()]
     reached = checkpoint_at(folder)
     if len(by_us) >= STALLS and all(entry.get("at") == reached for entry in starts[-STALLS:]):
@@ -93,23 +96,23 @@ def check_stall(folder: Path, log: Sequence[dict[str, Any]]) -> None:
         )
 
 
-def split_attempts(log: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+def split_attempts(log: Sequence[LogRecord]) -> list[list[LogRecord]]:
     """Return the records of each attempt, from its "started" to the last one before the next."""
-    attempts: list[list[dict[str, Any]]] = []
+    attempts: list[list[LogRecord]] = []
     for entry in log:
-        if entry.get("event") == "started":
+        if entry["event"] == "started":
             attempts.append([])
         if attempts:
             attempts[-1].append(entry)
     return attempts
 
 
-def duration_s(attempt: Sequence[Mapping[str, Any]]) -> float:
+def duration_s(attempt: Sequence[LogRecord]) -> float:
     """Return the seconds from an attempt's beginning to its last record."""
-    return float(attempt[-1].get("time", 0.0)) - float(attempt[0].get("time", 0.0))
+    return attempt[-1]["time"] - attempt[0]["time"]
 
 
-def spent_s(log: Sequence[dict[str, Any]]) -> float:
+def spent_s(log: Sequence[LogRecord]) -> float:
     """Return the seconds that all attempts in a log took."""
     return sum(map(duration_s, split_attempts(log)))
 
@@ -191,3 +194,37 @@ def record(
     except (OSError, UserError):  # the failure may be that the disk takes nothing
         say(f"{folder}: the failure could not be logged", to=sys.stderr)
     return line
+
+
+def process_logs(runs_folder: Path, element: str, process: str = "*") -> list[Path]:
+    """Return the logs of an element's processes, or of one of them, the newest last.
+
+    Args:
+        runs_folder: of the submission.
+        element: SLURM's ``<array>_<place>``; "" for local workers.
+        process: number of the process in the element; "*" for all.
+    """
+    pattern = f"{SUBMISSIONS}/*/{element}_{process}_log.out" if element else "local/*.log"
+    return sorted(runs_folder.glob(pattern), key=lambda path: path.lstat().st_mtime)
+
+
+def read_tail(path: Path, n_bytes: int = 256_000) -> list[str]:
+    """Return a log's last lines as a terminal would show them, and 1000 characters of each.
+
+    Args:
+        path: of the log.
+        n_bytes: no more is read, from its end.
+    """
+    lines = []
+    with contextlib.suppress(OSError):
+        lines = [line.decode(errors="replace") for line in read_last_lines(path, n_bytes)]
+    # A progress bar overwrites its line after each "\r".
+    return [line.rstrip("\r").rpartition("\r")[2][:1000] for line in lines]
+
+
+def read_end(path: Path, run_id: str, number: int) -> list[str]:
+    """Return a log's last lines; where other runs of the element follow, those of this run."""
+    lines = read_tail(path, n_bytes=10_000_000)
+    places = [place for place, line in enumerate(lines) if f"({run_id})" in line]
+    end = places[-1] + 1 if places else len(lines)
+    return lines[max(0, end - number) : end]

@@ -2,20 +2,31 @@
 
 The runs' own files count first, then what was submitted and what the user's queue says. The sweep
 command submits what is neither done nor in the queue; ``hvae-hpc status`` shows everything.
+
+Of elements that left the queue without a result SLURM's accounting says how they ended: TIMEOUT,
+NODE_FAIL, CANCELLED and so on. It is asked for all of them in one call, at most once in ``POLL_S``.
+A file beside the submissions keeps what it said, so nobody asks twice for an element that ended.
 """
 
+import contextlib
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
-from hvae_hpc.jobs.slurm.client import Queue, Queued
-from hvae_hpc.jobs.state.submissions import Submissions
+from hvae_hpc.errors import UserError
+from hvae_hpc.frozen import frozen
+from hvae_hpc.jobs.slurm.client import POLL_S, Queue, Queued, ask_accounting, is_final
+from hvae_hpc.jobs.state.submissions import ENDS_FILE, Submissions
 from hvae_hpc.runs.done import Results, list_folders
-from hvae_hpc.runs.folder import read_log, read_log_tail
+from hvae_hpc.runs.files import refuse_links
+from hvae_hpc.runs.folder import LogRecord, read_log, read_log_tail, write_json
 from hvae_hpc.runs.lease import is_held
 from hvae_hpc.runs.plan import Plan
 
+BEHIND_S = 600.0
+"""Accounting may know an element only so long after it was submitted."""
 SILENT_S = 150.0
 """A run without a lease that has logged nothing for so long counts as ended."""
 HELD = "held: "
@@ -53,10 +64,27 @@ Statuses = Mapping[str, RunStatus]
 """Run id to status."""
 
 
-def read_run_status(
+@frozen
+class Standing:
+    """How all runs of a plan stand.
+
+    Attributes:
+        plan: of the sweep.
+        results: of its runs.
+        statuses: of its runs, parents before children.
+        submissions: of its runs folder.
+    """
+
+    plan: Plan
+    results: Results
+    statuses: Statuses
+    submissions: Submissions
+
+
+def read_standing(
     plan: Plan, results: Results, submissions: Submissions, queue: Queue | None
-) -> dict[str, RunStatus]:
-    """Return the status of every run of a plan.
+) -> Standing:
+    """Find the status of every run of a plan.
 
     Args:
         plan: of the sweep.
@@ -66,12 +94,7 @@ def read_run_status(
         queue: the user's; None where there is no SLURM, or no answer. Then what was submitted and
             has not begun counts as waiting.
     """
-    submitted = submissions.last_elements()
-    queued = {
-        run_id: (element, row)
-        for element, row, run_ids in submissions.queued_elements(queue)
-        for run_id in run_ids
-    }
+    submitted, queued = submissions.last_elements(), submissions.queued_runs(queue)
     folders = list_folders(plan)
     statuses: dict[str, RunStatus] = {}
 
@@ -87,55 +110,49 @@ def read_run_status(
         # Only of what is neither done nor waiting is the log read.
         stage, _, name = plan.folder_name(run_id).partition("/")
         folder = plan.folder(run_id) if name in folders[stage] else None
-        last = _last_event(folder) if folder else {}
+        last = _last_event(folder) if folder else LogRecord()
         if row:
             statuses[run_id] = _status_in_element(last, element, row)
         elif folder and _is_alive(folder, last, queue):
-            is_local = not last.get("job_id")
-            where = ("", "local") if is_local else (element, UNASKED)
+            where = (element, UNASKED) if last["job_id"] else ("", "local")
             statuses[run_id] = RunStatus("running", *where)
         elif element and queue is None and not last:
             statuses[run_id] = RunStatus("waiting", element, UNASKED)
         else:
             if queue is not None and _is_of_earlier_element(last, element, submissions):
-                last = {}
+                last = LogRecord()
             statuses[run_id] = _status_after_end(
                 plan, run_id, result.reason, last, element, statuses
             )
-    return statuses
+    return Standing(plan=plan, results=results, statuses=statuses, submissions=submissions)
 
 
-def _status_in_element(last: Mapping[str, Any], element: str, row: Queued) -> RunStatus:
+def _status_in_element(last: LogRecord, element: str, row: Queued) -> RunStatus:
     """Return the status of a run whose element runs: before its turn, at its turn, or after it."""
-    if last.get("job_id") != element:
+    if last["job_id"] != element:
         return RunStatus("waiting", element, "their turn in the element")
     if last["event"] in ("failed", "blocked"):
-        return RunStatus(last["event"], element, str(last.get("reason", "")))
+        return RunStatus(last["event"], element, last["reason"])
     return RunStatus("running", element, "" if row.state == "RUNNING" else row.state.lower())
 
 
-def _is_alive(folder: Path, last: Mapping[str, Any], queue: Queue | None) -> bool:
+def _is_alive(folder: Path, last: LogRecord, queue: Queue | None) -> bool:
     """Tell whether a process that is not in the queue holds a run, or has logged just now."""
-    if last.get("event") != "started" or (last.get("job_id") and queue is not None):
+    if last["event"] != "started" or (last["job_id"] and queue is not None):
         return False
     records = read_log_tail(folder)
-    written_at = float(records[-1].get("time", 0.0)) if records else 0.0
+    written_at = records[-1]["time"] if records else 0.0
     return is_held(folder) or time.time() - written_at < SILENT_S
 
 
-def _is_of_earlier_element(last: Mapping[str, Any], element: str, submissions: Submissions) -> bool:
+def _is_of_earlier_element(last: LogRecord, element: str, submissions: Submissions) -> bool:
     """Tell whether an earlier element logged the event: it does not say how the last one ended."""
-    logged_by = str(last.get("job_id", ""))
+    logged_by = last["job_id"]
     return logged_by != element and bool(submissions.element(logged_by).run_ids)
 
 
 def _status_after_end(
-    plan: Plan,
-    run_id: str,
-    reason: str,
-    last: Mapping[str, Any],
-    element: str,
-    statuses: Statuses,
+    plan: Plan, run_id: str, reason: str, last: LogRecord, element: str, statuses: Statuses
 ) -> RunStatus:
     """Return the status of a run that no process makes now.
 
@@ -147,8 +164,8 @@ def _status_after_end(
         element: that had it last; "" for none.
         statuses: of its parents at least.
     """
-    element = element or str(last.get("job_id", ""))
-    event, said = last.get("event"), str(last.get("reason", ""))
+    element = element or last["job_id"]
+    event, said = last["event"], last["reason"]
     if event == "failed":
         return RunStatus("failed", element, said)
 
@@ -156,8 +173,7 @@ def _status_after_end(
         if statuses[parent].kind == "blocked":  # for the same reason
             return RunStatus("blocked", element, statuses[parent].reason)
         if statuses[parent].kind in ("failed", "lost"):
-            run, kind = plan.runs[parent], statuses[parent].kind
-            needs = f"needs {run.stage} {run.label} ({parent}), {kind}"
+            needs = f"needs {plan.runs[parent]} ({parent}), {statuses[parent].kind}"
             return RunStatus("blocked", element, needs)
 
     if event == "blocked" and said.startswith(HELD):
@@ -165,20 +181,58 @@ def _status_after_end(
     # Its result is out of date, or its parents, which blocked it, no longer do.
     if reason or event == "blocked":
         return RunStatus("open", element, reason or said)
-    if event == "stopped":
-        return RunStatus("lost", element, "saved and left")
-    if event == "died":
-        return RunStatus("lost", element, said)
-    if element or last:
-        return RunStatus("lost", element, "ended without a result")
-    return RunStatus("open")
+    how = {"stopped": "saved and left", "died": said}.get(event, "ended without a result")
+    return RunStatus("lost", element, how) if element or last else RunStatus("open")
 
 
-def _last_event(folder: Path) -> dict[str, Any]:
+def _last_event(folder: Path) -> LogRecord:
     """Return the log's last record that began or ended an attempt; empty where there is none."""
     # The last lines of a long log tell it nearly always.
     for read in (read_log_tail, read_log):
         for record in reversed(read(folder)):
-            if record.get("event") in ("started", *ENDS):
+            if record["event"] in ("started", *ENDS):
                 return record
-    return {}
+    return LogRecord()
+
+
+def explain_lost(
+    standing: Standing, patience_s: float = 10.0, *, thorough: bool = False
+) -> Standing:
+    """Add to the reason of each lost run how SLURM says that its element ended.
+
+    Args:
+        standing: of a plan's runs.
+        patience_s: how long to try.
+        thorough: ask even if somebody asked less than ``POLL_S`` ago.
+    """
+    lost = {i: status for i, status in standing.statuses.items() if status.kind == "lost"}
+    elements = {status.element for status in lost.values()} - {""}
+    _find_ends(elements, standing.submissions, patience_s, thorough)
+    for run_id, status in lost.items():
+        if end := standing.submissions.end_of(status.element):
+            lost[run_id] = status._replace(reason=f"{status.reason}: {end}")
+    return replace(standing, statuses={**standing.statuses, **lost})
+
+
+def _find_ends(
+    elements: set[str], submissions: Submissions, patience_s: float, thorough: bool
+) -> None:
+    """Find out how elements ended, and keep it."""
+    asked_at, ends = submissions.asked_ends
+    unknown, now = elements - ends.keys(), time.time()
+    if not unknown or (not thorough and 0 <= now - asked_at < POLL_S):
+        return
+
+    jobs = {element.partition("_")[0] for element in unknown}
+    states = ask_accounting(jobs, patience_s)
+    if states is not None:
+        ends |= {name: states[name] for name in unknown & states.keys() if is_final(states[name])}
+        # Accounting never knows what was cancelled before it began.
+        for name in unknown - states.keys():
+            if now - submissions.element(name).submitted_at > BEHIND_S:
+                ends[name] = ""
+
+    # In somebody else's runs folder nothing is kept.
+    with contextlib.suppress(UserError, OSError):
+        refuse_links(submissions.folder, submissions.folder.parent)
+        write_json(submissions.folder / ENDS_FILE, {"asked_at": now, "ends": ends})

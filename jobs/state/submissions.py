@@ -95,18 +95,20 @@ class Submissions:
     def __init__(self, runs_folder: Path, name: str = "*") -> None:
         self.folder = runs_folder / SUBMISSIONS
         files = self.folder.glob(f"{name}/{PLAN_FILE}")
-        plans = {path.parent.name: _read_plan(path) for path in files}
-        self.plans = {name: plan for name, plan in plans.items() if plan}
+        self.plans = {path.parent.name: plan for path in files if (plan := _read_plan(path))}
 
-    def run_ids(self, name: str, array: int, place: int) -> tuple[str, ...]:
-        """Return the runs of one element of a submission's array; none beyond the array's end."""
-        elements = self.plans[name].arrays[array].elements
+    def array_of(self, job: Job) -> Array:
+        """Return the array that a job carries, or a part of which it carries."""
+        return self.plans[job.submission].arrays[job.array]
+
+    def run_ids(self, job: Job, place: int) -> tuple[str, ...]:
+        """Return the runs of one element of a job; none beyond its array's end."""
+        elements = self.array_of(job).elements
         return elements[place] if place < len(elements) else ()
 
-    def makes_tables(self, sweep: str, name: str, array: int) -> bool:
-        """Tell whether an array of a submission is the last job of a sweep."""
-        plan = self.plans[name]
-        return plan.sweep == sweep and plan.arrays[array].stage == "tables"
+    def makes_tables(self, sweep: str, job: Job) -> bool:
+        """Tell whether a job is the last job of a sweep."""
+        return self.plans[job.submission].sweep == sweep and self.array_of(job).stage == "tables"
 
     @cached_property
     def jobs(self) -> list[Job]:
@@ -123,11 +125,6 @@ class Submissions:
         jobs = read_records(self.folder / name / JOBS_FILE, check)
         yield from (job for job in jobs if job.array < len(self.plans[name].arrays))
 
-    def note(self, job: Job) -> None:
-        """Write a job's id beside its plan."""
-        entry = {"array": job.array, "job": job.job, "places": job.places, "time": job.time}
-        append_line(self.folder / job.submission / JOBS_FILE, json.dumps(entry))
-
     def element(self, name: str) -> Element:
         """Return an element by SLURM's ``<array>_<place>``; an empty one where it is not known."""
         return self.elements.get(name, Element())
@@ -143,10 +140,10 @@ class Submissions:
         """All elements that SLURM took, by ``<array>_<place>``, in order of submission."""
         elements = {}
         for job in self.jobs:
-            minutes = self.plans[job.submission].arrays[job.array].minutes
+            minutes = self.array_of(job).minutes
             for place in job.places:
-                run_ids = self.run_ids(job.submission, job.array, place)
-                elements[f"{job.job}_{place}"] = Element(run_ids, minutes, job.time)
+                element = Element(self.run_ids(job, place), minutes, job.time)
+                elements[f"{job.job}_{place}"] = element
         return elements
 
     @cached_property
@@ -166,26 +163,24 @@ class Submissions:
         """Return what accounting said of an element's end; "" where nothing is known."""
         return self.asked_ends[1].get(element, "")
 
-    def find_queued(self, queue: Queue | None) -> list[tuple[Queued, str, int]]:
-        """Return the queue's rows that were submitted from this runs folder.
+    def find_queued(self, queue: Queue | None) -> list[tuple[Queued, Job]]:
+        """Return the queue's rows that were submitted from this runs folder, with their jobs.
 
         Where a site replaces our comments, the noted ids tell. A copy of a runs folder has no jobs.
-
-        Returns:
-            Row, name of its submission and number of its array.
         """
-        rows = queue.rows if queue else ()
-        noted = {job.job: (job.submission, job.array) for job in self.jobs} if rows else {}
+        if not queue or not queue.rows:
+            return []
+        noted = {job.job: (job.submission, job.array) for job in self.jobs}
         ours = []
-        for row in rows:
+        for row in queue.rows:
             submission, array = parse_comment(row.comment) or noted.get(row.job, ("", 0))
             here = str(self.folder.parent.resolve())
             plan = self.plans.get(submission)
             if plan and plan.runs_folder == here and array < len(plan.arrays):
-                ours.append((row, submission, array))
+                ours.append((row, Job(submission, array, row.job, row.places, queue.asked_at)))
         return ours
 
-    def is_proven(self, row: Queued, submission: str, array: int) -> bool:
+    def is_proven(self, row: Queued, job: Job) -> bool:
         """Tell whether a row of the queue is surely a job of ours, so that it may be cancelled.
 
         Its comment says so, or both its name and its time of submission are those of the record.
@@ -193,26 +188,23 @@ class Submissions:
         """
         if parse_comment(row.comment):
             return True
-        plan, noted = self.plans[submission], [job for job in self.jobs if job.job == row.job]
-        is_named = row.name == plan.arrays[array].name
-        begins = tuple(f"{plan.sweep}-{stage}" for stage in (*CONFIGS, "tables"))
-        is_timely = any(abs(row.submitted_at - job.time) < SUBMITTING_S for job in noted)
+        sweep = self.plans[job.submission].sweep
+        begins = tuple(f"{sweep}-{stage}" for stage in (*CONFIGS, "tables"))
+        is_named = row.name == self.array_of(job).name
+        is_timely = any(
+            noted.job == row.job and abs(row.submitted_at - noted.time) < SUBMITTING_S
+            for noted in self.jobs
+        )
         return is_named and row.name.startswith(begins) and is_timely
 
-    def queued_elements(self, queue: Queue | None) -> Iterator[tuple[str, Queued, tuple[str, ...]]]:
-        """Yield each element in the queue that was submitted from here: its name, row and runs."""
-        for row, submission, array in self.find_queued(queue):
-            for place in row.places:
-                yield f"{row.job}_{place}", row, self.run_ids(submission, array, place)
-
-    def find_unnoted(self, queue: Queue) -> list[Job]:
-        """Return the jobs in the queue whose command was killed before it noted them."""
-        noted = {job.job for job in self.jobs}
-        return [
-            Job(submission, array, row.job, row.places, queue.asked_at)
-            for row, submission, array in self.find_queued(queue)
-            if row.job not in noted
-        ]
+    def queued_runs(self, queue: Queue | None) -> dict[str, tuple[str, Queued]]:
+        """Return each run in the queue that was submitted from here, with its element and row."""
+        return {
+            run_id: (f"{row.job}_{place}", row)
+            for row, job in self.find_queued(queue)
+            for place in row.places
+            for run_id in self.run_ids(job, place)
+        }
 
 
 @cache
@@ -226,6 +218,12 @@ def _read_plan(path: Path) -> SubmittedPlan | None:
     except NO_RECORD as error:
         say(f"{path}: is no plan, so this submission counts as none ({error})", to=sys.stderr)
     return None
+
+
+def note_job(runs_folder: Path, job: Job) -> None:
+    """Write a job's id beside its plan."""
+    entry = {"array": job.array, "job": job.job, "places": job.places, "time": job.time}
+    append_line(runs_folder / SUBMISSIONS / job.submission / JOBS_FILE, json.dumps(entry))
 
 
 @contextlib.contextmanager
@@ -243,7 +241,5 @@ def comment_of(submission: str, array: int) -> str:
 
 def parse_comment(comment: str) -> tuple[str, int] | None:
     """Return submission and array number; None for a comment that is not ours."""
-    mark, _, rest = comment.partition(":")
-    submission, _, array = rest.rpartition(":")
-    is_ours = mark == "hvae_hpc" and re.fullmatch(r"[0-9]{1,9}", array)
-    return (submission, int(array)) if is_ours else None
+    ours = re.fullmatch(r"hvae_hpc:(.*):([0-9]{1,9})", comment)
+    return (ours[1], int(ours[2])) if ours else None

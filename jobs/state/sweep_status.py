@@ -3,35 +3,43 @@
 The runs' own files say what is done, runs or failed. The user's queue says what waits: all
 processes of a user together ask for it at most once a minute. Only the logs of running runs are
 read whole.
+
+At the end: how many device hours the attempts took, what came of them, and what would do. An
+attempt lasts from its beginning to its last record in the log: nobody knows what a killed process
+did after that. It is useful if it made the result, or if the next one continued from what it saved.
+The log is read only of runs that were not made at their first attempt.
 """
 
+import math
 import time
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from hvae_hpc.config.stages import SegmentConfig, TrainConfig
+from hvae_hpc.config.stages import CONFIGS, SegmentConfig, TrainConfig
 from hvae_hpc.errors import UserError
+from hvae_hpc.frozen import frozen
 from hvae_hpc.jobs.sites.site import read_site
 from hvae_hpc.jobs.slurm import client as slurm
-from hvae_hpc.jobs.state.element_ends import explain_lost
-from hvae_hpc.jobs.state.run_log import split_attempts
-from hvae_hpc.jobs.state.run_status import KINDS, Statuses, read_run_status
+from hvae_hpc.jobs.state.run_log import duration_s, split_attempts
+from hvae_hpc.jobs.state.run_status import KINDS, Standing, explain_lost, read_standing
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.jobs.sweeps.costs import (
-    Seconds,
+    HEADROOM,
     add_up,
     count_operations,
     expected_seconds,
     find_peak,
     kind_of,
     measure_rates,
+    percentile_95,
 )
-from hvae_hpc.runs.done import Results, read_results
-from hvae_hpc.runs.folder import read_log
+from hvae_hpc.runs.done import ResultSummary, read_results
+from hvae_hpc.runs.folder import LogRecord, read_log
 from hvae_hpc.runs.plan import Plan, find_plans, read_plan
 from hvae_hpc.runs.run import Run
 
@@ -39,6 +47,13 @@ PATIENCE_S = 8.0
 """A person waits for SLURM so long."""
 PACE_OVER = 10
 """The pace is that of the log's last records: it changes where an HVAE's flow begins."""
+OUTCOMES = ("useful", "preempted", "time limit", "failed", "cancelled", "interrupted", "at work")
+"""What came of device time: "preempted" includes lost nodes, "interrupted" has no known reason."""
+NODE_GONE = ("PREEMPTED", "NODE_FAIL", "BOOT_FAIL")
+ENOUGH_ELEMENTS = 5
+"""Fewer elements say nothing of what others need."""
+WORTH_IT = 0.8
+"""Advice is given where at most this share of what was asked for would do."""
 
 
 class Progress(NamedTuple):
@@ -61,13 +76,12 @@ class Progress(NamedTuple):
     share_of_peak: float | None = None
 
 
-class SweepStatus(NamedTuple):
+@frozen
+class SweepStatus(Standing):
     """The status of a sweep.
 
     Attributes:
-        plan: of the sweep.
-        statuses: of its runs.
-        progress: of those that run.
+        progress: of the runs that run.
         totals: the numbers of ``runs`` and of each kind of status; ``gpu_hours_left`` and
             ``cpu_hours_left``; and ``measured``, the share of the runs left whose time is known
             from finished runs of their kind.
@@ -75,8 +89,6 @@ class SweepStatus(NamedTuple):
         note: why the queue is not known, where it should be.
     """
 
-    plan: Plan
-    statuses: Statuses
     progress: Mapping[str, Progress]
     totals: Mapping[str, float]
     asked_at: float | None = None
@@ -131,36 +143,34 @@ def make_sweep_status(
         queue: the user's, read just before; None where there is none.
         note: why not.
     """
-    results = read_results(plan)
-    statuses = read_run_status(plan, results, submissions, queue)
+    standing = read_standing(plan, read_results(plan), submissions, queue)
     if queue:
-        statuses = explain_lost(statuses, submissions, PATIENCE_S)
-
-    left = [run_id for run_id, status in statuses.items() if status.kind != "done"]
-    seconds = expected_seconds(plan, results, left)
+        standing = explain_lost(standing, PATIENCE_S)
     progress = {
         run_id: read_progress(plan.runs[run_id], plan.folder(run_id))
-        for run_id in left
-        if statuses[run_id].kind == "running"
+        for run_id, status in standing.statuses.items()
+        if status.kind == "running"
     }
-    progress = _compare_paces(plan, results, progress)
-    totals = _add_up(plan, statuses, seconds, progress)
-    return SweepStatus(plan, statuses, progress, totals, queue.asked_at if queue else None, note)
+    progress = _compare_paces(standing, progress)
+    return SweepStatus(
+        **vars(standing),
+        progress=progress,
+        totals=_add_up(standing, progress),
+        asked_at=queue.asked_at if queue else None,
+        note=note,
+    )
 
 
-def _add_up(
-    plan: Plan,
-    statuses: Statuses,
-    seconds: Mapping[str, Seconds],
-    progress: Mapping[str, Progress],
-) -> dict[str, float]:
-    """Return the totals of a sweep, given the expected seconds of the runs that are left."""
+def _add_up(standing: Standing, progress: Mapping[str, Progress]) -> dict[str, float]:
+    """Return the totals of a sweep."""
+    statuses = standing.statuses
     kinds = Counter(status.kind for status in statuses.values())
-    left = dict(seconds)
+    left = [run_id for run_id, status in statuses.items() if status.kind != "done"]
+    seconds = expected_seconds(standing.plan, standing.results, left)
     for run_id, far in progress.items():
         expected = seconds[run_id].expected * (1 - (far.progress or 0.0))
-        left[run_id] = seconds[run_id]._replace(expected=expected)
-    costs = add_up(plan, left)
+        seconds[run_id] = seconds[run_id]._replace(expected=expected)
+    costs = add_up(standing.plan, seconds)
     return {
         "runs": len(statuses),
         **{kind: kinds[kind] for kind in KINDS},
@@ -170,10 +180,9 @@ def _add_up(
     }
 
 
-def _compare_paces(
-    plan: Plan, results: Results, progress: Mapping[str, Progress]
-) -> dict[str, Progress]:
+def _compare_paces(standing: Standing, progress: Mapping[str, Progress]) -> dict[str, Progress]:
     """Add to each run's pace what is usual, and its share of the peak of a device that is known."""
+    plan, results = standing.plan, standing.results
     rates = measure_rates(plan, results)
     for run_id, far in progress.items():
         if far.images_per_s:
@@ -204,14 +213,14 @@ def read_progress(run: Run, folder: Path) -> Progress:
     if not attempts:
         return Progress()
     attempt = attempts[-1]
-    host = str(attempt[0].get("host", ""))
+    host = attempt[0]["host"]
     if not isinstance(run.config, (TrainConfig, SegmentConfig)):
         return Progress(host=host)
 
     # The present pace tells how long the rest will take.
     images = run.config.optim.images
     seen_at = [(r["time"], r["images_seen"]) for r in attempt if "images_seen" in r]
-    seen_at = seen_at or [(attempt[0]["time"], attempt[0].get("at", 0))]
+    seen_at = seen_at or [(attempt[0]["time"], attempt[0]["at"])]
     (earlier, seen_earlier), (latest, seen) = seen_at[-PACE_OVER:][0], seen_at[-1]
     left, pace = None, None
     if seen > seen_earlier and latest > earlier:
@@ -221,3 +230,112 @@ def read_progress(run: Run, folder: Path) -> Progress:
             at_once = attempt[0].get("at_once", 1)
             pace = at_once * (seen - seen_earlier) / max(took, silent)
     return Progress(seen / images, left, host, pace)
+
+
+class StageHours(NamedTuple):
+    """What a stage's runs took.
+
+    Attributes:
+        stage: of the runs.
+        unit: "gpu", of which a run has ``nodes x gpus``, or "cpu", of which it has ``tasks x cpus``
+            (its threads where it ran without SLURM).
+        hours: of devices, by outcome.
+        advice: a line on how much less memory to ask for; "" for none.
+    """
+
+    stage: str
+    unit: str
+    hours: dict[str, float]
+    advice: str
+
+
+def read_device_hours(standing: Standing) -> list[StageHours]:
+    """Return what each stage of a sweep took so far; stages without any time are left out."""
+    plan, results = standing.plan, standing.results
+    submitted, stages = standing.submissions.last_elements(), []
+    for stage in [stage for stage in CONFIGS if stage in plan.resources]:
+        run_ids = [run_id for run_id, run in plan.runs.items() if run.stage == stage]
+        made = [results[run_id] for run_id in run_ids if results[run_id].done]
+        made_on = {result.device for result in made}
+        unit = "gpu" if plan.resources[stage].gpus and made_on != {"cpu"} else "cpu"
+
+        hours = dict.fromkeys(OUTCOMES, 0.0)
+        for run_id in run_ids:
+            needs = plan.resources_of(run_id)
+            # Without SLURM a run has no cores of its own, so its threads count.
+            cores = needs.tasks * needs.cpus if run_id in submitted else needs.threads
+            devices = needs.nodes * needs.gpus if unit == "gpu" else cores
+            for outcome, seconds in _seconds_of_run(standing, run_id):
+                hours[outcome] += devices * seconds / 3600
+
+        if any(hours.values()):
+            stages.append(StageHours(stage, unit, hours, _advise(standing, stage, made)))
+    return stages
+
+
+def _seconds_of_run(standing: Standing, run_id: str) -> Iterator[tuple[str, float]]:
+    """Yield outcome and seconds of parts of a run's attempts."""
+    result = standing.results[run_id]
+    if result.done:
+        yield "useful", result.wall_s
+    if result.attempt == 1:
+        return
+
+    # "blocked" neither begins nor ends an attempt.
+    log = [r for r in read_log(standing.plan.folder(run_id)) if r["event"] != "blocked"]
+    attempts = split_attempts(log)
+    for attempt, following in zip_longest(attempts, attempts[1:]):
+        first = following[0] if following else LogRecord()
+        side_by_side = max(1, attempt[0].get("at_once", 1))
+        seconds = max(0.0, duration_s(attempt))
+        outcome = _outcome(attempt, first, standing.submissions)
+        if not following and result.done:
+            return  # its seconds are those of the result
+        if not following and standing.statuses[run_id].kind == "running":
+            outcome, seconds = "at work", time.time() - attempt[0]["time"]
+        yield outcome, seconds / side_by_side
+
+
+def _outcome(attempt: Sequence[LogRecord], following: LogRecord, submissions: Submissions) -> str:
+    """Return what came of an attempt that made no result."""
+    if following["at"] > attempt[0]["at"]:
+        return "useful"
+    element = attempt[0]["job_id"]
+    end = submissions.end_of(element)
+    if any(record["event"] in ("failed", "died", "again") for record in attempt):
+        return "failed"
+    if any(record["at_limit"] for record in attempt) or end.startswith(("TIMEOUT", "DEADLINE")):
+        return "time limit"
+    if element and following["job_id"] == element:  # SLURM began it again
+        return "preempted"
+    if end.startswith("CANCELLED"):
+        return "cancelled"
+    return "preempted" if end.startswith(NODE_GONE) else "interrupted"
+
+
+def _advise(standing: Standing, stage: str, made: Sequence[ResultSummary]) -> str:
+    """Return a line on how much less memory would do; "" where that is not known, or not much less.
+
+    It looks at the elements that made all their runs at the first attempt. 95 % of them must have
+    used less, and some headroom is added. Time limits follow measured times by themselves.
+    """
+    by_element = defaultdict[str, list[ResultSummary]](list)
+    for result in made:
+        by_element[result.job].append(result)
+    elements = [
+        results
+        for name, results in by_element.items()
+        if name in standing.submissions.elements and all(result.attempt == 1 for result in results)
+    ]
+    if len(elements) < ENOUGH_ELEMENTS:
+        return ""
+
+    needs = standing.plan.resources[stage]
+    mib = percentile_95(max(result.peak_memory_mib for result in results) for results in elements)
+    enough_gb = max(1, math.ceil(mib * needs.tasks_per_node / 1024 * HEADROOM))
+    if enough_gb > WORTH_IT * needs.memory_gb:
+        return ""
+    return (
+        f"{stage}: for 95 % of {len(elements)} elements less memory would do; "
+        f"in the site file [{stage}] memory_gb = {enough_gb}"
+    )

@@ -1,1 +1,1 @@
-"""Runs to SLURM arrays: bundles, the prepared submission, its preview, and sbatch."""
+"""Runs to SLURM arrays: bundles, the prepared submission, its words for people, and sbatch."""

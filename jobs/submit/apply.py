@@ -1,23 +1,40 @@
 """A planned submission on its way into SLURM's queue: one sbatch per array, or smaller parts.
 
+People are told what it will be (:func:`describe`) and what became of it (:func:`tell`). One command
+as one job, such as the packing of a data set, goes into the queue by :func:`submit_command`.
+
 No more is submitted than a limit of elements allows, of which one place is the last job's. Where
 the limit is not known, a refusal tells that it is lower: half as many are tried. The last job
 submits the rest.
 """
 
 import contextlib
+import shlex
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
+from hvae_hpc.config.resources import Resources
 from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.failures.canary import GATE_MINUTES, canaries_ahead
 from hvae_hpc.jobs.failures.retry import write_history
 from hvae_hpc.jobs.slurm import client as slurm
-from hvae_hpc.jobs.state.submissions import PLAN_FILE, Job, Submissions, parse_comment
-from hvae_hpc.jobs.submit.prepare import Prepared
+from hvae_hpc.jobs.slurm.sbatch import python_command, sbatch_text
+from hvae_hpc.jobs.state.submissions import (
+    PLAN_FILE,
+    Job,
+    comment_of,
+    note_job,
+    parse_comment,
+    submitting,
+)
+from hvae_hpc.jobs.submit.prepare import TABLES, Prepared, check_path
+from hvae_hpc.jobs.sweeps.costs import duration
 from hvae_hpc.runs.folder import write_atomic
+from hvae_hpc.runs.identity import content_hash
 from hvae_hpc.runs.lease import check
-from hvae_hpc.runs.plan import Array, write_plan
+from hvae_hpc.runs.plan import Array, Plan, write_plan
 
 
 class LimitError(UserError):
@@ -41,7 +58,6 @@ class Application:
         self._ahead = canaries_ahead(self.plan)
         self.refused = ""
         self._room, self._refusal = prepared.room, ""
-        self._submissions = Submissions(prepared.plan.runs_folder)
 
     @property
     def submitted(self) -> int:
@@ -60,7 +76,7 @@ class Application:
                 before stays in the queue.
         """
         for job in self.prepared.adopted:
-            self._submissions.note(job)
+            note_job(self.plan.runs_folder, job)
         if not self.plan.arrays:
             return
         if self.prepared.history:
@@ -85,8 +101,7 @@ class Application:
         alone, first, end = self._ahead[number], 0, len(array.elements)
         while first < end:
             size = (alone if first < alone else end) - first
-            if self._room is not None:
-                size = min(size, self._room - 1)  # one place is the last job's
+            size = int(min(size, self._room - 1))  # one place is the last job's
             if size < 1:
                 limit = f"a limit of {self._room} more elements in the queue"
                 self.refused = self._refusal or limit
@@ -106,10 +121,9 @@ class Application:
         write_atomic(self.prepared.folder / f"{number:03d}-{array.name}.sh", array.script)
         job_id = self._sbatch(list(self._sbatch_options(number, places)), number, places)
         job = Job(self.prepared.name, number, job_id, tuple(places), round(time.time(), 3))
-        self._submissions.note(job)
+        note_job(self.plan.runs_folder, job)
         self.jobs.append(job)
-        if self._room is not None:
-            self._room -= max(1, len(places))
+        self._room -= max(1, len(places))
 
     def _sbatch_options(self, number: int, places: range) -> Iterator[str]:
         """Yield what the sbatch text does not say: what a part waits for, elements, begin."""
@@ -181,3 +195,135 @@ class Application:
             if is_array and row.job not in known and set(row.places) <= set(places):
                 return row.job
         return ""
+
+
+def describe(prepared: Prepared, free_bytes: float) -> Iterator[str]:
+    """Yield what will be submitted and what it costs, in lines."""
+    plan, totals = prepared.plan, prepared.totals
+    yield from (f"  {line}" for line in prepared.told)
+    if not plan.arrays:
+        return
+
+    yield from _describe_stages(plan)
+    ahead = list(filter(None, canaries_ahead(plan)))
+    if ahead:
+        yield (
+            f"  canaries:   {max(ahead)} elements of {len(ahead)} array{'s' * (len(ahead) > 1)} go "
+            f"ahead, the rest begins {GATE_MINUTES} min after them"
+        )
+    measured = f"{totals['measured']:.0%} of them" if totals["measured"] else "none yet"
+    yield (
+        f"  expected:   {totals['gpu_hours']:.1f} GPU-hours, {totals['cpu_hours']:.1f} CPU-hours "
+        f"(from measured times: {measured})"
+    )
+    yield (
+        f"  to write:   {len(plan.arrays) + 3} files now; {totals['files']:,.0f} files "
+        f"and {_size(totals['bytes'])} are kept, up to {_size(totals['bytes_peak'])} while it "
+        f"runs; {_size(free_bytes)} are free"
+    )
+    yield (
+        f"  scheduler:  {len(plan.arrays) + len(ahead)} sbatch calls; afterwards one call per time "
+        "limit reached, at most 4 a minute, and one squeue a minute while somebody looks"
+    )
+    if totals["elements"] + 1 > prepared.room:
+        yield (
+            f"  the queue takes {prepared.room} more elements; the last job submits the rest, or "
+            "this command again"
+        )
+
+
+def _describe_stages(plan: Plan) -> Iterator[str]:
+    """Yield a table of what is submitted, a line per stage."""
+    yield (
+        f"  to submit:  {'stage':9}{'runs':>6}{'arrays':>8}{'elements':>10}"
+        f"{'each':>12}{'limit':>12}  partition"
+    )
+    for stage in dict.fromkeys(array.stage for array in plan.arrays):
+        arrays = [array for array in plan.arrays if array.stage == stage]
+        runs = sum(len(array.run_ids) for array in arrays)
+        elements = sum(len(array.elements) for array in arrays)
+        each = duration(sum(array.seconds for array in arrays) / elements) if elements else ""
+        limit = duration(60 * max(array.minutes for array in arrays))
+        yield (
+            f"{'':14}{stage:9}{runs:6}{len(arrays):8}{elements or 1:10}{each:>12}{limit:>12}"
+            f"  {plan.resources[stage].partition}"
+        )
+
+
+def sbatch_texts(arrays: Sequence[Array]) -> Iterator[str]:
+    """Yield the sbatch text of each stage's first array."""
+    counts = Counter(array.stage for array in arrays)
+    firsts = {array.stage: array for array in reversed(arrays)}
+    for stage in counts:
+        array, others = firsts[stage], counts[stage] - 1
+        more = f" ({others} more differ in name, number of elements and time)" if others else ""
+        waits = list(dict.fromkeys(arrays[number].name for number, _ in array.after))
+        dots = " ..." if len(waits) > 3 else ""
+        after = f", after {', '.join(waits[:3])}{dots}" if waits else ""
+        title = "the last job" if stage == TABLES else array.name
+        yield f"\n--- sbatch text of {title}{after}{more}"
+        yield array.script.rstrip()
+
+
+def tell(application: Application, retries: int) -> Iterator[str]:
+    """Yield what was submitted, and what to do next.
+
+    Args:
+        application: that is over.
+        retries: times that a run may be retried.
+    """
+    prepared = application.prepared
+    for job in application.jobs:
+        elements = f", {len(job.places)} elements" if job.places else ""
+        yield f"  job {job.job}: {prepared.plan.arrays[job.array].name}{elements}"
+    yield (
+        f"submitted {application.submitted} runs in {len(application.jobs)} jobs; "
+        f"{prepared.queued} runs were queued already"
+    )
+    if left := len(prepared.run_ids) - application.submitted:
+        who = "try again later"
+        if application.jobs:
+            who = "the last job submits them, or this command, given again"
+        yield f"{left} runs are not in the queue yet ({application.refused}); {who}"
+    if not application.jobs:
+        return
+
+    if retries:
+        yield (
+            f"retries:    the last job retries what failed, each run up to {retries} times; where "
+            "jobs may not submit, this command does, given again"
+        )
+    yield f"logs:       {prepared.folder}"
+    yield f"status:     hvae-hpc status {shlex.quote(str(prepared.plan.runs_folder))}"
+
+
+def _size(n_bytes: float) -> str:
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.1f} MB"
+
+
+def submit_command(
+    name: str, command: Sequence[str], resources: Resources, folder: Path
+) -> tuple[str, bool]:
+    """Submit one command as one job, unless it is in the queue already.
+
+    Args:
+        name: of the job.
+        command: argv after Python.
+        resources: of its stage, with a partition.
+        folder: for the sbatch text and the log; of two jobs with one folder only one is in the
+            queue.
+
+    Returns:
+        The job's id, and whether it was in the queue already.
+    """
+    check_path(folder)
+    comment = comment_of(f"command-{content_hash(str(folder))[:12]}", 0)
+    with submitting(folder):
+        for row in slurm.read_queue(not_before=time.time()).rows:
+            if row.comment == comment:
+                return row.job, True
+
+        argv = [*python_command(resources), *command]
+        text = sbatch_text(folder, name, resources, argv, comment=comment)
+        write_atomic(folder / f"{name}.sh", text)  # for people
+        return slurm.parse_job_id(slurm.sbatch([], text)), False

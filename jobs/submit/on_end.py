@@ -29,9 +29,7 @@ def run_on_end(submission: Path, site_file: Path | None) -> None:
         plan = read_plan(submission / PLAN_FILE)
         submissions = Submissions(plan.runs_folder)
         last_jobs = [
-            job.job
-            for job in submissions.jobs
-            if submissions.makes_tables(plan.sweep, job.submission, job.array)
+            job.job for job in submissions.jobs if submissions.makes_tables(plan.sweep, job)
         ]
         # After this job comes that of the retries, or of a later command.
         if not command or job_id() in last_jobs[:-1]:

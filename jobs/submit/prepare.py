@@ -6,6 +6,7 @@ way. Each array waits by ``afterany`` for the arrays of its parents; every run c
 parents when it starts. No process has to stay alive.
 """
 
+import math
 import re
 import shutil
 import time
@@ -18,7 +19,6 @@ from typing import Literal
 from hvae_hpc.config.resources import Resources
 from hvae_hpc.errors import UserError
 from hvae_hpc.frozen import frozen
-from hvae_hpc.jobs.failures.bad_nodes import without_bad_nodes
 from hvae_hpc.jobs.failures.canary import canaries_of
 from hvae_hpc.jobs.failures.retry import (
     Choice,
@@ -26,24 +26,17 @@ from hvae_hpc.jobs.failures.retry import (
     choose_retries,
     read_history,
     with_retry_changes,
+    without_bad_nodes,
 )
 from hvae_hpc.jobs.sites.site import Site
 from hvae_hpc.jobs.slurm import client as slurm
-from hvae_hpc.jobs.slurm.limits import Cluster
 from hvae_hpc.jobs.slurm.sbatch import python_command, sbatch_text
-from hvae_hpc.jobs.state.element_ends import explain_lost
-from hvae_hpc.jobs.state.run_status import Statuses, read_run_status
-from hvae_hpc.jobs.state.submissions import (
-    PLAN_FILE,
-    SUBMISSIONS,
-    Job,
-    Submissions,
-    comment_of,
-)
+from hvae_hpc.jobs.state.run_status import Standing, explain_lost, read_standing
+from hvae_hpc.jobs.state.submissions import PLAN_FILE, SUBMISSIONS, Job, Submissions, comment_of
 from hvae_hpc.jobs.submit.bundles import make_arrays
 from hvae_hpc.jobs.submit.code_archive import CodeArchive, pack_code
 from hvae_hpc.jobs.sweeps.costs import add_up, expected_seconds
-from hvae_hpc.runs.done import Results, read_results
+from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.plan import Array, Plan, plan_id
 
 TABLES = "tables"
@@ -59,8 +52,8 @@ class Prepared:
         plan: with arrays and sbatch texts.
         name: of the submission and its folder.
         totals: what it will cost (:func:`hvae_hpc.jobs.sweeps.costs.add_up`).
-        statuses: status of every run of the sweep.
-        room: elements that the queue still takes; None where no limit is known.
+        queued: number of the sweep's runs that wait or run already.
+        room: elements that the queue still takes; infinite where no limit is known.
         adopted: jobs in the queue that an earlier command submitted and did not live to note.
         again_s: seconds that the last job waits where it is to submit the rest.
         history: the retries, to be written before anything is submitted; None for as it was.
@@ -71,8 +64,8 @@ class Prepared:
     plan: Plan
     name: str
     totals: Mapping[str, float]
-    statuses: Statuses
-    room: int | None
+    queued: int
+    room: float
     adopted: tuple[Job, ...] = ()
     again_s: int = 300
     history: RetryHistory | None = None
@@ -93,7 +86,6 @@ class Prepared:
 def prepare(
     plan: Plan,
     site: Site,
-    cluster: Cluster,
     tables_command: Sequence[str],
     *,
     scope: Scope = "all",
@@ -104,8 +96,7 @@ def prepare(
 
     Args:
         plan: of the sweep, its resources fitted to the cluster.
-        site: for the caps.
-        cluster: what SLURM allows.
+        site: for the caps and the cluster.
         tables_command: module and options of the last job; the submission's folder is added.
         scope: "all" is what a person asks for, who has looked at what failed. "new" leaves out
             what was ever submitted, but for retries; "retries" takes nothing else.
@@ -114,74 +105,62 @@ def prepare(
     """
     check_path(plan.runs_folder)
     submissions = Submissions(plan.runs_folder)
-    limits = [limit for limit in (cluster.submit_limit, site.caps.elements) if limit]
-
+    limit = min(site.cluster.submit_limit or math.inf, site.caps.elements or math.inf)
     # What was submitted from here must be in the answer; without submissions an older one will do.
-    may_be_s_old = 0.0 if submissions.plans or limits else site.caps.poll_s
+    may_be_s_old = 0.0 if submissions.plans or limit < math.inf else site.caps.poll_s
     queue = slurm.read_queue(not_before=time.time() - may_be_s_old)
-    room = max(0, min(limits) - queue.elements) if limits else None
     results = read_results(plan)  # after the queue: what ends in between would seem lost
-    statuses = read_run_status(plan, results, submissions, queue)
+    standing = read_standing(plan, results, submissions, queue)
     if retries:
-        statuses = explain_lost(statuses, submissions, thorough=True)
+        standing = explain_lost(standing, thorough=True)
 
-    plan, choice = _plan_retries(plan, results, statuses, site, cluster, scope, retries)
-    wanted = _choose_runs(statuses, scope, submissions, choice.run_ids)
+    plan, choice = _plan_retries(standing, site, scope, retries)
+    wanted = _choose_runs(standing, scope, choice.run_ids)
+    statuses = standing.statuses
     queued = {i: s.element for i, s in statuses.items() if s.kind in IN_QUEUE and s.element}
     seconds = expected_seconds(plan, results, wanted)
-    largest = cluster.max_array_size
+    largest = site.cluster.max_array_size
     arrays = make_arrays(plan, wanted, seconds, queued=queued, max_array_size=largest)
-    arrays = [_fit_array(array, plan, site, cluster, after) for array in arrays]
-    if arrays or (queued and not _last_job_waits(plan.sweep, submissions, queue)):
-        arrays.append(_last_job(plan, arrays, queued.values(), site, cluster))
+    arrays = [_fit_array(array, plan, site, after) for array in arrays]
+    noted = {job.job for job in submissions.jobs}
+    ours = [job for _, job in submissions.find_queued(queue)]
+    last_job_waits = any(submissions.makes_tables(plan.sweep, job) for job in ours)
+    if arrays or (queued and not last_job_waits):
+        arrays.append(_last_job(plan, arrays, queued.values(), site))
 
     plan = replace(plan, arrays=tuple(arrays), requeues=site.caps.requeues)
     name = f"{plan.sweep}-{plan_id(plan)}"
     code = None if plan.allow_code_drift else pack_code(submissions.folder)
     return Prepared(
-        plan=_with_scripts(plan, name, tables_command, choice.history, cluster, code),
+        plan=_with_scripts(plan, name, tables_command, choice.history, site, code),
         name=name,
         totals=add_up(plan, seconds),
-        statuses=statuses,
-        room=room,
-        adopted=tuple(submissions.find_unnoted(queue)),
+        queued=sum(status.kind in IN_QUEUE for status in statuses.values()),
+        room=max(0, limit - queue.elements),
+        adopted=tuple(job for job in ours if job.job not in noted),
         again_s=int(5 * site.caps.poll_s),
         history=choice.history if retries else None,
-        told=(*choice.summary, *_tell_held(statuses, wanted)),
+        told=(*choice.summary, *_tell_held(standing, wanted)),
         code=code,
     )
 
 
 def _plan_retries(
-    plan: Plan,
-    results: Results,
-    statuses: Statuses,
-    site: Site,
-    cluster: Cluster,
-    scope: Scope,
-    retries: int,
+    standing: Standing, site: Site, scope: Scope, retries: int
 ) -> tuple[Plan, Choice]:
     """Choose the failed runs to retry; returns the plan with the resources of all retries."""
-    history = read_history(plan.runs_folder)
-    plan = with_retry_changes(plan, history, site, cluster)
-    if not retries:
-        return plan, Choice(frozenset(), history, ())
-
-    by_hand = scope == "all"
-    choice = choose_retries(
-        plan, results, statuses, history, retries, site, cluster, by_hand=by_hand
-    )
-    return with_retry_changes(plan, choice.history, site, cluster), choice
+    history = read_history(standing.plan.runs_folder)
+    choice = Choice(frozenset(), history, ())
+    if retries:
+        standing = replace(standing, plan=with_retry_changes(standing.plan, history, site))
+        choice = choose_retries(standing, history, retries, site, by_hand=scope == "all")
+    return with_retry_changes(standing.plan, choice.history, site), choice
 
 
-def _choose_runs(
-    statuses: Statuses,
-    scope: Scope,
-    submissions: Submissions,
-    retried: Collection[str],
-) -> list[str]:
+def _choose_runs(standing: Standing, scope: Scope, retried: Collection[str]) -> list[str]:
     """Return the runs that are neither done nor in the queue and are in the scope."""
-    known = {"all": (), "new": submissions.last_elements(), "retries": statuses}[scope]
+    statuses, submitted = standing.statuses, standing.submissions.last_elements()
+    known = {"all": (), "new": submitted, "retries": statuses}[scope]
     left_out = set(known).difference(retried)
     return [
         run_id
@@ -190,31 +169,27 @@ def _choose_runs(
     ]
 
 
-def _fit_array(
-    array: Array, plan: Plan, site: Site, cluster: Cluster, after: Sequence[str]
-) -> Array:
+def _fit_array(array: Array, plan: Plan, site: Site, after: Sequence[str]) -> Array:
     """Return an array with its partition's grace time and its canaries, if it can ever start."""
     resources = plan.resources[array.stage]
-    _check_fits(array.stage, plan.resources_of(array.run_ids[0]), site, cluster)
+    _check_fits(array.stage, plan.resources_of(array.run_ids[0]), site)
     return replace(
         array,
         after_jobs=(*array.after_jobs, *after),
-        grace_s=max(resources.grace_s, cluster.partitions[resources.partition].grace_s),
+        grace_s=max(resources.grace_s, site.cluster.partitions[resources.partition].grace_s),
         canaries=canaries_of(len(array.elements), site.caps.canary),
     )
 
 
-def _check_fits(stage: str, resources: Resources, site: Site, cluster: Cluster) -> None:
+def _check_fits(stage: str, resources: Resources, site: Site) -> None:
     if stage in site.misfits:
         raise UserError(site.misfits[stage])
-    cluster.check_suits(stage, resources)
+    site.cluster.check_suits(stage, resources)
 
 
-def _last_job(
-    plan: Plan, arrays: Sequence[Array], queued: Collection[str], site: Site, cluster: Cluster
-) -> Array:
+def _last_job(plan: Plan, arrays: Sequence[Array], queued: Collection[str], site: Site) -> Array:
     """Return the job that makes the tables, after all arrays and all jobs in the queue."""
-    _check_fits(TABLES, plan.resources[TABLES], site, cluster)
+    _check_fits(TABLES, plan.resources[TABLES], site)
     return Array(
         name=f"{plan.sweep}-{TABLES}",
         stage=TABLES,
@@ -228,22 +203,17 @@ def _last_job(
     )
 
 
-def _last_job_waits(sweep: str, submissions: Submissions, queue: slurm.Queue) -> bool:
-    queued = submissions.find_queued(queue)
-    return any(submissions.makes_tables(sweep, name, array) for _, name, array in queued)
-
-
 def _with_scripts(
     plan: Plan,
     name: str,
     tables_command: Sequence[str],
     history: RetryHistory,
-    cluster: Cluster,
+    site: Site,
     code: CodeArchive | None,
 ) -> Plan:
     """Return the plan with the sbatch text of each array; a container has code of its own."""
     folder = plan.runs_folder / SUBMISSIONS / name
-    bad_nodes = history.nodes.get(cluster.name, {})
+    bad_nodes = history.nodes.get(site.cluster.name, {})
     element = ["hvae_hpc.jobs.worker.element", "--plan", str(folder / PLAN_FILE)]
     arrays = []
     for number, array in enumerate(plan.arrays):
@@ -252,7 +222,7 @@ def _with_scripts(
         else:  # all runs of an array have the same resources
             resources = plan.resources_of(array.run_ids[0])
             command = [*element, "--array", str(number)]
-        resources = without_bad_nodes(resources, bad_nodes, cluster)
+        resources = without_bad_nodes(resources, bad_nodes, site.cluster)
         start = code.start if code and not resources.container else ["-m"]
         script = sbatch_text(
             folder,
@@ -266,9 +236,10 @@ def _with_scripts(
     return replace(plan, arrays=tuple(arrays))
 
 
-def _tell_held(statuses: Statuses, wanted: Sequence[str]) -> Iterator[str]:
+def _tell_held(standing: Standing, wanted: Sequence[str]) -> Iterator[str]:
     """Yield how many of the runs that are to be submitted were held, and why."""
-    reasons = Counter(statuses[run_id].reason for run_id in wanted if statuses[run_id].held)
+    statuses = [standing.statuses[run_id] for run_id in wanted]
+    reasons = Counter(status.reason for status in statuses if status.held)
     for reason, n in reasons.items():
         yield f"taken up: {n:,} run{'s' * (n > 1)} that {'were' if n > 1 else 'was'} {reason}"
 

@@ -11,12 +11,7 @@ from hvae_hpc.config.arms import USES, Budget
 from hvae_hpc.config.augmentations import FREE, MixingConfig, MixupConfig
 from hvae_hpc.config.kinds import AugmentationConfig, GeneratorConfig
 from hvae_hpc.config.loader import ONLY_WHEN_SET
-from hvae_hpc.config.model import (
-    MovesConfig,
-    OptimConfig,
-    UNetConfig,
-    require,
-)
+from hvae_hpc.config.model import MovesConfig, OptimConfig, UNetConfig, require
 from hvae_hpc.config.stages import Sampler, SplitConfig, source_name
 from hvae_hpc.frozen import frozen
 

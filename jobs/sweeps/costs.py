@@ -205,11 +205,11 @@ def add_up(plan: Plan, seconds: Mapping[str, Seconds]) -> dict[str, float]:
     )
     measured = sum(high < math.inf for _, high in seconds.values())
     return {
-        "elements": float(len(elements)),
+        "elements": len(elements),
         "gpu_hours": gpu_hours,
         "cpu_hours": cpu_hours,
         "measured": measured / max(1, len(seconds)),
-        "files": float(FILES_PER_RUN * len(seconds) + len(elements) + len(plan.arrays) + 2),
+        "files": FILES_PER_RUN * len(seconds) + len(elements) + len(plan.arrays) + 2,
         "bytes": kept,
         "bytes_peak": kept + working,
     }

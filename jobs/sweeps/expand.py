@@ -15,12 +15,7 @@ from hvae_hpc.config.augmentations import FREE
 from hvae_hpc.config.loader import dump, load
 from hvae_hpc.config.model import OptimConfig, require_halvings
 from hvae_hpc.config.resources import Resources
-from hvae_hpc.config.stages import (
-    CONFIGS,
-    GenerateConfig,
-    SplitConfig,
-    Stage,
-)
+from hvae_hpc.config.stages import CONFIGS, SplitConfig, Stage
 from hvae_hpc.errors import UserError
 from hvae_hpc.frozen import frozen
 from hvae_hpc.jobs.sweeps.config import SweepConfig
@@ -49,7 +44,7 @@ def make_plan(
     sweep: SweepConfig,
     data_sets: list[DataSet],
     runs_folder: Path,
-    resources: Mapping[str, Resources],
+    resources: dict[str, Resources],
 ) -> Plan:
     """Expand a sweep into its plan."""
     return Plan(
@@ -63,7 +58,7 @@ def make_plan(
             }
             for data in data_sets
         },
-        resources=dict(resources),
+        resources=resources,
         runs={run.run_id: run for run in expand(sweep, data_sets)},
         smallest_effect=sweep.smallest_effect,
     )
@@ -128,9 +123,9 @@ def _expand_draw(draw: _Draw) -> list[Run]:
     """Return the runs of one draw: generators and their pairs, U-Nets of every arm, quality."""
     generator_runs = [*_generator_runs(draw), *_mixing_runs(draw)]
     pairs = {
-        (run.config.source, run.config.seed): run.run_id
+        (run.source, run.config.seed): run.run_id
         for run in generator_runs
-        if isinstance(run.config, GenerateConfig)
+        if run.stage == "generate"
     }
 
     arms = _arms(draw, list(pairs))
@@ -319,10 +314,9 @@ def _lengths(draw: _Draw, arms: Sequence[ArmConfig]) -> list[int]:
     for arm in arms:
         n_pairs = arm.n_added + (0 if arm.alone else draw.n_real(arm.n_cases))
         own.append(math.ceil(settings.epochs * n_pairs / batch) * batch)
-    budgets = [budget_of(arm.name, settings.budget) for arm in arms]
     return [
-        max(own) if budget == "steps" else images
-        for images, budget in zip(own, budgets, strict=True)
+        max(own) if budget_of(arm.name, settings.budget) == "steps" else images
+        for arm, images in zip(arms, own, strict=True)
     ]
 
 

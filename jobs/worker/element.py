@@ -141,8 +141,7 @@ def _make_all(plan: Plan, plan_file: Path, ids: Sequence[str]) -> dict[str, Repo
 
 
 def _tell(plan: Plan, report: Report) -> None:
-    run = plan.runs[report.run_id]
-    what = f"{report.state}: {run.stage} {run.label} ({report.run_id})"
+    what = f"{report.state}: {plan.runs[report.run_id]} ({report.run_id})"
     say(f"{what}, {report.wall_s:.1f} s: {report.message}")
 
 

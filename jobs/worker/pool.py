@@ -36,7 +36,7 @@ from hvae_hpc.jobs.worker.run import Report, execute_when_free
 from hvae_hpc.runs.files import open_to_append
 from hvae_hpc.runs.plan import Plan, read_plan
 
-STAGE_ORDER = {"train": 0, "augment": 1, "generate": 2, "segment": 3, "quality": 4, "likelihood": 5}
+STAGE_ORDER = ("train", "augment", "generate", "segment", "quality", "likelihood")
 """Order of runs that could start: what others wait for goes first, so parents before children."""
 
 
@@ -66,25 +66,26 @@ class Worker:
             text=True,
             start_new_session=True,
         )
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self._orders, self._answers = self.process.stdin, self.process.stdout
         self.run_id: str | None = None
         self.started, self._oom_kills = 0.0, 0
         self.death: dict[str, Any] = {}
 
     def give(self, run_id: str) -> None:
         """Tell it to make a run."""
-        assert self.process.stdin is not None
         self.run_id, self.started = run_id, time.time()
         self._oom_kills = count_oom_kills()
         # Where it died between two runs, its silence is read as that.
         with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.write(f"{run_id}\n")
-            self.process.stdin.flush()
+            self._orders.write(f"{run_id}\n")
+            self._orders.flush()
 
     def read(self) -> Report | None:
         """Return its report, or one that says how it died; None where it ended without a run."""
-        assert self.process.stdout is not None
         run_id, self.run_id = self.run_id, None
-        line = self.process.stdout.readline()
+        line = self._answers.readline()
         if line:
             return load(Report, json.loads(line), "a worker's answer")
         code = self.process.wait()
@@ -99,9 +100,8 @@ class Worker:
 
     def ask_to_leave(self) -> None:
         """Ask it to save and leave: it does so when its input ends."""
-        assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.close()
+            self._orders.close()
 
     def leave(self) -> None:
         """Ask it to save and leave, and wait for that."""
@@ -128,11 +128,7 @@ class Pool:
     """
 
     def __init__(
-        self,
-        plan: Plan,
-        size: int,
-        start: Callable[[], Worker],
-        tell: Callable[[Report], None],
+        self, plan: Plan, size: int, start: Callable[[], Worker], tell: Callable[[Report], None]
     ) -> None:
         self._plan, self._size, self._start, self._tell = plan, size, start, tell
         self._waiting: list[str] = []
@@ -145,7 +141,8 @@ class Pool:
         Returns:
             Run id to report, also for what was blocked by a parent that failed.
         """
-        self._waiting = sorted(run_ids, key=lambda run_id: STAGE_ORDER[self._stage(run_id)])
+        runs = self._plan.runs
+        self._waiting = sorted(run_ids, key=lambda run_id: STAGE_ORDER.index(runs[run_id].stage))
         try:
             while not signals.leave_asked() and (self._waiting or self.running):
                 self._give_out()
@@ -158,9 +155,6 @@ class Pool:
     def running(self) -> list[str]:
         """The runs that workers are at."""
         return [worker.run_id for worker in self.workers if worker.run_id is not None]
-
-    def _stage(self, run_id: str) -> str:
-        return self._plan.runs[run_id].stage
 
     def _end(self, report: Report) -> None:
         self.reports[report.run_id] = report

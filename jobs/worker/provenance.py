@@ -5,7 +5,6 @@ import os
 import platform
 import resource
 import time
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -73,7 +72,7 @@ def make_provenance(
     attempt: int,
     started: float,
     before_s: float,
-    gpu: Mapping[str, float],
+    energy_before: float | None,
     at_once: int,
 ) -> Provenance:
     """Return the provenance of a run that has just ended.
@@ -85,7 +84,7 @@ def make_provenance(
         attempt: its number, from 1.
         started: seconds since 1970.
         before_s: seconds that earlier attempts took.
-        gpu: its energy, where it is known.
+        energy_before: what :func:`read_energy_j` said at the beginning.
         at_once: how many runs shared the device.
     """
     notes = list(outcome.notes)
@@ -98,6 +97,9 @@ def make_provenance(
         for variable, name in SLURM_FACTS.items()
         if job_id() and os.environ.get(variable)
     }
+    gpu = {}
+    if energy_before is not None and (energy_after := read_energy_j()) is not None:
+        gpu["energy_j"] = round(energy_after - energy_before, 4)
     libraries = {name: version(name) for name in ("torch", "numpy", "h5py")}
     wall_s = time.time() - started
     return Provenance(
@@ -116,5 +118,5 @@ def make_provenance(
         processes=resources.tasks,
         at_once=at_once,
         slurm=facts,
-        gpu={name: round(value, 4) for name, value in gpu.items()},
+        gpu=gpu,
     )

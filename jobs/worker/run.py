@@ -7,8 +7,8 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, Literal
 
 from hvae_hpc.config.loader import dump, read_json
@@ -42,17 +42,17 @@ from hvae_hpc.runs.folder import (
     write_json,
     write_result,
 )
-from hvae_hpc.runs.lease import LostError, check, host, job_id, locked, restart_count
+from hvae_hpc.runs.lease import Lease, LostError, check, host, job_id, locked, restart_count
 from hvae_hpc.runs.plan import REPLAN, Plan
 from hvae_hpc.runs.workplace import Outcome, Workplace
 
 STAGES = {
-    "train": ("training.train", "train_generator"),
-    "likelihood": ("evaluation.likelihood", "measure_likelihood"),
-    "generate": ("evaluation.generate", "generate_pairs"),
-    "augment": ("evaluation.augment", "augment_pairs"),
-    "quality": ("evaluation.quality", "measure_quality"),
-    "segment": ("evaluation.segment", "segment"),
+    "train": "training.train:train_generator",
+    "likelihood": "evaluation.likelihood:measure_likelihood",
+    "generate": "evaluation.generate:generate_pairs",
+    "augment": "evaluation.augment:augment_pairs",
+    "quality": "evaluation.quality:measure_quality",
+    "segment": "evaluation.segment:segment",
 }
 """Stage to the module and the function that does it."""
 BUSY_S = 900.0
@@ -88,15 +88,12 @@ class Report:
     gpu_lost: bool = False
 
 
-def execute(
-    plan: Plan, run_id: str, stopped: Callable[[], bool] = signals.leave_asked, at_once: int = 1
-) -> Report:
+def execute(plan: Plan, run_id: str, at_once: int = 1) -> Report:
     """Make one run, or go on with it; what goes wrong inside it is reported, never raised.
 
     Args:
         plan: with the run and its parents.
         run_id: of the run.
-        stopped: asked now and then; True means save and leave.
         at_once: how many runs share the device.
     """
     started = time.time()
@@ -117,7 +114,7 @@ def execute(
             if read_summary(plan, run_id, stamps).done:
                 _tidy(folder)  # its maker may have been killed just before it did so
                 return report("done", "was done already")
-            outcome = _make(plan, run_id, stamps, lambda: lease.lost or stopped(), started, at_once)
+            outcome = _make(plan, run_id, stamps, lease, started, at_once)
             if outcome is None:
                 return report("stopped", "saved and left")
             told = outcome.metrics
@@ -130,13 +127,15 @@ def execute(
         return report("failed", record(folder, "failed", str(error), **evidence_of(error)))
     except Exception as error:  # a bug in one run must not take the others of this process along
         say(traceback.format_exc(), to=sys.stderr)
-        kind, evidence = type(error).__name__, evidence_of(error)
-        if is_gpu_lost():
-            message = record(folder, "failed", f"{kind}: {error}", gpu_lost=True, **evidence)
-            return replace(report("failed", message), gpu_lost=True)
-        is_bug = evidence.get("errno") not in MACHINE_ERRORS and not kind.endswith("MemoryError")
-        message = f"{kind}: {error}{' (a bug: traceback in the log)' if is_bug else ''}"
-        return report("failed", record(folder, "failed", message, **evidence))
+        kind, evidence, is_lost = type(error).__name__, evidence_of(error), is_gpu_lost()
+        is_known = evidence.get("errno") in MACHINE_ERRORS or kind.endswith("MemoryError")
+        message = f"{kind}: {error}"
+        if is_lost:
+            evidence["gpu_lost"] = True
+        elif not is_known:
+            message += " (a bug: traceback in the log)"
+        message = record(folder, "failed", message, **evidence)
+        return replace(report("failed", message), gpu_lost=is_lost)
 
 
 def execute_when_free(plan: Plan, run_id: str, at_once: int = 1) -> Report:
@@ -145,7 +144,7 @@ def execute_when_free(plan: Plan, run_id: str, at_once: int = 1) -> Report:
     An element waits ``BUSY_S`` at most, so that it does not hold its GPU for another's work.
     """
     give_up_at = time.monotonic() + (BUSY_S if job_id() else math.inf)
-    while (report := execute(plan, run_id, at_once=at_once)).state == "busy":
+    while (report := execute(plan, run_id, at_once)).state == "busy":
         if signals.leave_asked() or time.monotonic() > give_up_at:
             break
         time.sleep(RETRY_BUSY_S)
@@ -162,8 +161,7 @@ def _stamp_parents(plan: Plan, run_id: str) -> dict[str, str]:
     for role, parent in plan.parents(run_id).items():
         result = read_result(plan.folder(parent), parent)
         if result is None:
-            run = plan.runs[parent]
-            raise UserError(f"needs {run.stage} {run.label} ({parent}), which has no metrics.json")
+            raise UserError(f"needs {plan.runs[parent]} ({parent}), which has no metrics.json")
         stamps[role] = result_stamp(result)
     return stamps
 
@@ -172,7 +170,7 @@ def _make(
     plan: Plan,
     run_id: str,
     stamps: Mapping[str, str],
-    stopped: Callable[[], bool],
+    lease: Lease,
     started: float,
     at_once: int,
 ) -> Outcome | None:
@@ -189,23 +187,20 @@ def _make(
     _drop_stale_checkpoints(folder, stamps)
 
     log = read_log(folder)
-    attempt = 1 + sum(entry.get("event") == "started" for entry in log)
+    attempt = 1 + sum(entry["event"] == "started" for entry in log)
     begins = {"event": "started", "attempt": attempt, "host": host(), "job_id": job_id()}
     append_log(folder, {**begins, "at": checkpoint_at(folder), "at_once": at_once})
     check_stall(folder, log)
     require_content(Path(plan.data[run.config.data]["folder"]), run.parents["data"])
 
     energy_before = read_energy_j() if resources.gpus else None
-    outcome = stage_function(run.stage)(run.config, _workplace(plan, run_id, stopped))
+    outcome = _work(plan, run_id, lambda: lease.lost or signals.leave_asked())
     if outcome is None:
         append_log(folder, {"event": "stopped", "job_id": job_id()})
         return None
 
-    gpu: dict[str, float] = {}
-    if energy_before is not None and (energy_after := read_energy_j()) is not None:
-        gpu["energy_j"] = energy_after - energy_before
     provenance = make_provenance(
-        outcome, plan.code_sha, resources, attempt, started, spent_s(log), gpu, at_once
+        outcome, plan.code_sha, resources, attempt, started, spent_s(log), energy_before, at_once
     )
     result = RunResult(
         schema=RESULT_SCHEMA,
@@ -241,13 +236,13 @@ def _tidy(folder: Path) -> None:
 
 def stage_function(stage: str) -> Callable[[Any, Workplace], Outcome | None]:
     """Import and return what a stage does; only here, as a process pays for what it imports."""
-    module, name = STAGES[stage]
-    return getattr(import_module(f"hvae_hpc.{module}"), name)
+    return resolve_name(f"hvae_hpc.{STAGES[stage]}")
 
 
-def _workplace(plan: Plan, run_id: str, stopped: Callable[[], bool], rank: int = 0) -> Workplace:
+def _work(plan: Plan, run_id: str, stopped: Callable[[], bool], rank: int = 0) -> Outcome | None:
+    """Do what a run's stage does, as one of the run's processes."""
     run, resources = plan.runs[run_id], plan.resources_of(run_id)
-    return Workplace(
+    place = Workplace(
         folder=plan.folder(run_id),
         data=Path(plan.data[run.config.data]["folder"]),
         parents={role: plan.folder(parent) for role, parent in plan.parents(run_id).items()},
@@ -258,6 +253,7 @@ def _workplace(plan: Plan, run_id: str, stopped: Callable[[], bool], rank: int =
         local_rank=int(os.environ.get("SLURM_LOCALID", "0")),
         rendezvous=meeting_file(plan, run_id, "here"),
     )
+    return stage_function(run.stage)(run.config, place)
 
 
 def meeting_file(plan: Plan, run_id: str, what: Literal["here", "over"]) -> Path:
@@ -279,9 +275,8 @@ def follow(plan: Plan, run_id: str, rank: int) -> int:
         if over.exists() or signals.leave_asked():
             return 0
         time.sleep(0.2)
-    run = plan.runs[run_id]
     try:
-        stage_function(run.stage)(run.config, _workplace(plan, run_id, signals.leave_asked, rank))
+        _work(plan, run_id, signals.leave_asked, rank)
     except UserError as error:
         say(f"process {rank}: {error}")
         return 1

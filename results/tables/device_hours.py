@@ -16,7 +16,7 @@ def build_device_hours(stages: Sequence[Mapping[str, Any]]) -> Table | None:
     """Return the table; None where nothing was spent.
 
     Args:
-        stages: of each stage, what :func:`hvae_hpc.jobs.state.device_hours.read_device_hours`
+        stages: of each stage, what :func:`hvae_hpc.jobs.state.sweep_status.read_device_hours`
             found, as plain data.
     """
     if not stages:

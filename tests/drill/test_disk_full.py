@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from hvae_hpc.errors import UserError
-from hvae_hpc.jobs.state.submissions import Job, Submissions
+from hvae_hpc.jobs.state.submissions import SUBMISSIONS, Job, note_job
 from tests import ROOT
 
 STAGES = {  # what must fail at each of them, at least
@@ -82,14 +82,13 @@ def test_a_full_disk_is_one_line_loses_nothing_and_with_room_all_ends_as_undistu
 def test_a_job_that_cannot_be_noted_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    submissions = Submissions(tmp_path)
-    (submissions.folder / "a").mkdir(parents=True)
+    (tmp_path / SUBMISSIONS / "a").mkdir(parents=True)
     full = "hvae_hpc.runs.folder.open_to_append"
     monkeypatch.setattr(full, lambda path: io.FileIO("/dev/full", "a+"))
     with pytest.raises(
         UserError, match=r"jobs.jsonl: cannot be written \(No space left on device\)"
     ):
-        submissions.note(Job("a", 0, "7", (0,), 0.0))
+        note_job(tmp_path, Job("a", 0, "7", (0,), 0.0))
 
 
 def test_what_an_element_or_the_last_job_prints_to_a_full_disk_is_lost_and_it_goes_on() -> None:

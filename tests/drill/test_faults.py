@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from hvae_hpc.jobs.slurm.client import parse_places
-from hvae_hpc.jobs.state.submissions import Submissions, parse_comment
+from hvae_hpc.jobs.state.submissions import Job, Submissions, parse_comment
 from hvae_hpc.runs.folder import read_log
 from tests.jobs.worker.test_local_sweep import makings, numbers
 from tests.minislurm.minislurm import MiniSlurm
@@ -135,7 +135,9 @@ def queued_runs(project: Path, slurm: MiniSlurm) -> Counter[str]:
         places, _, comment = line.partition("|")
         if named := parse_comment(comment.strip()):
             found.update(
-                run for place in parse_places(places) for run in submissions.run_ids(*named, place)
+                run
+                for place in parse_places(places)
+                for run in submissions.run_ids(Job(*named, "1", ()), place)
             )
     return found
 

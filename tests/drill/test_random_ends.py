@@ -10,7 +10,7 @@ import pytest
 from hvae_hpc.jobs.failures.retry import RetryHistory
 from hvae_hpc.jobs.sites.retry_policy import Rule
 from hvae_hpc.jobs.sites.site import read_site
-from hvae_hpc.jobs.state.element_ends import ENDS_FILE
+from hvae_hpc.jobs.state.run_status import ENDS_FILE
 from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.folder import write_json
 from hvae_hpc.runs.plan import Plan

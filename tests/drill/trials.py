@@ -18,7 +18,7 @@ from hvae_hpc.jobs.failures.classify import Evidence, classify
 from hvae_hpc.jobs.state.run_status import RunStatus
 from hvae_hpc.jobs.worker.pool import Worker
 from hvae_hpc.jobs.worker.run import Report
-from hvae_hpc.runs.folder import METRICS, read_log, read_result
+from hvae_hpc.runs.folder import METRICS, LogRecord, read_log, read_result
 from hvae_hpc.runs.identity import file_sha256
 from hvae_hpc.runs.plan import Plan, write_plan
 from hvae_hpc.runs.run import Run
@@ -229,7 +229,7 @@ class Trial:
             return "" if right else f"its process ended with {report}"
         if fault.kind == "disk full":
             records = [record for record in log if record.get("event") == "failed"]
-            ended = records[-1] if records else {"event": "failed", "reason": report.message}
+            ended = records[-1] if records else LogRecord(event="failed", reason=report.message)
             kind = classify(Evidence(status=RunStatus("failed"), ended=ended))
             right = (
                 report.state == "failed"

@@ -391,7 +391,7 @@ def test_where_there_is_slurm_the_command_asks_or_submits_itself(
     calls = []
     launcher = types.ModuleType("launcher")
     launcher.submit_command = lambda *given: calls.append(given) or ("4711", False)
-    monkeypatch.setitem(sys.modules, "hvae_hpc.jobs.submit.single_job", launcher)
+    monkeypatch.setitem(sys.modules, "hvae_hpc.jobs.submit.apply", launcher)
     cluster = Cluster(partitions={"cpu": Partition(minutes=0, grace_s=0)})
     monkeypatch.setattr("hvae_hpc.jobs.slurm.limits.read_cluster", lambda: cluster)
     assert run_command(main, [*argv, "--partition", "cpu"]) == 0

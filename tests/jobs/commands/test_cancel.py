@@ -14,7 +14,7 @@ from hvae_hpc.errors import run_command
 from hvae_hpc.jobs.commands import cancel as control
 from hvae_hpc.jobs.commands import logs
 from hvae_hpc.jobs.slurm.client import Queued
-from hvae_hpc.jobs.state.submissions import Submissions
+from hvae_hpc.jobs.state.submissions import Job, Submissions
 from hvae_hpc.runs.plan import Plan
 from hvae_hpc.runs.run import Run
 from tests.jobs.queues import make_plan, submit
@@ -267,4 +267,4 @@ def test_no_job_is_ours_by_a_record_whose_names_are_not_as_ours_begin(
     file.write_text(json.dumps(content))
     row = Queued("12", (0,), "PENDING", "Priority", "", at, "thesis")
     submissions = Submissions(plan.runs_folder)
-    assert not submissions.is_proven(row, name, 0)
+    assert not submissions.is_proven(row, Job(name, 0, "12", (0,)))

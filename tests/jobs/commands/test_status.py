@@ -401,5 +401,5 @@ def test_two_clusters_do_not_share_an_answer(
     fake_clients(tmp_path / "bin", monkeypatch, squeue=f"echo x >> {tmp_path}/count")
     for name in ("one", "other", "one"):  # one home folder, two login nodes
         monkeypatch.setattr("socket.gethostname", lambda name=name: name)
-        slurm.read_queue()
+        slurm.read_queue(time.time() - 60)
     assert (tmp_path / "count").read_text() == "x\nx\n"

@@ -95,7 +95,8 @@ def test_whatever_stands_in_the_logs_it_says_ten_lines_that_a_terminal_shows(
     text = "1" * 300_000 + "\n" + "Error: \x1b[2J\x0c\x85 again\n" * 9 + "Error: " + "1" * 200_000
     (plan.runs_folder / "submissions" / name / "12_0_0_log.out").write_text(text)
     monkeypatch.setattr(
-        "hvae_hpc.jobs.commands.why.read_our_queue", lambda submissions: (queue_of(), "no\nanswer")
+        "hvae_hpc.jobs.state.find_run.read_our_queue",
+        lambda submissions: (queue_of(), "no\nanswer"),
     )
     said = ask(capsys, tmp_path, run_id)
     assert len(said) == 10

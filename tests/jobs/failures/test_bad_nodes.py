@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hvae_hpc.config.loader import read_json
-from hvae_hpc.jobs.failures.bad_nodes import RunOnNode, find_bad_nodes
+from hvae_hpc.jobs.failures.classify import RunOnNode, find_bad_nodes
 from hvae_hpc.jobs.failures.retry import RetryHistory
 from hvae_hpc.jobs.state.submissions import ENDS_FILE
 from hvae_hpc.runs.folder import write_json

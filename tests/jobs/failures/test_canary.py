@@ -15,8 +15,8 @@ from hvae_hpc.config.resources import Resources
 from hvae_hpc.jobs.failures.canary import canaries_ahead, canaries_of, why_held
 from hvae_hpc.jobs.sites.site import read_site
 from hvae_hpc.jobs.slurm.client import Queued
-from hvae_hpc.jobs.state.run_status import read_run_status
-from hvae_hpc.jobs.state.submissions import Job, Submissions
+from hvae_hpc.jobs.state.run_status import read_standing
+from hvae_hpc.jobs.state.submissions import Job, Submissions, note_job
 from hvae_hpc.jobs.submit.prepare import prepare
 from hvae_hpc.jobs.worker import element
 from hvae_hpc.runs.done import read_results
@@ -138,7 +138,7 @@ def six(tmp_path: Path) -> tuple[Plan, Path]:
         path,
     )
     for job, places in (("7", (0, 1)), ("8", (2, 3, 4, 5))):
-        Submissions(plan.runs_folder).note(Job("tiny-1", 0, job, places, 0.0))
+        note_job(plan.runs_folder, Job("tiny-1", 0, job, places, 0.0))
     return plan, path
 
 
@@ -157,8 +157,8 @@ def run(path: Path, place: int, monkeypatch: pytest.MonkeyPatch) -> int:
 
 def read_kinds(plan: Plan, *rows: Queued) -> list[str]:
     submissions = Submissions(plan.runs_folder)
-    statuses = read_run_status(plan, read_results(plan), submissions, queue_of(*rows))
-    return [status.kind for status in statuses.values()]
+    standing = read_standing(plan, read_results(plan), submissions, queue_of(*rows))
+    return [status.kind for status in standing.statuses.values()]
 
 
 def test_the_rest_ends_where_it_begins_and_the_same_command_submits_it_again(
@@ -176,12 +176,12 @@ def test_the_rest_ends_where_it_begins_and_the_same_command_submits_it_again(
     monkeypatch.setattr("hvae_hpc.jobs.slurm.client.read_queue", lambda **_: queue_of())
     monkeypatch.setattr("hvae_hpc.jobs.submit.prepare.sbatch_text", lambda *_, **__: "")
     resources = {stage: replace(r, partition="gpu") for stage, r in plan.resources.items()}
-    plan, site = replace(plan, resources=resources), read_site(None)
-    prepared = prepare(plan, site, CLUSTER, [])
+    plan, site = replace(plan, resources=resources), replace(read_site(None), cluster=CLUSTER)
+    prepared = prepare(plan, site, [])
     assert len(prepared.run_ids) == 6
     assert re.match(f"taken up: 4 runs that were {HELD}", prepared.told[0])
     # Bad input is never retried, and what it holds is not either.
-    assert prepare(plan, site, CLUSTER, [], scope="new", retries=1).run_ids == []
+    assert prepare(plan, site, [], scope="new", retries=1).run_ids == []
 
 
 def test_canaries_that_were_killed_are_found_by_the_rest_and_one_that_is_at_work_is_waited_for(
@@ -229,7 +229,7 @@ def pairs(tmp_path: Path) -> tuple[Plan, Path]:
         path,
     )
     for job, places in (("7", (0, 1)), ("8", (2,))):
-        Submissions(plan.runs_folder).note(Job("tiny-1", 0, job, places, 1.0))
+        note_job(plan.runs_folder, Job("tiny-1", 0, job, places, 1.0))
     return read_plan(path), path
 
 

@@ -18,14 +18,13 @@ from hvae_hpc.jobs.failures.classify import Evidence, classify, gather
 from hvae_hpc.jobs.sites.site import read_site
 from hvae_hpc.jobs.slurm.client import read_queue
 from hvae_hpc.jobs.slurm.sbatch import sbatch_text
-from hvae_hpc.jobs.state.element_ends import explain_lost
-from hvae_hpc.jobs.state.element_logs import read_tail
-from hvae_hpc.jobs.state.run_status import RunStatus, read_run_status
+from hvae_hpc.jobs.state.run_log import read_tail
+from hvae_hpc.jobs.state.run_status import RunStatus, explain_lost, read_standing
 from hvae_hpc.jobs.state.submissions import ENDS_FILE, Submissions, comment_of
 from hvae_hpc.jobs.worker import run as tasks
 from hvae_hpc.jobs.worker.pool import run_locally
 from hvae_hpc.runs.done import read_results
-from hvae_hpc.runs.folder import write_json
+from hvae_hpc.runs.folder import LogRecord, write_json
 from hvae_hpc.runs.plan import Plan, write_plan
 from tests.jobs.queues import log, submit
 from tests.jobs.queues import make_plan as make_up_plan
@@ -47,7 +46,7 @@ def plan(tmp_path: Path) -> Plan:
 def why(plan: Plan, run_id: str, status: RunStatus | None = None) -> list[str]:
     """Return what ``hvae-hpc why`` says of a run; it is printed too (pytest -rP)."""
     submissions = Submissions(plan.runs_folder)
-    status = status or read_run_status(plan, read_results(plan), submissions, None)[run_id]
+    status = status or read_standing(plan, read_results(plan), submissions, None).statuses[run_id]
     evidence = gather(plan, run_id, status, submissions)
     lines = list(explain(plan, run_id, evidence, SITE))
     print("\n".join(lines))
@@ -204,7 +203,7 @@ SWEEP = """
 import sys
 from pathlib import Path
 from hvae_hpc.jobs.worker.pool import run_locally
-from hvae_hpc.jobs.state.element_logs import read_tail
+from hvae_hpc.jobs.state.run_log import read_tail
 from hvae_hpc.runs.plan import read_plan
 Path(sys.argv[1], "cgroup.procs").write_text("0")
 plan = read_plan(Path(sys.argv[2]))
@@ -315,11 +314,8 @@ def ended(
         queue, statuses = read_queue(not_before=time.time()), dict[str, RunStatus]()
 
         def all_known() -> bool:  # slurmdbd takes its time
-            statuses.update(
-                explain_lost(
-                    read_run_status(plan, results, submissions, queue), submissions, thorough=True
-                )
-            )
+            standing = read_standing(plan, results, submissions, queue)
+            statuses.update(explain_lost(standing, thorough=True).statuses)
             return len([end for end in submissions.asked_ends[1].values() if end]) == len(KINDS)
 
         wait_until(all_known, 20)
@@ -433,7 +429,8 @@ def test_a_local_attempt_after_a_submitted_one_is_told_by_its_own_log(plan: Plan
         {"event": "started", "job_id": ""},
         {"event": "died", "signal": "SIGSEGV", "job_id": ""},
     )
-    status = read_run_status(plan, read_results(plan), Submissions(plan.runs_folder), None)[run_id]
+    submissions = Submissions(plan.runs_folder)
+    status = read_standing(plan, read_results(plan), submissions, None).statuses[run_id]
     ends = {"asked_at": time.time(), "ends": {"12_0": "PREEMPTED"}}
     write_json(plan.runs_folder / "submissions" / ENDS_FILE, ends)
     evidence = gather(plan, run_id, status, Submissions(plan.runs_folder))
@@ -442,27 +439,31 @@ def test_a_local_attempt_after_a_submitted_one_is_told_by_its_own_log(plan: Plan
 
 
 def test_a_run_that_somebody_stopped_counts_as_cancelled() -> None:
-    lost, left = RunStatus("lost", "12_0", "saved and left"), {"event": "left", "at_limit": False}
-    assert Evidence(lost, began={"at": 0}, ended=left).cancelled
+    lost, left = (
+        RunStatus("lost", "12_0", "saved and left"),
+        LogRecord(event="left", at_limit=False),
+    )
+    assert Evidence(lost, began=LogRecord(at=0), ended=left).cancelled
     preempted = Evidence(
         lost,
-        began={"at": 0},
+        began=LogRecord(at=0),
         ended=left,
         lines=["*** STEP 5.0 ON n4 CANCELLED AT x DUE TO PREEMPTION ***"],
     )
     assert not preempted.cancelled
-    assert not Evidence(lost, began={"at": 0}, ended={**left, "at_limit": True}).cancelled
+    assert not Evidence(lost, began=LogRecord(at=0), ended=LogRecord(left, at_limit=True)).cancelled
 
 
 def test_a_time_limit_is_known_from_the_element_s_own_word() -> None:
-    left = {"event": "left", "at_limit": True, "further": True, "goes_back": False}
+    left = LogRecord(event="left", at_limit=True, further=True, goes_back=False)
     lost = RunStatus("lost", "12_0", "saved and left")
     assert classify(Evidence(lost, ended=left)) == "time limit with progress"
     assert (
-        classify(Evidence(lost, ended={**left, "further": False})) == "time limit without progress"
+        classify(Evidence(lost, ended=LogRecord(left, further=False)))
+        == "time limit without progress"
     )
     assert (
-        classify(Evidence(lost, ended={**left, "goes_back": True})) == "lost"
+        classify(Evidence(lost, ended=LogRecord(left, goes_back=True))) == "lost"
     )  # it was taken out before it came back
 
 

@@ -15,7 +15,6 @@ import pytest
 
 from hvae_hpc.config.resources import Resources
 from hvae_hpc.errors import run_command
-from hvae_hpc.jobs.failures.bad_nodes import without_bad_nodes
 from hvae_hpc.jobs.failures.retry import (
     Choice,
     RetryHistory,
@@ -23,11 +22,12 @@ from hvae_hpc.jobs.failures.retry import (
     choose_retries,
     read_history,
     with_retry_changes,
+    without_bad_nodes,
 )
 from hvae_hpc.jobs.failures.retry import write_history as keep
 from hvae_hpc.jobs.sites.site import Site, read_site
 from hvae_hpc.jobs.slurm.limits import Cluster, Node, Partition
-from hvae_hpc.jobs.state.run_status import read_run_status
+from hvae_hpc.jobs.state.run_status import read_standing
 from hvae_hpc.jobs.state.submissions import ENDS_FILE, Submissions
 from hvae_hpc.jobs.submit.prepare import prepare
 from hvae_hpc.runs.done import read_results
@@ -74,12 +74,12 @@ def choose_once(
     site: Site | None = None,
     by_hand: bool = False,
 ) -> Choice:
-    statuses = read_run_status(plan, read_results(plan), Submissions(plan.runs_folder), queue_of())
-    site = site or read_site(None)
-    plan = with_retry_changes(plan, history, site, CLUSTER)
-    return choose_retries(
-        plan, read_results(plan), statuses, history, most, site, CLUSTER, by_hand=by_hand
-    )
+    submissions = Submissions(plan.runs_folder)
+    standing = read_standing(plan, read_results(plan), submissions, queue_of())
+    site = replace(site or read_site(None), cluster=CLUSTER)
+    plan = with_retry_changes(plan, history, site)
+    standing = replace(standing, plan=plan)
+    return choose_retries(standing, history, most, site, by_hand=by_hand)
 
 
 def test_a_failure_is_retried_once_and_the_next_one_with_more(plan: Plan) -> None:
@@ -253,10 +253,11 @@ def test_memory_that_a_partition_does_not_have_is_not_asked_for_also_where_it_wa
     nodes = {"small": Node(1, 4.0, 64), "large": Node(1, 40.0, 2)}
     small = replace(CLUSTER, partitions={"gpu": Partition(minutes=0, grace_s=0, nodes=nodes)})
     history = RetryHistory(runs={train: RunRetries(changes={"memory_gb": 480.0})})
-    fitted = with_retry_changes(plan, history, read_site(None), small).resources_of(train)
+    site = replace(read_site(None), cluster=small)
+    fitted = with_retry_changes(plan, history, site).resources_of(train)
     assert (fitted.memory_gb, fitted.cpus) == (40.0, 2)  # both are of the node with most memory
     by_hand = RetryHistory(runs={train: RunRetries(changes={"minutes": 1})})  # too short to work in
-    assert with_retry_changes(plan, by_hand, read_site(None), small).changes == {}
+    assert with_retry_changes(plan, by_hand, site).changes == {}
 
 
 @pytest.mark.parametrize(
@@ -436,11 +437,12 @@ def test_the_rest_of_a_broken_sweep_is_not_submitted_along_with_what_is_retried(
     train, generate, reference, arm = plan.runs
     submit(plan, [[train]])
     fail(plan, train)
+    site = replace(read_site(None), cluster=CLUSTER)
     for scope, expected in (
         ("retries", {train, generate, arm}),
         ("new", {train, generate, arm, reference}),
     ):
-        prepared = prepare(plan, read_site(None), CLUSTER, [], scope=scope, retries=1)
+        prepared = prepare(plan, site, [], scope=scope, retries=1)
         assert set(prepared.run_ids) == expected
     log(
         plan,
@@ -452,7 +454,7 @@ def test_the_rest_of_a_broken_sweep_is_not_submitted_along_with_what_is_retried(
             "job_id": "12_0",
         },
     )
-    assert prepare(plan, read_site(None), CLUSTER, [], scope="retries", retries=1).run_ids == []
+    assert prepare(plan, site, [], scope="retries", retries=1).run_ids == []
 
 
 @pytest.mark.parametrize("got_further", [True, False])

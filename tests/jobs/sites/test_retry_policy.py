@@ -7,7 +7,8 @@ import pytest
 
 from hvae_hpc.config.resources import Resources
 from hvae_hpc.errors import UserError
-from hvae_hpc.jobs.sites.retry_policy import FAILURES, Rule, change, in_words, read_rules
+from hvae_hpc.jobs.failures.retry import change, in_words
+from hvae_hpc.jobs.sites.retry_policy import FAILURES, Rule, read_rules
 from hvae_hpc.jobs.sites.site import read_site
 from hvae_hpc.jobs.slurm.limits import Cluster, Partition
 from hvae_hpc.runs.run import Run
@@ -21,9 +22,9 @@ def changed(
     rule: Rule, run: Run = SEGMENT, had: Resources = HAD, minutes: int = 60, **caps: object
 ) -> object:
     site = read_site(None)
-    site = replace(site, caps=replace(site.caps, **caps))
     cluster = Cluster(partitions={"gpu": Partition(minutes=100, grace_s=0)})
-    return change(rule, run, had, minutes, lambda resources: site.fit(resources, cluster)[0])
+    site = replace(site, caps=replace(site.caps, **caps), cluster=cluster)
+    return change(rule, run, had, {**vars(had), "minutes": minutes}, site)
 
 
 def test_every_class_has_a_rule_and_what_would_end_in_the_same_way_is_never_retried() -> None:
@@ -59,10 +60,10 @@ def test_fewer_pairs_at_once_only_where_that_changes_no_number() -> None:
 
 
 def test_changes_are_told_in_words() -> None:
-    assert in_words({"memory_gb": 24.0, "minutes": 10, "micro_batch": 4}, HAD, 5) == (
-        "memory_gb 16 -> 24, minutes 5 -> 10, micro_batch 4"
-    )
-    assert in_words({}, HAD, 5) == "as it was"
+    assert in_words(
+        {"memory_gb": 24.0, "minutes": 10, "micro_batch": 4}, {**vars(HAD), "minutes": 5}
+    ) == ("memory_gb 16 -> 24, minutes 5 -> 10, micro_batch 4")
+    assert in_words({}, {**vars(HAD), "minutes": 5}) == "as it was"
 
 
 def test_site_files_lay_their_rules_over_the_library_s(

@@ -133,7 +133,7 @@ def test_the_queue_is_read_once_for_everybody_and_again_where_it_must_be_young(
         f"echo x >> {tmp_path}/count; cat <<END\n{QUEUE}END",
         monkeypatch,
     )
-    queue = slurm.read_queue()
+    queue = slurm.read_queue(time.time() - 60)
     assert queue.elements == 12
     assert queue.rows[0][:5] == (
         "41",
@@ -143,15 +143,15 @@ def test_the_queue_is_read_once_for_everybody_and_again_where_it_must_be_young(
         "hvae_hpc:tiny-abc:3",
     )
     assert queue.rows[2].comment == "a|b"
-    assert slurm.read_queue() == queue
+    assert slurm.read_queue(time.time() - 60) == queue
     assert (tmp_path / "count").read_text() == "x\n"
     assert slurm.read_queue(not_before=queue.asked_at + 1e-3).asked_at > queue.asked_at
     monkeypatch.setenv("SLURM_CONF", "another cluster's")
-    slurm.read_queue()
+    slurm.read_queue(time.time() - 60)
     assert (tmp_path / "count").read_text() == "x\nx\nx\n"
     for path in (tmp_path / "cache/hvae_hpc").glob("*.json"):
         path.write_text("[1, {")
-    assert slurm.read_queue().elements == 12
+    assert slurm.read_queue(time.time() - 60).elements == 12
 
 
 @pytest.mark.parametrize(

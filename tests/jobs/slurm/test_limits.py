@@ -92,10 +92,10 @@ def test_cores_are_fitted_to_the_nodes_as_memory_is() -> None:
 
     # Cores are counted for each process; with several nodes the least of them counts.
     two = replace(read_site(None).resources["train"], gpus=2, cpus=6)
-    assert read_site(None).fit(replace(two, partition="gpu"), cluster)[0].cpus == 4
-    assert read_site(None).fit(replace(two, gpus=0, partition="cpu"), cluster)[0].cpus == 6
+    assert site.fit(replace(two, partition="gpu"))[0].cpus == 4
+    assert site.fit(replace(two, gpus=0, partition="cpu"))[0].cpus == 6
     three_nodes = replace(two, gpus=0, nodes=3, partition="cpu")
-    fitted = read_site(None).fit(three_nodes, cluster)[0]
+    fitted = site.fit(three_nodes)[0]
     assert (fitted.cpus, fitted.memory_gb) == (4, 8)
     cluster.check_suits("train", fitted)
 

@@ -10,9 +10,9 @@ import pytest
 from hvae_hpc.config.stages import CONFIGS
 from hvae_hpc.jobs.commands import status
 from hvae_hpc.jobs.slurm.client import Queue
-from hvae_hpc.jobs.state.device_hours import StageHours, read_device_hours
-from hvae_hpc.jobs.state.run_status import read_run_status
+from hvae_hpc.jobs.state.run_status import read_standing
 from hvae_hpc.jobs.state.submissions import Submissions
+from hvae_hpc.jobs.state.sweep_status import StageHours, read_device_hours
 from hvae_hpc.results.tables.device_hours import build_device_hours
 from hvae_hpc.runs.done import ResultSummary, read_results
 from hvae_hpc.runs.plan import Plan
@@ -35,11 +35,8 @@ def spend(
     plan: Plan, results: dict[str, ResultSummary] | None = None, queue: Queue | None = NOTHING
 ) -> dict[str, StageHours]:
     submissions, results = Submissions(plan.runs_folder), results or read_results(plan)
-    statuses = read_run_status(plan, results, submissions, queue)
-    return {
-        spending.stage: spending
-        for spending in read_device_hours(plan, results, statuses, submissions)
-    }
+    standing = read_standing(plan, results, submissions, queue)
+    return {spending.stage: spending for spending in read_device_hours(standing)}
 
 
 def hours(

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from hvae_hpc.jobs.slurm.client import read_queue
-from hvae_hpc.jobs.state import element_ends
-from hvae_hpc.jobs.state.element_ends import explain_lost
-from hvae_hpc.jobs.state.run_status import RunStatus, read_run_status
+from hvae_hpc.jobs.state import run_status
+from hvae_hpc.jobs.state.run_status import RunStatus, Standing, explain_lost, read_standing
 from hvae_hpc.jobs.state.submissions import ENDS_FILE, Submissions
 from hvae_hpc.runs.done import read_results
 from tests.jobs.queues import make_plan, submit
@@ -37,12 +36,19 @@ def sacct(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "bin/sacct").chmod(0o755)
     (tmp_path / "answer").write_text(SACCT)
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
-    monkeypatch.setattr(element_ends, "POLL_S", 0.0)
+    monkeypatch.setattr(run_status, "POLL_S", 0.0)
     return tmp_path / "answer"
 
 
+def explain(folder: Path, statuses: dict[str, RunStatus]) -> dict[str, RunStatus]:
+    plan = make_plan(folder, [])
+    submissions = Submissions(folder)
+    standing = Standing(plan=plan, results={}, statuses=statuses, submissions=submissions)
+    return dict(explain_lost(standing, patience_s=5.0).statuses)
+
+
 def reasons(folder: Path, statuses: dict[str, RunStatus] = LOST) -> list[str]:
-    explained = explain_lost(statuses, Submissions(folder), patience_s=5.0)
+    explained = explain(folder, statuses)
     return [status.reason.partition(": ")[2] for status in explained.values()]
 
 
@@ -70,7 +76,7 @@ def test_nobody_is_asked_about_what_is_not_lost(tmp_path: Path, sacct: Path) -> 
         "b": RunStatus("lost", "", "ended without a result"),
         "c": RunStatus("waiting", "12_1", "Priority"),
     }
-    assert explain_lost(statuses, Submissions(tmp_path)) == statuses
+    assert explain(tmp_path, statuses) == statuses
     assert calls(tmp_path) == []
 
 
@@ -98,7 +104,7 @@ def test_an_element_that_accounting_believes_to_run_is_asked_for_again(
 def test_it_is_not_asked_all_the_time(
     tmp_path: Path, sacct: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(element_ends, "POLL_S", 60.0)
+    monkeypatch.setattr(run_status, "POLL_S", 60.0)
     sacct.write_text("12_0|RUNNING|0:0|n1\n")
     for _ in range(3):
         reasons(tmp_path, {"run0": LOST["run0"]})
@@ -128,7 +134,7 @@ def lose_one(slurm: MiniSlurm, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     for name, value in slurm.environment().items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-    monkeypatch.setattr(element_ends, "POLL_S", 0.0)
+    monkeypatch.setattr(run_status, "POLL_S", 0.0)
     plan = make_plan(folder, make_runs(arms=SMALL_ARMS[:1], seeds=2, sources=()))
     first, second = plan.runs
     options = ["--comment=hvae_hpc:small-abc:0", "--array=0-1", "--mem=100", "--output=/dev/null"]
@@ -143,8 +149,8 @@ def lose_one(slurm: MiniSlurm, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     queue = read_queue(not_before=time.time())
     try:
         for _ in range(20):  # slurmdbd takes its time
-            statuses = read_run_status(plan, read_results(plan), submissions, queue)
-            statuses = explain_lost(statuses, submissions)
+            standing = read_standing(plan, read_results(plan), submissions, queue)
+            statuses = explain_lost(standing).statuses
             if ":" in statuses[second].reason or not slurm.config.accounting:
                 break
             time.sleep(0.5)

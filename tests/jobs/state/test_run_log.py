@@ -18,7 +18,7 @@ from hvae_hpc.jobs.state.run_log import (
     spent_s,
     split_attempts,
 )
-from hvae_hpc.runs.folder import read_log, write_atomic
+from hvae_hpc.runs.folder import LogRecord, read_log, write_atomic
 
 
 def caught(folder: Path) -> UserError:
@@ -88,12 +88,12 @@ def test_the_kernel_s_count_is_read_of_either_version_of_cgroups(tmp_path: Path)
 
 
 def test_an_attempt_lasts_from_its_beginning_to_its_last_record() -> None:
-    log: list[dict[str, object]] = [
-        {"event": "blocked", "time": 1.0},
-        {"event": "started", "time": 10.0},
-        {"images_seen": 32, "time": 15.0},
-        {"event": "started", "time": 100.0},
-        {"event": "stopped", "time": 107.0},
+    log = [
+        LogRecord(event="blocked", time=1.0),
+        LogRecord(event="started", time=10.0),
+        LogRecord(images_seen=32, time=15.0),
+        LogRecord(event="started", time=100.0),
+        LogRecord(event="stopped", time=107.0),
     ]
     assert split_attempts(log) == [log[1:3], log[3:]]
     assert spent_s(log) == 12.0

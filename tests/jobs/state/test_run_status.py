@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hvae_hpc.config.arms import ArmConfig
-from hvae_hpc.jobs.state.run_status import RunStatus, read_run_status
+from hvae_hpc.jobs.state.run_status import RunStatus, read_standing
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.lease import locked
@@ -31,7 +31,8 @@ def plan(tmp_path: Path, runs: list[Run]) -> Plan:
 
 
 def stand(plan: Plan, queue: Queue | None = None) -> dict[str, RunStatus]:
-    return read_run_status(plan, read_results(plan), Submissions(plan.runs_folder), queue)
+    submissions = Submissions(plan.runs_folder)
+    return dict(read_standing(plan, read_results(plan), submissions, queue).statuses)
 
 
 def ids(plan: Plan, stage: str) -> list[str]:

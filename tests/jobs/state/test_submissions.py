@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hvae_hpc.jobs.state.run_status import RunStatus, read_run_status
+from hvae_hpc.jobs.state.run_status import RunStatus, read_standing
 from hvae_hpc.jobs.state.submissions import Submissions, comment_of, parse_comment
 from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.plan import Plan
@@ -19,7 +19,8 @@ def plan(tmp_path: Path) -> Plan:
 
 
 def stand(plan: Plan, queue: Queue | None = None) -> dict[str, RunStatus]:
-    return read_run_status(plan, read_results(plan), Submissions(plan.runs_folder), queue)
+    submissions = Submissions(plan.runs_folder)
+    return dict(read_standing(plan, read_results(plan), submissions, queue).statuses)
 
 
 def test_jobs_of_others_and_of_other_runs_folders_are_not_ours(plan: Plan) -> None:

@@ -106,7 +106,7 @@ def test_an_answer_from_before_the_last_sbatch_is_not_used(
         sbatch="exit 1",
         squeue=f"echo x >> {tmp_path}/count; echo '{row}'",
     )
-    slurm.read_queue()
+    slurm.read_queue(time.time() - 60)
     submit(plan, [list(plan.runs)], at=time.time())
     for _ in range(2):
         assert read_sweep_statuses(tmp_path)[0].totals["waiting"] == 1

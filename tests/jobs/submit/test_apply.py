@@ -2,6 +2,7 @@
 
 import getpass
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.sites.site import read_site
 from hvae_hpc.jobs.slurm.client import parse_places
-from hvae_hpc.jobs.state.submissions import SUBMISSIONS, Job, Submissions, submitting
+from hvae_hpc.jobs.state.submissions import SUBMISSIONS, Job, Submissions, note_job, submitting
 from hvae_hpc.jobs.submit.apply import Application
 from hvae_hpc.jobs.submit.prepare import Prepared, check_path
 from hvae_hpc.jobs.sweeps import expand
@@ -77,7 +78,7 @@ def test_who_lost_the_right_to_submit_asks_slurm_for_nothing(
 ) -> None:
     array = Array(name="tiny", stage="segment", elements=(("0" * 12,),))
     plan = replace(plan_of(make_project(tmp_path, 1)), arrays=(array,))
-    prepared = Prepared(plan=plan, name="tiny-0", totals={}, statuses={}, room=None)
+    prepared = Prepared(plan=plan, name="tiny-0", totals={}, queued=0, room=math.inf)
     asked: list[object] = []
     monkeypatch.setattr(
         "hvae_hpc.jobs.slurm.client.ask_once", lambda command, **_: asked.append(command) or "7"
@@ -109,7 +110,7 @@ def test_sbatch_gets_the_text_that_was_made_whatever_others_write_in_the_folder(
     (tmp_path / "bin/sbatch").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
     with submitting(plan.runs_folder / SUBMISSIONS):
-        Application(Prepared(plan=plan, name="tiny-0", totals={}, statuses={}, room=None)).run()
+        Application(Prepared(plan=plan, name="tiny-0", totals={}, queued=0, room=math.inf)).run()
     assert (tmp_path / "got").read_text() == 2 * array.script
 
 
@@ -265,7 +266,7 @@ def test_the_last_job_does_not_touch_a_sweep_that_was_edited_since(tmp_path: Pat
         Array(name="a", stage="segment", elements=((run_id,),)) for run_id in (done, never)
     )
     write_plan(replace(old, arrays=arrays), folder / "plan.json")
-    Submissions(old.runs_folder).note(Job("tiny-1", 0, "1", (0,), 0.0))
+    note_job(old.runs_folder, Job("tiny-1", 0, "1", (0,), 0.0))
     write_plan(new, plan_path(old.runs_folder, "tiny"))
     command = [
         sys.executable,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hvae_hpc.jobs.state.submissions import Job, Submissions
+from hvae_hpc.jobs.state.submissions import Job, note_job
 from hvae_hpc.jobs.submit.on_end import run_on_end
 from hvae_hpc.runs.plan import Array, Plan, plan_path, write_plan
 from tests.jobs.submit.test_apply import make_project, plan_of
@@ -32,7 +32,7 @@ def submit(plan: Plan, name: str, job: str) -> Path:
     folder = plan.runs_folder / "submissions" / name
     last_job = Array(name=f"{plan.sweep}-tables", stage="tables")
     write_plan(replace(plan, arrays=(last_job,)), folder / "plan.json")
-    Submissions(plan.runs_folder).note(Job(name, 0, job, (), 1.0))
+    note_job(plan.runs_folder, Job(name, 0, job, (), 1.0))
     return folder
 
 

@@ -11,7 +11,7 @@ from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.sites.site import fit_cluster, read_site
 from hvae_hpc.jobs.slurm import client as slurm
 from hvae_hpc.jobs.submit import prepare
-from hvae_hpc.jobs.submit.preview import describe, sbatch_texts
+from hvae_hpc.jobs.submit.apply import describe, sbatch_texts
 from hvae_hpc.jobs.sweeps import expand
 from hvae_hpc.sweep import read_sweep
 from tests.jobs.sites.test_site import CLUSTER
@@ -27,7 +27,7 @@ def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> prepare.Prepare
     monkeypatch.setattr(slurm, "read_queue", lambda **_: slurm.Queue(time.time(), ()))
     site = fit_cluster(read_site(None), "gpu", CLUSTER)
     plan = expand.make_plan(read_sweep("table1"), PAPER, tmp_path / "runs", site.resources)
-    return prepare.prepare(plan, site, CLUSTER, ["hvae_hpc.sweep", "--finish"])
+    return prepare.prepare(plan, site, ["hvae_hpc.sweep", "--finish"])
 
 
 def test_the_costs_are_those_of_the_arrays(prepared: prepare.Prepared) -> None:

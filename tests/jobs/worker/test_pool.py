@@ -66,6 +66,7 @@ class FakeWorker(Worker):
             stdout=subprocess.PIPE,
             text=True,
         )
+        self._orders, self._answers = self.process.stdin, self.process.stdout
         self.run_id, self.started, self.death = None, 0.0, {}
 
 

@@ -1,5 +1,6 @@
 """One run in one process: what it goes on from, and what it refuses to go on from."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hvae_hpc.config.stages import CONFIGS
 from hvae_hpc.jobs.failures.classify import Evidence, classify
 from hvae_hpc.jobs.state.run_status import RunStatus
 from hvae_hpc.jobs.sweeps import expand
-from hvae_hpc.jobs.worker import run
+from hvae_hpc.jobs.worker import run, signals
 from hvae_hpc.jobs.worker.run import execute
 from hvae_hpc.preprocess.store.manifest import read_manifest
 from hvae_hpc.runs.done import read_results
@@ -44,7 +45,7 @@ def run_named(plan: Plan, stage: str, label: str) -> str:
     return run_id
 
 
-def stop_after(steps: int):
+def leave_after(steps: int) -> Callable[[], bool]:
     asked = iter(range(10**6))
     return lambda: next(asked) + 1 >= steps
 
@@ -64,7 +65,7 @@ def test_a_run_that_is_done_is_not_done_again(plan: Plan) -> None:
 
 
 def test_a_checkpoint_made_from_another_making_of_the_parent_is_not_gone_on_from(
-    plan: Plan,
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train, generate, arm = (
         run_named(plan, *what)
@@ -72,7 +73,9 @@ def test_a_checkpoint_made_from_another_making_of_the_parent_is_not_gone_on_from
     )
     for run_id in (train, generate):
         assert execute(plan, run_id).state == "done"
-    assert execute(plan, arm, stop_after(4)).state == "stopped"
+    with monkeypatch.context() as patch:
+        patch.setattr(signals, "leave_asked", leave_after(4))
+        assert execute(plan, arm).state == "stopped"
     assert list(plan.folder(arm).glob("checkpoint-*.pt"))
     (plan.folder(generate) / "metrics.json").unlink()
     assert execute(plan, generate).state == "done"
@@ -83,9 +86,13 @@ def test_a_checkpoint_made_from_another_making_of_the_parent_is_not_gone_on_from
     assert read_results(plan)[arm].done
 
 
-def test_a_stopped_run_goes_on_where_nothing_changed(plan: Plan) -> None:
+def test_a_stopped_run_goes_on_where_nothing_changed(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_id = run_named(plan, "train", "hvae")
-    assert execute(plan, run_id, stop_after(4)).state == "stopped"
+    with monkeypatch.context() as patch:
+        patch.setattr(signals, "leave_asked", leave_after(4))
+        assert execute(plan, run_id).state == "stopped"
     assert execute(plan, run_id).state == "done"
     assert "resumed" in [record.get("event") for record in read_log(plan.folder(run_id))]
     result = read_result(plan.folder(run_id), run_id)
