@@ -27,11 +27,9 @@ GRAPHS = {
 
 COMMANDS = {
     "graphs": (*SMALL_NETWORKS, *TINY, "--compile", "graphs"),
-    "hvae": ("hvae", "--px", "256", "--steps", "1", "--compile", "on"),
+    "inductor": ("small_unet", *TINY, "--compile", "on"),
 }
-"""``make gpu-kernels`` compiles all networks of table1 with inductor."""
-MOST_GIB = 16.0
-"""Of an HVAE's step of 32 pairs in bfloat16."""
+"""Inductor takes minutes for an HVAE: ``make gpu-kernels`` and ``benchmarks/traces.py`` are for that."""
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -49,8 +47,3 @@ def test_each_part_of_a_network_is_compiled_once() -> None:
     assert set(GRAPHS) == set(SMALL_NETWORKS)
     lines = trace_once(COMMANDS["graphs"])
     assert {line["network"]: line["graphs"] for line in lines} == GRAPHS
-
-
-def test_the_memory_of_an_hvae_stays_within_bounds() -> None:
-    [line] = trace_once(COMMANDS["hvae"])
-    assert 1 < line["peak_gib"] < MOST_GIB
