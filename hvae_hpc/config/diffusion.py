@@ -3,7 +3,7 @@
 from typing import ClassVar, Literal
 
 from hvae_hpc.config.kinds import GeneratorConfig
-from hvae_hpc.config.model import require, require_halvings
+from hvae_hpc.config.model import ImageSize, require, require_halvings
 from hvae_hpc.frozen import frozen
 
 
@@ -63,7 +63,7 @@ class EDMConfig(GeneratorConfig):
         """Whether drawing starts from real pairs: from their masks, where these are given."""
         return self.given_mask
 
-    def check_image_size(self, name: str, image_size: tuple[int, int]) -> None:
+    def check_image_size(self, name: str, image_size: ImageSize) -> None:
         """Raise ValueError where images (height, width) cannot be folded and halved so often."""
         folded = (image_size[0] // self.fold, image_size[1] // self.fold)
         if any(side % self.fold for side in image_size):

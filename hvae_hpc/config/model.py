@@ -13,6 +13,8 @@ from hvae_hpc.config.kinds import AugmentationConfig, GeneratorConfig
 from hvae_hpc.config.loader import ONLY_WHEN_SET
 from hvae_hpc.frozen import frozen
 
+ImageSize = tuple[int, int]
+"""Height and width, px."""
 RULES: dict[str, Callable[[Any], bool]] = {
     "more than 0": lambda value: value > 0,
     "0 or more": lambda value: value >= 0,
@@ -39,7 +41,7 @@ def require(rule: str, config: Any, *names: str) -> None:
             raise ValueError(f"{name} is {value}, expected {rule}")
 
 
-def require_halvings(config_name: str, image_size: tuple[int, int], halvings: int) -> None:
+def require_halvings(config_name: str, image_size: ImageSize, halvings: int) -> None:
     """Raise ValueError where an image (height, width) cannot be halved that often."""
     factor = 2 ** min(halvings, 20)  # no image is larger, and 2**halvings may not fit into memory
     if any(side % factor for side in image_size):
@@ -82,7 +84,7 @@ class NetworkConfig:
                     f"attention_heads = {self.attention_heads}"
                 )
 
-    def check_image_size(self, name: str, image_size: tuple[int, int]) -> None:
+    def check_image_size(self, name: str, image_size: ImageSize) -> None:
         """Raise ValueError where images (height, width) cannot be halved once per level."""
         levels = len(self.channels)
         require_halvings(f"{name}.network.channels of {levels} levels", image_size, levels - 1)
@@ -225,7 +227,7 @@ class HVAEConfig(GeneratorConfig):
         """Whether images have a density: a Gaussian one. A Bernoulli's is none; a GAN has none."""
         return self.image_likelihood != "bernoulli" and not self.is_hybrid
 
-    def check_image_size(self, name: str, image_size: tuple[int, int]) -> None:
+    def check_image_size(self, name: str, image_size: ImageSize) -> None:
         """Raise ValueError where the network cannot halve the images."""
         self.network.check_image_size(name, image_size)
 
@@ -283,7 +285,7 @@ class LSGANConfig(GeneratorConfig):
     def __post_init__(self) -> None:
         require("one positive number per level", self, "discriminator_channels")
 
-    def check_image_size(self, name: str, image_size: tuple[int, int]) -> None:
+    def check_image_size(self, name: str, image_size: ImageSize) -> None:
         """Raise ValueError where decoder or discriminator cannot halve the images."""
         self.network.check_image_size(name, image_size)
         halvings = len(self.discriminator_channels)

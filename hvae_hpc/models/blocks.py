@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hvae_hpc.config.model import NetworkConfig, require_halvings
+from hvae_hpc.config.model import ImageSize, NetworkConfig, require_halvings
 from hvae_hpc.models.vjp import (
-    Pullback,
+    Linearised,
     keep_inputs,
     keeps_inputs_alone,
     linearise_activation,
@@ -79,7 +79,7 @@ class ResidualBlock(nn.Module):
         h = self.conv_2(F.silu(self.norm_2(h)))
         return self.skip(x) + h
 
-    def linearise(self, x: Tensor) -> tuple[Tensor, Pullback]:
+    def linearise(self, x: Tensor) -> Linearised:
         """Return the block's output and its pullback."""
         h, pull_1 = linearise_activation(self.norm_1, x)
         h, pull_2 = linearise_activation(self.norm_2, self.conv_1(h))
@@ -122,7 +122,7 @@ class SelfAttention(nn.Module):
         """Return how much each pixel takes from each: (B, heads, pixels, pixels)."""
         return (query.transpose(-1, -2) @ key * query.shape[2] ** -0.5).softmax(-1)
 
-    def linearise(self, x: Tensor) -> tuple[Tensor, Pullback]:
+    def linearise(self, x: Tensor) -> Linearised:
         """Return the block's output and its pullback."""
         normed, pull_norm = linearise_activation(self.norm, x, silu=False)
         query, key, value = parts = self._split(self.query_key_value(normed))
@@ -184,9 +184,9 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, C_out, 2H, 2W)."""
-        return F.conv_transpose2d(x, self._kernel(), self.conv.bias, stride=2, padding=1)
+        return self.linearise(x)[0]
 
-    def linearise(self, x: Tensor) -> tuple[Tensor, Pullback]:
+    def linearise(self, x: Tensor) -> Linearised:
         """Return the output and its pullback, the convolution of stride 2 with the same kernel."""
         kernel = self._kernel()
         y = F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)
@@ -208,25 +208,22 @@ def _bottleneck(channels: int, config: NetworkConfig) -> list[nn.Module]:
     ]
 
 
-def bottleneck_size(config: NetworkConfig, image_size: tuple[int, int]) -> tuple[int, int]:
-    """Return the height and width of the lowest level.
+def bottleneck_size(config: NetworkConfig, image_size: ImageSize) -> tuple[ImageSize, int]:
+    """Return the height and width of the lowest level, and how many places latent variables have.
+
+    They have one for each pixel of a map, or one for all.
 
     Raises:
         ValueError: the image cannot be halved that often.
     """
     levels = len(config.channels)
     require_halvings(f"network.channels of {levels} levels", image_size, levels - 1)
-    factor, (height, width) = 2 ** (levels - 1), image_size
-    return height // factor, width // factor
+    height, width = (side // 2 ** (levels - 1) for side in image_size)
+    return (height, width), height * width if config.latent_map else 1
 
 
 NARROW = 32
 """Channels before the dense layer, which would else hold most of the weights."""
-
-
-def _positions(config: NetworkConfig, size: tuple[int, int]) -> int:
-    """Return in how many places the latent variables lie: one each of a map, or one for all."""
-    return size[0] * size[1] if config.latent_map else 1
 
 
 def _by_position(features: Tensor, positions: int) -> Tensor:
@@ -242,11 +239,10 @@ class Encoder(nn.Module):
         image_size: height and width, px.
     """
 
-    def __init__(self, config: NetworkConfig, image_size: tuple[int, int]) -> None:
+    def __init__(self, config: NetworkConfig, image_size: ImageSize) -> None:
         super().__init__()
         channels = config.channels
-        height, width = bottleneck_size(config, image_size)
-        self.positions = _positions(config, (height, width))
+        (height, width), self.positions = bottleneck_size(config, image_size)
         layers: list[nn.Module] = [nn.Conv2d(2, channels[0], 3, padding=1)]
         for level, here in enumerate(channels):
             layers += _stage(here, config, level)
@@ -282,15 +278,14 @@ class Decoder(nn.Module):
     def __init__(
         self,
         config: NetworkConfig,
-        image_size: tuple[int, int],
+        image_size: ImageSize,
         image_link: str = "mean",
         image_channels: int = 1,
     ) -> None:
         super().__init__()
         channels = config.channels
-        self.size = bottleneck_size(config, image_size)
+        self.size, self.positions = bottleneck_size(config, image_size)
         self.image_link = image_link
-        self.positions = _positions(config, self.size)
         features = NARROW * self.size[0] * self.size[1] // self.positions
         self.dense = nn.Linear(config.latent_size // self.positions, features)
         layers: list[nn.Module] = [

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hvae_hpc.config.diffusion import EDMConfig
-from hvae_hpc.config.model import MovesConfig
-from hvae_hpc.models.augmentations import apply_moves, draw_moves
+from hvae_hpc.config.model import ImageSize, MovesConfig
+from hvae_hpc.models.augmentations import Pair, apply_moves, draw_moves
 from hvae_hpc.models.blocks import Batch, Loss, Phase, SelfAttention, Tensors, normalisation
 from hvae_hpc.models.vjp import widen
 
@@ -210,7 +210,7 @@ class EDM(nn.Module):
     centre: Tensor
     spread: Tensor
 
-    def __init__(self, config: EDMConfig, image_size: tuple[int, int]) -> None:
+    def __init__(self, config: EDMConfig, image_size: ImageSize) -> None:
         super().__init__()
         config.check_image_size("model", image_size)
         self.config, self.image_size = config, image_size
@@ -301,7 +301,7 @@ class EDM(nn.Module):
         error = ((denoised - clean) / self._scales(sigma)[1]).square().mean((1, 2, 3))
         return Loss(error.mean(), {"denoising": error.detach()})
 
-    def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def decode(self, z: Tensor) -> Pair:
         """Turn standard normal numbers (B, d) into images and mask probabilities, (B, 1, H, W).
 
         Where the mask is given, the second half of z is the mask itself, in {0, 1}.

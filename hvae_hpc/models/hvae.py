@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hvae_hpc.config.model import HVAEConfig
+from hvae_hpc.config.model import HVAEConfig, ImageSize
 from hvae_hpc.models.blocks import Batch, Decoder, Encoder, Loss, Phase, Tensors
 from hvae_hpc.models.texture import Texture
 from hvae_hpc.models.vjp import keep_inputs
@@ -78,7 +78,7 @@ class HVAE(nn.Module):
     recompute = False
     compiled_parts: tuple[str, ...] = ("encode", "log_likelihood", "linearised_likelihood")
 
-    def __init__(self, config: HVAEConfig, image_size: tuple[int, int]) -> None:
+    def __init__(self, config: HVAEConfig, image_size: ImageSize) -> None:
         super().__init__()
         self.config = config
         self.latent_size = config.network.latent_size
@@ -94,12 +94,13 @@ class HVAE(nn.Module):
             self.raw_sigma_x = nn.Parameter(
                 torch.tensor(math.log(math.expm1(config.sigma_x - config.sigma_x_floor)))
             )
-        if config.n_leapfrog:
-            self.register_buffer("step_share", torch.tensor(1.0))
-        if config.n_leapfrog and config.learn_step_size:
+        if not config.n_leapfrog:
+            return
+        self.register_buffer("step_share", torch.tensor(1.0))
+        if config.learn_step_size:
             share = config.step_size / config.step_size_max
             self.raw_step_size = nn.Parameter(torch.tensor(math.log(share / (1 - share))))
-        if config.n_leapfrog and config.tempering == "free":
+        if config.tempering == "free":
             alpha = config.sqrt_beta_0 ** (1 / config.n_leapfrog)
             self.raw_alphas = nn.Parameter(
                 torch.full((config.n_leapfrog,), math.log(alpha / (1 - alpha)))
@@ -165,10 +166,7 @@ class HVAE(nn.Module):
 
     def sqrt_beta_0(self) -> Tensor | float:
         """Square root of the inverse temperature that the momentum starts at."""
-        product: Tensor | float = 1.0
-        for alpha in self.alphas():
-            product = product * alpha
-        return product
+        return math.prod(self.alphas())
 
     def encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return q(z0|y)'s mean and standard deviation, (B, d) each."""

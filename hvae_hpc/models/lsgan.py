@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from hvae_hpc.config.model import LSGANConfig, MovesConfig
-from hvae_hpc.models.augmentations import apply_moves, draw_moves
+from hvae_hpc.config.model import ImageSize, LSGANConfig, MovesConfig
+from hvae_hpc.models.augmentations import Pair, apply_moves, draw_moves
 from hvae_hpc.models.blocks import Batch, Decoder, Loss, Phase, Tensors
 from hvae_hpc.models.vjp import widen
 
@@ -38,7 +38,7 @@ class Discriminator(nn.Module):
     def __init__(
         self,
         channels: tuple[int, ...],
-        image_size: tuple[int, int],
+        image_size: ImageSize,
         normalised: bool = True,
         patches: bool = False,
     ) -> None:
@@ -120,7 +120,7 @@ class LSGAN(nn.Module):
         image_size: height and width, px.
     """
 
-    def __init__(self, config: LSGANConfig, image_size: tuple[int, int]) -> None:
+    def __init__(self, config: LSGANConfig, image_size: ImageSize) -> None:
         super().__init__()
         self.config = config
         self.latent_size = config.network.latent_size
@@ -155,7 +155,7 @@ class LSGAN(nn.Module):
             fake = join_hard(*self.decode(batch["noise"]))
         return tell_apart(self.discriminator, batch, fake)
 
-    def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def decode(self, z: Tensor) -> Pair:
         """Turn latent variables (B, d) into images and mask probabilities, (B, 1, H, W) each."""
         image, mask_logits = self.decoder(z)
         return image, torch.sigmoid(mask_logits)

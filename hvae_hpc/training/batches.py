@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hvae_hpc.config.kinds import AugmentationConfig
-from hvae_hpc.config.model import OptimConfig
+from hvae_hpc.config.model import ImageSize, OptimConfig
 from hvae_hpc.errors import UserError
 from hvae_hpc.frozen import frozen
 from hvae_hpc.preprocess.store.pairs import Pairs
@@ -122,7 +122,7 @@ class PairTensors:
         return len(self.images)
 
     @property
-    def image_size(self) -> tuple[int, int]:
+    def image_size(self) -> ImageSize:
         """Height and width, px."""
         return int(self.images.shape[2]), int(self.images.shape[3])
 
