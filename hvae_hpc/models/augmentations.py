@@ -10,7 +10,7 @@ import pkgutil
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from hvae_hpc.config.augmentations import JoinedConfig
@@ -42,7 +42,7 @@ class Augmentation:
 class Moves(Augmentation):
     """Flips, rotations, changes of size and shifts of image and mask together."""
 
-    def draw(self, n: int, image_size: ImageSize, generator: torch.Generator) -> Drawn:
+    def draw(self, n: int, image_size: ImageSize, generator: Generator) -> Drawn:
         """Draw n affine maps, (n, 2, 3)."""
         height, width = image_size
         return {"maps": draw_moves(n, self.config, generator, height / width)}
@@ -63,7 +63,7 @@ class Joined:
     def __init__(self, config: JoinedConfig) -> None:
         self.parts = [pkgutil.resolve_name(part.augmentation_class)(part) for part in config.parts]
 
-    def draw(self, n: int, image_size: ImageSize, generator: torch.Generator) -> Drawn:
+    def draw(self, n: int, image_size: ImageSize, generator: Generator) -> Drawn:
         """Draw what each of them needs, in their order."""
         return {
             f"{number}.{name}": value
@@ -79,9 +79,7 @@ class Joined:
         return images, masks
 
 
-def draw_moves(
-    n: int, config: MovesConfig, generator: torch.Generator, aspect: float = 1.0
-) -> Tensor:
+def draw_moves(n: int, config: MovesConfig, generator: Generator, aspect: float = 1.0) -> Tensor:
     """Draw n affine maps from output to input coordinates, both in [-1, 1].
 
     Args:

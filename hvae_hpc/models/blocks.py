@@ -61,15 +61,20 @@ def normalisation(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels)
 
 
+def convolution(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
+    """Return a padded 3x3 convolution."""
+    return nn.Conv2d(channels_in, channels_out, 3, stride, padding=1)
+
+
 class ResidualBlock(nn.Module):
     """Two normalised 3x3 convolutions beside a skip: (B, C_in, H, W) -> (B, C_out, H, W)."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
         self.norm_1 = normalisation(channels_in)
-        self.conv_1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.conv_1 = convolution(channels_in, channels_out)
         self.norm_2 = normalisation(channels_out)
-        self.conv_2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        self.conv_2 = convolution(channels_out, channels_out)
         same = channels_in == channels_out
         self.skip = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1)
 
@@ -171,7 +176,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.conv = convolution(channels_in, channels_out)
 
     def _kernel(self) -> Tensor:
         """Return the 4x4 kernel, (C_in, C_out, 4, 4)."""
@@ -243,11 +248,11 @@ class Encoder(nn.Module):
         super().__init__()
         channels = config.channels
         (height, width), self.positions = bottleneck_size(config, image_size)
-        layers: list[nn.Module] = [nn.Conv2d(2, channels[0], 3, padding=1)]
+        layers: list[nn.Module] = [convolution(2, channels[0])]
         for level, here in enumerate(channels):
             layers += _stage(here, config, level)
             if level + 1 < len(channels):
-                layers.append(nn.Conv2d(here, channels[level + 1], 3, stride=2, padding=1))
+                layers.append(convolution(here, channels[level + 1], stride=2))
         layers += _bottleneck(channels[-1], config)
         layers += [
             normalisation(channels[-1]),
@@ -296,7 +301,7 @@ class Decoder(nn.Module):
             layers += _stage(channels[level], config, level)
             if level > 0:
                 layers.append(Upsample(channels[level], channels[level - 1]))
-        last = nn.Conv2d(channels[0], image_channels + 1, 3, padding=1)
+        last = convolution(channels[0], image_channels + 1)
         layers += [normalisation(channels[0]), nn.SiLU(), last]
         self.layers = nn.Sequential(*layers)
 

@@ -20,7 +20,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from hvae_hpc.config.model import HVAEConfig, ImageSize
@@ -110,7 +110,7 @@ class HVAE(nn.Module):
         """One phase: the bound."""
         return (Phase("elbo", self),)
 
-    def draw(self, n: int, share: float, generator: torch.Generator) -> Tensors:
+    def draw(self, n: int, share: float, generator: Generator) -> Tensors:
         """Draw what a forward of n pairs needs beside the pairs.
 
         Args:
@@ -306,7 +306,13 @@ class HVAE(nn.Module):
             kl = 0.5 * _square(path.z_k) + 0.5 * _square(path.momentum) - log_scale - mean.shape[1]
             drawn = _square(batch["noise"]) + _square(batch["momentum"])
             sampled_kl = kl + mean.shape[1] - 0.5 * drawn
-            terms = self._describe_flow(path, scale)
+            terms = {
+                "moved": ((path.z_k - path.z_0) / scale).square().mean(1).sqrt(),
+                "energy_change": path.energy_change,
+                "acceptance": torch.exp(-path.energy_change.clamp(min=0.0)),
+                "step_size": torch.as_tensor(self.step_size()),
+                "sqrt_beta_0": torch.as_tensor(self.sqrt_beta_0()),
+            }
             if is_bound:
                 gained = image_nats - path.image_0 + mask_nats - path.mask_0
                 terms["elbo_gain"] = gained + analytic_kl - kl
@@ -334,17 +340,7 @@ class HVAE(nn.Module):
         }
         return Loss(-bound.mean() / pixels, {name: term.detach() for name, term in terms.items()})
 
-    def _describe_flow(self, path: Path, scale: Tensor) -> Tensors:
-        """Return terms for the log: what the flow did."""
-        return {
-            "moved": ((path.z_k - path.z_0) / scale).square().mean(1).sqrt(),
-            "energy_change": path.energy_change,
-            "acceptance": torch.exp(-path.energy_change.clamp(min=0.0)),
-            "step_size": torch.as_tensor(self.step_size()),
-            "sqrt_beta_0": torch.as_tensor(self.sqrt_beta_0()),
-        }
-
-    def decode(self, z: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def decode(self, z: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
         """Turn z (B, d) into the image's mean and the mask's probability, (B, 1, H, W) each.
 
         With a generator, on the CPU, textured images are drawn in place of their mean.

@@ -10,7 +10,7 @@ The generator's mask is thresholded before the discriminator sees it, with the s
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
@@ -70,7 +70,7 @@ class Discriminator(nn.Module):
         return widen(F.linear(h.flatten(1), by_score, self.score.bias))[:, 0]
 
 
-def draw_sides(n: int, aspect: float, generator: torch.Generator) -> Tensors:
+def draw_sides(n: int, aspect: float, generator: Generator) -> Tensors:
     """Draw moves and tones of n real and n generated pairs, for :func:`see`."""
     drawn = {}
     for side in ("real", "fake"):
@@ -134,7 +134,7 @@ class LSGAN(nn.Module):
         """The discriminator's phase, then the generator's."""
         return (Phase("discriminator", self.discriminator), Phase("generator", self.decoder))
 
-    def draw(self, n: int, share: float, generator: torch.Generator) -> Tensors:
+    def draw(self, n: int, share: float, generator: Generator) -> Tensors:
         """Draw z for n pairs and, where pairs are augmented, moves and tones of both sides."""
         drawn = {"noise": torch.randn(n, self.latent_size, generator=generator)}
         if self.config.differentiable_augmentation:

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from hvae_hpc.config.model import ImageSize
@@ -23,7 +23,7 @@ BODY = 0.05
 class Mixing(Augmentation):
     """What the kinds of mixing share."""
 
-    def _draw_use(self, n: int, generator: torch.Generator) -> Tensor:
+    def _draw_use(self, n: int, generator: Generator) -> Tensor:
         """Draw which of n pairs are mixed, 1 or 0."""
         return (torch.rand(n, generator=generator) < self.config.share).float()
 
@@ -40,7 +40,7 @@ def _replace(images: Tensor, masks: Tensor, drawn: Drawn, region: Tensor) -> Pai
 class CutMix(Mixing):
     """A rectangle of a pair is replaced by another pair's."""
 
-    def draw(self, n: int, image_size: ImageSize, generator: torch.Generator) -> Drawn:
+    def draw(self, n: int, image_size: ImageSize, generator: Generator) -> Drawn:
         """Draw rectangles: shares of the sides, and centres; they may be cut by the border."""
         area = torch.rand(n, generator=generator)
         centre = torch.rand(n, 2, generator=generator)
@@ -61,7 +61,7 @@ class CutMix(Mixing):
 class Mixup(Mixing):
     """Images and masks are averaged."""
 
-    def draw(self, n: int, image_size: ImageSize, generator: torch.Generator) -> Drawn:
+    def draw(self, n: int, image_size: ImageSize, generator: Generator) -> Drawn:
         """Draw the weight of each donor, at most a half: the pair itself counts more."""
         seed = int(torch.randint(2**62, (), generator=generator))
         share = np.random.default_rng(seed).beta(self.config.alpha, self.config.alpha, n)
@@ -80,7 +80,7 @@ class Mixup(Mixing):
 class CarveMix(Mixing):
     """A lesion with less or more than itself is carved out of another pair."""
 
-    def draw(self, n: int, image_size: ImageSize, generator: torch.Generator) -> Drawn:
+    def draw(self, n: int, image_size: ImageSize, generator: Generator) -> Drawn:
         """Draw c, from -1 to 1: how much less or more than the lesion is carved out."""
         c = torch.rand(n, generator=generator) * 2 - 1
         return {"used": self._draw_use(n, generator), "margin": c}
@@ -101,7 +101,7 @@ class CarveMix(Mixing):
 class TumorCP(Mixing):
     """A lesion of another pair is turned, scaled, made brighter or darker, and pasted."""
 
-    def draw(self, n: int, image_size: ImageSize, generator: torch.Generator) -> Drawn:
+    def draw(self, n: int, image_size: ImageSize, generator: Generator) -> Drawn:
         """Draw turns, scales, gammas, and which pixel of the body is the lesion's new centre."""
         angle, scale, gamma, place, elsewhere = torch.rand(5, n, generator=generator)
         low, high = LESION_SCALES
