@@ -14,8 +14,7 @@ from hvae_hpc.config.model import OptimConfig, UNetConfig
 from hvae_hpc.config.resources import Resources
 from hvae_hpc.config.stages import QualityConfig, SegmentConfig, SplitConfig
 from hvae_hpc.errors import UserError
-from hvae_hpc.evaluation.features import Judge, load_judge, standardise
-from hvae_hpc.evaluation.quality import measure_quality
+from hvae_hpc.evaluation.quality import Judge, _Set, load_judge, measure_quality, standardise
 from hvae_hpc.evaluation.segment import segment
 from hvae_hpc.preprocess.store.pairs import Pairs
 from hvae_hpc.preprocess.store.reader import read_dataset
@@ -96,7 +95,9 @@ def test_the_judge_predicts_as_the_unet_that_was_trained(
     data: Path, trained: tuple[Path, Outcome], judge: Judge
 ) -> None:
     test = read_cases(data, read_split(data, SPLIT).test, 0)
-    assert judge.agree(test).tolist() == [case["dice"] for case in trained[1].per_case.values()]
+    assert judge.agree(_Set(test, ())).tolist() == [
+        case["dice"] for case in trained[1].per_case.values()
+    ]
     assert trained[1].metrics["dice"] > 0.8
 
 
