@@ -136,8 +136,7 @@ class LikelihoodConfig(StageConfig):
     importance_samples: int = 1000
 
     def __post_init__(self) -> None:
-        require("more than 0", self, "chains", "leaps", "step_size")
-        require("more than 0", self, "importance_samples")
+        require("more than 0", self, "chains", "leaps", "step_size", "importance_samples")
         require("0 or more", self, "cases", "agree_nats")
         if min(self.estimates, self.temperatures) < 2:
             raise ValueError(

@@ -148,9 +148,10 @@ class TumorCP(Mixing):
 
 def _pixel_grid(images: Tensor) -> tuple[Tensor, Tensor]:
     """Return the numbers of rows and columns, (H, 1) and (W,)."""
-    height, width = images.shape[2:]
-    rows = torch.arange(height, device=images.device, dtype=images.dtype)[:, None]
-    return rows, torch.arange(width, device=images.device, dtype=images.dtype)
+    rows, columns = (
+        torch.arange(side, device=images.device, dtype=images.dtype) for side in images.shape[2:]
+    )
+    return rows[:, None], columns
 
 
 def _is_body(images: Tensor) -> Tensor:
