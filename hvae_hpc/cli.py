@@ -1,23 +1,26 @@
 """The console script ``hvae-hpc``: all commands by short names."""
 
+import pkgutil
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 
 from hvae_hpc.errors import UserError, run_command, say
 
 COMMANDS = {
-    "preprocess": ("hvae_hpc.preprocess.__main__", "pack scans or 2D pictures into shards"),
-    "sweep": ("hvae_hpc.sweep", "train, evaluate, make the tables; locally or on SLURM"),
-    "results": ("hvae_hpc.results.__main__", "make the tables and figures of a runs folder"),
-    "export": ("hvae_hpc.export.command", "export a generate run's pairs to nnU-Net or as PNG"),
+    "preprocess": ("hvae_hpc.preprocess.__main__:main", "pack scans or 2D pictures into shards"),
+    "sweep": ("hvae_hpc.sweep:main", "train, evaluate, make the tables; locally or on SLURM"),
+    "results": ("hvae_hpc.results.__main__:main", "make the tables and figures of a runs folder"),
+    "export": (
+        "hvae_hpc.export.command:main",
+        "export a generate run's pairs to nnU-Net or as PNG",
+    ),
     "status": (
-        "hvae_hpc.jobs.commands.status",
+        "hvae_hpc.jobs.commands.status:main",
         "which runs are done, running, waiting or failed, and why",
     ),
-    "why": ("hvae_hpc.jobs.commands.why", "why a run failed, and what a retry would change"),
+    "why": ("hvae_hpc.jobs.commands.why:main", "why a run failed, and what a retry would change"),
     "logs": (
-        "hvae_hpc.jobs.commands.logs",
+        "hvae_hpc.jobs.commands.logs:main",
         "a run's status, its last events, and the end of its log",
     ),
     "cancel": (
@@ -29,7 +32,7 @@ COMMANDS = {
         "limit how many elements of an array run at a time",
     ),
 }
-"""Name to module, and function where it is not ``main``, and what the command does."""
+"""Name to ``module:function``, and what the command does."""
 
 
 def main() -> int:
@@ -47,8 +50,7 @@ def _dispatch(argv: Sequence[str]) -> int:
     name, *rest = argv
     if name not in COMMANDS:
         raise UserError(f"unknown command {name!r}; expected one of {', '.join(COMMANDS)}")
-    module, _, function = COMMANDS[name][0].partition(":")
-    return getattr(import_module(module), function or "main")(rest)
+    return pkgutil.resolve_name(COMMANDS[name][0])(rest)
 
 
 if __name__ == "__main__":

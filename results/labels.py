@@ -5,8 +5,8 @@ from typing import get_args
 
 from hvae_hpc.config.arms import ArmConfig
 from hvae_hpc.config.augmentations import FREE, JoinedConfig
-from hvae_hpc.config.kinds import generator_labels
-from hvae_hpc.config.stages import GenerateConfig, QualityConfig, Sampler, SegmentConfig
+from hvae_hpc.config.kinds import Sampler, generator_labels
+from hvae_hpc.config.stages import GenerateConfig, QualityConfig, SegmentConfig
 from hvae_hpc.runs.plan import Plan
 
 REFERENCE = "reference"

@@ -19,12 +19,11 @@ arm's budget is not the sweep's.
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import field
 from typing import Any, Literal, cast, get_args
 
 from hvae_hpc.config.augmentations import join
 from hvae_hpc.config.kinds import AugmentationConfig
-from hvae_hpc.config.loader import ONLY_WHEN_SET
+from hvae_hpc.config.loader import added_later
 from hvae_hpc.config.model import require
 from hvae_hpc.errors import UserError
 from hvae_hpc.frozen import frozen
@@ -71,8 +70,8 @@ class ArmConfig:
     first_share: float = 0.0
     moves: AugmentationConfig | None = None
     generator_seed: int = 0
-    synthetic_share: float = field(default=0.0, metadata=ONLY_WHEN_SET)
-    nearest: bool = field(default=False, metadata=ONLY_WHEN_SET)
+    synthetic_share: float = added_later(0.0)
+    nearest: bool = added_later(False)
 
     def __post_init__(self) -> None:
         require("a share between 0 and 1", self, "first_share")

@@ -4,7 +4,7 @@ All of it is hashed into run ids. They are what synthetic pairs have to be bette
 """
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 from hvae_hpc.config.kinds import AugmentationConfig
 from hvae_hpc.config.model import require
@@ -15,8 +15,8 @@ from hvae_hpc.frozen import frozen
 class NNUNetConfig(AugmentationConfig):
     """The augmentation with which nnU-Net v2 trains in 2D; its probabilities are in the module."""
 
-    augmentation_class: ClassVar[str] = "hvae_hpc.models.nnunet_augmentation:NNUNetAugmentation"
-    label: ClassVar[str] = "nnU-Net's augmentation"
+    augmentation_class = "hvae_hpc.models.nnunet_augmentation:NNUNetAugmentation"
+    label = "nnU-Net's augmentation"
 
     kind: Literal["nnunet"] = "nnunet"
 
@@ -29,12 +29,9 @@ class MixingConfig(AugmentationConfig):
         share: of the pairs that are mixed, in every step.
     """
 
-    share: float = 0.5
+    needs_donors = True
 
-    @property
-    def needs_donors(self) -> bool:
-        """It mixes pairs."""
-        return True
+    share: float = 0.5
 
     def __post_init__(self) -> None:
         require("a share between 0 and 1", self, "share")
@@ -44,8 +41,8 @@ class MixingConfig(AugmentationConfig):
 class CutMixConfig(MixingConfig):
     """CutMix (Yun et al. 2019): a rectangle of a pair is replaced by another pair's."""
 
-    augmentation_class: ClassVar[str] = "hvae_hpc.models.mixing:CutMix"
-    label: ClassVar[str] = "CutMix"
+    augmentation_class = "hvae_hpc.models.mixing:CutMix"
+    label = "CutMix"
 
     kind: Literal["cutmix"] = "cutmix"
 
@@ -58,8 +55,8 @@ class MixupConfig(MixingConfig):
         alpha: the average's weight is drawn from Beta(alpha, alpha).
     """
 
-    augmentation_class: ClassVar[str] = "hvae_hpc.models.mixing:Mixup"
-    label: ClassVar[str] = "Mixup"
+    augmentation_class = "hvae_hpc.models.mixing:Mixup"
+    label = "Mixup"
 
     kind: Literal["mixup"] = "mixup"
     alpha: float = 0.2
@@ -73,8 +70,8 @@ class MixupConfig(MixingConfig):
 class CarveMixConfig(MixingConfig):
     """CarveMix (Zhang et al. 2021): a lesion and a margin are carved out of another pair."""
 
-    augmentation_class: ClassVar[str] = "hvae_hpc.models.mixing:CarveMix"
-    label: ClassVar[str] = "CarveMix"
+    augmentation_class = "hvae_hpc.models.mixing:CarveMix"
+    label = "CarveMix"
 
     kind: Literal["carvemix"] = "carvemix"
 
@@ -88,8 +85,8 @@ class TumorCPConfig(MixingConfig):
             others keep their place.
     """
 
-    augmentation_class: ClassVar[str] = "hvae_hpc.models.mixing:TumorCP"
-    label: ClassVar[str] = "TumorCP"
+    augmentation_class = "hvae_hpc.models.mixing:TumorCP"
+    label = "TumorCP"
 
     kind: Literal["tumorcp"] = "tumorcp"
     elsewhere: float = 0.5
@@ -103,14 +100,14 @@ class TumorCPConfig(MixingConfig):
 class JoinedConfig(AugmentationConfig):
     """Several augmentations, one after the other."""
 
-    augmentation_class: ClassVar[str] = "hvae_hpc.models.augmentations:Joined"
-    label: ClassVar[str] = "Joined augmentations"
+    augmentation_class = "hvae_hpc.models.augmentations:Joined"
+    label = "Joined augmentations"
 
     kind: Literal["joined"] = "joined"
     parts: tuple[AugmentationConfig, ...]
 
     @property
-    def needs_donors(self) -> bool:
+    def needs_donors(self) -> bool:  # type: ignore[override]
         """Whether one of them mixes pairs."""
         return any(part.needs_donors for part in self.parts)
 

@@ -1,9 +1,9 @@
 """What the diffusion model of image and mask is asked; all of it is hashed into run ids."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from hvae_hpc.config.kinds import GeneratorConfig
-from hvae_hpc.config.model import require, require_halvings
+from hvae_hpc.config.model import ImageSize, require, require_halvings, require_heads
 from hvae_hpc.frozen import frozen
 
 
@@ -28,10 +28,10 @@ class EDMConfig(GeneratorConfig):
         checks: how often that loss is measured, at equal distances.
     """
 
-    network_class: ClassVar[str] = "hvae_hpc.models.edm:EDM"
-    label: ClassVar[str] = "EDM"
-    pairs_apart: ClassVar[bool] = True
-    is_told_moves: ClassVar[bool] = True
+    network_class = "hvae_hpc.models.edm:EDM"
+    label = "EDM"
+    pairs_apart = True
+    is_told_moves = True
 
     kind: Literal["edm"] = "edm"
     given_mask: bool = False
@@ -47,23 +47,17 @@ class EDMConfig(GeneratorConfig):
     checks: int = 10
 
     def __post_init__(self) -> None:
-        require("one positive number per level", self, "channels")
-        require("more than 0", self, "attention_heads", "fold", "noise_sd", "checks")
+        require_heads(self)
+        require("more than 0", self, "fold", "noise_sd", "checks")
         require("0 or more", self, "attention_levels")
         require("a number in [0, 1)", self, "dropout", "mask_dropout", "held_out")
-        for channels in self.channels:
-            if channels % self.attention_heads:
-                raise ValueError(
-                    f"channels has {channels}, expected multiples of "
-                    f"attention_heads = {self.attention_heads}"
-                )
 
     @property
-    def needs_pairs(self) -> bool:
+    def needs_pairs(self) -> bool:  # type: ignore[override]
         """Whether drawing starts from real pairs: from their masks, where these are given."""
         return self.given_mask
 
-    def check_image_size(self, name: str, image_size: tuple[int, int]) -> None:
+    def check_image_size(self, name: str, image_size: ImageSize) -> None:
         """Raise ValueError where images (height, width) cannot be folded and halved so often."""
         folded = (image_size[0] // self.fold, image_size[1] // self.fold)
         if any(side % self.fold for side in image_size):

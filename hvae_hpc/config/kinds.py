@@ -11,7 +11,7 @@ import sys
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.frozen import frozen
@@ -34,6 +34,8 @@ BUILT_IN = {
     "hvae_hpc.copies": {"": "hvae_hpc.config.stages:StandardCopiesConfig"},
 }
 """Group to kind to config class. The kind "" is meant where a config names none."""
+
+Sampler = Literal["prior", "aggregated", "mixture", "hmc", "mask", "riemannian"]
 
 
 @frozen
@@ -62,23 +64,16 @@ class GeneratorConfig:
         samplers: those that the network can draw by. All but "prior" need an encoder.
         pairs_apart: no pair of a batch knows of another, so a batch may be trained on in parts.
         has_density: held-out pairs have a likelihood that the likelihood stage can estimate.
+        needs_pairs: drawing from the prior starts from real pairs.
     """
 
     entry_points: ClassVar[str] = "hvae_hpc.generators"
     network_class: ClassVar[str]
     label: ClassVar[str]
-    samplers: ClassVar[tuple[str, ...]] = ("prior",)
+    samplers: ClassVar[tuple[Sampler, ...]] = ("prior",)
     pairs_apart: ClassVar[bool] = False
-
-    @property
-    def has_density(self) -> bool:
-        """Whether the likelihood stage can judge the generator."""
-        return False
-
-    @property
-    def needs_pairs(self) -> bool:
-        """Whether drawing from the prior starts from real pairs."""
-        return False
+    has_density: ClassVar[bool] = False
+    needs_pairs: ClassVar[bool] = False
 
     def check_image_size(self, name: str, image_size: tuple[int, int]) -> None:
         """Raise ValueError where images (height, width) do not suit the network called ``name``."""
@@ -110,11 +105,7 @@ class AugmentationConfig:
     entry_points: ClassVar[str] = "hvae_hpc.augmentations"
     augmentation_class: ClassVar[str]
     label: ClassVar[str]
-
-    @property
-    def needs_donors(self) -> bool:
-        """Whether pairs are mixed with other real pairs."""
-        return False
+    needs_donors: ClassVar[bool] = False
 
 
 def choose_class(cls: Any, kind: Any, where: str) -> Any:

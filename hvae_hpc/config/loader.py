@@ -24,8 +24,11 @@ T = TypeVar("T")
 
 _LARGEST = 1e100
 """No number of ours is near it, and products of numbers below it stay finite."""
-ONLY_WHEN_SET = {"only_when_set": True}
-"""Metadata of a field that came later: at its default it is not dumped, so old hashes hold."""
+
+
+def added_later(default: T) -> T:
+    """Declare a field that came later: at its default it is not dumped, so old hashes hold."""
+    return dataclasses.field(default=default, metadata={"only_when_set": True})
 
 
 def load(cls: type[T], data: Any, where: str) -> T:
@@ -190,7 +193,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise UserError(f"{where}: got {_shown(value)}, expected a finite number")
         return float(value)
     if not _fits(hint, value):
-        raise UserError(f"{where}: got {_shown(value)}, expected {_hint_name(hint)}")
+        wanted = hint.__name__ if origin is None else str(hint)
+        if origin is Literal:
+            wanted = " | ".join(map(str, inner))
+        raise UserError(f"{where}: got {_shown(value)}, expected {wanted}")
     return value
 
 
@@ -207,13 +213,6 @@ def _fits(hint: Any, value: Any) -> bool:
 @cache
 def _parts(hint: Any) -> tuple[Any, tuple[Any, ...]]:
     return get_origin(hint), get_args(hint)
-
-
-def _hint_name(hint: Any) -> str:
-    origin, inner = _parts(hint)
-    if origin is Literal:
-        return " | ".join(map(str, inner))
-    return hint.__name__ if origin is None else str(hint)
 
 
 def _nearest(key: str, names: list[str]) -> str:

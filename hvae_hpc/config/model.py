@@ -6,13 +6,14 @@ because planning a sweep must not import torch.
 
 import math
 from collections.abc import Callable
-from dataclasses import field
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal, get_args
 
-from hvae_hpc.config.kinds import AugmentationConfig, GeneratorConfig
-from hvae_hpc.config.loader import ONLY_WHEN_SET
+from hvae_hpc.config.kinds import AugmentationConfig, GeneratorConfig, Sampler
+from hvae_hpc.config.loader import added_later
 from hvae_hpc.frozen import frozen
 
+ImageSize = tuple[int, int]
+"""Height and width, px."""
 RULES: dict[str, Callable[[Any], bool]] = {
     "more than 0": lambda value: value > 0,
     "0 or more": lambda value: value >= 0,
@@ -39,7 +40,7 @@ def require(rule: str, config: Any, *names: str) -> None:
             raise ValueError(f"{name} is {value}, expected {rule}")
 
 
-def require_halvings(config_name: str, image_size: tuple[int, int], halvings: int) -> None:
+def require_halvings(config_name: str, image_size: ImageSize, halvings: int) -> None:
     """Raise ValueError where an image (height, width) cannot be halved that often."""
     factor = 2 ** min(halvings, 20)  # no image is larger, and 2**halvings may not fit into memory
     if any(side % factor for side in image_size):
@@ -47,6 +48,18 @@ def require_halvings(config_name: str, image_size: tuple[int, int], halvings: in
             f"images of {image_size[0]}x{image_size[1]} px, expected multiples of {factor} "
             f"for {config_name}; change image_px, or have fewer levels"
         )
+
+
+def require_heads(config: Any) -> None:
+    """Raise ValueError where the channels of a level cannot be shared among attention heads."""
+    require("more than 0", config, "attention_heads")
+    require("one positive number per level", config, "channels")
+    for channels in config.channels:
+        if channels % config.attention_heads:
+            raise ValueError(
+                f"channels has {channels}, expected multiples of "
+                f"attention_heads = {config.attention_heads}"
+            )
 
 
 @frozen
@@ -66,23 +79,17 @@ class NetworkConfig:
     attention_levels: tuple[int, ...] = (3, 4)
     attention_heads: int = 4
     latent_size: int = 128
-    latent_map: bool = field(default=False, metadata=ONLY_WHEN_SET)
+    latent_map: bool = added_later(False)
 
     def __post_init__(self) -> None:
-        require("more than 0", self, "latent_size", "attention_heads")
-        require("one positive number per level", self, "channels")
+        require("more than 0", self, "latent_size")
+        require_heads(self)
         for level in self.attention_levels:
             if not 0 <= level < len(self.channels):
                 last = len(self.channels) - 1
                 raise ValueError(f"attention_levels has {level}, expected levels from 0 to {last}")
-        for channels in self.channels:
-            if channels % self.attention_heads:
-                raise ValueError(
-                    f"channels has {channels}, expected multiples of "
-                    f"attention_heads = {self.attention_heads}"
-                )
 
-    def check_image_size(self, name: str, image_size: tuple[int, int]) -> None:
+    def check_image_size(self, name: str, image_size: ImageSize) -> None:
         """Raise ValueError where images (height, width) cannot be halved once per level."""
         levels = len(self.channels)
         require_halvings(f"{name}.network.channels of {levels} levels", image_size, levels - 1)
@@ -140,16 +147,9 @@ class HVAEConfig(GeneratorConfig):
         perceptual_weight: of the distance between the spectra of decoded and real images.
     """
 
-    label: ClassVar[str] = "HVAE"
-    samplers: ClassVar[tuple[str, ...]] = (
-        "prior",
-        "aggregated",
-        "mixture",
-        "hmc",
-        "mask",
-        "riemannian",
-    )
-    pairs_apart: ClassVar[bool] = True
+    label = "HVAE"
+    samplers = get_args(Sampler)
+    pairs_apart = True
 
     kind: Literal["hvae"] = "hvae"
     network: NetworkConfig = NetworkConfig()
@@ -170,9 +170,9 @@ class HVAEConfig(GeneratorConfig):
     mask_weight: float = 1.0
     kl_warm_up: float = 0.1
     flow_from: float = 0.7
-    adversarial_weight: float = field(default=0.0, metadata=ONLY_WHEN_SET)
-    adversarial_from: float = field(default=0.5, metadata=ONLY_WHEN_SET)
-    perceptual_weight: float = field(default=0.0, metadata=ONLY_WHEN_SET)
+    adversarial_weight: float = added_later(0.0)
+    adversarial_from: float = added_later(0.5)
+    perceptual_weight: float = added_later(0.0)
 
     def __post_init__(self) -> None:
         require("0 or more", self, "n_leapfrog")
@@ -221,11 +221,11 @@ class HVAEConfig(GeneratorConfig):
         return f"hvae_hpc.models.{'hybrid:HybridHVAE' if self.is_hybrid else 'hvae:HVAE'}"
 
     @property
-    def has_density(self) -> bool:
+    def has_density(self) -> bool:  # type: ignore[override]
         """Whether images have a density: a Gaussian one. A Bernoulli's is none; a GAN has none."""
         return self.image_likelihood != "bernoulli" and not self.is_hybrid
 
-    def check_image_size(self, name: str, image_size: tuple[int, int]) -> None:
+    def check_image_size(self, name: str, image_size: ImageSize) -> None:
         """Raise ValueError where the network cannot halve the images."""
         self.network.check_image_size(name, image_size)
 
@@ -271,8 +271,8 @@ class LSGANConfig(GeneratorConfig):
             contrast of real and generated pairs before the discriminator sees them.
     """
 
-    network_class: ClassVar[str] = "hvae_hpc.models.lsgan:LSGAN"
-    label: ClassVar[str] = "LSGAN"
+    network_class = "hvae_hpc.models.lsgan:LSGAN"
+    label = "LSGAN"
 
     kind: Literal["lsgan"] = "lsgan"
     network: NetworkConfig = NetworkConfig()
@@ -283,7 +283,7 @@ class LSGANConfig(GeneratorConfig):
     def __post_init__(self) -> None:
         require("one positive number per level", self, "discriminator_channels")
 
-    def check_image_size(self, name: str, image_size: tuple[int, int]) -> None:
+    def check_image_size(self, name: str, image_size: ImageSize) -> None:
         """Raise ValueError where decoder or discriminator cannot halve the images."""
         self.network.check_image_size(name, image_size)
         halvings = len(self.discriminator_channels)
@@ -312,7 +312,7 @@ class UNetConfig:
 
     base_channels: int = 64
     depth: int = 4
-    encoder: Literal["plain", "residual"] = field(default="plain", metadata=ONLY_WHEN_SET)
+    encoder: Literal["plain", "residual"] = added_later("plain")
 
     def __post_init__(self) -> None:
         require("more than 0", self, "base_channels", "depth")
@@ -373,8 +373,8 @@ class MovesConfig(AugmentationConfig):
         interpolation: of images. "bilinear" takes most of their fine detail away.
     """
 
-    augmentation_class: ClassVar[str] = "hvae_hpc.models.augmentations:Moves"
-    label: ClassVar[str] = "Moved in every step"
+    augmentation_class = "hvae_hpc.models.augmentations:Moves"
+    label = "Moved in every step"
 
     flip: float = 0.5
     rotate_deg: float = 10.0

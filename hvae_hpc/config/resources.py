@@ -126,7 +126,17 @@ class Resources:
             # sbatch takes options of PBS and LSF as well.
             if not line.isprintable() or line.lstrip().startswith(("#SBATCH", "#PBS", "#BSUB")):
                 raise ValueError(f"setup has {line!r}, expected single shell lines, and no #SBATCH")
-        self._check_options()
+        # Options that another field sets, and those that no shell or SLURM would take.
+        for name in ("sbatch_args", "srun_args"):
+            for option, value in getattr(self, name).items():
+                is_long = re.fullmatch("[a-z][a-z-]+", option)
+                if not is_long or value is False or not str(value).isprintable():
+                    raise ValueError(
+                        f"{name} has {option!r} = {value!r}, expected a long option and its value"
+                    )
+                for setter, theirs in SET_BY.items():
+                    if is_option(option, theirs.split()):
+                        raise ValueError(f"{name} has {option!r}, which {setter} sets; take it out")
         if self.compile == "cuda_graphs" and (self.nodes, self.gpus, self.device) != (1, 1, "auto"):
             raise ValueError(
                 'compile is "cuda_graphs", which is for a run on one GPU; '
@@ -138,19 +148,6 @@ class Resources:
                 f"a limit of {minutes} minutes leaves no time to work: {START_S} s to start and "
                 f"signal_lead_s = {self.signal_lead_s} to save; give more minutes"
             )
-
-    def _check_options(self) -> None:
-        """Refuse options that another field sets, and those that no shell or SLURM would take."""
-        for name in ("sbatch_args", "srun_args"):
-            for option, value in getattr(self, name).items():
-                is_long = re.fullmatch("[a-z][a-z-]+", option)
-                if not is_long or value is False or not str(value).isprintable():
-                    raise ValueError(
-                        f"{name} has {option!r} = {value!r}, expected a long option and its value"
-                    )
-                for setter, theirs in SET_BY.items():
-                    if is_option(option, theirs.split()):
-                        raise ValueError(f"{name} has {option!r}, which {setter} sets; take it out")
 
     @property
     def gpus_in_gres(self) -> int:

@@ -7,21 +7,14 @@ torch.
 """
 
 import math
-from dataclasses import field
 from typing import Any, ClassVar, Literal
 
 from hvae_hpc.config.arms import ArmConfig
-from hvae_hpc.config.kinds import AugmentationConfig, GeneratorConfig
-from hvae_hpc.config.loader import ONLY_WHEN_SET
-from hvae_hpc.config.model import (
-    MovesConfig,
-    OptimConfig,
-    UNetConfig,
-    require,
-)
+from hvae_hpc.config.kinds import AugmentationConfig, GeneratorConfig, Sampler
+from hvae_hpc.config.loader import added_later
+from hvae_hpc.config.model import MovesConfig, OptimConfig, UNetConfig, require
 from hvae_hpc.frozen import frozen
 
-Sampler = Literal["prior", "aggregated", "mixture", "hmc", "mask", "riemannian"]
 Stage = Literal["train", "likelihood", "generate", "augment", "quality", "segment"]
 
 STAGE_VERSIONS: dict[Stage, int] = {
@@ -53,26 +46,35 @@ class SplitConfig:
 
 
 @frozen
-class TrainConfig:
-    """Train one generator on the split's training cases.
+class StageConfig:
+    """What every stage's config says: the data set, its split, and the seed of what is drawn.
 
     Attributes:
         data: name of the data set.
-        generator: the sweep's name for this generator.
         image_px: side to which images are shrunk; 0 for as packed.
+    """
+
+    data: str
+    split: SplitConfig
+    image_px: int
+    seed: int = 0
+
+
+@frozen
+class TrainConfig(StageConfig):
+    """Train one generator on the split's training cases.
+
+    Attributes:
+        generator: the sweep's name for this generator.
         seed: of the weights, the order and the noise.
         n_cases: real cases to train on; 0 for the split's training cases.
     """
 
-    data: str
     generator: str
-    split: SplitConfig
-    image_px: int
     model: GeneratorConfig
     optim: OptimConfig
     moves: AugmentationConfig = MovesConfig()
-    seed: int = 0
-    n_cases: int = field(default=0, metadata=ONLY_WHEN_SET)
+    n_cases: int = added_later(0)
 
     def __post_init__(self) -> None:
         self.model.check_training(self.optim)
@@ -96,7 +98,7 @@ class TrainConfig:
 
 
 @frozen
-class LikelihoodConfig:
+class LikelihoodConfig(StageConfig):
     """How likely a trained generator with an encoder finds held-out pairs.
 
     A stochastic lower bound of log p(x, m), by annealed importance sampling of the integral of
@@ -122,10 +124,7 @@ class LikelihoodConfig:
         seed: of all draws.
     """
 
-    data: str
     generator: str
-    split: SplitConfig
-    image_px: int
     cases: int = 0
     start: Literal["encoder", "prior"] = "encoder"
     chains: int = 8
@@ -135,11 +134,9 @@ class LikelihoodConfig:
     estimates: int = 3
     agree_nats: float = 1.0
     importance_samples: int = 1000
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        require("more than 0", self, "chains", "leaps", "step_size")
-        require("more than 0", self, "importance_samples")
+        require("more than 0", self, "chains", "leaps", "step_size", "importance_samples")
         require("0 or more", self, "cases", "agree_nats")
         if min(self.estimates, self.temperatures) < 2:
             raise ValueError(
@@ -149,7 +146,7 @@ class LikelihoodConfig:
 
 
 @frozen
-class GenerateConfig:
+class GenerateConfig(StageConfig):
     """Draw pairs from a trained generator's snapshot.
 
     Attributes:
@@ -176,10 +173,7 @@ class GenerateConfig:
         seed: of the draws.
     """
 
-    data: str
     generator: str
-    split: SplitConfig
-    image_px: int
     n_pairs: int = 500
     sampler: Sampler = "prior"
     posterior_noise: float = 1.0
@@ -190,11 +184,10 @@ class GenerateConfig:
     threshold: float = 0.5
     min_mask_px: int = 8
     max_draws_per_pair: int = 200
-    seed: int = 0
-    hmc_scale: Literal["encoding", "prior"] = field(default="encoding", metadata=ONLY_WHEN_SET)
-    steps: int = field(default=18, metadata=ONLY_WHEN_SET)
-    mixing: AugmentationConfig | None = field(default=None, metadata=ONLY_WHEN_SET)
-    metric_floor: float = field(default=1e-3, metadata=ONLY_WHEN_SET)
+    hmc_scale: Literal["encoding", "prior"] = added_later("encoding")
+    steps: int = added_later(18)
+    mixing: AugmentationConfig | None = added_later(None)
+    metric_floor: float = added_later(1e-3)
 
     def __post_init__(self) -> None:
         require("more than 0", self, "n_pairs", "max_draws_per_pair", "components")
@@ -216,7 +209,7 @@ def source_name(generator: str, sampler: str) -> str:
 
 
 @frozen
-class AugmentConfig:
+class AugmentConfig(StageConfig):
     """Make augmented copies of the real training pairs, once, and store them.
 
     A subclass is a kind of copies. All kinds but the standard ones have a field ``kind``.
@@ -231,11 +224,7 @@ class AugmentConfig:
     entry_points: ClassVar[str] = "hvae_hpc.copies"
     copy_function: ClassVar[str]
 
-    data: str
-    split: SplitConfig
-    image_px: int
     n_pairs: int = 400
-    seed: int = 0
 
     def __post_init__(self) -> None:
         require("more than 0", self, "n_pairs")
@@ -251,7 +240,7 @@ class StandardCopiesConfig(AugmentConfig):
         crop_min: smallest side of the random crop that is resized to full size, as a share.
     """
 
-    copy_function: ClassVar[str] = "hvae_hpc.evaluation.augment:move_pair"
+    copy_function = "hvae_hpc.evaluation.augment:move_pair"
 
     flip: float = 0.5
     rotate_deg: float = 20.0
@@ -265,7 +254,7 @@ class StandardCopiesConfig(AugmentConfig):
 
 
 @frozen
-class QualityConfig:
+class QualityConfig(StageConfig):
     """A set of images or pairs against the test cases.
 
     PSNR and SSIM are of images paired at random, as in the paper; set measures stand beside them.
@@ -282,15 +271,11 @@ class QualityConfig:
             coverage.
     """
 
-    data: str
-    split: SplitConfig
-    image_px: int
     source: str
     n_images: int = 100
     draws: int = 10
     features: bool = True
     nearest: int = 5
-    seed: int = 0
 
     def __post_init__(self) -> None:
         require("more than 0", self, "n_images", "draws", "nearest")
@@ -302,7 +287,7 @@ class QualityConfig:
 
 
 @frozen
-class SegmentConfig:
+class SegmentConfig(StageConfig):
     """Train a U-Net on one arm's pairs with one seed and measure it on the split's test cases.
 
     Attributes:
@@ -313,16 +298,12 @@ class SegmentConfig:
             order in all arms.
     """
 
-    data: str
-    split: SplitConfig
-    image_px: int
     arm: ArmConfig
     unet: UNetConfig
     optim: OptimConfig
     loss: Literal["dice+ce", "dice", "ce"] = "dice+ce"
     threshold: float = 0.5
     keep_weights: bool = False
-    seed: int = 0
 
     def __post_init__(self) -> None:
         require("a probability in (0, 1)", self, "threshold")
@@ -333,10 +314,6 @@ class SegmentConfig:
                 f"pair in each batch of {batch_size}"
             )
 
-
-StageConfig = (
-    TrainConfig | LikelihoodConfig | GenerateConfig | AugmentConfig | QualityConfig | SegmentConfig
-)
 
 CONFIGS: dict[Stage, type[Any]] = {
     "train": TrainConfig,

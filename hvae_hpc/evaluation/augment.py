@@ -36,17 +36,15 @@ def augment_pairs(config: AugmentConfig, workplace: Workplace) -> Outcome | None
 
     make_copy = pkgutil.resolve_name(config.copy_function)
     rows = [copy % len(data) for copy in range(config.n_pairs)]
-    images, masks = [], []
+    copies = []
     for copy, row in enumerate(rows):
         if workplace.stopped():
             return None
-        image, mask = make_copy(data, row, config, copy)
-        images.append(image)
-        masks.append(mask)
+        copies.append(make_copy(data, row, config, copy))
 
     pairs = Pairs(
-        images=np.stack(images),
-        masks=np.stack(masks),
+        images=np.stack([image for image, _ in copies]),
+        masks=np.stack([mask for _, mask in copies]),
         case_ids=tuple(real.case_ids[row] for row in rows),
         slice_index=real.slice_index[rows],
         spacing_mm=np.full((len(rows), 2), np.nan),  # a resized crop has no one spacing
@@ -80,8 +78,15 @@ def move_pair(
     if draw[0] < config.flip:
         steps.append(torchio.Flip(axes=(1,)))  # axis 1 is the column: left-right
     degrees = (2 * draw[1] - 1) * config.rotate_deg
-    rotation = {"scales": (1, 1, 1), "degrees": (0, 0, degrees), "translation": (0, 0, 0)}
-    steps.append(torchio.Affine(**rotation, image_interpolation="bspline", default_pad_value=0))
+    steps.append(
+        torchio.Affine(
+            scales=(1, 1, 1),
+            degrees=(0, 0, degrees),
+            translation=(0, 0, 0),
+            image_interpolation="bspline",
+            default_pad_value=0,
+        )
+    )
     side = config.crop_min + (1 - config.crop_min) * draw[2]
     rows, columns = round(height * side), round(width * side)
     top, left = round(draw[3] * (height - rows)), round(draw[4] * (width - columns))

@@ -12,7 +12,10 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
+
+from hvae_hpc.models.blocks import Batch
+from hvae_hpc.training.batches import split_batch
 
 Energy = Callable[[Tensor], Tensor]
 """z (n, d) -> potential (n,), nats."""
@@ -43,23 +46,27 @@ def stand(energy: Energy, z: Tensor) -> Place:
     return Place(z, gradient, value)
 
 
-def stand_in_parts(energies: Sequence[Energy], rows: int, z: Tensor) -> Place:
-    """Evaluate potentials part by part: only one part's activations are in memory.
+def stand_in_parts(
+    energy: Callable[[Batch, Tensor], Tensor], pairs: Batch, rows: int, z: Tensor
+) -> Place:
+    """Evaluate a potential part by part: only one part's activations are in memory.
 
     Args:
-        energies: one for each part.
-        rows: of each part; the last one may have fewer.
-        z: (n, d), of all parts.
+        energy: of some of the pairs and their z.
+        pairs: n of them, one for each z.
+        rows: of each part; the last one may have fewer; 0 for all at once.
+        z: (n, d).
     """
-    places = [stand(*part) for part in zip(energies, z.split(rows), strict=True)]
-    return Place(*(torch.cat(values) for values in zip(*places, strict=True)))
+    parts = split_batch({**pairs, "z": z}, rows)
+    places = [stand(partial(energy, part), part["z"]) for part in parts]
+    return Place(*map(torch.cat, zip(*places, strict=True)))
 
 
 def metropolis_step(
     stand_at: Stand,
     here: Place,
     scale: Tensor,
-    generator: torch.Generator,
+    generator: Generator,
     *,
     leaps: int,
     step_size: float,
@@ -117,7 +124,7 @@ def hamiltonian_walk(
     stand_at: Stand,
     z: Tensor,
     scale: Tensor,
-    generator: torch.Generator,
+    generator: Generator,
     *,
     proposals: int,
     leaps: int,
@@ -145,16 +152,16 @@ def hamiltonian_walk(
             kept.append(rate)
         else:
             step_size = adapt(step_size, rate)
-    return Walk(z=here.z, acceptance=sum(kept) / len(kept), step_size=step_size)
+    return Walk(here.z, sum(kept) / len(kept), step_size)
 
 
-class Start(NamedTuple):
-    """The Gaussian from which annealing sets out: mean and standard deviation, (n, d)."""
+class Gaussians(NamedTuple):
+    """One Gaussian for each row, such as an encoding q(z|y): mean, standard deviation, (n, d)."""
 
     mean: Tensor
     scale: Tensor
 
-    def draw(self, generator: torch.Generator) -> Tensor:
+    def draw(self, generator: Generator) -> Tensor:
         """Draw z, one for each row."""
         noise = torch.randn(self.mean.shape, generator=generator).to(self.mean)
         return self.mean + self.scale * noise
@@ -181,8 +188,8 @@ class Annealing(NamedTuple):
 
 def anneal(
     stand_at: Stand,
-    start: Start,
-    generator: torch.Generator,
+    start: Gaussians,
+    generator: Generator,
     *,
     temperatures: int,
     leaps: int,
@@ -236,6 +243,4 @@ def anneal(
         used.append(step_size)
         rates.append(rate)
         step_size = adapt(step_size, rate)
-    return Annealing(
-        log_weights=log_weights, acceptance=sum(rates) / max(1, len(rates)), step_sizes=tuple(used)
-    )
+    return Annealing(log_weights, sum(rates) / max(1, len(rates)), tuple(used))

@@ -8,17 +8,17 @@ What lies between the two is the gap, below which models are not told apart.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from hvae_hpc.config.stages import LikelihoodConfig
 from hvae_hpc.errors import UserError
-from hvae_hpc.evaluation.hamiltonian import Start, anneal, stand_in_parts
+from hvae_hpc.evaluation.hamiltonian import Gaussians, anneal, stand_in_parts
 from hvae_hpc.models.blocks import Batch, Tensors
 from hvae_hpc.models.hvae import HVAE, LOG_2PI
 from hvae_hpc.preprocess.store.reader import read_dataset
@@ -156,16 +156,15 @@ def estimate_likelihood(
     )
 
     # Each pair is encoded once, for all chains, estimates and bounds.
-    encoded = zip(*(model.encode(part) for _, part in split_batch(batch, micro_batch)), strict=True)
-    batch["mean"], batch["scale"] = (torch.cat(values) for values in encoded)
+    encoded = zip(*map(model.encode, split_batch(batch, micro_batch)), strict=True)
+    batch["mean"], batch["scale"] = map(torch.cat, encoded)
     rows = _repeat(batch, config.chains)
-    parts = [part for _, part in split_batch(rows, micro_batch)]
-    start = Start(rows["mean"], rows["scale"])
+    start = Gaussians(rows["mean"], rows["scale"])
     if config.start == "prior":
-        start = Start(torch.zeros_like(start.mean), torch.ones_like(start.scale))
+        start = Gaussians(torch.zeros_like(start.mean), torch.ones_like(start.scale))
 
     # The first run finds the step sizes, and does not count: a chain must not adapt to itself.
-    anneal_rows = partial(_anneal, model, parts, start, config)
+    anneal_rows = partial(_anneal, model, rows, micro_batch, start, config)
     _, step_sizes = anneal_rows(tuning, config.temperatures, (config.step_size,))
     numbers, _ = anneal_rows(independent[0], config.temperatures, step_sizes)
     for generator in independent[1:]:
@@ -188,10 +187,11 @@ def estimate_likelihood(
 
 def _anneal(
     model: HVAE,
-    parts: Sequence[Batch],
-    start: Start,
+    rows: Batch,
+    micro_batch: int,
+    start: Gaussians,
     config: LikelihoodConfig,
-    generator: torch.Generator,
+    generator: Generator,
     temperatures: int,
     step_sizes: tuple[float, ...],
     end: Tensor | None = None,
@@ -202,9 +202,8 @@ def _anneal(
         image_nats, mask_nats = model.log_likelihood(z, part)
         return 0.5 * z.square().sum(1) + 0.5 * z.shape[1] * LOG_2PI - image_nats - mask_nats
 
-    energies = [partial(energy, part) for part in parts]
     annealed = anneal(
-        partial(stand_in_parts, energies, len(parts[0]["image"])),
+        partial(stand_in_parts, energy, rows, micro_batch),
         start,
         generator,
         temperatures=temperatures,
@@ -227,7 +226,7 @@ def _bounds(
     model: HVAE,
     batch: Tensors,
     config: LikelihoodConfig,
-    generator: torch.Generator,
+    generator: Generator,
     micro_batch: int,
 ) -> Tensors:
     """Return the importance-weighted bound and the ELBO without and with the flow.
@@ -236,8 +235,8 @@ def _bounds(
     """
     n = len(batch["image"])
 
-    def draw_bounds(samples: int, *names: str) -> tuple[Tensor, Tensor]:
-        """Return ELBOs and log weights (n, samples), by draws of the named noises per pair."""
+    def draw_bounds(samples: int, *names: str) -> Tensor:
+        """Return ELBOs and log weights (2, n, samples), by draws of the named noises per pair."""
         drawn = []
         at_once = max(1, ROWS_AT_ONCE // n)
         for first in range(0, samples, at_once):
@@ -246,18 +245,12 @@ def _bounds(
             for name in names:
                 noise = torch.randn(n * size, model.latent_size, generator=generator)
                 noisy[name] = noise.to(batch["image"])
-            terms = [
-                model.bound(part, part["mean"], part["scale"]).terms
-                for _, part in split_batch(noisy, micro_batch)
-            ]
-            drawn.append(
-                [
-                    torch.cat([of_part[name] for of_part in terms]).view(n, size)
-                    for name in ("elbo", "log_weight")
-                ]
-            )
-        elbos, log_weights = (torch.cat(term, 1).double() for term in zip(*drawn, strict=True))
-        return elbos, log_weights
+            found = []
+            for part in split_batch(noisy, micro_batch):
+                terms = model.bound(part, part["mean"], part["scale"]).terms
+                found.append(torch.stack([terms["elbo"], terms["log_weight"]]))
+            drawn.append(torch.cat(found, 1).view(2, n, size))
+        return torch.cat(drawn, 2).double()
 
     elbos, log_weights = draw_bounds(config.importance_samples, "noise")
     log_mean_weight = torch.logsumexp(log_weights, 1) - math.log(config.importance_samples)

@@ -14,22 +14,15 @@ from torch import Tensor
 from hvae_hpc.config.kinds import GeneratorConfig
 from hvae_hpc.config.stages import GenerateConfig
 from hvae_hpc.errors import UserError
-from hvae_hpc.evaluation.hamiltonian import Energy, hamiltonian_walk, stand_in_parts
+from hvae_hpc.evaluation.hamiltonian import Gaussians, hamiltonian_walk, stand, stand_in_parts
 from hvae_hpc.models.blocks import Batch
-from hvae_hpc.training.batches import PairTensors, generator_for, split_batch
+from hvae_hpc.training.batches import PairTensors, generator_for
 
 RIEMANNIAN_WALK = 100, 15
 """Proposals and leaps, as published; they are cheap, as no network is asked."""
 
 ROUNDS = 100
 """Of expectation and maximisation, for a mixture."""
-
-
-class Encodings(NamedTuple):
-    """q(z|y) of N pairs: mean and standard deviation, (N, d) each."""
-
-    mean: Tensor
-    scale: Tensor
 
 
 class GaussianMixture(NamedTuple):
@@ -59,7 +52,7 @@ class Geometry(NamedTuple):
     manifold sampling; (2022), A geometric perspective on variational autoencoders, for T.
     """
 
-    encodings: Encodings
+    encodings: Gaussians
     temperature: float
     floor: float
 
@@ -81,28 +74,40 @@ class LatentSampler:
 
     Args:
         config: names the sampler, and has its settings.
+        model_config: the generator's, which says what samplers it has.
         model: the generator's network, on the device.
-        device: of the draws.
         pairs: the generator's training pairs, on the device; "prior" needs none.
-        encodings: of the pairs; "prior" needs none.
+        device: of the draws.
         micro_batch: chains whose gradients are taken at once; 0 for all.
 
     Attributes:
         facts: what is to be recorded with the pairs.
+
+    Raises:
+        UserError: the generator does not have this sampler.
     """
 
     def __init__(
         self,
         config: GenerateConfig,
+        model_config: GeneratorConfig,
         model: Any,
+        pairs: Any,
         device: torch.device,
-        pairs: Any = None,
-        encodings: Any = None,
         micro_batch: int = 0,
     ) -> None:
-        self.config, self.model, self.device = config, model, device
-        self.pairs, self.encodings, self.micro_batch = pairs, encodings, micro_batch
+        if config.sampler not in model_config.samplers:
+            raise UserError(
+                f"{config.generator} has no encoder that {config.sampler} could start from, "
+                f"so its sampler must be {' or '.join(model_config.samplers)}, not {config.sampler}"
+            )
+        self.config, self.model, self.pairs = config, model, pairs
+        self.device, self.micro_batch = device, micro_batch
         self.facts: dict[str, float] = {}
+        if config.sampler == "prior":
+            return
+
+        self.encodings = encodings = encode_pairs(model, pairs)
         if config.sampler == "aggregated":
             self.facts["posterior_noise"] = config.posterior_noise
         if config.sampler == "mixture":
@@ -143,53 +148,50 @@ class LatentSampler:
         other = (one + further) % len(mean)
 
         share = torch.rand(n, 1, generator=generator).to(mean)
-        noise = torch.randn(n, mean.shape[1], generator=generator).to(share)
         centre = torch.lerp(mean[one], mean[other], share)
         spread = torch.lerp(scale[one], scale[other], share)
-        return centre + self.config.posterior_noise * spread * noise
+        return Gaussians(centre, self.config.posterior_noise * spread).draw(generator)
 
     def _draw_mixture(self, n: int, first: int) -> Tensor:
         """Draw from a Gaussian mixture that was fitted to the encodings."""
         generator = generator_for(self.config.seed, "mixture", first)
         weight, mean, variance = self.mixture
         which = torch.multinomial(weight.cpu(), n, replacement=True, generator=generator)
-        noise = torch.randn(n, mean.shape[1], generator=generator).to(mean)
-        return mean[which] + variance[which].sqrt() * noise
+        return Gaussians(mean[which], variance[which].sqrt()).draw(generator)
 
     def _walk(self, n: int, first: int) -> Tensor:
         """Walk a Markov chain for each draw, from the encodings of training pairs in turn."""
+        config = self.config
         index = torch.arange(first, first + n) % len(self.pairs)
         batch = {"image": self.pairs.images[index], "mask": self.pairs.masks[index]}
         mean, scale = self.encodings.mean[index], self.encodings.scale[index]
-
-        parts = [part for _, part in split_batch(batch, self.micro_batch)]
+        generator = generator_for(config.seed, "chain", first)
+        start = Gaussians(mean, scale).draw(generator)
 
         def energy(part: Batch, z: Tensor) -> Tensor:
             image, mask = self.model.log_likelihood(z, part)
-            return 0.5 * z.square().sum(1) - mask - (image if self.config.sampler == "hmc" else 0.0)
+            return 0.5 * z.square().sum(1) - mask - (image if config.sampler == "hmc" else 0.0)
 
-        energies: list[Energy] = [partial(energy, part) for part in parts]
-        rows = self.micro_batch or n
-        proposals, leaps = self.config.hmc_proposals, self.config.hmc_leaps
-        if self.config.sampler == "riemannian":
-            energies, rows, (proposals, leaps) = [self.geometry.energy], n, RIEMANNIAN_WALK
-        generator = generator_for(self.config.seed, "chain", first)
-        start = mean + scale * torch.randn(mean.shape, generator=generator).to(mean)
-        start = self.geometry.into_box(start) if self.config.sampler == "riemannian" else start
+        stand_at = partial(stand_in_parts, energy, batch, self.micro_batch)
+        proposals, leaps = config.hmc_proposals, config.hmc_leaps
+        if config.sampler == "riemannian":
+            stand_at = partial(stand, self.geometry.energy)
+            start = self.geometry.into_box(start)
+            proposals, leaps = RIEMANNIAN_WALK
         walk = hamiltonian_walk(
-            partial(stand_in_parts, energies, rows),
+            stand_at,
             start,
-            scale if self.config.hmc_scale == "encoding" else torch.ones_like(scale),
+            scale if config.hmc_scale == "encoding" else torch.ones_like(scale),
             generator,
             proposals=proposals,
             leaps=leaps,
-            step_size=self.config.hmc_step_size,
+            step_size=config.hmc_step_size,
         )
 
         # Means over all chains so far. Independent draws of the prior are apart by sqrt(2 d).
         chains = self.facts["chains"] = self.facts.get("chains", 0.0) + n
         new = {"acceptance": walk.acceptance, "step_size": walk.step_size}
-        if self.config.sampler == "mask":
+        if config.sampler == "mask":
             new["movement"] = float((0.5 * (walk.z - start).square()).mean().sqrt())
         for name, value in new.items():
             before = self.facts.get(name, 0.0)
@@ -197,47 +199,14 @@ class LatentSampler:
         return walk.z
 
 
-def make_sampler(
-    config: GenerateConfig,
-    model_config: GeneratorConfig,
-    model: Any,
-    pairs: PairTensors | None,
-    device: torch.device,
-    micro_batch: int = 0,
-) -> LatentSampler:
-    """Make the sampler that a config names.
-
-    Args:
-        config: see there.
-        model_config: the generator's, which says what samplers it has.
-        model: the generator's network, on the device.
-        pairs: the generator's training pairs, on the device; not needed by "prior".
-        device: of the draws.
-        micro_batch: see :class:`LatentSampler`.
-
-    Raises:
-        UserError: the generator does not have this sampler.
-    """
-    if config.sampler not in model_config.samplers:
-        raise UserError(
-            f"{config.generator} has no encoder that {config.sampler} could start from, "
-            f"so its sampler must be {' or '.join(model_config.samplers)}, not {config.sampler}"
-        )
-    encodings = None
-    if pairs is not None and config.sampler != "prior":
-        encodings = encode_pairs(model, pairs)
-    return LatentSampler(config, model, device, pairs, encodings, micro_batch)
-
-
-def encode_pairs(model: Any, pairs: PairTensors, at_once: int = 64) -> Encodings:
+def encode_pairs(model: Any, pairs: PairTensors, at_once: int = 64) -> Gaussians:
     """Encode all pairs."""
     batches = zip(pairs.images.split(at_once), pairs.masks.split(at_once), strict=True)
     parts = [model.encode({"image": images, "mask": masks}) for images, masks in batches]
-    means, scales = zip(*parts, strict=True)
-    return Encodings(mean=torch.cat(means), scale=torch.cat(scales))
+    return Gaussians(*map(torch.cat, zip(*parts, strict=True)))
 
 
-def fit_mixture(encodings: Encodings, components: int, seed: int) -> GaussianMixture:
+def fit_mixture(encodings: Gaussians, components: int, seed: int) -> GaussianMixture:
     """Fit a mixture of diagonal Gaussians to the aggregated posterior, by expectation maximisation.
 
     Not points but the encodings' own Gaussians are fitted. A component's variance is that of its
@@ -271,4 +240,4 @@ def fit_mixture(encodings: Encodings, components: int, seed: int) -> GaussianMix
         mean = share.T @ points / total[:, None]
         squares = (points[:, None] - mean).square() + spread[:, None]
         variance = (share[:, :, None] * squares).sum(0) / total[:, None] + 1e-6
-    return GaussianMixture(weight=weight, mean=mean, variance=variance)
+    return GaussianMixture(weight, mean, variance)

@@ -1,24 +1,36 @@
 """The segment stage: a U-Net on one arm's pairs, and how well it segments the split's test cases.
 
-The last weights count: there is no validation set, and nothing is chosen by test Dice. A run is
-refused, by case id, where its added pairs were made from one of its test cases.
+It is trained on real pairs, and on what the arm adds or has in their place. The last weights count:
+there is no validation set, and nothing is chosen by test Dice. A run is refused, by case id, where
+its added pairs were made from one of its test cases.
 """
 
-from dataclasses import asdict, fields
+import json
+from dataclasses import asdict, fields, replace
 
 import numpy as np
 import torch
 
 from hvae_hpc.config.stages import SegmentConfig
+from hvae_hpc.errors import UserError
 from hvae_hpc.evaluation.samples import write_samples
-from hvae_hpc.evaluation.training_pairs import training_pairs
 from hvae_hpc.metrics.segmentation import Mask, MaskScores, dice_by_size, score_masks
 from hvae_hpc.models.unet import UNet
 from hvae_hpc.preprocess.store.pairs import Pairs
 from hvae_hpc.preprocess.store.reader import read_dataset
-from hvae_hpc.runs.folder import SNAPSHOT
+from hvae_hpc.preprocess.store.shards import Shard
+from hvae_hpc.preprocess.store.splits import Split
+from hvae_hpc.runs.folder import PAIRS, SNAPSHOT
 from hvae_hpc.runs.workplace import Outcome, Workplace
-from hvae_hpc.training.batches import PairTensors, to_tensors
+from hvae_hpc.training.batches import (
+    CPU,
+    PairTensors,
+    add,
+    generator_for,
+    read_cases,
+    require_unseen,
+    to_tensors,
+)
 from hvae_hpc.training.checkpoint import save_snapshot
 from hvae_hpc.training.device import build, choose_device, device_name
 from hvae_hpc.training.loop import train
@@ -42,7 +54,7 @@ def segment(config: SegmentConfig, workplace: Workplace) -> Outcome | None:
     data = training_pairs(config, workplace, split, device)
     model = build(lambda: UNet(config.unet, config.loss), config.seed, device)
     report = train(model, data, config.optim, config.seed, config.arm.moves, workplace)
-    if report.weights is None:
+    if report is None:
         return None
     model.load_state_dict(report.weights)
     if config.keep_weights:
@@ -51,7 +63,7 @@ def segment(config: SegmentConfig, workplace: Workplace) -> Outcome | None:
     # Test.
     test = read_dataset(workplace.data, split.test)
     tensors = to_tensors(test, config.image_px)
-    predictions = predict(model, tensors, config.threshold, config.optim.batch_size, device)
+    predictions = predict(model, tensors, config, device)
     truths = tensors.masks[:, 0].numpy() > 0.5
     scores, unit = score_cases(predictions, truths, test)
     _keep_samples(workplace, test, tensors, predictions, scores)
@@ -85,18 +97,80 @@ def segment(config: SegmentConfig, workplace: Workplace) -> Outcome | None:
     )
 
 
+def training_pairs(
+    config: SegmentConfig, workplace: Workplace, split: Split, device: torch.device = CPU
+) -> PairTensors:
+    """Return an arm's pairs on a device.
+
+    The split's real pairs come first, then further real cases, copies and synthetic pairs.
+
+    Raises:
+        UserError: a parent has too few pairs, of another size, or made from a test case.
+    """
+    arm = config.arm
+    cases = split.training_cases(arm.n_cases)
+    real = read_cases(workplace.data, cases[: len(split.train)], config.image_px, device)
+    data = real
+    if further := cases[len(split.train) :]:
+        data = add(data, read_cases(workplace.data, further, config.image_px, device))
+    if arm.n_copies:
+        rows = torch.arange(arm.n_copies) % len(real)
+        data = add(data, real.take(rows))
+    if arm.n_standard:
+        data = add(data, _added_pairs(workplace, "standard", arm.n_standard, split.test, real))
+    if arm.n_synthetic:
+        synthetic = _added_pairs(workplace, "pairs", arm.n_synthetic, split.test, real)
+        if arm.shuffled:
+            # Every image has the mask of another one: the next in a random circle.
+            generator = generator_for(config.seed, "shuffled masks", 0)
+            circle = torch.randperm(len(synthetic), generator=generator)
+            masks = torch.empty_like(synthetic.masks)
+            masks[circle] = synthetic.masks[circle.roll(1)]
+            synthetic = replace(synthetic, masks=masks)
+        if arm.nearest:
+            distances = torch.cdist(synthetic.images.flatten(1), real.images.flatten(1))
+            synthetic = real.take(distances.argmin(1))
+        data = synthetic if arm.alone else add(data, synthetic)
+        if arm.synthetic_share:
+            n = len(synthetic)
+            data = replace(data, synthetic=n, synthetic_share=arm.synthetic_share)
+    if arm.first_share:
+        batches = round(arm.first_share * config.optim.images / config.optim.batch_size)
+        data = replace(data, alone=batches * config.optim.batch_size)
+    return data
+
+
+def _added_pairs(
+    workplace: Workplace, role: str, n: int, test_cases: tuple[str, ...], real: PairTensors
+) -> PairTensors:
+    """Return the first n pairs of a parent, after making sure that it saw no test case."""
+    path, size = workplace.parents[role] / PAIRS, real.image_size
+    with Shard(path) as shard:
+        require_unseen(path, json.loads(shard.attributes["source_cases"]), test_cases)
+        if len(shard) < n:
+            raise UserError(
+                f"{path}: holds {len(shard)} pairs, the arm asks for {n}; "
+                "raise n_pairs in the sweep"
+            )
+        if shard.image_size != size:
+            raise UserError(
+                f"{path}: pairs of {shard.image_size} px, the real ones have {size}; "
+                "use one image_px"
+            )
+        return to_tensors(shard.read(range(n)), 0).to(real.images.device)
+
+
 def predict(
     model: torch.nn.Module,
     data: PairTensors,
-    threshold: float,
-    batch_size: int,
+    config: SegmentConfig,
     device: torch.device,
 ) -> Mask:
     """Return hard masks (N, H, W) of all images, in float32, the network in evaluation mode."""
     model.eval()
-    batches = data.images.split(batch_size)
+    batches = data.images.split(config.optim.batch_size)
     parts = [model.probability(images.to(device)).cpu() for images in batches]  # type: ignore[operator]
-    return torch.cat(parts)[:, 0].numpy() > threshold
+    return torch.cat(parts)[:, 0].numpy() > config.threshold
 
 
 def score_cases(predictions: Mask, truths: Mask, test: Pairs) -> tuple[dict[str, MaskScores], str]:

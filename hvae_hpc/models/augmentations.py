@@ -7,16 +7,19 @@ The LSGAN moves real and generated pairs by the same functions, differentiably.
 
 import math
 import pkgutil
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from hvae_hpc.config.augmentations import JoinedConfig
-from hvae_hpc.config.model import MovesConfig
+from hvae_hpc.config.model import ImageSize, MovesConfig
 
 Drawn = dict[str, Tensor]
 """What an augmentation draws for n pairs: tensors (n, ...) by name."""
+Pair = tuple[Tensor, Tensor]
+"""Images and masks, (B, 1, H, W) each."""
 
 
 def per_pair(values: Tensor) -> Tensor:
@@ -24,24 +27,31 @@ def per_pair(values: Tensor) -> Tensor:
     return values[:, None, None, None]
 
 
-class Moves:
-    """Flips, rotations, changes of size and shifts of image and mask together."""
+def extremes(x: Tensor) -> Pair:
+    """Return the least and the largest value of each image, (B, C, 1, 1) each."""
+    return x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
 
-    def __init__(self, config: MovesConfig) -> None:
+
+class Augmentation:
+    """What the augmentations of this package share."""
+
+    def __init__(self, config: Any) -> None:
         self.config = config
 
-    def draw(self, n: int, image_size: tuple[int, int], generator: torch.Generator) -> Drawn:
+
+class Moves(Augmentation):
+    """Flips, rotations, changes of size and shifts of image and mask together."""
+
+    def draw(self, n: int, image_size: ImageSize, generator: Generator) -> Drawn:
         """Draw n affine maps, (n, 2, 3)."""
         height, width = image_size
         return {"maps": draw_moves(n, self.config, generator, height / width)}
 
-    def apply(
-        self, images: Tensor, masks: Tensor, drawn: dict[str, Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def apply(self, images: Tensor, masks: Tensor, drawn: Drawn) -> Pair:
         """Move the pairs; masks stay binary."""
         maps = drawn["maps"]
         # Bicubic values overshoot; what comes from outside is 0.
-        low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
+        low, high = extremes(images)
         moved = apply_moves(images, maps, self.config.interpolation)
         moved = moved.clamp(low.clamp(max=0), high.clamp(min=1))
         return moved, apply_moves(masks, maps, mode="nearest")
@@ -53,7 +63,7 @@ class Joined:
     def __init__(self, config: JoinedConfig) -> None:
         self.parts = [pkgutil.resolve_name(part.augmentation_class)(part) for part in config.parts]
 
-    def draw(self, n: int, image_size: tuple[int, int], generator: torch.Generator) -> Drawn:
+    def draw(self, n: int, image_size: ImageSize, generator: Generator) -> Drawn:
         """Draw what each of them needs, in their order."""
         return {
             f"{number}.{name}": value
@@ -61,7 +71,7 @@ class Joined:
             for name, value in part.draw(n, image_size, generator).items()
         }
 
-    def apply(self, images: Tensor, masks: Tensor, drawn: Drawn) -> tuple[Tensor, Tensor]:
+    def apply(self, images: Tensor, masks: Tensor, drawn: Drawn) -> Pair:
         """Apply them in their order."""
         for number, part in enumerate(self.parts):
             own = {name.removeprefix(f"{number}."): value for name, value in drawn.items()}
@@ -69,9 +79,7 @@ class Joined:
         return images, masks
 
 
-def draw_moves(
-    n: int, config: MovesConfig, generator: torch.Generator, aspect: float = 1.0
-) -> Tensor:
+def draw_moves(n: int, config: MovesConfig, generator: Generator, aspect: float = 1.0) -> Tensor:
     """Draw n affine maps from output to input coordinates, both in [-1, 1].
 
     Args:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hvae_hpc.config.model import NetworkConfig, require_halvings
+from hvae_hpc.config.model import ImageSize, NetworkConfig, require_halvings
 from hvae_hpc.models.vjp import (
-    Pullback,
+    Linearised,
     keep_inputs,
     keeps_inputs_alone,
     linearise_activation,
@@ -61,15 +61,20 @@ def normalisation(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels)
 
 
+def convolution(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
+    """Return a padded 3x3 convolution."""
+    return nn.Conv2d(channels_in, channels_out, 3, stride, padding=1)
+
+
 class ResidualBlock(nn.Module):
     """Two normalised 3x3 convolutions beside a skip: (B, C_in, H, W) -> (B, C_out, H, W)."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
         self.norm_1 = normalisation(channels_in)
-        self.conv_1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.conv_1 = convolution(channels_in, channels_out)
         self.norm_2 = normalisation(channels_out)
-        self.conv_2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        self.conv_2 = convolution(channels_out, channels_out)
         same = channels_in == channels_out
         self.skip = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1)
 
@@ -79,7 +84,7 @@ class ResidualBlock(nn.Module):
         h = self.conv_2(F.silu(self.norm_2(h)))
         return self.skip(x) + h
 
-    def linearise(self, x: Tensor) -> tuple[Tensor, Pullback]:
+    def linearise(self, x: Tensor) -> Linearised:
         """Return the block's output and its pullback."""
         h, pull_1 = linearise_activation(self.norm_1, x)
         h, pull_2 = linearise_activation(self.norm_2, self.conv_1(h))
@@ -122,7 +127,7 @@ class SelfAttention(nn.Module):
         """Return how much each pixel takes from each: (B, heads, pixels, pixels)."""
         return (query.transpose(-1, -2) @ key * query.shape[2] ** -0.5).softmax(-1)
 
-    def linearise(self, x: Tensor) -> tuple[Tensor, Pullback]:
+    def linearise(self, x: Tensor) -> Linearised:
         """Return the block's output and its pullback."""
         normed, pull_norm = linearise_activation(self.norm, x, silu=False)
         query, key, value = parts = self._split(self.query_key_value(normed))
@@ -171,7 +176,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.conv = convolution(channels_in, channels_out)
 
     def _kernel(self) -> Tensor:
         """Return the 4x4 kernel, (C_in, C_out, 4, 4)."""
@@ -184,9 +189,9 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, C_out, 2H, 2W)."""
-        return F.conv_transpose2d(x, self._kernel(), self.conv.bias, stride=2, padding=1)
+        return self.linearise(x)[0]
 
-    def linearise(self, x: Tensor) -> tuple[Tensor, Pullback]:
+    def linearise(self, x: Tensor) -> Linearised:
         """Return the output and its pullback, the convolution of stride 2 with the same kernel."""
         kernel = self._kernel()
         y = F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)
@@ -208,25 +213,22 @@ def _bottleneck(channels: int, config: NetworkConfig) -> list[nn.Module]:
     ]
 
 
-def bottleneck_size(config: NetworkConfig, image_size: tuple[int, int]) -> tuple[int, int]:
-    """Return the height and width of the lowest level.
+def bottleneck_size(config: NetworkConfig, image_size: ImageSize) -> tuple[ImageSize, int]:
+    """Return the height and width of the lowest level, and how many places latent variables have.
+
+    They have one for each pixel of a map, or one for all.
 
     Raises:
         ValueError: the image cannot be halved that often.
     """
     levels = len(config.channels)
     require_halvings(f"network.channels of {levels} levels", image_size, levels - 1)
-    factor, (height, width) = 2 ** (levels - 1), image_size
-    return height // factor, width // factor
+    height, width = (side // 2 ** (levels - 1) for side in image_size)
+    return (height, width), height * width if config.latent_map else 1
 
 
 NARROW = 32
 """Channels before the dense layer, which would else hold most of the weights."""
-
-
-def _positions(config: NetworkConfig, size: tuple[int, int]) -> int:
-    """Return in how many places the latent variables lie: one each of a map, or one for all."""
-    return size[0] * size[1] if config.latent_map else 1
 
 
 def _by_position(features: Tensor, positions: int) -> Tensor:
@@ -242,16 +244,15 @@ class Encoder(nn.Module):
         image_size: height and width, px.
     """
 
-    def __init__(self, config: NetworkConfig, image_size: tuple[int, int]) -> None:
+    def __init__(self, config: NetworkConfig, image_size: ImageSize) -> None:
         super().__init__()
         channels = config.channels
-        height, width = bottleneck_size(config, image_size)
-        self.positions = _positions(config, (height, width))
-        layers: list[nn.Module] = [nn.Conv2d(2, channels[0], 3, padding=1)]
+        (height, width), self.positions = bottleneck_size(config, image_size)
+        layers: list[nn.Module] = [convolution(2, channels[0])]
         for level, here in enumerate(channels):
             layers += _stage(here, config, level)
             if level + 1 < len(channels):
-                layers.append(nn.Conv2d(here, channels[level + 1], 3, stride=2, padding=1))
+                layers.append(convolution(here, channels[level + 1], stride=2))
         layers += _bottleneck(channels[-1], config)
         layers += [
             normalisation(channels[-1]),
@@ -282,15 +283,14 @@ class Decoder(nn.Module):
     def __init__(
         self,
         config: NetworkConfig,
-        image_size: tuple[int, int],
+        image_size: ImageSize,
         image_link: str = "mean",
         image_channels: int = 1,
     ) -> None:
         super().__init__()
         channels = config.channels
-        self.size = bottleneck_size(config, image_size)
+        self.size, self.positions = bottleneck_size(config, image_size)
         self.image_link = image_link
-        self.positions = _positions(config, self.size)
         features = NARROW * self.size[0] * self.size[1] // self.positions
         self.dense = nn.Linear(config.latent_size // self.positions, features)
         layers: list[nn.Module] = [
@@ -301,7 +301,7 @@ class Decoder(nn.Module):
             layers += _stage(channels[level], config, level)
             if level > 0:
                 layers.append(Upsample(channels[level], channels[level - 1]))
-        last = nn.Conv2d(channels[0], image_channels + 1, 3, padding=1)
+        last = convolution(channels[0], image_channels + 1)
         layers += [normalisation(channels[0]), nn.SiLU(), last]
         self.layers = nn.Sequential(*layers)
 

@@ -23,13 +23,21 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from hvae_hpc.config.diffusion import EDMConfig
-from hvae_hpc.config.model import MovesConfig
-from hvae_hpc.models.augmentations import apply_moves, draw_moves
-from hvae_hpc.models.blocks import Batch, Loss, Phase, SelfAttention, Tensors, normalisation
+from hvae_hpc.config.model import ImageSize, MovesConfig
+from hvae_hpc.models.augmentations import Pair, apply_moves, draw_moves, per_pair
+from hvae_hpc.models.blocks import (
+    Batch,
+    Loss,
+    Phase,
+    SelfAttention,
+    Tensors,
+    convolution,
+    normalisation,
+)
 from hvae_hpc.models.vjp import widen
 
 SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7.0  # Karras et al. 2022, Table 1
@@ -83,10 +91,10 @@ class Block(nn.Module):
     def __init__(self, channels_in: int, channels_out: int, embedded: int, heads: int) -> None:
         super().__init__()
         self.norm_1 = normalisation(channels_in)
-        self.conv_1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.conv_1 = convolution(channels_in, channels_out)
         self.modulation = nn.Linear(embedded, 2 * channels_out)
         self.norm_2 = normalisation(channels_out)
-        self.conv_2 = _silent(nn.Conv2d(channels_out, channels_out, 3, padding=1))
+        self.conv_2 = _silent(convolution(channels_out, channels_out))
         same = channels_in == channels_out
         self.skip = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1)
         self.attention: nn.Module = nn.Identity()
@@ -139,7 +147,7 @@ class Denoiser(nn.Module):
             return Block(before, widths[level], embedded, heads)
 
         squares = config.fold**2
-        self.first = nn.Conv2d(channels_in * squares, widths[0], 3, padding=1)
+        self.first = convolution(channels_in * squares, widths[0])
         self.down = nn.ModuleList(
             block(widths[max(0, level - 1)], level) for level in range(levels)
         )
@@ -149,7 +157,7 @@ class Denoiser(nn.Module):
             for level in reversed(range(levels))
         )
         self.norm = normalisation(widths[0])
-        self.last = _silent(nn.Conv2d(widths[0], channels_out * squares, 3, padding=1))
+        self.last = _silent(convolution(widths[0], channels_out * squares))
 
         # Feature maps that dropout may leave out, block by block, in the order of their use.
         self.maps = [*widths, widths[-1], *reversed(widths)]
@@ -210,7 +218,7 @@ class EDM(nn.Module):
     centre: Tensor
     spread: Tensor
 
-    def __init__(self, config: EDMConfig, image_size: tuple[int, int]) -> None:
+    def __init__(self, config: EDMConfig, image_size: ImageSize) -> None:
         super().__init__()
         config.check_image_size("model", image_size)
         self.config, self.image_size = config, image_size
@@ -235,7 +243,7 @@ class EDM(nn.Module):
         """One phase: denoising."""
         return (Phase("denoising", self.denoiser),)
 
-    def draw(self, n: int, share: float, generator: torch.Generator) -> Tensors:
+    def draw(self, n: int, share: float, generator: Generator) -> Tensors:
         """Draw noise levels, noise, and which feature maps and masks are left out, for n pairs."""
         config = self.config
         level = config.noise_mean + config.noise_sd * torch.randn(n, generator=generator)
@@ -253,7 +261,7 @@ class EDM(nn.Module):
 
     def _scales(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return c_skip, c_out and c_in of noise levels (B,), each (B, C, 1, 1)."""
-        level = sigma[:, None, None, None]
+        level = per_pair(sigma)
         total = (level.square() + self.spread.square()).sqrt()
         return (self.spread / total).square(), level * self.spread / total, 1 / total
 
@@ -289,7 +297,7 @@ class EDM(nn.Module):
         """
         sigma, mask, moves = batch["sigma"], None, None
         clean = self._signed(batch["image"], batch["mask"]) - self.centre
-        noisy = clean + sigma[:, None, None, None] * batch["noise"]
+        noisy = clean + per_pair(sigma) * batch["noise"]
         if self.config.given_mask:
             mask = (2 * batch["mask"] - 1) * batch["mask_shown"]
         if "maps" in batch:
@@ -301,7 +309,7 @@ class EDM(nn.Module):
         error = ((denoised - clean) / self._scales(sigma)[1]).square().mean((1, 2, 3))
         return Loss(error.mean(), {"denoising": error.detach()})
 
-    def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def decode(self, z: Tensor) -> Pair:
         """Turn standard normal numbers (B, d) into images and mask probabilities, (B, 1, H, W).
 
         Where the mask is given, the second half of z is the mask itself, in {0, 1}.
@@ -320,7 +328,7 @@ class EDM(nn.Module):
         image, drawn_mask = unsigned[:, :1], unsigned[:, 1:]
         return image.clamp(0, 1), (drawn_mask.clamp(0, 1) if mask is None else mask)
 
-    def draw_latent(self, n: int, masks: Tensor | None, generator: torch.Generator) -> Tensor:
+    def draw_latent(self, n: int, masks: Tensor | None, generator: Generator) -> Tensor:
         """Return z (n, d) for :meth:`decode`, with real masks, moved and warped, where given.
 
         Args:

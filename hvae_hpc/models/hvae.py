@@ -20,10 +20,10 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from hvae_hpc.config.model import HVAEConfig
+from hvae_hpc.config.model import HVAEConfig, ImageSize
 from hvae_hpc.models.blocks import Batch, Decoder, Encoder, Loss, Phase, Tensors
 from hvae_hpc.models.texture import Texture
 from hvae_hpc.models.vjp import keep_inputs
@@ -78,7 +78,7 @@ class HVAE(nn.Module):
     recompute = False
     compiled_parts: tuple[str, ...] = ("encode", "log_likelihood", "linearised_likelihood")
 
-    def __init__(self, config: HVAEConfig, image_size: tuple[int, int]) -> None:
+    def __init__(self, config: HVAEConfig, image_size: ImageSize) -> None:
         super().__init__()
         self.config = config
         self.latent_size = config.network.latent_size
@@ -94,12 +94,13 @@ class HVAE(nn.Module):
             self.raw_sigma_x = nn.Parameter(
                 torch.tensor(math.log(math.expm1(config.sigma_x - config.sigma_x_floor)))
             )
-        if config.n_leapfrog:
-            self.register_buffer("step_share", torch.tensor(1.0))
-        if config.n_leapfrog and config.learn_step_size:
+        if not config.n_leapfrog:
+            return
+        self.register_buffer("step_share", torch.tensor(1.0))
+        if config.learn_step_size:
             share = config.step_size / config.step_size_max
             self.raw_step_size = nn.Parameter(torch.tensor(math.log(share / (1 - share))))
-        if config.n_leapfrog and config.tempering == "free":
+        if config.tempering == "free":
             alpha = config.sqrt_beta_0 ** (1 / config.n_leapfrog)
             self.raw_alphas = nn.Parameter(
                 torch.full((config.n_leapfrog,), math.log(alpha / (1 - alpha)))
@@ -109,7 +110,7 @@ class HVAE(nn.Module):
         """One phase: the bound."""
         return (Phase("elbo", self),)
 
-    def draw(self, n: int, share: float, generator: torch.Generator) -> Tensors:
+    def draw(self, n: int, share: float, generator: Generator) -> Tensors:
         """Draw what a forward of n pairs needs beside the pairs.
 
         Args:
@@ -165,10 +166,7 @@ class HVAE(nn.Module):
 
     def sqrt_beta_0(self) -> Tensor | float:
         """Square root of the inverse temperature that the momentum starts at."""
-        product: Tensor | float = 1.0
-        for alpha in self.alphas():
-            product = product * alpha
-        return product
+        return math.prod(self.alphas())
 
     def encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return q(z0|y)'s mean and standard deviation, (B, d) each."""
@@ -308,7 +306,13 @@ class HVAE(nn.Module):
             kl = 0.5 * _square(path.z_k) + 0.5 * _square(path.momentum) - log_scale - mean.shape[1]
             drawn = _square(batch["noise"]) + _square(batch["momentum"])
             sampled_kl = kl + mean.shape[1] - 0.5 * drawn
-            terms = self._describe_flow(path, scale)
+            terms = {
+                "moved": ((path.z_k - path.z_0) / scale).square().mean(1).sqrt(),
+                "energy_change": path.energy_change,
+                "acceptance": torch.exp(-path.energy_change.clamp(min=0.0)),
+                "step_size": torch.as_tensor(self.step_size()),
+                "sqrt_beta_0": torch.as_tensor(self.sqrt_beta_0()),
+            }
             if is_bound:
                 gained = image_nats - path.image_0 + mask_nats - path.mask_0
                 terms["elbo_gain"] = gained + analytic_kl - kl
@@ -336,17 +340,7 @@ class HVAE(nn.Module):
         }
         return Loss(-bound.mean() / pixels, {name: term.detach() for name, term in terms.items()})
 
-    def _describe_flow(self, path: Path, scale: Tensor) -> Tensors:
-        """Return terms for the log: what the flow did."""
-        return {
-            "moved": ((path.z_k - path.z_0) / scale).square().mean(1).sqrt(),
-            "energy_change": path.energy_change,
-            "acceptance": torch.exp(-path.energy_change.clamp(min=0.0)),
-            "step_size": torch.as_tensor(self.step_size()),
-            "sqrt_beta_0": torch.as_tensor(self.sqrt_beta_0()),
-        }
-
-    def decode(self, z: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def decode(self, z: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
         """Turn z (B, d) into the image's mean and the mask's probability, (B, 1, H, W) each.
 
         With a generator, on the CPU, textured images are drawn in place of their mean.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hvae_hpc.config.model import HVAEConfig
+from hvae_hpc.config.model import HVAEConfig, ImageSize
 from hvae_hpc.models.augmentations import per_pair
 from hvae_hpc.models.blocks import Batch, Loss, Phase, Tensors
 from hvae_hpc.models.hvae import HVAE
@@ -39,7 +39,7 @@ class HybridHVAE(HVAE):
     has_bound = False
     compiled_parts = (*HVAE.compiled_parts, "decode_raw")
 
-    def __init__(self, config: HVAEConfig, image_size: tuple[int, int]) -> None:
+    def __init__(self, config: HVAEConfig, image_size: ImageSize) -> None:
         super().__init__(config, image_size)
         channels = config.network.channels[:3]
         self.discriminator = Discriminator(channels, image_size, patches=True)

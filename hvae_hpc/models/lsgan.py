@@ -10,12 +10,12 @@ The generator's mask is thresholded before the discriminator sees it, with the s
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from hvae_hpc.config.model import LSGANConfig, MovesConfig
-from hvae_hpc.models.augmentations import apply_moves, draw_moves
+from hvae_hpc.config.model import ImageSize, LSGANConfig, MovesConfig
+from hvae_hpc.models.augmentations import Pair, apply_moves, draw_moves
 from hvae_hpc.models.blocks import Batch, Decoder, Loss, Phase, Tensors
 from hvae_hpc.models.vjp import widen
 
@@ -38,7 +38,7 @@ class Discriminator(nn.Module):
     def __init__(
         self,
         channels: tuple[int, ...],
-        image_size: tuple[int, int],
+        image_size: ImageSize,
         normalised: bool = True,
         patches: bool = False,
     ) -> None:
@@ -70,7 +70,7 @@ class Discriminator(nn.Module):
         return widen(F.linear(h.flatten(1), by_score, self.score.bias))[:, 0]
 
 
-def draw_sides(n: int, aspect: float, generator: torch.Generator) -> Tensors:
+def draw_sides(n: int, aspect: float, generator: Generator) -> Tensors:
     """Draw moves and tones of n real and n generated pairs, for :func:`see`."""
     drawn = {}
     for side in ("real", "fake"):
@@ -120,7 +120,7 @@ class LSGAN(nn.Module):
         image_size: height and width, px.
     """
 
-    def __init__(self, config: LSGANConfig, image_size: tuple[int, int]) -> None:
+    def __init__(self, config: LSGANConfig, image_size: ImageSize) -> None:
         super().__init__()
         self.config = config
         self.latent_size = config.network.latent_size
@@ -134,7 +134,7 @@ class LSGAN(nn.Module):
         """The discriminator's phase, then the generator's."""
         return (Phase("discriminator", self.discriminator), Phase("generator", self.decoder))
 
-    def draw(self, n: int, share: float, generator: torch.Generator) -> Tensors:
+    def draw(self, n: int, share: float, generator: Generator) -> Tensors:
         """Draw z for n pairs and, where pairs are augmented, moves and tones of both sides."""
         drawn = {"noise": torch.randn(n, self.latent_size, generator=generator)}
         if self.config.differentiable_augmentation:
@@ -155,7 +155,7 @@ class LSGAN(nn.Module):
             fake = join_hard(*self.decode(batch["noise"]))
         return tell_apart(self.discriminator, batch, fake)
 
-    def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def decode(self, z: Tensor) -> Pair:
         """Turn latent variables (B, d) into images and mask probabilities, (B, 1, H, W) each."""
         image, mask_logits = self.decoder(z)
         return image, torch.sigmoid(mask_logits)

@@ -9,29 +9,26 @@ import math
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from hvae_hpc.config.augmentations import MixingConfig, MixupConfig, TumorCPConfig
-from hvae_hpc.models.augmentations import Drawn, per_pair
+from hvae_hpc.config.model import ImageSize
+from hvae_hpc.models.augmentations import Augmentation, Drawn, Pair, per_pair
 
 LESION_SCALES, LESION_GAMMAS = (0.85, 1.25), (0.7, 1.5)  # Yang et al. 2021
 BODY = 0.05
 """A pixel brighter than this share of the brightest belongs to the body."""
 
 
-class Mixing:
+class Mixing(Augmentation):
     """What the kinds of mixing share."""
 
-    def __init__(self, config: MixingConfig) -> None:
-        self.config = config
-
-    def _draw_use(self, n: int, generator: torch.Generator) -> Tensor:
+    def _draw_use(self, n: int, generator: Generator) -> Tensor:
         """Draw which of n pairs are mixed, 1 or 0."""
         return (torch.rand(n, generator=generator) < self.config.share).float()
 
 
-def _replace(images: Tensor, masks: Tensor, drawn: Drawn, region: Tensor) -> tuple[Tensor, Tensor]:
+def _replace(images: Tensor, masks: Tensor, drawn: Drawn, region: Tensor) -> Pair:
     """Return the pairs with the donors' pixels where a region (B, 1, H, W) is true."""
     region = region & (per_pair(drawn["used"]) > 0)
     return (
@@ -43,7 +40,7 @@ def _replace(images: Tensor, masks: Tensor, drawn: Drawn, region: Tensor) -> tup
 class CutMix(Mixing):
     """A rectangle of a pair is replaced by another pair's."""
 
-    def draw(self, n: int, image_size: tuple[int, int], generator: torch.Generator) -> Drawn:
+    def draw(self, n: int, image_size: ImageSize, generator: Generator) -> Drawn:
         """Draw rectangles: shares of the sides, and centres; they may be cut by the border."""
         area = torch.rand(n, generator=generator)
         centre = torch.rand(n, 2, generator=generator)
@@ -51,12 +48,12 @@ class CutMix(Mixing):
         box = torch.cat([centre - half, centre + half], dim=1)  # top, left, bottom, right
         return {"used": self._draw_use(n, generator), "box": box}
 
-    def apply(self, images: Tensor, masks: Tensor, drawn: Drawn) -> tuple[Tensor, Tensor]:
+    def apply(self, images: Tensor, masks: Tensor, drawn: Drawn) -> Pair:
         """Mix images and masks (B, 1, H, W)."""
         height, width = images.shape[2:]
         top, left, bottom, right = (per_pair(side) for side in drawn["box"].unbind(1))
-        rows = (torch.arange(height, device=images.device)[:, None] + 0.5) / height
-        columns = (torch.arange(width, device=images.device) + 0.5) / width
+        rows, columns = _pixel_grid(images)
+        rows, columns = (rows + 0.5) / height, (columns + 0.5) / width
         inside = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
         return _replace(images, masks, drawn, inside)
 
@@ -64,16 +61,14 @@ class CutMix(Mixing):
 class Mixup(Mixing):
     """Images and masks are averaged."""
 
-    config: MixupConfig
-
-    def draw(self, n: int, image_size: tuple[int, int], generator: torch.Generator) -> Drawn:
+    def draw(self, n: int, image_size: ImageSize, generator: Generator) -> Drawn:
         """Draw the weight of each donor, at most a half: the pair itself counts more."""
         seed = int(torch.randint(2**62, (), generator=generator))
         share = np.random.default_rng(seed).beta(self.config.alpha, self.config.alpha, n)
         donor = torch.from_numpy(np.minimum(share, 1 - share)).float()
         return {"share": donor * self._draw_use(n, generator)}
 
-    def apply(self, images: Tensor, masks: Tensor, drawn: Drawn) -> tuple[Tensor, Tensor]:
+    def apply(self, images: Tensor, masks: Tensor, drawn: Drawn) -> Pair:
         """Mix images and masks (B, 1, H, W); the masks become soft."""
         share = per_pair(drawn["share"])
         return (
@@ -85,12 +80,12 @@ class Mixup(Mixing):
 class CarveMix(Mixing):
     """A lesion with less or more than itself is carved out of another pair."""
 
-    def draw(self, n: int, image_size: tuple[int, int], generator: torch.Generator) -> Drawn:
+    def draw(self, n: int, image_size: ImageSize, generator: Generator) -> Drawn:
         """Draw c, from -1 to 1: how much less or more than the lesion is carved out."""
         c = torch.rand(n, generator=generator) * 2 - 1
         return {"used": self._draw_use(n, generator), "margin": c}
 
-    def apply(self, images: Tensor, masks: Tensor, drawn: Drawn) -> tuple[Tensor, Tensor]:
+    def apply(self, images: Tensor, masks: Tensor, drawn: Drawn) -> Pair:
         """Mix images and masks (B, 1, H, W).
 
         With d the signed distance, what is nearer than lambda is carved out: c min(d) / 2, inside
@@ -106,9 +101,7 @@ class CarveMix(Mixing):
 class TumorCP(Mixing):
     """A lesion of another pair is turned, scaled, made brighter or darker, and pasted."""
 
-    config: TumorCPConfig
-
-    def draw(self, n: int, image_size: tuple[int, int], generator: torch.Generator) -> Drawn:
+    def draw(self, n: int, image_size: ImageSize, generator: Generator) -> Drawn:
         """Draw turns, scales, gammas, and which pixel of the body is the lesion's new centre."""
         angle, scale, gamma, place, elsewhere = torch.rand(5, n, generator=generator)
         low, high = LESION_SCALES
@@ -122,7 +115,7 @@ class TumorCP(Mixing):
             "elsewhere": (elsewhere < self.config.elsewhere).float(),
         }
 
-    def apply(self, images: Tensor, masks: Tensor, drawn: Drawn) -> tuple[Tensor, Tensor]:
+    def apply(self, images: Tensor, masks: Tensor, drawn: Drawn) -> Pair:
         """Mix images and masks (B, 1, H, W); the lesion's edge is soft in the image."""
         donor_images, donor_masks = drawn["donor_images"], drawn["donor_masks"]
         rows, columns = _pixel_grid(images)
@@ -155,9 +148,10 @@ class TumorCP(Mixing):
 
 def _pixel_grid(images: Tensor) -> tuple[Tensor, Tensor]:
     """Return the numbers of rows and columns, (H, 1) and (W,)."""
-    height, width = images.shape[2:]
-    rows = torch.arange(height, device=images.device, dtype=images.dtype)[:, None]
-    return rows, torch.arange(width, device=images.device, dtype=images.dtype)
+    rows, columns = (
+        torch.arange(side, device=images.device, dtype=images.dtype) for side in images.shape[2:]
+    )
+    return rows[:, None], columns
 
 
 def _is_body(images: Tensor) -> Tensor:

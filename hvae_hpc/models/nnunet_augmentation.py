@@ -17,8 +17,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hvae_hpc.config.augmentations import NNUNetConfig
-from hvae_hpc.models.augmentations import Drawn, apply_moves, make_maps, per_pair
+from hvae_hpc.models.augmentations import (
+    Augmentation,
+    Drawn,
+    Pair,
+    apply_moves,
+    extremes,
+    make_maps,
+    per_pair,
+)
 
 CHANCES = {
     "rotation": 0.2,
@@ -38,11 +45,8 @@ LONG_IMAGE = 1.5  # above this ratio of the sides nnU-Net turns by 15 degrees at
 BLUR_RADIUS = 4  # px, four of the largest standard deviations
 
 
-class NNUNetAugmentation:
+class NNUNetAugmentation(Augmentation):
     """nnU-Net's augmentation of image and mask."""
-
-    def __init__(self, config: NNUNetConfig) -> None:
-        self.config = config
 
     def draw(self, n: int, image_size: tuple[int, int], generator: torch.Generator) -> Drawn:
         """Draw what n pairs need: maps, factors that do nothing where chance says so, and noise."""
@@ -78,7 +82,7 @@ class NNUNetAugmentation:
             "gamma": factor("gamma", either_side_of_1(*GAMMAS)),
         }
 
-    def apply(self, images: Tensor, masks: Tensor, drawn: Drawn) -> tuple[Tensor, Tensor]:
+    def apply(self, images: Tensor, masks: Tensor, drawn: Drawn) -> Pair:
         """Augment images and masks (B, 1, H, W); masks stay binary."""
         x = apply_moves(images, drawn["maps"])
         masks = apply_moves(masks, drawn["maps"], mode="nearest")
@@ -86,7 +90,7 @@ class NNUNetAugmentation:
         x = x + per_pair(drawn["noise_sd"]) * x.std((2, 3), keepdim=True) * drawn["noise"]
         x = torch.where(per_pair(drawn["blurred"]) > 0, blur(x, drawn["blur_px"]), x)
         x = scale_about_mean(x, drawn["brightness"])
-        low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+        low, high = extremes(x)
         x = scale_about_mean(x, drawn["contrast"]).clamp(low, high)
         x = lower_resolution(x, drawn["resolution"])
         x = -change_gamma(-x, drawn["inverted_gamma"])
@@ -101,7 +105,7 @@ def scale_about_mean(x: Tensor, factor: Tensor) -> Tensor:
 
 def change_gamma(x: Tensor, gamma: Tensor) -> Tensor:
     """Raise images, scaled to [0, 1], to the power gamma (B,); mean and sd stay as they were."""
-    low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+    low, high = extremes(x)
     extent = (high - low).clamp(min=1e-7)
     y = ((x - low) / extent) ** per_pair(gamma)
     sd, mean = torch.std_mean(x, (2, 3), keepdim=True)

@@ -21,6 +21,8 @@ _checkpoint = inspect.unwrap(checkpoint)
 """Without the wrapper that imports torch's compiler, which takes a process seconds."""
 Pullback = Callable[[Tensor], Tensor]
 """A vector-Jacobian product: a scalar's gradient by an output to its gradient by the input."""
+Linearised = tuple[Tensor, Pullback]
+"""A layer's output and its pullback."""
 
 
 def widen(x: Tensor) -> Tensor:
@@ -49,9 +51,7 @@ def keep_inputs(function: Callable[..., Any], *inputs: Tensor) -> Any:
     return _checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
-def linearise_activation(
-    norm: nn.GroupNorm, x: Tensor, silu: bool = True
-) -> tuple[Tensor, Pullback]:
+def linearise_activation(norm: nn.GroupNorm, x: Tensor, silu: bool = True) -> Linearised:
     """Linearise a GroupNorm and, unless told otherwise, the SiLU behind it."""
     if not keeps_inputs_alone(x):
         x = widen(x)
@@ -93,7 +93,7 @@ def _measure(norm: nn.GroupNorm, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _linearise_activation(
     norm: nn.GroupNorm, silu: bool, x: Tensor, mean: Tensor, inverse: Tensor
-) -> tuple[Tensor, Pullback]:
+) -> Linearised:
     """Linearise a GroupNorm, by what it measured, and the SiLU behind it."""
     x = widen(x)
     weight, bias = norm.weight[:, None, None], norm.bias[:, None, None]

@@ -5,7 +5,6 @@ which alone says so. Files are written under a temporary name in the same folder
 disk and renamed, so nobody sees one that is half written.
 """
 
-import contextlib
 import io
 import json
 import os
@@ -14,6 +13,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -52,6 +52,8 @@ NO_RECORD = (
 _TOLD: set[Path] = set()
 """Files of which was said that some of their lines count as none."""
 T = TypeVar("T")
+Record = dict[str, Any]
+"""Plain data by name."""
 
 
 @frozen
@@ -114,13 +116,13 @@ class RunResult:
     schema: int
     run_id: str
     stage: str
-    config: dict[str, Any]
+    config: Record
     parents: dict[str, str]
     parent_results: dict[str, str]
     metrics: dict[str, float]
     per_case: dict[str, dict[str, float]]
     provenance: Provenance
-    details: dict[str, Any] = field(default_factory=dict)
+    details: Record = field(default_factory=dict)
 
 
 class LogRecord(dict[str, Any]):
@@ -160,14 +162,14 @@ def write_atomic_by(path: Path, write: Callable[[Path], Any]) -> None:
         check(path.parent)  # a process that takes over removes temporary files
         raise refused(path, error) from error
     finally:
-        with contextlib.suppress(OSError):  # a file system that is read-only refuses this as well
+        with suppress(OSError):  # a file system that is read-only refuses this as well
             temporary.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # some network file systems cannot sync a folder
+        with suppress(OSError):  # some network file systems cannot sync a folder
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -208,7 +210,7 @@ def _append(file: io.FileIO, size: int, content: bytes) -> None:
         while written < len(content):
             written += file.write(content[written:])
     except OSError:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             if os.fstat(file.fileno()).st_size == size + written:  # nobody else has written since
                 file.truncate(size)
         raise
@@ -266,7 +268,7 @@ def result_stamp(result: RunResult) -> str:
     return getattr(result, "_stamp", "") or content_hash(dump(result))[:12]
 
 
-def write_config(folder: Path, config: dict[str, Any]) -> None:
+def write_config(folder: Path, config: Record) -> None:
     """Write config.json, or check that the one on the disk says the same.
 
     Raises:
@@ -279,7 +281,7 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
         raise UserError(f"{path}: is not the config of this run; {REMAKE}")
 
 
-def append_log(folder: Path, record: dict[str, Any]) -> None:
+def append_log(folder: Path, record: Record) -> None:
     """Add one line to log.jsonl.
 
     Where the disk is full, the line is kept and written with the next one that fits. No run ends
@@ -307,7 +309,7 @@ def read_log(folder: Path) -> list[LogRecord]:
 
 def read_log_tail(folder: Path, n_bytes: int = 8192) -> list[LogRecord]:
     """Read the last whole lines of log.jsonl, of which there may be thousands."""
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         return _parse(read_last_lines(folder / LOG, n_bytes), _check_log_record)
     return []
 
@@ -340,7 +342,7 @@ def read_records(path: Path, check: Callable[[Any], T]) -> list[T]:
 def _parse(lines: Iterable[bytes], check: Callable[[Any], T]) -> list[T]:
     records = []
     for line in lines:
-        with contextlib.suppress(*NO_RECORD):
+        with suppress(*NO_RECORD):
             records.append(check(json.loads(line)))
     return records
 
@@ -380,6 +382,6 @@ def remove_temporaries(folder: Path) -> None:
 
 
 def _find(folder: Path, name: re.Pattern[str]) -> list[Path]:
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+    with suppress(FileNotFoundError, NotADirectoryError):
         return [path for path in folder.iterdir() if name.fullmatch(path.name)]
     return []

@@ -14,7 +14,6 @@ gets its final name. The process that takes over removes temporary files before 
 process that was stopped or cut off for too long fails at its next write, and changes nothing.
 """
 
-import contextlib
 import errno
 import json
 import os
@@ -25,6 +24,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -105,7 +105,7 @@ class Holder:
 
 @cache
 def _machine() -> str:
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
     return ""
@@ -141,11 +141,6 @@ class Sight(NamedTuple):
     since: float
     has_changed: bool
 
-    @property
-    def is_silent(self) -> bool:
-        """Whether the lease missed so many heartbeats that it is dead."""
-        return time.monotonic() - self.since > MISSED * self.holder.every_s
-
 
 _WATCHED: dict[Path, dict[Path, Sight]] = {}
 """Leases seen, by folder; kept from one try to the next."""
@@ -162,7 +157,7 @@ def _read(path: Path) -> tuple[Holder, tuple[str, int]] | None:
             return None
         raise
     holder = Holder()
-    with contextlib.suppress(ValueError, UserError):  # being written, or another version's
+    with suppress(ValueError, UserError):  # being written, or another version's
         holder = load(Holder, json.loads(content), str(path))
     return holder, (holder.token, changed)
 
@@ -199,7 +194,7 @@ class Lease:
 
     def _beat(self) -> None:
         while not self._over.wait(self.holder.every_s):
-            with contextlib.suppress(OSError):  # the file server is away; the next write finds out
+            with suppress(OSError):  # the file server is away; the next write finds out
                 self.lost = not self._is_ours()
                 if self.lost:
                     return
@@ -224,10 +219,10 @@ class Lease:
         """Let others have the folder; an empty one is removed."""
         self._over.set()
         _HELD.pop(self.path.parent.absolute(), None)
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             if not self.lost and self._is_ours():
                 self.path.unlink()
-        with contextlib.suppress(OSError):  # not empty, as a rule
+        with suppress(OSError):  # not empty, as a rule
             self.path.parent.rmdir()
 
 
@@ -237,7 +232,7 @@ def check(folder: Path) -> None:
         lease.check()
 
 
-@contextlib.contextmanager
+@contextmanager
 def locked(
     folder: Path, wait: Literal["never", "in doubt", "always"] = "never"
 ) -> Iterator[Lease | None]:
@@ -287,7 +282,8 @@ def _take_over(folder: Path) -> Lease | Holder | None:
     before = _look(folder)
     for sight in before.values():
         alive = sight.holder.is_alive()
-        if alive is not False and not sight.is_silent:
+        is_silent = time.monotonic() - sight.since > MISSED * sight.holder.every_s
+        if alive is not False and not is_silent:
             return None if alive or sight.has_changed else sight.holder
 
     number = 1 + max((int(path.name.removeprefix(LEASE)) for path in before), default=0)
@@ -334,7 +330,7 @@ def _create(path: Path, content: str) -> bool:
             raise
         return _create_by_open(path, content)
     finally:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             temporary.unlink(missing_ok=True)
     return True
 
@@ -354,7 +350,7 @@ def _create_by_open(path: Path, content: str) -> bool:
 
 def is_held(folder: Path) -> bool:
     """Tell whether a process holds a folder, as far as its lease tells and clocks agree."""
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         for sight in _look(folder).values():
             age_s = abs(time.time() - sight.stamp[1] / 1e9)
             alive = sight.holder.is_alive()

@@ -6,7 +6,7 @@ the tables learn from it what is missing.
 
 from dataclasses import field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from hvae_hpc.config.loader import dump, load, read_json
 from hvae_hpc.config.resources import Resources
@@ -14,7 +14,7 @@ from hvae_hpc.config.stages import CONFIGS, Stage
 from hvae_hpc.errors import UserError
 from hvae_hpc.frozen import frozen
 from hvae_hpc.runs.files import refuse_links
-from hvae_hpc.runs.folder import write_atomic
+from hvae_hpc.runs.folder import Record, write_atomic
 from hvae_hpc.runs.identity import (
     JOB,
     NAME,
@@ -103,7 +103,7 @@ class Plan:
     arrays: tuple[Array, ...] = ()
     allow_code_drift: bool = False
     requeues: int = 100
-    changes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    changes: dict[str, Record] = field(default_factory=dict)
     smallest_effect: float = 0.02
 
     def __post_init__(self) -> None:
@@ -144,7 +144,7 @@ class _RunEntry:
 
     run_id: str
     stage: Stage
-    config: dict[str, Any]
+    config: Record
     parents: dict[str, str]
 
     def __post_init__(self) -> None:
@@ -209,17 +209,14 @@ def read_plan(path: Path) -> Plan:
         run = Run(stage=entry.stage, config=config, parents=entry.parents)
         _check_run(plan, entry.run_id, run, where)
         plan.runs[entry.run_id] = run
-    _check_arrays(plan, path)
-    return plan
 
-
-def _check_arrays(plan: Plan, path: Path) -> None:
-    """Refuse arrays and changes of runs that the plan does not have, or of fields that none has."""
+    # Arrays and changes are of runs that the plan has, and of fields that resources have.
     named = {run_id for array in plan.arrays for run_id in array.run_ids}
     if strange := {*named, *plan.changes} - plan.runs.keys():
         raise UserError(f"{path}: names a run {min(strange)!r} that it does not hold; {REPLAN}")
     for run_id, changes in plan.changes.items():
         load(Resources, {**changes}, f"{path}: changes.{run_id}")
+    return plan
 
 
 def _check_run(plan: Plan, run_id: str, run: Run, where: str) -> None:

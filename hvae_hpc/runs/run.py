@@ -17,9 +17,6 @@ from hvae_hpc.config.stages import (
 from hvae_hpc.frozen import frozen
 from hvae_hpc.runs.identity import content_hash
 
-_UNFIT = re.compile(r"[^A-Za-z0-9+._-]")
-"""What the name of a folder does not contain."""
-
 
 @frozen
 class Run:
@@ -51,7 +48,8 @@ class Run:
         else:
             what = self.source or "standard"
         split = f"-d{config.split.seed}" if config.split.seed else ""
-        return _UNFIT.sub("_", f"{config.data}-{what}{split}-s{config.seed}")
+        label = f"{config.data}-{what}{split}-s{config.seed}"
+        return re.sub(r"[^A-Za-z0-9+._-]", "_", label)  # it becomes part of a folder's name
 
     @property
     def source(self) -> str:

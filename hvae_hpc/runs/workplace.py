@@ -3,11 +3,10 @@
 from collections.abc import Callable
 from dataclasses import field
 from pathlib import Path
-from typing import Any
 
 from hvae_hpc.config.resources import Resources
 from hvae_hpc.frozen import frozen
-from hvae_hpc.runs.folder import append_log
+from hvae_hpc.runs.folder import Record, append_log
 
 
 @frozen
@@ -23,8 +22,8 @@ class Workplace:
         rank: number of this process among those of the run; only the first, 0, writes.
         world: processes of the run.
         local_rank: number of this process among those of the run on its node.
-        rendezvous: file that tells further processes where the first one listens; None where the
-            run has one process.
+        rendezvous: file that tells further processes where the first one listens; of no use where
+            the run has one process.
     """
 
     folder: Path
@@ -35,9 +34,9 @@ class Workplace:
     rank: int = 0
     world: int = 1
     local_rank: int = 0
-    rendezvous: Path | None = None
+    rendezvous: Path = Path()
 
-    def log(self, record: dict[str, Any]) -> None:
+    def log(self, record: Record) -> None:
         """Add a line to the run's log.jsonl, once for all its processes."""
         if self.rank == 0:
             append_log(self.folder, record)
@@ -57,6 +56,6 @@ class Outcome:
 
     metrics: dict[str, float]
     per_case: dict[str, dict[str, float]] = field(default_factory=dict)
-    details: dict[str, Any] = field(default_factory=dict)
+    details: Record = field(default_factory=dict)
     device: str = "cpu"
     notes: tuple[str, ...] = ()

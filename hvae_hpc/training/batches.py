@@ -7,7 +7,7 @@ loader being saved.
 
 import hashlib
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from itertools import compress
@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hvae_hpc.config.kinds import AugmentationConfig
-from hvae_hpc.config.model import OptimConfig
+from hvae_hpc.config.model import ImageSize, OptimConfig
 from hvae_hpc.errors import UserError
 from hvae_hpc.frozen import frozen
+from hvae_hpc.models.blocks import Batch, Tensors
 from hvae_hpc.preprocess.store.pairs import Pairs
 from hvae_hpc.preprocess.store.reader import read_dataset
 
@@ -122,7 +123,7 @@ class PairTensors:
         return len(self.images)
 
     @property
-    def image_size(self) -> tuple[int, int]:
+    def image_size(self) -> ImageSize:
         """Height and width, px."""
         return int(self.images.shape[2]), int(self.images.shape[3])
 
@@ -204,8 +205,8 @@ def add(real: PairTensors, more: PairTensors) -> PairTensors:
     )
 
 
-def split_batch(batch: Mapping[str, Tensor], rows: int) -> list[tuple[float, Mapping[str, Tensor]]]:
-    """Cut a batch into parts of at most so many pairs, each with its share of the pairs.
+def split_batch(batch: Batch, rows: int) -> list[Batch]:
+    """Cut a batch into parts of at most so many pairs.
 
     Args:
         batch: tensors (B, ...) and scalars.
@@ -213,12 +214,11 @@ def split_batch(batch: Mapping[str, Tensor], rows: int) -> list[tuple[float, Map
     """
     n = len(batch["image"])
     if not 0 < rows < n:
-        return [(1.0, batch)]
-    cuts = [slice(start, min(start + rows, n)) for start in range(0, n, rows)]
-    return [((cut.stop - cut.start) / n, _cut(batch, cut)) for cut in cuts]
+        return [batch]
+    return [_cut(batch, slice(start, start + rows)) for start in range(0, n, rows)]
 
 
-def _cut(batch: Mapping[str, Tensor], part: slice) -> dict[str, Tensor]:
+def _cut(batch: Batch, part: slice) -> Tensors:
     """Return a part of the rows of each tensor; scalars stay as they are."""
     return {name: value[part] if value.ndim else value for name, value in batch.items()}
 
@@ -246,7 +246,7 @@ def augment(
     seed: int,
     index: int,
     part: slice = slice(None),
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+) -> tuple[Tensor, Tensor, Tensors]:
     """Augment some pairs; all is drawn for the whole batch and then cut.
 
     Args:
@@ -276,7 +276,7 @@ def augment(
     return *augmentation.apply(data.images[rows], data.masks[rows], drawn), drawn
 
 
-def _to_device(drawn: Mapping[str, Tensor], like: Tensor) -> dict[str, Tensor]:
+def _to_device(drawn: Batch, like: Tensor) -> Tensors:
     """Return tensors on the device of another one, and in its precision."""
     return {name: value.to(like, non_blocking=True) for name, value in drawn.items()}
 
@@ -289,7 +289,7 @@ def make_batch(
     moves: AugmentationConfig | None,
     images_seen: int,
     part: slice,
-) -> dict[str, Tensor]:
+) -> Tensors:
     """Return the pairs and the noise of the step after the first ``images_seen``.
 
     All is drawn for the whole batch and then cut, so that the number of processes changes nothing.
@@ -314,7 +314,7 @@ def make_batch(
         index = images_of_step(len(data), seed, images_seen, n, data.added, data.alone)
     index = index.to(data.images.device, non_blocking=True)
 
-    batch: dict[str, Tensor] = {}
+    batch: Tensors = {}
     if moves is None:
         batch["image"], batch["mask"] = data.images[index[part]], data.masks[index[part]]
     else:

@@ -21,25 +21,26 @@ from hvae_hpc.training.device import is_out_of_memory
 from hvae_hpc.training.distributed import ALONE, Team
 
 KEPT = 2
+State = dict[str, Any]
+"""What a training needs to go on, or weights to use, by name."""
 
 
-def save_checkpoint(folder: Path, images_seen: int, state: dict[str, Any]) -> Path:
+def save_checkpoint(folder: Path, images_seen: int, state: State) -> None:
     """Write a checkpoint and remove all but the newest two.
 
     Raises:
         UserError: the disk refused; the earlier checkpoints are still there.
     """
     content = _to_bytes({"images_seen": images_seen, **state})
-    path = folder / f"checkpoint-{images_seen:012d}-{hashlib.sha256(content).hexdigest()[:16]}.pt"
-    write_atomic(path, content)
+    digest = hashlib.sha256(content).hexdigest()[:16]
+    write_atomic(folder / f"checkpoint-{images_seen:012d}-{digest}.pt", content)
     # Those of more images are damaged: this training went on from one before them.
     remove_checkpoints(folder, beyond=images_seen)
     for old in find_checkpoints(folder)[KEPT:]:
         old.unlink(missing_ok=True)
-    return path
 
 
-def load_checkpoint(folder: Path, team: Team = ALONE) -> dict[str, Any] | None:
+def load_checkpoint(folder: Path, team: Team = ALONE) -> State | None:
     """Return the newest undamaged checkpoint's state, or None where there is none.
 
     Beside the state it holds ``images_seen``. A damaged checkpoint is named in the log and passed
@@ -62,18 +63,18 @@ def _read_newest(folder: Path) -> bytes | None:
     return None
 
 
-def save_snapshot(path: Path, state: dict[str, Any]) -> None:
+def save_snapshot(path: Path, state: State) -> None:
     """Write weights to use, atomically."""
     write_atomic(path, _to_bytes(state))
 
 
-def _to_bytes(state: dict[str, Any]) -> bytes:
+def _to_bytes(state: State) -> bytes:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getvalue()
 
 
-def load_snapshot(path: Path) -> dict[str, Any]:
+def load_snapshot(path: Path) -> State:
     """Read what :func:`save_snapshot` wrote, tensors on the CPU.
 
     Raises:
@@ -96,5 +97,5 @@ def loading(what: object) -> Iterator[None]:
         ) from error
 
 
-def _load(file: IO[bytes]) -> dict[str, Any]:
+def _load(file: IO[bytes]) -> State:
     return torch.load(file, map_location="cpu", weights_only=True)

@@ -32,7 +32,18 @@ def choose_device(workplace: Workplace) -> torch.device:
     """
     torch.set_num_threads(workplace.resources.threads)
     torch.backends.cudnn.allow_tf32 = False  # precision "fp32" means float32
-    _choose_algorithms(workplace.resources.deterministic)
+    # What is fastest on a GPU, or only what adds up in one order, in every run alike.
+    deterministic = workplace.resources.deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # torch warns where an operation has no such algorithm.
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark = not deterministic
+    # With warnings alone these add up their gradients in any order; the plain kernel does not.
+    for kernel in ("flash", "mem_efficient", "cudnn"):
+        getattr(torch.backends.cuda, f"enable_{kernel}_sdp")(not deterministic)
+
     gpus = workplace.resources.gpus
     if gpus == 0 or workplace.resources.device == "cpu":
         return torch.device("cpu")
@@ -54,19 +65,6 @@ def choose_device(workplace: Workplace) -> torch.device:
     device = torch.device("cuda", workplace.local_rank if visible > 1 else 0)
     torch.cuda.set_device(device)
     return device
-
-
-def _choose_algorithms(deterministic: bool) -> None:
-    """Let a GPU use what is fastest, or only what adds up in one order, in every run alike."""
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # torch warns where an operation has no such algorithm.
-    torch.use_deterministic_algorithms(deterministic, warn_only=True)
-    torch.backends.cudnn.deterministic = deterministic
-    torch.backends.cudnn.benchmark = not deterministic
-    # With warnings alone these add up their gradients in any order; the plain kernel does not.
-    for kernel in ("flash", "mem_efficient", "cudnn"):
-        getattr(torch.backends.cuda, f"enable_{kernel}_sdp")(not deterministic)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -150,7 +150,7 @@ def join_team(workplace: Workplace, device: torch.device) -> Iterator[Team]:
             timeout=PATIENCE,
         )
         team.any(True)
-        if team.rank == 0 and workplace.rendezvous is not None:
+        if team.rank == 0:
             workplace.rendezvous.unlink(missing_ok=True)
         # Dynamo would cut graphs where the buckets of gradients end; compiled parts stay whole.
         torch._dynamo.config.optimize_ddp = False
@@ -184,7 +184,6 @@ def _meet(workplace: Workplace) -> PrefixStore:
     ``env://`` needs it, may be taken by another run of the node.
     """
     path = workplace.rendezvous
-    assert path is not None, "several processes need a rendezvous"
     if workplace.rank == 0:
         return _open_store(path, workplace.resources.nodes)
     end = time.monotonic() + PATIENCE.total_seconds()

@@ -7,15 +7,16 @@ are used only where all others are called so too.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from torch.func import functional_call
 
 from hvae_hpc.config.model import OptimConfig
 from hvae_hpc.errors import UserError
+from hvae_hpc.models.blocks import Batch, Tensors
 from hvae_hpc.training.batches import PairTensors, generator_for
 
 DRAWS = 8
@@ -23,102 +24,97 @@ DRAWS = 8
 JUDGED = 32
 """Pairs that are drawn to see whether they are copies, from the same noise at every check."""
 
+KEPT = ("loss", "images_seen", "copies", "copying", "weights")
+"""What a checkpoint keeps of the best weights."""
 
+
+@dataclass
 class BestWeights:
     """The weights with the lowest held-out loss so far.
 
-    Args:
+    Attributes:
         model: the network, with one phase.
-        data: the held-out pairs, on its device; None for no checks.
+        data: the held-out pairs, on its device.
         optim: the training's length.
         checks: how many there are, at equal distances.
         learned: the pairs that are trained on, on its device; None for no test for copies.
         cases: the case of each of them.
-
-    Attributes:
         loss: of the best weights, at ``images_seen``; infinite before the first check.
         copies: share of their draws that are called copies.
         copying: whether these are more than chance explains.
         weights: a copy of the best ones; None before the first check.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        data: PairTensors | None,
-        optim: OptimConfig,
-        checks: int,
-        learned: PairTensors | None = None,
-        cases: Sequence[str] = (),
-    ) -> None:
-        self.model, self.data, self.optim, self.checks = model, data, optim, checks
-        self.learned, self.cases = learned, cases
-        self.loss, self.images_seen = math.inf, 0
-        self.copies, self.copying = 0.0, True
-        self.weights: dict[str, Tensor] | None = None
+    model: Any
+    data: PairTensors
+    optim: OptimConfig
+    checks: int
+    learned: PairTensors | None = None
+    cases: Sequence[str] = ()
+    loss: float = math.inf
+    images_seen: int = 0
+    copies: float = 0.0
+    copying: bool = True
+    weights: Tensors | None = None
 
     def is_due(self, images_seen: int) -> bool:
         """Tell whether a check belongs after the step that ended at these images."""
-        if self.data is None:
-            return False
         before = images_seen - self.optim.batch_size
         images = self.optim.images
         return images_seen * self.checks // images > before * self.checks // images
 
     @torch.no_grad()
-    def check(self, weights: Mapping[str, Tensor], images_seen: int) -> dict[str, float]:
+    def check(self, weights: Batch, images_seen: int) -> dict[str, float]:
         """Measure some weights, and copy them where they are the best; return what was found."""
+        was_training = self.model.training
+        self.model.eval()
         loss = self._measure_loss(weights)
-        if loss >= self.loss and not self.copying:
-            return {"loss": loss}
-        copies, copying = self._find_copies(weights)
-        if (copying, loss) < (self.copying, self.loss):
-            self.loss, self.images_seen = loss, images_seen
-            self.copies, self.copying = copies, copying
-            self.weights = {name: value.detach().clone() for name, value in weights.items()}
-        return {"loss": loss, "copies": copies, "copying": float(copying)}
+        found = {"loss": loss}
+        if loss < self.loss or self.copying:
+            copies, copying = self._find_copies(weights)
+            found |= {"copies": copies, "copying": float(copying)}
+            if (copying, loss) < (self.copying, self.loss):
+                self.loss, self.images_seen = loss, images_seen
+                self.copies, self.copying = copies, copying
+                self.weights = {name: value.detach().clone() for name, value in weights.items()}
+        self.model.train(was_training)
+        return found
 
     def terms(self) -> dict[str, float]:
         """Return what is recorded of the best weights."""
         seen = float(self.images_seen)
         return {"held_out_loss": self.loss, "best_images_seen": seen, "best_copies": self.copies}
 
-    def _measure_loss(self, weights: Mapping[str, Tensor]) -> float:
+    def _measure_loss(self, weights: Batch) -> float:
         """Return the loss of the held-out pairs."""
-        assert self.data is not None
         pairs = {"image": self.data.images, "mask": self.data.masks}
-        device, (phase,) = self.data.images.device, self.model.phases()  # type: ignore[operator]
+        device, (phase,) = self.data.images.device, self.model.phases()
 
-        was_training = self.model.training
-        self.model.eval()
         total = 0.0
         for number in range(DRAWS):
             generator = generator_for(0, "held out", number)
-            noise = self.model.draw(len(self.data), 1.0, generator)  # type: ignore[operator]
+            noise = self.model.draw(len(self.data), 1.0, generator)
             batch = pairs | {name: value.to(device) for name, value in noise.items()}
             total += float(functional_call(self.model, dict(weights), (batch, phase.name)).total)
-        self.model.train(was_training)
-
         return total / DRAWS
 
-    def _find_copies(self, weights: Mapping[str, Tensor]) -> tuple[float, bool]:
+    def _find_copies(self, weights: Batch) -> tuple[float, bool]:
         """Return the share of draws that are copies, and whether the test says that it copies."""
         if self.learned is None or not hasattr(self.model, "draw_latent"):
             return 0.0, False  # another package's generator may draw by its sampler alone
         # Only here: a training without this test need not wait for scipy.
         from hvae_hpc.metrics.memorisation import find_copies
 
-        model: Any = self.model
+        model = self.model
         own = {name: value.clone() for name, value in model.state_dict().items()}
-        was_training = model.training
-        model.eval().load_state_dict(weights)
+        model.load_state_dict(weights)
         masks = self.learned.masks if model.config.needs_pairs else None
         z = model.draw_latent(JUDGED, masks, generator_for(0, "copies", 0))
         drawn, learned = (
             images[:, 0].cpu().numpy()
             for images in (model.decode(z.to(self.learned.images))[0], self.learned.images)
         )
-        model.train(was_training).load_state_dict(own)
+        model.load_state_dict(own)
         try:
             found = find_copies(drawn, learned, None, self.cases)
         except UserError:  # too few cases to tell
@@ -127,11 +123,9 @@ class BestWeights:
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
-        names = ("loss", "images_seen", "copies", "copying", "weights")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in KEPT}
 
-    def load(self, state: Mapping[str, Any]) -> None:
+    def load(self, state: dict[str, Any]) -> None:
         """Go on from what a checkpoint kept."""
-        self.loss, self.images_seen = float(state["loss"]), int(state["images_seen"])
-        self.copies, self.copying = float(state["copies"]), bool(state["copying"])
-        self.weights = state["weights"]
+        for name in KEPT:
+            setattr(self, name, state[name])

@@ -14,7 +14,7 @@ import contextlib
 import copy
 import math
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -27,13 +27,13 @@ from hvae_hpc.runs.folder import remove_checkpoints
 from hvae_hpc.runs.workplace import Workplace
 from hvae_hpc.training.averages import MovingAverage, TermReader
 from hvae_hpc.training.batches import PairTensors, make_batch, split_batch
-from hvae_hpc.training.checkpoint import load_checkpoint, loading, save_checkpoint
+from hvae_hpc.training.checkpoint import State, load_checkpoint, loading, save_checkpoint
 from hvae_hpc.training.device import CompiledForward, is_out_of_memory, move_only
 from hvae_hpc.training.distributed import ALONE, Team, join_team, part_of_batch
 from hvae_hpc.training.held_out import BestWeights
 from hvae_hpc.training.optimizers import learning_rate, make_optimizer, take_step
 from hvae_hpc.training.rehearsal import MemoryChoice
-from hvae_hpc.training.tensorboard_log import TensorBoardLog
+from hvae_hpc.training.tensorboard_log import open_tensorboard
 
 READ_EVERY = 50
 MOST_ROLLBACKS = 3
@@ -46,19 +46,13 @@ class TrainReport(NamedTuple):
 
     Attributes:
         terms: the means of the last terms that were read.
-        weights: the state to use: the moving average's, or the last. None where the training was
-            asked to leave; its checkpoint is written then.
+        weights: the state to use: the moving average's, or the last.
         notes: for the provenance.
     """
 
     terms: dict[str, float]
-    weights: Tensors | None
+    weights: Tensors
     notes: tuple[str, ...]
-
-    @property
-    def finished(self) -> bool:
-        """False where the training was asked to leave."""
-        return self.weights is not None
 
 
 def train(
@@ -69,7 +63,7 @@ def train(
     moves: AugmentationConfig | None,
     workplace: Workplace,
     best: BestWeights | None = None,
-) -> TrainReport:
+) -> TrainReport | None:
     """Train a network for ``optim.images`` images, from the newest checkpoint if there is one.
 
     Args:
@@ -84,7 +78,8 @@ def train(
         best: measures held-out pairs, and keeps the weights to use; None for the last ones.
 
     Returns:
-        The report, the same in all processes.
+        The report, the same in all processes; None where the training was asked to leave. Its
+        checkpoint is written then.
 
     Raises:
         UserError: losses became non-finite again and again; the memory was not enough; processes
@@ -137,7 +132,7 @@ class _Training:
         self.rate = 0.0
 
         # Where it can go back to, and how often it did so: each time halves the step from then on.
-        self.good_images_seen, self.good_state = 0, dict[str, Any]()
+        self.good_images_seen, self.good_state = 0, State()
         self.rollbacks = 0
 
         # How the network is called.
@@ -179,7 +174,7 @@ class _Training:
         if self.memory.cuda_graphs:
             CompiledForward.graphs_of = None  # those of the copy's addresses go
 
-    def run(self, team: Team, saved: dict[str, Any]) -> TrainReport:
+    def run(self, team: Team, saved: State) -> TrainReport | None:
         """Train to the end, or until one of the processes is asked to leave.
 
         Args:
@@ -191,7 +186,7 @@ class _Training:
             self.team, self.reader = team, TermReader(team)
             self.saved_at = time.monotonic()
             self.restore(saved)
-            self.tensorboard = TensorBoardLog(self.workplace, self.images_seen)
+            self.tensorboard = open_tensorboard(self.workplace, self.images_seen)
             self.forwards = team.wrap(self.forward, self.phases)
             self.workplace.log({"event": "training", "images_seen": self.images_seen})
 
@@ -220,10 +215,10 @@ class _Training:
                 if (leave or save) and not at_end:
                     self.save(in_window=not window_ends)
                     if leave:
-                        notes = tuple(self.notes + self.forward.notes)
-                        return TrainReport(self.reader.means, None, notes)
+                        return None
 
-        self.tensorboard.close()
+        if self.tensorboard:
+            self.tensorboard.close()
         state, terms = self.weights_to_use(), self.reader.means
         if self.best and self.best.weights:
             state, terms = self.best.weights, {**terms, **self.best.terms()}
@@ -241,7 +236,7 @@ class _Training:
             found = best.check(self.weights_to_use(), self.images_seen)
         self.workplace.log({"event": "held_out", "images_seen": self.images_seen, **found})
 
-    def restore(self, saved: dict[str, Any]) -> None:
+    def restore(self, saved: State) -> None:
         """Go on from a checkpoint, if there is one, and keep a copy to go back to."""
         if not saved:
             self.keep_good(0, self.state())
@@ -303,7 +298,8 @@ class _Training:
         total, terms = torch.zeros((), device=self.device), Tensors()
         if self.memory.cuda_graphs:
             torch.compiler.cudagraph_mark_step_begin()
-        for share, part in parts:
+        for part in parts:
+            share = len(part["image"]) / len(batch["image"])
             with torch.autocast(self.device.type, AUTOCAST[precision], enabled=precision != "fp32"):
                 loss: Loss = forward(part, phase.name)
             self.scaler.scale(share * loss.total).backward()
@@ -318,11 +314,14 @@ class _Training:
         """Read and log the terms of a window of steps; what is good so far is copied."""
         window = {"lr": self.rate, **self.reader.close_window()}
         self.workplace.log({"images_seen": self.images_seen, **window})
-        self.tensorboard.add(self.images_seen, window)
+        if self.tensorboard:
+            for name, value in window.items():
+                self.tensorboard.add_scalar(name, value, self.images_seen)
+            self.tensorboard.flush()
         if not at_end:
             self.keep_good(self.images_seen, self.state())
 
-    def keep_good(self, images_seen: int, state: dict[str, Any]) -> None:
+    def keep_good(self, images_seen: int, state: State) -> None:
         """Copy a state that was found to be good."""
         self.good_images_seen, self.good_state = images_seen, copy.deepcopy(state)
 
@@ -349,8 +348,9 @@ class _Training:
         self.images_seen = self.good_images_seen
         if self.team.rank == 0:
             remove_checkpoints(self.workplace.folder, beyond=self.images_seen)
-        self.tensorboard.close()
-        self.tensorboard = TensorBoardLog(self.workplace, self.images_seen)
+        if self.tensorboard:
+            self.tensorboard.close()
+            self.tensorboard = open_tensorboard(self.workplace, self.images_seen)
         event = {"event": "rolled_back", "images_seen": self.images_seen, "reason": str(error)}
         self.workplace.log(event)
         self.notes.append(f"{error}; went back to {self.images_seen} with half the step")
@@ -371,7 +371,7 @@ class _Training:
         save_checkpoint(self.workplace.folder, self.images_seen, {**self.state(), **good})
         self.saved_at = time.monotonic()
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """Return what is needed to go on; the tensors are the live ones."""
         average = self.average
         return {
@@ -383,7 +383,7 @@ class _Training:
             "best": self.best.state() if self.best else None,
         }
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: State) -> None:
         """Go on from a state."""
         self.model.load_state_dict(state["network"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):

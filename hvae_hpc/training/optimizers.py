@@ -86,11 +86,11 @@ def _init_group_as_it_lies(self: Any, group: dict[str, Any], *lists: list[Tensor
         of_weight = [
             tensors for tensors in lists if place < len(tensors) and tensors[place].dim() == 4
         ]
-        if all(_lies_last(tensors[place]) for tensors in of_weight):
+        if all(
+            tensors[place].device.type == "cpu"
+            and tensors[place].is_contiguous(memory_format=torch.channels_last)
+            for tensors in of_weight
+        ):
             for tensors in of_weight:
                 tensors[place] = tensors[place].detach().permute(0, 2, 3, 1)
     return result
-
-
-def _lies_last(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and tensor.is_contiguous(memory_format=torch.channels_last)

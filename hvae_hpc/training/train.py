@@ -65,7 +65,7 @@ def train_generator(config: TrainConfig, workplace: Workplace) -> Outcome | None
         case_ids = read_dataset(workplace.data, learned).case_ids
         best = BestWeights(model, pairs, config.optim, checks, data, case_ids)
     report = train(model, data, config.optim, config.seed, config.moves, workplace, best)
-    if report.weights is None:
+    if report is None:
         return None
 
     # Keep the weights with what is needed to use them.

@@ -9,10 +9,10 @@ from typing import Any
 
 from hvae_hpc.config.arms import USES, Budget
 from hvae_hpc.config.augmentations import FREE, MixingConfig, MixupConfig
-from hvae_hpc.config.kinds import AugmentationConfig, GeneratorConfig
-from hvae_hpc.config.loader import ONLY_WHEN_SET
+from hvae_hpc.config.kinds import AugmentationConfig, GeneratorConfig, Sampler
+from hvae_hpc.config.loader import added_later
 from hvae_hpc.config.model import MovesConfig, OptimConfig, UNetConfig, require
-from hvae_hpc.config.stages import Sampler, SplitConfig, source_name
+from hvae_hpc.config.stages import SplitConfig, source_name
 from hvae_hpc.frozen import frozen
 
 MOST_SEEDS = 100_000
@@ -33,7 +33,7 @@ class GeneratorSettings:
     model: GeneratorConfig
     optim: OptimConfig
     moves: AugmentationConfig = MovesConfig()
-    n_cases: int = field(default=0, metadata=ONLY_WHEN_SET)
+    n_cases: int = added_later(0)
 
 
 @frozen

@@ -6,11 +6,10 @@ docs/RECIPES.md shows every field at work.
 """
 
 import re
-from dataclasses import field
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from hvae_hpc.config.loader import ONLY_WHEN_SET, find_toml, load, read_toml
+from hvae_hpc.config.loader import added_later, find_toml, load, read_toml
 from hvae_hpc.frozen import frozen
 
 LIBRARY = Path(__file__).resolve().parent
@@ -61,7 +60,7 @@ class LayoutConfig:
 
     image: str
     label: str
-    label_says: str = field(default="", metadata=ONLY_WHEN_SET)
+    label_says: str = added_later("")
     several_labels: bool = False
     channel: int | None = None
     patient: str = ""
@@ -144,8 +143,8 @@ class LabelConfig:
 
     tumour: tuple[int, ...] | Literal["any"]
     known: tuple[int, ...] = ()
-    threshold: float | None = field(default=None, metadata=ONLY_WHEN_SET)
-    channel: int | None = field(default=None, metadata=ONLY_WHEN_SET)
+    threshold: float | None = added_later(None)
+    channel: int | None = added_later(None)
 
     def __post_init__(self) -> None:
         if self.threshold is not None and (self.threshold <= 0 or self.tumour != "any"):
@@ -267,7 +266,7 @@ class Recipe:
     name: str
     about: str = ""
     modality: str = ""
-    accept: tuple[Finding, ...] = field(default=(), metadata=ONLY_WHEN_SET)
+    accept: tuple[Finding, ...] = added_later(())
     layout: LayoutConfig
     label: LabelConfig
     grid: GridConfig

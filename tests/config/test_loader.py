@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 
 from hvae_hpc.config.loader import (
-    ONLY_WHEN_SET,
+    added_later,
     dump,
     find_toml,
     load,
@@ -35,7 +35,7 @@ class Outer:
     inner: Inner = Inner()
     table: dict[str, float] = field(default_factory=dict)
     maybe: int | None = None
-    later: tuple[str, ...] = field(default=(), metadata=ONLY_WHEN_SET)
+    later: tuple[str, ...] = added_later(())
 
 
 FULL = {

@@ -27,11 +27,9 @@ from hvae_hpc.config.stages import (
 )
 from hvae_hpc.errors import UserError
 from hvae_hpc.evaluation.augment import augment_pairs, move_pair
-from hvae_hpc.evaluation.features import load_judge
 from hvae_hpc.evaluation.generate import generate_pairs
-from hvae_hpc.evaluation.quality import measure_quality
-from hvae_hpc.evaluation.segment import score_cases, segment
-from hvae_hpc.evaluation.training_pairs import training_pairs
+from hvae_hpc.evaluation.quality import load_judge, measure_quality
+from hvae_hpc.evaluation.segment import score_cases, segment, training_pairs
 from hvae_hpc.metrics.images import psnr
 from hvae_hpc.metrics.segmentation import dice as dice_of
 from hvae_hpc.models.edm import EDM

@@ -15,7 +15,7 @@ from hvae_hpc.config.resources import Resources
 from hvae_hpc.config.stages import LikelihoodConfig, SplitConfig, TrainConfig
 from hvae_hpc.errors import UserError
 from hvae_hpc.evaluation import likelihood
-from hvae_hpc.evaluation.hamiltonian import Start, anneal, stand
+from hvae_hpc.evaluation.hamiltonian import Gaussians, anneal, stand
 from hvae_hpc.evaluation.likelihood import estimate_likelihood, measure_likelihood
 from hvae_hpc.models.hvae import HVAE
 from hvae_hpc.runs.folder import write_config
@@ -44,7 +44,7 @@ def narrow_well(z: Tensor) -> Tensor:
 
 
 def run_annealing(n: int, seed: int, step_sizes: tuple[float, ...], **changes: float):
-    start = Start(
+    start = Gaussians(
         mean=torch.zeros(n, 2, dtype=torch.float64), scale=torch.ones(n, 2, dtype=torch.float64)
     )
     settings = {"temperatures": 20, "leaps": 2, **changes}

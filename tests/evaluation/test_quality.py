@@ -14,8 +14,7 @@ from hvae_hpc.config.model import OptimConfig, UNetConfig
 from hvae_hpc.config.resources import Resources
 from hvae_hpc.config.stages import QualityConfig, SegmentConfig, SplitConfig
 from hvae_hpc.errors import UserError
-from hvae_hpc.evaluation.features import Judge, load_judge, standardise
-from hvae_hpc.evaluation.quality import measure_quality
+from hvae_hpc.evaluation.quality import Judge, _Set, load_judge, measure_quality, standardise
 from hvae_hpc.evaluation.segment import segment
 from hvae_hpc.preprocess.store.pairs import Pairs
 from hvae_hpc.preprocess.store.reader import read_dataset
@@ -96,7 +95,9 @@ def test_the_judge_predicts_as_the_unet_that_was_trained(
     data: Path, trained: tuple[Path, Outcome], judge: Judge
 ) -> None:
     test = read_cases(data, read_split(data, SPLIT).test, 0)
-    assert judge.agree(test).tolist() == [case["dice"] for case in trained[1].per_case.values()]
+    assert judge.agree(_Set(test, ())).tolist() == [
+        case["dice"] for case in trained[1].per_case.values()
+    ]
     assert trained[1].metrics["dice"] > 0.8
 
 
@@ -111,7 +112,9 @@ def test_features_are_moments_of_every_channel_of_the_last_levels_whatever_the_b
     assert bottleneck.shape == (10, 16, SIDE // 4, SIDE // 4)
     np.testing.assert_allclose(features[:, -32:-16], bottleneck.mean((2, 3)), atol=1e-6)
     np.testing.assert_allclose(features[:, -16:], bottleneck.std((2, 3), correction=0), atol=1e-6)
-    np.testing.assert_allclose(judge._replace(batch_size=3).encode(images), features, atol=1e-6)
+    optim = replace(judge.config.optim, batch_size=4)
+    in_fours = judge._replace(config=replace(judge.config, optim=optim))
+    np.testing.assert_allclose(in_fours.encode(images), features, atol=1e-6)
 
 
 def test_features_are_in_units_of_real_images() -> None:

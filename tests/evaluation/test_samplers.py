@@ -11,13 +11,11 @@ from hvae_hpc.config.model import HVAEConfig, LSGANConfig, NetworkConfig
 from hvae_hpc.config.stages import GenerateConfig, SplitConfig, source_name
 from hvae_hpc.errors import UserError
 from hvae_hpc.evaluation import samplers
-from hvae_hpc.evaluation.hamiltonian import hamiltonian_walk, stand
+from hvae_hpc.evaluation.hamiltonian import Gaussians, hamiltonian_walk, stand
 from hvae_hpc.evaluation.samplers import (
-    Encodings,
     LatentSampler,
     encode_pairs,
     fit_mixture,
-    make_sampler,
 )
 from hvae_hpc.models.blocks import Batch
 from hvae_hpc.models.hvae import HVAE
@@ -75,7 +73,7 @@ def test_draws_are_a_function_of_the_seed_and_of_the_place(
 
     def draw(seed: int, first: int) -> Tensor:
         with torch.no_grad():
-            return make_sampler(
+            return LatentSampler(
                 config(sampler, seed=seed, hmc_proposals=4), model.config, model, pairs, CPU
             ).draw(5, first)
 
@@ -90,8 +88,8 @@ def test_draws_are_a_function_of_the_seed_and_of_the_place(
 def test_a_generator_without_encoder_has_its_prior_alone(sampler: str) -> None:
     lsgan = LSGAN(LSGANConfig(network=TINY, discriminator_channels=(4,)), (8, 8))
     with pytest.raises(UserError, match="has no encoder"):
-        make_sampler(config(sampler), lsgan.config, lsgan, pairs_of(4), CPU)
-    assert make_sampler(config("prior"), lsgan.config, lsgan, None, CPU).draw(2, 0).shape == (2, 3)
+        LatentSampler(config(sampler), lsgan.config, lsgan, pairs_of(4), CPU)
+    assert LatentSampler(config("prior"), lsgan.config, lsgan, None, CPU).draw(2, 0).shape == (2, 3)
 
 
 def test_encodings_are_the_encoders_whatever_is_done_at_once() -> None:
@@ -103,12 +101,29 @@ def test_encodings_are_the_encoders_whatever_is_done_at_once() -> None:
     assert (once.scale > 0).all()
 
 
-def encodings_of(n: int = 20, d: int = 5) -> Encodings:
+def encodings_of(n: int = 20, d: int = 5) -> Gaussians:
     generator = torch.Generator().manual_seed(2)
-    return Encodings(
+    return Gaussians(
         mean=torch.randn(n, d, generator=generator) * 2,
         scale=torch.rand(n, d, generator=generator) * 0.1,
     )
+
+
+class Known:
+    """A generator whose encodings are known; a pair's image is its number."""
+
+    def __init__(self, encodings: Gaussians) -> None:
+        self.encodings = encodings
+
+    def encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        number = batch["image"].flatten().long()
+        return self.encodings.mean[number], self.encodings.scale[number]
+
+
+def knowing(encodings: Gaussians, asked: GenerateConfig) -> LatentSampler:
+    images = torch.arange(len(encodings.mean)).float()[:, None, None, None]
+    pairs = PairTensors(images=images, masks=torch.zeros_like(images))
+    return LatentSampler(asked, HVAEConfig(), Known(encodings), pairs, CPU)
 
 
 def test_between_two_encodings_lie_the_aggregated_draws_and_noise_is_theirs() -> None:
@@ -116,7 +131,7 @@ def test_between_two_encodings_lie_the_aggregated_draws_and_noise_is_theirs() ->
 
     def aggregated(noise: float) -> LatentSampler:
         asked = config("aggregated", posterior_noise=noise)
-        return LatentSampler(asked, None, CPU, encodings=encodings)
+        return knowing(encodings, asked)
 
     still = aggregated(0.0).draw(200, 0)
     one, other = encodings.mean[:, None], encodings.mean[None]
@@ -140,7 +155,7 @@ def test_the_mixture_finds_clusters_and_their_widths() -> None:
     centres = torch.tensor([[-4.0, 0, 0], [4.0, 1, 0], [0, 5.0, -3]])
     which = torch.arange(300) % 3
     mean = centres[which] + torch.randn(300, 3, generator=generator) * 0.5
-    encodings = Encodings(mean=mean, scale=torch.full((300, 3), 0.3))
+    encodings = Gaussians(mean=mean, scale=torch.full((300, 3), 0.3))
     mixture = fit_mixture(encodings, 3, seed=0)
     order = [int((mixture.mean - centre).square().sum(1).argmin()) for centre in centres]
     assert sorted(order) == [0, 1, 2]
@@ -151,7 +166,7 @@ def test_the_mixture_finds_clusters_and_their_widths() -> None:
         mixture.variance, torch.full((3, 3), 0.5**2 + 0.3**2), rtol=0.3, atol=0
     )
     asked = config("mixture", components=3)
-    draws = LatentSampler(asked, None, CPU, encodings=encodings).draw(20_000, 0)
+    draws = knowing(encodings, asked).draw(20_000, 0)
     torch.testing.assert_close(draws.mean(0), mean.mean(0), rtol=0, atol=0.1)
     expected = torch.cov(mean.T) + 0.3**2 * torch.eye(3)
     torch.testing.assert_close(torch.cov(draws.T), expected, rtol=0.1, atol=0.3)
@@ -165,16 +180,13 @@ def test_one_component_is_the_aggregated_posteriors_mean_and_variance() -> None:
     torch.testing.assert_close(mixture.variance[0], expected, rtol=1e-4, atol=1e-5)
 
 
-def geometric(encodings: Encodings, floor: float) -> LatentSampler:
-    n = len(encodings.mean)
-    pairs = PairTensors(images=torch.zeros(n, 1, 2, 2), masks=torch.zeros(n, 1, 2, 2))
-    asked = config("riemannian", metric_floor=floor)
-    return LatentSampler(asked, None, CPU, pairs, encodings)
+def geometric(encodings: Gaussians, floor: float) -> LatentSampler:
+    return knowing(encodings, config("riemannian", metric_floor=floor))
 
 
 @pytest.mark.usefixtures("walks")
 def test_where_the_encodings_do_not_count_the_riemannian_draws_fill_their_box() -> None:
-    encodings = Encodings(mean=torch.tensor([[0.0, 0], [1, 2], [3, -1]]), scale=torch.ones(3, 2))
+    encodings = Gaussians(mean=torch.tensor([[0.0, 0], [1, 2], [3, -1]]), scale=torch.ones(3, 2))
     z = geometric(encodings, 1e9).draw(6000, 0)
     low, high = torch.tensor([-3.0, -4]), torch.tensor([6.0, 5])
     share = ((z - low) / (high - low)).sort(0).values
@@ -188,7 +200,7 @@ def test_where_the_encodings_do_not_count_the_riemannian_draws_fill_their_box() 
 
 @pytest.mark.usefixtures("walks")
 def test_the_riemannian_draws_have_the_density_of_the_inverse_metrics_volume() -> None:
-    encodings = Encodings(
+    encodings = Gaussians(
         mean=torch.tensor([[0.0, 0], [3, 1]]), scale=torch.tensor([[1.0, 0.5], [0.6, 1.2]])
     )
     sampler = geometric(encodings, 0.05)
@@ -224,7 +236,7 @@ def chain_of(
     image = observed()
     pairs = PairTensors(images=image, masks=torch.zeros_like(image))
     with torch.no_grad():
-        chain = make_sampler(config(sampler, **changes), model.config, model, pairs, CPU)
+        chain = LatentSampler(config(sampler, **changes), model.config, model, pairs, CPU)
         z = chain.draw(n, 0)
     return z, chain.facts, model.decoder
 
@@ -261,7 +273,7 @@ def test_given_a_mask_the_prior_as_unit_frees_the_image_of_a_tight_encoder() -> 
     for scale in ("encoding", "prior"):
         asked = config("mask", hmc_scale=scale)
         with torch.no_grad():
-            chain = make_sampler(asked, model.config, model, pairs, CPU)
+            chain = LatentSampler(asked, model.config, model, pairs, CPU)
             variances[scale] = chain.draw(2000, 0).var(0)
         facts[scale] = chain.facts
     # What the table of draws warns of, and that nothing is left to warn of.
@@ -291,7 +303,7 @@ def test_chains_in_parts_are_the_same_and_no_part_is_larger(
     for micro_batch in (0, 3):
         rows.clear()
         with torch.no_grad():
-            chain = make_sampler(config(sampler), model.config, model, pairs, CPU, micro_batch)
+            chain = LatentSampler(config(sampler), model.config, model, pairs, CPU, micro_batch)
             draws[micro_batch] = chain.draw(7, 0)
     torch.testing.assert_close(draws[3], draws[0], rtol=1e-9, atol=1e-9)
     assert rows[:3] == ([] if sampler == "riemannian" else [3, 3, 1])
@@ -321,7 +333,7 @@ def test_the_chain_counts_the_mask_that_it_is_given_and_the_image_where_it_shoul
     mask = torch.tensor([1.0, 1.0, 1.0, 0.0], dtype=torch.float64).reshape(1, 1, 2, 2)
     with torch.no_grad():
         asked = config(sampler, hmc_proposals=40)
-        z = make_sampler(
+        z = LatentSampler(
             asked, model.config, model, PairTensors(images=image, masks=mask), CPU
         ).draw(20_000, 0)[:, 0]
     # The posterior of one variable, on a grid.

@@ -56,7 +56,7 @@ def trace(
         rehearsed: dict[str, Any] = {}
         run = loop._Training.run
 
-        def run_rehearsed(*of: Any) -> loop.TrainReport:
+        def run_rehearsed(*of: Any) -> loop.TrainReport | None:
             rehearsed["peak"], recorder.peak = recorder.peak, recorder.live
             rehearsed["graphs"] = counters["stats"]["unique_graphs"]
             return run(*of)
@@ -67,6 +67,7 @@ def trace(
         with mock.patch.object(loop._Training, "run", run_rehearsed):
             report = loop.train(model, data, optim, 0, MovesConfig(), workplace, best)
 
+    assert report is not None
     gave_up = sum("torch.compile failed" in note for note in report.notes)
     return {
         "peak_gib": round(recorder.peak / GIB, 2),

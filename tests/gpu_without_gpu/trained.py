@@ -55,7 +55,7 @@ def draw(name: str, micro_batch: int, model: Any, pairs: PairTensors) -> None:
     knows_pairs = name != "prior" or model.config.needs_pairs
     device = pairs.images.device
     real = pairs if knows_pairs else None
-    sampler = samplers.make_sampler(config, model.config, model, real, device, micro_batch)
+    sampler = samplers.LatentSampler(config, model.config, model, real, device, micro_batch)
     texture = [torch.Generator()] if getattr(model, "texture", None) is not None else []
     image, probability = model.decode(sampler.draw(DRAWN_AT_ONCE, 0), *texture)
     assert image.device == probability.device == device

@@ -194,9 +194,10 @@ def _train(job: Job, place: Workplace) -> Result:
         ),
     ):
         report = loop.train(model, data, job.optim, 3, MovesConfig(), place)
-    weights = {name: value.numpy() for name, value in (report.weights or {}).items()}
+    weights = {name: value.numpy() for name, value in (report.weights if report else {}).items()}
     digest = hashlib.sha256(b"".join(value.tobytes() for value in weights.values())).hexdigest()
-    return Result(finished=report.finished, digest=digest, weights=weights, terms=report.terms)
+    terms = report.terms if report else {}
+    return Result(finished=report is not None, digest=digest, weights=weights, terms=terms)
 
 
 def _train_stage(job: Job, place: Workplace) -> Result:

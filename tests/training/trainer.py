@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from hvae_hpc.config.diffusion import EDMConfig
 from hvae_hpc.config.model import HVAEConfig, LSGANConfig, MovesConfig, NetworkConfig, OptimConfig
@@ -85,10 +84,9 @@ def work(kind: str, folder: Path) -> None:
         held_out, data = data.take(slice(4, 6)), data.take(slice(0, 4))
         best = BestWeights(model, held_out, OPTIM, 6, data, list("abcd"))
     report = train(model, data, OPTIM, 3, MovesConfig(), place, best)
-    if report.weights is not None:
-        weights: dict[str, Tensor] = report.weights
+    if report is not None:
         write_json(folder / TERMS, report.terms)
-        save_snapshot(folder / WEIGHTS, weights)  # last: by these it is known to be done
+        save_snapshot(folder / WEIGHTS, report.weights)  # last: by these it is known to be done
 
 
 def warm_up() -> None:
