@@ -19,7 +19,7 @@ from hvae_hpc.runs.plan import Plan
 
 GREY = "0.35"
 # Okabe and Ito's colours but yellow, which is lost on white.
-COLOURS = ("#D55E00", "#0072B2", "#000000", "#CC79A7", "#009E73", "#56B4E9")
+COLOURS = ("#D55E00", "#0072B2", "#000000", "#CC79A7", "#009E73", "#56B4E9", "#E69F00")
 DASHES: tuple[Any, ...] = ("--", "-.", "-", ":")
 # As many colours, lines and markers have no common factor, so the first 11 all differ.
 MARKERS = "s^oDvP<>dph"
