@@ -92,7 +92,7 @@ def to_text(folder: Path) -> str:
     """Write a packed folder's summary.json as lines for people.
 
     Raises:
-        UserError: it is missing or damaged.
+        UserError: it is missing or no JSON.
     """
     summary = read_json(folder / SUMMARY)
     lines = [

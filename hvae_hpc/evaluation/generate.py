@@ -6,7 +6,7 @@ tumour teaches segmentation nothing. How many were rejected is recorded with the
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,10 +29,27 @@ DRAWN_AT_ONCE = 64
 SHOWN = 12  # pairs that samples.npz keeps for the figures
 
 
-Draw = Callable[[int, int], Pair]
-"""Of n pairs and the number of the first, images and masks (n, 1, H, W)."""
-Source = tuple[Draw, tuple[str, ...], dict[str, float]]
-"""What pairs come from: the draw, the real cases that it knows, and facts to be recorded."""
+class _Accepted(NamedTuple):
+    """Images and masks (N, H, W), the number of each one's draw, and how many draws there were."""
+
+    images: NDArray[np.float32]
+    masks: NDArray[np.uint8]
+    draw_numbers: list[int]
+    draws: int
+
+
+class _Source(NamedTuple):
+    """What pairs come from.
+
+    Attributes:
+        draw: of n pairs and the number of the first, images and masks (n, 1, H, W).
+        train_cases: the real cases that it knows.
+        facts: what is to be recorded with the pairs.
+    """
+
+    draw: Callable[[int, int], Pair]
+    train_cases: tuple[str, ...]
+    facts: dict[str, float]
 
 
 @torch.no_grad()
@@ -47,30 +64,30 @@ def generate_pairs(config: GenerateConfig, workplace: Workplace) -> Outcome | No
     """
     device = choose_device(workplace)
     opener = _open_mixing if config.mixing else _open_generator
-    draw, train_cases, facts = opener(config, workplace, device)
-    accepted = _draw(config, draw, workplace)
+    source = opener(config, workplace, device)
+    accepted = _draw(config, source, workplace)
     if accepted is None:
         return None
-    images, masks, draw_numbers, draws = accepted
 
     # Count, and record with the pairs what they came from.
     n = config.n_pairs
-    areas = masks[:n].sum((1, 2))
+    areas = accepted.masks[:n].sum((1, 2))
+    total = len(accepted.masks)
     counts = {
-        "draws": draws,
-        "accepted": len(masks),
-        "rejected": draws - len(masks),
+        "draws": accepted.draws,
+        "accepted": total,
+        "rejected": accepted.draws - total,
         "smallest_mask_px": int(areas.min()),
-        **facts,
+        **source.facts,
     }
     asked = {name: getattr(config, name) for name in ("sampler", "threshold", "min_mask_px")}
     attributes = {name: str(value) for name, value in {**asked, **counts}.items()}
-    attributes["source_cases"] = json.dumps(train_cases)
-    attributes["draw_numbers"] = json.dumps(draw_numbers[:n])
+    attributes["source_cases"] = json.dumps(source.train_cases)
+    attributes["draw_numbers"] = json.dumps(accepted.draw_numbers[:n])
 
     pairs = Pairs(
-        images=images[:n],
-        masks=masks[:n],
+        images=accepted.images[:n],
+        masks=accepted.masks[:n],
         case_ids=tuple(f"{config.source}-{i:05d}" for i in range(n)),
         slice_index=np.zeros(n, np.int32),
         spacing_mm=np.full((n, 2), np.nan),
@@ -82,12 +99,12 @@ def generate_pairs(config: GenerateConfig, workplace: Workplace) -> Outcome | No
     metrics = {name: float(value) for name, value in counts.items()}
     return Outcome(
         metrics={**metrics, "pairs": float(n), "mask_px_mean": float(areas.mean())},
-        details={"train_cases": list(train_cases)},
+        details={"train_cases": list(source.train_cases)},
         device=device_name(device),
     )
 
 
-def _open_generator(config: GenerateConfig, workplace: Workplace, device: torch.device) -> Source:
+def _open_generator(config: GenerateConfig, workplace: Workplace, device: torch.device) -> _Source:
     """Return what draws from the parent "generator"."""
     generator = load_generator(workplace.parents["generator"])
     model: Any = generator.model.to(device)
@@ -107,10 +124,10 @@ def _open_generator(config: GenerateConfig, workplace: Workplace, device: torch.
         image, probability = model.decode(sampler.draw(n, first), *texture)
         return image, probability > config.threshold
 
-    return draw, generator.train_cases, sampler.facts
+    return _Source(draw, generator.train_cases, sampler.facts)
 
 
-def _open_mixing(config: GenerateConfig, workplace: Workplace, device: torch.device) -> Source:
+def _open_mixing(config: GenerateConfig, workplace: Workplace, device: torch.device) -> _Source:
     """Return what mixes the split's real training pairs, each in turn with another one."""
     assert config.mixing is not None
     mixing = config.mixing
@@ -122,18 +139,11 @@ def _open_mixing(config: GenerateConfig, workplace: Workplace, device: torch.dev
         images, masks, _ = augment(rows, real, mixing, config.seed, first)
         return images, masks > config.threshold
 
-    return draw, cases, {}
+    return _Source(draw, cases, {})
 
 
-def _draw(
-    config: GenerateConfig, draw: Draw, workplace: Workplace
-) -> tuple[NDArray[np.float32], NDArray[np.uint8], list[int], int] | None:
-    """Draw until there are enough pairs with a mask.
-
-    Returns:
-        Images and masks (N, H, W), the number of each one's draw, and how many draws there were;
-        None where it was asked to leave.
-    """
+def _draw(config: GenerateConfig, source: _Source, workplace: Workplace) -> _Accepted | None:
+    """Draw until there are enough pairs with a mask; None where it was asked to leave."""
     images, masks, numbers, draws = [], [], list[int](), 0
     while len(numbers) < config.n_pairs:
         if workplace.stopped():
@@ -145,11 +155,11 @@ def _draw(
                 "longer, or lower generate.min_mask_px or n_pairs"
             )
 
-        image, drawn_mask = draw(DRAWN_AT_ONCE, draws)
+        image, drawn_mask = source.draw(DRAWN_AT_ONCE, draws)
         mask = drawn_mask[:, 0]
         keep = mask.sum((1, 2)) >= config.min_mask_px
         images.append(image[:, 0][keep].clamp(0, 1).cpu().numpy())
         masks.append(mask[keep].to(torch.uint8).cpu().numpy())
         numbers += (draws + keep.nonzero()[:, 0]).tolist()
         draws += DRAWN_AT_ONCE
-    return np.concatenate(images), np.concatenate(masks), numbers, draws
+    return _Accepted(np.concatenate(images), np.concatenate(masks), numbers, draws)

@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from hvae_hpc.config.augmentations import MixupConfig, TumorCPConfig
 from hvae_hpc.config.model import ImageSize
 from hvae_hpc.models.augmentations import Augmentation, Drawn, Pair, per_pair
 
@@ -61,6 +62,8 @@ class CutMix(Mixing):
 class Mixup(Mixing):
     """Images and masks are averaged."""
 
+    config: MixupConfig
+
     def draw(self, n: int, image_size: ImageSize, generator: Generator) -> Drawn:
         """Draw the weight of each donor, at most a half: the pair itself counts more."""
         seed = int(torch.randint(2**62, (), generator=generator))
@@ -100,6 +103,8 @@ class CarveMix(Mixing):
 
 class TumorCP(Mixing):
     """A lesion of another pair is turned, scaled, made brighter or darker, and pasted."""
+
+    config: TumorCPConfig
 
     def draw(self, n: int, image_size: ImageSize, generator: Generator) -> Drawn:
         """Draw turns, scales, gammas, and which pixel of the body is the lesion's new centre."""

@@ -17,7 +17,7 @@ _HIGHEST_RATIO = 1032
 def gunzip(content: bytes, least: int, most: int) -> bytes | bytearray:
     """Return what a gzip file holds, after checking gzip's own checksum as far as it is read.
 
-    Of several members of equal size it may be the first alone, if that has ``least`` bytes.
+    Of several members it may be the first alone, if that has ``least`` bytes.
 
     Args:
         content: the whole file.
@@ -28,11 +28,13 @@ def gunzip(content: bytes, least: int, most: int) -> bytes | bytearray:
         EOFError: it ends early.
         gzip.BadGzipFile, zlib.error: it is damaged, or is no gzip file.
     """
-    # Of the last member; libdeflate reads the first one alone, into so many bytes.
+    # The size is that of the last member; libdeflate reads the first one alone.
     size = int.from_bytes(content[-4:], "little")
     if deflate is not None and 0 < least <= size <= min(most, _HIGHEST_RATIO * len(content)):
         try:
-            return deflate.gzip_decompress(content)
+            unzipped = deflate.gzip_decompress(content)
+            if len(unzipped) >= least:  # else it was the first of several members
+                return unzipped
         except (deflate.DeflateError, ValueError, MemoryError):
             pass  # Python's gzip says what is wrong, and reads files of several members
     with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:

@@ -54,6 +54,8 @@ def draw_split(case_ids: Sequence[str], train: int, test: int, seed: int) -> Spl
     Raises:
         UserError: fewer cases than asked for.
     """
+    if train < 1 or test < 1:
+        raise ValueError(f"train = {train}, test = {test}, expected at least 1 of each")
     if len(set(case_ids)) != len(case_ids):
         raise ValueError("a case id is there twice; every patient may be drawn once only")
     wanted = train + test

@@ -1,4 +1,4 @@
-"""Compiled training steps on a CUDA device that is not there: graphs, waits for the device, and memory."""
+"""Compiled training steps on a CUDA device that is not there: graphs, and waits for the device."""
 
 import pytest
 

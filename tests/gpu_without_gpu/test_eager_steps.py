@@ -13,17 +13,10 @@ pytestmark = [
 
 OVERFLOW_SAFE = ("small_unet", "small_lsgan", "small_vae", "small_edm", "small_edm_given_mask")
 """The product refuses the others in float16."""
+IN_FP32 = ("small_unet", "small_lsgan", "small_metropolis", "small_hvae_gan", "small_edm")
 COMMANDS = {
     "bf16": ("small_fixed", "small_metropolis", "small_edm_given_mask", *TINY),
-    "fp32": (
-        "small_unet",
-        "small_lsgan",
-        "small_hvae_gan",
-        "small_edm",
-        *TINY,
-        "--precision",
-        "fp32",
-    ),
+    "fp32": (*IN_FP32, *TINY, "--precision", "fp32"),
     "fp16": (*OVERFLOW_SAFE, *TINY, "--precision", "fp16"),
     "parts": ("small_hvae", "small_edm", *TINY, "--micro-batch", "4"),
     "240 px": ("unet", "resenc_unet", "lsgan", "vae", "edm", "hvae-gan", "--steps", "1"),

@@ -58,6 +58,12 @@ def test_members_of_one_size_are_all_read_where_so_much_is_asked_for():
     assert gunzip(gzip.compress(DATA[:9]) * 3, 27, MOST) == DATA[:9] * 3
 
 
+@pytest.mark.usefixtures("either")
+def test_a_first_member_that_is_too_short_is_not_taken_for_all():
+    file = gzip.compress(DATA[:100]) + gzip.compress(DATA[:540])
+    assert gunzip(file, 540, 540) == (DATA[:100] + DATA[:540])[:540]
+
+
 def test_a_size_that_no_compression_reaches_is_not_asked_of_memory(monkeypatch):
     file = gzip.compress(DATA)[:-4] + b"\xff\xff\xff\xff"
     monkeypatch.setattr(
