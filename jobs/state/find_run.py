@@ -63,11 +63,12 @@ def find_run(runs_folder: Path, text: str, stage: str = "") -> tuple[Plan, str]:
         for run_id, run in plan.runs.items():
             if stage not in ("", run.stage):
                 continue
+            # By the id in the plan: the package may have named the run differently since.
+            folder = plan.folder_name(run_id)
             labels[run.label] = None
-            named = f"{run.label}-{run_id}"
-            called = (run.label, f"{run.stage}/{run.label}", run.folder, named)
+            called = (run.label, f"{run.stage}/{run.label}", folder, folder.partition("/")[2])
             if wanted in called or run_id.startswith(wanted):
-                matches[run.folder] = (plan, run_id)
+                matches[folder] = (plan, run_id)
 
     if not matches:
         close = difflib.get_close_matches(wanted.rpartition("/")[2], labels)

@@ -35,7 +35,8 @@ def test_a_chain_waits_for_no_more_than_its_draws_and_whether_it_moved() -> None
     [line, _] = trace_once(COMMANDS["small"])
     waits = {place.split(": ", 1)[1]: n for place, n in line["waits"].items() if "hamil" in place}
     steps = waits.pop("return place, float(accepted.float().mean())")
-    assert sorted(waits.values()) == [3, steps, steps]  # three annealings start from a Gaussian
+    # Three annealings and five samplers draw from Gaussians.
+    assert sorted(waits.values()) == [8, steps, steps]
 
 
 def test_the_memory_of_draws_and_bounds_stays_within_bounds() -> None:

@@ -70,7 +70,10 @@ SLURMDBD_OPTIONS = """
 AuthInfo=socket={link}/run/munge.socket SlurmUser={user} PidFile={link}/run/slurmdbd.pid DbdHost=localhost
 DbdPort={ports[slurmdbd]} StorageType=accounting_storage/mysql StorageUser={user} StorageLoc=slurm
 """
-DATABASE = "--no-defaults --user={user} --datadir={link}/database --innodb-log-file-size=16M"
+DATABASE = (
+    "--no-defaults --user={user} --datadir={link}/database --innodb-log-file-size=16M "
+    "--tmpdir={link}/run"  # one that starts deletes the temporary files of others in its folder
+)
 COMMANDS = {
     # --force, since a folder that a group may write is good enough for this key
     "munged": "munged --foreground --force --key-file={link}/etc/munge.key --socket={link}/run/munge.socket "

@@ -6,6 +6,7 @@ import pytest
 
 from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.state.find_run import find_run
+from hvae_hpc.runs.plan import plan_path, read_plan
 from tests.jobs.queues import make_plan
 from tests.results.made_up import SMALL_ARMS, make_runs
 
@@ -44,6 +45,15 @@ def test_a_run_is_found_by_label_id_stage_or_folder(tmp_path: Path) -> None:
         UserError, match="no run 'zzz'; give a label, such as brats2021-vae-s0, brats2021-ref"
     ):
         find_run(tmp_path, "zzz")
+
+
+def test_a_run_that_an_older_version_named_is_found_by_its_folder(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, make_runs(arms=SMALL_ARMS[:1], seeds=1))
+    named = next(iter(plan.runs))
+    older = f"{'0' * 11}1"
+    path = plan_path(tmp_path, plan.sweep)
+    path.write_text(path.read_text().replace(named, older))
+    assert find_run(tmp_path, read_plan(path).folder_name(older))[1] == older
 
 
 def test_a_run_of_two_sweeps_is_one_run(tmp_path: Path) -> None:
