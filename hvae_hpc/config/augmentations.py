@@ -29,9 +29,12 @@ class MixingConfig(AugmentationConfig):
         share: of the pairs that are mixed, in every step.
     """
 
-    needs_donors = True
-
     share: float = 0.5
+
+    @property
+    def needs_donors(self) -> bool:
+        """It mixes pairs."""
+        return True
 
     def __post_init__(self) -> None:
         require("a share between 0 and 1", self, "share")
@@ -107,7 +110,7 @@ class JoinedConfig(AugmentationConfig):
     parts: tuple[AugmentationConfig, ...]
 
     @property
-    def needs_donors(self) -> bool:  # type: ignore[override]
+    def needs_donors(self) -> bool:
         """Whether one of them mixes pairs."""
         return any(part.needs_donors for part in self.parts)
 

@@ -53,7 +53,7 @@ class EDMConfig(GeneratorConfig):
         require("a number in [0, 1)", self, "dropout", "mask_dropout", "held_out")
 
     @property
-    def needs_pairs(self) -> bool:  # type: ignore[override]
+    def needs_pairs(self) -> bool:
         """Whether drawing starts from real pairs: from their masks, where these are given."""
         return self.given_mask
 

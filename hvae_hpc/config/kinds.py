@@ -64,7 +64,6 @@ class GeneratorConfig:
         samplers: those that the network can draw by. All but "prior" need an encoder.
         pairs_apart: no pair of a batch knows of another, so a batch may be trained on in parts.
         has_density: held-out pairs have a likelihood that the likelihood stage can estimate.
-        needs_pairs: drawing from the prior starts from real pairs.
     """
 
     entry_points: ClassVar[str] = "hvae_hpc.generators"
@@ -72,8 +71,16 @@ class GeneratorConfig:
     label: ClassVar[str]
     samplers: ClassVar[tuple[Sampler, ...]] = ("prior",)
     pairs_apart: ClassVar[bool] = False
-    has_density: ClassVar[bool] = False
-    needs_pairs: ClassVar[bool] = False
+
+    @property
+    def has_density(self) -> bool:
+        """Whether the likelihood stage can judge the generator."""
+        return False
+
+    @property
+    def needs_pairs(self) -> bool:
+        """Whether drawing from the prior starts from real pairs."""
+        return False
 
     def check_image_size(self, name: str, image_size: tuple[int, int]) -> None:
         """Raise ValueError where images (height, width) do not suit the network called ``name``."""
@@ -105,7 +112,11 @@ class AugmentationConfig:
     entry_points: ClassVar[str] = "hvae_hpc.augmentations"
     augmentation_class: ClassVar[str]
     label: ClassVar[str]
-    needs_donors: ClassVar[bool] = False
+
+    @property
+    def needs_donors(self) -> bool:
+        """Whether pairs are mixed with other real pairs."""
+        return False
 
 
 def choose_class(cls: Any, kind: Any, where: str) -> Any:

@@ -221,7 +221,7 @@ class HVAEConfig(GeneratorConfig):
         return f"hvae_hpc.models.{'hybrid:HybridHVAE' if self.is_hybrid else 'hvae:HVAE'}"
 
     @property
-    def has_density(self) -> bool:  # type: ignore[override]
+    def has_density(self) -> bool:
         """Whether images have a density: a Gaussian one. A Bernoulli's is none; a GAN has none."""
         return self.image_likelihood != "bernoulli" and not self.is_hybrid
 
