@@ -40,8 +40,7 @@ class ArmScores:
         by_case: their Dice, see :func:`dice_of`.
         differences: less that of the arm of ``versus``, see :func:`subtract`; a reference has none.
         summary: of the runs' Dice; None without runs.
-        seeds: different U-Net seeds of the done runs, the most on one split.
-        dice: mean over runs and cases; None without runs; so the following.
+        dice: mean over runs and cases; None without runs.
         versus: name of the arm that it is compared with; "" for a reference.
         difference: mean Dice less that arm's, over the splits and U-Net seeds that both have, with
             an interval that allows for all arms with that reference (:func:`compare`).
@@ -59,7 +58,6 @@ class ArmScores:
     by_case: pd.DataFrame
     differences: pd.DataFrame
     summary: Summary | None
-    seeds: int
     dice: Comparison | None
     versus: str
     difference: Comparison | None
@@ -109,7 +107,6 @@ def score_arms(plan: Plan, collected: Collected) -> list[ArmScores]:
                     by_case=dice,
                     differences=rows,
                     summary=summarise(runs["dice"]),
-                    seeds=max(runs.groupby("split_seed")["seed"].nunique(), default=0),
                     dice=estimate_mean(to_blocks(dice)) if len(dice) else None,
                     versus="" if versus == arm.name else versus,
                     difference=compared.get(arm.name),

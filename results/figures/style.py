@@ -13,7 +13,7 @@ from hvae_hpc.config.arms import ArmConfig
 from hvae_hpc.errors import UserError
 from hvae_hpc.results.labels import KNOWN_GENERATORS, arm_label, generators_of
 from hvae_hpc.results.scores import ArmScores
-from hvae_hpc.results.statistics import Comparison
+from hvae_hpc.results.statistics import PARTS, Comparison
 from hvae_hpc.runs.folder import write_atomic
 from hvae_hpc.runs.plan import Plan
 
@@ -44,11 +44,9 @@ def style_of(plan: Plan, arm: ArmConfig) -> dict[str, Any]:
 
 
 def describe_interval(scores: Sequence[ArmScores]) -> str:
-    """Say what the intervals of some arms are over: with one seed there is none over seeds."""
-    single = [s.seeds == 1 or (bool(s.versus) and s.paired == 1) for s in scores]
-    if all(single):
-        return "95 % interval over cases (one seed)"
-    return "95 % interval over seeds and cases" + ", where one seed: over cases" * any(single)
+    """Say which repetitions the intervals of all arms are over."""
+    once = {part for s in scores if s.dice for part in s.dice.not_covered}
+    return f"95 % interval over {', '.join(f'{part}s' for part in PARTS if part not in once)}"
 
 
 def list_not_drawn(scores: Sequence[ArmScores], drawn: Sequence[ArmScores]) -> list[str]:

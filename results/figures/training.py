@@ -13,7 +13,6 @@ from hvae_hpc.runs.folder import read_log
 
 PANELS = {
     "bound, nats per pair": {"elbo": "ELBO", "objective": "objective (no bound)"},
-    "bits per pixel": {"bits_per_pixel": "bits per pixel"},
     "its parts, nats": {"image": "log p(x|z)", "mask": "log p(m|z)", "kl": "KL"},
     "gain of the flow over K = 0, nats": {"elbo_gain": "same batch"},
     "what the flow does": {
@@ -23,7 +22,12 @@ PANELS = {
     },
     "energy change over the leaps, nats": {"energy_change": "energy change"},
     "sigma_x, units of the image range": {"sigma_x": "sigma_x"},
-    "losses": {"loss_discriminator": "discriminator", "loss_generator": "generator"},
+    "losses": {
+        "denoising": "denoising",
+        "loss_discriminator": "discriminator",
+        "loss_generator": "generator",
+        "adversarial": "adversarial",
+    },
     "scores (real 1, generated 0)": {"score_real": "real", "score_fake": "generated"},
     "gradient norm": {
         "gradient_norm": "all",

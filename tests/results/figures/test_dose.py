@@ -63,7 +63,7 @@ def test_every_dose_has_its_mean_and_its_interval_over_seeds_and_cases(tmp_path:
     means, ends = lines_of(figure, 0)[4]
     np.testing.assert_allclose(means, [estimate.mean for estimate in estimates])
     np.testing.assert_allclose(ends, [(estimate.low, estimate.high) for estimate in estimates])
-    assert figure.axes[-1].get_xlabel().endswith("95 % interval over seeds and cases")
+    assert figure.axes[-1].get_xlabel().endswith("95 % interval over seeds, cases")
 
 
 def test_the_legend_of_many_generators_with_long_names_is_not_cut(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_standard_arms_stand_before_the_doses_and_the_reference_goes_on_as_a_lev
 def test_with_one_seed_the_interval_is_over_cases_and_the_axis_says_so(tmp_path: Path) -> None:
     figure, _, collected = draw(tmp_path, arms=(SMALL_ARMS[0], SMALL_ARMS[2]), seeds=1)
     assert [tick.get_text() for tick in figure.axes[-1].get_xticklabels()] == ["none", "+100"]
-    assert figure.axes[-1].get_xlabel().endswith("95 % interval over cases (one seed)")
+    assert figure.axes[-1].get_xlabel().endswith("95 % interval over cases")
     _, ends = lines_of(figure, 0)[1]
     assert np.ptp(ends) > 0
     estimate = estimate_mean([named(matrix(collected, SMALL_ARMS[2].name))])

@@ -1,5 +1,6 @@
 """Figures: styles that differ in grey, which arms have a row, and what an interval is said to be over."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,17 @@ from hvae_hpc.results.figures.style import (
 from hvae_hpc.results.scores import score_arms
 from hvae_hpc.runs.plan import read_plan
 from hvae_hpc.runs.run import Run
-from tests.results.made_up import PAPER_ARMS, SMALL_ARMS, segments, write_sweep
+from tests.results.made_up import (
+    PAPER_ARMS,
+    SMALL_ARMS,
+    SPLIT,
+    fake_metrics,
+    finish,
+    make_runs,
+    segments,
+    write_plan,
+    write_sweep,
+)
 
 
 def test_generators_are_told_apart_without_colour(tmp_path: Path) -> None:
@@ -49,14 +60,10 @@ def test_of_many_arms_the_first_have_a_row_and_the_others_are_named(tmp_path: Pa
 @pytest.mark.parametrize(
     ("lost", "said"),
     [
-        (lambda run: False, "95 % interval over seeds and cases"),
+        (lambda run: False, "95 % interval over seeds, cases"),
         (
             lambda run: bool(segments([run], "vae+100")) and run.config.seed,
-            ", where one seed: over cases",
-        ),
-        (
-            lambda run: run.stage == "segment" and run.config.seed,
-            "95 % interval over cases (one seed)",
+            "95 % interval over cases",
         ),
     ],
 )
@@ -67,4 +74,20 @@ def test_it_is_said_what_intervals_are_over(tmp_path: Path, lost: object, said: 
     write_sweep(tmp_path, skip=skip)
     plan = read_plan(tmp_path / "plans/small.json")
     collected = collect(plan)
-    assert describe_interval(score_arms(plan, collected)).endswith(said)
+    assert describe_interval(score_arms(plan, collected)) == said
+
+
+def test_an_interval_over_splits_and_trainings_is_said_to_be_so(tmp_path: Path) -> None:
+    arm = SMALL_ARMS[4]
+    runs = make_runs(arms=(SMALL_ARMS[0], arm, replace(arm, generator_seed=1)), seeds=1, sources=())
+    others = [
+        replace(run, config=replace(run.config, split=replace(SPLIT, seed=1)))
+        for run in runs
+        if run.stage == "segment"
+    ]
+    write_plan(tmp_path, [*runs, *others])
+    for run in [*runs, *others]:
+        finish(tmp_path, run, fake_metrics(run))
+    plan = read_plan(tmp_path / "plans/small.json")
+    scores = score_arms(plan, collect(plan))
+    assert describe_interval(scores) == "95 % interval over splits, trainings, seeds, cases"

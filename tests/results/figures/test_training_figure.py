@@ -48,6 +48,11 @@ def test_a_panel_has_the_terms_that_were_logged_and_a_term_that_began_later_begi
     assert "losses" not in lines
 
 
+def test_losses_of_an_edm_and_of_an_hvae_gan_are_shown(tmp_path: Path) -> None:
+    log_windows(tmp_path, (1000,), denoising=0.0, loss_discriminator=1.0, adversarial=2.0)
+    assert set(lines_of(tmp_path)["losses"]) == {"denoising", "discriminator", "adversarial"}
+
+
 def test_what_was_logged_twice_is_shown_as_logged_last_and_going_back_is_marked(
     tmp_path: Path,
 ) -> None:
