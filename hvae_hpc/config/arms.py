@@ -132,7 +132,8 @@ def parse_arm(
             continue
         else:
             raise UserError(
-                f"arm {name!r}: {part!r} is not reference, {', '.join(augmentations)}, "
+                f"arm {name!r}: {part!r}: expected reference alone or, each once, "
+                f"{', '.join(augmentations)}, "
                 "standard-xF, copies-xF, real-N or SOURCE+N, with a SOURCE of "
                 f"{', '.join(sources) or 'none'}, or SOURCE-{', SOURCE-'.join(USES)}"
             )

@@ -146,8 +146,10 @@ def choose_class(cls: Any, kind: Any, where: str) -> Any:
 
 def generator_labels() -> dict[str, str]:
     """Return the kinds of generators that were loaded so far, with their names in tables."""
-    classes: Any = GeneratorConfig.__subclasses__()
-    return {config_class.kind: config_class.label for config_class in classes}
+    classes: list[Any] = GeneratorConfig.__subclasses__()
+    for config_class in classes:
+        classes += config_class.__subclasses__()
+    return {of.kind: of.label for of in classes if "kind" in vars(of)}
 
 
 @cache

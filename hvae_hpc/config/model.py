@@ -134,7 +134,7 @@ class HVAEConfig(GeneratorConfig):
             follows pixel and spatial frequency, so that drawn images have texture; or "bernoulli"
             (no density: such images have no likelihood).
         sigma_x: standard deviation of the image's Gaussian at the start, in units of the image
-            range [0, 1].
+            range [0, 1]; of a "textured" one that is ``sigma_x_floor + sigma_x``.
         learn_sigma_x: learn sigma_x, above ``sigma_x_floor``.
         sigma_x_floor: lower bound of a learned sigma_x.
         mask_weight: lambda_m, the weight of the mask's log-likelihood; 1 is the true joint.
@@ -149,7 +149,6 @@ class HVAEConfig(GeneratorConfig):
 
     label = "HVAE"
     samplers = get_args(Sampler)
-    pairs_apart = True
 
     kind: Literal["hvae"] = "hvae"
     network: NetworkConfig = NetworkConfig()
@@ -184,7 +183,7 @@ class HVAEConfig(GeneratorConfig):
         require("a number in (0, 1]", self, "sqrt_beta_0")
 
         # A learned value starts inside its bounds, or no gradient would move it.
-        if self.learn_step_size and self.step_size >= self.step_size_max:
+        if self.n_leapfrog and self.learn_step_size and self.step_size >= self.step_size_max:
             raise ValueError(
                 f"step_size is {self.step_size}, expected less than "
                 f"step_size_max = {self.step_size_max}"
@@ -203,7 +202,12 @@ class HVAEConfig(GeneratorConfig):
         if self.metropolis and self.tempering != "none":
             raise ValueError(
                 f'metropolis with tempering = "{self.tempering}", expected "none": '
-                "the test needs it so"
+                "its test allows no tempering"
+            )
+        if self.adversarial_weight and self.image_likelihood == "bernoulli":
+            raise ValueError(
+                'adversarial_weight with image_likelihood = "bernoulli", expected "gaussian" or '
+                '"textured": their gradients are by the image'
             )
         if self.n_leapfrog and self.flow_from < self.kl_warm_up:
             raise ValueError(
@@ -214,6 +218,11 @@ class HVAEConfig(GeneratorConfig):
     def is_hybrid(self) -> bool:
         """Whether more than the bound is learned from."""
         return self.adversarial_weight > 0 or self.perceptual_weight > 0
+
+    @property
+    def pairs_apart(self) -> bool:  # type: ignore[override]
+        """Whether it has no discriminator, whose spectral normalisation takes a step by batch."""
+        return not self.is_hybrid
 
     @property
     def network_class(self) -> str:  # type: ignore[override]
@@ -237,15 +246,13 @@ class HVAEConfig(GeneratorConfig):
                 "the flow's second derivatives and a discriminator's gradients overflow"
             )
         last_step = 1 - optim.batch_size / optim.images
-        for what, name, is_asked, without in (
-            ("flow", "flow_from", self.n_leapfrog, "VAE give model.n_leapfrog"),
-            ("discriminator", "adversarial_from", self.is_hybrid, "bound give adversarial_weight"),
-        ):
+        starts = {"flow_from": self.n_leapfrog, "adversarial_from": self.is_hybrid}
+        for name, is_asked in starts.items():
             if is_asked and getattr(self, name) > last_step:
                 raise ValueError(
                     f"model.{name} is {getattr(self, name)}, expected at most {last_step:.3g}, "
-                    f"where the last step begins: the {what} would be on in none; "
-                    f"for a {without} = 0"
+                    "where the last step begins; for a VAE give n_leapfrog = 0, "
+                    "for a bound adversarial_weight = 0 and perceptual_weight = 0"
                 )
 
     def operations_per_pixel(self) -> float:

@@ -155,7 +155,7 @@ class GenerateConfig(StageConfig):
             and its training cases. "aggregated": between two encoded pairs, plus posterior noise;
             "mixture": a Gaussian mixture of encodings; "hmc": the posterior around a real pair, by
             Hamiltonian Monte Carlo; "mask": the same given a real mask alone, so that the image is
-            free; "riemannian": uniform in the geometry of the encodings.
+            free; "riemannian": near encodings, by their geometry.
         posterior_noise: "aggregated": of the encodings' own standard deviation, this much is added.
         components: "mixture": Gaussians (diagonal).
         hmc_proposals, hmc_leaps: "hmc", "mask": Metropolis proposals from the start to the sample,

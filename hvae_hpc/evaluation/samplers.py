@@ -40,7 +40,7 @@ class Geometry(NamedTuple):
 
         G(z)^-1 = sum_i diag(s_i^2) exp(-|z - c_i|^2 / T^2) + lambda I
 
-    The uniform law has the density sqrt(det G(z)^-1) in the box that holds all encodings, 3
+    Points have the density sqrt(det G(z)^-1) in the box that holds all encodings, 3
     standard deviations wide.
 
     Attributes:

@@ -214,7 +214,6 @@ class EDM(nn.Module):
     """
 
     sees_moves = True
-    pairs_apart = True
     centre: Tensor
     spread: Tensor
 

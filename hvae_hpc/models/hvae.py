@@ -71,7 +71,6 @@ class HVAE(nn.Module):
             of one decoding, not of K + 1.
     """
 
-    pairs_apart = HVAEConfig.pairs_apart
     has_bound = True
     step_share: Tensor
     activation_memory_budget = 0.5

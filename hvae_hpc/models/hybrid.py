@@ -35,7 +35,6 @@ class HybridHVAE(HVAE):
         image_size: height and width, px.
     """
 
-    pairs_apart = False  # spectral normalisation takes a step with every batch
     has_bound = False
     compiled_parts = (*HVAE.compiled_parts, "decode_raw")
 

@@ -56,7 +56,8 @@ def load_checkpoint(folder: Path, team: Team = ALONE) -> State | None:
 
 def _read_newest(folder: Path) -> bytes | None:
     for path in find_checkpoints(folder):
-        content = read_file(path, WEIGHT_BYTES)
+        with loading(path):
+            content = read_file(path, WEIGHT_BYTES)
         if hashlib.sha256(content).hexdigest()[:16] == path.stem.rsplit("-", 1)[1]:
             return content
         append_log(folder, {"event": "checkpoint_damaged", "file": path.name})

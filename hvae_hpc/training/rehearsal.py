@@ -44,6 +44,7 @@ class MemoryChoice:
     Attributes:
         workplace: of the run, with the resources that are chosen now.
         compiled: whether the steps are compiled.
+        pairs_apart: as the network's config says.
         changes: fields of the resources that a rehearsal changed.
         notes: for the provenance.
     """
@@ -57,6 +58,7 @@ class MemoryChoice:
         wish = workplace.resources.compile
         on_gpu = device.type == "cuda"
         self.compiled = on_gpu if wish == "auto" else wish != "off"
+        self.pairs_apart = getattr(getattr(model, "config", None), "pairs_apart", False)
         self.changes: dict[str, Any] = {}
         self.notes: list[str] = []
 
@@ -78,7 +80,7 @@ class MemoryChoice:
         and an LSGAN's spectral norm would give other numbers in parts: these take the whole share.
         """
         most = self.resources.micro_batch
-        if not most or not getattr(self.model, "pairs_apart", False):
+        if not most or not self.pairs_apart:
             return self.share
         return next(rows for rows in range(min(most, self.share), 0, -1) if self.share % rows == 0)
 
@@ -101,7 +103,7 @@ class MemoryChoice:
             yield "activation_memory_budget", SPARE_BUDGET
         if hasattr(self.model, "recompute") and not self.resources.recompute:
             yield "recompute", True
-        if getattr(self.model, "pairs_apart", False) and self.rows > 1:
+        if self.pairs_apart and self.rows > 1:
             yield "micro_batch", self.rows // 2
 
     def find_fitting(self, rehearse: Callable[[list[str]], None], team: Team) -> None:
@@ -118,10 +120,10 @@ class MemoryChoice:
         if not needs_rehearsal(self.device, self.compiled):
             return
         while shortage := self._rehearse(rehearse, team):
-            changes = list(self.ways_to_spare())[:1]
-            if not changes:
+            name, value = next(self.ways_to_spare(), ("", None))
+            if not name:
                 raise torch.OutOfMemoryError(shortage)
-            self.change(**dict(changes))
+            self.change(**{name: value})
             event = {"event": "memory_spared", "reason": shortage[:200]}
             self.workplace.log(event | self.changes)
         if self.changes:

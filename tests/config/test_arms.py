@@ -42,12 +42,12 @@ def test_a_name_says_what_an_arm_is(name: str, asked: dict[str, object]) -> None
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("vae+100", "'vae' is not reference, moved"),
-        ("hvae", "'hvae' is not"),
-        ("hvae+", "'hvae' is not"),
-        ("hvae+0", "'hvae' is not"),
-        ("hvae+1e3", "'hvae' is not"),
-        ("hvae-twice+100", "'hvae-twice' is not"),
+        ("vae+100", "'vae': expected reference alone or, each once, moved"),
+        ("hvae", "'hvae': expected reference"),
+        ("hvae+", "'hvae': expected reference"),
+        ("hvae+0", "'hvae': expected reference"),
+        ("hvae+1e3", "'hvae': expected reference"),
+        ("hvae-twice+100", "'hvae-twice': expected reference"),
         ("standard-x1", "a factor of 2 or more"),
         ("standard-x2+standard-x3", "each kind of pairs once"),
         ("hvae+100+lsgan+100", "each kind of pairs once"),
@@ -55,10 +55,10 @@ def test_a_name_says_what_an_arm_is(name: str, asked: dict[str, object]) -> None
         ("copies-x2+hvae-first+100", "so no copies are added"),
         ("real-300+standard-x2", "the split's training cases"),
         ("real-300+hvae-first+9", "the split's training cases"),
-        ("reference+hvae+100", "'reference' is not"),
-        ("hvae+100+reference", "'reference' is not"),
-        ("standard-x05", "'standard-x05' is not"),
-        ("", "'' is not"),
+        ("reference+hvae+100", "'reference': expected reference alone"),
+        ("hvae+100+reference", "'reference': expected reference alone"),
+        ("standard-x05", "'standard-x05': expected reference"),
+        ("", "'': expected reference"),
     ],
 )
 def test_a_name_that_says_nothing_or_contradicts_itself_is_refused(name: str, reason: str) -> None:

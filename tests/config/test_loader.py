@@ -6,6 +6,7 @@ from typing import Literal
 
 import pytest
 
+from hvae_hpc.config.kinds import GeneratorConfig, generator_labels
 from hvae_hpc.config.loader import (
     added_later,
     dump,
@@ -103,6 +104,18 @@ def test_a_union_of_configs_is_told_apart_by_its_kind() -> None:
         load(TrainConfig, {**base, "model": {"kind": "gan"}}, "test")
     with pytest.raises(UserError, match="unknown key 'n_leapfrg'; did you mean 'n_leapfrog'"):
         load(TrainConfig, {**base, "model": {"kind": "hvae", "n_leapfrg": 5}}, "test")
+
+
+def test_a_base_class_of_plug_ins_has_no_label_and_a_kind_below_it_has() -> None:
+    class Plain(GeneratorConfig):
+        pass
+
+    class Own(Plain):
+        kind, label = "own", "Own"
+
+    assert generator_labels()["own"] == "Own"
+    assert generator_labels()["hvae"] == "HVAE"
+    del Own.kind  # it is known to all tests
 
 
 def test_refused_values_say_where_they_came_from() -> None:

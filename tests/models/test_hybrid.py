@@ -125,6 +125,7 @@ def test_what_it_maximises_is_never_called_a_bound() -> None:
     assert FLOW.has_density
     assert not GAN.has_density
     assert not replace(FLOW, perceptual_weight=0.1).has_density
+    assert (FLOW.pairs_apart, GAN.pairs_apart) == (True, False)
 
 
 def test_the_spectral_distance_sees_lost_texture_and_not_where_things_are() -> None:

@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import math
+import os
 import subprocess
 import sys
 import weakref
@@ -213,6 +214,12 @@ def test_a_checkpoint_that_would_run_code_or_is_of_another_network_is_refused_in
         run("vae", data, place(tmp_path))
 
 
+def test_a_checkpoint_that_is_no_file_is_refused_in_a_line(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / f"checkpoint-{40:012d}-{'a' * 16}.pt")
+    with pytest.raises(UserError, match=r"aaa\.pt: cannot be read"):
+        load_checkpoint(tmp_path)
+
+
 def test_two_checkpoints_are_kept(tmp_path: Path) -> None:
     for seen in (4, 8, 12):
         save_checkpoint(tmp_path, seen, {"network": {"w": torch.full((2,), float(seen))}})
@@ -344,7 +351,7 @@ def test_too_little_memory_is_one_line_with_what_to_change(
     # given parts.
     with pytest.raises(UserError, match=out.format(4, "")):
         train(Hungry(), data, OPTIM, 0, None, place(tmp_path / "whole", micro_batch=2))
-    Hungry.pairs_apart = True
+    Hungry.config = HVAEConfig()
     with pytest.raises(UserError, match=out.format(2, "set micro_batch = 1, ")):
         train(Hungry(), data, OPTIM, 0, None, place(tmp_path / "parts", micro_batch=2))
     Hungry.recompute = False

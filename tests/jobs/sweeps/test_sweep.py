@@ -147,7 +147,8 @@ def test_the_console_script_knows_its_commands(
                 "[generators.hvae]\nmodel = {",
                 "[generators.hvae-gan]\nmodel = {perceptual_weight = 0.1, adversarial_from = 0.99, ",
             ),
-            "adversarial_from is 0.99, expected at most 0.975, where the last step begins",
+            "adversarial_from is 0.99, expected at most 0.975, where the last step begins; for a VAE "
+            "give n_leapfrog = 0, for a bound adversarial_weight = 0 and perceptual_weight = 0",
         ),
         (("[quality]", "[quality]\nseed = 3"), "quality.seed follows from the rest of the sweep"),
         (
@@ -159,7 +160,7 @@ def test_the_console_script_knows_its_commands(
         (("nearest = 2", 'nearest = "x"'), "quality.nearest: got 'x', expected int"),
         (
             ("doses = [4, 8]", 'doses = []\narms = ["hvae-twice+4"]'),
-            "arm 'hvae-twice+4': 'hvae-twice' is not reference",
+            "arm 'hvae-twice+4': 'hvae-twice': expected reference alone",
         ),
         (
             ("batch_size = 4, lr = 1e-2, precision", "batch_size = 0, lr = 1e-2, precision"),
