@@ -98,12 +98,12 @@ class _Draw:
         return Run(stage=stage, config=config, parents={**data, **parents})
 
     @property
-    def most_cases(self) -> int:
-        """Cases that nobody tests."""
+    def n_usable(self) -> int:
+        """Cases not tested on."""
         return len(self.cases.train) + len(self.cases.spare)
 
     def n_real(self, n_cases: int = 0) -> int:
-        """Return the real pairs of so many training cases; 0 for the split's."""
+        """Count the real pairs of so many training cases; 0 for the split's."""
         pairs = {case.case_id: case.pairs for case in self.data.manifest.cases}
         return sum(pairs[case] for case in self.cases.training_cases(n_cases))
 
@@ -130,7 +130,7 @@ def _expand_draw(draw: _Draw) -> list[Run]:
 
     arms = _arms(draw, list(pairs))
     _check_doses(draw, arms)
-    is_judged = _check_quality(draw)
+    is_judged = bool(pairs) and _check_quality(draw)
     segment_runs = list(_segment_runs(draw, arms, pairs, is_judged))
     return [*generator_runs, *segment_runs, *_quality_runs(draw, pairs, segment_runs)]
 
@@ -139,7 +139,7 @@ def _generator_runs(draw: _Draw) -> Iterator[Run]:
     """Yield each generator's training, its likelihood where asked for, and its pairs by sampler."""
     sweep = draw.sweep
     for name, settings in sweep.generators.items():
-        if settings.n_cases > draw.most_cases:
+        if settings.n_cases > draw.n_usable:
             continue
         for seed in range(sweep.generator_seeds):
             fields: dict[str, Any] = {"generator": name, "seed": seed}
@@ -222,7 +222,7 @@ def _check_quality(draw: _Draw) -> bool:
     """
     sweep, split = draw.sweep, draw.split
     quality: Any = draw.run("quality", {}, **sweep.quality, source="real").config
-    if not sweep.generators or not quality.features:
+    if not quality.features:
         return False
     cases, least = min(split.train, split.test), quality.nearest + 2
     if cases < least:
@@ -262,13 +262,13 @@ def _arms(draw: _Draw, sources: Sequence[Source]) -> list[ArmConfig]:
             names += [f"{name}+{source}+{dose}" for name in sweep.on_top]
 
     augmentations = {"moved": sweep.segment.moves, **FREE, **sweep.segment.augmentations}
-    left_out = [name for name, g in sweep.generators.items() if g.n_cases > draw.most_cases]
+    left_out = [name for name, g in sweep.generators.items() if g.n_cases > draw.n_usable]
     arms: list[ArmConfig] = []
     for name in dict.fromkeys([*names, *sweep.arms]):
         arm = parse_arm(name, [*known, *left_out], draw.n_real(), augmentations)
         if arm.n_synthetic and not arm.alone and not arm.first_share:
             arm = replace(arm, synthetic_share=sweep.segment.synthetic_share)
-        if arm.n_cases <= draw.most_cases and arm.generator not in left_out:
+        if arm.n_cases <= draw.n_usable and arm.generator not in left_out:
             seeds = [seed for source, seed in sources if source == arm.generator] or [0]
             arms += [replace(arm, generator_seed=seed) for seed in seeds]
     _refuse_doubles(sweep, arms, len(cases.train))

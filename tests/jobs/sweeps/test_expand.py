@@ -203,6 +203,9 @@ def test_stored_mixed_pairs_are_a_source_of_arms_without_a_training() -> None:
     runs = expand.expand(sweep, PAPER[:1])
     (stored,) = [run for run in runs if run.stage == "generate"]
     assert set(stored.parents) == {"data"}
+    judged = [run for run in runs if run.stage == "quality"]
+    assert judged
+    assert all("judge" in run.parents for run in judged)
     assert stored.config.mixing == CarveMixConfig(share=1.0)
     arms = {config.arm.name: config.arm for config in segments(runs, "brats2021")}
     assert arms["carvemix+300"].n_synthetic == 300
