@@ -80,14 +80,14 @@ class Site:
     rules: Mapping[Failure, Rule] = field(default_factory=dict)
     cluster: Cluster = Cluster()
 
-    def fit(self, resources: Resources, where: str = "the caps") -> tuple[Resources, str]:
+    def fit(self, resources: Resources, why: str = "the caps") -> tuple[Resources, str]:
         """Cut resources to the caps, and to what their partition has if it is known.
 
         Returns:
             The resources, and the cuts in words.
 
         Raises:
-            UserError: what is left has no time to work; ``where`` says whose it is.
+            UserError: what is left has no time to work; ``why`` says what cuts it.
         """
         limits = {name: getattr(self.caps, name) for name in CAPPED}
         if self.cluster.partitions:
@@ -108,7 +108,7 @@ class Site:
         try:
             return replace(resources, **cuts), ", ".join(words)
         except ValueError as error:
-            raise UserError(f"{where}: {error}") from error
+            raise UserError(f"{why}: {error}") from error
 
 
 def read_site(path: Path | None, flags: Mapping[str, Any] | None = None) -> Site:
@@ -126,8 +126,10 @@ def read_site(path: Path | None, flags: Mapping[str, Any] | None = None) -> Site
     admin_file = SYSTEM_SITE if SYSTEM_SITE.is_file() else named_file
 
     # Each file is a layer over those before it.
+    known = vars(Resources())
     layers, retry_rules, limits = [library], dict[str, Any](), dict[str, Any]()
-    for file in filter(None, [admin_file, path]):
+    files = [file for file in (admin_file, path) if file]
+    for file in files:
         tables = read_toml(file, SITES)
         if "caps" in tables and file != admin_file:
             expected = f"the administrator's file ({SYSTEM_SITE} or $HVAE_HPC_SITE)"
@@ -135,16 +137,19 @@ def read_site(path: Path | None, flags: Mapping[str, Any] | None = None) -> Site
         check_tables(tables, [EVERY_STAGE, *library, "caps", "retry"], str(file))
         retry_rules[str(file)] = tables.pop("retry", {})
         limits |= tables.pop("caps", {})
+        for name, table in tables.items():  # the file and the table of an unknown key
+            unknown = {key: value for key, value in table.items() if key not in known}
+            load(Resources, unknown, f"{file}: {name}")
         layers.append(tables)
     caps, rules = load(Caps, limits, f"{admin_file}: caps"), read_rules(retry_rules)
 
     # Each stage is put together, then cut.
-    where = path or admin_file or "site"
+    where = " and ".join(map(str, files)) or "site"
     asked = {
         stage: _load_stage(stage, layers, flags or {}, f"{where}: {stage}") for stage in library
     }
     site = Site(resources=asked, caps=caps, rules=rules)
-    site = _fit_stages(site, f"capped by {admin_file}", f"{admin_file}: {{}}, capped")
+    site = _fit_stages(site, f"capped by {admin_file}")
     for stage, resources in site.resources.items():
         if wrong := _find_wrong_option(stage, resources, caps):
             raise UserError(f"{where}: {stage}: {wrong}")
@@ -164,11 +169,11 @@ def _find_wrong_option(stage: str, asked: Resources, caps: Caps) -> str:
     return ""
 
 
-def _fit_stages(site: Site, why: str, where: str) -> Site:
+def _fit_stages(site: Site, why: str) -> Site:
     """Cut the resources of all stages, and note the cuts."""
     resources, notes = {}, list(site.notes)
     for stage, asked in site.resources.items():
-        resources[stage], cuts = site.fit(asked, where.format(stage))
+        resources[stage], cuts = site.fit(asked, f"{stage}, {why}")
         if cuts:
             notes.append(f"{stage}: {cuts}, {why}")
     return replace(site, resources=resources, notes=tuple(notes))
@@ -237,7 +242,7 @@ def fit_cluster(site: Site, partition: str, cluster: Cluster) -> Site:
         elif lacks[names[0]]:
             notes.append(f"{stage}: partition {fitting[0]}, since {reasons}")
     site = replace(site, resources=resources, notes=tuple(notes), misfits=misfits, cluster=cluster)
-    return _fit_stages(site, "all that its partition has", "{}: its partition")
+    return _fit_stages(site, "all that its partition has")
 
 
 FLAGS: Mapping[str, tuple[str, type, str, str]] = {

@@ -128,6 +128,30 @@ def test_a_wrong_site_file_is_refused_with_its_place(own: Path, text: str, messa
         read_site(own)
 
 
+def test_a_misspelt_key_is_named_with_its_file_and_table(admin: Path, own: Path) -> None:
+    own.write_text("[train]\nminutes = 90\n")
+    admin.write_text("[all]\nminuts = 60\n")
+    with pytest.raises(UserError, match=r"admin\.toml: all: unknown key 'minuts'; did you mean"):
+        read_site(own)
+
+
+def test_a_wrong_value_is_of_one_of_the_files_that_are_named(admin: Path, own: Path) -> None:
+    own.write_text("[train]\nminutes = 90\n")
+    admin.write_text("[segment]\nminutes = 1\n")
+    with pytest.raises(UserError, match=r"admin\.toml and .*own\.toml: segment: a limit of 1"):
+        read_site(own)
+
+
+def test_caps_in_a_folder_with_braces_are_refused_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "{lab}.toml"
+    path.write_text("[caps]\nminutes = 1\n")
+    monkeypatch.setenv("HVAE_HPC_SITE", str(path))
+    with pytest.raises(UserError, match=r"\{lab\}\.toml: a limit of 1 minutes"):
+        read_site(None)
+
+
 def test_a_file_of_the_user_s_choice_does_not_lift_the_system_s_caps(
     tmp_path: Path, admin: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,7 +172,7 @@ def test_caps_that_are_no_table_are_refused(admin: Path) -> None:
 def test_caps_that_leave_no_time_to_work_are_the_administrator_s_fault(admin: Path) -> None:
     admin.write_text("[caps]\nminutes = 1\n")
     with pytest.raises(
-        UserError, match=r"admin\.toml: train, capped: a limit of 1 minutes leaves no time"
+        UserError, match=r"^train, capped by .*admin\.toml: a limit of 1 minutes leaves no time"
     ):
         read_site(None)
 
@@ -176,7 +200,8 @@ def test_a_partition_s_own_limit_cuts_and_unknown_or_forbidden_partitions_are_re
         fit_cluster(read_site(None), "gone", CLUSTER)
     short = replace(CLUSTER, partitions={"gpu": Partition(minutes=1, grace_s=0)})
     with pytest.raises(
-        UserError, match="its partition: a limit of 1 minutes leaves no time to work"
+        UserError,
+        match="train, all that its partition has: a limit of 1 minutes leaves no time to work",
     ):
         fit_cluster(read_site(None), "gpu", short)
     with pytest.raises(UserError, match="'urgent' is not among the administrator's"):
@@ -269,7 +294,9 @@ def test_account_and_qos_of_the_profile_are_defaults(
     assert read_site(own).resources["train"].account == "file"
 
 
-def test_the_site_files_in_the_documents_are_read(admin: Path, own: Path) -> None:
+def test_the_site_files_in_the_documents_are_read(
+    admin: Path, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     docs = ROOT / "docs"
     (caps,) = re.findall(
         r"^    \[caps\]\n(?:    .*\n|\n)+", (docs / "ADMIN.md").read_text(), re.MULTILINE
@@ -287,3 +314,13 @@ def test_the_site_files_in_the_documents_are_read(admin: Path, own: Path) -> Non
     own.write_text(textwrap.dedent(mine))
     site = read_site(own)
     assert (site.resources["train"].tasks, site.resources["train"].minutes) == (8, 720)
+    (whole,) = re.findall(
+        r"^    # a whole file\n(?:    .*\n)+", (docs / "CLUSTER.md").read_text(), re.MULTILINE
+    )
+    own.write_text(textwrap.dedent(whole))
+    for file, partitions in ((own, "gpu"), (None, "cpu,gpu")):
+        nodes = {"cpu": {"c": Node(0, 512.0, 64)}, "gpu": {"g": Node(4, 512.0, 64)}}
+        both = {name: Partition(minutes=0, grace_s=0, nodes=nodes[name]) for name in nodes}
+        monkeypatch.delenv("HVAE_HPC_SITE", raising=False)
+        fitted = fit_cluster(read_site(file), partitions, Cluster(partitions=both)).resources
+        assert all(asked.partition == ("gpu" if asked.gpus else "cpu") for asked in fitted.values())
