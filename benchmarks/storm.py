@@ -20,7 +20,7 @@ from pathlib import Path
 from hvae_hpc.config.stages import TrainConfig
 from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.slurm.client import Queue
-from hvae_hpc.jobs.state.run_status import read_standing
+from hvae_hpc.jobs.state.run_status import read_statuses
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.plan import Plan, find_plans, read_plan
@@ -151,7 +151,7 @@ def judge(plan: Plan) -> dict[str, object]:
             impossible.add(run_id)
     results = read_results(plan)
     submissions = Submissions(plan.runs_folder)
-    statuses = read_standing(plan, results, submissions, Queue(time.time(), ())).statuses
+    statuses = read_statuses(plan, results, submissions, Queue(time.time(), ())).statuses
     undone = [run_id for run_id, result in results.items() if not result.done]
     reasons = Counter(
         f"{statuses[r].kind}: {statuses[r].reason}" for r in undone if r in impossible

@@ -6,7 +6,17 @@ from pathlib import Path
 
 import torch
 
-from hvae_hpc.jobs.sweeps.costs import PEAKS
+PEAKS = {
+    "a40": 1.5e14,
+    "a6000": 1.55e14,
+    "a100": 3.12e14,
+    "l40s": 3.62e14,
+    "h100": 9.89e14,
+    "h200": 9.89e14,
+}
+"""Dense bfloat16 operations per second of NVIDIA's data sheets (SXM where there are several).
+
+Their figures "with sparsity" are twice these."""
 
 
 def synchronise() -> None:
@@ -24,7 +34,8 @@ def ratio(seconds: dict[str, list[float]], slow: str, fast: str) -> float | None
 
 def peak_of(device: str) -> float | None:
     """Return a GPU's dense bfloat16 operations per second by its name; None for others."""
-    return next((peak for name, peak in PEAKS.items() if name in device.lower()), None)
+    words = device.lower().replace("-", " ").split()
+    return next((peak for name, peak in PEAKS.items() if name in words), None)
 
 
 def name_device() -> str:

@@ -81,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
         from hvae_hpc.jobs.sweeps.design import describe_power
 
         sizes = {data.name: len(data.manifest.cases) for data in data_sets}
-        say(*describe_power(plan, results, sizes))
+        say(*describe_power(plan, sizes))
 
     # The runs, and in the end the tables.
     if options.partition and missing:
@@ -303,7 +303,7 @@ def _submit(
         application = apply.Application(prepared)
         application.run()
     say(*apply.tell(application, retries))
-    return 0 if application.jobs or prepared.queued or not application.refused else 1
+    return 0 if application.jobs or prepared.n_queued or not application.refused else 1
 
 
 def _finish(options: argparse.Namespace, argv: Sequence[str]) -> int:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hvae_hpc.errors import UserError, printable, say
-from hvae_hpc.jobs.state.run_status import read_standing
+from hvae_hpc.jobs.state.run_status import read_statuses
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.jobs.state.sweep_status import read_device_hours
 from hvae_hpc.results.collect import NOT_YET, Collected, collect, name_some
@@ -93,19 +93,19 @@ def ask_jobs(plan: Plan, collected: Collected) -> tuple[Collected, Table | None]
         What was collected, with better reasons; and the table of device hours, None where no time
         is known.
     """
-    standing = read_standing(plan, collected.results, Submissions(plan.runs_folder), None)
+    sweep_status = read_statuses(plan, collected.results, Submissions(plan.runs_folder), None)
 
     # Why there is nothing yet, where their files say it.
     better = {
         f"{plan.folder_name(run_id)}: {NOT_YET}": (
             f"{plan.folder_name(run_id)}: {status.kind}: {status.reason}"
         )
-        for run_id, status in standing.statuses.items()
+        for run_id, status in sweep_status.statuses.items()
         if status.kind in ("failed", "lost", "blocked")
     }
     missing = tuple(better.get(line, line) for line in collected.missing)
 
-    hours = read_device_hours(standing)
+    hours = read_device_hours(sweep_status)
     table = build_device_hours([of_stage._asdict() for of_stage in hours])
     return replace(collected, missing=missing), table
 

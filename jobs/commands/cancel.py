@@ -17,7 +17,7 @@ from hvae_hpc.jobs.state.find_run import add_runs_folder, find_run
 from hvae_hpc.jobs.state.submissions import Job, Submissions
 from hvae_hpc.runs.plan import Plan, find_plans
 
-PATIENCE_S = 30.0
+CANCEL_PATIENCE_S = 30.0
 """A person waits for SLURM so long."""
 
 
@@ -94,7 +94,7 @@ def throttle(argv: Sequence[str]) -> int:
     jobs = sorted({row.job for row in rows if row.places and row.state == "PENDING"}, key=int)
     if jobs:
         update = ["scontrol", "update", f"JobId={','.join(jobs)}", f"ArrayTaskThrottle={n}"]
-        slurm.ask(update, PATIENCE_S)
+        slurm.ask(update, CANCEL_PATIENCE_S)
         at_a_time = f"at most {n}" if n else "as many as fit"
         say(f"sweep {sweep}: {at_a_time} at a time in each of {len(jobs)} arrays")
         say(f"  {' '.join(jobs)}")
@@ -121,7 +121,10 @@ def _read_queue(runs_folder: Path, sweep: str) -> list[slurm.Queued]:
 
 def _find_proven(submissions: Submissions) -> list[tuple[slurm.Queued, Job]]:
     """Return the queue's rows that are surely ours, and name the others that the record claims."""
-    queue = slurm.read_queue(not_before=time.time(), patience_s=PATIENCE_S)
+    if not submissions.plans:
+        say("nothing was submitted from here; end a sweep in local processes with Ctrl-C")
+        return []
+    queue = slurm.read_queue(not_before=time.time(), patience_s=CANCEL_PATIENCE_S)
     rows = submissions.find_queued(queue)
     proven = [each for each in rows if submissions.is_proven(*each)]
     if others := sorted({each[0].job for each in rows if each not in proven}):
@@ -130,5 +133,5 @@ def _find_proven(submissions: Submissions) -> list[tuple[slurm.Queued, Job]]:
 
 
 def _scancel(names: Sequence[str]) -> None:
-    slurm.ask(["scancel", *names], PATIENCE_S)
+    slurm.ask(["scancel", *names], CANCEL_PATIENCE_S)
     slurm.forget_queue()

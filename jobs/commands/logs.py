@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from hvae_hpc.errors import say
 from hvae_hpc.jobs.state.find_run import add_run, find_status
-from hvae_hpc.jobs.state.run_log import process_logs, read_end, split_attempts
+from hvae_hpc.jobs.state.run_log import local_logs, process_logs, read_end, split_attempts
 from hvae_hpc.runs.folder import LogRecord, read_log
 
 
@@ -28,11 +28,14 @@ def main(argv: Sequence[str]) -> int:
     for record in log[-options.lines :]:
         say(f"  {_describe(record)}")
 
-    # The last attempt's process, or that of the element that has it; that of local workers is "".
+    # The last attempt's process, or that of the element that has it; local workers share a log.
     attempts = split_attempts(log)
-    name = attempts[-1][0]["job_id"] if attempts else element
-    paths = process_logs(plan.runs_folder, name, "0")[-1:] if attempts or element else []
-    for path in paths:
+    paths = []
+    if name := attempts[-1][0]["job_id"] if attempts else element:
+        paths = process_logs(plan.runs_folder, name, "0")
+    elif attempts:
+        paths = local_logs(plan.runs_folder, plan.sweep)
+    for path in paths[-1:]:
         say(f"\n{path}")
         for line in read_end(path, run_id, options.lines) or ["nothing yet"]:
             say(f"  {line}")

@@ -162,10 +162,9 @@ def _describe_work(sweep: SweepStatus) -> Iterator[str]:
         run = sweep.plan.runs[run_id]
         share = "" if progress.progress is None else f"{100 * progress.progress:.0f} %"
         left = "" if progress.seconds_left is None else f"{duration(progress.seconds_left)} left"
-        pace, usual, peak = progress[3:]
+        pace, usual = progress.images_per_s, progress.usual_images_per_s
         speed = f"{pace:,.1f} images/s (usual {usual:,.1f})" if pace and usual else ""
-        of_peak = f"{100 * peak:.1f} % of peak" if peak else ""
-        rows.append((run.stage, run.label, f"on {progress.host}", share, left, speed, of_peak))
+        rows.append((run.stage, run.label, f"on {progress.host}", share, left, speed))
     if rows:
         yield from _align(rows, left=3)
     if len(sweep.progress) > MOST_LINES:
@@ -178,13 +177,11 @@ def _describe_work(sweep: SweepStatus) -> Iterator[str]:
 
 
 def _costs(sweep: SweepStatus) -> Iterator[str]:
-    """Yield what the sweep took, by stage and by what came of it, and what to ask for."""
-    spent = read_device_hours(sweep)
-    for stage in spent:
+    """Yield what the sweep took, by stage and by what came of it."""
+    for stage in read_device_hours(sweep):
         hours = ", ".join(f"{n:,.2f} {name}" for name, n in stage.hours.items() if n >= 0.005)
         total = f"{sum(stage.hours.values()):,.2f} {stage.unit.upper()}-hours"
-        yield f"spent: {stage.stage}: {total} ({hours})"
-    yield from (f"advice: {stage.advice}" for stage in spent if stage.advice)
+        yield f"spent: {stage.stage}: {total}" + (f" ({hours})" if hours else "")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -195,7 +192,7 @@ def main(argv: Sequence[str]) -> int:
     add("--sweep", metavar="NAME", help="only this sweep (default: all sweeps of the folder)")
     add("--watch", action="store_true", help="refresh every few seconds, until Ctrl-C")
     add("--json", action="store_true", help="print one JSON object")
-    add("--costs", action="store_true", help="also show device hours, and advice on memory")
+    add("--costs", action="store_true", help="also show device hours by outcome")
     options = parser.parse_args(argv)
     if options.json:
         sweeps = read_sweep_statuses(options.runs, options.sweep)

@@ -65,7 +65,7 @@ def explain(
         lines += _describe_failure(plan, run_id, evidence, reason)
         lines += _describe_retry(plan, run_id, evidence, reason, site)
     else:
-        lines.append(f"state:     {status.kind}" + (f": {reason}" if reason else ""))
+        lines.append(f"status:    {status.kind}" + (f": {reason}" if reason else ""))
         if evidence.attempts and status.kind != "done":
             lines.append(_describe_attempts(plan, run_id, evidence))
         todo = SAME_COMMAND if status.kind == "open" else "nothing: this is not a failure"
@@ -83,7 +83,7 @@ def _describe_failure(plan: Plan, run_id: str, evidence: Evidence, reason: str) 
     if evidence.cancelled and not status.held:
         failure += ", taken out of the queue"
     yield f"class:     {failure}"
-    yield f"state:     {status.kind}: {reason}"
+    yield f"status:    {status.kind}: {reason}"
     if facts := ", ".join(_find_facts(evidence)):
         yield f"evidence:  {facts}"
     if evidence.attempts:

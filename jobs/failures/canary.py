@@ -39,11 +39,6 @@ LONGEST_REASON = 300
 """Characters of a reason that are kept."""
 
 
-def canaries_of(elements: int, wanted: int) -> int:
-    """Return how many elements of an array go ahead: none where they would be more than half."""
-    return wanted if elements >= 2 * wanted else 0
-
-
 def canaries_ahead(plan: Plan) -> list[int]:
     """Return how many elements of each array are submitted as a job of their own.
 
@@ -69,31 +64,26 @@ def why_held(plan_file: Path, plan: Plan, array: int, place: int) -> str:
         The reason in one line; "" where the element is to begin, as are the canaries themselves,
         and all elements that SLURM requeued.
     """
-    canaries, elements = plan.arrays[array].canaries, len(plan.arrays[array].elements)
+    canaries, elements = plan.arrays[array].canaries, plan.arrays[array].elements
     if canaries == 0 or place < canaries or restart_count():
         return ""
 
-    failures = [
-        _find_failure(plan_file, plan, run_ids)
-        for run_ids in plan.arrays[array].elements[:canaries]
-    ]
-    if failures[0] is None or len({failure and failure[0] for failure in failures}) > 1:
-        return ""
+    submissions = Submissions(plan.runs_folder, plan_file.parent.name)
+    failures = [_find_failure(submissions, plan, run_ids) for run_ids in elements[:canaries]]
     kind, reason = failures[0]
-    said = f"the first {canaries} of {elements} elements failed alike ({kind})"
+    if not kind or any(other != kind for other, _ in failures):
+        return ""
+    said = f"the first {canaries} of {len(elements)} elements failed alike ({kind})"
     return f"{HELD}{said}: {reason}"[:LONGEST_REASON]
 
 
-def _find_failure(
-    plan_file: Path, plan: Plan, run_ids: Sequence[str]
-) -> tuple[Failure, str] | None:
+def _find_failure(submissions: Submissions, plan: Plan, run_ids: Sequence[str]) -> tuple[str, str]:
     """Return the class and the words of a canary's failure.
 
-    None where it is not over, got further, or failed in a way that the rest need not meet.
+    Both are "" where it is not over, got further, or failed in a way that the rest need not meet.
     """
-    submissions = Submissions(plan.runs_folder, plan_file.parent.name)
     element = submissions.last_elements().get(run_ids[0], "")
-    failures = list[tuple[Failure, str]]()
+    failures = list[tuple[str, str]]()
     for run_id in run_ids:
         evidence = gather(plan, run_id, RunStatus("lost", element), submissions)
         is_done = (plan.folder(run_id) / METRICS).exists()
@@ -104,9 +94,9 @@ def _find_failure(
             event = last_event_in(plan.folder(run_id), element)
         is_over = was_killed or event in ("failed", "blocked", "died")
         if is_done or evidence.got_further or not is_over:
-            return None
+            return "", ""
 
         words = evidence.ended["reason"] or "".join(evidence.lines[-1:])
         words = words.replace(f"{plan.folder(run_id)}/", "")
         failures.append((classify(evidence), f"{plan.runs[run_id]} ({run_id}): {words}"))
-    return next((failure for failure in failures if failure[0] in ALIKE), None)
+    return next((failure for failure in failures if failure[0] in ALIKE), ("", ""))

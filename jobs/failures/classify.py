@@ -23,7 +23,7 @@ from hvae_hpc.jobs.state.run_log import (
     read_tail,
     split_attempts,
 )
-from hvae_hpc.jobs.state.run_status import ENDS, RunStatus, Standing
+from hvae_hpc.jobs.state.run_status import ENDS, RunStatus, RunStatuses
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.runs.folder import LogRecord, read_log
 from hvae_hpc.runs.plan import Plan
@@ -51,9 +51,7 @@ BAD_NODE = (
 )
 """What SLURM and the driver say of a bad node. The Xids that are left out are a program's fault."""
 SENTENCES: Mapping[Failure, str] = {
-    "out of memory (device)": (
-        r"CUDA out of memory|OutOfMemoryError|out of memory with .* on cuda|" + DEVICE_MEMORY
-    ),
+    "out of memory (device)": r"OutOfMemoryError|out of memory with .* on cuda|" + DEVICE_MEMORY,
     "node failure": (
         BAD_NODE + r"|uncorrectable|CUDA-capable devices? (is|are) (busy|detected)"
         r"|CUDA error: (unknown error|hardware)"
@@ -97,7 +95,7 @@ class Evidence(NamedTuple):
 
     Attributes:
         status: of the run.
-        state: SLURM's word for the element's end; "" where accounting gave none.
+        state: accounting's text on the element's end; "" where it gave none.
         began: the log's record of the attempt's beginning; empty where it never began in this
             element.
         ended: the log's record of its end; empty where it was ended from outside.
@@ -151,8 +149,8 @@ class Evidence(NamedTuple):
         """Whether somebody took it out of the queue, also before it began."""
         if self.state.startswith("CANCELLED") or any(map(CANCELLED.search, self.lines)):
             return True
-        # SLURM says of what it preempts that it does so. A person's scancel may leave no such word.
-        # What went back to the queue by itself, and is not there, was taken out of it.
+        # SLURM names a preemption, but not always a scancel. So an element that was told to go, or
+        # requeued itself and is gone, was cancelled.
         told_to_go = self.ended["event"] == "left" and (
             self.ended["goes_back"] or not self.ended["at_limit"]
         )
@@ -312,9 +310,9 @@ def find_bad_nodes(runs: Collection[RunOnNode]) -> set[str]:
     return bad
 
 
-def gather_failures(standing: Standing) -> dict[str, Evidence]:
+def gather_failures(sweep: RunStatuses) -> dict[str, Evidence]:
     """Return the evidence of each run that failed or was lost, and what is against its node."""
-    plan, submissions = standing.plan, standing.submissions
+    plan, submissions = sweep.plan, sweep.submissions
 
     def kind(run_id: str) -> Hashable:
         run = plan.runs[run_id]
@@ -322,11 +320,11 @@ def gather_failures(standing: Standing) -> dict[str, Evidence]:
 
     runs = [
         RunOnNode(True, kind(run_id), result.host, result.job, result.started_at)
-        for run_id, result in standing.results.items()
+        for run_id, result in sweep.results.items()
         if result.done
     ]
     failures: dict[str, Evidence] = {}
-    for run_id, status in standing.statuses.items():
+    for run_id, status in sweep.statuses.items():
         if status.kind not in ("failed", "lost"):
             continue
         evidence = gather(plan, run_id, status, submissions)

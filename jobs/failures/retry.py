@@ -28,7 +28,7 @@ from hvae_hpc.jobs.failures.classify import Evidence, classify, gather_failures
 from hvae_hpc.jobs.sites.retry_policy import Failure, Rule
 from hvae_hpc.jobs.sites.site import Site
 from hvae_hpc.jobs.slurm.limits import Cluster
-from hvae_hpc.jobs.state.run_status import Standing
+from hvae_hpc.jobs.state.run_status import RunStatuses
 from hvae_hpc.jobs.state.submissions import SUBMISSIONS
 from hvae_hpc.runs.folder import write_json
 from hvae_hpc.runs.plan import Plan
@@ -43,7 +43,7 @@ class RunRetries:
 
     Attributes:
         counts: class of failure to the number of retries after it.
-        changes: fields of its stage's resources that it has otherwise since.
+        changes: fields of its stage's resources that retries changed.
         answered: the failure that the last retry answers: its element and the attempts until then.
     """
 
@@ -95,7 +95,7 @@ def with_retry_changes(plan: Plan, history: RetryHistory, site: Site) -> Plan:
         if wanted:
             # A limit that leaves no time to work by what the site file says now is refused, and so
             # is what no command of ours has written.
-            with contextlib.suppress(ValueError, TypeError):
+            with contextlib.suppress(ValueError, TypeError, AttributeError):
                 fitted, _ = site.fit(replace(had, **wanted))
                 names = [*wanted, *["cpus"] * (fitted.cpus < had.cpus)]  # large nodes have fewer
                 changes[run_id] = {name: getattr(fitted, name) for name in names}
@@ -107,7 +107,7 @@ class RetryDecision(NamedTuple):
 
     Attributes:
         failure: its class.
-        changes: fields of its resources that the retry has otherwise; None for no retry.
+        changes: fields of its resources that the retry changes; None for no retry.
         words: what changes, or why there is no retry.
         bad_node: that is left out for a while; "" for none.
     """
@@ -141,7 +141,7 @@ def decide_retry(
     changes = change(rule, plan.runs[run_id], had, before, site)
     why_not = ""
     if rule.times == 0:
-        why_not = "never: it would end in the same way"
+        why_not = "no rule retries it"
     elif evidence.cancelled:
         why_not = "not by itself: somebody took it out of the queue"
     elif count >= rule.times or total >= limit:
@@ -167,13 +167,13 @@ def change(
     before: Mapping[str, Any],
     site: Site,
 ) -> dict[str, Any] | None:
-    """Return the fields of a run's resources that a retry has otherwise; None for no retry.
+    """Return the fields of a run's resources that a retry changes; None for no retry.
 
     Args:
         rule: of the class of its failure.
         run: that failed.
-        had: what it could have had.
-        before: the same by name, with the time limit that it had, which may be shorter.
+        had: its resources by the plan.
+        before: the same by name, but with the element's own time limit.
         site: cuts resources to what may be asked for.
     """
     asked: dict[str, Any] = {}
@@ -189,7 +189,7 @@ def change(
     changes = {name: fitted[name] for name in asked if fitted[name] != before[name]}
     # A rule that changes resources is of no use where nothing can be changed.
     is_change_due = rule.memory > 1 or rule.minutes > 1 or rule.micro_batch < 1
-    return changes if rule.times > 0 and (changes or not is_change_due) else None
+    return changes if changes or not is_change_due else None
 
 
 def _pairs_at_once(run: Run, had: Resources) -> int:
@@ -202,7 +202,7 @@ def _pairs_at_once(run: Run, had: Resources) -> int:
 
 
 def in_words(changes: Mapping[str, Any], before: Mapping[str, Any]) -> str:
-    """Return what a retry has otherwise than a run had: "memory_gb 16 -> 24", or "as it was"."""
+    """Return what a retry changes: "memory_gb 16 -> 24", or "as it was"."""
     words = [
         f"{name} {before[name]:g} -> {value:g}" if before[name] else f"{name} {value:g}"
         for name, value in changes.items()
@@ -219,12 +219,12 @@ class Choice(NamedTuple):
 
 
 def choose_retries(
-    standing: Standing, history: RetryHistory, limit: int, site: Site, *, by_hand: bool
+    sweep: RunStatuses, history: RetryHistory, limit: int, site: Site, *, by_hand: bool
 ) -> Choice:
     """Choose which runs of a sweep are retried, and with which resources.
 
     Args:
-        standing: of the sweep's runs; its plan has the changes of earlier retries.
+        sweep: the statuses of its runs; its plan has the changes of earlier retries.
         history: the retries so far.
         limit: retries that a run may have.
         site: for the rules, the caps and the cluster.
@@ -232,11 +232,11 @@ def choose_retries(
     """
     runs = dict(history.runs)
     nodes = {name: dict(excluded) for name, excluded in history.nodes.items()}
-    no_retry = "taken up as it was" if by_hand else "no retry"
+    no_retry = "submitted as before" if by_hand else "no retry"
     chosen, summary = set[str](), Counter[tuple[str, str]]()
 
     # What failed or was lost.
-    for run_id, evidence in gather_failures(standing).items():
+    for run_id, evidence in gather_failures(sweep).items():
         past = runs.get(run_id, RunRetries())
         attempt = f"{evidence.status.element}:{evidence.attempts}"
         # Its retry was written, and then not submitted.
@@ -245,7 +245,7 @@ def choose_retries(
             continue
         if by_hand:
             past = replace(past, counts={})
-        decision = decide_retry(standing.plan, run_id, evidence, past, limit, site)
+        decision = decide_retry(sweep.plan, run_id, evidence, past, limit, site)
         what = no_retry if decision.changes is None else "retry"
         summary[what, f"after {decision.failure} ({decision.words})"] += 1
         if decision.changes is None:
@@ -261,7 +261,7 @@ def choose_retries(
             until = time.time() + 3600 * site.rules[decision.failure].exclude_hours
             nodes.setdefault(site.cluster.name, {})[decision.bad_node] = round(until, 3)
 
-    _add_followers(standing, chosen, runs)
+    _add_followers(sweep, chosen, runs)
     lines = [
         f"{what}: {n:,} run{'s' * (n > 1)} {words}"
         for (what, words), n in sorted(summary.items(), reverse=True)
@@ -269,18 +269,18 @@ def choose_retries(
     return Choice(frozenset(chosen), RetryHistory(runs=runs, nodes=nodes), tuple(lines))
 
 
-def _add_followers(standing: Standing, chosen: set[str], runs: dict[str, RunRetries]) -> None:
+def _add_followers(sweep: RunStatuses, chosen: set[str], runs: dict[str, RunRetries]) -> None:
     """Add the blocked runs whose parents are made, under way or chosen, and what was held.
 
     What was held follows the canary that its reason names, and has the changes that it has.
 
     Args:
-        standing: of the sweep's runs.
+        sweep: the statuses of its runs.
         chosen: the runs that are retried; followers are added.
         runs: the retries of each run; those of held runs are changed.
     """
-    plan, results, statuses = standing.plan, standing.results, standing.statuses
-    submitted = standing.submissions.last_elements()
+    plan, results, statuses = sweep.plan, sweep.results, sweep.statuses
+    submitted = sweep.submissions.last_elements()
 
     def is_coming(run_id: str) -> bool:
         under_way = run_id in statuses and statuses[run_id].kind in ("done", "waiting", "running")

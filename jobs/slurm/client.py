@@ -34,6 +34,7 @@ BUSY = re.compile(
     r"|zero bytes|temporarily un|try again|backup controller",
     re.IGNORECASE,
 )
+UNREACHED = re.compile(r"configuration source|unable to contact", re.IGNORECASE)
 POLICY = re.compile(r"\b(?:Assoc|QOS)[A-Z]\w+")
 FINAL_STATES = {
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED"),
@@ -85,8 +86,8 @@ def ask_once(command: Sequence[str], limit_s: float = 60.0, text: str = "") -> s
         done = subprocess.run(
             command,
             capture_output=True,
-            text=True,
             input=text,
+            errors="replace",  # a job may have any name
             timeout=limit_s,
             check=True,
             env=environment,
@@ -102,6 +103,8 @@ def ask_once(command: Sequence[str], limit_s: float = 60.0, text: str = "") -> s
     except subprocess.CalledProcessError as error:
         said = " ".join(error.stderr.split()) or f"exit code {error.returncode}"
         kind = BusyError if BUSY.search(said) else UserError
+        if UNREACHED.search(said):
+            said += "; SLURM does not answer: try it on a login node, or check SLURM_CONF"
         raise kind(f"{' '.join(command)[:200]}: {said}") from error
     return done.stdout
 

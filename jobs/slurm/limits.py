@@ -44,7 +44,7 @@ class Partition:
     max_nodes: int = 0
 
     def find_best_nodes(self, asked: Resources) -> list[Node]:
-        """Return what its best nodes have of what a run asks, for as many nodes as it asks for.
+        """Return what its best nodes, as many as a run asks for, have of what it asks.
 
         GPUs count first, then memory: with fewer cores a run is only slower.
         """

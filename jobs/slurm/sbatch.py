@@ -76,7 +76,7 @@ def sbatch_text(
     }
     executor = SlurmExecutor(folder)
     executor.parameters = {key: value for key, value in parameters.items() if value}
-    executor.parameters["wckey"] = None
+    executor.parameters["wckey"] = None  # else submitit names itself, which a site may refuse
     # The shell makes the step ignore the signals until Python has its handlers: what is
     # ignored stays so over exec. A single command has no handlers: it has nothing to save,
     # and ends when it is told to.
@@ -88,7 +88,8 @@ def sbatch_text(
 def _more_options(resources: Resources) -> dict[str, Any]:
     """Return the options of sbatch that submitit has no name for."""
     options: dict[str, Any] = {"requeue": True}
-    options |= {"nice": resources.nice} if resources.nice else {}
+    if resources.nice:
+        options["nice"] = resources.nice
     if resources.minutes_min and resources.minutes_min < resources.minutes:
         options["time-min"] = resources.minutes_min
     return options | resources.sbatch_args

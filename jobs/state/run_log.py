@@ -12,7 +12,7 @@ import io
 import re
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,10 +86,9 @@ def check_stall(folder: Path, log: Sequence[LogRecord]) -> None:
     Raises:
         StallError: the run is given up.
     """
-    starts = [e for e in log if e["event"] == "started" and e["job_id"]]
-    by_us = [entry for entry in starts if entry["job_id"] == job_id()]
+    begins = [e["at"] for e in log if e["event"] == "started" and e["job_id"] == job_id()]
     reached = checkpoint_at(folder)
-    if len(by_us) >= STALLS and all(entry.get("at") == reached for entry in starts[-STALLS:]):
+    if job_id() and begins[-STALLS:] == [reached] * STALLS:  # locally a person counts
         raise StallError(
             f"began {STALLS} times at images_seen = {reached} and never got further; "
             "in the site file give its stage more minutes, or a smaller checkpoint_every_s"
@@ -201,11 +200,20 @@ def process_logs(runs_folder: Path, element: str, process: str = "*") -> list[Pa
 
     Args:
         runs_folder: of the submission.
-        element: SLURM's ``<array>_<place>``; "" for local workers.
+        element: SLURM's ``<array>_<place>``.
         process: number of the process in the element; "*" for all.
     """
-    pattern = f"{SUBMISSIONS}/*/{element}_{process}_log.out" if element else "local/*.log"
-    return sorted(runs_folder.glob(pattern), key=lambda path: path.lstat().st_mtime)
+    return _by_age(runs_folder.glob(f"{SUBMISSIONS}/*/{element}_{process}_log.out"))
+
+
+def local_logs(runs_folder: Path, sweep: str) -> list[Path]:
+    """Return the logs of a sweep's local workers, the newest last."""
+    logs = (runs_folder / "local").glob("*.log")
+    return _by_age(path for path in logs if path.stem.rpartition("-")[0] == sweep)
+
+
+def _by_age(paths: Iterable[Path]) -> list[Path]:
+    return sorted(paths, key=lambda path: path.lstat().st_mtime)
 
 
 def read_tail(path: Path, n_bytes: int = 256_000) -> list[str]:
@@ -223,7 +231,7 @@ def read_tail(path: Path, n_bytes: int = 256_000) -> list[str]:
 
 
 def read_end(path: Path, run_id: str, number: int) -> list[str]:
-    """Return a log's last lines; where other runs of the element follow, those of this run."""
+    """Return a log's last lines, up to the last one that names this run."""
     lines = read_tail(path, n_bytes=10_000_000)
     places = [place for place, line in enumerate(lines) if f"({run_id})" in line]
     end = places[-1] + 1 if places else len(lines)

@@ -1,4 +1,4 @@
-"""How every run stands: done, running, waiting, failed, blocked, lost, or open.
+"""The status of every run: done, running, waiting, failed, blocked, lost, or open.
 
 The runs' own files count first, then what was submitted and what the user's queue says. The sweep
 command submits what is neither done nor in the queue; ``hvae-hpc status`` shows everything.
@@ -26,7 +26,7 @@ from hvae_hpc.runs.lease import is_held
 from hvae_hpc.runs.plan import Plan
 
 BEHIND_S = 600.0
-"""Accounting may know an element only so long after it was submitted."""
+"""Accounting may learn of an element this late after its submission."""
 SILENT_S = 150.0
 """A run without a lease that has logged nothing for so long counts as ended."""
 HELD = "held: "
@@ -65,8 +65,8 @@ Statuses = Mapping[str, RunStatus]
 
 
 @frozen
-class Standing:
-    """How all runs of a plan stand.
+class RunStatuses:
+    """The status of every run of a plan.
 
     Attributes:
         plan: of the sweep.
@@ -81,9 +81,9 @@ class Standing:
     submissions: Submissions
 
 
-def read_standing(
+def read_statuses(
     plan: Plan, results: Results, submissions: Submissions, queue: Queue | None
-) -> Standing:
+) -> RunStatuses:
     """Find the status of every run of a plan.
 
     Args:
@@ -124,12 +124,12 @@ def read_standing(
             statuses[run_id] = _status_after_end(
                 plan, run_id, result.reason, last, element, statuses
             )
-    return Standing(plan=plan, results=results, statuses=statuses, submissions=submissions)
+    return RunStatuses(plan=plan, results=results, statuses=statuses, submissions=submissions)
 
 
 def _status_in_element(last: LogRecord, element: str, row: Queued) -> RunStatus:
     """Return the status of a run whose element runs: before its turn, at its turn, or after it."""
-    if last["job_id"] != element:
+    if last["job_id"] != element or last["event"] == "died":
         return RunStatus("waiting", element, "their turn in the element")
     if last["event"] in ("failed", "blocked"):
         return RunStatus(last["event"], element, last["reason"])
@@ -181,7 +181,8 @@ def _status_after_end(
     # Its result is out of date, or its parents, which blocked it, no longer do.
     if reason or event == "blocked":
         return RunStatus("open", element, reason or said)
-    how = {"stopped": "saved and left", "died": said}.get(event, "ended without a result")
+    silent = "ended without a result" if last else "ended before it began, by its log"
+    how = {"stopped": "saved and left", "died": said}.get(event, silent)
     return RunStatus("lost", element, how) if element or last else RunStatus("open")
 
 
@@ -196,28 +197,28 @@ def _last_event(folder: Path) -> LogRecord:
 
 
 def explain_lost(
-    standing: Standing, patience_s: float = 10.0, *, thorough: bool = False
-) -> Standing:
+    sweep: RunStatuses, patience_s: float = 10.0, *, thorough: bool = False
+) -> RunStatuses:
     """Add to the reason of each lost run how SLURM says that its element ended.
 
     Args:
-        standing: of a plan's runs.
+        sweep: its runs' statuses.
         patience_s: how long to try.
         thorough: ask even if somebody asked less than ``POLL_S`` ago.
     """
-    lost = {i: status for i, status in standing.statuses.items() if status.kind == "lost"}
+    lost = {i: status for i, status in sweep.statuses.items() if status.kind == "lost"}
     elements = {status.element for status in lost.values()} - {""}
-    _find_ends(elements, standing.submissions, patience_s, thorough)
+    _find_ends(elements, sweep.submissions, patience_s, thorough)
     for run_id, status in lost.items():
-        if end := standing.submissions.end_of(status.element):
+        if end := sweep.submissions.end_of(status.element):
             lost[run_id] = status._replace(reason=f"{status.reason}: {end}")
-    return replace(standing, statuses={**standing.statuses, **lost})
+    return replace(sweep, statuses={**sweep.statuses, **lost})
 
 
 def _find_ends(
     elements: set[str], submissions: Submissions, patience_s: float, thorough: bool
 ) -> None:
-    """Find out how elements ended, and keep it."""
+    """Add how elements ended to `asked_ends`, and to its file."""
     asked_at, ends = submissions.asked_ends
     unknown, now = elements - ends.keys(), time.time()
     if not unknown or (not thorough and 0 <= now - asked_at < POLL_S):

@@ -55,7 +55,7 @@ class Job:
     def __post_init__(self) -> None:
         require_form("job", self.job, JOB)
         if min(self.array, *self.places, 0) < 0 or not 0 <= self.time < LATEST:
-            raise ValueError("a number is one that no job has")
+            raise ValueError("array, places or time is out of range")
 
 
 class Element(NamedTuple):

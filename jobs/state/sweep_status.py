@@ -4,15 +4,14 @@ The runs' own files say what is done, runs or failed. The user's queue says what
 processes of a user together ask for it at most once a minute. Only the logs of running runs are
 read whole.
 
-At the end: how many device hours the attempts took, what came of them, and what would do. An
-attempt lasts from its beginning to its last record in the log: nobody knows what a killed process
-did after that. It is useful if it made the result, or if the next one continued from what it saved.
-The log is read only of runs that were not made at their first attempt.
+At the end: how many device hours the attempts took, and what came of them. An attempt lasts from
+its beginning to its last record in the log: nobody knows what a killed process did after that. It
+is useful if it made the result, or if the next one continued from what it saved. The log is read
+only of runs that were not made at their first attempt.
 """
 
-import math
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
@@ -26,34 +25,21 @@ from hvae_hpc.frozen import frozen
 from hvae_hpc.jobs.sites.site import read_site
 from hvae_hpc.jobs.slurm import client as slurm
 from hvae_hpc.jobs.state.run_log import duration_s, split_attempts
-from hvae_hpc.jobs.state.run_status import KINDS, Standing, explain_lost, read_standing
+from hvae_hpc.jobs.state.run_status import KINDS, RunStatuses, explain_lost, read_statuses
 from hvae_hpc.jobs.state.submissions import Submissions
-from hvae_hpc.jobs.sweeps.costs import (
-    HEADROOM,
-    add_up,
-    count_operations,
-    expected_seconds,
-    find_peak,
-    kind_of,
-    measure_rates,
-    percentile_95,
-)
-from hvae_hpc.runs.done import ResultSummary, read_results
+from hvae_hpc.jobs.sweeps.costs import add_up, expected_seconds, kind_of, measure_rates
+from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.folder import LogRecord, read_log
 from hvae_hpc.runs.plan import Plan, find_plans, read_plan
 from hvae_hpc.runs.run import Run
 
-PATIENCE_S = 8.0
+STATUS_PATIENCE_S = 8.0
 """A person waits for SLURM so long."""
 PACE_OVER = 10
 """The pace is that of the log's last records: it changes where an HVAE's flow begins."""
 OUTCOMES = ("useful", "preempted", "time limit", "failed", "cancelled", "interrupted", "at work")
 """What came of device time: "preempted" includes lost nodes, "interrupted" has no known reason."""
 NODE_GONE = ("PREEMPTED", "NODE_FAIL", "BOOT_FAIL")
-ENOUGH_ELEMENTS = 5
-"""Fewer elements say nothing of what others need."""
-WORTH_IT = 0.8
-"""Advice is given where at most this share of what was asked for would do."""
 
 
 class Progress(NamedTuple):
@@ -65,7 +51,6 @@ class Progress(NamedTuple):
         host: its node.
         images_per_s: that its device sees now, of all runs that share it.
         usual_images_per_s: the median of its kind, of runs that are finished or run.
-        share_of_peak: of its devices' peak in bfloat16, by the network's own count of operations.
     """
 
     progress: float | None = None
@@ -73,11 +58,10 @@ class Progress(NamedTuple):
     host: str = ""
     images_per_s: float | None = None
     usual_images_per_s: float | None = None
-    share_of_peak: float | None = None
 
 
 @frozen
-class SweepStatus(Standing):
+class SweepStatus(RunStatuses):
     """The status of a sweep.
 
     Attributes:
@@ -127,7 +111,7 @@ def read_our_queue(submissions: Submissions) -> tuple[slurm.Queue | None, str]:
     submitted_at = [job.time for job in submissions.jobs if job.time <= now]
     oldest = max([now - read_site(None).caps.poll_s, *submitted_at])
     try:
-        return slurm.read_queue(not_before=oldest, patience_s=PATIENCE_S), ""
+        return slurm.read_queue(not_before=oldest, patience_s=STATUS_PATIENCE_S), ""
     except UserError as error:
         return None, str(error)
 
@@ -143,34 +127,34 @@ def make_sweep_status(
         queue: the user's, read just before; None where there is none.
         note: why not.
     """
-    standing = read_standing(plan, read_results(plan), submissions, queue)
+    sweep = read_statuses(plan, read_results(plan), submissions, queue)
     if queue:
-        standing = explain_lost(standing, PATIENCE_S)
+        sweep = explain_lost(sweep, STATUS_PATIENCE_S)
     progress = {
         run_id: read_progress(plan.runs[run_id], plan.folder(run_id))
-        for run_id, status in standing.statuses.items()
+        for run_id, status in sweep.statuses.items()
         if status.kind == "running"
     }
-    progress = _compare_paces(standing, progress)
+    _compare_paces(sweep, progress)
     return SweepStatus(
-        **vars(standing),
+        **vars(sweep),
         progress=progress,
-        totals=_add_up(standing, progress),
+        totals=_add_up(sweep, progress),
         asked_at=queue.asked_at if queue else None,
         note=note,
     )
 
 
-def _add_up(standing: Standing, progress: Mapping[str, Progress]) -> dict[str, float]:
+def _add_up(sweep: RunStatuses, progress: Mapping[str, Progress]) -> dict[str, float]:
     """Return the totals of a sweep."""
-    statuses = standing.statuses
+    statuses = sweep.statuses
     kinds = Counter(status.kind for status in statuses.values())
     left = [run_id for run_id, status in statuses.items() if status.kind != "done"]
-    seconds = expected_seconds(standing.plan, standing.results, left)
-    for run_id, far in progress.items():
-        expected = seconds[run_id].expected * (1 - (far.progress or 0.0))
+    seconds = expected_seconds(sweep.plan, sweep.results, left)
+    for run_id, each in progress.items():
+        expected = seconds[run_id].expected * (1 - (each.progress or 0.0))
         seconds[run_id] = seconds[run_id]._replace(expected=expected)
-    costs = add_up(standing.plan, seconds)
+    costs = add_up(sweep.plan, seconds)
     return {
         "runs": len(statuses),
         **{kind: kinds[kind] for kind in KINDS},
@@ -180,26 +164,15 @@ def _add_up(standing: Standing, progress: Mapping[str, Progress]) -> dict[str, f
     }
 
 
-def _compare_paces(standing: Standing, progress: Mapping[str, Progress]) -> dict[str, Progress]:
-    """Add to each run's pace what is usual, and its share of the peak of a device that is known."""
-    plan, results = standing.plan, standing.results
-    rates = measure_rates(plan, results)
-    for run_id, far in progress.items():
-        if far.images_per_s:
-            rates[kind_of(plan.runs[run_id])].append(1 / far.images_per_s)
-    devices = {result.host: result.device for result in results.values()}
-
-    compared = dict(progress)
-    for run_id, far in progress.items():
-        if far.images_per_s:
-            run, asked = plan.runs[run_id], plan.resources_of(run_id)
-            device = devices.get(far.host, f"{asked.partition} {asked.constraint}")
-            peak = find_peak(device) * asked.nodes * asked.gpus
-            compared[run_id] = far._replace(
-                usual_images_per_s=1 / median(rates[kind_of(run)]),
-                share_of_peak=far.images_per_s * count_operations(run) / peak if peak else None,
-            )
-    return compared
+def _compare_paces(sweep: RunStatuses, progress: dict[str, Progress]) -> None:
+    """Add to each run's pace what is usual for its kind."""
+    runs, rates = sweep.plan.runs, measure_rates(sweep.plan, sweep.results)
+    paces = {run_id: each.images_per_s for run_id, each in progress.items() if each.images_per_s}
+    for run_id, pace in paces.items():
+        rates[kind_of(runs[run_id])].append(1 / pace)
+    for run_id in paces:
+        usual = 1 / median(rates[kind_of(runs[run_id])])
+        progress[run_id] = progress[run_id]._replace(usual_images_per_s=usual)
 
 
 def read_progress(run: Run, folder: Path) -> Progress:
@@ -240,23 +213,20 @@ class StageHours(NamedTuple):
         unit: "gpu", of which a run has ``nodes x gpus``, or "cpu", of which it has ``tasks x cpus``
             (its threads where it ran without SLURM).
         hours: of devices, by outcome.
-        advice: a line on how much less memory to ask for; "" for none.
     """
 
     stage: str
     unit: str
     hours: dict[str, float]
-    advice: str
 
 
-def read_device_hours(standing: Standing) -> list[StageHours]:
+def read_device_hours(sweep: RunStatuses) -> list[StageHours]:
     """Return what each stage of a sweep took so far; stages without any time are left out."""
-    plan, results = standing.plan, standing.results
-    submitted, stages = standing.submissions.last_elements(), []
+    plan, results = sweep.plan, sweep.results
+    submitted, stages = sweep.submissions.last_elements(), []
     for stage in [stage for stage in CONFIGS if stage in plan.resources]:
         run_ids = [run_id for run_id, run in plan.runs.items() if run.stage == stage]
-        made = [results[run_id] for run_id in run_ids if results[run_id].done]
-        made_on = {result.device for result in made}
+        made_on = {results[run_id].device for run_id in run_ids if results[run_id].done}
         unit = "gpu" if plan.resources[stage].gpus and made_on != {"cpu"} else "cpu"
 
         hours = dict.fromkeys(OUTCOMES, 0.0)
@@ -265,33 +235,33 @@ def read_device_hours(standing: Standing) -> list[StageHours]:
             # Without SLURM a run has no cores of its own, so its threads count.
             cores = needs.tasks * needs.cpus if run_id in submitted else needs.threads
             devices = needs.nodes * needs.gpus if unit == "gpu" else cores
-            for outcome, seconds in _seconds_of_run(standing, run_id):
+            for outcome, seconds in _seconds_of_run(sweep, run_id):
                 hours[outcome] += devices * seconds / 3600
 
         if any(hours.values()):
-            stages.append(StageHours(stage, unit, hours, _advise(standing, stage, made)))
+            stages.append(StageHours(stage, unit, hours))
     return stages
 
 
-def _seconds_of_run(standing: Standing, run_id: str) -> Iterator[tuple[str, float]]:
+def _seconds_of_run(sweep: RunStatuses, run_id: str) -> Iterator[tuple[str, float]]:
     """Yield outcome and seconds of parts of a run's attempts."""
-    result = standing.results[run_id]
+    result = sweep.results[run_id]
     if result.done:
         yield "useful", result.wall_s
     if result.attempt == 1:
         return
 
     # "blocked" neither begins nor ends an attempt.
-    log = [r for r in read_log(standing.plan.folder(run_id)) if r["event"] != "blocked"]
+    log = [r for r in read_log(sweep.plan.folder(run_id)) if r["event"] != "blocked"]
     attempts = split_attempts(log)
     for attempt, following in zip_longest(attempts, attempts[1:]):
         first = following[0] if following else LogRecord()
         side_by_side = max(1, attempt[0].get("at_once", 1))
         seconds = max(0.0, duration_s(attempt))
-        outcome = _outcome(attempt, first, standing.submissions)
+        outcome = _outcome(attempt, first, sweep.submissions)
         if not following and result.done:
             return  # its seconds are those of the result
-        if not following and standing.statuses[run_id].kind == "running":
+        if not following and sweep.statuses[run_id].kind == "running":
             outcome, seconds = "at work", time.time() - attempt[0]["time"]
         yield outcome, seconds / side_by_side
 
@@ -311,31 +281,3 @@ def _outcome(attempt: Sequence[LogRecord], following: LogRecord, submissions: Su
     if end.startswith("CANCELLED"):
         return "cancelled"
     return "preempted" if end.startswith(NODE_GONE) else "interrupted"
-
-
-def _advise(standing: Standing, stage: str, made: Sequence[ResultSummary]) -> str:
-    """Return a line on how much less memory would do; "" where that is not known, or not much less.
-
-    It looks at the elements that made all their runs at the first attempt. 95 % of them must have
-    used less, and some headroom is added. Time limits follow measured times by themselves.
-    """
-    by_element = defaultdict[str, list[ResultSummary]](list)
-    for result in made:
-        by_element[result.job].append(result)
-    elements = [
-        results
-        for name, results in by_element.items()
-        if name in standing.submissions.elements and all(result.attempt == 1 for result in results)
-    ]
-    if len(elements) < ENOUGH_ELEMENTS:
-        return ""
-
-    needs = standing.plan.resources[stage]
-    mib = percentile_95(max(result.peak_memory_mib for result in results) for results in elements)
-    enough_gb = max(1, math.ceil(mib * needs.tasks_per_node / 1024 * HEADROOM))
-    if enough_gb > WORTH_IT * needs.memory_gb:
-        return ""
-    return (
-        f"{stage}: for 95 % of {len(elements)} elements less memory would do; "
-        f"in the site file [{stage}] memory_gb = {enough_gb}"
-    )

@@ -9,13 +9,14 @@ submits the rest.
 """
 
 import contextlib
+import math
 import shlex
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from hvae_hpc.config.resources import Resources
+from hvae_hpc.config.resources import START_S, Resources
 from hvae_hpc.errors import UserError
 from hvae_hpc.jobs.failures.canary import GATE_MINUTES, canaries_ahead
 from hvae_hpc.jobs.failures.retry import write_history
@@ -144,7 +145,7 @@ class Application:
             yield f"--array={places[0]}-{places[-1]}{at_once}"
         if not places and self.refused:
             # The last job submits the rest: not before there may be room.
-            yield f"--begin=now+{self.prepared.again_s}seconds"
+            yield f"--begin=now+{self.prepared.rest_after_s}seconds"
 
     def _jobs_before(self, array: Array) -> list[str]:
         """Return the SLURM ids that an array waits for: whole jobs, or single elements."""
@@ -183,8 +184,12 @@ class Application:
             printed = slurm.patiently(attempt)
         except UserError as error:
             kind = LimitError if slurm.is_submit_limit(str(error)) else UserError
-            reason = str(error).partition("sbatch: error: ")[2] or error
-            raise kind(f"sbatch refused {self.plan.arrays[number].name}: {reason}") from error
+            reason = str(error).partition("sbatch: error: ")[2] or str(error)
+            took = ""
+            if self.jobs and kind is UserError:  # what it took stays, and no last job follows
+                took = f"took {len(self.jobs)} job{'s' * (len(self.jobs) > 1)} and "
+                reason += "; correct that and give the same command again"
+            raise kind(f"sbatch {took}refused {self.plan.arrays[number].name}: {reason}") from error
         return slurm.parse_job_id(printed)
 
     def _find_in_queue(self, number: int, places: Sequence[int]) -> str:
@@ -200,7 +205,7 @@ class Application:
 def describe(prepared: Prepared, free_bytes: float) -> Iterator[str]:
     """Yield what will be submitted and what it costs, in lines."""
     plan, totals = prepared.plan, prepared.totals
-    yield from (f"  {line}" for line in prepared.told)
+    yield from (f"  {line}" for line in prepared.notes)
     if not plan.arrays:
         return
 
@@ -211,19 +216,22 @@ def describe(prepared: Prepared, free_bytes: float) -> Iterator[str]:
             f"  canaries:   {max(ahead)} elements of {len(ahead)} array{'s' * (len(ahead) > 1)} go "
             f"ahead, the rest begins {GATE_MINUTES} min after them"
         )
+    may_fill = ""
+    if free_bytes < totals["bytes_peak"]:
+        may_fill = ", so it may fill the disk: give --array-parallelism N, or another --runs folder"
     measured = f"{totals['measured']:.0%} of them" if totals["measured"] else "none yet"
     yield (
         f"  expected:   {totals['gpu_hours']:.1f} GPU-hours, {totals['cpu_hours']:.1f} CPU-hours "
         f"(from measured times: {measured})"
     )
     yield (
-        f"  to write:   {len(plan.arrays) + 3} files now; {totals['files']:,.0f} files "
+        f"  to write:   {len(plan.arrays) + 4} files now; {totals['files']:,.0f} files "
         f"and {_size(totals['bytes'])} are kept, up to {_size(totals['bytes_peak'])} while it "
-        f"runs; {_size(free_bytes)} are free"
+        f"runs; {_size(free_bytes)} are free{may_fill}"
     )
     yield (
         f"  scheduler:  {len(plan.arrays) + len(ahead)} sbatch calls; afterwards one call per time "
-        "limit reached, at most 4 a minute, and one squeue a minute while somebody looks"
+        "limit reached, and one squeue a minute while somebody looks"
     )
     if totals["elements"] + 1 > prepared.room:
         yield (
@@ -233,9 +241,10 @@ def describe(prepared: Prepared, free_bytes: float) -> Iterator[str]:
 
 
 def _describe_stages(plan: Plan) -> Iterator[str]:
-    """Yield a table of what is submitted, a line per stage."""
+    """Yield a table of what is submitted, a line per stage, and who is requeued at its limit."""
+    requeued = []
     yield (
-        f"  to submit:  {'stage':9}{'runs':>6}{'arrays':>8}{'elements':>10}"
+        f"  to submit:  {'stage':11}{'runs':>6}{'arrays':>8}{'elements':>10}"
         f"{'each':>12}{'limit':>12}  partition"
     )
     for stage in dict.fromkeys(array.stage for array in plan.arrays):
@@ -243,11 +252,19 @@ def _describe_stages(plan: Plan) -> Iterator[str]:
         runs = sum(len(array.run_ids) for array in arrays)
         elements = sum(len(array.elements) for array in arrays)
         each = duration(sum(array.seconds for array in arrays) / elements) if elements else ""
-        limit = duration(60 * max(array.minutes for array in arrays))
+        limit_s = 60 * max(array.minutes for array in arrays)
+        limit = duration(limit_s)
         yield (
-            f"{'':14}{stage:9}{runs:6}{len(arrays):8}{elements or 1:10}{each:>12}{limit:>12}"
+            f"{'':14}{stage:11}{runs:6}{len(arrays):8}{elements or 1:10}{each:>12}{limit:>12}"
             f"  {plan.resources[stage].partition}"
         )
+        work_s = max(1, limit_s - START_S - plan.resources[stage].signal_lead_s)
+        longest_s = max(array.seconds / max(1, len(array.elements)) for array in arrays)
+        if longest_s > work_s:
+            n = math.ceil(longest_s / work_s) - 1
+            requeued.append(f"{stage}: about {n} requeue{'s' * (n > 1)} at {limit} each")
+    if requeued:
+        yield f"  time limit: {'; '.join(requeued)}"
 
 
 def sbatch_texts(arrays: Sequence[Array]) -> Iterator[str]:
@@ -274,11 +291,12 @@ def tell(application: Application, retries: int) -> Iterator[str]:
     """
     prepared = application.prepared
     for job in application.jobs:
-        elements = f", {len(job.places)} elements" if job.places else ""
+        n = len(job.places)
+        elements = f", {n} element{'s' * (n > 1)}" if n else ""
         yield f"  job {job.job}: {prepared.plan.arrays[job.array].name}{elements}"
     yield (
         f"submitted {application.submitted} runs in {len(application.jobs)} jobs; "
-        f"{prepared.queued} runs were queued already"
+        f"{prepared.n_queued} runs were queued already"
     )
     if left := len(prepared.run_ids) - application.submitted:
         who = "try again later"

@@ -19,7 +19,6 @@ from typing import Literal
 from hvae_hpc.config.resources import Resources
 from hvae_hpc.errors import UserError
 from hvae_hpc.frozen import frozen
-from hvae_hpc.jobs.failures.canary import canaries_of
 from hvae_hpc.jobs.failures.retry import (
     Choice,
     RetryHistory,
@@ -31,7 +30,7 @@ from hvae_hpc.jobs.failures.retry import (
 from hvae_hpc.jobs.sites.site import Site
 from hvae_hpc.jobs.slurm import client as slurm
 from hvae_hpc.jobs.slurm.sbatch import python_command, sbatch_text
-from hvae_hpc.jobs.state.run_status import Standing, explain_lost, read_standing
+from hvae_hpc.jobs.state.run_status import RunStatuses, explain_lost, read_statuses
 from hvae_hpc.jobs.state.submissions import PLAN_FILE, SUBMISSIONS, Job, Submissions, comment_of
 from hvae_hpc.jobs.submit.bundles import make_arrays
 from hvae_hpc.jobs.submit.code_archive import CodeArchive, pack_code
@@ -52,24 +51,24 @@ class Prepared:
         plan: with arrays and sbatch texts.
         name: of the submission and its folder.
         totals: what it will cost (:func:`hvae_hpc.jobs.sweeps.costs.add_up`).
-        queued: number of the sweep's runs that wait or run already.
+        n_queued: the sweep's runs that wait or run already.
         room: elements that the queue still takes; infinite where no limit is known.
         adopted: jobs in the queue that an earlier command submitted and did not live to note.
-        again_s: seconds that the last job waits where it is to submit the rest.
+        rest_after_s: seconds that the last job waits where it is to submit the rest.
         history: the retries, to be written before anything is submitted; None for as it was.
-        told: what is retried and what not, for people.
+        notes: what is retried and what not, for people.
         code: from which its jobs import; None where they import what is installed.
     """
 
     plan: Plan
     name: str
     totals: Mapping[str, float]
-    queued: int
+    n_queued: int
     room: float
     adopted: tuple[Job, ...] = ()
-    again_s: int = 300
+    rest_after_s: int = 300
     history: RetryHistory | None = None
-    told: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     code: CodeArchive | None = None
 
     @property
@@ -110,22 +109,22 @@ def prepare(
     may_be_s_old = 0.0 if submissions.plans or limit < math.inf else site.caps.poll_s
     queue = slurm.read_queue(not_before=time.time() - may_be_s_old)
     results = read_results(plan)  # after the queue: what ends in between would seem lost
-    standing = read_standing(plan, results, submissions, queue)
+    sweep = read_statuses(plan, results, submissions, queue)
     if retries:
-        standing = explain_lost(standing, thorough=True)
+        sweep = explain_lost(sweep, thorough=True)
 
-    plan, choice = _plan_retries(standing, site, scope, retries)
-    wanted = _choose_runs(standing, scope, choice.run_ids)
-    statuses = standing.statuses
+    plan, choice = _plan_retries(sweep, site, scope, retries)
+    wanted = _choose_runs(sweep, scope, choice.run_ids)
+    statuses = sweep.statuses
     queued = {i: s.element for i, s in statuses.items() if s.kind in IN_QUEUE and s.element}
     seconds = expected_seconds(plan, results, wanted)
     largest = site.cluster.max_array_size
     arrays = make_arrays(plan, wanted, seconds, queued=queued, max_array_size=largest)
     arrays = [_fit_array(array, plan, site, after) for array in arrays]
+
     noted = {job.job for job in submissions.jobs}
     ours = [job for _, job in submissions.find_queued(queue)]
-    last_job_waits = any(submissions.makes_tables(plan.sweep, job) for job in ours)
-    if arrays or (queued and not last_job_waits):
+    if arrays or (queued and not any(submissions.makes_tables(plan.sweep, job) for job in ours)):
         arrays.append(_last_job(plan, arrays, queued.values(), site))
 
     plan = replace(plan, arrays=tuple(arrays), requeues=site.caps.requeues)
@@ -135,31 +134,31 @@ def prepare(
         plan=_with_scripts(plan, name, tables_command, choice.history, site, code),
         name=name,
         totals=add_up(plan, seconds),
-        queued=sum(status.kind in IN_QUEUE for status in statuses.values()),
+        n_queued=sum(status.kind in IN_QUEUE for status in statuses.values()),
         room=max(0, limit - queue.elements),
         adopted=tuple(job for job in ours if job.job not in noted),
-        again_s=int(5 * site.caps.poll_s),
+        rest_after_s=int(5 * site.caps.poll_s),
         history=choice.history if retries else None,
-        told=(*choice.summary, *_tell_held(standing, wanted)),
+        notes=(*choice.summary, *_tell_held(sweep, wanted)),
         code=code,
     )
 
 
 def _plan_retries(
-    standing: Standing, site: Site, scope: Scope, retries: int
+    sweep: RunStatuses, site: Site, scope: Scope, retries: int
 ) -> tuple[Plan, Choice]:
     """Choose the failed runs to retry; returns the plan with the resources of all retries."""
-    history = read_history(standing.plan.runs_folder)
+    history = read_history(sweep.plan.runs_folder)
     choice = Choice(frozenset(), history, ())
     if retries:
-        standing = replace(standing, plan=with_retry_changes(standing.plan, history, site))
-        choice = choose_retries(standing, history, retries, site, by_hand=scope == "all")
-    return with_retry_changes(standing.plan, choice.history, site), choice
+        sweep = replace(sweep, plan=with_retry_changes(sweep.plan, history, site))
+        choice = choose_retries(sweep, history, retries, site, by_hand=scope == "all")
+    return with_retry_changes(sweep.plan, choice.history, site), choice
 
 
-def _choose_runs(standing: Standing, scope: Scope, retried: Collection[str]) -> list[str]:
+def _choose_runs(sweep: RunStatuses, scope: Scope, retried: Collection[str]) -> list[str]:
     """Return the runs that are neither done nor in the queue and are in the scope."""
-    statuses, submitted = standing.statuses, standing.submissions.last_elements()
+    statuses, submitted = sweep.statuses, sweep.submissions.last_elements()
     known = {"all": (), "new": submitted, "retries": statuses}[scope]
     left_out = set(known).difference(retried)
     return [
@@ -171,13 +170,13 @@ def _choose_runs(standing: Standing, scope: Scope, retried: Collection[str]) -> 
 
 def _fit_array(array: Array, plan: Plan, site: Site, after: Sequence[str]) -> Array:
     """Return an array with its partition's grace time and its canaries, if it can ever start."""
-    resources = plan.resources[array.stage]
+    resources, canaries = plan.resources[array.stage], site.caps.canary
     _check_fits(array.stage, plan.resources_of(array.run_ids[0]), site)
     return replace(
         array,
         after_jobs=(*array.after_jobs, *after),
         grace_s=max(resources.grace_s, site.cluster.partitions[resources.partition].grace_s),
-        canaries=canaries_of(len(array.elements), site.caps.canary),
+        canaries=canaries if len(array.elements) >= 2 * canaries else 0,
     )
 
 
@@ -236,9 +235,9 @@ def _with_scripts(
     return replace(plan, arrays=tuple(arrays))
 
 
-def _tell_held(standing: Standing, wanted: Sequence[str]) -> Iterator[str]:
+def _tell_held(sweep: RunStatuses, wanted: Sequence[str]) -> Iterator[str]:
     """Yield how many of the runs that are to be submitted were held, and why."""
-    statuses = [standing.statuses[run_id] for run_id in wanted]
+    statuses = [sweep.statuses[run_id] for run_id in wanted]
     reasons = Counter(status.reason for status in statuses if status.held)
     for reason, n in reasons.items():
         yield f"taken up: {n:,} run{'s' * (n > 1)} that {'were' if n > 1 else 'was'} {reason}"

@@ -22,19 +22,6 @@ from hvae_hpc.runs.run import Run
 
 FLOPS_GPU, FLOPS_CPU = 2e13, 3e10
 """Operations per second that small networks reach: a data-centre GPU in bfloat16, a CPU thread."""
-PEAKS = {
-    "a40": 1.5e14,
-    "a6000": 1.55e14,
-    "a100": 3.12e14,
-    "l40s": 3.62e14,
-    "h100": 9.89e14,
-    "h200": 9.89e14,
-}
-"""Dense bfloat16 operations per second of NVIDIA's data sheets (SXM where there are several).
-
-Their figures "with sparsity" are twice these."""
-SHARE_UNET = 0.2
-"""Share of it that a U-Net is taken to reach: assumed, until benchmarks/gpu.py measures it."""
 SECONDS_PER_RUN = 2.0
 """Reading the data, making the network, writing the results."""
 SECONDS = {"likelihood": 5000.0, "generate": 10.0, "augment": 15.0, "quality": 900.0}
@@ -101,7 +88,7 @@ def measure_rates(plan: Plan, results: Results) -> defaultdict[Hashable, list[fl
     """Return the seconds per image that the plan's finished runs took, by their kind."""
     rates = defaultdict[Hashable, list[float]](list)
     for run_id, result in results.items():
-        if result.attempt == 1:  # later attempts did only a part
+        if result.attempt == 1 and result.wall_s > 0:  # later attempts did only a part
             run = plan.runs[run_id]
             rates[kind_of(run)].append(result.wall_s / count_images(run))
     return rates
@@ -112,7 +99,7 @@ def kind_of(run: Run) -> Hashable:
     config = {
         key: value
         for key, value in vars(run.config).items()
-        if key not in ("seed", "arm", "keep_weights")
+        if key not in ("seed", "split", "arm", "keep_weights")
     }
     if "optim" in config:
         config["optim"] = replace(config["optim"], images=config["optim"].batch_size)
@@ -128,7 +115,7 @@ def _pixels(run: Run) -> int:
     return (run.config.image_px or TYPICAL_PX) ** 2
 
 
-def count_operations(run: Run) -> float:
+def _count_operations(run: Run) -> float:
     """Return the operations of a training for one image; 0 for other stages."""
     config = run.config
     if isinstance(config, TrainConfig):
@@ -140,27 +127,12 @@ def count_operations(run: Run) -> float:
     return 0.0
 
 
-def find_peak(text: str) -> float:
-    """Return the peak of the GPU that a text names, of several the lowest; 0 for none we know."""
-    return min((peak for name, peak in PEAKS.items() if name in text.lower()), default=0.0)
-
-
 def _estimate(run: Run, resources: Resources) -> float:
-    """Return the seconds of a run: a training's from its operations, else a number per stage.
-
-    The partition, the constraint or gres may name the GPU, which counts for U-Nets. No other
-    network's time was compared with a GPU's peak.
-    """
-    operations = count_operations(run)
+    """Return the seconds of a run: a training's from its operations, else a number per stage."""
+    operations = _count_operations(run)
     if not operations:
         return SECONDS_PER_RUN + SECONDS[run.stage] * _pixels(run) / TYPICAL_PX**2
-    speed = FLOPS_CPU * resources.threads
-    if resources.gpus:
-        speed = FLOPS_GPU * resources.tasks
-        gres = resources.sbatch_args.get("gres", "")
-        peak = find_peak(f"{resources.partition} {resources.constraint} {gres}")
-        if peak and isinstance(run.config, SegmentConfig):
-            speed = SHARE_UNET * peak * resources.tasks
+    speed = FLOPS_GPU * resources.tasks if resources.gpus else FLOPS_CPU * resources.threads
     return SECONDS_PER_RUN + count_images(run) * operations / speed
 
 
@@ -189,7 +161,8 @@ def add_up(plan: Plan, seconds: Mapping[str, Seconds]) -> dict[str, float]:
 
     Returns:
         ``elements``, ``gpu_hours``, ``cpu_hours``, ``measured`` (share of the runs), ``files`` and
-        ``bytes`` that are kept, and ``bytes_peak`` with the checkpoints of all elements at once.
+        ``bytes`` that are kept, and ``bytes_peak`` with the checkpoints of all elements that may
+        run at once.
     """
     gpu_hours = cpu_hours = kept = 0.0
     for run_id, (expected, _) in seconds.items():
@@ -199,17 +172,23 @@ def add_up(plan: Plan, seconds: Mapping[str, Seconds]) -> dict[str, float]:
         cpu_hours += expected / 3600 * needs.tasks * needs.cpus
         kept += expected_bytes(run)[0]
 
-    elements = [element for array in plan.arrays for element in array.elements]
-    working = sum(
-        max(expected_bytes(plan.runs[run_id])[1] for run_id in element) for element in elements
-    )
+    n_elements, working = 0, 0.0
+    for array in plan.arrays:
+        n_elements += len(array.elements)
+        needed = [
+            max(expected_bytes(plan.runs[run_id])[1] for run_id in element)
+            for element in array.elements
+        ]
+        at_once = plan.resources[array.stage].array_parallelism or len(needed)
+        working += sum(sorted(needed)[-at_once:])
+
     measured = sum(high < math.inf for _, high in seconds.values())
     return {
-        "elements": len(elements),
+        "elements": n_elements,
         "gpu_hours": gpu_hours,
         "cpu_hours": cpu_hours,
         "measured": measured / max(1, len(seconds)),
-        "files": FILES_PER_RUN * len(seconds) + len(elements) + len(plan.arrays) + 2,
+        "files": FILES_PER_RUN * len(seconds) + n_elements + len(plan.arrays) + 2,
         "bytes": kept,
         "bytes_peak": kept + working,
     }

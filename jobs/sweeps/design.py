@@ -1,32 +1,24 @@
-"""What a sweep can show: its power for gains of a given size, and the cheapest design with enough.
+"""What a sweep can show: its power for gains of a given size.
 
 The variances are those of the sweep's own done runs, else assumed ones, and the lines say which.
 """
 
 from collections.abc import Iterator, Mapping
-from itertools import product
 
 from hvae_hpc.config.stages import SegmentConfig
-from hvae_hpc.jobs.sweeps.costs import expected_seconds
 from hvae_hpc.results.collect import collect
 from hvae_hpc.results.power import ASSUMED_SD, Design, find_power, median_variances
 from hvae_hpc.results.scores import subtract_references
-from hvae_hpc.runs.done import Results
 from hvae_hpc.runs.plan import Plan
 
 GAINS = (0.01, 0.02, 0.04)
-AIM = 0.8
-"""The chance with which the cheapest design shows a gain."""
-SPLITS, TRAININGS, SEEDS = (3, 4, 6, 8, 12, 24), (1, 2), (1, 2, 4, 8)
-"""What is searched. Fewer than three splits tell little about another draw of cases."""
 
 
-def describe_power(plan: Plan, results: Results, n_cases: Mapping[str, int]) -> Iterator[str]:
+def describe_power(plan: Plan, n_cases: Mapping[str, int]) -> Iterator[str]:
     """Yield a few lines per data set.
 
     Args:
         plan: of the sweep.
-        results: what is known of each run.
         n_cases: data set to the number of its cases.
     """
     collected = collect(plan)
@@ -52,7 +44,6 @@ def describe_power(plan: Plan, results: Results, n_cases: Mapping[str, int]) -> 
             f"{'' if design.splits > 1 else ', on this split alone'}: "
             + ", ".join(f"{100 * chance:.0f} % of {gain:g}" for gain, chance in chances.items())
         )
-        yield from _search(plan, results, data, variances, design, n_arms)
         sds = ", ".join(f"{name} {variance**0.5:.3f}" for name, variance in variances.items())
         assumed = ", ".join(name for name in variances if name not in measured)
         yield f"    from sd of differences: {sds}" + (f" (assumed: {assumed})" if assumed else "")
@@ -67,41 +58,3 @@ def _describe(design: Design) -> str:
         f"splits {splits}, generator trainings {trainings}, U-Net seeds {seeds}"
         f" ({n} U-Nets of an arm with a generator{as_many})"
     )
-
-
-def _search(
-    plan: Plan,
-    results: Results,
-    data: str,
-    variances: Mapping[str, float],
-    design: Design,
-    n_arms: int,
-) -> Iterator[str]:
-    """Yield which designs reach the aim for the least device hours."""
-    # Per split: generators take hours by training, U-Nets by seed, or by training and seed.
-    of_training = of_seed = of_both = 0.0
-    for run_id, seconds in expected_seconds(plan, results, plan.runs).items():
-        config, resources = plan.runs[run_id].config, plan.resources_of(run_id)
-        hours = seconds.expected / 3600 * max(1, resources.nodes * resources.gpus) / design.splits
-        if config.data != data:
-            continue
-        if not isinstance(config, SegmentConfig):
-            of_training += hours / design.trainings
-        elif config.arm.generator:
-            of_both += hours / design.trainings / design.seeds
-        else:
-            of_seed += hours / design.seeds
-
-    def cost(splits: int, trainings: int, seeds: int) -> float:
-        return splits * (trainings * of_training + seeds * of_seed + trainings * seeds * of_both)
-
-    choices = sorted(product(SPLITS, TRAININGS, SEEDS), key=lambda choice: cost(*choice))
-    designs = [Design(*choice, design.cases, design.of_all) for choice in choices]
-    for gain in GAINS[1:]:
-        enough = (d for d in designs if find_power(gain, variances, d, n_arms) >= AIM)
-        cheapest = next(enough, None)
-        text = f"takes more than {SPLITS[-1]} splits and {SEEDS[-1]} U-Net seeds; ask fewer arms"
-        if cheapest:
-            ratio = cost(*cheapest[:3]) / cost(*design[:3])
-            text = f"at least cost, {ratio:.2g} times this: {_describe(cheapest)}"
-        yield f"    {100 * AIM:.0f} % of {gain:g} {text}"

@@ -75,11 +75,10 @@ def run_element(plan_file: Path, array: int) -> int:
     reports = _make_all(plan, plan_file, ids)
     _send_followers_home(plan, ids[0], before[ids[0]])
 
-    is_told_to_leave = signals.leave_asked() or any(
-        report.state == "stopped" for report in reports.values()
-    )
-    if not is_told_to_leave:
-        return 0 if all(_is_done(plan, run_id) for run_id in ids) else 1
+    if all(_is_done(plan, run_id) for run_id in ids):
+        return 0
+    if not (signals.leave_asked() or any(report.state == "stopped" for report in reports.values())):
+        return 1
     _leave(plan, array, before, began)
     return LEFT_EARLY
 
@@ -110,7 +109,7 @@ def _send_followers_home(plan: Plan, run_id: str, before: float) -> None:
 def _make_all(plan: Plan, plan_file: Path, ids: Sequence[str]) -> dict[str, Report]:
     """Make the runs of one stage: several at a time where the site says so, then one by one."""
     reports: dict[str, Report] = {}
-    # What failed before this element was sent back is not retried by it.
+    # A requeued element does not retry what failed in it before.
     todo = [
         run_id
         for run_id in ids

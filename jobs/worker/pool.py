@@ -77,7 +77,7 @@ class Worker:
         """Tell it to make a run."""
         self.run_id, self.started = run_id, time.time()
         self._oom_kills = count_oom_kills()
-        # Where it died between two runs, its silence is read as that.
+        # If it has died meanwhile, `read` says so.
         with contextlib.suppress(BrokenPipeError):
             self._orders.write(f"{run_id}\n")
             self._orders.flush()
@@ -236,7 +236,7 @@ def run_locally(
     def tell(report: Report) -> None:
         run = plan.runs[report.run_id]
         state = "" if report.state == "done" else f"{report.state.upper()}: "
-        took = f"{run.stage:8} {run.label:32} {report.wall_s:6.1f} s"
+        took = f"{run.stage:10} {run.label:32} {report.wall_s:6.1f} s"
         bar.clear()
         count = f"[{next(number):{len(str(total))}}/{total}]"
         say(f"{count} {took}  {state}{report.message}")

@@ -35,7 +35,7 @@ def build_device_hours(stages: Sequence[Mapping[str, Any]]) -> Table | None:
             )
             for stage in stages
         ],
-        notes=[NOTE, *(stage["advice"] for stage in stages if stage["advice"])],
+        notes=[NOTE],
         numbers=[
             {
                 "stage": stage["stage"],

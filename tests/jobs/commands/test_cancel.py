@@ -145,6 +145,15 @@ def test_cancelling_a_sweep_takes_its_jobs_by_one_call_and_nobody_else_s(
     assert len(cluster.asked("squeue --me")) == 2
 
 
+def test_a_sweep_that_was_never_submitted_is_told_from_slurm_s_without_asking_it(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    for command in (["cancel"], ["throttle", "2"]):
+        said = call(*command, "--runs", str(plan.runs_folder), capsys=capsys)
+        assert said.startswith("nothing was submitted from here; end a sweep in local processes")
+
+
 def test_cancelling_a_run_takes_its_element_and_says_what_goes_with_it(
     cluster: Cluster, plan: Plan, runs: list[Run], capsys: pytest.CaptureFixture[str]
 ) -> None:

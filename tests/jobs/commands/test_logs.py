@@ -72,10 +72,11 @@ def test_logs_of_a_local_run_end_with_its_worker_s(
     assert said.splitlines()[1:] == ["open", "", f"{plan.folder(run_id)}: nothing yet"]
     log(plan, run_id, {"event": "started", "attempt": 1, "host": "here", "job_id": ""})
     (plan.runs_folder / "local").mkdir()
-    for age, name in enumerate(("new.log", "old.log")):
+    names = (f"{plan.sweep}-too-3.log", f"{plan.sweep}-2.log", f"{plan.sweep}-1.log")
+    for age, name in enumerate(names):
         (plan.runs_folder / "local" / name).write_text(f"{name}\n")
         os.utime(plan.runs_folder / "local" / name, (1e9 - age, 1e9 - age))
     said = show_logs(plan, run_id, capsys=capsys)
     assert "running: local" in said
-    assert said.endswith("local/new.log\n  new.log\n")
+    assert said.endswith(f"local/{names[1]}\n  {names[1]}\n")  # not another sweep's
     assert "started, attempt 1, host here" in said

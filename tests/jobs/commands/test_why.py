@@ -53,7 +53,7 @@ def test_a_run_that_failed_is_explained_in_ten_lines(
     assert said == [
         f"segment brats2021-reference-s0 ({run_id})",
         "class:     disk full or quota",
-        "state:     failed: x: cannot be written (quota)",
+        "status:    failed: x: cannot be written (quota)",
         "evidence:  element 12_0, on n3, raised UserError from OSError, error number 122",
         "attempts:  2, saved at 160 of 320 images; the last began at 0",
         "retry:     no more: 1 of 1 retries used, 1 of 10 in all",
@@ -70,10 +70,10 @@ def test_of_what_is_no_failure_it_says_so(
     make_plan(tmp_path, runs)
     finish(tmp_path, runs[0], fake_metrics(runs[0]))
     said = ask(capsys, tmp_path, runs[0].run_id)
-    assert said[1] == "state:     done"
+    assert said[1] == "status:    done"
     assert said[-1] == "next:      nothing: this is not a failure"
     assert ask(capsys, tmp_path, runs[1].run_id)[1:] == [
-        "state:     open",
+        "status:    open",
         "next:      the same sweep command",
     ]
 

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from hvae_hpc.config.resources import Resources
-from hvae_hpc.jobs.failures.canary import canaries_ahead, canaries_of, why_held
+from hvae_hpc.jobs.failures.canary import canaries_ahead, why_held
 from hvae_hpc.jobs.sites.site import read_site
 from hvae_hpc.jobs.slurm.client import Queued
-from hvae_hpc.jobs.state.run_status import read_standing
+from hvae_hpc.jobs.state.run_status import read_statuses
 from hvae_hpc.jobs.state.submissions import Job, Submissions, note_job
 from hvae_hpc.jobs.submit.prepare import prepare
 from hvae_hpc.jobs.worker import element
@@ -42,9 +42,7 @@ def begun(project: Path) -> int:
     )
 
 
-def test_small_arrays_have_no_canaries_and_a_throttle_needs_no_gate() -> None:
-    assert [canaries_of(n, 3) for n in (1, 5, 6, 40)] == [0, 0, 3, 3]
-    assert canaries_of(40, 0) == 0
+def test_an_array_with_a_throttle_needs_no_gate() -> None:
     array = Array(name="a", stage="segment", elements=(("a",),) * 6, canaries=3)
     ahead = []
     for throttle in (0, 2, 5, 6):
@@ -157,8 +155,8 @@ def run(path: Path, place: int, monkeypatch: pytest.MonkeyPatch) -> int:
 
 def read_kinds(plan: Plan, *rows: Queued) -> list[str]:
     submissions = Submissions(plan.runs_folder)
-    standing = read_standing(plan, read_results(plan), submissions, queue_of(*rows))
-    return [status.kind for status in standing.statuses.values()]
+    sweep = read_statuses(plan, read_results(plan), submissions, queue_of(*rows))
+    return [status.kind for status in sweep.statuses.values()]
 
 
 def test_the_rest_ends_where_it_begins_and_the_same_command_submits_it_again(
@@ -179,7 +177,7 @@ def test_the_rest_ends_where_it_begins_and_the_same_command_submits_it_again(
     plan, site = replace(plan, resources=resources), replace(read_site(None), cluster=CLUSTER)
     prepared = prepare(plan, site, [])
     assert len(prepared.run_ids) == 6
-    assert re.match(f"taken up: 4 runs that were {HELD}", prepared.told[0])
+    assert re.match(f"taken up: 4 runs that were {HELD}", prepared.notes[0])
     # Bad input is never retried, and what it holds is not either.
     assert prepare(plan, site, [], scope="new", retries=1).run_ids == []
 

@@ -19,7 +19,7 @@ from hvae_hpc.jobs.sites.site import read_site
 from hvae_hpc.jobs.slurm.client import read_queue
 from hvae_hpc.jobs.slurm.sbatch import sbatch_text
 from hvae_hpc.jobs.state.run_log import read_tail
-from hvae_hpc.jobs.state.run_status import RunStatus, explain_lost, read_standing
+from hvae_hpc.jobs.state.run_status import RunStatus, explain_lost, read_statuses
 from hvae_hpc.jobs.state.submissions import ENDS_FILE, Submissions, comment_of
 from hvae_hpc.jobs.worker import run as tasks
 from hvae_hpc.jobs.worker.pool import run_locally
@@ -46,7 +46,7 @@ def plan(tmp_path: Path) -> Plan:
 def why(plan: Plan, run_id: str, status: RunStatus | None = None) -> list[str]:
     """Return what ``hvae-hpc why`` says of a run; it is printed too (pytest -rP)."""
     submissions = Submissions(plan.runs_folder)
-    status = status or read_standing(plan, read_results(plan), submissions, None).statuses[run_id]
+    status = status or read_statuses(plan, read_results(plan), submissions, None).statuses[run_id]
     evidence = gather(plan, run_id, status, submissions)
     lines = list(explain(plan, run_id, evidence, SITE))
     print("\n".join(lines))
@@ -69,7 +69,7 @@ def test_a_loss_that_leaves_the_numbers(plan: Plan) -> None:
     lines = why(plan, run_id)
     assert lines[1] == "class:     non-finite loss"
     assert lines[3].endswith("NonFiniteError")
-    assert "retry:     never: it would end in the same way" in lines
+    assert "retry:     no rule retries it" in lines
 
 
 def test_data_that_is_not_what_was_planned(plan: Plan, tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_a_process_that_somebody_kills_is_lost(plan: Plan, tmp_path: Path) -> No
         assert run_locally(plan, tmp_path / "plan.json", [run_id], 1)[run_id].state == "failed"
     lines = why(plan, run_id)
     assert lines[1] == "class:     lost"
-    assert lines[2].startswith("state:     lost: its process died (SIGKILL)")
+    assert lines[2].startswith("status:    lost: its process died (SIGKILL)")
     assert "retry:     as it was; 0 of 2 retries used" in lines
 
 
@@ -314,8 +314,8 @@ def ended(
         queue, statuses = read_queue(not_before=time.time()), dict[str, RunStatus]()
 
         def all_known() -> bool:  # slurmdbd takes its time
-            standing = read_standing(plan, results, submissions, queue)
-            statuses.update(explain_lost(standing, thorough=True).statuses)
+            sweep = read_statuses(plan, results, submissions, queue)
+            statuses.update(explain_lost(sweep, thorough=True).statuses)
             return len([end for end in submissions.asked_ends[1].values() if end]) == len(KINDS)
 
         wait_until(all_known, 20)
@@ -430,7 +430,7 @@ def test_a_local_attempt_after_a_submitted_one_is_told_by_its_own_log(plan: Plan
         {"event": "died", "signal": "SIGSEGV", "job_id": ""},
     )
     submissions = Submissions(plan.runs_folder)
-    status = read_standing(plan, read_results(plan), submissions, None).statuses[run_id]
+    status = read_statuses(plan, read_results(plan), submissions, None).statuses[run_id]
     ends = {"asked_at": time.time(), "ends": {"12_0": "PREEMPTED"}}
     write_json(plan.runs_folder / "submissions" / ENDS_FILE, ends)
     evidence = gather(plan, run_id, status, Submissions(plan.runs_folder))

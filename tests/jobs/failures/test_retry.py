@@ -27,7 +27,7 @@ from hvae_hpc.jobs.failures.retry import (
 from hvae_hpc.jobs.failures.retry import write_history as keep
 from hvae_hpc.jobs.sites.site import Site, read_site
 from hvae_hpc.jobs.slurm.limits import Cluster, Node, Partition
-from hvae_hpc.jobs.state.run_status import read_standing
+from hvae_hpc.jobs.state.run_status import read_statuses
 from hvae_hpc.jobs.state.submissions import ENDS_FILE, Submissions
 from hvae_hpc.jobs.submit.prepare import prepare
 from hvae_hpc.runs.done import read_results
@@ -75,11 +75,11 @@ def choose_once(
     by_hand: bool = False,
 ) -> Choice:
     submissions = Submissions(plan.runs_folder)
-    standing = read_standing(plan, read_results(plan), submissions, queue_of())
+    sweep = read_statuses(plan, read_results(plan), submissions, queue_of())
     site = replace(site or read_site(None), cluster=CLUSTER)
     plan = with_retry_changes(plan, history, site)
-    standing = replace(standing, plan=plan)
-    return choose_retries(standing, history, most, site, by_hand=by_hand)
+    sweep = replace(sweep, plan=plan)
+    return choose_retries(sweep, history, most, site, by_hand=by_hand)
 
 
 def test_a_failure_is_retried_once_and_the_next_one_with_more(plan: Plan) -> None:
@@ -111,9 +111,7 @@ def test_children_of_a_retried_run_are_retried_with_it_and_no_other_run(
     )
     choice = choose_once(plan, RetryHistory())
     assert choice.run_ids == {train, generate, arm}
-    assert (
-        choice.summary[1] == "no retry: 1 run after bad input (never: it would end in the same way)"
-    )
+    assert choice.summary[1] == "no retry: 1 run after bad input (no rule retries it)"
 
 
 def test_retries_stay_below_both_limits_and_a_person_s_command_counts_from_zero(
@@ -257,6 +255,8 @@ def test_memory_that_a_partition_does_not_have_is_not_asked_for_also_where_it_wa
     fitted = with_retry_changes(plan, history, site).resources_of(train)
     assert (fitted.memory_gb, fitted.cpus) == (40.0, 2)  # both are of the node with most memory
     by_hand = RetryHistory(runs={train: RunRetries(changes={"minutes": 1})})  # too short to work in
+    theirs = RetryHistory(runs={train: RunRetries(changes={"sbatch_args": 5})})
+    assert not with_retry_changes(plan, theirs, read_site(None)).changes
     assert with_retry_changes(plan, by_hand, site).changes == {}
 
 
@@ -330,7 +330,7 @@ def test_the_last_job_retries_with_more_memory_and_leaves_what_cannot_be_made(
     logs = "\n".join(path.read_text() for path in project.glob("runs/submissions/*/*log.out"))
     assert len(makings(project)) == 1, logs
     assert "retry: 1 run after out of memory (host) (memory_gb 0.1 -> 1)" in logs
-    assert "no retry: 1 run after bad input (never: it would end in the same way)" in logs
+    assert "no retry: 1 run after bad input (no rule retries it)" in logs
     (log_of_made,) = [read_log(path.parent) for path in project.glob("runs/segment/*/log.jsonl")]
     assert (
         Counter(record.get("event") for record in log_of_made)["started"] <= 2
@@ -344,7 +344,7 @@ def test_the_last_job_retries_with_more_memory_and_leaves_what_cannot_be_made(
         path.read_text() for path in project.glob("runs/submissions/*/*.sh")
     )
     again = call(project, harsh_slurm, "--partition", "gpu", "--plan", "--retries", "2")
-    assert "taken up as it was: 1 run after bad input" in again.stdout
+    assert "submitted as before: 1 run after bad input" in again.stdout
     texts = [path.read_text() for path in project.glob("runs/submissions/*/*.sh")]
     assert all("#SBATCH --exclude=n1\n" in text for text in texts)
     assert log_of_made[0]["host"] != "n1"

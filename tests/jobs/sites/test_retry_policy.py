@@ -42,7 +42,6 @@ def test_memory_and_time_grow_up_to_what_may_be_asked_for() -> None:
     }  # of the limit that was reached
     assert changed(Rule(times=1, minutes=2.0)) == {"minutes": 100}  # the partition's
     assert changed(Rule(times=1)) == {}
-    assert changed(Rule(memory=1.5)) is None
 
 
 def test_where_nothing_can_change_no_retry_is_made() -> None:

@@ -75,6 +75,20 @@ def test_a_busy_controller_is_asked_again_and_a_refusal_is_not(
     assert len(count.read_text()) == before + 2
 
 
+def test_an_answer_in_latin_1_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake(tmp_path / "bin", "squeue", r"printf 'Gr\374n\n'", monkeypatch)
+    assert slurm.ask(["squeue"]) == "Gr\ufffdn\n"
+
+
+def test_without_a_controller_it_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "scontrol: fatal: Could not establish a configuration source"
+    fake(tmp_path / "bin", "scontrol", f"echo '{said}' >&2; exit 1", monkeypatch)
+    with pytest.raises(UserError, match=r"try it on a login node, or check SLURM_CONF$"):
+        slurm.ask(["scontrol"])
+
+
 @pytest.mark.parametrize("printed", ["12", "12;cluster"])
 def test_the_id_of_a_job_is_read_from_what_sbatch_prints(
     printed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

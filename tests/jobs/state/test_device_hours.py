@@ -1,4 +1,4 @@
-"""Where device time went, by what came of it, and what less to ask for would do."""
+"""Where device time went, by what came of it."""
 
 import json
 from dataclasses import replace
@@ -10,9 +10,9 @@ import pytest
 from hvae_hpc.config.stages import CONFIGS
 from hvae_hpc.jobs.commands import status
 from hvae_hpc.jobs.slurm.client import Queue
-from hvae_hpc.jobs.state.run_status import read_standing
+from hvae_hpc.jobs.state.run_status import read_statuses
 from hvae_hpc.jobs.state.submissions import Submissions
-from hvae_hpc.jobs.state.sweep_status import StageHours, read_device_hours
+from hvae_hpc.jobs.state.sweep_status import StageHours, make_sweep_status, read_device_hours
 from hvae_hpc.results.tables.device_hours import build_device_hours
 from hvae_hpc.runs.done import ResultSummary, read_results
 from hvae_hpc.runs.plan import Plan
@@ -35,8 +35,8 @@ def spend(
     plan: Plan, results: dict[str, ResultSummary] | None = None, queue: Queue | None = NOTHING
 ) -> dict[str, StageHours]:
     submissions, results = Submissions(plan.runs_folder), results or read_results(plan)
-    standing = read_standing(plan, results, submissions, queue)
-    return {spending.stage: spending for spending in read_device_hours(standing)}
+    sweep = read_statuses(plan, results, submissions, queue)
+    return {spending.stage: spending for spending in read_device_hours(sweep)}
 
 
 def hours(
@@ -172,24 +172,6 @@ def made(
     }
 
 
-def test_less_memory_is_advised_only_after_some_elements_that_needed_one_attempt(
-    plan: Plan,
-) -> None:
-    def advice(results: dict[str, ResultSummary]) -> str:
-        return spend(plan, results)["segment"].advice
-
-    assert advice(made(plan, 4)) == ""
-    assert advice(made(plan, 5)) == (
-        "segment: for 95 % of 5 elements less memory would do; "
-        "in the site file [segment] memory_gb = 3"
-    )
-    again = {
-        run_id: replace(result, attempt=min(2, 2 * result.attempt))
-        for run_id, result in made(plan, 6).items()
-    }
-    assert advice(again) == ""  # of what took several attempts nobody knows what one needs
-
-
 def test_status_and_the_report_s_table_say_it(
     plan: Plan, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -212,6 +194,15 @@ def test_status_and_the_report_s_table_say_it(
     assert table.columns[:4] == ("stage", "of", "useful", "failed")
     assert table.rows[0][3] == "1.00"
     assert build_device_hours([]) is None
+
+
+def test_a_stage_of_a_second_has_no_empty_brackets(plan: Plan) -> None:
+    run_id = next(iter(plan.runs))
+    begin(plan, run_id, -1 / HOUR)
+    log(plan, run_id, {"event": "failed", "reason": "x"})
+    sweep = make_sweep_status(plan, Submissions(plan.runs_folder), NOTHING)
+    (line,) = [line for line in status.render(sweep, costs=True) if line.startswith("spent")]
+    assert line == "spent: segment: 0.00 GPU-hours"
 
 
 def test_every_stage_that_took_time_has_a_line(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from hvae_hpc.jobs.slurm.client import read_queue
 from hvae_hpc.jobs.state import run_status
-from hvae_hpc.jobs.state.run_status import RunStatus, Standing, explain_lost, read_standing
+from hvae_hpc.jobs.state.run_status import RunStatus, RunStatuses, explain_lost, read_statuses
 from hvae_hpc.jobs.state.submissions import ENDS_FILE, Submissions
 from hvae_hpc.runs.done import read_results
 from tests.jobs.queues import make_plan, submit
@@ -43,8 +43,8 @@ def sacct(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def explain(folder: Path, statuses: dict[str, RunStatus]) -> dict[str, RunStatus]:
     plan = make_plan(folder, [])
     submissions = Submissions(folder)
-    standing = Standing(plan=plan, results={}, statuses=statuses, submissions=submissions)
-    return dict(explain_lost(standing, patience_s=5.0).statuses)
+    sweep = RunStatuses(plan=plan, results={}, statuses=statuses, submissions=submissions)
+    return dict(explain_lost(sweep, patience_s=5.0).statuses)
 
 
 def reasons(folder: Path, statuses: dict[str, RunStatus] = LOST) -> list[str]:
@@ -149,8 +149,8 @@ def lose_one(slurm: MiniSlurm, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     queue = read_queue(not_before=time.time())
     try:
         for _ in range(20):  # slurmdbd takes its time
-            standing = read_standing(plan, read_results(plan), submissions, queue)
-            statuses = explain_lost(standing).statuses
+            sweep = read_statuses(plan, read_results(plan), submissions, queue)
+            statuses = explain_lost(sweep).statuses
             if ":" in statuses[second].reason or not slurm.config.accounting:
                 break
             time.sleep(0.5)

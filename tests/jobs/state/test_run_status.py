@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hvae_hpc.config.arms import ArmConfig
-from hvae_hpc.jobs.state.run_status import RunStatus, read_standing
+from hvae_hpc.jobs.state.run_status import RunStatus, read_statuses
 from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.lease import locked
@@ -32,7 +32,7 @@ def plan(tmp_path: Path, runs: list[Run]) -> Plan:
 
 def stand(plan: Plan, queue: Queue | None = None) -> dict[str, RunStatus]:
     submissions = Submissions(plan.runs_folder)
-    return dict(read_standing(plan, read_results(plan), submissions, queue).statuses)
+    return dict(read_statuses(plan, read_results(plan), submissions, queue).statuses)
 
 
 def ids(plan: Plan, stage: str) -> list[str]:
@@ -77,6 +77,14 @@ def test_of_an_element_that_runs_only_the_run_at_its_turn_is_running(plan: Plan)
     assert statuses[third] == RunStatus("waiting", "12_0", "their turn in the element")
 
 
+def test_a_run_whose_worker_died_waits_for_the_element_to_take_it_alone(plan: Plan) -> None:
+    run_id = ids(plan, "segment")[0]
+    name = submit(plan, [[run_id]])
+    for event in ("started", "died"):
+        log(plan, run_id, {"event": event, "job_id": "12_0", "reason": "SIGKILL"})
+    assert stand(plan, queue_of(in_queue(name, [0], "RUNNING")))[run_id].kind == "waiting"
+
+
 def test_a_run_that_failed_before_and_is_queued_again_waits(plan: Plan) -> None:
     run_id = ids(plan, "segment")[0]
     log(
@@ -118,7 +126,9 @@ def test_what_a_run_came_to_before_is_no_word_of_the_element_that_had_it_since(
     )
     assert stand(plan, queue_of())[run_id].kind == ("failed" if event == "failed" else "open")
     submit(plan, [[run_id]], job="40")
-    assert stand(plan, queue_of())[run_id] == RunStatus("lost", "40_0", "ended without a result")
+    assert stand(plan, queue_of())[run_id] == RunStatus(
+        "lost", "40_0", "ended before it began, by its log"
+    )
 
 
 def test_the_element_is_the_last_that_was_submitted(plan: Plan) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hvae_hpc.jobs.state.run_status import RunStatus, read_standing
+from hvae_hpc.jobs.state.run_status import RunStatus, read_statuses
 from hvae_hpc.jobs.state.submissions import Submissions, comment_of, parse_comment
 from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.plan import Plan
@@ -20,7 +20,7 @@ def plan(tmp_path: Path) -> Plan:
 
 def stand(plan: Plan, queue: Queue | None = None) -> dict[str, RunStatus]:
     submissions = Submissions(plan.runs_folder)
-    return dict(read_standing(plan, read_results(plan), submissions, queue).statuses)
+    return dict(read_statuses(plan, read_results(plan), submissions, queue).statuses)
 
 
 def test_jobs_of_others_and_of_other_runs_folders_are_not_ours(plan: Plan) -> None:

@@ -89,7 +89,7 @@ def test_a_slurm_that_does_not_answer_keeps_nobody_waiting(
         sbatch="exit 1",
         squeue="exec sleep 30",
     )
-    monkeypatch.setattr(sweep_status_module, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(sweep_status_module, "STATUS_PATIENCE_S", 0.5)
     began = time.monotonic()
     assert "squeue did not answer within" in read_sweep_statuses(tmp_path)[0].note
     assert time.monotonic() - began < 10

@@ -78,7 +78,7 @@ def test_who_lost_the_right_to_submit_asks_slurm_for_nothing(
 ) -> None:
     array = Array(name="tiny", stage="segment", elements=(("0" * 12,),))
     plan = replace(plan_of(make_project(tmp_path, 1)), arrays=(array,))
-    prepared = Prepared(plan=plan, name="tiny-0", totals={}, queued=0, room=math.inf)
+    prepared = Prepared(plan=plan, name="tiny-0", totals={}, n_queued=0, room=math.inf)
     asked: list[object] = []
     monkeypatch.setattr(
         "hvae_hpc.jobs.slurm.client.ask_once", lambda command, **_: asked.append(command) or "7"
@@ -110,7 +110,7 @@ def test_sbatch_gets_the_text_that_was_made_whatever_others_write_in_the_folder(
     (tmp_path / "bin/sbatch").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
     with submitting(plan.runs_folder / SUBMISSIONS):
-        Application(Prepared(plan=plan, name="tiny-0", totals={}, queued=0, room=math.inf)).run()
+        Application(Prepared(plan=plan, name="tiny-0", totals={}, n_queued=0, room=math.inf)).run()
     assert (tmp_path / "got").read_text() == 2 * array.script
 
 

@@ -10,7 +10,8 @@ import pytest
 from hvae_hpc.jobs.sites.site import read_site
 from hvae_hpc.jobs.submit.bundles import bundle, make_arrays
 from hvae_hpc.jobs.sweeps import expand
-from hvae_hpc.jobs.sweeps.costs import SECONDS_PER_RUN, Seconds, expected_seconds
+from hvae_hpc.jobs.sweeps.costs import Seconds, add_up, expected_seconds, measure_rates
+from hvae_hpc.runs.done import ResultSummary
 from hvae_hpc.runs.plan import Plan
 from hvae_hpc.sweep import read_sweep
 from tests.jobs.sweeps.test_expand import PAPER
@@ -137,21 +138,22 @@ def test_estimates_grow_with_pixels_images_and_the_flow(plan: Plan) -> None:
     assert all(seconds.high == math.inf for seconds in of.values())
 
 
-def test_a_u_net_s_estimate_follows_the_gpu_that_partition_constraint_or_gres_names(
-    plan: Plan,
-) -> None:
-    run_id = next(run_id for run_id, run in plan.runs.items() if run.stage == "segment")
+def test_measured_times_serve_other_splits_and_a_time_of_zero_serves_none(tmp_path: Path) -> None:
+    sweep = replace(read_sweep("table1"), splits=2)
+    plan = expand.make_plan(sweep, PAPER[:1], tmp_path, read_site(None).resources)
+    first, last = (i for i, run in plan.runs.items() if (run.stage, run.source) == ("train", "vae"))
+    assert plan.runs[first].config.split != plan.runs[last].config.split
+    done = {first: ResultSummary(stamp="a", attempt=1, wall_s=100.0)}
+    assert expected_seconds(plan, done, [last])[last].high < math.inf
+    assert not measure_rates(plan, {first: replace(done[first], wall_s=0.0)})
 
-    def estimate(**asked: object) -> float:
-        needs = replace(plan.resources["segment"], gpus=1, **asked)
-        known = replace(plan, resources={**plan.resources, "segment": needs})
-        return expected_seconds(known, {}, [run_id])[run_id].expected - SECONDS_PER_RUN
 
-    unknown = estimate(partition="gpu", constraint="")
-    h200 = estimate(partition="gpu-H200")
-    assert unknown / h200 == pytest.approx(9.89)
-    assert estimate(partition="gpu", constraint="a100|h200") == pytest.approx(unknown / 3.12)
-    assert estimate(partition="gpu", sbatch_args={"gres": "gpu:h200:1"}) == h200
+def test_a_throttle_lowers_what_is_written_while_a_sweep_runs(plan: Plan) -> None:
+    seconds = seconds_of(plan, 600)
+    plan = replace(plan, arrays=tuple(make_arrays(plan, list(plan.runs), seconds, queued={})))
+    few = {stage: replace(needs, array_parallelism=1) for stage, needs in plan.resources.items()}
+    throttled = add_up(replace(plan, resources=few), seconds)
+    assert throttled["bytes"] < throttled["bytes_peak"] < add_up(plan, seconds)["bytes_peak"]
 
 
 def test_runs_that_ask_for_more_have_arrays_of_their_own_and_with_a_longer_limit_elements_too(

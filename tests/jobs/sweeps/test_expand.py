@@ -277,7 +277,8 @@ def test_the_controls_take_equal_steps_and_those_of_the_paper_its_epochs() -> No
         free = {"moved", "nnunet", "cutmix", "carvemix", "tumorcp", "nnunet+cutmix", "copies-x5"}
         controls = {"real-300", "edm-shuffled+300", "edm-nearest+300", "edm-only+300"}
         assert free | controls < set(arms)
-        sources = ("lsgan", "vae-aggregated", "hvae-aggregated", "edm", "edm-given")
+        encoded = ("vae-aggregated", "hvae-aggregated", "hvae-gan-aggregated")
+        sources = ("lsgan", *encoded, "edm", "edm-given")
         for source in (*sources, "carvemix", "tumorcp"):
             for dose in (100, 300, 500):
                 alone, on_top = arms[f"{source}+{dose}"].arm, arms[f"nnunet+{source}+{dose}"].arm

@@ -259,6 +259,18 @@ def test_usr2_long_before_the_time_limit_is_a_preemption(
     assert read_log(plan.folder(run_id))[-1]["at_limit"] is False
 
 
+def test_an_element_whose_last_run_is_done_as_the_signal_comes_ends_well(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = fake_scontrol(tmp_path / "bin", monkeypatch)
+    monkeypatch.setattr(signals, "_SEEN", [])
+    monkeypatch.setattr(element, "ENDED_S", 0)
+    monkeypatch.setattr(element, "_tell", lambda *_: signals._SEEN.append(signal.SIGUSR2))
+    path = submitted(plan, run_named(plan, "segment", "reference"), minutes=1)
+    assert element.run_element(path, 0) == 0
+    assert not calls.exists()
+
+
 def test_a_run_that_failed_is_not_tried_again_when_its_element_is_sent_back(plan: Plan) -> None:
     failing = run_named(plan, "train", "vae")
     changed = replace(plan, data={"tiny": {**plan.data["tiny"], "folder": "/nowhere"}})
