@@ -37,12 +37,6 @@ def main(argv: Sequence[str]) -> int:
         metavar="DIR",
         help="write to DIR/<sweep>/ (default: RUNS/results/<sweep>/)",
     )
-    add(
-        "--nnunet",
-        type=Path,
-        metavar="DIR",
-        help="set nnU-Net's Dice per case (DIR/summary.json) beside ours",
-    )
     options = parser.parse_args(argv)
     plans = find_plans(options.runs, options.sweep)
     # pandas and matplotlib take a second that --help and a wrong path need not wait for.
@@ -51,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     code = 0
     for path in plans:
         try:
-            write_results(options.runs, path.stem, options.partial, options.out, options.nnunet)
+            write_results(options.runs, path.stem, options.partial, options.out)
         except UserError as error:
             say(f"error: {error}", to=sys.stderr)
             code = 2

@@ -5,7 +5,7 @@ numbers can be; any other run is missing, with its reason.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,7 @@ COLUMNS = {
     "segment": (
         *("data", "arm", "generator", "n_synthetic", "n_standard", "seed", "split_seed"),
         *("dice", "precision", "recall", "hausdorff_95", "hausdorff_95_unit", "median_dice"),
-        *("n_cases", *MORE_MEASURES, "generator_seed"),
+        *("test_cases", *MORE_MEASURES, "generator_seed"),
     ),
     "quality": (
         *("data", "source", "seed", "split_seed", "n"),
@@ -161,17 +161,13 @@ def collect(plan: Plan) -> Collected:
     )
 
 
-def needed_runs(plan: Plan, run_ids: Iterable[str]) -> list[set[str]]:
-    """Return, for each of some networks, the ids of its run and of all runs before it.
+def needed_runs(plan: Plan, run_id: str) -> set[str]:
+    """Return the ids of a run and of all runs that it needed, such as its generator's training.
 
-    These are the standard augmentation, and the training of the generator and the making of all its
-    pairs, whole, however many of them the arm takes.
+    A run that made more pairs than the network took counts whole.
     """
-
-    def with_parents(run_id: str) -> set[str]:
-        return {run_id}.union(*map(with_parents, plan.parents(run_id).values()))
-
-    return [with_parents(run_id) for run_id in run_ids]
+    parents = plan.parents(run_id).values()
+    return {run_id}.union(*(needed_runs(plan, parent) for parent in parents))
 
 
 def network_cost(collected: Collected, networks: Sequence[set[str]]) -> tuple[float, set[str]]:
@@ -276,7 +272,6 @@ def _row(plan: Plan, run_id: str, result: ResultSummary) -> dict[str, Any]:
         **vars(result),
         "energy_j": np.nan if result.energy_j is None else result.energy_j,
         "hausdorff_95_unit": result.hausdorff_unit,
-        "n_cases": len(result.case_dice),
         "stage": run.stage,
         "run_id": run_id,
         "folder": plan.folder_name(run_id),

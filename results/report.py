@@ -89,7 +89,7 @@ def write_report(
     }
     page = PAGE.read_text(encoding="utf-8")
     for name, text in parts.items():
-        page = page.replace(f"<!--{name}-->", text)  # no text has a "<" of its own
+        page = page.replace(f"<!--{name}-->", text)  # all texts are escaped
     write_atomic(path, page)
 
 

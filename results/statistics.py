@@ -175,8 +175,9 @@ def split_means(blocks: Sequence[Block]) -> Scores:
 def divide_variance(blocks: Sequence[Block]) -> tuple[Scores, Scores]:
     """Return what each source adds to the variance of a split's mean, by mean squares.
 
-    A source's part is the variance of its means (ddof 1) over their number. It holds the rest as
-    well: the variance of the mean is the sum of the sources' parts, less the rest for all but one.
+    A source's part is the variance of its means (ddof 1) over their number. Each part includes the
+    rest once. So the variance of the mean is the sum of the parts, less the rest for each source
+    but one.
 
     Returns:
         For SOURCES and the rest, the mean over splits, and degrees of freedom of all splits. Both
@@ -213,8 +214,8 @@ def _add(parts: Scores) -> Scores:
 def _list_parts(blocks: Sequence[Block]) -> tuple[Scores, Scores, float]:
     """Return the parts of the variance of an arm's mean, and their degrees of freedom.
 
-    They are of trainings, of draws (splits, or the runs of one split), of cases, and of the rest
-    that these hold too often. What does not exist, or is within splits, has 0 and a freedom of 1.
+    They are of trainings, of draws (splits, or the runs of one split), of cases, and what ``_add``
+    subtracts. A part that does not exist, or lies within splits, is 0 with a freedom of 1.
 
     Returns:
         The parts; their freedoms; and the least part of splits: what trainings and seeds alone
@@ -247,7 +248,7 @@ def _correlate(blocks: Sequence[Block]) -> tuple[float, Scores]:
     Where cases cannot tell, these are 0 and 1, which make no p too small.
 
     Args:
-        blocks: of each arm the first split. Its first training has as many runs as a comparator.
+        blocks: each arm's first split, of which the first training counts.
     """
     n = len(blocks)
     if n == 1 or any(block.cases != blocks[0].cases for block in blocks):

@@ -11,7 +11,6 @@ from hvae_hpc.jobs.state.submissions import Submissions
 from hvae_hpc.jobs.state.sweep_status import read_device_hours
 from hvae_hpc.results.collect import NOT_YET, Collected, collect, name_some
 from hvae_hpc.results.figures.write import write_figures
-from hvae_hpc.results.nnunet import build_nnunet
 from hvae_hpc.results.report import write_report
 from hvae_hpc.results.rows import write_rows
 from hvae_hpc.results.scores import score_arms
@@ -25,11 +24,7 @@ from hvae_hpc.runs.plan import Plan, plan_path, read_plan
 
 
 def write_results(
-    runs: Path,
-    sweep: str,
-    partial: bool = False,
-    out: Path | None = None,
-    nnunet: Path | None = None,
+    runs: Path, sweep: str, partial: bool = False, out: Path | None = None
 ) -> list[Path]:
     """Print one sweep's tables and write them, the figures, the rows and the report.
 
@@ -37,13 +32,12 @@ def write_results(
         runs, sweep: the runs folder, and the sweep's name.
         partial: show what is there where runs are missing.
         out: the folder for ``<sweep>/``; None for ``RUNS/results``.
-        nnunet: where nnU-Net's evaluation of exported pairs lies, to stand beside ours.
 
     Returns:
         The written files.
 
     Raises:
-        UserError: no such plan, no such evaluation, or runs are missing and partial is off.
+        UserError: no such plan, or runs are missing and partial is off.
     """
     # The folder may have been moved since the plan was written.
     plan = replace(read_plan(plan_path(runs, sweep)), runs_folder=runs)
@@ -62,9 +56,12 @@ def write_results(
             f"all of them are listed in {missing[0]}"
         )
 
+    if collected.costs.empty:
+        say(f"sweep {plan.sweep}: no run is done yet\n{name_some(collected.missing)}")
+        return missing
+
     scores = score_arms(plan, collected)
     tables = build_tables(plan, collected, scores)
-    tables["nnunet"] = build_nnunet(nnunet, sweep, scores) if nnunet else None
     paths = _write_tables(folder, sweep, tables)
     verdicts = [*map(printable, judge(plan, collected, scores))]
     paths += _write_verdicts(folder, verdicts)

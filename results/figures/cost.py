@@ -34,7 +34,7 @@ def draw_cost(
         UserError: no arm is done yet.
     """
     arms, figure, left, right = start_rows(scores)
-    costs = [network_cost(collected, needed_runs(plan, s.run_ids)) for s in arms]
+    costs = [network_cost(collected, [needed_runs(plan, i) for i in s.run_ids]) for s in arms]
     seconds, devices = zip(*costs, strict=True)
     unit = next(name for name, (least, _) in _UNITS.items() if max(seconds) >= least)
 

@@ -204,10 +204,14 @@ def format_summary(summary: Summary | None, expected: int, digits: int = 3) -> s
 
 
 def format_estimate(estimate: Comparison | None, sign: str = "") -> str:
-    """Return "mean [low, high]" for people; a sign of "+" writes the plus of positive numbers."""
+    """Return "mean [low, high]" of Dice for people, its ends cut to what Dice can be.
+
+    A sign of "+" is for differences.
+    """
     if estimate is None:
         return NOTHING
-    return f"{estimate.mean:{sign}.3f} [{estimate.low:{sign}.3f}, {estimate.high:{sign}.3f}]"
+    low, high = max(estimate.low, -1 if sign else 0), min(estimate.high, 1)
+    return f"{estimate.mean:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
 
 
 def summary_numbers(summary: Summary | None, **expected: int) -> dict[str, Any]:

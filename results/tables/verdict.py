@@ -10,6 +10,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from hvae_hpc.config.arms import ArmConfig
 from hvae_hpc.results.collect import Collected, needed_runs, network_cost
 from hvae_hpc.results.gain import Gain, conclude, measure_gain
@@ -59,10 +61,11 @@ def answer(gain: Gain, smallest: float, cost: str) -> str:
     free = "training on real pairs" if rival.name == REFERENCE else arm_label(rival)
     free += " alone"
     against = "it alone" if rival.name == base != REFERENCE else free
-    if "seed" in gain.difference.not_covered:
+    is_wide = gain.high - gain.low > 1
+    if gain.seeds < 3 or (gain.seeds == 3 and is_wide):
         return (
-            f"Too early: one U-Net seed proves nothing; {pairs} look best, at"
-            f" {gain.difference.mean:+.3f} Dice against {against}. Run four seeds or more."
+            f"Too early: too few U-Net seeds ({gain.seeds}) to tell; {pairs} look best, at"
+            f" {gain.difference.mean:+.3f} Dice against {against}. Run four or more."
         )
     conclusion = conclude(gain.low, gain.high, smallest)
     if conclusion == "equivalent":
@@ -120,7 +123,7 @@ def _name_pairs(arm: ArmConfig) -> str:
 
 def _describe_cost(plan: Plan, collected: Collected, pairs: ArmScores) -> str:
     """Return the device hours of the pairs: the generator's training, and the making of them."""
-    needed = [runs.difference(pairs.run_ids) for runs in needed_runs(plan, pairs.run_ids)]
+    needed = [needed_runs(plan, run_id) - {run_id} for run_id in pairs.run_ids]
     seconds, devices = network_cost(collected, needed)
     hours, unit = seconds / 3600, "CPU" if devices == {"cpu"} else "GPU"
     return f"{hours:,.0f} {unit}-hours" if hours >= 10 else f"{hours:.2g} {unit}-hours"
@@ -129,11 +132,12 @@ def _describe_cost(plan: Plan, collected: Collected, pairs: ArmScores) -> str:
 def _describe_gain(gain: Gain, cost: str) -> list[str]:
     """Say against what the answer was found, how far apart they are, and how stable that is."""
     free, pairs = arm_label(gain.free.arm), arm_label(gain.pairs.arm)
+    low, high = np.clip([gain.low, gain.high], -1, 1)
     chance = gain.difference.p / 2
     chance = 1 - chance if gain.difference.mean > 0 else chance
     return [
         f"Of the arms without synthetic pairs, {free} is best.",
-        f"The best with them gains {gain.low:+.3f} to {gain.high:+.3f} over it (95 %), and its"
+        f"The best with them gains {low:+.3f} to {high:+.3f} over it (95 %), and its"
         f" pairs cost {cost}.",
         f"This covers {describe_cover(gain.difference.not_covered)}",
         f"{pairs} is above it for {gain.above} of {gain.seeds} seeds, and above all arms for"

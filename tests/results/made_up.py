@@ -184,6 +184,7 @@ def fake_metrics(run: Run) -> dict[str, float]:
             "hausdorff_95": 10 * (1 - dice),
             "surface_dice_2": dice / 2,
             "area_error": 1.5 * dice,
+            "test_cases": 12.0,
             **{f"dice_{size}": dice for size in ("small", "medium", "large")},
         }
     if isinstance(run.config, QualityConfig):

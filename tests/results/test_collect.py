@@ -36,7 +36,15 @@ def test_every_done_segment_run_is_one_row_with_its_numbers(tmp_path: Path) -> N
     row = collected.segment.set_index("run_id").loc[run.run_id]
     assert row["dice"] == fake_dice(run)
     assert list(row[["data", "arm", "generator"]]) == ["brats2021", "vae+300", "vae"]
-    counts = ["n_synthetic", "n_standard", "seed", "split_seed", "n_cases", "median_dice", "wall_s"]
+    counts = [
+        "n_synthetic",
+        "n_standard",
+        "seed",
+        "split_seed",
+        "test_cases",
+        "median_dice",
+        "wall_s",
+    ]
     assert list(row[counts]) == [300, 0, 2, 0, 12, fake_dice(run), 12.5]
     assert collected.missing == ()
     assert collected.costs["code_sha"].value_counts().to_dict() == {"abc": len(runs)}

@@ -121,6 +121,16 @@ def test_missing_seeds_are_refused_and_partial_shows_7_of_10(
     assert not listed.exists()
 
 
+def test_partial_of_a_sweep_with_no_done_run_says_so_and_prints_no_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_plan(tmp_path, make_runs(seeds=1))
+    assert run_main(tmp_path, "--partial") == 0
+    out = capsys.readouterr().out
+    assert out.startswith("sweep small: no run is done yet\n  ")
+    assert "Dice" not in out
+
+
 def test_a_run_that_was_killed_without_a_word_is_lost_and_its_time_does_not_grow(
     tmp_path: Path,
 ) -> None:

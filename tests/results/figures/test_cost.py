@@ -43,7 +43,7 @@ def test_a_network_needs_its_own_run_and_the_generators_and_nothing_of_other_arm
     runs = write_sweep(tmp_path)
     plan = read_plan(tmp_path / "plans/small.json")
     (scores,) = [s for s in score_arms(plan, collect(plan)) if s.arm.name == "vae+300"]
-    needed = needed_runs(plan, scores.run_ids)
+    needed = [needed_runs(plan, run_id) for run_id in scores.run_ids]
     own = {run.run_id for run in segments(runs, "vae+300")}
     pairs = {
         run.run_id
@@ -62,7 +62,9 @@ def test_all_attempts_on_all_devices_are_counted_whatever_the_number_of_seeds(
         plan, collected = read(tmp_path / str(seeds), seeds=seeds)
         collected.costs.loc[collected.costs["stage"] == "train", "processes"] = 4
         (scores,) = [s for s in score_arms(plan, collected) if s.arm.name == "hvae+100"]
-        costs.append(network_cost(collected, needed_runs(plan, scores.run_ids)))
+        costs.append(
+            network_cost(collected, [needed_runs(plan, run_id) for run_id in scores.run_ids])
+        )
     devices = {"gpu", "cpu of generate", "cpu of segment"}
     assert costs == [(4110.0, devices), (4110.0, devices)]
 

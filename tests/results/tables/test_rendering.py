@@ -7,7 +7,8 @@ from html.parser import HTMLParser
 
 import pandas as pd
 
-from hvae_hpc.results.tables.table import Table, to_csv
+from hvae_hpc.results.statistics import Comparison
+from hvae_hpc.results.tables.table import Table, format_estimate, to_csv
 
 NASTY = r"50 % of $x_1$ & {a}\input{/etc/passwd} ~ ^ # <b>é±×↑↓—"
 TABLE = Table(
@@ -116,3 +117,11 @@ def test_a_text_in_a_csv_is_neither_a_formula_nor_a_number() -> None:
     read = pd.read_csv(io.StringIO(to_csv(rows)))
     assert read["text"].tolist() == [*(f"'{text}" for text in texts), *plain]
     assert read["number"].equals(rows["number"])
+
+
+def test_printed_intervals_end_where_dice_ends() -> None:
+    estimate = Comparison(
+        mean=0.56, low=-2.2, high=1.3, p=0.5, standard_error=0.3, freedom=1, not_covered=()
+    )
+    assert format_estimate(estimate) == "0.560 [0.000, 1.000]"
+    assert format_estimate(estimate, "+") == "+0.560 [-1.000, +1.000]"
