@@ -1,8 +1,8 @@
 """Hamiltonian Monte Carlo on latent variables: a Metropolis step, walks of many, and annealing.
 
-All take a function that stands at z, and know nothing of generators. The mass matrix is diag(1 /
-scale^2), so a step size is meant in units of ``scale``. A path that leaves the numbers is not
-taken: Metropolis' rule is false for a NaN.
+All take a function that evaluates a potential at z, and know nothing of generators. The mass matrix
+is diag(1 / scale^2), so a step size is meant in units of ``scale``. A path that leaves the numbers
+is not taken: Metropolis' rule is false for a NaN.
 """
 
 import math
@@ -23,19 +23,19 @@ WANTED_ACCEPTANCE = (0.65, 0.9)
 """Between these a step size is left alone; about 0.65 to 0.8 is the most efficient (Neal 2011)."""
 
 
-class Place(NamedTuple):
-    """Where chains stand: z and the potential's gradient there (n, d), and the potential (n,)."""
+class Point(NamedTuple):
+    """Where chains are: z and the potential's gradient (n, d), and the potential (n,)."""
 
     z: Tensor
     gradient: Tensor
     value: Tensor
 
 
-Stand = Callable[[Tensor], Place]
-"""z (n, d) -> the place there."""
+Evaluate = Callable[[Tensor], Point]
+"""z (n, d) -> the potential there."""
 
 
-def stand(energy: Energy, z: Tensor) -> Place:
+def evaluate(energy: Energy, z: Tensor) -> Point:
     """Evaluate a potential and its gradient."""
 
     def summed(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,12 +43,12 @@ def stand(energy: Energy, z: Tensor) -> Place:
         return value.sum(), value
 
     gradient, value = torch.func.grad(summed, has_aux=True)(z)
-    return Place(z, gradient, value)
+    return Point(z, gradient, value)
 
 
-def stand_in_parts(
+def evaluate_in_parts(
     energy: Callable[[Batch, Tensor], Tensor], pairs: Batch, rows: int, z: Tensor
-) -> Place:
+) -> Point:
     """Evaluate a potential part by part: only one part's activations are in memory.
 
     Args:
@@ -58,52 +58,52 @@ def stand_in_parts(
         z: (n, d).
     """
     parts = split_batch({**pairs, "z": z}, rows)
-    places = [stand(partial(energy, part), part["z"]) for part in parts]
-    return Place(*map(torch.cat, zip(*places, strict=True)))
+    points = [evaluate(partial(energy, part), part["z"]) for part in parts]
+    return Point(*map(torch.cat, zip(*points, strict=True)))
 
 
 def metropolis_step(
-    stand_at: Stand,
-    here: Place,
+    evaluate_at: Evaluate,
+    point: Point,
     scale: Tensor,
     generator: Generator,
     *,
     leaps: int,
     step_size: float,
-    bend: Callable[[Place], Place] = lambda place: place,
-) -> tuple[Place, float]:
+    temper: Callable[[Point], Point] = lambda point: point,
+) -> tuple[Point, float]:
     """Propose by leapfrog with a fresh momentum, and accept or stay, in log space (Neal 2011).
 
     Args:
-        stand_at: evaluates the potential.
-        here: where the chains stand.
+        evaluate_at: evaluates the potential.
+        point: where the chains are.
         scale: (n, d) lengths in which a step of 1 is meant.
         generator: of momenta and choices, on the CPU.
         leaps: of the proposal.
         step_size: of a leap.
-        bend: turns the potential and its gradient at a place into those that are followed.
+        temper: turns the potential and its gradient at a point into those that are followed.
 
     Returns:
-        Where the chains stand then, and the share that moved.
+        Where the chains are then, and the share that moved.
     """
-    momentum = torch.randn(here.z.shape, generator=generator).to(here.z)
-    uniform = torch.rand(len(here.z), generator=generator).to(here.z)
-    before = bend(here).value + 0.5 * momentum.square().sum(1)
+    momentum = torch.randn(point.z.shape, generator=generator).to(point.z)
+    uniform = torch.rand(len(point.z), generator=generator).to(point.z)
+    before = temper(point).value + 0.5 * momentum.square().sum(1)
 
-    end = here
+    end = point
     for _ in range(leaps):
-        momentum = momentum - 0.5 * step_size * scale * bend(end).gradient
-        end = stand_at(end.z + step_size * scale * momentum)
-        momentum = momentum - 0.5 * step_size * scale * bend(end).gradient
+        momentum = momentum - 0.5 * step_size * scale * temper(end).gradient
+        end = evaluate_at(end.z + step_size * scale * momentum)
+        momentum = momentum - 0.5 * step_size * scale * temper(end).gradient
 
-    accepted = torch.log(uniform) < before - bend(end).value - 0.5 * momentum.square().sum(1)
+    accepted = torch.log(uniform) < before - temper(end).value - 0.5 * momentum.square().sum(1)
     rows = accepted[:, None]
-    place = Place(
-        torch.where(rows, end.z, here.z),
-        torch.where(rows, end.gradient, here.gradient),
-        torch.where(accepted, end.value, here.value),
+    after = Point(
+        torch.where(rows, end.z, point.z),
+        torch.where(rows, end.gradient, point.gradient),
+        torch.where(accepted, end.value, point.value),
     )
-    return place, float(accepted.float().mean())
+    return after, float(accepted.float().mean())
 
 
 def adapt(step_size: float, rate: float) -> float:
@@ -121,7 +121,7 @@ class Walk(NamedTuple):
 
 
 def hamiltonian_walk(
-    stand_at: Stand,
+    evaluate_at: Evaluate,
     z: Tensor,
     scale: Tensor,
     generator: Generator,
@@ -136,23 +136,23 @@ def hamiltonian_walk(
     the second half keeps it, so that the distribution exp(-energy) is left as it is.
 
     Args:
-        stand_at: evaluates the potential.
+        evaluate_at: evaluates the potential.
         z: (n, d) where the chains start.
         scale: (n, d) lengths in which a step of 1 is meant.
         generator: of momenta and choices, on the CPU.
         proposals, leaps, step_size: see :class:`GenerateConfig`.
     """
     kept: list[float] = []
-    here = stand_at(z)
+    point = evaluate_at(z)
     for proposal in range(proposals):
-        here, rate = metropolis_step(
-            stand_at, here, scale, generator, leaps=leaps, step_size=step_size
+        point, rate = metropolis_step(
+            evaluate_at, point, scale, generator, leaps=leaps, step_size=step_size
         )
         if proposal >= proposals // 2:
             kept.append(rate)
         else:
             step_size = adapt(step_size, rate)
-    return Walk(here.z, sum(kept) / len(kept), step_size)
+    return Walk(point.z, sum(kept) / len(kept), step_size)
 
 
 class Gaussians(NamedTuple):
@@ -171,11 +171,11 @@ class Gaussians(NamedTuple):
         squares = 0.5 * ((z - self.mean) / self.scale).square()
         return (squares + self.scale.log() + 0.5 * math.log(2 * math.pi)).sum(1)
 
-    def bend(self, place: Place, share: float) -> Place:
-        """Return the place's energy, mixed with this Gaussian's: share 0 is the Gaussian alone."""
-        pull = (place.z - self.mean) / self.scale.square()
-        gradient = torch.lerp(pull, place.gradient, share)
-        return Place(place.z, gradient, torch.lerp(self.energy(place.z), place.value, share))
+    def temper(self, point: Point, share: float) -> Point:
+        """Return the point's energy, mixed with this Gaussian's: share 0 is the Gaussian alone."""
+        pull = (point.z - self.mean) / self.scale.square()
+        gradient = torch.lerp(pull, point.gradient, share)
+        return Point(point.z, gradient, torch.lerp(self.energy(point.z), point.value, share))
 
 
 class Annealing(NamedTuple):
@@ -187,7 +187,7 @@ class Annealing(NamedTuple):
 
 
 def anneal(
-    stand_at: Stand,
+    evaluate_at: Evaluate,
     start: Gaussians,
     generator: Generator,
     *,
@@ -196,24 +196,24 @@ def anneal(
     step_sizes: Sequence[float],
     end: Tensor | None = None,
 ) -> Annealing:
-    """Estimate the integral of exp(-energy); the weights' mean is unbiased for it.
+    """Estimate the integral of exp(-energy) by annealed importance sampling.
 
-    So its logarithm is a stochastic lower bound. The way back from exact draws of the target gives
-    weights of the reciprocal, and so an upper bound.
+    The mean weight is unbiased, so its logarithm is a stochastic lower bound. Going back from exact
+    draws of the target estimates the reciprocal, and so an upper bound.
 
-    From a Gaussian to exp(-energy) by the densities f_0^(1 - b) exp(-b energy) with b = (t /
-    T)^4, as most of the way lies near the start. One Metropolis step at each.
+    The densities are f_0^(1 - b) exp(-b energy) with b = (t / T)^4, as most of the way lies near
+    the start. One Metropolis step is taken at each.
 
         log w = sum_t (b_t - b_(t-1)) (-energy(z_(t-1)) - log f_0(z_(t-1)))
 
     Args:
-        stand_at: evaluates minus the log of what is integrated, constants included.
+        evaluate_at: evaluates minus the log of what is integrated, constants included.
         start: f_0; its scale is the chains' length scale.
         generator: on the CPU.
         temperatures: T.
         leaps: of each proposal.
-        step_sizes: one for each temperature, for an unbiased estimate; or the first one alone, from
-            which they are adapted on the way, for other runs.
+        step_sizes: one per temperature; or the first alone: the others are then adapted, and the
+            estimate is biased.
         end: exact draws (n, d) to go back from; None to set out from the Gaussian.
 
     Source: Neal (2001); Grosse et al. (2015), bidirectional Monte Carlo.
@@ -224,21 +224,27 @@ def anneal(
     step_size = 0.0
     used: list[float] = []
     rates: list[float] = []
-    here = stand_at(start.draw(generator) if end is None else end)
-    log_weights = torch.zeros(len(here.z), dtype=torch.float64, device=here.z.device)
+    point = evaluate_at(start.draw(generator) if end is None else end)
+    log_weights = torch.zeros(len(point.z), dtype=torch.float64, device=point.z.device)
 
     for t, (before, share) in enumerate(pairwise(shares), 1):
-        # The weight of one temperature more, at where the chains stand.
-        log_weights += (share - before) * (start.energy(here.z) - here.value).double()
+        # The weight of one temperature more, at where the chains are.
+        log_weights += (share - before) * (start.energy(point.z) - point.value).double()
         if t == temperatures:
             break
 
         # One proposal at the new temperature.
         if t <= len(step_sizes):
             step_size = step_sizes[t - 1]
-        bend = partial(start.bend, share=share)
-        here, rate = metropolis_step(
-            stand_at, here, start.scale, generator, leaps=leaps, step_size=step_size, bend=bend
+        temper = partial(start.temper, share=share)
+        point, rate = metropolis_step(
+            evaluate_at,
+            point,
+            start.scale,
+            generator,
+            leaps=leaps,
+            step_size=step_size,
+            temper=temper,
         )
         used.append(step_size)
         rates.append(rate)

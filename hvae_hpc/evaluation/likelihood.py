@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 
 from hvae_hpc.config.stages import LikelihoodConfig
 from hvae_hpc.errors import UserError
-from hvae_hpc.evaluation.hamiltonian import Gaussians, anneal, stand_in_parts
+from hvae_hpc.evaluation.hamiltonian import Gaussians, anneal, evaluate_in_parts
 from hvae_hpc.models.blocks import Batch, Tensors
 from hvae_hpc.models.hvae import HVAE, LOG_2PI
 from hvae_hpc.preprocess.store.reader import read_dataset
@@ -203,7 +203,7 @@ def _anneal(
         return 0.5 * z.square().sum(1) + 0.5 * z.shape[1] * LOG_2PI - image_nats - mask_nats
 
     annealed = anneal(
-        partial(stand_in_parts, energy, rows, micro_batch),
+        partial(evaluate_in_parts, energy, rows, micro_batch),
         start,
         generator,
         temperatures=temperatures,
@@ -245,11 +245,11 @@ def _bounds(
             for name in names:
                 noise = torch.randn(n * size, model.latent_size, generator=generator)
                 noisy[name] = noise.to(batch["image"])
-            found = []
+            parts = []
             for part in split_batch(noisy, micro_batch):
                 terms = model.bound(part, part["mean"], part["scale"]).terms
-                found.append(torch.stack([terms["elbo"], terms["log_weight"]]))
-            drawn.append(torch.cat(found, 1).view(2, n, size))
+                parts.append(torch.stack([terms["elbo"], terms["log_weight"]]))
+            drawn.append(torch.cat(parts, 1).view(2, n, size))
         return torch.cat(drawn, 2).double()
 
     elbos, log_weights = draw_bounds(config.importance_samples, "noise")

@@ -14,7 +14,7 @@ from torch import Tensor
 from hvae_hpc.config.kinds import GeneratorConfig
 from hvae_hpc.config.stages import GenerateConfig
 from hvae_hpc.errors import UserError
-from hvae_hpc.evaluation.hamiltonian import Gaussians, hamiltonian_walk, stand, stand_in_parts
+from hvae_hpc.evaluation.hamiltonian import Gaussians, evaluate, evaluate_in_parts, hamiltonian_walk
 from hvae_hpc.models.blocks import Batch
 from hvae_hpc.training.batches import PairTensors, generator_for
 
@@ -172,14 +172,14 @@ class LatentSampler:
             image, mask = self.model.log_likelihood(z, part)
             return 0.5 * z.square().sum(1) - mask - (image if config.sampler == "hmc" else 0.0)
 
-        stand_at = partial(stand_in_parts, energy, batch, self.micro_batch)
+        evaluate_at = partial(evaluate_in_parts, energy, batch, self.micro_batch)
         proposals, leaps = config.hmc_proposals, config.hmc_leaps
         if config.sampler == "riemannian":
-            stand_at = partial(stand, self.geometry.energy)
+            evaluate_at = partial(evaluate, self.geometry.energy)
             start = self.geometry.into_box(start)
             proposals, leaps = RIEMANNIAN_WALK
         walk = hamiltonian_walk(
-            stand_at,
+            evaluate_at,
             start,
             scale if config.hmc_scale == "encoding" else torch.ones_like(scale),
             generator,

@@ -75,7 +75,8 @@ def segment(config: SegmentConfig, workplace: Workplace) -> Outcome | None:
     means = dice_by_size(scores.values())
     for name in METRICS:
         values = [of_case[name] for of_case in per_case.values() if name in of_case]
-        means |= {name: float(np.mean(values))} if values else {}
+        if values:
+            means[name] = float(np.mean(values))
     with_tumour = [of_case.dice for of_case in scores.values() if of_case.true_area]
     if 0 < len(with_tumour) < len(per_case):  # where nothing is there, nothing found scores 1
         means["dice_with_tumour"] = float(np.mean(with_tumour))
@@ -136,7 +137,7 @@ def training_pairs(
             data = replace(data, synthetic=n, synthetic_share=arm.synthetic_share)
     if arm.first_share:
         batches = round(arm.first_share * config.optim.images / config.optim.batch_size)
-        data = replace(data, alone=batches * config.optim.batch_size)
+        data = replace(data, added_first=batches * config.optim.batch_size)
     return data
 
 

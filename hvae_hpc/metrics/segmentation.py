@@ -116,9 +116,9 @@ def edge_distances(
     predicted, true = (mask.reshape(-1, height, width) for mask in (prediction, truth))
     farthest = math.hypot(height * spacing[0], width * spacing[1])
     pairs = list(zip(predicted, true, strict=True))
-    there = [_slice_distances(mask, other, spacing, farthest) for mask, other in pairs]
-    back = [_slice_distances(mask, other, spacing, farthest) for other, mask in pairs]
-    return np.concatenate(there), np.concatenate(back)
+    forward = [_slice_distances(mask, other, spacing, farthest) for mask, other in pairs]
+    backward = [_slice_distances(mask, other, spacing, farthest) for other, mask in pairs]
+    return np.concatenate(forward), np.concatenate(backward)
 
 
 def _slice_distances(

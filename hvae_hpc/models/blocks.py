@@ -1,8 +1,8 @@
 """What the networks are made of: residual blocks, self-attention, encoder, decoder, and the Loss.
 
 GroupNorm and SiLU, no dropout, no BatchNorm: pairs of a batch must not know of each other, or the
-bound is not a bound. What the decoder is made of can be ``linearised`` (see
-:mod:`hvae_hpc.models.vjp`): a forward is differentiated once, and its attention is a fused kernel.
+bound is not a bound. The decoder's parts have ``linearise`` (see :mod:`hvae_hpc.models.vjp`). A
+plain forward is differentiated once, so its attention is a fused kernel.
 """
 
 from collections.abc import Callable, Mapping
@@ -131,12 +131,12 @@ class SelfAttention(nn.Module):
         """Return the block's output and its pullback."""
         normed, pull_norm = linearise_activation(self.norm, x, silu=False)
         query, key, value = parts = self._split(self.query_key_value(normed))
-        alone = keeps_inputs_alone(x)
-        weights = None if alone else self._weights(query, key)
+        spares = keeps_inputs_alone(x)
+        weights = None if spares else self._weights(query, key)
 
         def pull(gradient: Tensor) -> Tensor:
             by_gathered = pull_conv(self.out, gradient).reshape(value.shape)
-            if alone:
+            if spares:
                 by_qkv = keep_inputs(self._pull_attention, by_gathered, query, key, value)
             else:
                 by_qkv = self._pull_attention(by_gathered, query, key, value, weights)

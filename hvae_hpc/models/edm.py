@@ -42,6 +42,7 @@ from hvae_hpc.models.vjp import widen
 
 SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7.0  # Karras et al. 2022, Table 1
 FREQUENCIES = 32  # random Fourier features of the noise level
+MOVE_NUMBERS = 6  # of an affine map
 MASK_MOVES = MovesConfig(flip=0.5, rotate_deg=20.0, scale=0.15, shift=0.08)
 """How real masks are moved before an image is drawn to them."""
 WARP, WARP_GRID = 0.06, 5  # largest bend of a mask, as a share of its side; control points a side
@@ -94,13 +95,13 @@ class Block(nn.Module):
         self.conv_1 = convolution(channels_in, channels_out)
         self.modulation = nn.Linear(embedded, 2 * channels_out)
         self.norm_2 = normalisation(channels_out)
-        self.conv_2 = _silent(convolution(channels_out, channels_out))
+        self.conv_2 = _zeroed(convolution(channels_out, channels_out))
         same = channels_in == channels_out
         self.skip = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1)
         self.attention: nn.Module = nn.Identity()
         if heads:
             self.attention = attention = SelfAttention(channels_out, heads)
-            _silent(attention.out)
+            _zeroed(attention.out)
 
     def forward(self, x: Tensor, embedding: Tensor, kept: Tensor | None) -> Tensor:
         """Return the block's output.
@@ -157,7 +158,7 @@ class Denoiser(nn.Module):
             for level in reversed(range(levels))
         )
         self.norm = normalisation(widths[0])
-        self.last = _silent(convolution(widths[0], channels_out * squares))
+        self.last = _zeroed(convolution(widths[0], channels_out * squares))
 
         # Feature maps that dropout may leave out, block by block, in the order of their use.
         self.maps = [*widths, widths[-1], *reversed(widths)]
@@ -191,12 +192,8 @@ class Denoiser(nn.Module):
         return F.pixel_shuffle(self.last(F.silu(self.norm(h))), self.fold)
 
 
-MOVE_NUMBERS = 6
-"""An affine map has so many numbers."""
-
-
-def _silent(layer: nn.Conv2d) -> nn.Conv2d:
-    """Let a layer say nothing at first: a block begins as its skip, F as 0."""
+def _zeroed(layer: nn.Conv2d) -> nn.Conv2d:
+    """Zero a layer's weights: a block begins as its skip, F as 0."""
     for values in layer.parameters():
         nn.init.zeros_(values)
     return layer

@@ -31,7 +31,7 @@ from hvae_hpc.models.vjp import keep_inputs
 LOG_2PI = math.log(2 * math.pi)
 
 
-class Path(NamedTuple):
+class FlowPath(NamedTuple):
     """Where the flow went, all float32.
 
     Attributes:
@@ -64,9 +64,9 @@ class HVAE(nn.Module):
 
     Attributes:
         compiled_parts: the methods that cost time.
-        has_bound: what is maximised is a bound, but for Metropolis.
-        activation_memory_budget: share of its activations that a compiled step keeps. With this one
-            it computes no product again, by a trace, and needs a third of the memory.
+        has_bound: the objective is a bound, except with Metropolis.
+        activation_memory_budget: share of its activations that a compiled step keeps. By a trace,
+            0.5 computes no product again and needs a third of the memory.
         recompute: decode again in the backward pass: a flow of K leaps then needs about the memory
             of one decoding, not of K + 1.
     """
@@ -221,7 +221,7 @@ class HVAE(nn.Module):
             by_parameter = batch["image"] - torch.sigmoid(parameter)
         return by_parameter, self.config.mask_weight * (batch["mask"] - torch.sigmoid(mask_logits))
 
-    def leap(self, batch: Batch, mean: Tensor, scale: Tensor) -> Path:
+    def leap(self, batch: Batch, mean: Tensor, scale: Tensor) -> FlowPath:
         """Follow the flow from z0 = mean + scale * noise.
 
         K leaps take K + 1 gradients: the force at a step's end is the force at the next one's
@@ -262,12 +262,12 @@ class HVAE(nn.Module):
             energy_change = energy_change + energy + 0.5 * _square(momentum) - before
             momentum = alpha * momentum
 
-        path = Path(
+        path = FlowPath(
             q_0, q, z_0, shift + unit * q, momentum, *at_start, image_nats, mask_nats, energy_change
         )
         return self._accept_or_stay(path, batch) if self.config.metropolis else path
 
-    def _accept_or_stay(self, path: Path, batch: Batch) -> Path:
+    def _accept_or_stay(self, path: FlowPath, batch: Batch) -> FlowPath:
         """Choose for each pair between (u_K, rho_K) and (u_0, -rho_0), by Metropolis' rule."""
         accepted = torch.log(batch["uniform"]) < -path.energy_change
 
@@ -322,7 +322,7 @@ class HVAE(nn.Module):
             sampled_kl = 0.5 * _square(z) - 0.5 * _square(batch["noise"]) - log_scale
 
         pixels = batch["image"][0].numel()
-        bound = image_nats + mask_nats - batch["kl_weight"] * kl
+        objective = image_nats + mask_nats - batch["kl_weight"] * kl
         elbo = image_nats + mask_nats - kl
         if is_bound:
             log_weight = image_nats + mask_nats - sampled_kl
@@ -337,7 +337,9 @@ class HVAE(nn.Module):
             "kl_weight": batch["kl_weight"],
             "sigma_x": torch.as_tensor(self.sigma_x()),
         }
-        return Loss(-bound.mean() / pixels, {name: term.detach() for name, term in terms.items()})
+        return Loss(
+            -objective.mean() / pixels, {name: term.detach() for name, term in terms.items()}
+        )
 
     def decode(self, z: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
         """Turn z (B, d) into the image's mean and the mask's probability, (B, 1, H, W) each.

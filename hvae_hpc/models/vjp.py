@@ -38,8 +38,8 @@ def pull_conv(conv: nn.Conv2d, gradient: Tensor) -> Tensor:
 def keeps_inputs_alone(x: Tensor) -> bool:
     """Tell whether layers of this input keep no more than their inputs for the backward pass.
 
-    They do so on a GPU, whose memory the float32 maps between would fill. The compiler has a choice
-    of its own.
+    Only on a GPU, where float32 maps between layers would fill the memory; the compiler decides for
+    itself.
     """
     return x.device.type == "cuda" and not torch.compiler.is_compiling()
 

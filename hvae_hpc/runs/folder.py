@@ -314,19 +314,19 @@ def read_log_tail(folder: Path, n_bytes: int = 8192) -> list[LogRecord]:
     return []
 
 
-def read_records(path: Path, check: Callable[[Any], T]) -> list[T]:
+def read_records(path: Path, make_record: Callable[[Any], T]) -> list[T]:
     """Read a file of one JSON record a line; a line that is no record of ours counts as none.
 
     A crash may have cut a line short, or somebody else wrote it. How many there are is said once.
 
     Args:
         path: of the file; a missing one has no records.
-        check: makes a record of plain data, or raises one of ``NO_RECORD``.
+        make_record: makes a record of plain data, or raises one of ``NO_RECORD``.
     """
     records, trouble = list[T](), ""
     try:
         lines = read_last_lines(path, RECORD_BYTES)
-        records = _parse(lines, check)
+        records = _parse(lines, make_record)
         if len(records) < len(lines):
             trouble = f"{len(lines) - len(records)} of {len(lines)} lines are no records of ours"
     except (FileNotFoundError, NotADirectoryError):
@@ -339,11 +339,11 @@ def read_records(path: Path, check: Callable[[Any], T]) -> list[T]:
     return records
 
 
-def _parse(lines: Iterable[bytes], check: Callable[[Any], T]) -> list[T]:
+def _parse(lines: Iterable[bytes], make_record: Callable[[Any], T]) -> list[T]:
     records = []
     for line in lines:
         with suppress(*NO_RECORD):
-            records.append(check(json.loads(line)))
+            records.append(make_record(json.loads(line)))
     return records
 
 

@@ -53,7 +53,7 @@ def _permutation(n: int, added: int, seed: int, epoch: int) -> Tensor:
 
 
 def images_of_step(
-    n: int, seed: int, images_seen: int, batch_size: int, added: int = 0, alone: int = 0
+    n: int, seed: int, images_seen: int, batch_size: int, added: int = 0, added_first: int = 0
 ) -> Tensor:
     """Return the indices (batch_size,) of the images after the first ``images_seen``.
 
@@ -66,14 +66,14 @@ def images_of_step(
         images_seen: before this step.
         batch_size: images of a step.
         added: the last so many are no real ones.
-        alone: for the first so many images, whole batches, the stream is of the added pairs alone,
-            and after that of the real ones alone; 0 for a stream of all.
+        added_first: for the first so many images, whole batches, the stream is of the added pairs
+            alone, and after that of the real ones alone; 0 for a stream of all.
     """
     first = 0
-    if alone and images_seen < alone:
+    if added_first and images_seen < added_first:
         first, n, added = n - added, added, 0
-    elif alone:
-        n, added, images_seen = n - added, 0, images_seen - alone
+    elif added_first:
+        n, added, images_seen = n - added, 0, images_seen - added_first
 
     parts = []
     end = images_seen + batch_size
@@ -106,8 +106,8 @@ class PairTensors:
     Attributes:
         images, masks: (N, 1, H, W) float32, in [0, 1] and {0, 1}; real pairs first.
         added: how many of the last ones are not real.
-        alone: images from the start of a training in which only the added ones are shown, and after
-            which only the real ones are; 0 for all of them throughout.
+        added_first: images from the start of a training in which only the added ones are shown, and
+            after which only the real ones are; 0 for all of them throughout.
         synthetic: how many of the last ones are synthetic.
         synthetic_share: share of every batch that is synthetic; 0 for all pairs equally often.
     """
@@ -115,7 +115,7 @@ class PairTensors:
     images: Tensor
     masks: Tensor
     added: int = 0
-    alone: int = 0
+    added_first: int = 0
     synthetic: int = 0
     synthetic_share: float = 0.0
 
@@ -311,7 +311,7 @@ def make_batch(
     if data.synthetic_share:
         index = shared_images_of_step(data, seed, images_seen // n, n)
     else:
-        index = images_of_step(len(data), seed, images_seen, n, data.added, data.alone)
+        index = images_of_step(len(data), seed, images_seen, n, data.added, data.added_first)
     index = index.to(data.images.device, non_blocking=True)
 
     batch: Tensors = {}

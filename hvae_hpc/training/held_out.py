@@ -24,7 +24,7 @@ DRAWS = 8
 JUDGED = 32
 """Pairs that are drawn to see whether they are copies, from the same noise at every check."""
 
-KEPT = ("loss", "images_seen", "copies", "copying", "weights")
+KEPT_FIELDS = ("loss", "images_seen", "copies", "copying", "weights")
 """What a checkpoint keeps of the best weights."""
 
 
@@ -65,20 +65,20 @@ class BestWeights:
 
     @torch.no_grad()
     def check(self, weights: Batch, images_seen: int) -> dict[str, float]:
-        """Measure some weights, and copy them where they are the best; return what was found."""
+        """Measure some weights, and copy them where they are the best; return what was measured."""
         was_training = self.model.training
         self.model.eval()
         loss = self._measure_loss(weights)
-        found = {"loss": loss}
+        measured = {"loss": loss}
         if loss < self.loss or self.copying:
             copies, copying = self._find_copies(weights)
-            found |= {"copies": copies, "copying": float(copying)}
+            measured |= {"copies": copies, "copying": float(copying)}
             if (copying, loss) < (self.copying, self.loss):
                 self.loss, self.images_seen = loss, images_seen
                 self.copies, self.copying = copies, copying
                 self.weights = {name: value.detach().clone() for name, value in weights.items()}
         self.model.train(was_training)
-        return found
+        return measured
 
     def terms(self) -> dict[str, float]:
         """Return what is recorded of the best weights."""
@@ -116,16 +116,16 @@ class BestWeights:
         )
         model.load_state_dict(own)
         try:
-            found = find_copies(drawn, learned, None, self.cases)
+            copies = find_copies(drawn, learned, None, self.cases)
         except UserError:  # too few cases to tell
             return 0.0, False
-        return float(found.flagged.mean()), found.copying
+        return float(copies.flagged.mean()), copies.copying
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
-        return {name: getattr(self, name) for name in KEPT}
+        return {name: getattr(self, name) for name in KEPT_FIELDS}
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from what a checkpoint kept."""
-        for name in KEPT:
+        for name in KEPT_FIELDS:
             setattr(self, name, state[name])

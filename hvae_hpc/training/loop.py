@@ -31,7 +31,7 @@ from hvae_hpc.training.checkpoint import State, load_checkpoint, loading, save_c
 from hvae_hpc.training.device import CompiledForward, is_out_of_memory, move_only
 from hvae_hpc.training.distributed import ALONE, Team, join_team, part_of_batch
 from hvae_hpc.training.held_out import BestWeights
-from hvae_hpc.training.optimizers import learning_rate, make_optimizer, take_step
+from hvae_hpc.training.optimizers import learning_rate, make_optimizer, move_weights
 from hvae_hpc.training.rehearsal import MemoryChoice
 from hvae_hpc.training.tensorboard_log import open_tensorboard
 
@@ -140,20 +140,20 @@ class _Training:
         if hasattr(model, "recompute"):
             setattr(model, "recompute", resources.recompute)  # noqa: B010
         shapes = (data.image_size, memory.rows, optim.precision, resources.recompute)
-        how = memory.budget, memory.cuda_graphs
-        self.forward = CompiledForward(model, memory.compiled, self.workplace, shapes, *how)
+        self.forward = CompiledForward(
+            model, memory.compiled, self.workplace, shapes, memory.budget, memory.cuda_graphs
+        )
         self.forwards: list[nn.Module] = [self.forward for _ in self.phases]
         self.notes = list(memory.notes)
         if memory.rows < memory.share:
             self.notes.append(f"batches in parts of {memory.rows} pairs")
 
     def rehearse(self, images_seen: int, notes: list[str]) -> None:
-        """Take the steps that will cost most, for what they need; the weights are of no use then.
+        """Take the steps that cost most, to see what they need; the weights are thrown away.
 
-        They are a training's last, as what comes on late stays on, and, where that one is of
-        another kind, the next one. The first makes the optimizers' moments, so the second has
-        these and a good state. The network that was copied stands for DDP's buckets. Where
-        compiling failed, notes say so.
+        These are the training's last step, which has all that comes on late, and the one at
+        ``images_seen`` if it is of another kind. The first makes the optimizers' moments and a good
+        state. The copied network stands for DDP's buckets. ``notes`` takes failures of compiling.
         """
         notes += self.forward.notes
         self.forward.notes = notes
@@ -233,8 +233,8 @@ class _Training:
         """Measure and log held-out loss and copies; nothing is compiled for so few pairs."""
         stance = torch.compiler.set_stance if self.forward.parts else contextlib.nullcontext
         with stance("force_eager"):
-            found = best.check(self.weights_to_use(), self.images_seen)
-        self.workplace.log({"event": "held_out", "images_seen": self.images_seen, **found})
+            measured = best.check(self.weights_to_use(), self.images_seen)
+        self.workplace.log({"event": "held_out", "images_seen": self.images_seen, **measured})
 
     def restore(self, saved: State) -> None:
         """Go on from a checkpoint, if there is one, and keep a copy to go back to."""
@@ -268,7 +268,7 @@ class _Training:
             self.scaler.unscale_(optimizer)
             most = self.optim.clip_norm or math.inf
             norm = nn.utils.clip_grad_norm_(phase.network.parameters(), most)
-            take_step(optimizer, norm, self.scaler, self.rate)
+            move_weights(optimizer, norm, self.scaler, self.rate)
 
             ending = "" if len(self.phases) == 1 else f"_{phase.name}"
             terms |= {**loss.terms, f"loss{ending}": loss.total}

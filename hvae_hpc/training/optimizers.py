@@ -46,7 +46,7 @@ def learning_rate(optim: OptimConfig, images_seen: int) -> float:
     return optim.lr * (0.5 * (1 + math.cos(math.pi * gone)))
 
 
-def take_step(
+def move_weights(
     optimizer: torch.optim.Optimizer, norm: Tensor, scaler: torch.amp.GradScaler, lr: float
 ) -> None:
     """Move the weights, unless their gradient's norm is not finite."""

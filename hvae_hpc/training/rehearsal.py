@@ -20,8 +20,7 @@ from hvae_hpc.runs.workplace import Workplace
 from hvae_hpc.training.device import is_out_of_memory
 from hvae_hpc.training.distributed import Team, part_of_batch
 
-SPARE_BUDGET = 0.5
-"""A compiled HVAE at 256 px then keeps a third, and computes no product twice (by a trace)."""
+SPARE_BUDGET = 0.5  # see HVAE.activation_memory_budget
 
 
 def needs_rehearsal(device: torch.device, compiled: bool) -> bool:

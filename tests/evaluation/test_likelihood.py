@@ -15,7 +15,7 @@ from hvae_hpc.config.resources import Resources
 from hvae_hpc.config.stages import LikelihoodConfig, SplitConfig, TrainConfig
 from hvae_hpc.errors import UserError
 from hvae_hpc.evaluation import likelihood
-from hvae_hpc.evaluation.hamiltonian import Gaussians, anneal, stand
+from hvae_hpc.evaluation.hamiltonian import Gaussians, anneal, evaluate
 from hvae_hpc.evaluation.likelihood import estimate_likelihood, measure_likelihood
 from hvae_hpc.models.hvae import HVAE
 from hvae_hpc.runs.folder import write_config
@@ -49,7 +49,7 @@ def run_annealing(n: int, seed: int, step_sizes: tuple[float, ...], **changes: f
     )
     settings = {"temperatures": 20, "leaps": 2, **changes}
     return anneal(
-        partial(stand, narrow_well),
+        partial(evaluate, narrow_well),
         start,
         torch.Generator().manual_seed(seed),
         step_sizes=step_sizes,

@@ -11,7 +11,7 @@ from hvae_hpc.config.model import HVAEConfig, LSGANConfig, NetworkConfig
 from hvae_hpc.config.stages import GenerateConfig, SplitConfig, source_name
 from hvae_hpc.errors import UserError
 from hvae_hpc.evaluation import samplers
-from hvae_hpc.evaluation.hamiltonian import Gaussians, hamiltonian_walk, stand
+from hvae_hpc.evaluation.hamiltonian import Gaussians, evaluate, hamiltonian_walk
 from hvae_hpc.evaluation.samplers import (
     LatentSampler,
     encode_pairs,
@@ -360,7 +360,7 @@ def test_the_step_adapts_to_a_stiff_energy_and_paths_that_leave_the_numbers_are_
         )
 
     walk = hamiltonian_walk(
-        partial(stand, energy),
+        partial(evaluate, energy),
         start,
         torch.ones_like(start),
         generator,

@@ -15,6 +15,8 @@ import SimpleITK as sitk
 from PIL import Image
 
 from hvae_hpc import cli
+from hvae_hpc.config.augmentations import CarveMixConfig
+from hvae_hpc.config.diffusion import EDMConfig
 from hvae_hpc.config.model import HVAEConfig, NetworkConfig, OptimConfig
 from hvae_hpc.config.resources import Resources
 from hvae_hpc.config.stages import GenerateConfig, SplitConfig, TrainConfig
@@ -352,6 +354,38 @@ def test_copies_are_left_out_and_counted(form: str, project: Project, command: C
     ]
     kept = [pair for pair in manifest["pairs"] if pair["kind"] == "synthetic"]
     assert all((project.out / manifest["folder"] / pair["image"]).is_file() for pair in kept)
+
+
+@pytest.mark.parametrize("generator", ["carvemix", "edm"])
+def test_mixed_pairs_and_those_of_an_edm_are_exported(
+    generator: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = make_plan(tmp_path)
+    common: dict[str, Any] = {**COMMON, "generator": generator}
+    parents, runs = {"data": plan.data["tiny"]["content_hash"]}, []
+    mixing = CarveMixConfig(share=1.0) if generator == "carvemix" else None
+    if not mixing:
+        model = EDMConfig(channels=(4, 8), attention_heads=2)
+        config = TrainConfig(**common, model=model, optim=OPTIM)
+        runs = [Run(stage="train", config=config, parents=parents)]
+        parents = {**parents, "generator": runs[0].run_id}
+    asked = GenerateConfig(**common, n_pairs=6, min_mask_px=1, threshold=0.3, mixing=mixing)
+    runs.append(Run(stage="generate", config=asked, parents=parents))
+    plan = replace(plan, runs={run.run_id: run for run in runs})
+    write_plan(plan, plan_path(plan.runs_folder, plan.sweep))
+    assert {execute(plan, run_id).state for run_id in plan.runs} == {"done"}
+
+    out = tmp_path / "out"
+    argv = ["export", runs[-1].label, "--png", str(out), "--runs", str(plan.runs_folder)]
+    assert run_command(cli._dispatch, [*argv, "--keep-copies"]) == 0
+    assert "6 synthetic pairs" in capsys.readouterr().out
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert len(list((out / "images").iterdir())) == len(manifest["pairs"]) == 6
+    train = {"source_cases": list(read_split(tmp_path / "shards/tiny", SPLIT).train)}
+    if not mixing:
+        train |= {"run_id": runs[0].run_id, "label": "tiny-edm-s0"}
+        train |= {"snapshot_sha256": file_sha256(plan.folder(runs[0].run_id) / SNAPSHOT)}
+    assert manifest["train"] == train
 
 
 def test_copies_are_decided_without_test_images(

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from hvae_hpc.config.model import OptimConfig
-from hvae_hpc.training.optimizers import make_optimizer, take_step
+from hvae_hpc.training.optimizers import make_optimizer, move_weights
 from tests.gpu_without_gpu.fake_cuda import move_to_device
 from tests.gpu_without_gpu.recorder import Recorder
 from tests.gpu_without_gpu.trace import MODE
@@ -35,7 +35,7 @@ def trace_optimizer(model: Any, optim: OptimConfig) -> dict[str, Any]:
             for weight in phase.network.parameters():
                 weight.grad = torch.empty_like(weight)
             norm = nn.utils.clip_grad_norm_(phase.network.parameters(), 1.0)
-            take_step(optimizer, norm, scaler, optim.lr)
+            move_weights(optimizer, norm, scaler, optim.lr)
             state = tree_map_only(Tensor, lambda tensor: tensor.cpu(), optimizer.state_dict())
 
         places = {

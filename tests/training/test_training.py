@@ -51,7 +51,7 @@ from hvae_hpc.training.checkpoint import (
 )
 from hvae_hpc.training.device import build
 from hvae_hpc.training.loop import TrainReport, train
-from hvae_hpc.training.optimizers import learning_rate, make_optimizer, take_step
+from hvae_hpc.training.optimizers import learning_rate, make_optimizer, move_weights
 from hvae_hpc.training.tensorboard_log import FOLDER
 from tests import ROOT
 from tests.tiny import make_pairs
@@ -705,7 +705,7 @@ def test_the_real_pairs_come_in_one_order_whatever_is_added_to_them() -> None:
 
 def test_added_pairs_alone_come_first_and_then_the_real_ones_alone() -> None:
     stream = torch.cat(
-        [images_of_step(17, 3, seen, 4, added=7, alone=28) for seen in range(0, 68, 4)]
+        [images_of_step(17, 3, seen, 4, added=7, added_first=28) for seen in range(0, 68, 4)]
     )
     assert torch.bincount(stream[:28], minlength=17).tolist() == [0] * 10 + [4] * 7
     assert torch.equal(stream[28:], images_of_step(10, 3, 0, 40))
@@ -743,7 +743,7 @@ def test_sgd_is_torch_s_own_with_nesterov_s_momentum_and_a_bad_step_changes_noth
         gradient = torch.randn(2, 3, generator=torch.Generator().manual_seed(step))
         for bad in (True, False):
             ours.weight.grad = torch.full_like(gradient, math.nan) if bad else gradient.clone()
-            take_step(mine, ours.weight.grad.norm(), scaler, 0.1)
+            move_weights(mine, ours.weight.grad.norm(), scaler, 0.1)
         theirs.weight.grad = gradient.clone()
         reference.step()
         torch.testing.assert_close(ours.weight, theirs.weight)
@@ -768,7 +768,7 @@ def test_adamw_is_torch_s_plain_one_however_the_weights_lie(layout: torch.memory
             our.grad = their.grad.clone().to(
                 memory_format=layout if our.dim() == 4 else torch.contiguous_format
             )
-        take_step(mine, torch.ones(()), scaler, 0.1)
+        move_weights(mine, torch.ones(()), scaler, 0.1)
         reference.step()
         torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=1e-12, atol=1e-12)
     state = mine.state[ours.weight]
@@ -860,6 +860,8 @@ def test_a_case_that_loses_all_its_masks_by_shrinking_is_refused_and_a_slice_is_
         ("vae", "bf16"),
         ("hvae", "bf16"),
         ("lsgan", "bf16"),
+        ("edm", "bf16"),
+        ("hvae-gan", "bf16"),
         ("unet", "fp16"),
         ("vae", "fp16"),
     ],
@@ -871,7 +873,7 @@ def test_mixed_precision_trains_near_float32(
     for each in ("fp32", precision):
         optim = OptimConfig(images=24, batch_size=4, lr=1e-3, precision=each)
         terms[each] = run(kind, data, place(tmp_path / each), optim).terms
-    loss = "loss_discriminator" if kind == "lsgan" else "loss"
+    loss = {"lsgan": "loss_discriminator", "hvae-gan": "loss_objective"}.get(kind, "loss")
     assert terms[precision][loss] == pytest.approx(terms["fp32"][loss], rel=0.1)
     assert terms[precision][loss] != terms["fp32"][loss]
 
