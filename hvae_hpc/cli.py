@@ -4,6 +4,7 @@ import pkgutil
 import sys
 from collections.abc import Sequence
 
+from hvae_hpc import __version__
 from hvae_hpc.errors import UserError, run_command, say
 
 COMMANDS = {
@@ -48,6 +49,9 @@ def _dispatch(argv: Sequence[str]) -> int:
         say("\nexample: hvae-hpc sweep demo     (each command has its own --help)")
         return 0
     name, *rest = argv
+    if name == "--version":
+        say(f"hvae_hpc {__version__}")
+        return 0
     if name not in COMMANDS:
         raise UserError(f"unknown command {name!r}; expected one of {', '.join(COMMANDS)}")
     return pkgutil.resolve_name(COMMANDS[name][0])(rest)

@@ -78,7 +78,8 @@ def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str] | N
         argv: those arguments; None for the process's own.
 
     Returns:
-        The exit code: the command's own, 2 for a user's fault, 130 for Ctrl-C, 141 where nobody reads on.
+        The exit code: the command's own, 2 for a user's fault, 130 for Ctrl-C, 141 where nobody
+        reads on.
     """
     # What it writes shows patients: the group may read at most, and others nothing.
     umask = os.umask(0o077)

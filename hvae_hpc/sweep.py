@@ -13,14 +13,22 @@ import re
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from hvae_hpc.config.loader import find_toml, load, merge, read_toml
 from hvae_hpc.config.stages import SegmentConfig
 from hvae_hpc.errors import UserError, run_command, say
-from hvae_hpc.jobs.sites.site import Site, add_flags, fit_cluster, flags_of, place_of, read_site
+from hvae_hpc.jobs.sites.site import (
+    FLAGS,
+    Site,
+    add_flags,
+    fit_cluster,
+    flags_of,
+    place_of,
+    read_site,
+)
 from hvae_hpc.jobs.slurm import client as slurm
 from hvae_hpc.jobs.slurm.limits import read_cluster
 from hvae_hpc.jobs.state.run_log import let_output_be_lost
@@ -75,19 +83,21 @@ def main(argv: Sequence[str]) -> int:
     plan = replace(plan, allow_code_drift=options.allow_code_drift)
     results = read_results(plan)
     missing = [run_id for run_id, result in results.items() if not result.done]
-    _describe(sweep, plan, results)
+    summary = list(_describe(sweep, plan, results, options.sweep))
     if options.plan:
         # It loads pandas, which no other step needs.
         from hvae_hpc.jobs.sweeps.design import describe_power
 
         sizes = {data.name: len(data.manifest.cases) for data in data_sets}
-        say(*describe_power(plan, sizes))
+        summary += describe_power(plan, sizes)
 
     # The runs, and in the end the tables.
     if options.partition and missing:
-        return _submit(plan, site, options, argv)
+        return _submit(plan, site, options, argv, summary=summary)
+    say(*summary)
     if options.plan:
-        say("nothing was done (--plan)")
+        cost = "; --partition P shows the cost and the sbatch texts, on a SLURM machine"
+        say("nothing was done (--plan)" + cost * bool(missing))
         return 0
     write_plan(plan, plan_path(plan.runs_folder, plan.sweep))
     if not options.partition:
@@ -98,11 +108,13 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _make_parser() -> argparse.ArgumentParser:
+    paths = sorted(SWEEPS.glob("*.toml"))
+    sweeps = [f"  {path.stem:15}{read_toml(path, SWEEPS)['about']}" for path in paths]
     parser = argparse.ArgumentParser(
         prog="python -m hvae_hpc.sweep",
         usage="python -m hvae_hpc.sweep [SWEEP] [--partition P | --local] [options]",
         description="Train the generators, evaluate every arm with every seed, make the tables.",
-        epilog=EXAMPLES,
+        epilog="\n".join(["sweeps:", *sweeps, "", EXAMPLES]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
@@ -124,9 +136,9 @@ def _make_parser() -> argparse.ArgumentParser:
     add(
         "--workers",
         type=int,
-        default=1 if _has_gpu() else os.cpu_count() or 1,
+        default=1 if _has_gpu() else min(os.cpu_count() or 1, 16),
         metavar="N",
-        help="number of local processes (default: %(default)s)",
+        help="number of local processes (default: one per core, at most 16; with a GPU one)",
     )
     add("--plan", action="store_true", help="show what would run, and change nothing")
     add(
@@ -141,13 +153,9 @@ def _make_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="JOBID",
-        help="with --partition: begin when this SLURM job, of anybody, is over; also twice or more",
+        help="with --partition: begin when this SLURM job is over; may be given again",
     )
-    add(
-        "--allow-code-drift",
-        action="store_true",
-        help="let queued runs import the package as it is when they start, not as it is now",
-    )
+    add("--allow-code-drift", action="store_true", help="let queued runs take changed code")
     # The last job of a submission is this command with the submission's folder.
     add("--finish", type=Path, help=argparse.SUPPRESS)
     add_flags(parser)
@@ -156,31 +164,41 @@ def _make_parser() -> argparse.ArgumentParser:
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     options = _make_parser().parse_args(argv)
+    options.sweep = options.sweep or (str(OWN_SWEEP) if OWN_SWEEP.is_file() else "table1")
+    for name, folder in options.data:
+        if not folder and _is_sweep(name):
+            raise UserError(f"--data takes {name!r} too, which is a sweep; give it before --data")
+        if "/" in name:
+            raise UserError(f"--data is {name!r}, expected NAME or NAME=DIR")
     if options.workers < 1:
         raise UserError(f"--workers is {options.workers}, expected 1 or more")
     if options.retries < 0:
         raise UserError(f"--retries is {options.retries}, expected 0 or more")
-    if (options.retries or options.after) and not options.partition:
-        raise UserError(
-            "--retries and --after are for --partition; here, give the same command again"
-        )
+    given = [FLAGS[name][0] for name in flags_of(options)]
+    given += ["--retries"] * bool(options.retries) + ["--after"] * bool(options.after)
+    if given and not options.partition:
+        raise UserError(f"{', '.join(given)}: for SLURM; add --partition P, or leave this out")
     for job in options.after:
         if not re.fullmatch(JOB.pattern, job):
             raise UserError(f"--after is {job!r}, expected {JOB.words}")
     return options
 
 
-def read_sweep(name: str | None, data: Sequence[str] = ()) -> SweepConfig:
+def _is_sweep(name: str) -> bool:
+    return name.endswith(".toml") or (SWEEPS / f"{name}.toml").is_file()
+
+
+def read_sweep(name: str, data: Sequence[str] = ()) -> SweepConfig:
     """Read the sweep that the command names.
 
     A file without a name extends table1. It is called after itself, sweep.toml after its folder.
 
     Args:
-        name: a file, or a name of the library; None for ./sweep.toml, or else table1.
+        name: a file, or a name of the library.
         data: names of data sets, in place of the file's; none for the file's.
     """
-    if name is None:
-        name = str(OWN_SWEEP) if OWN_SWEEP.is_file() else "table1"
+    if not _is_sweep(name) and (Path(SweepConfig.shards) / name / MANIFEST).is_file():
+        raise UserError(f"{name!r} is a data set, and no sweep; give --data {shlex.quote(name)}")
     path = find_toml(name, SWEEPS)
     table = read_toml(path, SWEEPS)
     if "name" not in table:
@@ -188,7 +206,7 @@ def read_sweep(name: str | None, data: Sequence[str] = ()) -> SweepConfig:
         called = re.sub(r"[^A-Za-z0-9._-]+", "-", called).strip("._-") or "mine"
         table = merge(read_toml(SWEEPS / "table1.toml", SWEEPS), {**table, "name": called})
 
-    where = f"{path} with --data" if data else str(path)
+    where = f"--data and {path}" if data else str(path)
     return load(SweepConfig, table | ({"data": data} if data else {}), where)
 
 
@@ -250,28 +268,29 @@ def _how_to_pack(sweep: SweepConfig, name: str, folder: Path, place: Sequence[st
     return f"no {MANIFEST} in {folder}; " + "; or ".join(ways)
 
 
-def _describe(sweep: SweepConfig, plan: Plan, results: Results) -> None:
-    """Print what the sweep is: its data, arms that are left out, and its runs by stage."""
-    say(f"sweep {sweep.name}: {sweep.about}" if sweep.about else f"sweep {sweep.name}")
+def _describe(sweep: SweepConfig, plan: Plan, results: Results, source: str) -> Iterator[str]:
+    """Yield what the sweep is: its source, data, arms left out, and its runs by stage."""
+    source = f" from {source}" if source.endswith(".toml") else ""
+    yield f"sweep {sweep.name}{source}" + (f": {sweep.about}" if sweep.about else "")
     for name, data in plan.data.items():
-        say(f"  data {name}: {data['folder']} (content {data['content_hash'][:12]})")
+        yield f"  data {name}: {data['folder']} (content {data['content_hash'][:12]})"
         arms = {config.arm.name for config in plan.configs(SegmentConfig) if config.data == name}
         for arm in sorted(set(sweep.arms) - arms):
-            say(f"    goes without arm {arm}: too few cases beside the test cases")
+            yield f"    goes without arm {arm}: too few cases beside the test cases"
     with contextlib.suppress(UserError):  # there is no plan yet, or it is damaged
         before = read_plan(plan_path(plan.runs_folder, plan.sweep))
         for name in sorted(before.data.keys() - plan.data.keys()):
-            say(f"  goes without data {name}, which it had; name it too to see it in the tables")
+            yield f"  goes without data {name}, which it had; name it too to see it in the tables"
 
     runs = Counter(run.stage for run in plan.runs.values())
     done = Counter(plan.runs[run_id].stage for run_id, result in results.items() if result.done)
     for stage, n in runs.items():
-        say(f"  {stage:8} {n:5} runs, {done[stage]:5} done, {n - done[stage]:5} to make")
-    say(f"  runs folder: {plan.runs_folder}")
+        yield f"  {stage:10} {n:5} runs, {done[stage]:5} done, {n - done[stage]:5} to make"
+    yield f"  runs folder: {plan.runs_folder}"
     for run_id, result in results.items():
         if not result.done and result.reason:
             run = plan.runs[run_id]
-            say(f"  to be made again: {run.stage} {run.label}: {result.reason}")
+            yield f"  to be made again: {run.stage} {run.label}: {result.reason}"
 
 
 def _submit(
@@ -280,11 +299,10 @@ def _submit(
     options: argparse.Namespace,
     argv: Sequence[str],
     scope: prepare.Scope = "all",
+    summary: Sequence[str] = (),
 ) -> int:
     """Submit what is neither done nor in the queue; with ``--plan`` only show it."""
-    for note in site.notes:
-        if not note.startswith("pack:"):
-            say(f"  {note}")
+    notes = [f"  {note}" for note in site.notes if not note.startswith("pack:")]
     words = [word for word in argv if word not in ("--plan", "--finish", str(options.finish))]
     last_job = ["hvae_hpc.sweep", *words, "--finish"]
     retries = min(options.retries, site.caps.retries)
@@ -294,10 +312,11 @@ def _submit(
         prepared = prepare.prepare(
             plan, site, last_job, scope=scope, retries=retries, after=options.after
         )
-        for line in apply.describe(prepared, prepare.check_space(prepared)):
-            say(line)
+        if options.plan:  # before the rest, of which the end stays in sight
+            say(*apply.sbatch_texts(prepared.plan.arrays), "")
+        say(*summary, *notes, *apply.describe(prepared, prepare.check_space(prepared)))
         if options.plan:
-            say(*apply.sbatch_texts(prepared.plan.arrays), "nothing was done (--plan)")
+            say("nothing was done (--plan)")
             return 0
         write_plan(plan, plan_path(plan.runs_folder, plan.sweep))
         application = apply.Application(prepared)

@@ -9,7 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hvae_hpc.errors import UserError, run_command, say
-from hvae_hpc.jobs.sites.site import add_flags, fit_cluster, flags_of, place_of, read_site
+from hvae_hpc.jobs.sites.site import (
+    FLAGS,
+    add_flags,
+    fit_cluster,
+    flags_of,
+    place_of,
+    read_site,
+)
 from hvae_hpc.preprocess.pack import pack
 from hvae_hpc.preprocess.phantoms.make import KINDS, write_phantoms
 from hvae_hpc.preprocess.read.find_cases import find_cases
@@ -93,9 +100,8 @@ def _make_parser(names: str) -> argparse.ArgumentParser:
         type=int,
         default=0,
         metavar="N",
-        help="make N made-up cases in --raw, then pack them",
+        help="make N made-up cases in --raw (default: ./phantoms/NAME), then pack them",
     )
-    add("--seed", type=int, default=0, metavar="S", help="seed of the made-up cases (default: 0)")
     add(
         "--workers",
         type=int,
@@ -128,6 +134,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         raise UserError(
             f"--verify checks a packed folder and takes no recipe; leave {options.recipe} out"
         )
+    given = [FLAGS[name][0] for name in flags_of(options)]
+    if given and not options.partition:
+        raise UserError(f"{', '.join(given)}: for SLURM; add --partition P, or leave this out")
     return options
 
 
@@ -141,7 +150,7 @@ def pack_here(options: argparse.Namespace, recipe: Recipe, raw: Path, out: Path)
     """Pack here, with the phantoms that are asked for, and tell of the packed data."""
     workers = options.workers or _cores()
     if options.phantom:
-        made = write_phantoms(recipe.name, raw, options.phantom, options.seed, workers)
+        made = write_phantoms(recipe.name, raw, options.phantom, 0, workers)
         say(f"{made} phantom cases made in {raw}, {options.phantom - made} were there")
     manifest = pack(recipe, raw, out, workers, options.skip_bad, say)
     say(to_text(out))
@@ -169,7 +178,6 @@ def _submit(options: argparse.Namespace, name: str, raw: Path, out: Path) -> lis
         "raw": raw.resolve(),
         "out": out.resolve(),
         "phantom": options.phantom,
-        "seed": options.seed,
         "sheet": options.sheet,
         "workers": resources.cpus,
     }

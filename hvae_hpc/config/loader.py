@@ -6,12 +6,12 @@ names the field, and nothing is guessed. Config dataclasses check their own valu
 """
 
 import dataclasses
-import difflib
 import json
 import tomllib
 import types
 import typing
 from collections.abc import Mapping
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -81,8 +81,15 @@ def dump(value: Any) -> Any:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay one nested table over another: tables merge key by key, anything else is replaced."""
+    """Lay one nested table over another: tables merge key by key, anything else is replaced.
+
+    What is said about another name is not inherited, nor are the known values beside "any" tumour.
+    """
     merged = dict(base)
+    if "name" in over:
+        merged.pop("about", None)
+    if over.get("tumour") == "any":
+        merged.pop("known", None)
     for key, value in over.items():
         inner = merged.get(key)
         if isinstance(inner, Mapping) and isinstance(value, Mapping):
@@ -129,10 +136,9 @@ def find_toml(name: str, library: Path, beside: Path = Path()) -> Path:
     path = library / f"{name}.toml"
     if not path.is_file():
         known = sorted(file.stem for file in library.glob("*.toml"))
-        raise UserError(
-            f"{name!r} is not one of {', '.join(known)}; "
-            "for a file of your own give a path that ends in .toml"
-        )
+        near = get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "the path of your own file ends in .toml"
+        raise UserError(f"{name!r} is not one of {', '.join(known)}; {hint}")
     return path
 
 
@@ -193,11 +199,18 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise UserError(f"{where}: got {_shown(value)}, expected a finite number")
         return float(value)
     if not _fits(hint, value):
-        wanted = hint.__name__ if origin is None else str(hint)
-        if origin is Literal:
-            wanted = " | ".join(map(str, inner))
-        raise UserError(f"{where}: got {_shown(value)}, expected {wanted}")
+        raise UserError(f"{where}: got {_shown(value)}, expected {_words(hint)}")
     return value
+
+
+def _words(hint: Any) -> str:
+    """Say what a type hint asks for."""
+    origin, inner = _parts(hint)
+    if origin is Literal:
+        return " | ".join(map(str, inner))
+    if origin is tuple:
+        return f"a list of {_words(inner[0])}"
+    return "a table" if origin is dict else hint.__name__
 
 
 def _fits(hint: Any, value: Any) -> bool:
@@ -216,7 +229,7 @@ def _parts(hint: Any) -> tuple[Any, tuple[Any, ...]]:
 
 
 def _nearest(key: str, names: list[str]) -> str:
-    close = difflib.get_close_matches(key, names, n=1)
+    close = get_close_matches(key, names, n=1)
     return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(names)}"
 
 

@@ -8,6 +8,7 @@ few others.
 import hashlib
 from collections.abc import Sequence
 
+from hvae_hpc.config.stages import QualityConfig
 from hvae_hpc.errors import UserError
 from hvae_hpc.frozen import frozen
 
@@ -60,11 +61,14 @@ def draw_split(case_ids: Sequence[str], train: int, test: int, seed: int) -> Spl
         raise ValueError("a case id is there twice; every patient may be drawn once only")
     wanted = train + test
     if len(case_ids) < wanted:
-        fits = max(1, len(case_ids) * train // wanted)
+        least = QualityConfig.nearest + 2  # to judge the quality of pairs
+        n = max(len(case_ids), 2 * least)
+        fits = min(max(n * train // wanted, least), n - least)
+        more = "or" if n == len(case_ids) else f"{n} at least, and"
         raise UserError(
             f"the data set has {len(case_ids)} cases, the split asks for {wanted} "
-            f"({train} to train, {test} to test); pack more cases, or give "
-            f"split = {{train = {fits}, test = {max(1, len(case_ids) - fits)}}} in the sweep file"
+            f"({train} to train, {test} to test); pack more cases, {more} give "
+            f"split = {{train = {fits}, test = {n - fits}}} in the sweep file"
         )
     drawn = sorted(
         case_ids, key=lambda case_id: hashlib.sha256(f"{seed}:{case_id}".encode()).hexdigest()

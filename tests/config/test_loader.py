@@ -78,7 +78,8 @@ def test_a_field_that_came_later_is_dumped_only_when_set() -> None:
         ({"name": "x", "on": 1}, "test.on: got 1, expected bool"),
         ({"name": "x", "mode": "c"}, "test.mode: got 'c', expected a | b"),
         ({"name": "x", "sizes": [1, "2"]}, "test.sizes[1]: got '2', expected int"),
-        ({"name": "x", "sizes": 1}, "test.sizes: got 1, expected"),
+        ({"name": "x", "sizes": 1}, "test.sizes: got 1, expected a list of int"),
+        ({"name": "x", "table": 1}, "test.table: got 1, expected a table"),
         (
             {"name": "x", "inner": {"sise": 1}},
             "test.inner: unknown key 'sise'; did you mean 'size'?",
@@ -134,6 +135,13 @@ def test_a_file_that_extends_another_lies_over_it(tmp_path: Path) -> None:
         "t": {"x": 1, "y": 3, "list": [9]},
     }
     assert merge({"a": {"b": 1}}, {"a": 2}) == {"a": 2}
+
+
+def test_what_is_said_of_another_name_is_not_inherited() -> None:
+    base = {"name": "a", "about": "of a", "label": {"tumour": [1], "known": [0, 1]}}
+    assert "about" not in merge(base, {"name": "b"})
+    assert merge(base, {"name": "b", "about": "of b"})["about"] == "of b"
+    assert merge(base, {"modality": "CT"})["about"] == "of a"
 
 
 def test_bad_files_get_one_line(tmp_path: Path) -> None:

@@ -63,6 +63,8 @@ def test_the_command_takes_a_recipe_or_a_folder_to_verify(packed, capsys):
     assert "takes no recipe" in capsys.readouterr().err
     assert run_command(main, []) == 2
     assert "no recipe; give one of " in capsys.readouterr().err
+    assert run_command(main, ["brats2021", "--local", "--account", "a", "--time", "3"]) == 2
+    assert "--account, --time: for SLURM; add --partition P, or" in capsys.readouterr().err
 
 
 # The summary.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import hvae_hpc
 from hvae_hpc import cli, sweep
 from hvae_hpc.errors import run_command
 from hvae_hpc.jobs.sweeps.config import SweepConfig
@@ -32,15 +33,25 @@ def assert_refused(message: str, project: Path, capsys: pytest.CaptureFixture[st
     [
         (
             ["nothing"],
-            "'nothing' is not one of ablation, beyond, curve, demo, samplers, table1, table1-literal",
+            "'nothing' is not one of ablation, beyond, curve, demo, samplers, table1, table1-literal; the path",
         ),
+        (["tabel1"], "table1-literal; did you mean 'table1'?"),
+        (["tiny"], "'tiny' is a data set, and no sweep; give --data tiny"),
+        (
+            ["--data", "tiny", "table1"],
+            "--data takes 'table1' too, which is a sweep; give it before",
+        ),
+        (["--data", "tiny", "sweep.toml"], "--data takes 'sweep.toml' too, which is a sweep"),
+        (["--data", "../shards/tiny"], "--data is '../shards/tiny', expected NAME or NAME=DIR"),
+        (["--data", "a b=shards/tiny"], "--data and sweep.toml: 'a b' cannot be a name"),
+        (["--time", "3", "--nice", "4"], "--time, --nice: for SLURM; add --partition P, or leave"),
+        (["--retries", "2", "--after", "4711"], "--retries, --after: for SLURM; add --partition"),
         (["none.toml"], "none.toml: cannot be read"),
         (
             ["--data", "tiny3=x", "--plan"],
             "data set tiny3: no manifest.json in x; pack yours with: python -m hvae_hpc.preprocess"
             " tiny3.toml --out x --local --raw DIR; or take what is packed: --data tiny tiny2",
         ),
-        (["--data", "a/b", "--plan"], "sweep.toml with --data: 'a/b' cannot be a name"),
         (["--data", "tiny", "tiny=x"], "data is ('tiny', 'tiny'), expected each once"),
         (
             ["--data", "tiny=nowhere", "--plan"],
@@ -81,7 +92,9 @@ def test_sweep_toml_of_the_working_folder_is_the_default(
 ) -> None:
     make_project(tmp_path)
     assert call(monkeypatch, tmp_path, "--plan") == 0
-    assert "sweep tiny" in capsys.readouterr().out
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("sweep tiny from sweep.toml")
+    assert said[-1].startswith("nothing was done (--plan); --partition P shows the cost")
 
 
 def test_where_sbatch_is_the_command_asks_where_to_run(
@@ -106,9 +119,11 @@ def test_help_fits_a_screen_and_shows_an_example() -> None:
             env={**os.environ, "COLUMNS": "100"},
         )  # fmt: skip
         lines = done.stdout.splitlines()
-        assert len(lines) <= 48, module
+        assert len(lines) <= 50, module
         assert max(map(len, lines)) <= 100
         assert "example" in done.stdout
+        about = "  samplers       Table 1 with every way of drawing latent variables\n"
+        assert (about in done.stdout) == (module == "hvae_hpc.sweep")
         assert f"python -m {module}" in done.stdout
 
 
@@ -121,6 +136,8 @@ def test_the_console_script_knows_its_commands(
         "unknown command 'stats'; expected one of preprocess, sweep, results, export, status, why, logs, cancel, throttle"
         in capsys.readouterr().err
     )
+    module = [sys.executable, "-m", "hvae_hpc", "--version"]
+    assert subprocess.check_output(module, text=True) == f"hvae_hpc {hvae_hpc.__version__}\n"
     monkeypatch.setattr(sys, "argv", ["hvae-hpc", "status", "/nowhere"])
     assert cli.main() == 2
     assert "/nowhere: no such folder" in capsys.readouterr().err
@@ -228,8 +245,8 @@ def test_data_takes_these_data_sets_alone_and_any_name(
     assert "goes without" not in capsys.readouterr().out
     assert call(monkeypatch, tmp_path, "--plan", "--data", "tiny2") == 0
     assert "goes without data tiny, which it had; name it too" in capsys.readouterr().out
-    assert "segment     36 runs" in both
-    assert "segment     18 runs" in one
+    assert "segment       36 runs" in both
+    assert "segment       18 runs" in one
 
     (tmp_path / "shards" / "tiny").rename(tmp_path / "one of mine")
     assert call(monkeypatch, tmp_path, "--plan", "--data", "ours=one of mine") == 0
@@ -242,7 +259,7 @@ def test_a_file_without_a_name_changes_the_experiment_of_the_paper(tmp_path: Pat
     for name in ("sweep.toml", "doses.toml"):
         (folder / name).write_text('data = ["ours"]\n')
     paper, ours = (sweep.read_sweep(name) for name in ("table1", str(folder / "sweep.toml")))
-    assert ours == replace(paper, data=("ours",), name="our-first-try")
+    assert ours == replace(paper, data=("ours",), name="our-first-try", about="")
     assert sweep.read_sweep(str(folder / "doses.toml")).name == "doses"
 
     # A file with a name stands for itself, as ever.
@@ -268,3 +285,35 @@ def test_a_split_that_is_too_large_is_answered_by_one_that_fits(
     assert 'in the sweep file (a sweep.toml with extends = "beyond")' in capsys.readouterr().err
     (tmp_path / "sweep.toml").write_text(f'extends = "beyond"\n{offered}\n')
     assert call(monkeypatch, tmp_path, "--data", "ours", "--plan") == 0
+
+
+@pytest.mark.parametrize(
+    ("n", "remedy"),
+    [
+        (12, "pack more cases, 14 at least, and give split = {train = 7, test = 7}"),
+        (14, "pack more cases, or give split = {train = 7, test = 7}"),
+    ],
+)
+def test_the_smallest_split_that_is_offered_can_be_planned(
+    n: int,
+    remedy: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make_data_set(tmp_path / "shards", "ours", n=n, side=16)
+    assert call(monkeypatch, tmp_path, "beyond", "--data", "ours", "--plan") == 2
+    assert_refused(remedy, tmp_path, capsys)
+    make_data_set(tmp_path / "shards", "ours", n=14, side=16)
+    (tmp_path / "sweep.toml").write_text(
+        'extends = "beyond"\nsplit = {train = 7, test = 7}\nimage_px = 16\n'
+    )
+    assert call(monkeypatch, tmp_path, "--data", "ours", "--plan") == 0
+
+
+def test_a_list_is_asked_for_in_words_with_the_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "t.toml").write_text("doses = 50\n")
+    assert call(monkeypatch, tmp_path, "t.toml", "--data", "ours", "--plan") == 2
+    assert_refused("--data and t.toml.doses: got 50, expected a list of int", tmp_path, capsys)

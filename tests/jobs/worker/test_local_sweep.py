@@ -166,10 +166,10 @@ def test_what_is_missing_or_truncated_is_made_again_with_what_hangs_on_it_and_no
 def test_a_moved_project_has_nothing_to_make_and_repacked_data_has(copy: Path) -> None:
     (copy / "shards").rename(copy / "packed")
     done = sweep(copy, "--plan", "--data", "tiny=packed/tiny", "tiny2=packed/tiny2")
-    assert "segment     20 runs,    20 done,     0 to make" in done.stdout
+    assert "segment       20 runs,    20 done,     0 to make" in done.stdout
     make_data_set(copy / "packed", "tiny", seed=9)
     done = sweep(copy, "--plan", "--data", "tiny=packed/tiny", "tiny2=packed/tiny2")
-    assert "segment     20 runs,    10 done,    10 to make" in done.stdout
+    assert "segment       20 runs,    10 done,    10 to make" in done.stdout
 
 
 def test_plan_does_nothing(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ channel = 1
 patient = '^(P\\d+)'
 [label]
 tumour = "any"
-known = []
 [grid]
 orientation = "RAS"
 spacing_mm = 0.5

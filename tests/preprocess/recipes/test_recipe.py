@@ -24,6 +24,14 @@ def test_a_recipe_of_ones_own_changes_what_it_says_and_keeps_the_rest(tmp_path):
     assert recipe.label.tumour == (1,)
     assert recipe.label.known == parent.label.known
     assert recipe.grid == parent.grid
+    assert recipe.about == ""
+
+
+def test_any_tumour_takes_no_known_values_from_another_recipe(tmp_path):
+    path = tmp_path / "ours.toml"
+    for more, known in (("", ()), ("known = [0, 255]\n", (0, 255))):
+        path.write_text(f'extends = "brats2021"\n[label]\ntumour = "any"\n{more}')
+        assert load_recipe(str(path)).label.known == known
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,11 @@ def test_too_few_cases_are_told_with_got_and_wanted():
         draw_split(CASES, 61, 40, seed=0)
 
 
+def test_the_split_that_is_offered_has_cases_to_judge_pairs_in_both_parts():
+    with pytest.raises(UserError, match=r"or give split = \{train = 13, test = 7\}"):
+        draw_split(CASES[:20], 150, 50, seed=0)
+
+
 def test_a_case_that_is_named_twice_is_refused():
     with pytest.raises(ValueError, match="twice"):
         draw_split(["a", "b", "a"], 1, 1, seed=0)
