@@ -1,5 +1,7 @@
 """A recipe in words: what packing will do with a folder."""
 
+from collections.abc import Iterable, Iterator
+
 from hvae_hpc.preprocess.recipes.recipe import CASE, SLICE, Recipe
 
 _TOWARDS = {
@@ -16,14 +18,10 @@ _CENTRE = {
 }
 
 
-Sentences = list[str | bool]
-"""What is False or empty does not apply to the recipe."""
-
-
 def explain(recipe: Recipe) -> str:
     """Say step by step what a recipe does."""
     accepted = f" (but for {', '.join(recipe.accept)}, which the recipe accepts)"
-    steps: dict[str, Sentences] = {
+    steps: dict[str, Iterable[str]] = {
         "modality": [recipe.modality or f"the name of the channel in {recipe.layout.index}"],
         "files": _explain_files(recipe),
         "label": _explain_label(recipe),
@@ -40,37 +38,39 @@ def explain(recipe: Recipe) -> str:
     }
     lines = [f"{recipe.name}: {recipe.about}" if recipe.about else recipe.name]
     for name, sentences in steps.items():
-        first, *more = filter(None, sentences)
+        first, *more = sentences
         lines += [f"{name:<10} {first}", *(f"{'':<10} {sentence}" for sentence in more)]
     return "\n".join(lines)
 
 
-def _explain_files(recipe: Recipe) -> Sentences:
+def _explain_files(recipe: Recipe) -> Iterator[str]:
     layout = recipe.layout
-    image, label = (
-        pattern.replace(CASE, "<case>")
-        .replace(SLICE, "<slice>")
-        .replace(".nii*", ".nii or .nii.gz")
-        for pattern in (layout.image, layout.label)
-    )
-    return [
-        f"image of a case: RAW/{image}",
-        f"label of a case: RAW/{label}",
-        layout.sliced and "the slices of a case are files of their own, in the order of <slice>",
-        layout.label_says and f"a label's path must fit {layout.label_says}",
-        layout.several_labels and "several label files of a case are joined",
-        layout.channel is not None and f"of each image channel {layout.channel} (counted from 0)",
-        layout.channel is None and layout.planar and "colours become grey",
-        layout.index
-        and f"{layout.index} lists the cases that must be there, "
-        "and the label values that may occur",
-        layout.patient
-        and f"one case per patient ({layout.patient}): of scans the first by name, "
-        "with --skip-bad the first good one; 2D files are its slices",
-    ]
+    for role, pattern in (("image", layout.image), ("label", layout.label)):
+        path = pattern.replace(CASE, "<case>").replace(SLICE, "<slice>")
+        yield f"{role} of a case: RAW/{path.replace('.nii*', '.nii or .nii.gz')}"
+    if layout.sliced:
+        yield "the slices of a case are files of their own, in the order of <slice>"
+    if layout.label_says:
+        yield f"a label's path must fit {layout.label_says}"
+    if layout.several_labels:
+        yield "several label files of a case are joined"
+    if layout.channel is not None:
+        yield f"of each image channel {layout.channel} (counted from 0)"
+    elif layout.planar:
+        yield "colours become grey"
+    if layout.index:
+        yield (
+            f"{layout.index} lists the cases that must be there, "
+            "and the label values that may occur"
+        )
+    if layout.patient:
+        yield (
+            f"one case per patient ({layout.patient}): of scans the first by name, "
+            "with --skip-bad the first good one; 2D files are its slices"
+        )
 
 
-def _explain_label(recipe: Recipe) -> Sentences:
+def _explain_label(recipe: Recipe) -> Iterator[str]:
     label = recipe.label
     if label.tumour == "any":
         tumour, known = "every value above 0 is", "whole numbers from 0"
@@ -84,53 +84,53 @@ def _explain_label(recipe: Recipe) -> Sentences:
         tumour, known = f"every value from {label.threshold:g} on is", "all numbers"
     if label.channel is not None:
         tumour = f"of channel {label.channel} (counted from 0), {tumour}"
-    return [f"{tumour} tumour (1); values that may occur: {known}"]
+    yield f"{tumour} tumour (1); values that may occur: {known}"
 
 
-def _explain_grid(recipe: Recipe) -> Sentences:
+def _explain_grid(recipe: Recipe) -> Iterator[str]:
     grid = recipe.grid
     size = f"{grid.size_px[0]} x {grid.size_px[1]} px"
-    crop = (
-        f"cropped, or padded with black, to {size} (rows x columns) around {_CENTRE[grid.centre]}"
-    )
     if recipe.layout.planar:
-        return [
-            "spacing is unknown; 255 is 65535 in pictures with values beyond 255",
-            grid.fit == "scale"
-            and f"scaled in proportion to fit {size} whole, masks by nearest pixel",
-            crop,
-        ]
-    columns, rows, slices = (_TOWARDS[letter] for letter in grid.orientation)
-    return [
-        f"axes are turned to {grid.orientation}: "
-        f"columns run to {columns}, rows to {rows}, slices to {slices}",
-        f"resampled to {grid.spacing_mm:g} mm along the label's axes: "
-        f"image by {grid.interpolation} interpolation, label by nearest voxel"
-        if grid.spacing_mm
-        else "voxels as they are in the file; image and label must lie on one grid",
-        grid.spacing == "unknown" and "the header's spacing is not believed: recorded as unknown",
-        crop,
-    ]
+        yield "spacing is unknown; 255 is 65535 in pictures with values beyond 255"
+        if grid.fit == "scale":
+            yield f"scaled in proportion to fit {size} whole, masks by nearest pixel"
+    else:
+        columns, rows, slices = (_TOWARDS[letter] for letter in grid.orientation)
+        yield (
+            f"axes are turned to {grid.orientation}: "
+            f"columns run to {columns}, rows to {rows}, slices to {slices}"
+        )
+        yield (
+            f"resampled to {grid.spacing_mm:g} mm along the label's axes: "
+            f"image by {grid.interpolation} interpolation, label by nearest voxel"
+            if grid.spacing_mm
+            else "voxels as they are in the file; image and label must lie on one grid"
+        )
+        if grid.spacing == "unknown":
+            yield "the header's spacing is not believed: recorded as unknown"
+    yield f"cropped, or padded with black, to {size} (rows x columns) around {_CENTRE[grid.centre]}"
 
 
-def _explain_intensity(recipe: Recipe) -> Sentences:
+def _explain_intensity(recipe: Recipe) -> Iterator[str]:
     low, high = recipe.intensity.low, recipe.intensity.high
     if recipe.intensity.rule == "window":
-        return [f"{low:g} becomes 0 and {high:g} becomes 1, in the file's own unit; clipped beyond"]
-    return [
-        f"the {low:g}th percentile of all voxels above the background becomes 0, "
-        f"the {high:g}th becomes 1; clipped beyond, background is 0"
-    ]
+        yield f"{low:g} becomes 0 and {high:g} becomes 1, in the file's own unit; clipped beyond"
+    else:
+        yield (
+            f"the {low:g}th percentile of all voxels above the background becomes 0, "
+            f"the {high:g}th becomes 1; clipped beyond, background is 0"
+        )
 
 
-def _explain_slices(recipe: Recipe) -> Sentences:
+def _explain_slices(recipe: Recipe) -> Iterator[str]:
     slices, layout = recipe.slices, recipe.layout
     least = f"with at least {slices.min_px} tumour px inside the crop"
     if layout.planar and not layout.stacked:
-        return [f"a picture {least} is a pair"]
-    if slices.choose == "all":
-        return [f"every slice {least}, in order"]
-    return [f"per case the slices with the largest tumour area, at most {slices.count}, {least}"]
+        yield f"a picture {least} is a pair"
+    elif slices.choose == "all":
+        yield f"every slice {least}, in order"
+    else:
+        yield f"per case the slices with the largest tumour area, at most {slices.count}, {least}"
 
 
 def _listed(values: tuple[int, ...]) -> str:
