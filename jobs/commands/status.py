@@ -28,7 +28,7 @@ from hvae_hpc.jobs.state.sweep_status import (
 )
 from hvae_hpc.jobs.sweeps.costs import duration
 
-SCHEMA = 1
+SCHEMA = 2
 """Of what ``--json`` prints."""
 TROUBLES: tuple[Kind, ...] = ("failed", "lost", "blocked")
 WAITS = {

@@ -1,4 +1,4 @@
-"""From what a person types to the one run that is meant, and how it stands."""
+"""From what a person types to the one run that is meant, and its status."""
 
 import argparse
 import difflib

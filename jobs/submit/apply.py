@@ -216,14 +216,14 @@ def describe(prepared: Prepared, free_bytes: float) -> Iterator[str]:
             f"  canaries:   {max(ahead)} elements of {len(ahead)} array{'s' * (len(ahead) > 1)} go "
             f"ahead, the rest begins {GATE_MINUTES} min after them"
         )
-    may_fill = ""
-    if free_bytes < totals["bytes_peak"]:
-        may_fill = ", so it may fill the disk: give --array-parallelism N, or another --runs folder"
     measured = f"{totals['measured']:.0%} of them" if totals["measured"] else "none yet"
     yield (
         f"  expected:   {totals['gpu_hours']:.1f} GPU-hours, {totals['cpu_hours']:.1f} CPU-hours "
         f"(from measured times: {measured})"
     )
+    may_fill = ""
+    if free_bytes < totals["bytes_peak"]:
+        may_fill = ", so it may fill the disk: give --array-parallelism N, or another --runs folder"
     yield (
         f"  to write:   {len(plan.arrays) + 4} files now; {totals['files']:,.0f} files "
         f"and {_size(totals['bytes'])} are kept, up to {_size(totals['bytes_peak'])} while it "

@@ -223,7 +223,7 @@ def test_json_holds_everything_under_stable_names(
     assert status.main([str(tmp_path), "--json", "--watch"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert list(said) == ["schema", "time", "queue_asked_at", "note", "sweeps"]
-    assert said["schema"] == 1
+    assert said["schema"] == 2
     (sweep,) = said["sweeps"]
     assert list(sweep) == ["sweep", "runs_folder", "totals", "runs"]
     kinds = ["done", "running", "waiting", "lost", "failed", "blocked", "open"]

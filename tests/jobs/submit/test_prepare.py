@@ -238,7 +238,7 @@ def test_a_refusal_of_slurm_is_one_line(minislurm: MiniSlurm, tmp_path: Path) ->
     done = call(project, minislurm, "hvae_hpc.sweep", "--partition", "gpu")
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
-    assert "sbatch refused tiny-segment-tiny" in line
+    assert "sbatch took 3 jobs and refused tiny-segment-tiny" in line
     minislurm.client("scancel", "--user", getpass.getuser())
 
 
