@@ -154,8 +154,7 @@ FOLDERS: dict[str, list[Bad]] = {
         bad_index(
             wrong="labels without values",
             spoil=with_index(labels=["background", "tumour"]),
-            line="<file>.labels: got ['background', 'tumour'], expected dict[str, tuple[int, ...]]; "
-            "write it as ...",
+            line="<file>.labels: got ['background', 'tumour'], expected a table; write it as ...",
         ),
         bad_index(
             wrong="no names of channels, no modality in the recipe",

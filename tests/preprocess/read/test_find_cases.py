@@ -384,7 +384,7 @@ def test_a_case_that_dataset_json_lists_must_be_there(tmp_path):
         ({"labels": {"tumour": "1"}}, r"labels.tumour\[0\]: got '1', expected int"),
         ({"labels": {"tumour": True}}, r"labels.tumour\[0\]: got True, expected int"),
         ({"channel_names": {"R": 0}}, r"channel_names.R: got 0, expected str"),
-        ({"channel_names": "MRI"}, r"channel_names: got 'MRI', expected dict"),
+        ({"channel_names": "MRI"}, r"channel_names: got 'MRI', expected a table"),
         ({"file_ending": r"\g<9>"}, r"file_ending: got '.*g<9>', which does not suit the recipe"),
         ({"labels": {5000 * "9": "tumour"}}, r"\[0\]: got 'tumour', expected int"),
         ({"file_ending": 7}, r"file_ending: got 7, expected str"),
