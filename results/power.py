@@ -76,7 +76,7 @@ def median_variances(differences: Iterable[pd.DataFrame]) -> dict[str, float]:
 
 
 def find_power(
-    gain: float, variances: Mapping[str, float], design: Design, n_arms: int = 1
+    gain: float, variances: Mapping[str, float], design: Design, n_arms: int
 ) -> float:
     """Return the chance that a true gain of one arm has p below 0.05, adjusted for all arms.
 

@@ -222,6 +222,9 @@ def anneal(
     if end is not None:
         shares, step_sizes = shares[::-1], step_sizes[::-1]
     step_size = 0.0
+    step = partial(
+        metropolis_step, evaluate_at, scale=start.scale, generator=generator, leaps=leaps
+    )
     used: list[float] = []
     rates: list[float] = []
     point = evaluate_at(start.draw(generator) if end is None else end)
@@ -236,16 +239,7 @@ def anneal(
         # One proposal at the new temperature.
         if t <= len(step_sizes):
             step_size = step_sizes[t - 1]
-        temper = partial(start.temper, share=share)
-        point, rate = metropolis_step(
-            evaluate_at,
-            point,
-            start.scale,
-            generator,
-            leaps=leaps,
-            step_size=step_size,
-            temper=temper,
-        )
+        point, rate = step(point, step_size=step_size, temper=partial(start.temper, share=share))
         used.append(step_size)
         rates.append(rate)
         step_size = adapt(step_size, rate)

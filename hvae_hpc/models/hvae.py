@@ -352,7 +352,7 @@ class HVAE(nn.Module):
             noise = torch.randn(len(z), 1, *self.image_size, generator=generator).to(z)
         return self.draw_image(parameter, noise), torch.sigmoid(mask_logits)
 
-    def draw_image(self, parameter: Tensor, noise: Tensor | None = None) -> Tensor:
+    def draw_image(self, parameter: Tensor, noise: Tensor | None) -> Tensor:
         """Return the mean image, of what the decoder put out; noise (B, 1, H, W) textures it."""
         if self.config.image_likelihood == "bernoulli":
             return torch.sigmoid(parameter)

@@ -222,7 +222,7 @@ def read_plan(path: Path) -> Plan:
 def _check_run(plan: Plan, run_id: str, run: Run, where: str) -> None:
     """Refuse a run that is in the plan already, reads other data, or comes before a parent."""
     data = run.config.data
-    if len(run.folder) > LONGEST_FOLDER:
+    if len(f"{run.label}-{run_id}") > LONGEST_FOLDER:
         raise UserError(f"{where} has a label too long for the name of a folder; {REPLAN}")
     if run_id in plan.runs:
         raise UserError(f"{where} is in the plan twice; {REPLAN}")

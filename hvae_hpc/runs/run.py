@@ -60,8 +60,3 @@ class Run:
         if isinstance(config, QualityConfig | GenerateConfig):
             return config.source
         return getattr(config, "generator", "")
-
-    @property
-    def folder(self) -> str:
-        """The run's folder below the runs folder."""
-        return f"{self.stage}/{self.label}-{self.run_id}"

@@ -51,6 +51,11 @@ SMALL_ARMS = (
 )
 
 
+def folder_of(run: Run) -> str:
+    """Return a run's folder below the runs folder."""
+    return f"{run.stage}/{run.label}-{run.run_id}"
+
+
 def fake_dice(run: Run) -> float:
     """Return a made-up Dice that depends on arm and seed."""
     config: Any = run.config
@@ -161,7 +166,7 @@ def finish(
         ),
         details={"hausdorff_95_unit": "mm"} if run.stage == "segment" else {},
     )
-    write_result(folder / run.folder, result)
+    write_result(folder / folder_of(run), result)
 
 
 def _stamps(folder: Path, run: Run) -> dict[str, str]:
@@ -245,7 +250,7 @@ def write_sweep(
             if not skip(run):
                 finish(folder, run, fake_metrics(run))
                 if isinstance(run.config, TrainConfig):
-                    append_log(folder / run.folder, {"images_seen": 1000, "elbo": -1.0})
+                    append_log(folder / folder_of(run), {"images_seen": 1000, "elbo": -1.0})
     return runs
 
 
@@ -278,7 +283,7 @@ def write_samples(folder: Path, runs: list[Run], px: int = 64) -> None:
                 *(draw_pair(rng, px, noise[config.generator]) for _ in range(8)), strict=True
             )
             np.savez_compressed(
-                folder / run.folder / SAMPLES, images=np.stack(images), masks=np.stack(masks)
+                folder / folder_of(run) / SAMPLES, images=np.stack(images), masks=np.stack(masks)
             )
         elif isinstance(config, SegmentConfig) and config.seed == 0:
             rng = np.random.default_rng(7)
@@ -291,6 +296,6 @@ def write_samples(folder: Path, runs: list[Run], px: int = 64) -> None:
             both = (predictions * masks).sum((1, 2))
             dice = 2 * both / (predictions.sum((1, 2)) + masks.sum((1, 2)))
             ids = np.array([f"BraTS2021_{i:05}" for i in range(12)])
-            path = folder / run.folder / SAMPLES
+            path = folder / folder_of(run) / SAMPLES
             cases = {"predictions": predictions, "dice": dice, "case_ids": ids}
             np.savez_compressed(path, images=images, masks=masks, **cases)

@@ -21,6 +21,7 @@ from tests.results.made_up import (
     fake_dice,
     fake_metrics,
     finish,
+    folder_of,
     make_runs,
     segments,
     write_plan,
@@ -72,7 +73,7 @@ def test_a_missing_run_is_refused_by_name_with_what_to_do(tmp_path: Path) -> Non
     first, *rest = str(error.value).splitlines()
     assert f"1 of {len(runs)} runs" in first
     assert first.endswith("run the sweep command again, or add --partial")
-    assert rest[:-1] == [f"  {lost.folder}: no metrics.json yet"]
+    assert rest[:-1] == [f"  {folder_of(lost)}: no metrics.json yet"]
 
 
 def test_a_long_list_of_missing_runs_is_cut_with_a_count(tmp_path: Path) -> None:
@@ -97,7 +98,7 @@ def test_partial_keeps_what_is_there_and_lists_the_rest(tmp_path: Path) -> None:
     lost = segments(make_runs(), "reference")[0]
     write_sweep(tmp_path, skip=lambda run: run.run_id == lost.run_id)
     collected = collect(read_plan(tmp_path / "plans/small.json"))
-    assert collected.missing == (f"{lost.folder}: no metrics.json yet",)
+    assert collected.missing == (f"{folder_of(lost)}: no metrics.json yet",)
     assert not collected.results[lost.run_id].done
     assert len(collected.segment) == len(SMALL_ARMS) * 3 - 1
 
@@ -167,11 +168,11 @@ def test_a_metrics_file_that_cannot_be_believed_counts_as_missing(
 ) -> None:
     runs = write_sweep(tmp_path, seeds=1)
     run = segments(runs, "reference")[0]
-    path = tmp_path / run.folder / METRICS
+    path = tmp_path / folder_of(run) / METRICS
     path.write_text(spoil(path.read_text()))
     collected = collect(read_plan(tmp_path / "plans/small.json"))
     (line,) = collected.missing
-    assert line.startswith(f"{run.folder}: metrics.json: ")
+    assert line.startswith(f"{folder_of(run)}: metrics.json: ")
     assert reason in line
     assert "\n" not in line
     assert run.run_id not in set(collected.segment["run_id"])
@@ -218,14 +219,14 @@ def test_a_quality_run_without_the_measures_that_it_was_asked_for_is_missing(
         tmp_path, run, {name: value for name, value in fake_metrics(run).items() if name != "kid"}
     )
     (line,) = collect(read_plan(tmp_path / "plans/small.json")).missing
-    assert line.startswith(f"{run.folder}: metrics.json: kid is missing")
+    assert line.startswith(f"{folder_of(run)}: metrics.json: kid is missing")
 
 
 def test_runs_that_do_not_count_have_no_say_in_which_test_cases_are_usual(tmp_path: Path) -> None:
     runs = write_sweep(tmp_path, seeds=5)
     plan = read_plan(tmp_path / "plans/small.json")
     for run in segments(runs, "vae+100") + segments(runs, "vae+300") + segments(runs, "hvae+100"):
-        path = tmp_path / run.folder / METRICS
+        path = tmp_path / folder_of(run) / METRICS
         data = json.loads(path.read_text())
         data["per_case"]["case99"] = data["per_case"].pop("case03")
         data["parent_results"] = dict.fromkeys(data["parent_results"], "0" * 12)
@@ -233,7 +234,7 @@ def test_runs_that_do_not_count_have_no_say_in_which_test_cases_are_usual(tmp_pa
     for run in (
         segments(runs, "standard-x5") + segments(runs, "lsgan+100") + segments(runs, "lsgan+300")
     ):
-        (tmp_path / run.folder / METRICS).unlink()
+        (tmp_path / folder_of(run) / METRICS).unlink()
     left = segments(runs, "reference") + segments(runs, "hvae+300")
     assert set(collect(plan).segment["run_id"]) == {run.run_id for run in left}
 
@@ -252,14 +253,14 @@ def test_an_impossible_number_is_named(
     tmp_path: Path, name: str, value: float, expected: str
 ) -> None:
     run = segments(write_sweep(tmp_path, seeds=1), "reference")[0]
-    path = tmp_path / run.folder / METRICS
+    path = tmp_path / folder_of(run) / METRICS
     data = json.loads(path.read_text())
     data["metrics" if name in data["metrics"] else "provenance"][name] = value
     path.write_text(json.dumps(data))
     (line,) = collect(read_plan(tmp_path / "plans/small.json")).missing
     assert (
         line
-        == f"{run.folder}: metrics.json: {name} is {value:g}, expected {expected}; delete the folder"
+        == f"{folder_of(run)}: metrics.json: {name} is {value:g}, expected {expected}; delete the folder"
     )
 
 
@@ -276,14 +277,14 @@ def test_an_impossible_measure_is_named(
     tmp_path: Path, name: str, value: float, expected: str
 ) -> None:
     run = next(run for run in write_sweep(tmp_path, seeds=1) if run.stage == "quality")
-    path = tmp_path / run.folder / METRICS
+    path = tmp_path / folder_of(run) / METRICS
     data = json.loads(path.read_text())
     data["metrics"][name] = value
     path.write_text(json.dumps(data))
     (line,) = collect(read_plan(tmp_path / "plans/small.json")).missing
     assert (
         line
-        == f"{run.folder}: metrics.json: {name} is {value:g}, expected {expected}; delete the folder"
+        == f"{folder_of(run)}: metrics.json: {name} is {value:g}, expected {expected}; delete the folder"
     )
 
 
@@ -296,7 +297,7 @@ def test_of_runs_that_shared_a_device_each_has_its_share_of_time_and_the_memory_
     tmp_path: Path,
 ) -> None:
     run = segments(write_sweep(tmp_path, seeds=1), "reference")[0]
-    path = tmp_path / run.folder / METRICS
+    path = tmp_path / folder_of(run) / METRICS
     data = json.loads(path.read_text())
     data["provenance"] |= {"at_once": 4, "spent_s": 30.0, "gpu": {"energy_j": 8.0}}
     path.write_text(json.dumps(data))
@@ -314,7 +315,7 @@ def test_of_runs_that_shared_a_device_each_has_its_share_of_time_and_the_memory_
 def test_what_a_file_says_is_one_line_of_bounded_length(tmp_path: Path) -> None:
     first, second = segments(write_sweep(tmp_path), "reference")[:2]
     for run, said in ((first, "x\n  segment/fake: all is well\x1b[2J"), (second, "y" * 10**6)):
-        path = tmp_path / run.folder / METRICS
+        path = tmp_path / folder_of(run) / METRICS
         path.write_text(json.dumps({**json.loads(path.read_text()), "run_id": said}))
     for line in collect(read_plan(tmp_path / "plans/small.json")).missing:
         assert line.isprintable()

@@ -18,6 +18,7 @@ from tests.results.made_up import (
     SMALL_ARMS,
     fake_metrics,
     finish,
+    folder_of,
     make_runs,
     segments,
     write_plan,
@@ -105,7 +106,7 @@ def test_missing_seeds_are_refused_and_partial_shows_7_of_10(
     listed = tmp_path / "results/small/missing.txt"
     assert err.splitlines()[-1] == f"all of them are listed in {listed}"
     assert [path for path in (tmp_path / "results").rglob("*") if path.is_file()] == [listed]
-    folders = [run.folder for run in make_runs(seeds=10) if run.run_id in lost]
+    folders = [folder_of(run) for run in make_runs(seeds=10) if run.run_id in lost]
     assert listed.read_text().splitlines() == [
         f"{folder}: no metrics.json yet" for folder in folders
     ]

@@ -9,7 +9,7 @@ from hvae_hpc.results.collect import Collected, collect
 from hvae_hpc.results.rows import write_rows
 from hvae_hpc.runs.folder import METRICS
 from hvae_hpc.runs.plan import read_plan
-from tests.results.made_up import make_runs, segments, write_sweep
+from tests.results.made_up import folder_of, make_runs, segments, write_sweep
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_rows_of_an_earlier_time_do_not_lie_beside_those_of_now(tmp_path: Path) 
     write_rows(collect(plan), tmp_path)
     for run in runs:
         if run.stage == "quality":
-            (tmp_path / run.folder / METRICS).unlink()
+            (tmp_path / folder_of(run) / METRICS).unlink()
     paths = write_rows(collect(plan), tmp_path)
     assert sorted((tmp_path / "rows").iterdir()) == sorted(paths)
     assert not (tmp_path / "rows/quality.csv").exists()

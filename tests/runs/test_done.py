@@ -14,7 +14,7 @@ from hvae_hpc.runs import done
 from hvae_hpc.runs.done import read_results
 from hvae_hpc.runs.folder import RunResult, read_result, result_stamp
 from hvae_hpc.runs.plan import Plan, find_plans, read_plan
-from tests.results.made_up import fake_metrics, finish, segments, write_sweep
+from tests.results.made_up import fake_metrics, finish, folder_of, segments, write_sweep
 
 
 def test_what_was_made_from_another_making_of_its_parent_is_not_done(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ HOSTILE: dict[str, tuple[Callable[[str], str | bytes], str]] = {
     ),
     "a word for a number": (_with(metrics__dice="0.5"), "got '0.5', expected float"),
     "true for a number": (_with(metrics__dice=True), "got True, expected float"),
-    "a case that is a number": (_with(per_case__case00=0.5), "got 0.5, expected dict"),
+    "a case that is a number": (_with(per_case__case00=0.5), "got 0.5, expected a table"),
     "half a surrogate pair": (_with(run_id="\ud800"), "expected"),
     "an integer too large for a double": (
         lambda text: text.replace('"wall_s": 12.5', '"wall_s": 1' + "0" * 400),
@@ -234,14 +234,14 @@ HOSTILE: dict[str, tuple[Callable[[str], str | bytes], str]] = {
         lambda text: text.encode().replace(b'"data": "brats2021"', b'"data": "brats\xff"'),
         "not valid JSON",
     ),
-    "a config that is a number": (_with(config=7), "got 7, expected dict"),
+    "a config that is a number": (_with(config=7), "got 7, expected a table"),
 }
 
 
 @pytest.mark.parametrize("what", HOSTILE)
 def test_a_hostile_file_gets_one_line(tmp_path: Path, what: str) -> None:
     run = segments(write_sweep(tmp_path, seeds=1), "hvae+100")[0]
-    path, (spoil, reason) = tmp_path / run.folder / "metrics.json", HOSTILE[what]
+    path, (spoil, reason) = tmp_path / folder_of(run) / "metrics.json", HOSTILE[what]
     spoilt = spoil(path.read_text())
     path.write_bytes(spoilt if isinstance(spoilt, bytes) else spoilt.encode())
     result = read_results(read_plan(tmp_path / "plans/small.json"))[run.run_id]
@@ -284,7 +284,7 @@ def test_what_is_kept_is_what_is_read(remembered: tuple[Plan, list[str]]) -> Non
 
 def test_a_summary_has_the_numbers_of_the_file(tmp_path: Path) -> None:
     run = segments(write_sweep(tmp_path, seeds=1), "hvae+100")[0]
-    result = read_result(tmp_path / run.folder, run.run_id)
+    result = read_result(tmp_path / folder_of(run), run.run_id)
     assert result
     summary = read_results(read_plan(tmp_path / "plans/small.json"))[run.run_id]
     assert summary.stamp == result_stamp(result)
@@ -296,7 +296,7 @@ def test_a_summary_has_the_numbers_of_the_file(tmp_path: Path) -> None:
 def spoil_one(folder: Path, spoil: Callable[[str], str]) -> tuple[done.ResultSummary, ...]:
     """Return what is known of a run before and after its metrics.json was changed."""
     run = segments(write_sweep(folder, seeds=1), "hvae+100")[0]
-    plan, path = read_plan(folder / "plans/small.json"), folder / run.folder / "metrics.json"
+    plan, path = read_plan(folder / "plans/small.json"), folder / folder_of(run) / "metrics.json"
     before = read_results(plan)[run.run_id]
     path.write_text(spoil(path.read_text()))
     return before, read_results(plan)[run.run_id]

@@ -38,7 +38,7 @@ def test_the_run_id_is_pinned() -> None:
     # purpose, never by accident.
     run = Run(stage="segment", config=CONFIG, parents={"data": "x"})
     assert run.run_id == "11fdba969f4c"
-    assert run.folder == f"segment/d-reference-s0-{run.run_id}"
+    assert run.label == "d-reference-s0"
 
 
 def test_all_that_counts_changes_the_run_id() -> None:

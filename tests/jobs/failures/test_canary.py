@@ -29,6 +29,7 @@ from tests.jobs.submit.test_prepare import wait_until_empty
 from tests.jobs.worker.test_local_sweep import makings
 from tests.minislurm.minislurm import MiniSlurm
 from tests.minislurm.test_minislurm import wait_until
+from tests.results.made_up import folder_of
 from tests.tiny import make_data_set
 
 HELD = r"held: the first 2 of [46] elements failed alike \(bad input.*\): segment tiny-reference-s0 \([0-9a-f]{12}\): "
@@ -112,8 +113,8 @@ def test_where_the_first_fail_alike_the_rest_is_held_until_the_same_command_is_g
     shutil.rmtree(project / "shards/tiny")
     (project / "good").rename(project / "shards/tiny")
     first = next(iter(plan_of(project).runs.values()))  # alone it fails again, which is not alike
-    shutil.rmtree(project / "runs" / first.folder)
-    (project / "runs" / first.folder).write_text("not a folder")
+    shutil.rmtree(project / "runs" / folder_of(first))
+    (project / "runs" / folder_of(first)).write_text("not a folder")
     again = call(project, minislurm, "--partition", "gpu", **site)
     said = again.stdout + again.stderr
     assert re.search(f"taken up: 2 runs that were {HELD}", again.stdout), said

@@ -34,6 +34,7 @@ from tests.drill.test_faults import queued_runs
 from tests.jobs.submit.test_prepare import wait_until_empty
 from tests.jobs.worker.test_local_sweep import makings
 from tests.minislurm.minislurm import MiniSlurm
+from tests.results.made_up import folder_of
 from tests.tiny import SWEEP, make_data_set
 
 SITE = """
@@ -217,7 +218,7 @@ def test_what_a_limit_kept_out_is_submitted_by_the_last_job_and_the_end_is_told_
         iter(plan_of(project).runs.values())
     )  # it fails: what goes first must not decide for the rest
     (project / "runs/segment").mkdir(parents=True)
-    (project / "runs" / first.folder).write_text("not a folder")
+    (project / "runs" / folder_of(first)).write_text("not a folder")
     path = hide_limits(tmp_path / "bin", strict_slurm)
     set_limit(strict_slurm, 6)
     flags = ("--partition", "short,gpu", "--after", other)

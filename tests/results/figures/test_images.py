@@ -26,7 +26,7 @@ from hvae_hpc.results.scores import ArmScores, score_arms
 from hvae_hpc.runs.folder import SAMPLES
 from hvae_hpc.runs.plan import Plan, read_plan
 from hvae_hpc.runs.run import Run
-from tests.results.made_up import fake_dice, segments, write_samples, write_sweep
+from tests.results.made_up import fake_dice, folder_of, segments, write_samples, write_sweep
 
 PX = 32
 
@@ -68,16 +68,16 @@ def test_figure_2_shows_real_lsgan_vae_hvae_each_above_its_masks(
     names = ("Real", "LSGAN", "VAE", "HVAE")
     assert row_labels(figure) == [label for name in names for label in (name, "mask")]
     shown = [axes.images[0].get_array() for axes in figure.axes if axes.images]
-    hvae = read_samples(folder, generated(runs, "hvae").folder, PAIRS)
+    hvae = read_samples(folder, folder_of(generated(runs, "hvae")), PAIRS)
     np.testing.assert_array_equal(shown[6 * N_COLUMNS], hvae["images"][0])
     np.testing.assert_array_equal(shown[7 * N_COLUMNS], hvae["masks"][0] > 0)
-    real = read_samples(folder, segments(runs, "reference")[0].folder, PAIRS)
+    real = read_samples(folder, folder_of(segments(runs, "reference")[0]), PAIRS)
     np.testing.assert_array_equal(shown[0], real["images"][0])
 
 
 def test_a_generator_without_samples_is_left_out_with_a_line(sweep: tuple[Path, list[Run]]) -> None:
     folder, runs = sweep
-    (folder / generated(runs, "vae").folder / SAMPLES).unlink()
+    (folder / folder_of(generated(runs, "vae")) / SAMPLES).unlink()
     figure, (line,) = draw_figure2(*read_all(folder))
     assert "VAE" not in row_labels(figure)
     assert line.startswith("without VAE: ")
@@ -86,7 +86,7 @@ def test_a_generator_without_samples_is_left_out_with_a_line(sweep: tuple[Path, 
 
 def test_samples_of_a_run_that_is_not_done_are_not_shown(sweep: tuple[Path, list[Run]]) -> None:
     folder, runs = sweep
-    (folder / generated(runs, "lsgan").folder / "metrics.json").unlink()
+    (folder / folder_of(generated(runs, "lsgan")) / "metrics.json").unlink()
     figure, (line,) = draw_figure2(*read_all(folder))
     assert "LSGAN" not in row_labels(figure)
     assert line == "without LSGAN: no run is done yet"
@@ -156,7 +156,7 @@ def test_arms_without_a_case_in_common_are_drawn_with_their_own(
     sweep: tuple[Path, list[Run]],
 ) -> None:
     folder, runs = sweep
-    path = folder / segments(runs, "reference")[0].folder / SAMPLES
+    path = folder / folder_of(segments(runs, "reference")[0]) / SAMPLES
     np.savez(
         path, **(dict(np.load(path)) | {"case_ids": np.array([f"other{i}" for i in range(12)])})
     )
@@ -168,15 +168,17 @@ def test_truth_and_prediction_are_outlined_and_an_empty_mask_is_not(
     sweep: tuple[Path, list[Run]],
 ) -> None:
     folder, runs = sweep
-    path = folder / segments(runs, "reference")[0].folder / SAMPLES
+    path = folder / folder_of(segments(runs, "reference")[0]) / SAMPLES
     samples = dict(np.load(path))
     samples["predictions"][:] = 0
     samples["case_ids"] = np.array([f"$a_{i}$" for i in range(12)])  # mathtext must not eat it
     np.savez(path, **samples)
     for run in segments(runs, "standard-x5"):
         if run.config.seed == 0:
-            other = dict(np.load(folder / run.folder / SAMPLES)) | {"case_ids": samples["case_ids"]}
-            np.savez(folder / run.folder / SAMPLES, **other)
+            other = dict(np.load(folder / folder_of(run) / SAMPLES)) | {
+                "case_ids": samples["case_ids"]
+            }
+            np.savez(folder / folder_of(run) / SAMPLES, **other)
     figure, _ = draw_cases(*read_scores(folder))
     assert [len(axes.collections) for axes in figure.axes[:4]] == [1] * 4
     assert all(len(axes.collections) == 2 for axes in figure.axes[4:])

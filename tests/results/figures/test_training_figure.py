@@ -14,7 +14,7 @@ from hvae_hpc.results.figures.training import draw_progress
 from hvae_hpc.results.figures.write import write_figures
 from hvae_hpc.runs.folder import LOG, append_log
 from hvae_hpc.runs.plan import read_plan
-from tests.results.made_up import write_sweep
+from tests.results.made_up import folder_of, write_sweep
 
 
 def log_windows(folder: Path, seen: tuple[int, ...], **terms: float) -> None:
@@ -102,7 +102,7 @@ def test_every_done_training_of_a_sweep_has_its_figure(
     monkeypatch.delenv("HVAE_HPC_FIGURES")
     runs = write_sweep(tmp_path)
     trained = [run for run in runs if isinstance(run.config, TrainConfig)]
-    (tmp_path / trained[2].folder / LOG).unlink()
+    (tmp_path / folder_of(trained[2]) / LOG).unlink()
     plan = read_plan(tmp_path / "plans/small.json")
     paths, remarks = write_figures(plan, collect(plan), [], tmp_path / "out")
     drawn = [path.name for path in paths if path.name.startswith("progress-")]
