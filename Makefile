@@ -13,7 +13,7 @@ demo: $(VENV)/ready
 	$(RUN) -m hvae_hpc.sweep demo --local
 
 test: $(VENV)/ready slurm-packages
-	$(RUN) -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+	$(RUN) -m pytest -n 6 --dist loadfile --no-loadscope-reorder
 
 check: lint
 	$(RUN) -m pytest -n 2 --dist loadfile -m "not slow"

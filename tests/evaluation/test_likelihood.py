@@ -254,7 +254,7 @@ def test_a_stage_that_was_asked_to_leave_goes_on_with_the_next_cases(
 ) -> None:
     monkeypatch.setattr(likelihood, "ROWS_AT_ONCE", 8)
     place = train(tmp_path, HVAEConfig(network=NETWORK, n_leapfrog=1))
-    asked = config(chains=4, temperatures=10, importance_samples=20)
+    asked = config(chains=4, temperatures=4, importance_samples=8)
     whole = measure_likelihood(asked, place)
     assert whole is not None
     elsewhere = replace(place, folder=tmp_path / "again")

@@ -190,7 +190,7 @@ def test_trainings_killed_at_random_end_as_if_undisturbed(tmp_path: Path) -> Non
     projects = [make_project(tmp_path / name) for name in ("undisturbed", "killed")]
     for project in projects:
         change_sweep(project, ONE_SET, ONE_SEED, ONE_DOSE, NO_FACTOR)
-        change_sweep(project, ("images = 160", "images = 960"), ("epochs = 10", "epochs = 25"))
+        change_sweep(project, ("images = 160", "images = 480"), ("epochs = 10", "epochs = 20"))
         text = (project / "sweep.toml").read_text()
         (project / "sweep.toml").write_text(keep_generators(text, "hvae"))
         (project / "site.toml").write_text(SITE)
