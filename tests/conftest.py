@@ -48,8 +48,11 @@ LONGEST = (
     "test_faults.py",
     "test_local_sweep.py",
     "test_compiled_steps.py",
-    "test_prepare.py",
+    "test_drill.py",
     "test_eager_steps.py",
+    "test_prepare.py",
+    "test_kills.py",
+    "test_disk_full.py",
     "test_distributed.py",
 )
 """These files begin first: what takes longest is not to be waited for at the end."""

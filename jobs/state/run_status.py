@@ -181,7 +181,7 @@ def _status_after_end(
     # Its result is out of date, or its parents, which blocked it, no longer do.
     if reason or event == "blocked":
         return RunStatus("open", element, reason or said)
-    silent = "ended without a result" if last else "ended before it began, by its log"
+    silent = "ended without a result" if last else "ended before its log began"
     how = {"stopped": "saved and left", "died": said}.get(event, silent)
     return RunStatus("lost", element, how) if element or last else RunStatus("open")
 

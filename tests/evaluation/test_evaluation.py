@@ -351,7 +351,7 @@ def test_every_arm_is_trained_on_what_its_name_says(
     assert (rows(alone), alone.added) == (rows(synthetic)[:7], 0)
     first = pairs(n_synthetic=7, first_share=0.5)
     assert (rows(first), first.added) == ([*rows(real), *rows(synthetic)[:7]], 7)
-    assert first.alone == SEGMENT.optim.images / 2
+    assert first.added_first == SEGMENT.optim.images / 2
     further = pairs(n_cases=7)
     assert rows(further) == [*rows(real), *rows(read_cases(data, split.spare[:1], 0))]
     assert further.added == 1  # so that the first 6 keep their order

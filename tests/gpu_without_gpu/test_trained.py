@@ -34,7 +34,7 @@ def test_networks_are_used_on_the_device(name: str) -> None:
 def test_a_chain_waits_for_no_more_than_its_draws_and_whether_it_moved() -> None:
     [line, _] = trace_once(COMMANDS["small"])
     waits = {place.split(": ", 1)[1]: n for place, n in line["waits"].items() if "hamil" in place}
-    steps = waits.pop("return place, float(accepted.float().mean())")
+    steps = waits.pop("return after, float(accepted.float().mean())")
     # Three annealings and five samplers draw from Gaussians.
     assert sorted(waits.values()) == [8, steps, steps]
 

@@ -197,7 +197,7 @@ def test_a_single_draw_has_no_sd_whatever_the_file_says(tmp_path: Path) -> None:
 def test_a_run_on_other_test_cases_than_its_like_is_named_and_left_out(tmp_path: Path) -> None:
     runs = write_sweep(tmp_path)
     odd = segments(runs, "vae+100")[1]
-    path = tmp_path / odd.folder / METRICS
+    path = tmp_path / folder_of(odd) / METRICS
     data = json.loads(path.read_text())
     data["per_case"]["case99"] = data["per_case"].pop("case03")
     path.write_text(json.dumps(data))

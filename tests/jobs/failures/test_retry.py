@@ -39,7 +39,7 @@ from tests.jobs.submit.test_apply import call, make_project, plan_of
 from tests.jobs.submit.test_prepare import wait_until_empty
 from tests.jobs.worker.test_local_sweep import makings
 from tests.minislurm.minislurm import MiniSlurm
-from tests.results.made_up import SMALL_ARMS, finish, make_runs
+from tests.results.made_up import SMALL_ARMS, finish, folder_of, make_runs
 
 NODES = dict.fromkeys(("n1", "n2", "n3", "n4"), Node(8, 512.0, 64))
 CLUSTER = Cluster(partitions={"gpu": Partition(minutes=1000, grace_s=0, nodes=NODES)}, name="one")
@@ -310,7 +310,7 @@ def test_the_last_job_retries_with_more_memory_and_leaves_what_cannot_be_made(
     project = make_project(tmp_path, seeds=2, site=SITE)
     impossible = next(iter(plan_of(project).runs.values()))
     (project / "runs/segment").mkdir(parents=True)
-    (project / "runs" / impossible.folder).write_text("not a folder")
+    (project / "runs" / folder_of(impossible)).write_text("not a folder")
     (cluster,) = re.findall(
         r"ClusterName\s*= (\S+)", harsh_slurm.client("scontrol", "show", "config")
     )

@@ -167,7 +167,7 @@ def test_a_real_accounting_says_who_cancelled(
 ) -> None:
     status = lose_one(strict_slurm, tmp_path, monkeypatch)
     assert status.kind == "lost"
-    said = re.fullmatch(r"ended without a result: CANCELLED by (\d+) on n[1-4]", status.reason)
+    said = re.fullmatch(r"ended before its log began: CANCELLED by (\d+) on n[1-4]", status.reason)
     assert said
     assert int(said[1]) == os.geteuid()
 
@@ -176,4 +176,4 @@ def test_a_real_slurm_without_accounting_is_not_an_error(
     minislurm: MiniSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     status = lose_one(minislurm, tmp_path, monkeypatch)
-    assert status[0::2] == ("lost", "ended without a result")
+    assert status[0::2] == ("lost", "ended before its log began")

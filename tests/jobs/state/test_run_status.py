@@ -127,7 +127,7 @@ def test_what_a_run_came_to_before_is_no_word_of_the_element_that_had_it_since(
     assert stand(plan, queue_of())[run_id].kind == ("failed" if event == "failed" else "open")
     submit(plan, [[run_id]], job="40")
     assert stand(plan, queue_of())[run_id] == RunStatus(
-        "lost", "40_0", "ended before it began, by its log"
+        "lost", "40_0", "ended before its log began"
     )
 
 
