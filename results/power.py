@@ -75,9 +75,7 @@ def median_variances(differences: Iterable[pd.DataFrame]) -> dict[str, float]:
     return {name: medians[name] for name in ASSUMED_SD if name in medians}
 
 
-def find_power(
-    gain: float, variances: Mapping[str, float], design: Design, n_arms: int
-) -> float:
+def find_power(gain: float, variances: Mapping[str, float], design: Design, n_arms: int) -> float:
     """Return the chance that a true gain of one arm has p below 0.05, adjusted for all arms.
 
     With one split, it is a gain on that split and of that training.

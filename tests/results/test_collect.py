@@ -203,7 +203,7 @@ def test_a_run_on_other_test_cases_than_its_like_is_named_and_left_out(tmp_path:
     path.write_text(json.dumps(data))
     plan = read_plan(tmp_path / "plans/small.json")
     reason = (
-        f"{odd.folder}: metrics.json: other test cases than its like (case03); delete the folder"
+        f"{folder_of(odd)}: metrics.json: other test cases than its like (case03); delete the folder"
     )
     collected = collect(plan)
     assert reason in collected.missing
