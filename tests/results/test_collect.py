@@ -202,9 +202,7 @@ def test_a_run_on_other_test_cases_than_its_like_is_named_and_left_out(tmp_path:
     data["per_case"]["case99"] = data["per_case"].pop("case03")
     path.write_text(json.dumps(data))
     plan = read_plan(tmp_path / "plans/small.json")
-    reason = (
-        f"{folder_of(odd)}: metrics.json: other test cases than its like (case03); delete the folder"
-    )
+    reason = f"{folder_of(odd)}: metrics.json: other test cases than its like (case03); delete the folder"
     collected = collect(plan)
     assert reason in collected.missing
     assert len(collected.segment) == len(SMALL_ARMS) * 3 - 1
