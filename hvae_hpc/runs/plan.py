@@ -83,7 +83,7 @@ class Plan:
         sweep: the sweep's name.
         runs_folder: where the runs' folders lie.
         code_sha: of the package that planned.
-        data: data set to ``folder`` and ``content_hash``.
+        data: data set to ``folder``, ``content_hash`` and, of phantoms, ``made_up``.
         resources: stage to what it may use.
         runs: run id to run, parents before children.
         arrays: of a submission; parents' arrays first, the last job last.

@@ -54,8 +54,10 @@ def build_tables(
 
 
 def sweep_remarks(plan: Plan, collected: Collected) -> list[str]:
-    """Return what must be said below any table: missing runs, mixed code, failed trainings."""
+    """Return what must be said below any table, such as missing runs and failed trainings."""
     remarks = []
+    if made_up := [name for name, data in plan.data.items() if "made_up" in data]:
+        remarks.append(f"Made-up cases: {', '.join(made_up)}. They say nothing about patients.")
     if collected.missing:
         count = f"{len(collected.missing)} of {len(plan.runs)}"
         remarks.append(f"Partial: {count} expected runs have no result; (7/10) means 7 of 10.")

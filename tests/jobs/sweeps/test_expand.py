@@ -577,3 +577,13 @@ def test_the_curve_has_each_arm_at_each_size_with_a_generator_of_as_many_cases()
     fewer = expand.expand(sweep, [paper_data("brats2021", 240, 250)])
     assert {run.config.arm.n_cases for run in fewer if run.stage == "segment"} == {0, 50, 100}
     assert sum(run.stage == "train" for run in fewer) == 3
+
+
+def test_a_plan_says_which_data_sets_its_sweep_makes_up() -> None:
+    sweep = read_sweep("demo")
+    ours = [replace(each, folder=Path(sweep.shards) / each.name) for each in PAPER]
+    theirs = replace(ours[1], folder=Path("/data/packed"))
+    plan = expand.make_plan(sweep, [ours[0], theirs], Path("runs"), {})
+    assert ["made_up" in data for data in plan.data.values()] == [True, False]
+    plan = expand.make_plan(replace(sweep, phantoms=0), ours, Path("runs"), {})
+    assert ["made_up" in data for data in plan.data.values()] == [False, False]

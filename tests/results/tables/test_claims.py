@@ -1,5 +1,6 @@
 """The table of claims: the paper's own numbers, ours beside them, and what was not tested."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from hvae_hpc.config.arms import ArmConfig
 from hvae_hpc.results.collect import collect
 from hvae_hpc.results.scores import score_arms
+from hvae_hpc.results.tables.build import sweep_remarks
 from hvae_hpc.results.tables.claims import build_claims
 from hvae_hpc.results.tables.table import Table
 from hvae_hpc.runs.plan import read_plan
@@ -53,6 +55,19 @@ def test_the_paper_s_column_is_what_its_tables_say(tmp_path: Path) -> None:
     assert paper["brats2021", "HVAE: Dice falls beyond +300"] == "0.803 > 0.760"
     assert paper["hecktor2022", "SSIM: HVAE > VAE > LSGAN"] == "0.839 / 0.826 / 0.726"
     assert not any(data == "hecktor2022" and "falls" in claim for data, claim in paper)
+
+
+def test_phantoms_support_no_claim_and_tables_say_what_they_are(tmp_path: Path) -> None:
+    write_sweep(tmp_path)
+    assert table_of(tmp_path) is not None
+    path = tmp_path / "plans/small.json"
+    data = json.loads(path.read_text())
+    data["data"]["brats2021"]["made_up"] = "yes"
+    path.write_text(json.dumps(data))
+    assert table_of(tmp_path) is None
+    plan = read_plan(path)
+    [remark] = sweep_remarks(plan, collect(plan))
+    assert remark == "Made-up cases: brats2021. They say nothing about patients."
 
 
 def test_the_gains_of_the_paper_s_text_are_named_beside_those_of_its_tables(tmp_path: Path) -> None:
