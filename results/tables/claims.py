@@ -18,8 +18,9 @@ FALLS_BEYOND = {"lsgan": 200, "vae": 200, "hvae": 300}
 LARGEST_SD = 0.03
 COLUMNS = ("data", "claim", "paper", "ours", "holds")
 NOTE = """
-Compared are means, without a test: the table of arms has intervals. The gains that the paper's text
-gives: 26.8 % for BRATS; 61.1 % for HECKTOR, which is its VAE's.
+Compared are means, without a test: the table of arms has intervals. Made-up phantoms under a
+data set's name say nothing about it. The gains that the paper's text gives: 26.8 % for BRATS;
+61.1 % for HECKTOR, which is its VAE's.
 """
 
 Numbers = dict[str, float]
