@@ -57,7 +57,8 @@ MODELS = {
     "lsgan": lambda: LSGAN(LSGANConfig(network=NETWORK, discriminator_channels=(4, 8)), (16, 16)),
     "edm": lambda: EDM(EDMConfig(channels=(4, 8), attention_heads=2), (16, 16)),
     "hvae-gan": lambda: HybridHVAE(
-        replace(FLOW, image_likelihood="textured", adversarial_weight=0.5), (16, 16)
+        replace(FLOW, image_likelihood="textured", adversarial_weight=0.5, perceptual_weight=0.1),
+        (16, 16),
     ),
 }
 
