@@ -8,11 +8,8 @@ import types
 import typing
 from typing import Any, Literal
 
-from hvae_hpc.config.diffusion import EDMConfig
 from hvae_hpc.config.kinds import BUILT_IN
 from hvae_hpc.config.model import (
-    HVAEConfig,
-    LSGANConfig,
     MovesConfig,
     NetworkConfig,
     OptimConfig,
@@ -135,8 +132,8 @@ def render() -> str:
     ):
         lines += [f"## {name}", "", summary(cls), "", *table(cls, (), beside)]
 
-    for cls in (LSGANConfig, HVAEConfig, EDMConfig):
-        kind = cls.kind  # type: ignore[attr-defined]
+    for kind, place in BUILT_IN["hvae_hpc.generators"].items():
+        cls = pkgutil.resolve_name(place)
         lines += [f'## [generators.NAME.model], kind = "{kind}"', "", summary(cls), "", *table(cls)]
     network = "## [generators.NAME.model.network], of an LSGAN or an HVAE"
     lines += [network, "", summary(NetworkConfig), "", *table(NetworkConfig)]
@@ -148,15 +145,17 @@ def render() -> str:
             cls = pkgutil.resolve_name(place)
             lines += [f'## [segment.augmentations.NAME], kind = "{kind}"', "", summary(cls), ""]
             lines += table(cls)
+    configs: dict[str, type] = {**CONFIGS, "augment": StandardCopiesConfig}
     for stage, given in SET_BY_THE_PLANNER.items():
-        cls = StandardCopiesConfig if stage == "augment" else CONFIGS[stage]  # type: ignore[index]
+        cls = configs[stage]
         lines += [f"## [{stage}]", "", summary(cls), "", *table(cls, (*given, *OF_ALL_STAGES))]
 
     lines += [SITE, *table(Resources), "## [caps], in the administrator's file alone", ""]
     lines += [summary(Caps), "", *table(Caps)]
-    kinds = ", ".join(f'`[retry."{name}"]`' for name in FAILURES)
-    lines += ["## [retry] of a site file", "", f"{summary(Rule)} The tables: {kinds}.", ""]
-    return "\n".join([*lines, *table(Rule)]).rstrip() + "\n"
+    lines += ["## [retry] of a site file", "", summary(Rule), "", *table(Rule)]
+    lines += ["There is one table for each class:", ""]
+    lines += [f'* `[retry."{name}"]`' for name in FAILURES]
+    return "\n".join(lines) + "\n"
 
 
 def test_the_page_says_what_the_docstrings_say() -> None:
