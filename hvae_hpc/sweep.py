@@ -21,13 +21,13 @@ from hvae_hpc.config.loader import find_toml, load, merge, read_toml
 from hvae_hpc.config.stages import SegmentConfig
 from hvae_hpc.errors import UserError, run_command, say
 from hvae_hpc.jobs.sites.site import (
-    FLAGS,
     Site,
     add_flags,
     fit_cluster,
     flags_of,
     place_of,
     read_site,
+    require_partition,
 )
 from hvae_hpc.jobs.slurm import client as slurm
 from hvae_hpc.jobs.slurm.limits import read_cluster
@@ -174,10 +174,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         raise UserError(f"--workers is {options.workers}, expected 1 or more")
     if options.retries < 0:
         raise UserError(f"--retries is {options.retries}, expected 0 or more")
-    given = [FLAGS[name][0] for name in flags_of(options)]
-    given += ["--retries"] * bool(options.retries) + ["--after"] * bool(options.after)
-    if given and not options.partition:
-        raise UserError(f"{', '.join(given)}: for SLURM; add --partition P, or leave this out")
+    others = {"--retries": options.retries, "--after": options.after}
+    require_partition(options, *filter(others.get, others))
     for job in options.after:
         if not re.fullmatch(JOB.pattern, job):
             raise UserError(f"--after is {job!r}, expected {JOB.words}")

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from hvae_hpc.errors import UserError, run_command, say
 from hvae_hpc.jobs.sites.site import (
-    FLAGS,
     add_flags,
     fit_cluster,
     flags_of,
     place_of,
     read_site,
+    require_partition,
 )
 from hvae_hpc.preprocess.pack import pack
 from hvae_hpc.preprocess.phantoms.make import KINDS, write_phantoms
@@ -134,9 +134,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         raise UserError(
             f"--verify checks a packed folder and takes no recipe; leave {options.recipe} out"
         )
-    given = [FLAGS[name][0] for name in flags_of(options)]
-    if given and not options.partition:
-        raise UserError(f"{', '.join(given)}: for SLURM; add --partition P, or leave this out")
+    require_partition(options)
     return options
 
 

@@ -283,6 +283,13 @@ def flags_of(options: argparse.Namespace) -> dict[str, Any]:
     return {name: given[name] for name in FLAGS if given.get(name) is not None}
 
 
+def require_partition(options: argparse.Namespace, *others: str) -> None:
+    """Raise UserError where flags for SLURM, or others that are for it alone, have no partition."""
+    given = [*(FLAGS[name][0] for name in flags_of(options)), *others]
+    if given and not options.partition:
+        raise UserError(f"{', '.join(given)}: for SLURM; add --partition P, or leave this out")
+
+
 def place_of(options: argparse.Namespace, **others: str) -> list[str]:
     """Return a command's flags that say where it works, for the next command that it prints.
 

@@ -48,7 +48,6 @@ def make_plan(
 ) -> Plan:
     """Expand a sweep into its plan."""
     shards = Path(sweep.shards)
-    made_up = {d.name for d in data_sets if sweep.phantoms and d.folder == shards / d.name}
     return Plan(
         sweep=sweep.name,
         runs_folder=runs_folder.resolve(),
@@ -57,7 +56,11 @@ def make_plan(
             data.name: {
                 "folder": str(data.folder.resolve()),
                 "content_hash": data.manifest.content_hash,
-                **({"made_up": "yes"} if data.name in made_up else {}),
+                **(
+                    {"made_up": "yes"}
+                    if sweep.phantoms and data.folder == shards / data.name
+                    else {}
+                ),
             }
             for data in data_sets
         },
